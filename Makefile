@@ -1,0 +1,63 @@
+# Every target sets up what it needs inside .venv; nothing else is asked of the machine than python3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# pip resolves everything from constraints.txt, so that a new machine gets what this one was tested with.
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test setup check format coverage docs bench results clean
+
+demo: $(VENV)/.core
+	@rm -rf build/demo
+	$(BIN)/swamp run --method imp --out build/demo/imp
+	$(BIN)/swamp run --method swamp --out build/demo/swamp
+	$(BIN)/swamp compare build/demo/imp build/demo/swamp --out build/demo/comparison
+
+test: $(VENV)/.dev
+	$(BIN)/pytest
+
+setup: $(VENV)/.dev
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+coverage: $(VENV)/.dev
+	$(BIN)/pytest -n 2 --cov --cov-report=term-missing:skip-covered --cov-report=json:build/coverage.json
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/run.py
+
+# The studies of docs/results.md: hours on two cores; finished runs are skipped.
+results: $(VENV)/.dev
+	$(BIN)/python benchmarks/results.py
+
+clean:
+	rm -rf build $(VENV)
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "swamp needs Python 3.11 or later; run: make PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) \
+	  || { echo "python3 cannot make virtual environments here; on Debian: apt install python3-venv"; exit 2; }
+
+$(VENV)/.core: $(BIN)/pip pyproject.toml constraints.txt
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/pip pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/.core
+
+$(VENV)/.docs: $(BIN)/pip pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[docs]'
+	@touch $@ $(VENV)/.core

@@ -1,0 +1,34 @@
+"""Every error a user can cause or must act on; the command line prints the message alone and exits with `exit_code`."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SwampError(Exception):
+    """Bad input or bad state. The message says what was given, what was expected and what to do."""
+
+    exit_code = 2
+
+
+class MaskError(SwampError):
+    """A mask that does not fit a model, or weights that are not zero where the mask says so."""
+
+
+class Diverged(SwampError):  # noqa: N818
+    """A loss or weight became NaN or infinite. The cycle before it is kept as it was."""
+
+    exit_code = 3
+
+
+class Interrupted(SwampError):  # noqa: N818
+    """Training was asked to stop; what was done so far is saved."""
+
+    exit_code = 130
+
+
+def unknown(kind: str, given: str, choices: Iterable[str]) -> SwampError:
+    """The error for a name that does not exist, with the nearest names that do."""
+    names = sorted(choices)
+    near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"There is: {', '.join(names)}."
+    return SwampError(f"unknown {kind} {given!r}. {hint}")

@@ -1,0 +1,30 @@
+"""The cycle loop, and the methods that are settings of it."""
+
+from swamp.methods.cycle import Cycle, Measured, ParticleRecord
+from swamp.methods.cycles import cycles
+from swamp.methods.ensemble import ensemble, ensemble_predict, member_seed
+from swamp.methods.method import METHODS, Method, method_named
+from swamp.methods.plan import Plan
+from swamp.methods.prune import SparseModel, prune
+from swamp.methods.stability import Barrier, barrier
+from swamp.methods.store import NoStore, Store
+
+__all__ = [
+    "METHODS",
+    "Barrier",
+    "Cycle",
+    "Measured",
+    "Method",
+    "NoStore",
+    "ParticleRecord",
+    "Plan",
+    "SparseModel",
+    "Store",
+    "barrier",
+    "cycles",
+    "ensemble",
+    "ensemble_predict",
+    "member_seed",
+    "method_named",
+    "prune",
+]

@@ -1,0 +1,96 @@
+"""Cycle: the record of one train-average-evaluate round, and the sparse model it made."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from swamp.methods.stability import Barrier
+from swamp.sparsity import Mask
+from swamp.training import State
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Metrics on each split; `validation` is None where nothing was held out."""
+
+    train: Metrics
+    validation: Metrics | None
+    test: Metrics
+
+
+@dataclass(frozen=True)
+class ParticleRecord:
+    """One particle in the record of its cycle."""
+
+    measured: Measured
+    steps: int
+    seconds: float
+    loss: float
+    """Mean training loss of its last epoch."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self.measured), "steps": self.steps, "seconds": self.seconds, "loss": self.loss}
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """One cycle, finished. `weights` under `mask` is a usable sparse model."""
+
+    index: int
+    mask: Mask
+    weights: State
+    """State dict of the cycle's model (of an ensemble: of its first member), normalisation statistics included."""
+    density_of_all: float
+    measured: Measured
+    particles: tuple[ParticleRecord, ...]
+    barrier: Barrier | None
+    steps: int
+    """Optimizer steps of all particles, and of the ticket in cycle 0."""
+    samples: int
+    seconds: float
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def sparsity(self) -> float:
+        """1 - kept / prunable."""
+        return self.mask.sparsity
+
+    def to_json(self) -> dict[str, Any]:
+        """The line of metrics.jsonl: plain values, without weights and mask."""
+        return {
+            "cycle": self.index,
+            "sparsity": self.sparsity,
+            "density": {"prunable": self.mask.density, "all": self.density_of_all},
+            "kept": self.mask.kept,
+            "prunable": self.mask.prunable,
+            **asdict(self.measured),
+            "particles": [particle.to_json() for particle in self.particles],
+            "barrier": asdict(self.barrier) if self.barrier else None,
+            "steps": self.steps,
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "warnings": list(self.warnings),
+        }
+
+    @classmethod
+    def from_json(cls, line: dict[str, Any], mask: Mask, weights: State) -> "Cycle":
+        """The cycle that `to_json` described, with its mask and weights."""
+        return cls(
+            line["cycle"],
+            mask,
+            weights,
+            line["density"]["all"],
+            _measured(line),
+            tuple(ParticleRecord(_measured(p), p["steps"], p["seconds"], p["loss"]) for p in line["particles"]),
+            Barrier(**line["barrier"]) if line["barrier"] else None,
+            line["steps"],
+            line["samples"],
+            line["seconds"],
+            tuple(line["warnings"]),
+        )
+
+
+def _measured(fields: dict[str, Any]) -> Measured:
+    return Measured(fields["train"], fields["validation"], fields["test"])

@@ -1,0 +1,222 @@
+"""The one loop: train particles from the ticket, average, evaluate, prune the average, rewind."""
+
+import copy
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+
+from torch import nn
+
+from swamp.errors import Diverged, SwampError
+from swamp.methods.cycle import Cycle, Measured, ParticleRecord
+from swamp.methods.method import Method, method_named
+from swamp.methods.plan import Plan
+from swamp.methods.stability import Barrier, barrier
+from swamp.methods.store import NoStore, Store
+from swamp.particles import Backend, Particle, Sequential, Ticket, mean_of
+from swamp.scores import score_named
+from swamp.sparsity import Mask, emptied, shrink
+from swamp.training import (
+    Seed,
+    State,
+    Task,
+    Training,
+    build_optimizer,
+    evaluate,
+    predict,
+    refreshed,
+)
+
+
+def cycles(
+    model: nn.Module,
+    task: Task,
+    plan: Plan,
+    training: Training,
+    *,
+    backend: Backend | None = None,
+    store: Store | None = None,
+) -> Iterator[Cycle]:
+    """Yield one finished Cycle after the other, dense first. `model` gives the initial weights and is left alone.
+
+    backend: what trains the particles (default: one after the other with swamp's own loop).
+    store: where finished steps are kept; what it holds already is not computed again.
+    Raises SwampError before any training where the plan cannot be, Diverged where a training blows up.
+    """
+    method = method_named(plan.method)
+    if method.ensemble:
+        raise SwampError(f"{plan.method} trains whole runs side by side: use swamp.methods.ensemble.")
+    if method.combine == "best" and task.validation is None:
+        raise SwampError(f"{plan.method} chooses on validation data, and the task has none: hold some examples out.")
+    if backend is None:
+        build_optimizer(model.parameters(), training)  # an optimizer that cannot be is refused now, not in a while
+    return _Loop(model, task, plan, training, method, backend or Sequential(model, task), store or NoStore()).run()
+
+
+class _Loop:
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        plan: Plan,
+        training: Training,
+        method: Method,
+        backend: Backend,
+        store: Store,
+    ) -> None:
+        self.dense = Mask.ones(model, plan.scope)
+        self.schedule = plan.schedule()
+        last = self.schedule.kept(len(self.schedule) - 1, self.dense.prunable)
+        if last < max(1, plan.floor * len(self.dense)):
+            raise SwampError(
+                f"sparsity {1 - self.schedule.densities[-1]:g} would keep {last} of {self.dense.prunable} weights, "
+                f"with a floor of {plan.floor} in each of {len(self.dense)} layers. Ask for less."
+            )
+        self.model, self.plan, self.method = copy.deepcopy(model), plan, method
+        self.backend, self.store = backend, store
+        self.task = task.to(next(model.parameters()).device)
+        self.initial = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self.seed = Seed(plan.seed)
+        # Every method starts from the same ticket: the tail, averaging and SAM belong to the cycles.
+        self.ticket_training = replace(training, tail=0.0, swa=False, sam=0.0)
+        self.training = method.training(training, plan.most_particles)
+        self.per_epoch = task.train.steps(training.batch_size)
+        self.ticket_steps = round(plan.ticket_epochs * self.per_epoch)
+        self.first = self.ticket_steps if training.after_rewind == "advance" else 0
+        if self.ticket_steps > training.epochs * self.per_epoch - (training.after_rewind == "advance"):
+            raise SwampError(
+                f"the ticket is taken after {plan.ticket_epochs:g} epochs, the training has {training.epochs}. "
+                "Take it earlier or train longer."
+            )
+
+    def run(self) -> Iterator[Cycle]:
+        ticket = self.ticket()
+        start, mask, notes = ticket, self.dense, tuple[str, ...]()
+        for index in range(len(self.schedule)):
+            cycle = self.store.cycle(index) or self.one_cycle(index, start, mask, notes)
+            yield cycle
+            if index + 1 < len(self.schedule):
+                mask, notes = self.pruned(cycle, index + 1)
+                start = Ticket(cycle.weights, 0) if self.method.start == "carry" else ticket
+
+    def ticket(self) -> Ticket:
+        stored = self.store.ticket()
+        if stored is not None:
+            return stored
+        ticket = Ticket(self.initial, 0)
+        if self.ticket_steps:
+            (trained,) = self.backend.train(
+                ticket,
+                self.dense,
+                self.ticket_training,
+                [(0, self.seed.at("ticket"))],
+                last=self.ticket_steps,
+                progress=self.store.progress(None, 1),
+            )
+            ticket = Ticket(trained.weights, self.ticket_steps)
+        self.store.keep_ticket(ticket)
+        return ticket
+
+    def one_cycle(self, index: int, start: Ticket, mask: Mask, notes: tuple[str, ...]) -> Cycle:
+        began = time.perf_counter()
+        particles = self.particles(index, start, mask)
+        average, averaged = self.combined(particles)
+        records = tuple(self.recorded(particle, mask) for particle in particles)
+        height = self.barrier(particles, average, mask)
+        warning = height.warning(index, mask.sparsity, self.plan.barrier_threshold) if height else None
+        if warning:
+            warnings.warn(warning, stacklevel=2)
+        # Loaded last: all of the above share this one scratch model.
+        model = self.loaded(average, mask, refresh=averaged)
+        steps = sum(p.steps for p in particles) + (self.ticket_steps if index == 0 else 0)
+        cycle = Cycle(
+            index,
+            mask,
+            {name: tensor.detach().clone() for name, tensor in model.state_dict().items()},
+            mask.density_of_all(model),
+            self.measured(model),
+            records,
+            height,
+            steps,
+            steps * min(self.training.batch_size, len(self.task.train)),
+            time.perf_counter() - began,
+            (*notes, warning) if warning else notes,
+        )
+        self.store.keep_cycle(cycle)
+        return cycle
+
+    def particles(self, index: int, start: Ticket, mask: Mask) -> list[Particle]:
+        """The particles of a cycle: those kept by an interrupted run, and the missing ones, trained now."""
+        count = self.schedule.particles[index]
+        found = {i: particle for i in range(count) if (particle := self.store.particle(index, i)) is not None}
+        for particle in found.values():
+            if (particle.ticket, particle.mask) != (start.id, mask.digest):
+                raise SwampError(
+                    f"the stored particle {particle.index} of cycle {index} was trained from another ticket or mask "
+                    "than this run has. Its files were mixed with another run's: delete that cycle's folder, resume."
+                )
+        seeds = [(i, self.seed.at("cycle", index, "particle", i)) for i in range(count) if i not in found]
+        try:
+            trained = self.backend.train(
+                start, mask, self.training, seeds, first=self.first, progress=self.store.progress(index, count)
+            )
+        except Diverged as error:
+            raise Diverged(f"cycle {index}, {error} What was finished before is kept.") from error
+        found.update((particle.index, particle) for particle in trained)
+        return [found[i] for i in range(count)]
+
+    def combined(self, particles: list[Particle]) -> tuple[State, bool]:
+        """The weights that stand for the cycle, and whether they are an average (which needs fresh statistics)."""
+        if self.method.combine == "best":
+            chosen = min(particles, key=lambda p: self.error(self.loaded(p.weights, None, refresh=p.averaged > 1)))
+            return chosen.weights, chosen.averaged > 1
+        return mean_of(particles), len(particles) > 1 or particles[0].averaged > 1
+
+    def loaded(self, weights: State, mask: Mask | None, *, refresh: bool) -> nn.Module:
+        """The model with these weights; the mask's zeros are checked before anything is measured."""
+        if mask is not None:
+            mask.require_zeros(weights)
+        self.model.load_state_dict(dict(weights))
+        if not refresh:
+            return self.model
+        return refreshed(self.model, self.task.train, forward=self.task.forward)
+
+    def recorded(self, particle: Particle, mask: Mask) -> ParticleRecord:
+        model = self.loaded(particle.weights, mask, refresh=particle.averaged > 1)
+        return ParticleRecord(self.measured(model), particle.steps, particle.seconds, particle.losses[-1])
+
+    def measured(self, model: nn.Module) -> Measured:
+        task = self.task
+        held_out = None if task.validation is None else evaluate(model, task, task.validation)
+        train = evaluate(model, task, task.train, examples=self.plan.evaluation_examples)
+        return Measured(train, held_out, evaluate(model, task, task.test))
+
+    def error(self, model: nn.Module) -> float:
+        outputs, targets = predict(model, self.task, self.task.held_out, examples=self.plan.evaluation_examples)
+        return self.task.error_of(outputs, targets)
+
+    def barrier(self, particles: list[Particle], average: State, mask: Mask) -> Barrier | None:
+        if len(particles) < 2 or not self.plan.barrier_points or self.method.combine != "mean":
+            return None
+        weights = [particle.weights for particle in particles]
+        return barrier(
+            weights, average, lambda w: self.loaded(w, mask, refresh=True), self.error, self.plan.barrier_points
+        )
+
+    def pruned(self, cycle: Cycle, index: int) -> tuple[Mask, tuple[str, ...]]:
+        """The next cycle's mask, ranked on this cycle's weights, and what to tell about it."""
+        self.model.load_state_dict(dict(cycle.weights))
+        source = self.seed.at("score", index)
+        batches = self.task.train.shuffled(self.training.batch_size, source, 0)
+        scores = score_named(self.plan.score)(self.model, cycle.mask, batches, source.generator())
+        smaller = shrink(
+            cycle.mask,
+            scores,
+            self.schedule.kept(index, self.dense.prunable),
+            allocation=self.plan.allocation,
+            structure=self.plan.structure,
+            floor=self.plan.floor,
+        )
+        note = emptied(cycle.mask, smaller)
+        return smaller, (note,) if note else ()

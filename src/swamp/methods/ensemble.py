@@ -1,0 +1,91 @@
+"""Ensembles: whole runs side by side, their predicted probabilities averaged at each sparsity."""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from swamp.methods.cycle import Cycle, Measured, ParticleRecord
+from swamp.methods.cycles import cycles
+from swamp.methods.plan import Plan
+from swamp.methods.store import NoStore, Store
+from swamp.training import Data, Seed, State, Task, Training, predict
+
+MEMBER_METHOD = "imp"
+
+
+def member_seed(seed: int, member: int) -> int:
+    """Seed of one member; member 0 has the run's own, so that it is the plain run of that seed."""
+    return seed if member == 0 else Seed(seed).at("member", member).number()
+
+
+def ensemble(
+    initial: Callable[[int], nn.Module],
+    task: Task,
+    plan: Plan,
+    training: Training,
+    *,
+    store: Store | None = None,
+) -> Iterator[Cycle]:
+    """Yield the cycles of N = max(plan.particles) whole IMP runs as one; `particles` of each record are its members.
+
+    initial: seed -> model with that seed's initial weights. Steps and seconds are the sum over members; the weights
+    and mask of a record are its first member's, as no single network has the ensemble's predictions.
+    """
+    kept = store or NoStore()
+    runs: list[Iterator[Cycle]] = []
+    for member in range(plan.most_particles):
+        seed = member_seed(plan.seed, member)
+        own = replace(plan, method=MEMBER_METHOD, particles=(1,), seed=seed)
+        runs.append(cycles(initial(seed), task, own, training, store=kept.member(member)))
+    return _in_step(runs, copy.deepcopy(initial(plan.seed)), task, plan.evaluation_examples, kept)
+
+
+def _in_step(runs: list[Iterator[Cycle]], model: nn.Module, task: Task, examples: int, store: Store) -> Iterator[Cycle]:
+    for members in zip(*runs, strict=True):
+        cycle = store.cycle(members[0].index)
+        if cycle is None:
+            cycle = _joined(members, model, task, examples)
+            store.keep_cycle(cycle)
+        yield cycle
+
+
+def _joined(members: tuple[Cycle, ...], model: nn.Module, task: Task, examples: int) -> Cycle:
+    states = [member.weights for member in members]
+
+    def measured(data: Data, limit: int | None = None) -> dict[str, float]:
+        outputs, targets = ensemble_predict(states, model, task, data, limit)
+        return {name: metric(outputs, targets) for name, metric in task.metrics.items()}
+
+    first = members[0]
+    validation = None if task.validation is None else measured(task.validation)
+    return Cycle(
+        first.index,
+        first.mask,
+        first.weights,
+        first.density_of_all,
+        Measured(measured(task.train, examples), validation, measured(task.test)),
+        tuple(ParticleRecord(m.measured, m.steps, m.seconds, m.particles[0].loss) for m in members),
+        None,
+        sum(m.steps for m in members),
+        sum(m.samples for m in members),
+        sum(m.seconds for m in members),
+        tuple(warning for m in members for warning in m.warnings),
+    )
+
+
+def ensemble_predict(
+    states: list[State], model: nn.Module, task: Task, data: Data, examples: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log of the members' mean probabilities, and the targets."""
+    total: Tensor | None = None
+    targets = torch.empty(0)
+    for state in states:
+        model.load_state_dict(dict(state))
+        outputs, targets = predict(model, task, data, examples=examples)
+        probabilities = outputs.double().softmax(-1)
+        total = probabilities if total is None else total + probabilities
+    assert total is not None
+    return (total / len(states)).log(), targets

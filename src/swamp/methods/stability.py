@@ -1,0 +1,49 @@
+"""Is the mean of the particles to be trusted? The barrier between them, measured every cycle."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from swamp.training import State, interpolate
+
+Error = Callable[[nn.Module], float]
+"""Error in [0, 1] of a model, on the data that choices are made on."""
+Load = Callable[[State], nn.Module]
+"""A model with these weights and fresh normalisation statistics."""
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """Error barriers in [0, 1] between particles of one cycle (definition: Frankle et al. 2020)."""
+
+    pair: float
+    """max over a in [0, 1] of E((1 - a) w0 + a w1) - (E(w0) + E(w1)) / 2, of the first two particles."""
+    mean: float
+    """E(mean of all particles) - mean of their errors: negative where averaging helps."""
+
+    def above(self, threshold: float) -> bool:
+        """Whether either barrier is higher than `threshold`."""
+        return max(self.pair, self.mean) > threshold
+
+    def warning(self, cycle: int, sparsity: float, threshold: float) -> str | None:
+        """What to tell the user, with the number; None where the particles average well."""
+        if not self.above(threshold):
+            return None
+        return (
+            f"cycle {cycle} (sparsity {sparsity:.4f}): the error barrier between particles is "
+            f"{100 * max(self.pair, self.mean):.1f} points, above {100 * threshold:.1f}. Their mean may be worse than "
+            "each of them: the ticket is not stable at this sparsity. Take it later (--ticket-epochs), prune less a "
+            "cycle (--alpha) or lower the learning rate."
+        )
+
+
+def barrier(particles: Sequence[State], average: State, load: Load, error: Error, points: int) -> Barrier:
+    """Measure both barriers; the segment at `points` evenly spaced inner points, and at its ends.
+
+    Every point, the ends too, is evaluated with statistics made for it, as BatchNorm networks need (method.md, 5).
+    """
+    ends = [error(load(weights)) for weights in particles]
+    inner = (interpolate(particles[0], particles[1], k / (points + 1)) for k in range(1, points + 1))
+    worst = max([ends[0], ends[1], *(error(load(weights)) for weights in inner)])
+    return Barrier(worst - (ends[0] + ends[1]) / 2, error(load(average)) - sum(ends) / len(ends))

@@ -1,0 +1,70 @@
+"""Store: where the loop finds what an earlier, interrupted run already finished."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from swamp.methods.cycle import Cycle
+from swamp.particles import Particle, Progress, Silent, Ticket
+
+
+class Store(Protocol):
+    """Each step of the loop is skipped where its output is stored: that is all of resume."""
+
+    def ticket(self) -> Ticket | None:
+        """The ticket, if it was kept."""
+        ...
+
+    def keep_ticket(self, ticket: Ticket) -> None:
+        """Keep the ticket."""
+        ...
+
+    def particle(self, cycle: int, index: int) -> Particle | None:
+        """A finished particle, if it was kept."""
+        ...
+
+    def cycle(self, index: int) -> Cycle | None:
+        """A finished cycle, if it was kept."""
+        ...
+
+    def keep_cycle(self, cycle: Cycle) -> None:
+        """Keep a finished cycle; its particles were kept before."""
+        ...
+
+    def progress(self, cycle: int | None, particles: int) -> Progress:
+        """Where the training of a cycle's particles (of the ticket: None) reports and is kept."""
+        ...
+
+    def member(self, index: int) -> "Store":
+        """The store of one member of an ensemble."""
+        ...
+
+
+@dataclass(frozen=True)
+class NoStore:
+    """Keeps nothing: every step is computed."""
+
+    def ticket(self) -> Ticket | None:
+        """Nothing was kept."""
+        return None
+
+    def keep_ticket(self, ticket: Ticket) -> None:
+        """Nothing to do."""
+
+    def particle(self, cycle: int, index: int) -> Particle | None:
+        """Nothing was kept."""
+        return None
+
+    def cycle(self, index: int) -> Cycle | None:
+        """Nothing was kept."""
+        return None
+
+    def keep_cycle(self, cycle: Cycle) -> None:
+        """Nothing to do."""
+
+    def progress(self, cycle: int | None, particles: int) -> Progress:
+        """Silence."""
+        return Silent()
+
+    def member(self, index: int) -> "NoStore":
+        """The same."""
+        return self

@@ -1,0 +1,66 @@
+"""Backend: whatever can train copies of a ticket. The cycle loop needs nothing else."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from swamp.particles.particle import Particle
+from swamp.particles.ticket import Ticket
+from swamp.sparsity import Mask
+from swamp.training import Seed, Snapshot, Training
+
+
+class Progress(Protocol):
+    """Where a backend reports, and where a training in progress is kept across interruptions."""
+
+    def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Particle `index` has taken `step` of `total` steps. May save `snapshot()` or raise Interrupted."""
+        ...
+
+    def unfinished(self, index: int) -> Snapshot | None:
+        """The snapshot that an earlier, interrupted training of particle `index` left."""
+        ...
+
+    def finished(self, particle: Particle) -> None:
+        """A particle is trained; called as soon as it is, so that it can be stored."""
+        ...
+
+
+@dataclass(frozen=True)
+class Silent:
+    """Progress that reports nothing and keeps nothing."""
+
+    def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Nothing to do."""
+
+    def unfinished(self, index: int) -> Snapshot | None:
+        """Nothing was kept."""
+        return None
+
+    def finished(self, particle: Particle) -> None:
+        """Nothing to do."""
+
+
+class Backend(Protocol):
+    """Trains particles: one after the other, at once, on many machines, or with a user's own trainer.
+
+    Every backend gives the same particles for the same arguments, up to rounding where its arithmetic differs.
+    """
+
+    def train(
+        self,
+        ticket: Ticket,
+        mask: Mask,
+        training: Training,
+        seeds: Sequence[tuple[int, Seed]],
+        *,
+        first: int = 0,
+        last: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[Particle]:
+        """One particle for each (index, seed), in their order, trained from step `first` to `last` (default: the end).
+
+        Each starts at `mask * ticket.weights` with fresh optimizer state; its weights are zero off the mask.
+        Raises Diverged naming the particle when a loss or weight is not finite.
+        """
+        ...

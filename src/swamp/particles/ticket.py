@@ -1,0 +1,46 @@
+"""Ticket: the weights every particle of every cycle starts from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from swamp.errors import SwampError
+from swamp.files import digest, load_tensors, save_tensors
+from swamp.training import copied
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """Weights (a whole state dict) after `steps` training steps: the matching ticket, or what a cycle carries on.
+
+    The ticket keeps a copy: `Ticket(model.state_dict(), 0)` stays as it is while the model trains on.
+    """
+
+    weights: Mapping[str, Tensor]
+    steps: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", copied(self.weights))
+
+    @cached_property
+    def id(self) -> str:
+        """Fingerprint of the weights: particles of different tickets must not be averaged."""
+        return digest(self.weights)
+
+    def save(self, path: Path | str) -> None:
+        """Write the ticket as safetensors, its steps and id in the metadata."""
+        save_tensors(Path(path), self.weights, {"format": "swamp-ticket-1", "steps": str(self.steps), "id": self.id})
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Ticket":
+        """Read what `save` wrote. Raises SwampError for any other or altered file."""
+        weights, metadata = load_tensors(Path(path))
+        if metadata.get("format") != "swamp-ticket-1":
+            raise SwampError(f"{path} is not a ticket (format {metadata.get('format')!r}, expected 'swamp-ticket-1').")
+        ticket = cls(weights, int(metadata["steps"]))
+        if ticket.id != metadata["id"]:
+            raise SwampError(f"{path} is damaged: its weights do not match its own checksum. Restore it or run again.")
+        return ticket

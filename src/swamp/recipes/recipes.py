@@ -1,0 +1,89 @@
+"""Ready-made configurations. A recipe is a function; to derive one, call another and replace fields."""
+
+from dataclasses import replace
+
+from swamp.methods import Plan
+from swamp.runs import RunConfig
+from swamp.tasks import DataOptions
+from swamp.training import Training
+
+
+def mnist1d_mlp() -> RunConfig:
+    """A two-layer perceptron with BatchNorm on augmented MNIST-1D: the default; a minute on one core."""
+    return RunConfig(
+        recipe="mnist1d-mlp",
+        task="mnist1d-10k",
+        model="mlp-bn-600-200",
+        data=DataOptions(examples=3600),
+        plan=Plan(sparsity=0.95, alpha=(0.4,), ticket_epochs=2),
+        training=Training(epochs=20, lr=0.3, tail=0.25, tail_lr=0.3),
+        # Matrices this small gain nothing from a second thread.
+        threads=1,
+    )
+
+
+def mnist1d_conv() -> RunConfig:
+    """A small convolutional network with BatchNorm on augmented MNIST-1D."""
+    return replace(
+        mnist1d_mlp(),
+        recipe="mnist1d-conv",
+        model="conv1d",
+        training=Training(epochs=10, lr=0.1, tail=0.25, tail_lr=0.3),
+    )
+
+
+def digits_mlp() -> RunConfig:
+    """A small MLP on scikit-learn's 8x8 digits: seconds, for trying things out."""
+    return RunConfig(
+        recipe="digits-mlp",
+        task="digits",
+        model="mlp-64-32",
+        plan=Plan(sparsity=0.9, particles=(2,), alpha=(0.5,), ticket_epochs=1),
+        training=Training(epochs=4, batch_size=64, lr=0.1),
+        threads=1,
+    )
+
+
+def fashion_mnist_lenet() -> RunConfig:
+    """LeNet-300-100 on 10,000 images of Fashion-MNIST: the setting of docs/results.md."""
+    return RunConfig(
+        recipe="fashion-mnist-lenet",
+        task="fashion-mnist",
+        model="lenet-300-100",
+        data=DataOptions(examples=10_000),
+        plan=Plan(sparsity=0.97, alpha=(0.4,), ticket_epochs=0.5),
+        training=Training(epochs=12, lr=0.1, tail=0.25, tail_lr=0.3),
+        threads=1,
+    )
+
+
+def fashion_mnist_resnet() -> RunConfig:
+    """ResNet-20 on all of Fashion-MNIST; hours on two cores, made for a GPU."""
+    return RunConfig(
+        recipe="fashion-mnist-resnet",
+        task="fashion-mnist",
+        model="resnet-20",
+        plan=Plan(sparsity=0.98, alpha=(0.2,), ticket_epochs=2),
+        training=Training(epochs=30, lr=0.1, weight_decay=1e-4, tail=0.25, tail_lr=0.5),
+    )
+
+
+def cifar_10_resnet() -> RunConfig:
+    """ResNet-20 on CIFAR-10, ticket after 2,000 steps; made for a GPU."""
+    return RunConfig(
+        recipe="cifar-10-resnet",
+        task="cifar-10",
+        model="resnet-20",
+        plan=Plan(sparsity=0.98, alpha=(0.2,), ticket_epochs=5.1),
+        training=Training(epochs=160, lr=0.1, weight_decay=1e-4, warmup=1, tail=0.25, tail_lr=0.5),
+    )
+
+
+def cifar_10_vgg() -> RunConfig:
+    """VGG-16 with BatchNorm on CIFAR-10; made for a GPU."""
+    return replace(cifar_10_resnet(), recipe="cifar-10-vgg", model="vgg-16")
+
+
+def cifar_100_wrn() -> RunConfig:
+    """WRN-28-2 on CIFAR-100; made for a GPU."""
+    return replace(cifar_10_resnet(), recipe="cifar-100-wrn", task="cifar-100", model="wrn-28-2")

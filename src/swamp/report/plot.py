@@ -1,0 +1,162 @@
+# pyright: reportUnknownMemberType=false
+# matplotlib's own stubs leave **kwargs untyped.
+"""A metric against sparsity, one line a method. Built from figure objects; pyplot's global state is not touched."""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from swamp.errors import SwampError
+from swamp.files import write_atomic
+from swamp.report.comparison import Comparison
+from swamp.report.metric import Metric
+
+# Okabe and Ito's palette, told apart with every common colour blindness; its yellow is too pale for a line on white.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_STYLES = ("-", "--", ":", "-.")
+
+
+def plot(comparison: Comparison, path: Path | str) -> None:
+    """Draw the comparison into `path`, `.png` or `.svg` by its suffix, atomically. SwampError for another suffix."""
+    path = Path(path)
+    image = io.BytesIO()
+    figure = _figure(comparison)
+    match path.suffix.lower():
+        case ".png":
+            FigureCanvasAgg(figure)
+            figure.savefig(image, format="png", dpi=160)
+        case ".svg":
+            FigureCanvasSVG(figure)
+            figure.savefig(image, format="svg", metadata={"Date": None})
+        case other:
+            raise SwampError(f"cannot draw {path}: the suffix is {other!r}, expected .png or .svg.")
+    write_atomic(path, image.getvalue())
+
+
+def _figure(comparison: Comparison) -> Figure:
+    metric = Metric(comparison.metric)
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    low, high = y_limits(comparison)
+    axes.set_ylim(low * metric.factor, high * metric.factor)
+    if comparison.dense is not None:
+        axes.axhline(comparison.dense * metric.factor, color="0.45", linestyle=(0, (4, 3)), linewidth=1, zorder=1)
+    for index, label in enumerate(comparison.labels):
+        _draw(axes, comparison, label, index)
+    _draw_density_axis(axes, [row.density for row in comparison.rows])
+    axes.set_ylabel(f"{comparison.split} {metric.heading}")
+    axes.set_title(f"{comparison.task}, {comparison.model}", fontsize=11, parse_math=False)
+    axes.grid(axis="y", color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines["right"].set_visible(False)
+    _legend(axes, comparison)
+    return figure
+
+
+def _draw(axes: Axes, comparison: Comparison, label: str, index: int) -> None:
+    factor = Metric(comparison.metric).factor
+    colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+    rows = [row for row in comparison.rows if label in row.cells]
+    x = [row.density for row in rows]
+    mean = [row.cells[label].mean * factor for row in rows]
+    half = [row.cells[label].half * factor for row in rows]
+    low, high = ([m + sign * h for m, h in zip(mean, half, strict=True)] for sign in (-1, 1))
+    axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0, zorder=2)
+    style = _STYLES[index // len(_COLOURS) % len(_STYLES)]
+    axes.plot(x, mean, style, marker=marker, color=colour, markersize=4.5, linewidth=1.6, zorder=4, label=label)
+    # Beside each other rather than on top of each other.
+    aside = (comparison.rows[-1].density / comparison.rows[0].density) ** (0.007 * (index - len(comparison.labels) / 2))
+    dots = [
+        (comparison.rows[point.row].density * aside, value * factor)
+        for point in comparison.points
+        if point.label == label
+        for value in _dots(point.particles)
+    ]
+    if dots:
+        axes.scatter(*zip(*dots, strict=True), s=7, color=colour, alpha=0.3, linewidths=0, zorder=3)
+    bottom, top = axes.get_ylim()
+    for density, value in zip(x, mean, strict=True):
+        if math.isfinite(value) and not bottom <= value <= top:
+            edge, arrow = (bottom, 7) if value < bottom else (top, 6)
+            axes.plot([density], [edge], marker=arrow, color=colour, markersize=6, clip_on=False, zorder=5)
+
+
+def _dots(particles: tuple[float, ...]) -> tuple[float, ...]:
+    return particles if len(particles) > 1 else ()
+
+
+def _draw_density_axis(axes: Axes, densities: Sequence[float]) -> None:
+    most, least = max(densities), min(densities)
+    axes.set_xscale("log")
+    margin = (most / least) ** 0.03 if most > least else 1.1
+    axes.set_xlim(most * margin, least / margin)
+    top = axes.secondary_xaxis("top")
+    ticks = density_ticks(densities)
+    for axis, text in ((axes.xaxis, _left), (top.xaxis, _sparsity)):
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(text))
+    axes.set_xlabel("weights left (% of prunable)")
+    top.set_xlabel("sparsity (%)")
+
+
+def _left(density: float, _: object = None) -> str:
+    return f"{100 * density:.3g}"
+
+
+def _sparsity(density: float, _: object = None) -> str:
+    return f"{100 * (1 - density):.4g}"
+
+
+def density_ticks(densities: Sequence[float]) -> list[float]:
+    """1, 2 and 5 times powers of ten inside the range; the densities themselves where that gives fewer than three."""
+    most, least = max(densities) * 1.001, min(densities) / 1.001
+    powers = range(math.floor(math.log10(least)), 1)
+    ticks = [round(step * 10.0**power, 12) for power in powers for step in (1, 2, 5)]
+    inside = [tick for tick in ticks if least <= tick <= most]
+    if len(inside) >= 3:
+        return inside
+    some = sorted(densities)
+    return some[:: math.ceil(len(some) / 7)]
+
+
+def y_limits(comparison: Comparison) -> tuple[float, float]:
+    """Limits that hold all means, unless the worst have collapsed: then twice the span of the better 75 %."""
+    cells = [cell for row in comparison.rows for cell in row.cells.values()]
+    means = [cell.mean for cell in cells]
+    own = [cell.particles for cell in cells if cell.particles is not None]
+    sign = -1 if Metric(comparison.metric).lower else 1
+    good = sorted((sign * value for value in means + own if math.isfinite(value)), reverse=True)
+    if not good:
+        return 0.0, 1.0
+    best, usual = good[0], good[math.ceil(0.75 * len(good)) - 1]
+    span = max(best - usual, 1e-3 * max(abs(best), 1e-3))
+    worst = max(good[-1], best - 2 * span)
+    widest = max((cell.half for cell in cells if math.isfinite(cell.half)), default=0.0)
+    margin = 0.06 * (best - worst) + min(widest, 0.15 * (best - worst)) or 0.01
+    low, high = sorted((sign * (worst - margin), sign * (best + margin)))
+    return low, high
+
+
+def _legend(axes: Axes, comparison: Comparison) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if comparison.dense is not None:
+        handles.append(axes.lines[0])
+        labels.append(f"{comparison.baseline} at cycle 0")
+    if any(_dots(point.particles) for point in comparison.points):
+        handles.append(axes.scatter([], [], s=9, color="0.5", linewidths=0))
+        labels.append("single particles")
+    if any(math.isfinite(cell.half) for row in comparison.rows for cell in row.cells.values()):
+        handles.append(Patch(color="0.5", alpha=0.3, linewidth=0))
+        labels.append("95 % interval over seeds")
+    for text in axes.legend(handles, labels, loc="best", frameon=False, fontsize=9).get_texts():
+        text.set_parse_math(False)

@@ -1,0 +1,105 @@
+"""A run directory, read back: its configuration and its finished cycles."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+from swamp.errors import SwampError
+
+SPLITS = ("train", "validation", "test")
+CONFIG, METRICS = "config.json", "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run: where it lies, its configuration, and one record a finished cycle (at least one, in order)."""
+
+    path: Path
+    config: Mapping[str, Any]
+    cycles: tuple[Mapping[str, Any], ...]
+
+
+def read_run(path: Path | str) -> RunRecord:
+    """Read `config.json` and `metrics.jsonl` of a run directory.
+
+    Raises SwampError if it is not a run directory, has no finished cycle yet, or holds a damaged file or line.
+    """
+    path = Path(path)
+    if not (path / CONFIG).is_file():
+        raise SwampError(f"{path} is not a run directory: expected {CONFIG} and {METRICS} there. {_hint(path)}")
+    config = _object((path / CONFIG).read_bytes(), str(path / CONFIG))
+    # What the plan says (method, seed, particles ...) is what labels speak of: it stands at the top.
+    config |= config.pop("plan", {})
+    for key in ("task", "model", "method", "seed"):
+        if key not in config:
+            raise SwampError(f"{path / CONFIG} has no {key!r}; expected task, model, plan.method and plan.seed.")
+    if not isinstance(config["seed"], int):
+        raise SwampError(f"{path / CONFIG} has the seed {config['seed']!r}; expected a whole number.")
+    metrics = path / METRICS
+    lines = metrics.read_bytes().splitlines() if metrics.is_file() else []
+    if not lines:
+        raise SwampError(f"{path} has no finished cycle yet; wait for the first one, or go on with the run.")
+    cycles = [_cycle(line, f"{metrics}, line {number}") for number, line in enumerate(lines, 1)]
+    for number, (one, two) in enumerate(pairwise(cycles), 2):
+        if two["cycle"] <= one["cycle"]:
+            raise _damaged(f"{metrics}, line {number}", f"cycle {two['cycle']} comes after cycle {one['cycle']}")
+    return RunRecord(path, config, tuple(cycles))
+
+
+def number(value: object) -> float | None:
+    """The value as a float; None for anything that is not a number, such as a metric that was not measured."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _hint(path: Path) -> str:
+    if not path.exists():
+        return "It does not exist; check the path."
+    inside = sorted(child.parent.name for child in path.glob(f"*/{CONFIG}"))
+    more = f" and {len(inside) - 5} more" if len(inside) > 5 else ""
+    return f"There are runs inside it: {', '.join(inside[:5])}{more}." if inside else "Give the directory of one run."
+
+
+def _cycle(line: bytes, where: str) -> Mapping[str, Any]:
+    cycle = _object(line, where)
+    if not isinstance(cycle.get("cycle"), int):
+        raise _damaged(where, "'cycle' is not a whole number")
+    for key in ("steps", "samples", "seconds"):
+        if number(cycle.get(key)) is None:
+            raise _damaged(where, f"{key!r} is not a number")
+    density: Any = cycle.get("density")
+    for key in ("prunable", "all"):
+        value = number(cast(Any, density).get(key)) if isinstance(density, dict) else None
+        if value is None or not 0 < value <= 1:
+            raise _damaged(where, f"'density.{key}' is not a number above 0 and at most 1")
+    particles: Any = cycle.get("particles")
+    if not isinstance(particles, list):
+        raise _damaged(where, "'particles' is not a list")
+    _metrics(cycle, where)
+    for index, particle in enumerate(cast(list[object], particles)):
+        if not isinstance(particle, dict):
+            raise _damaged(where, f"particle {index} is not an object")
+        _metrics(cast(dict[str, Any], particle), f"{where}, particle {index}")
+    return cycle
+
+
+def _metrics(holder: Mapping[str, Any], where: str) -> None:
+    for split in SPLITS:
+        if not isinstance(holder.get(split), dict | None):
+            raise _damaged(where, f"{split!r} is neither an object nor null")
+
+
+def _object(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        value: Any = json.loads(data)
+    except ValueError as error:
+        raise _damaged(where, str(error)) from error
+    if not isinstance(value, dict):
+        raise _damaged(where, f"it holds {type(value).__name__}, not an object")
+    return cast(dict[str, Any], value)
+
+
+def _damaged(where: str, why: str) -> SwampError:
+    return SwampError(f"{where} is damaged: {why}. Restore the file from a copy, or run again into a fresh directory.")

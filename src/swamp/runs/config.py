@@ -1,0 +1,109 @@
+"""RunConfig: everything that makes a run, as one value that is saved and can be run again."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import msgspec
+
+from swamp.errors import SwampError
+from swamp.methods import Plan, method_named
+from swamp.tasks import DataOptions
+from swamp.training import Training
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A pruning run: what is learned, by which network, pruned how, trained how."""
+
+    recipe: str = "custom"
+    """Where the settings come from; a label, nothing more."""
+    task: str = "mnist1d"
+    """Data set. See `swamp list tasks`."""
+    model: str = "lenet-300-100"
+    """Network. See `swamp list models`."""
+    plan: Plan = field(default_factory=Plan)
+    training: Training = field(default_factory=Training)
+    data: DataOptions = field(default_factory=DataOptions)
+    device: str = "auto"
+    """auto takes a GPU where there is one; or cpu, cuda, cuda:1 ..."""
+    threads: int = 0
+    """CPU threads of torch (0: torch's own choice). Another number gives other rounding."""
+    keep: Literal["particles", "means"] = "particles"
+    """What stays on disk of a finished cycle: everything, or its mean and mask only."""
+    snapshot_seconds: float = 30.0
+    """A particle in training is saved this often, so that a killed run loses no more than that."""
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise SwampError(f"threads must be 0 or more, got {self.threads}.")
+        if not self.snapshot_seconds > 0:
+            raise SwampError(f"snapshot_seconds must be above 0, got {self.snapshot_seconds}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Nested plain values, as in config.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Any) -> "RunConfig":
+        """Build from what `to_json` gave. Raises SwampError naming the field that is unknown or of a wrong type."""
+        try:
+            config = msgspec.convert(values, cls)
+        except msgspec.ValidationError as error:
+            raise SwampError(f"the configuration does not fit: {error} ('$' is the whole of it).") from error
+        known = flattened(config.to_json())
+        for name in flattened(values):
+            if name not in known:
+                raise SwampError(f"the configuration has an unknown field {name!r}; fields are {', '.join(known)}.")
+        return config
+
+    @classmethod
+    def load(cls, path: Path) -> "RunConfig":
+        """Read a config.json."""
+        try:
+            values = json.loads(path.read_text())
+        except OSError as error:
+            raise SwampError(f"cannot read the configuration {path}: {error.strerror}.") from error
+        except ValueError as error:
+            raise SwampError(f"{path} is not JSON ({error}).") from error
+        return cls.from_json(values)
+
+    def digest(self) -> str:
+        """Fingerprint of the settings that decide the result (not of where it runs or what is kept)."""
+        # Through the converter, as a run read back has 1.0 where a recipe may say 1.
+        values = RunConfig.from_json(self.to_json()).to_json()
+        settings = {name: value for name, value in flattened(values).items() if name not in _BESIDE_THE_RESULT}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+    def name(self) -> str:
+        """A directory name: recipe, method, particles, seed, and a fingerprint of the rest."""
+        method = method_named(self.plan.method)
+        several = method.many or method.ensemble or method.longer
+        count = f"-{self.plan.most_particles}" if several else ""
+        return f"{self.recipe}-{self.plan.method}{count}-seed{self.plan.seed}-{self.digest()[:6]}"
+
+
+_BESIDE_THE_RESULT = ("recipe", "device", "keep", "snapshot_seconds", "data.folder", "data.workers")
+
+
+def differences(before: RunConfig, after: RunConfig) -> list[str]:
+    """Fields that decide the result and differ, as 'training.lr: 0.1 -> 0.2'."""
+    old, new = flattened(before.to_json()), flattened(after.to_json())
+    return [
+        f"{name}: {old[name]} -> {new[name]}"
+        for name in old
+        if old[name] != new[name] and name not in _BESIDE_THE_RESULT
+    ]
+
+
+def flattened(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in cast("dict[str, Any]", values).items():
+        if isinstance(value, dict):
+            flat.update(flattened(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else value
+    return flat

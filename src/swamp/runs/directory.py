@@ -1,0 +1,126 @@
+"""The run directory: which file lies where, and who may write."""
+
+import fcntl
+import json
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from swamp.errors import SwampError
+from swamp.files import remove_unfinished, write_atomic
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of one run. What lies in it is enough to go on; nothing else is."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration, runnable again with `swamp run --config`."""
+        return self.path / "config.json"
+
+    @property
+    def original(self) -> Path:
+        """The configuration the run began with: a changed config.json is noticed by it."""
+        return self.path / ".config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One line of JSON a finished cycle."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, device and git state of every session that worked on the run."""
+        return self.path / "environment.json"
+
+    @property
+    def summary(self) -> Path:
+        """The last word, written when the run is finished."""
+        return self.path / "summary.json"
+
+    @property
+    def model(self) -> Path:
+        """State dict of the last finished cycle's sparse model."""
+        return self.path / "model.safetensors"
+
+    @property
+    def mask(self) -> Path:
+        """Mask of the last finished cycle."""
+        return self.path / "mask.safetensors"
+
+    @property
+    def ticket(self) -> Path:
+        """The ticket."""
+        return self.path / "ticket.safetensors"
+
+    def cycle(self, index: int) -> Path:
+        """Folder of one cycle."""
+        return self.path / f"cycle-{index:02d}"
+
+    def record(self, index: int) -> Path:
+        """The cycle's record; a cycle is finished when this file is there."""
+        return self.cycle(index) / "record.json"
+
+    def particle(self, cycle: int, index: int) -> Path:
+        """A finished particle."""
+        return self.cycle(cycle) / f"particle-{index}.safetensors"
+
+    def snapshot(self, cycle: int | None, index: int) -> Path:
+        """A training in progress (cycle None: the ticket's)."""
+        return (self.path if cycle is None else self.cycle(cycle)) / f"unfinished-{index}.safetensors"
+
+    def member(self, index: int) -> "RunDirectory":
+        """The run of one member of an ensemble."""
+        return RunDirectory(self.path / f"member-{index}")
+
+    @contextmanager
+    def locked(self) -> Generator[None]:
+        """Keep every other process out of this run; the system lifts the lock of a process that dies."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise SwampError(f"cannot write to the run directory {self.path}: {error.strerror}.") from error
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                owner = os.pread(handle, 64, 0).decode(errors="replace").strip() or "unknown"
+                raise SwampError(
+                    f"{self.path} is being written by process {owner}. Wait for it, stop it, or choose another --out."
+                ) from error
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+            remove_unfinished(self.path)
+            yield
+        finally:
+            os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, atomically. NaN becomes null, as JSON knows no other."""
+    write_atomic(path, (json.dumps(_finite(value), indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON. Raises SwampError naming the file when it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SwampError(f"{path} is damaged or unreadable ({error}). Restore it, or delete it and resume.") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not (value - value == 0):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in cast("list[Any]", value)]
+    return value

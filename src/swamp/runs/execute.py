@@ -1,0 +1,168 @@
+"""Execute a configuration in a run directory, from the start or from wherever it stopped."""
+
+import shutil
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch
+from torch import nn
+
+from swamp.errors import SwampError
+from swamp.methods import Cycle, NoStore, Store, cycles, ensemble, method_named
+from swamp.runs.config import RunConfig, differences
+from swamp.runs.directory import RunDirectory, read_json, write_json
+from swamp.runs.environment import environment
+from swamp.runs.store import Reporter, RunStore
+from swamp.tasks import Problem, build_network, task_named
+from swamp.training import Seed, isolated
+
+
+def start(config: RunConfig, path: Path, reporter: Reporter, stop: Event) -> dict[str, Any]:
+    """Run `config` in the new directory `path`; returns the summary. Raises SwampError if `path` holds a run."""
+    directory = RunDirectory(path)
+    _refuse_foreign(directory, config)
+    problem, model = prepare(config)
+    with directory.locked():
+        _refuse_foreign(directory, config)
+        _check_space(directory, config, model)
+        write_json(directory.original, config.to_json())
+        write_json(directory.config, config.to_json())
+        return _execute(config, directory, problem, model, reporter, stop)
+
+
+def resume(path: Path, reporter: Reporter, stop: Event) -> dict[str, Any]:
+    """Go on with the run in `path`; what is finished is read back. Returns the summary."""
+    directory = RunDirectory(path)
+    if not directory.config.exists():
+        raise SwampError(f"{path} holds no run: there is no {directory.config.name} in it. Start one with swamp run.")
+    config = RunConfig.load(directory.config)
+    _refuse_changed(directory, config)
+    problem, model = prepare(config)
+    with directory.locked():
+        _check_space(directory, config, model)
+        return _execute(config, directory, problem, model, reporter, stop)
+
+
+def prepare(config: RunConfig) -> tuple[Problem, nn.Module]:
+    """Data and initial network of a configuration. Every error of either comes before any training."""
+    device = _device(config.device)
+    seed = Seed(config.plan.seed)
+    problem = task_named(config.task)(config.data, seed)
+    model = initial_network(config, problem, config.plan.seed).to(device)
+    _records(config, problem, model, NoStore())
+    return problem, model
+
+
+def initial_network(config: RunConfig, problem: Problem, seed: int) -> nn.Module:
+    """The network with the initial weights of `seed`."""
+    with isolated(Seed(seed).at("init")):
+        return build_network(config.model, problem.shape, problem.classes).to(_device(config.device))
+
+
+def summary(directory: RunDirectory, config: RunConfig, records: list[Cycle]) -> dict[str, Any]:
+    """The last word on a run: where it lies, what it reached, what it cost."""
+    last, dense = records[-1], records[0]
+    return {
+        "run": str(directory.path),
+        "method": config.plan.method,
+        "sparsity": last.sparsity,
+        "density": {"prunable": last.mask.density, "all": last.density_of_all},
+        "test": last.measured.test,
+        "dense": {
+            "sparsity": dense.sparsity,
+            "density": {"prunable": dense.mask.density, "all": dense.density_of_all},
+            "test": dense.measured.test,
+        },
+        "cycles": [record.to_json() for record in records],
+        "seconds": sum(record.seconds for record in records),
+    }
+
+
+def _execute(
+    config: RunConfig, directory: RunDirectory, problem: Problem, model: nn.Module, reporter: Reporter, stop: Event
+) -> dict[str, Any]:
+    store = RunStore(directory, config.digest(), reporter, stop, config.keep == "particles", config.snapshot_seconds)
+    with _settings(config):
+        sessions: list[Any] = read_json(directory.environment) if directory.environment.exists() else []
+        write_json(directory.environment, [*sessions, environment(_device(config.device))])
+        reporter.started(len(config.plan.schedule()))
+        records = list(_records(config, problem, model, store))
+        done = summary(directory, config, records)
+        write_json(directory.summary, done)
+    return done
+
+
+def _records(config: RunConfig, problem: Problem, model: nn.Module, store: Store) -> Iterator[Cycle]:
+    """The loop, ready to go: all that can be refused is refused here, before the first step."""
+    if method_named(config.plan.method).ensemble:
+        return ensemble(
+            lambda seed: initial_network(config, problem, seed), problem.task, config.plan, config.training, store=store
+        )
+    return cycles(model, problem.task, config.plan, config.training, store=store)
+
+
+@contextmanager
+def _settings(config: RunConfig) -> Generator[None]:
+    """Threads and determinism of this run, put back afterwards."""
+    threads = torch.get_num_threads()
+    deterministic, benchmark = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.set_num_threads(config.threads or threads)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, benchmark
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SwampError(f"device {name!r} is not one that torch knows; use auto, cpu or cuda.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SwampError(f"device {name!r} is not here: torch sees {torch.cuda.device_count()} GPUs. Use --device cpu.")
+    return device
+
+
+def _refuse_foreign(directory: RunDirectory, config: RunConfig) -> None:
+    if not directory.path.exists() or not any(
+        entry.name != "lock" and not entry.name.startswith(".") for entry in directory.path.iterdir()
+    ):
+        return
+    if not directory.config.exists():
+        raise SwampError(f"{directory.path} is not empty and holds no run of swamp. Choose another --out.")
+    other = differences(RunConfig.load(directory.config), config)
+    if other:
+        raise SwampError(f"{directory.path} holds another run ({'; '.join(other)}). Choose another --out.")
+    state = "is finished" if directory.summary.exists() else f"can go on: swamp resume {directory.path}"
+    raise SwampError(f"{directory.path} holds this very run, which {state}. Choose another --out to run it anew.")
+
+
+def _refuse_changed(directory: RunDirectory, config: RunConfig) -> None:
+    """config.json is for people to read and copy; the run holds to what it began with."""
+    changed = differences(RunConfig.from_json(read_json(directory.original)), config)
+    if changed:
+        raise SwampError(
+            f"{directory.config} was changed since this run began ({'; '.join(changed)}). Put it back, or start "
+            f"another run with: swamp run --config {directory.config} --out NEW"
+        )
+
+
+def _check_space(directory: RunDirectory, config: RunConfig, model: nn.Module) -> None:
+    schedule = config.plan.schedule()
+    one = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    kept = sum(schedule.particles) if config.keep == "particles" else max(schedule.particles)
+    # Besides: a mean a cycle, the ticket, the published model, and one snapshot with optimizer state and mean.
+    needed = one * (kept + len(schedule) + 2 + 5)
+    free = shutil.disk_usage(directory.path).free
+    if needed > free:
+        raise SwampError(
+            f"the run needs up to {needed / 1e6:,.0f} MB in {directory.path} and {free / 1e6:,.0f} MB are free. "
+            "Free some space, choose another --out, or keep less with --keep means."
+        )

@@ -1,0 +1,155 @@
+"""The loop's store on disk: finished tickets, particles and cycles are read back, never computed again."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Event
+from typing import Protocol
+
+from swamp.errors import Interrupted, SwampError
+from swamp.files import digest, load_tensors, save_tensors, write_atomic
+from swamp.methods import Cycle
+from swamp.particles import Particle, Ticket
+from swamp.runs.directory import RunDirectory, read_json, write_json
+from swamp.runs.snapshot import load_snapshot, save_snapshot
+from swamp.sparsity import Mask
+from swamp.training import Snapshot
+
+
+class Reporter(Protocol):
+    """Told how far a run is; shows it to a person, or not."""
+
+    def started(self, cycles: int) -> None:
+        """A run of so many cycles begins or goes on."""
+        ...
+
+    def training(self, cycle: int | None, index: int, count: int, step: int, total: int) -> None:
+        """Particle `index` of `count` of a cycle (None: the ticket) has taken `step` of `total` steps."""
+        ...
+
+    def finished(self, cycle: Cycle) -> None:
+        """A cycle is finished, now or by an earlier session."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunStore:
+    """Store of one run directory. `stop` is set from outside to end the run at the next step."""
+
+    directory: RunDirectory
+    fingerprint: str
+    reporter: Reporter
+    stop: Event
+    keep_particles: bool = True
+    snapshot_seconds: float = 30.0
+    announce: bool = True
+    """Whether the reporter hears of finished cycles; members of an ensemble are not announced one by one."""
+
+    def ticket(self) -> Ticket | None:
+        """The ticket on disk."""
+        return Ticket.load(self.directory.ticket) if self.directory.ticket.exists() else None
+
+    def keep_ticket(self, ticket: Ticket) -> None:
+        """Write the ticket, then drop its snapshot."""
+        ticket.save(self.directory.ticket)
+        self.directory.snapshot(None, 0).unlink(missing_ok=True)
+
+    def particle(self, cycle: int, index: int) -> Particle | None:
+        """A particle on disk."""
+        path = self.directory.particle(cycle, index)
+        return Particle.load(path) if path.exists() else None
+
+    def cycle(self, index: int) -> Cycle | None:
+        """A finished cycle on disk, its files checked against the record."""
+        if not self.directory.record(index).exists():
+            return None
+        line = read_json(self.directory.record(index))
+        folder = self.directory.cycle(index)
+        mask = Mask.load(folder / "mask.safetensors")
+        weights, _ = load_tensors(folder / "mean.safetensors")
+        if (digest(weights), mask.digest) != (line["digest"]["weights"], line["digest"]["mask"]):
+            raise SwampError(
+                f"mean.safetensors or mask.safetensors in {folder} is not the file its record was written with. "
+                "Restore it, or delete that folder and all later cycle folders and resume."
+            )
+        cycle = Cycle.from_json(line, mask, weights)
+        self._announce(cycle)
+        return cycle
+
+    def keep_cycle(self, cycle: Cycle) -> None:
+        """Write a finished cycle, its record last: where the record lies, all of it lies."""
+        folder = self.directory.cycle(cycle.index)
+        cycle.mask.require_zeros(cycle.weights)
+        cycle.mask.save(folder / "mask.safetensors")
+        save_tensors(folder / "mean.safetensors", cycle.weights)
+        line = {**cycle.to_json(), "digest": {"weights": digest(cycle.weights), "mask": cycle.mask.digest}}
+        write_json(self.directory.record(cycle.index), line)
+        self.publish(cycle)
+        for index in range(len(cycle.particles)):
+            self.directory.snapshot(cycle.index, index).unlink(missing_ok=True)
+            if not self.keep_particles:
+                self.directory.particle(cycle.index, index).unlink(missing_ok=True)
+        self._announce(cycle)
+        self.check_stop()
+
+    def publish(self, cycle: Cycle) -> None:
+        """Bring the files that speak for the whole run up to this cycle."""
+        lines = [self.directory.record(index) for index in range(cycle.index + 1)]
+        text = "".join(json.dumps(read_json(path)) + "\n" for path in lines)
+        write_atomic(self.directory.metrics, text.encode())
+        cycle.mask.save(self.directory.mask)
+        save_tensors(self.directory.model, cycle.weights)
+
+    def progress(self, cycle: int | None, particles: int) -> "RunProgress":
+        """Progress of one cycle's particles."""
+        return RunProgress(self, cycle, particles)
+
+    def member(self, index: int) -> "RunStore":
+        """The store of one member of an ensemble, in a folder of its own."""
+        return RunStore(
+            self.directory.member(index),
+            self.fingerprint,
+            self.reporter,
+            self.stop,
+            self.keep_particles,
+            self.snapshot_seconds,
+            announce=False,
+        )
+
+    def _announce(self, cycle: Cycle) -> None:
+        if self.announce:
+            self.reporter.finished(cycle)
+
+    def check_stop(self) -> None:
+        """Raise Interrupted if the run was asked to stop."""
+        if self.stop.is_set():
+            raise Interrupted(f"stopped. Go on with: swamp resume {self.directory.path}")
+
+
+class RunProgress:
+    """Keeps particles and snapshots of one cycle as they come."""
+
+    def __init__(self, store: RunStore, cycle: int | None, count: int) -> None:
+        self.store, self.cycle, self.count = store, cycle, count
+        self.saved = time.monotonic()
+
+    def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Show, save now and then, and stop where asked."""
+        store = self.store
+        store.reporter.training(self.cycle, index, self.count, step, total)
+        stopping = store.stop.is_set()
+        if stopping or time.monotonic() - self.saved > store.snapshot_seconds:
+            save_snapshot(store.directory.snapshot(self.cycle, index), snapshot(), store.fingerprint)
+            self.saved = time.monotonic()
+        store.check_stop()
+
+    def unfinished(self, index: int) -> Snapshot | None:
+        """The snapshot on disk."""
+        return load_snapshot(self.store.directory.snapshot(self.cycle, index), self.store.fingerprint)
+
+    def finished(self, particle: Particle) -> None:
+        """Write the particle, then drop its snapshot. The ticket's training is kept as the ticket."""
+        if self.cycle is not None:
+            particle.save(self.store.directory.particle(self.cycle, particle.index))
+            self.store.directory.snapshot(self.cycle, particle.index).unlink(missing_ok=True)

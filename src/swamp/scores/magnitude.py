@@ -1,0 +1,13 @@
+"""Magnitude: the criterion of iterative magnitude pruning."""
+
+from torch import Tensor, nn
+
+from swamp.scores.score import Batches, Generator
+from swamp.sparsity import Mask
+
+
+def magnitude(model: nn.Module, mask: Mask, batches: Batches, generator: Generator) -> dict[str, Tensor]:
+    """Absolute value of each weight: |w|. Needs no data; the mode of the model does not matter (Han et al. 2015)."""
+    del batches, generator
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name].detach().abs() for name in mask}

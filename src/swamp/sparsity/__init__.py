@@ -1,0 +1,26 @@
+"""Which weights live. Knows torch and nothing of training."""
+
+from swamp.sparsity.allocate import ALLOCATIONS, allocation_named, apportion
+from swamp.sparsity.hold import hold
+from swamp.sparsity.mask import Mask
+from swamp.sparsity.schedule import Schedule, densities_by_rate, densities_to, particles_for
+from swamp.sparsity.scope import Scope
+from swamp.sparsity.shrink import emptied, shrink
+from swamp.sparsity.structure import STRUCTURES, structure_named
+
+__all__ = [
+    "ALLOCATIONS",
+    "STRUCTURES",
+    "Mask",
+    "Schedule",
+    "Scope",
+    "allocation_named",
+    "apportion",
+    "densities_by_rate",
+    "densities_to",
+    "emptied",
+    "hold",
+    "particles_for",
+    "shrink",
+    "structure_named",
+]

@@ -1,0 +1,100 @@
+"""The one place that enforces a mask while a model trains."""
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swamp.sparsity.mask import Mask
+
+
+@contextmanager
+def hold(model: nn.Module, mask: Mask, optimizer: torch.optim.Optimizer) -> Generator[None]:
+    """Keep pruned weights, their gradients and their optimizer state at exactly zero inside the `with` block.
+
+    Works with any loop and any torch optimizer: gradients are masked as they accumulate, so that a user's
+    clipping sees the sparse norm; weights and the numbers kept for them (state tensors of a weight's shape) are
+    masked on entry and after each step. Raises MaskError on entry if the mask does not fit the model, and on leaving
+    if a pruned weight is not zero, which means that something other than `optimizer` wrote to it.
+
+        with swamp.hold(model, mask, optimizer):
+            for inputs, targets in loader:
+                optimizer.zero_grad()
+                loss(model(inputs), targets).backward()
+                optimizer.step()
+    """
+    mask.apply_(model)
+    parameters = dict(model.named_parameters())
+    held = [(parameters[name], _Support(alive)) for name, alive in mask.items()]
+
+    def after_step(stepped: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        _prune([*held, *_state_tensors(stepped, held)])
+
+    handles: list[Any] = []
+    try:
+        for weight, support in held:
+            if weight.requires_grad:
+                handles.append(weight.register_post_accumulate_grad_hook(support.mask_gradient))  # pyright: ignore[reportUnknownMemberType]
+                support.mask_gradient(weight)
+        handles.append(optimizer.register_step_post_hook(after_step))
+        # Momentum carried over a pruning event would push pruned weights away from zero at the first step.
+        _prune(_state_tensors(optimizer, held))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    # The parameters of now: one that was replaced inside the block had no hook.
+    mask.check(model)
+    mask.require_zeros(dict(model.named_parameters()))
+
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class _Support:
+    """Ones on the living weights of one tensor, in whatever type, device and layout they are asked for."""
+
+    def __init__(self, alive: Tensor) -> None:
+        self.alive = alive
+        self.cast: dict[tuple[torch.dtype, torch.device, tuple[int, ...]], Tensor] = {}
+
+    def like(self, tensor: Tensor) -> Tensor:
+        key = (tensor.dtype, tensor.device, tensor.stride())
+        if key not in self.cast:
+            # The layout too: a product of unlike layouts is many times slower.
+            self.cast[key] = torch.empty_like(tensor).copy_(self.alive)
+        return self.cast[key]
+
+    def mask_gradient(self, weight: Tensor) -> None:
+        if weight.grad is None:
+            return
+        if weight.grad.is_sparse:
+            weight.grad.mul_(self.alive.to(weight.grad.device, weight.grad.dtype))
+        else:
+            _prune([(weight.grad, self)])
+
+
+def _state_tensors(
+    optimizer: torch.optim.Optimizer, held: list[tuple[nn.Parameter, _Support]]
+) -> list[tuple[Tensor, _Support]]:
+    # Numbers only: in a quantised state the code 0 does not stand for zero.
+    return [
+        (value, support)
+        for weight, support in held
+        for value in optimizer.state.get(weight, {}).values()
+        if isinstance(value, Tensor)
+        and value.shape == weight.shape
+        and (value.is_floating_point() or value.is_complex())
+    ]
+
+
+def _prune(tensors: Sequence[tuple[Tensor, _Support]]) -> None:
+    # One fused multiplication of the bits as integers, by 0 or 1. A floating-point product would leave -0 where the
+    # weight was negative and NaN where it was not finite, and masked_fill_ takes six times as long.
+    bits = [tensor.detach().view(_INTEGERS.get(tensor.element_size(), tensor.dtype)) for tensor, _ in tensors]
+    ones = [support.like(own) for own, (_, support) in zip(bits, tensors, strict=True)]
+    if bits:
+        torch._foreach_mul_(bits, ones)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]

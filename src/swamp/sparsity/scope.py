@@ -1,0 +1,82 @@
+"""Which parameters may be pruned."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from swamp.errors import SwampError
+
+_PRUNABLE = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+_ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The prunable parameters of a model: by default the weights of every linear and convolutional layer.
+
+    Biases, normalisation layers and embeddings are never in the default scope; a weight shared by several
+    modules counts once, and one shared with an embedding stays out.
+    """
+
+    include: tuple[str, ...] = ()
+    """Patterns (`*`, `?`) of parameter names that replace the default choice. A tied weight has several names."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of parameter names to leave dense, e.g. `head.*`."""
+
+    def prunable(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Name to parameter, in the model's own order. Raises SwampError when nothing is left to prune."""
+        parameters = dict(model.named_parameters())
+        names = _all_names(model)
+        chosen = self.include_or_default(model, parameters)
+        kept = {
+            name: parameter
+            for name, parameter in parameters.items()
+            if name in chosen and not _any_matches(names[id(parameter)], self.exclude)
+        }
+        if not kept:
+            raise SwampError(
+                f"{type(model).__name__} has nothing to prune: none of its {len(parameters)} parameters is in "
+                f"scope (include={list(self.include)}, exclude={list(self.exclude)}). By default the weights of "
+                "linear and convolutional layers are; name others with include patterns such as '*.weight'."
+            )
+        lazy = [name for name, parameter in kept.items() if isinstance(parameter, UninitializedParameter)]
+        if lazy:
+            raise SwampError(f"{lazy[0]!r} has no shape yet. Run the model on one batch, then prune it.")
+        return kept
+
+    def include_or_default(self, model: nn.Module, parameters: dict[str, nn.Parameter]) -> set[str]:
+        """Names chosen before exclusion."""
+        if self.include:
+            names = _all_names(model)
+            return {name for name, value in parameters.items() if _any_matches(names[id(value)], self.include)}
+        embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+        wanted: set[int] = set()
+        for module in model.modules():
+            if isinstance(module, _PRUNABLE):
+                wanted.add(id(module.weight))
+            elif isinstance(module, nn.MultiheadAttention):
+                weights = (getattr(module, name) for name in _ATTENTION_WEIGHTS)
+                wanted.update(id(weight) for weight in weights if weight is not None)
+        return {name for name, parameter in parameters.items() if id(parameter) in wanted - embedded}
+
+
+def _all_names(model: nn.Module) -> dict[int, list[str]]:
+    # A tied weight may be named by a pattern after any of the modules that share it.
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return names
+
+
+def _any_matches(names: list[str], patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)

@@ -1,0 +1,33 @@
+"""In which pattern weights go. A structure picks, within one tensor, which of its living weights stay.
+
+N:M and channel patterns are further functions of the same signature.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from swamp.errors import unknown
+
+Structure = Callable[[Tensor, Tensor, int], Tensor]
+"""(scores, alive, kept) of one tensor -> bool tensor of its shape with exactly `kept` weights, all alive before."""
+
+
+def unstructured(score: Tensor, alive: Tensor, kept: int) -> Tensor:
+    """Any `kept` weights: those with the largest scores; equal scores: the earlier index stays."""
+    living = alive.to(score.device).reshape(-1).nonzero().squeeze(1)
+    order = torch.sort(score.detach().reshape(-1)[living], descending=True, stable=True).indices[:kept]
+    chosen = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
+    chosen[living[order]] = True
+    return chosen.reshape(score.shape)
+
+
+STRUCTURES: dict[str, Structure] = {"unstructured": unstructured}
+
+
+def structure_named(name: str) -> Structure:
+    """Look a structure up by name. Raises SwampError with suggestions."""
+    if name not in STRUCTURES:
+        raise unknown("structure", name, STRUCTURES)
+    return STRUCTURES[name]

@@ -1,0 +1,108 @@
+"""Networks by name, for inputs of any shape (channels first; one number is the length of a signal)."""
+
+import re
+from collections.abc import Callable
+
+from torch import nn
+
+from swamp.errors import SwampError, unknown
+from swamp.tasks.networks.layers import Shape
+from swamp.tasks.networks.plain import conv1d, lenet5, mlp
+from swamp.tasks.networks.resnet import resnet, wide_resnet
+from swamp.tasks.networks.vgg import DEPTHS, vgg
+
+__all__ = ["NETWORKS", "build_network"]
+
+NETWORKS: dict[str, str] = {
+    "mlp-W1-W2-...": "linear layers of these widths with ReLU between, e.g. mlp-100-100; any input",
+    "mlp-bn-W1-W2-...": "the same with BatchNorm before each ReLU; any input",
+    "lenet-300-100": "the two-layer perceptron of LeCun et al. 1998; any input",
+    "lenet-5": "Caffe's LeNet-5: two 5 x 5 convolutions and 500 hidden units; images from 16 x 16",
+    "conv1d": "four convolutions with BatchNorm and global average pooling; signals",
+    "resnet-D": "CIFAR ResNet, D = 6n + 2 (20, 32, 56, ...), shortcuts without parameters; images",
+    "wrn-D-K": "pre-activation Wide ResNet, D = 6n + 4 (16, 22, 28, ...), K times as wide; images",
+    "vgg-D": "VGG with BatchNorm and one linear classifier, D = 11, 13, 16 or 19; images",
+}
+"""Name pattern -> one-line description."""
+
+_EXAMPLES = ("mlp-100-100", "mlp-bn-100-100", "resnet-20", "resnet-56", "wrn-16-4", "wrn-28-10", "vgg-16")
+_WIDEST = 65_536
+_DEEPEST = 1_300
+
+Builder = Callable[[str, Shape, int, list[int]], nn.Module]
+
+
+def build_network(name: str, shape: Shape, classes: int) -> nn.Module:
+    """A freshly initialised network for inputs of `shape` (without the batch) and so many classes.
+
+    It draws from torch's global generator, as initialisers can use no other: call it inside `isolated(seed)`.
+    Raises SwampError for a name that does not exist, a depth or width that cannot be, and inputs that do not fit.
+    """
+    if not shape or min(shape) < 1 or classes < 1:
+        raise SwampError(f"a network needs positive sizes, got inputs of shape {shape} and {classes} classes.")
+    for pattern, builder in _BUILDERS.items():
+        if found := re.fullmatch(pattern, name, re.ASCII):
+            numbers = [int(number) for number in re.findall(r"\d+", found.group("numbers") or "")]
+            return builder(name, shape, classes, numbers)
+    raise unknown("model", name, [*NETWORKS, *_EXAMPLES])
+
+
+def _mlp(name: str, shape: Shape, classes: int, widths: list[int]) -> nn.Module:
+    if not all(1 <= width <= _WIDEST for width in widths):
+        raise SwampError(f"{name}: each width must be from 1 to {_WIDEST}, e.g. mlp-300-100.")
+    return mlp(shape, classes, widths, batchnorm=name.startswith("mlp-bn-"))
+
+
+def _lenet5(name: str, shape: Shape, classes: int, numbers: list[int]) -> nn.Module:
+    del name, numbers
+    return lenet5(shape, classes)
+
+
+def _conv1d(name: str, shape: Shape, classes: int, numbers: list[int]) -> nn.Module:
+    del numbers
+    if len(shape) != 1:
+        raise SwampError(f"{name} takes signals (length,), got inputs of shape {shape}; try resnet-20 or vgg-11.")
+    return conv1d(shape, classes)
+
+
+def _resnet(name: str, shape: Shape, classes: int, numbers: list[int]) -> nn.Module:
+    (depth,) = numbers
+    _check_depth(name, depth, 2)
+    return resnet(shape, classes, depth)
+
+
+def _wide_resnet(name: str, shape: Shape, classes: int, numbers: list[int]) -> nn.Module:
+    depth, factor = numbers
+    _check_depth(name, depth, 4)
+    if not 1 <= factor <= 100:
+        raise SwampError(f"{name}: the widening factor is {factor}, expected 1 to 100, e.g. wrn-{depth}-4.")
+    return wide_resnet(shape, classes, depth, factor)
+
+
+def _vgg(name: str, shape: Shape, classes: int, numbers: list[int]) -> nn.Module:
+    (depth,) = numbers
+    if depth not in DEPTHS:
+        raise SwampError(f"{name}: depth {depth} is not possible; there is vgg-11, vgg-13, vgg-16 and vgg-19.")
+    return vgg(shape, classes, depth)
+
+
+def _check_depth(name: str, depth: int, over: int) -> None:
+    # The deepest published one has 1,202 layers.
+    if depth % 6 != over or not 6 < depth <= _DEEPEST:
+        nearest = min(range(6 + over, _DEEPEST, 6), key=lambda possible: abs(possible - depth))
+        possible = ", ".join(str(6 * n + over) for n in range(1, 6))
+        raise SwampError(
+            f"{name}: depth {depth} is not possible; it must be 6n + {over}: {possible}, ... up to {_DEEPEST}. "
+            f"The nearest is {nearest}."
+        )
+
+
+_BUILDERS: dict[str, Builder] = {
+    r"mlp-(bn-)?(?P<numbers>\d+(-\d+)*)": _mlp,
+    r"lenet-(?P<numbers>300-100)": _mlp,
+    r"lenet-5(?P<numbers>)": _lenet5,
+    r"conv1d(?P<numbers>)": _conv1d,
+    r"resnet-(?P<numbers>\d+)": _resnet,
+    r"wrn-(?P<numbers>\d+-\d+)": _wide_resnet,
+    r"vgg-(?P<numbers>\d+)": _vgg,
+}

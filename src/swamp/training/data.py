@@ -1,0 +1,267 @@
+"""Where batches come from. Whatever the source, the order is a pure function of the seed and the epoch."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate  # pyright: ignore[reportUnknownVariableType]
+
+from swamp.errors import SwampError
+from swamp.training.augment import Augment
+from swamp.training.order import Seed, isolated, permutation
+
+Inputs = Tensor | Mapping[str, Tensor]
+Batch = tuple[Any, Any]
+"""(inputs, targets); inputs are a tensor or a mapping of tensors."""
+
+
+@runtime_checkable
+class Data(Protocol):
+    """Examples, in the seed's order for training and in their own for evaluation."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def steps(self, batch_size: int) -> int:
+        """Batches in one epoch of `shuffled`."""
+        ...
+
+    def shuffled(self, batch_size: int, seed: Seed, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, augmented, from batch number `first` on."""
+        ...
+
+    def in_order(self, batch_size: int) -> Iterator[Batch]:
+        """All examples once, in fixed order, without augmentation."""
+        ...
+
+    def to(self, device: torch.device) -> "Data":
+        """The same data with its tensors on `device`, where it holds tensors."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorData:
+    """Examples held in memory: gathered, augmented and normalised a batch at a time.
+
+    inputs: (n, ...) tensor, or a mapping of such; images may stay uint8, `normalise` makes them float.
+    targets: (n, ...) tensor. augment: see augment.py, applied before `normalise`.
+    An incomplete last batch is dropped in training (unless it is the only one), as every step should weigh the same.
+    """
+
+    inputs: Inputs
+    targets: Tensor
+    augment: Augment | None = None
+    normalise: Callable[[Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        parts = _tensors(self.inputs)
+        if not len(self.targets):
+            raise SwampError("the data set is empty: 0 examples were given, at least one is needed.")
+        if any(len(part) != len(self.targets) for part in parts):
+            raise SwampError(f"{[len(part) for part in parts]} inputs do not match {len(self.targets)} targets.")
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def steps(self, batch_size: int) -> int:
+        """Batches in one epoch of `shuffled`."""
+        return max(1, len(self) // batch_size)
+
+    def shuffled(self, batch_size: int, seed: Seed, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, augmented, from batch number `first` on."""
+        device = self.targets.device
+        order = permutation(seed, epoch, len(self)).to(device)
+        noise = torch.Generator(device)
+        base = seed.at("augment", epoch).number()
+        for step in range(first, self.steps(batch_size)):
+            inputs, targets = self._gather(order[step * batch_size : (step + 1) * batch_size])
+            if self.augment is not None:
+                # Seeded anew at each step, so that a run resumed in mid-epoch sees what it would have seen.
+                inputs = self.augment(inputs, noise.manual_seed(base + step))
+            yield self._normalised(inputs), targets
+
+    def in_order(self, batch_size: int) -> Iterator[Batch]:
+        """All examples once, in fixed order, without augmentation."""
+        for start in range(0, len(self), batch_size):
+            part = slice(start, start + batch_size)
+            if isinstance(self.inputs, Tensor):
+                yield self._normalised(self.inputs[part]), self.targets[part]
+            else:
+                yield self._normalised({k: v[part] for k, v in self.inputs.items()}), self.targets[part]
+
+    def to(self, device: torch.device) -> "TensorData":
+        """The same data on `device`."""
+        if self.targets.device == device:
+            return self
+        inputs = self.inputs
+        moved = inputs.to(device) if isinstance(inputs, Tensor) else {k: v.to(device) for k, v in inputs.items()}
+        return replace(self, inputs=moved, targets=self.targets.to(device))
+
+    def subset(self, index: Tensor) -> "TensorData":
+        """The examples at `index` (int64)."""
+        inputs, targets = self._gather(index)
+        return replace(self, inputs=inputs, targets=targets)
+
+    def plain(self) -> "TensorData":
+        """The same examples without augmentation."""
+        return replace(self, augment=None)
+
+    def _gather(self, index: Tensor) -> tuple[Any, Tensor]:
+        if isinstance(self.inputs, Tensor):
+            return self.inputs.index_select(0, index), self.targets.index_select(0, index)
+        gathered = {name: value.index_select(0, index) for name, value in self.inputs.items()}
+        return gathered, self.targets.index_select(0, index)
+
+    def _normalised(self, inputs: Any) -> Any:
+        return inputs if self.normalise is None else self.normalise(inputs)
+
+
+@dataclass(frozen=True)
+class DatasetData:
+    """Examples of a torch Dataset, fetched one by one by a DataLoader: for data that does not fit in memory.
+
+    Random transforms and a random collate may draw from the global generators of torch, NumPy and Python: these are
+    seeded batch by batch, so the batches are the same for any number of workers and after a resume in mid-epoch.
+    evaluation: the same examples without augmentation, for `in_order`; default: the dataset as it is.
+    """
+
+    dataset: Dataset[Any]
+    collate: Callable[[list[Any]], Any] = default_collate  # pyright: ignore[reportUnknownVariableType]
+    workers: int = 0
+    evaluation: Dataset[Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self):
+            raise SwampError("the data set is empty: 0 examples were given, at least one is needed.")
+        if self.evaluation is not None and len(cast(Any, self.evaluation)) != len(self):
+            raise SwampError(
+                f"evaluation has {len(cast(Any, self.evaluation))} examples, the dataset {len(self)}: it must hold "
+                "the same examples in the same order, without augmentation."
+            )
+
+    def __len__(self) -> int:
+        return len(cast(Any, self.dataset))
+
+    def steps(self, batch_size: int) -> int:
+        """Batches in one epoch of `shuffled`."""
+        return max(1, len(self) // batch_size)
+
+    def shuffled(self, batch_size: int, seed: Seed, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from batch number `first` on."""
+        order = permutation(seed, epoch, len(self))
+        steps = range(first, self.steps(batch_size))
+        chosen = [_numbers(order[step * batch_size : (step + 1) * batch_size]) for step in steps]
+        yield from self._load(self.dataset, chosen, seed.at("loader", epoch), first)
+
+    def in_order(self, batch_size: int) -> Iterator[Batch]:
+        """All examples once, in fixed order, of `evaluation` where there is one."""
+        count = len(self)
+        chosen = [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
+        dataset = self.dataset if self.evaluation is None else self.evaluation
+        yield from self._load(dataset, chosen, Seed(0).at("evaluation"), 0)
+
+    def to(self, device: torch.device) -> "DatasetData":
+        """Itself: batches are moved one by one."""
+        del device
+        return self
+
+    def _load(self, dataset: Dataset[Any], chosen: list[list[int]], seed: Seed, first: int) -> Iterator[Batch]:
+        loader = DataLoader(
+            _Batches(dataset, self.collate),
+            batch_size=None,
+            sampler=cast(Any, [(seed.at(step), index) for step, index in enumerate(chosen, first)]),
+            collate_fn=as_batch,
+            num_workers=self.workers,
+            # Without one the loader would draw its workers' seeds from the global generator.
+            generator=seed.generator(),
+        )
+        yield from loader
+
+
+class _Batches(Dataset[Any]):
+    """A dataset read a batch at a time, each batch with a seed of its own."""
+
+    def __init__(self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any]) -> None:
+        self.dataset, self.collate = dataset, collate
+
+    def __getitem__(self, chosen: tuple[Seed, list[int]]) -> Any:
+        seed, index = chosen
+        together = getattr(self.dataset, "__getitems__", None)
+        with isolated(seed):
+            return self.collate(together(index) if together else [self.dataset[i] for i in index])
+
+
+@dataclass(frozen=True)
+class BatchList:
+    """Batches made beforehand: their order is shuffled, their content stays."""
+
+    batches: Sequence[Any]
+
+    def __post_init__(self) -> None:
+        if not len(self.batches):
+            raise SwampError("the data set is empty: 0 batches were given, at least one is needed.")
+        for batch in self.batches:
+            as_batch(batch)
+
+    def __len__(self) -> int:
+        return sum(len(as_batch(batch)[1]) for batch in self.batches)
+
+    def steps(self, batch_size: int) -> int:
+        """Batches there are, whatever the batch size."""
+        del batch_size
+        return len(self.batches)
+
+    def shuffled(self, batch_size: int, seed: Seed, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """All batches in the order of the epoch, from number `first` on."""
+        del batch_size
+        for index in _numbers(permutation(seed, epoch, len(self.batches))[first:]):
+            yield as_batch(self.batches[index])
+
+    def in_order(self, batch_size: int) -> Iterator[Batch]:
+        """All batches as they were given."""
+        del batch_size
+        return (as_batch(batch) for batch in self.batches)
+
+    def to(self, device: torch.device) -> "BatchList":
+        """Itself: batches are moved one by one."""
+        del device
+        return self
+
+
+def as_batch(batch: Any) -> Batch:
+    """(inputs, targets) of a batch; a mapping gives its `labels` (or `label`, `targets`) as targets."""
+    if isinstance(batch, Mapping):
+        fields = dict(cast("Mapping[str, Any]", batch))
+        for key in ("labels", "label", "targets"):
+            if key in fields:
+                return {name: value for name, value in fields.items() if name != key}, fields[key]
+        raise SwampError(f"a dict batch needs 'labels', 'label' or 'targets'; this one has {sorted(fields)}.")
+    if isinstance(batch, tuple | list) and len(cast(Sequence[Any], batch)) == 2:
+        return cast(Batch, tuple(cast(Sequence[Any], batch)))
+    raise SwampError(
+        f"a batch must be (inputs, targets) or a dict with labels, got {type(cast(object, batch)).__name__}."
+    )
+
+
+def batch_to(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on `device`."""
+    inputs, targets = batch
+    if isinstance(inputs, Mapping):
+        moved: Any = {k: v.to(device, non_blocking=True) for k, v in cast("Mapping[str, Tensor]", inputs).items()}
+    else:
+        moved = inputs.to(device, non_blocking=True)
+    return moved, targets.to(device, non_blocking=True)
+
+
+def _tensors(inputs: Any) -> list[Tensor]:
+    parts: list[Any] = list(cast("Mapping[str, Any]", inputs).values()) if isinstance(inputs, Mapping) else [inputs]
+    if not parts or not all(isinstance(part, Tensor) for part in parts):
+        raise SwampError(f"inputs must be a tensor or a mapping of tensors, got {type(cast(object, inputs)).__name__}.")
+    return parts
+
+
+def _numbers(index: Tensor) -> list[int]:
+    return index.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]

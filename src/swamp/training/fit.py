@@ -1,0 +1,201 @@
+"""The one training loop."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from swamp.errors import Diverged, SwampError
+from swamp.sparsity import Mask, hold
+from swamp.training.average import RunningMean, copied
+from swamp.training.batchnorm import norm_layers
+from swamp.training.data import Batch, batch_to
+from swamp.training.optimizers import OptimizerFactory, build_optimizer
+from swamp.training.options import Training
+from swamp.training.order import Seed, isolated, reseed_global
+from swamp.training.sam import second_gradient
+from swamp.training.snapshot import Snapshot, load_optimizer, optimizer_tensors
+from swamp.training.task import Loss, Task
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The outcome of one training."""
+
+    weights: dict[str, Tensor]
+    """The running mean where weights were averaged, else the last iterate."""
+    averaged: int
+    """Samples in the running mean (0: none was kept)."""
+    steps: int
+    """Optimizer steps taken."""
+    losses: tuple[float, ...]
+    """Mean training loss of each epoch."""
+
+
+class Watch(Protocol):
+    """Told after every step. May save `snapshot()`, show progress, or raise Interrupted to stop."""
+
+    def __call__(self, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
+        """`step` of `total` steps are taken."""
+        ...
+
+
+def fit(
+    model: nn.Module,
+    task: Task,
+    training: Training,
+    seed: Seed,
+    *,
+    mask: Mask | None = None,
+    first: int = 0,
+    last: int | None = None,
+    optimizer: OptimizerFactory | None = None,
+    resume: Snapshot | None = None,
+    watch: Watch | None = None,
+) -> Fit:
+    """Train `model` in place from step `first` up to `last` (default: the whole training) on the support of `mask`.
+
+    The batch of every step is a pure function of `seed` and the step. Raises Diverged when the loss or a weight is
+    not finite; the loss is read back once an epoch.
+    """
+    run = _Run(model, task, training, seed, optimizer)
+    last = run.total if last is None else last
+    step = first if resume is None else run.restore(resume)
+    with isolated(seed, run.device), nullcontext() if mask is None else hold(model, mask, run.optimizer):
+        model.train()
+        while step < last:
+            epoch, within = divmod(step, run.per_epoch)
+            end = min((epoch + 1) * run.per_epoch, last)
+            for batch in islice(task.train.shuffled(training.batch_size, seed, epoch, within), end - step):
+                run.step(step, batch_to(batch, run.device))
+                step += 1
+                if step == end:
+                    run.end_epoch(step)
+                if watch is not None:
+                    watch(step, last, partial(run.snapshot, step))
+            if step < end:
+                given = step - epoch * run.per_epoch
+                raise SwampError(f"the training data promised {run.per_epoch} batches an epoch and gave {given}.")
+        # Before `hold` looks: to it, a NaN among the pruned weights would be a mask that was not kept.
+        run.check_finite(step)
+    averaged = run.mean.count
+    weights = run.mean.mean() if averaged else copied(model.state_dict())
+    return Fit(weights, averaged, step - first, tuple(run.losses))
+
+
+class _Run:
+    """What changes while one model is trained."""
+
+    def __init__(
+        self, model: nn.Module, task: Task, training: Training, seed: Seed, optimizer: OptimizerFactory | None
+    ) -> None:
+        self.model, self.task, self.training = model, task, training
+        self.device = next(model.parameters()).device
+        self.trainable = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer: Optimizer = (optimizer or partial(build_optimizer, training=training))(self.trainable)
+        self.per_epoch = task.train.steps(training.batch_size)
+        self.total = training.epochs * self.per_epoch
+        self.tail_start = self.total - training.tail_epochs * self.per_epoch
+        self.loss = _smoothed(task.loss, training.label_smoothing)
+        self.noise = seed.at("noise").number()
+        self.mean = RunningMean()
+        self.losses: list[float] = []
+        self.running_loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.losses_seen = 0
+
+    def step(self, step: int, batch: Batch) -> None:
+        rate = self.training.rate(step, self.per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self.backward(step, batch)
+        if self.training.sam:
+            with second_gradient(self.model, self.training.sam):
+                self.backward(step, batch)
+        if self.training.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
+        self.optimizer.step()
+        self.running_loss += loss
+        self.losses_seen += 1
+
+    def backward(self, step: int, batch: Batch) -> Tensor:
+        """Leave the gradient of one batch in the model; the loss stays on the device."""
+        # Dropout can draw from no other generator; seeded by step, it is the same after a resume.
+        reseed_global(self.noise + step, self.device)
+        # What optimizer.zero_grad does, without the profiler's record around it.
+        for parameter in self.trainable:
+            parameter.grad = None
+        inputs, targets = batch
+        with self.autocast():
+            loss = self.loss(self.task.forward(self.model, inputs), targets)
+        loss.backward()  # pyright: ignore[reportUnknownMemberType]
+        return loss.detach()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        if self.training.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def end_epoch(self, step: int) -> None:
+        mean_loss = float(self.running_loss) / self.losses_seen
+        self.losses.append(mean_loss)
+        self.running_loss.zero_()
+        self.losses_seen = 0
+        if not math.isfinite(mean_loss):
+            epoch = (step - 1) // self.per_epoch + 1
+            raise Diverged(
+                f"the training loss became {mean_loss} in epoch {epoch} (before step {step}, learning rate "
+                f"{self.training.rate(step - 1, self.per_epoch):.4g}). Lower the learning rate, or clip the gradient."
+            )
+        if self.training.swa and step > self.tail_start and step % self.per_epoch == 0:
+            self.mean.add(self.model.state_dict())
+
+    def check_finite(self, step: int) -> None:
+        wrong = [name for name, p in self.model.named_parameters() if not bool(torch.isfinite(p).all())]
+        if wrong:
+            raise Diverged(f"the weights of {wrong[0]!r} are not finite after step {step}. Lower the learning rate.")
+
+    def snapshot(self, step: int) -> Snapshot:
+        # A loss sum in mid-epoch must come back to the last bit, so that the resumed record is the same.
+        return Snapshot(
+            step,
+            copied(self.model.state_dict()),
+            optimizer_tensors(self.optimizer),
+            self.mean.partial(),
+            self.mean.count,
+            tuple(self.losses),
+            float(self.running_loss),
+            self.losses_seen,
+        )
+
+    def restore(self, snapshot: Snapshot) -> int:
+        self.model.load_state_dict(dict(snapshot.weights))
+        load_optimizer(self.optimizer, snapshot.optimizer)
+        # The mean is kept wider than the weights are; it must be cast to their types even if no sample is added.
+        mean = {name: tensor.to(self.device, copy=True) for name, tensor in snapshot.mean.items()}
+        self.mean = RunningMean(mean, snapshot.averaged, like=self.model.state_dict())
+        self.losses = list(snapshot.losses)
+        self.running_loss.fill_(snapshot.running_loss)
+        self.losses_seen = snapshot.losses_seen
+        return snapshot.step
+
+
+def reset_statistics(model: nn.Module) -> None:
+    """Fresh batch-normalisation statistics, for a rewind that does not rewind them."""
+    for layer in norm_layers(model):
+        layer.reset_running_stats()
+
+
+def _smoothed(loss: Loss, smoothing: float) -> Loss:
+    if not smoothing:
+        return loss
+    if loss is not F.cross_entropy:
+        raise SwampError("label smoothing is defined for the cross-entropy; set label_smoothing=0 for another loss.")
+    return lambda outputs, targets: F.cross_entropy(outputs, targets, label_smoothing=smoothing)

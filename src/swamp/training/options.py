@@ -1,0 +1,105 @@
+"""Training: how one model is trained, and the learning rate of every step."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from swamp.errors import SwampError, unknown
+
+RateShape = Literal["cosine", "linear", "step", "constant"]
+AfterRewind = Literal["restart", "advance"]
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one particle is trained. Everything is per cycle; optimizer state always starts fresh."""
+
+    epochs: int = 20
+    """Passes over the training data."""
+    batch_size: int = 128
+    """Examples a step."""
+    optimizer: str = "sgd"
+    """sgd, adamw, or the name of any class in torch.optim."""
+    lr: float = 0.1
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    nesterov: bool = False
+    """Nesterov's form of momentum."""
+    weight_decay: float = 5e-4
+    """L2 penalty of sgd, decoupled decay of adamw; on all parameters."""
+    schedule: RateShape = "cosine"
+    """Shape of the decay after the warm-up; `step` divides by 10 after 1/2 and 3/4 of it."""
+    warmup: float = 0.0
+    """Epochs of linear warm-up from 0."""
+    after_rewind: AfterRewind = "restart"
+    """Whether a rewound model starts its schedule anew, or goes on from the ticket's step (and so trains less)."""
+    tail: float = 0.25
+    """Share of the epochs at the end that run at the constant rate `tail_lr` (0: none, the schedule decays to 0)."""
+    tail_lr: float = 0.5
+    """Learning rate of the tail, as a share of `lr`."""
+    swa: bool = True
+    """Average the weights at the end of every tail epoch (stochastic weight averaging)."""
+    sam: float = 0.0
+    """Radius of sharpness-aware minimisation (0: off)."""
+    clip: float = 0.0
+    """Largest norm of the gradient over surviving weights (0: no clipping)."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the cross-entropy."""
+    precision: Precision = "float32"
+    """bfloat16 runs forward passes of training under autocast; weights stay float32."""
+    fresh_batchnorm: bool = False
+    """Reset running statistics at every rewind instead of rewinding them too."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (("schedule", RateShape), ("after_rewind", AfterRewind), ("precision", Precision)):
+            if getattr(self, name) not in get_args(choices):
+                raise unknown(name, str(getattr(self, name)), get_args(choices))
+        wrong = [
+            (self.epochs < 1, "epochs", "1 or more"),
+            (self.batch_size < 1, "batch_size", "1 or more"),
+            (not (math.isfinite(self.lr) and self.lr > 0), "lr", "above 0"),
+            (not 0 <= self.momentum < 1, "momentum", "in [0, 1)"),
+            (self.nesterov and not self.momentum, "momentum", "above 0 for Nesterov's form of it"),
+            (self.weight_decay < 0, "weight_decay", "0 or more"),
+            (not 0 <= self.warmup <= self.epochs, "warmup", "between 0 and epochs"),
+            (not 0 <= self.tail <= 1, "tail", "in [0, 1]"),
+            (not 0 < self.tail_lr <= 1, "tail_lr", "in (0, 1]: a share of lr"),
+            (self.sam < 0, "sam", "0 or more"),
+            (self.clip < 0, "clip", "0 or more"),
+            (not 0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)"),
+        ]
+        for bad, name, expected in wrong:
+            if bad:
+                raise SwampError(f"{name} must be {expected}, got {getattr(self, name)}.")
+        if self.swa and not self.tail_epochs:
+            raise SwampError(
+                f"stochastic weight averaging needs a tail to average over, got tail={self.tail:g} of "
+                f"{self.epochs} epochs. Give a larger tail, or switch averaging off (swa=False)."
+            )
+
+    @property
+    def tail_epochs(self) -> int:
+        """Whole epochs of the tail: at least one where a tail is asked for."""
+        return max(1, round(self.tail * self.epochs)) if self.tail else 0
+
+    def rate(self, step: int, steps_per_epoch: int) -> float:
+        """Learning rate of step `step` (from 0) of a training of `epochs * steps_per_epoch` steps."""
+        decay_end = (self.epochs - self.tail_epochs) * steps_per_epoch
+        warm = min(round(self.warmup * steps_per_epoch), decay_end)
+        if step < warm:
+            return self.lr * (step + 1) / warm
+        low = self.lr * self.tail_lr if self.tail_epochs else 0.0
+        if step >= decay_end:
+            return low
+        share = (step - warm) / (decay_end - warm)
+        match self.schedule:
+            case "cosine":
+                return low + (self.lr - low) * 0.5 * (1 + math.cos(math.pi * share))
+            case "linear":
+                return low + (self.lr - low) * (1 - share)
+            case "step":
+                return self.lr * 0.1 ** ((share >= 0.5) + (share >= 0.75))
+            case "constant":
+                return self.lr

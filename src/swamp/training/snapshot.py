@@ -1,0 +1,78 @@
+"""A training stopped between two steps, so that it can go on bit for bit."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from swamp.errors import SwampError
+from swamp.training.average import State
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A training stopped between two steps: with it, `fit` goes on as if it had never stopped."""
+
+    step: int
+    weights: State
+    optimizer: Mapping[str, Tensor]
+    mean: State
+    averaged: int
+    losses: tuple[float, ...]
+    running_loss: float
+    losses_seen: int
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """What `optimizer` remembers: `0/exp_avg` of parameter 0, `group0/d` of group 0; `#` ends names of numbers."""
+    flat: dict[str, Tensor] = {}
+    for index, parameter in enumerate(_parameters(optimizer)):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if value is not None:
+                name, tensor = _as_tensor(f"{index}/{key}", value)
+                flat[name] = tensor
+    # Some optimizers keep what they learn (a step size, a weight sum) in the group, among the options.
+    for index, group in enumerate(optimizer.param_groups):
+        for key, value in group.items():
+            if isinstance(value, Tensor | int | float):
+                name, tensor = _as_tensor(f"group{index}/{key}", value)
+                flat[name] = tensor
+    return flat
+
+
+def load_optimizer(optimizer: Optimizer, flat: Mapping[str, Tensor]) -> None:
+    """Give a fresh `optimizer` the memory that `optimizer_tensors` took."""
+    slots: dict[int, dict[str, Any]] = {}
+    groups = optimizer.param_groups
+    for name, tensor in flat.items():
+        owner, key = name.removesuffix("#").split("/", 1)
+        value = tensor.item() if name.endswith("#") else tensor.clone()
+        if owner.startswith("group"):
+            groups[int(owner.removeprefix("group"))][key] = value
+        else:
+            slots.setdefault(int(owner), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+    # torch places each tensor on its device, but casts it to its parameter's type: bits must come back as they were.
+    for index, parameter in enumerate(_parameters(optimizer)):
+        placed = optimizer.state.get(parameter, {})
+        for key, value in slots.get(index, {}).items():
+            placed[key] = value.to(placed[key].device) if isinstance(value, Tensor) else value
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _as_tensor(name: str, value: Any) -> tuple[str, Tensor]:
+    if isinstance(value, Tensor):
+        return name, value.detach().clone()
+    if isinstance(value, bool | int | float):
+        # float64, as Python's own numbers are: float32 would change the training that goes on.
+        return f"{name}#", torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+    raise SwampError(
+        f"the optimizer keeps {name!r} as a {type(value).__name__}, which cannot be stored for a resume. "
+        "Use an optimizer whose state is tensors and numbers, or train without interruptions."
+    )

@@ -1,0 +1,128 @@
+"""Task: what is learned, and how well."""
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from swamp.errors import SwampError
+from swamp.training.data import Data, batch_to
+from swamp.training.sources import as_data
+
+Loss = Callable[[Tensor, Any], Tensor]
+"""(outputs, targets) -> scalar, the mean over the batch."""
+Metric = Callable[[Tensor, Tensor], float]
+"""(all outputs, all targets) of a data set -> number."""
+Forward = Callable[[nn.Module, Any], Tensor]
+"""(model, inputs) -> outputs."""
+
+
+def call_model(model: nn.Module, inputs: Any) -> Tensor:
+    """`model(inputs)`, or `model(**inputs)` for a mapping; the logits of an output object that carries them."""
+    outputs = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    return getattr(outputs, "logits", outputs)
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> float:
+    """Share of examples whose largest output is the target's, in [0, 1]."""
+    return float((outputs.argmax(-1) == targets).double().mean())
+
+
+def nll(outputs: Tensor, targets: Tensor) -> float:
+    """Mean negative log likelihood in nats; outputs are logits (or log probabilities)."""
+    return float(F.cross_entropy(outputs.double(), targets))
+
+
+def ece(outputs: Tensor, targets: Tensor, bins: int = 15) -> float:
+    """Expected calibration error over equal-width confidence bins (Guo et al. 2017), in [0, 1]."""
+    confidence, predicted = outputs.double().softmax(-1).max(-1)
+    gap = (predicted == targets).double() - confidence
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    sums = torch.zeros(bins, dtype=torch.float64, device=outputs.device).index_add_(0, bin_of, gap)
+    return float(sums.abs().sum() / len(targets))
+
+
+CLASSIFICATION: Mapping[str, Metric] = {"accuracy": accuracy, "nll": nll, "ece": ece}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data, loss and metrics of a supervised task, for any model.
+
+    `accuracy` among the metrics is what barriers, `best` and stability are measured by; a task without it must
+    name its own `error` (outputs, targets) -> number in [0, 1].
+    """
+
+    train: Data
+    test: Data
+    validation: Data | None = None
+    loss: Loss = F.cross_entropy
+    metrics: Mapping[str, Metric] = field(default_factory=lambda: dict(CLASSIFICATION))
+    forward: Forward = call_model
+    error: Metric | None = None
+
+    @classmethod
+    def of(cls, train: Any, test: Any, validation: Any = None, **others: Any) -> "Task":
+        """A task from plain sources: tensors, DataLoaders, Datasets, iterables of batches (see `as_data`)."""
+        held_out = None if validation is None else as_data(validation)
+        return cls(as_data(train), as_data(test), held_out, **others)
+
+    @property
+    def held_out(self) -> Data:
+        """What choices are made on: the validation data, or the training data where there is none. Never the test."""
+        return self.train if self.validation is None else self.validation
+
+    def to(self, device: torch.device) -> "Task":
+        """The same task with in-memory data on `device`."""
+        validation = None if self.validation is None else self.validation.to(device)
+        return replace(self, train=self.train.to(device), test=self.test.to(device), validation=validation)
+
+    def error_of(self, outputs: Tensor, targets: Tensor) -> float:
+        """Error in [0, 1]: 1 - accuracy unless the task names its own."""
+        if self.error is not None:
+            return self.error(outputs, targets)
+        if "accuracy" not in self.metrics:
+            raise SwampError("a task without an 'accuracy' metric must name its own error: Task(error=...).")
+        return 1 - self.metrics["accuracy"](outputs, targets)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Generator[None]:
+    """Eval mode inside the block; then every module has its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, task: Task, data: Data, *, examples: int | None = None, batch_size: int = 1024
+) -> tuple[Tensor, Tensor]:
+    """Outputs and targets of all examples (or the first `examples`), in order, in eval mode, on the model's device."""
+    device = next(model.parameters()).device
+    outputs: list[Tensor] = []
+    targets: list[Tensor] = []
+    seen = 0
+    with evaluating(model):
+        for batch in data.in_order(batch_size if examples is None else min(batch_size, examples)):
+            inputs, target = batch_to(batch, device)
+            outputs.append(task.forward(model, inputs))
+            targets.append(target)
+            seen += len(target)
+            if examples is not None and seen >= examples:
+                break
+    return torch.cat(outputs)[:examples], torch.cat(targets)[:examples]
+
+
+def evaluate(model: nn.Module, task: Task, data: Data, *, examples: int | None = None) -> dict[str, float]:
+    """Every metric of the task on `data`, or on its first `examples`."""
+    outputs, targets = predict(model, task, data, examples=examples)
+    return {name: metric(outputs, targets) for name, metric in task.metrics.items()}

@@ -1,0 +1,326 @@
+"""The loop against hand-written loops, and the consequences that must hold to the last bit."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import swamp
+from swamp.methods import METHODS, Cycle, NoStore
+from swamp.particles import Particle, Sequential
+from swamp.training import Seed, Task, TensorData, Training, evaluate, mean
+
+TRAINING = Training(epochs=4, batch_size=16, lr=0.1, tail=0.5)
+PLAN = swamp.Plan(sparsity=0.8, alpha=(0.5,), particles=(3,), ticket_epochs=1, barrier_threshold=1.0)
+
+
+def run(model: nn.Module, task: Task, method: str, training: Training = TRAINING, **options) -> list[Cycle]:
+    return list(swamp.cycles(model, task, replace(PLAN, method=method, **options), training))
+
+
+def same(a: Cycle, b: Cycle) -> bool:
+    return a.mask == b.mask and all(torch.equal(a.weights[name], b.weights[name]) for name in a.weights)
+
+
+def by_hand(model, task, *, particles: int, swa: bool) -> list[dict[str, torch.Tensor]]:
+    """IMP and SWAMP in plain PyTorch, sharing nothing with the library but the order of the examples."""
+    data, per_epoch, epochs = task.train, 96 // 16, 4
+    names = ["0.weight", "2.weight"]
+
+    def train(start, mask, seed, steps, tail):
+        model.load_state_dict({k: v * mask[k] if k in mask else v for k, v in start.items()})
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+        samples = []
+        for step in range(steps):
+            low, last = (0.05, 2 * per_epoch) if tail else (0.0, epochs * per_epoch)
+            share = torch.tensor(step / last * torch.pi, dtype=torch.float64)
+            rate = low + (0.1 - low) * 0.5 * (1 + torch.cos(share).item()) if step < last else low
+            optimizer.param_groups[0]["lr"] = rate
+            order = torch.randperm(96, generator=seed.at("order", step // per_epoch).generator())
+            part = order[step % per_epoch * 16 : (step % per_epoch + 1) * 16]
+            optimizer.zero_grad()
+            F.cross_entropy(model(data.inputs[part]), data.targets[part]).backward()
+            for name, parameter in model.named_parameters():
+                if name in mask:
+                    parameter.grad *= mask[name]
+            optimizer.step()
+            for name, parameter in model.named_parameters():
+                if name in mask:
+                    parameter.data *= mask[name]
+            if tail and step >= last and (step + 1) % per_epoch == 0:
+                samples.append({k: v.clone() for k, v in model.state_dict().items()})
+        samples = samples or [{k: v.clone() for k, v in model.state_dict().items()}]
+        return {k: sum(s[k] for s in samples) / len(samples) for k in samples[0]}
+
+    ones = {name: torch.ones_like(dict(model.named_parameters())[name]) for name in names}
+    ticket = train(model.state_dict(), ones, Seed(0).at("ticket"), per_epoch, tail=False)
+    mask, result, total = ones, [], sum(m.numel() for m in ones.values())
+    for cycle in range(4):
+        seeds = [Seed(0).at("cycle", cycle, "particle", n) for n in range(particles)]
+        trained = [train(ticket, mask, seed, epochs * per_epoch, tail=swa) for seed in seeds]
+        average = {k: sum(t[k] for t in trained) / particles for k in trained[0]}
+        result.append(average)
+        flat = torch.cat([(average[n].abs() + mask[n]).flatten() * mask[n].flatten() for n in names])
+        keep = round((0.2 ** ((cycle + 1) / 3)) * total)
+        chosen = torch.zeros_like(flat)
+        chosen[flat.argsort(descending=True)[:keep]] = 1
+        parts = chosen.split([mask[n].numel() for n in names])
+        mask = {n: part.view_as(mask[n]) for n, part in zip(names, parts, strict=True)}
+    return result
+
+
+@pytest.mark.parametrize(("method", "particles", "swa"), [("imp", 1, False), ("imp-swa", 1, True), ("swamp", 3, True)])
+def test_the_loop_equals_a_hand_written_one(mlp, task, method, particles, swa):
+    double = Task(*(TensorData(d.inputs.double(), d.targets) for d in (task.train, task.test, task.validation)))
+    reference = by_hand(mlp.double(), double, particles=particles, swa=swa)
+    with swamp_initial():
+        model = fresh_mlp().double()
+    record = run(model, double, method)
+    assert len(record) == len(reference) == 4
+    for cycle, expected in zip(record, reference, strict=True):
+        for name in expected:
+            torch.testing.assert_close(cycle.weights[name], expected[name], rtol=1e-10, atol=1e-12)
+    assert record[-1].mask.kept == round(0.2 * 144)
+
+
+def fresh_mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def swamp_initial():
+    from swamp.training import isolated
+
+    return isolated(Seed(7).at("init"))
+
+
+def test_one_particle_without_averaging_is_imp_bit_for_bit(normed, task):
+    imp, swamp_1 = run(normed, task, "imp"), run(normed, task, "swamp-no-swa", particles=(1,))
+    assert all(same(a, b) for a, b in zip(imp, swamp_1, strict=True))
+    assert [c.measured for c in imp] == [c.measured for c in swamp_1]
+
+
+def test_swamp_with_one_particle_is_imp_with_averaging_bit_for_bit(normed, task):
+    a, b = run(normed, task, "imp-swa"), run(normed, task, "swamp", particles=(1,))
+    assert all(same(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_same_seed_same_bits_and_another_seed_others(normed, task):
+    a, b, c = run(normed, task, "swamp"), run(normed, task, "swamp"), run(normed, task, "swamp", seed=1)
+    assert all(same(x, y) for x, y in zip(a, b, strict=True))
+    assert not same(a[0], c[0])
+
+
+@pytest.mark.parametrize("method", [name for name, m in METHODS.items() if not m.ensemble])
+def test_every_method_gives_nested_masks_exact_counts_and_exact_zeros(normed, task, method):
+    record = run(normed, task, method)
+    assert [cycle.mask.kept for cycle in record] == [round(0.2 ** (k / 3) * 144) for k in range(4)]
+    for before, after in pairwise(record):
+        assert after.mask.issubset(before.mask)
+    for cycle in record:
+        for name, alive in cycle.mask.items():
+            assert not cycle.weights[name][~alive].any()
+
+
+def test_recorded_metrics_are_those_of_the_stored_weights(normed, task):
+    for cycle in run(normed, task, "swamp"):
+        normed.load_state_dict(cycle.weights)
+        assert evaluate(normed, task, task.test) == cycle.measured.test
+        assert evaluate(normed, task, task.validation) == cycle.measured.validation
+
+
+def test_the_test_data_decides_nothing(normed, task):
+    poisoned = replace(task, test=TensorData(task.test.inputs, 2 - task.test.targets))
+    for method in ("imp-best", "swamp"):
+        a, b = run(normed, task, method), run(normed, poisoned, method)
+        assert all(same(x, y) for x, y in zip(a, b, strict=True))
+        assert a[0].measured.test != b[0].measured.test
+
+
+def test_the_best_particle_is_the_one_with_least_validation_error(normed, task):
+    for cycle in run(normed, task, "imp-best"):
+        scores = [particle.measured.validation["accuracy"] for particle in cycle.particles]
+        assert cycle.measured.validation["accuracy"] == max(scores)
+        assert cycle.barrier is None
+
+
+class Tickets(NoStore):
+    """Remembers the ticket, and every particle."""
+
+    def __init__(self):
+        self.tickets, self.starts = [], []
+
+    def keep_ticket(self, ticket):
+        self.tickets.append(ticket)
+
+
+@pytest.mark.parametrize("method", [name for name, m in METHODS.items() if not m.ensemble])
+def test_every_method_starts_from_the_same_ticket(mlp, task, method):
+    store, reference = Tickets(), Tickets()
+    list(swamp.cycles(mlp, task, replace(PLAN, method=method, sparsity=0.0), TRAINING, store=store))
+    list(swamp.cycles(mlp, task, replace(PLAN, method="imp", sparsity=0.0), TRAINING, store=reference))
+    assert [ticket.id for ticket in store.tickets] == [ticket.id for ticket in reference.tickets]
+    assert store.tickets[0].steps == 6
+
+
+class Spy(Sequential):
+    """Remembers where particles started and what they were trained with."""
+
+    def __init__(self, model, task):
+        super().__init__(model, task)
+        self.calls = []
+
+    def train(self, ticket, mask, training, seeds, **more):
+        self.calls.append((ticket, mask, training, [seed for _, seed in seeds], more))
+        return super().train(ticket, mask, training, seeds, **more)
+
+
+def spied(model, task, method, training=TRAINING, **options) -> tuple[list[Cycle], list]:
+    spy = Spy(model, task)
+    record = list(swamp.cycles(model, task, replace(PLAN, method=method, **options), training, backend=spy))
+    return record, spy.calls[1:]
+
+
+def test_rewinding_methods_start_every_cycle_at_the_ticket_and_carrying_ones_at_their_own_weights(mlp, task):
+    for method in ("imp", "swamp"):
+        record, calls = spied(mlp, task, method)
+        assert len({ticket.id for ticket, *_ in calls}) == 1
+    for method in ("lrr", "sms"):
+        record, calls = spied(mlp, task, method)
+        for cycle, (ticket, *_) in zip(record, calls[1:], strict=False):
+            assert all(torch.equal(ticket.weights[name], cycle.weights[name]) for name in cycle.weights)
+
+
+def test_particles_differ_in_their_seed_alone(mlp, task):
+    _, calls = spied(mlp, task, "swamp")
+    seeds = [seed for call in calls for seed in call[3]]
+    assert len(seeds) == len(set(seeds)) == 12
+    assert {seed.root for seed in seeds} == {0}
+
+
+def test_swamp_plus_trains_one_particle_while_most_weights_live(mlp, task):
+    record, _ = spied(mlp, task, "swamp+")
+    assert [len(cycle.particles) for cycle in record] == [1, 1, 3, 3]
+
+
+def test_particles_may_be_given_cycle_by_cycle(mlp, task):
+    assert [len(cycle.particles) for cycle in run(mlp, task, "swamp", particles=(1, 2))] == [1, 2, 2, 2]
+
+
+def test_the_equal_cost_control_takes_as_many_steps_as_the_particles(mlp, task):
+    long, many = run(mlp, task, "imp-long"), run(mlp, task, "swamp")
+    assert [cycle.steps for cycle in long] == [cycle.steps for cycle in many]
+    assert [cycle.samples for cycle in long] == [16 * cycle.steps for cycle in long]
+    assert many[0].steps == 3 * 24 + 6
+
+
+def test_the_three_things_that_averaging_changes_are_separate(mlp, task):
+    names = ("imp", "imp-tail", "imp-swa", "swamp-no-swa", "swamp")
+    settings = {name: spied(mlp, task, name)[1][0][2] for name in names}
+    assert {n: (s.tail, s.swa) for n, s in settings.items()} == {
+        "imp": (0.0, False),
+        "imp-tail": (0.5, False),
+        "imp-swa": (0.5, True),
+        "swamp-no-swa": (0.0, False),
+        "swamp": (0.5, True),
+    }
+    assert spied(mlp, task, "imp-sam")[1][0][2].sam == 0.05
+    assert spied(mlp, task, "imp-sam", replace(TRAINING, sam=0.2))[1][0][2].sam == 0.2
+
+
+def test_an_advanced_schedule_goes_on_from_the_tickets_step(mlp, task):
+    record, calls = spied(mlp, task, "imp", replace(TRAINING, after_rewind="advance"))
+    assert all(more["first"] == 6 for *_, more in calls)
+    assert record[1].steps == 24 - 6
+
+
+def test_a_ticket_at_step_zero_is_the_initial_network(mlp, task):
+    store = Tickets()
+    list(swamp.cycles(mlp, task, replace(PLAN, ticket_epochs=0, sparsity=0.0), TRAINING, store=store))
+    assert all(torch.equal(store.tickets[0].weights[k], v) for k, v in mlp.state_dict().items())
+
+
+def test_cycles_come_one_at_a_time(mlp, task):
+    spy = Spy(mlp, task)
+    iterator = swamp.cycles(mlp, task, PLAN, TRAINING, backend=spy)
+    assert spy.calls == []
+    next(iterator)
+    assert len(spy.calls) == 2
+
+
+def test_the_users_model_is_left_alone(normed, task):
+    before = {name: tensor.clone() for name, tensor in normed.state_dict().items()}
+    result = swamp.prune(normed, task, sparsity=0.8, particles=2, training=TRAINING, alpha=(0.5,), barrier_threshold=1)
+    assert all(torch.equal(before[name], tensor) for name, tensor in normed.state_dict().items())
+    assert result.model is not normed
+    assert list(result.model.state_dict()) == list(normed.state_dict())
+
+
+def test_a_trainer_of_ones_own_plugs_in(mlp, task):
+    class Trainer:
+        def train(self, ticket, mask, training, seeds, *, first=0, last=None, progress=None):
+            made = []
+            for index, seed in seeds:
+                noise = seed.generator()
+                moved = {k: v + 0.01 * torch.randn(v.shape, generator=noise) for k, v in ticket.weights.items()}
+                moved |= {name: moved[name] * alive for name, alive in mask.items()}
+                made.append(Particle(moved, index, ticket.id, mask.digest, 0, 1, (0.5,), 0.1))
+            return made
+
+    record = list(swamp.cycles(mlp, task, replace(PLAN, floor=1), TRAINING, backend=Trainer()))
+    assert [cycle.mask.kept for cycle in record] == [144, 84, 49, 29]
+    assert record[2].steps == 3
+
+
+def test_particles_are_averaged_in_any_order(mlp, task):
+    class Reversed(Sequential):
+        def train(self, ticket, mask, training, seeds, **more):
+            return list(reversed(super().train(ticket, mask, training, list(reversed(seeds)), **more)))[::-1]
+
+    plain = list(swamp.cycles(mlp, task, PLAN, TRAINING))
+    other = list(swamp.cycles(mlp, task, PLAN, TRAINING, backend=Reversed(mlp, task)))
+    assert all(same(a, b) for a, b in zip(plain, other, strict=True))
+
+
+def test_a_mean_of_particles_is_their_mean(mlp, task):
+    class Keeps(Tickets):
+        def progress(self, cycle, particles):
+            store = self
+
+            class Kept:
+                def stepped(self, *_): ...
+
+                def unfinished(self, _):
+                    return None
+
+                def finished(self, particle):
+                    store.starts.append(particle)
+
+            return Kept()
+
+    store = Keeps()
+    record = list(swamp.cycles(mlp, task, replace(PLAN, sparsity=0.0), TRAINING, store=store))
+    expected = mean(particle.weights for particle in store.starts[1:])
+    assert all(torch.equal(record[0].weights[name], expected[name]) for name in expected)
+
+
+def test_random_scores_prune_at_random_but_exactly(mlp, task):
+    record = run(mlp, task, "imp", score="random")
+    assert record[-1].mask.kept == 29
+    assert record[-1].mask != run(mlp, task, "imp")[-1].mask
+
+
+def test_a_layer_that_dies_is_named_and_a_floor_saves_it(task):
+    with swamp_initial():
+        model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    model[2].weight.data *= 1e-6
+    options = {"sparsity": 0.95, "alpha": (0.95,), "ticket_epochs": 0}
+    still = Training(epochs=1, batch_size=16, lr=1e-9, tail=0, swa=False)
+    with pytest.warns(UserWarning, match="2.weight"):
+        record = run(model, task, "imp", still, **options)
+    assert "2.weight" in record[1].warnings[0]
+    floored = run(model, task, "imp", still, floor=2, **options)
+    assert floored[1].mask.kept_by_layer == {"0.weight": 5, "2.weight": 2}
+    assert floored[1].warnings == ()

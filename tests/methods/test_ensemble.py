@@ -1,0 +1,64 @@
+"""Ensembles of whole runs."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import swamp
+from swamp.methods import ensemble, ensemble_predict, member_seed
+from swamp.training import Seed, Training, isolated
+
+TRAINING = Training(epochs=3, batch_size=16, tail=0, swa=False)
+PLAN = swamp.Plan(method="imp-ensemble", sparsity=0.75, alpha=(0.5,), particles=(2,))
+
+
+def initial(seed: int) -> nn.Module:
+    with isolated(Seed(seed).at("init")):
+        return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def test_the_first_member_is_the_plain_run_of_that_seed(task):
+    joined = list(ensemble(initial, task, PLAN, TRAINING))
+    plain = list(swamp.cycles(initial(0), task, replace(PLAN, method="imp"), TRAINING))
+    for a, b in zip(joined, plain, strict=True):
+        assert a.particles[0].measured == b.measured
+        assert all(torch.equal(a.weights[name], b.weights[name]) for name in b.weights)
+
+
+def test_members_have_seeds_of_their_own():
+    seeds = {member_seed(root, member) for root in range(3) for member in range(4)}
+    assert len(seeds) == 12
+    assert member_seed(5, 0) == 5
+
+
+def test_the_ensemble_predicts_with_the_mean_of_its_members_probabilities(task):
+    states = [initial(seed).state_dict() for seed in (0, 1, 2)]
+    outputs, targets = ensemble_predict(states, initial(0), task, task.test)
+    probabilities = torch.stack([initial(seed)(task.test.inputs).double().softmax(-1) for seed in (0, 1, 2)])
+    torch.testing.assert_close(outputs.exp(), probabilities.mean(0))
+    assert torch.equal(targets, task.test.targets)
+
+
+def test_the_record_is_measured_on_the_joint_prediction_and_costs_the_sum(task):
+    joined = list(ensemble(initial, task, PLAN, TRAINING))
+    members = [
+        list(swamp.cycles(initial(s), task, replace(PLAN, method="imp", seed=s), TRAINING))
+        for s in (0, member_seed(0, 1))
+    ]
+    for index, cycle in enumerate(joined):
+        states = [member[index].weights for member in members]
+        outputs, targets = ensemble_predict(states, initial(0), task, task.test)
+        assert cycle.measured.test["accuracy"] == float((outputs.argmax(-1) == targets).double().mean())
+        assert cycle.steps == sum(member[index].steps for member in members)
+        assert len(cycle.particles) == 2
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_an_ensemble_of_one_is_that_one(task, validation):
+    task = task if validation else replace(task, validation=None)
+    (joined,) = ensemble(initial, task, replace(PLAN, particles=(1,), sparsity=0.0), TRAINING)
+    (plain,) = swamp.cycles(initial(0), task, replace(PLAN, method="imp", sparsity=0.0), TRAINING)
+    assert joined.measured.test == pytest.approx(plain.measured.test)
+    assert (joined.measured.validation is None) is not validation

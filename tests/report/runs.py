@@ -1,0 +1,43 @@
+"""Small synthetic run directories."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def metrics(accuracy: float) -> dict[str, float]:
+    return {"accuracy": accuracy, "nll": 1 - accuracy, "ece": 0.1 - 0.1 * accuracy}
+
+
+def cycle(
+    number: int, density: float, accuracy: float, particles: tuple[float, ...] = (), **more: Any
+) -> dict[str, Any]:
+    own = particles or (accuracy,)
+    return {
+        "cycle": number,
+        "sparsity": 1 - density,
+        "density": {"prunable": density, "all": 0.9 * density + 0.1},
+        "kept": round(1000 * density),
+        "prunable": 1000,
+        "train": metrics(accuracy),
+        "validation": None,
+        "test": metrics(accuracy),
+        "particles": [
+            {"train": metrics(a), "validation": None, "test": metrics(a), "steps": 100, "seconds": 1.0, "loss": 0.3}
+            for a in own
+        ],
+        "barrier": {"pair": 0.004, "mean": -0.002} if len(own) > 1 else None,
+        "steps": 100 * len(own),
+        "samples": 1000 * len(own),
+        "seconds": 2.0,
+        "warnings": [],
+        **more,
+    }
+
+
+def write_run(path: Path, cycles: list[dict[str, Any]], **config: Any) -> Path:
+    path.mkdir(parents=True)
+    settings = {"task": "digits", "model": "mlp", "method": "imp", "seed": 0, "training": {"lr": 0.1}, **config}
+    (path / "config.json").write_text(json.dumps(settings))
+    (path / "metrics.jsonl").write_text("".join(json.dumps(cycle) + "\n" for cycle in cycles))
+    return path

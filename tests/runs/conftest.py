@@ -1,0 +1,67 @@
+import os
+import signal
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from swamp.live import Quiet
+from swamp.methods import Plan
+from swamp.runs import RunConfig, resume, start
+from swamp.tasks import DataOptions
+from swamp.training import Training
+
+
+def tiny(**changes) -> RunConfig:
+    """A run of half a second with everything in it: BatchNorm, augmentation, a tail with averaging, three cycles."""
+    plan = Plan(sparsity=0.75, particles=(2,), alpha=(0.5,), ticket_epochs=1, barrier_threshold=1.0)
+    training = Training(epochs=4, batch_size=64, lr=0.05, tail=0.5)
+    config = RunConfig(
+        "tiny", "digits", "mlp-16", plan, training, DataOptions(examples=640), threads=1, snapshot_seconds=1e-9
+    )
+    return replace(config, **changes)
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    return tiny()
+
+
+def go(config: RunConfig, path: Path):
+    return start(config, path, Quiet(), Event())
+
+
+def go_on(path: Path):
+    return resume(path, Quiet(), Event())
+
+
+def in_child(work) -> int:
+    """Run `work` in a forked process (no import to wait for); returns its pid."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return pid
+
+
+def kill_after(pid: int, seconds: float) -> int:
+    """Kill -9 the child after so long; returns its wait status."""
+    time.sleep(seconds)
+    os.kill(pid, signal.SIGKILL)
+    return os.waitpid(pid, 0)[1]
+
+
+def without_time(record: dict) -> dict:
+    """A record without what a clock said."""
+    kept = {key: value for key, value in record.items() if key not in ("seconds", "run")}
+    for key in ("particles", "cycles"):
+        if key in kept:
+            kept[key] = [without_time(inner) for inner in kept[key]]
+    return kept

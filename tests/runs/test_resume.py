@@ -1,0 +1,136 @@
+"""What was finished is never redone, and what is resumed equals what was never interrupted."""
+
+import json
+import os
+import random
+import signal
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+import pytest
+import torch
+
+from swamp.errors import Interrupted, SwampError
+from swamp.files import load_tensors
+from swamp.live import Quiet
+from swamp.particles import Sequential
+from swamp.runs import RunDirectory, resume, start
+
+from .conftest import go, go_on, in_child, kill_after, tiny, without_time
+
+
+def assert_same_outcome(a: Path, b: Path) -> None:
+    """Weights and masks bit for bit, and every number that is not a time."""
+    for name in sorted(path.relative_to(a) for path in a.rglob("*.safetensors")):
+        one, two = load_tensors(a / name)[0], load_tensors(b / name)[0]
+        assert one.keys() == two.keys(), name
+        assert all(torch.equal(one[key], two[key]) for key in one), name
+    lines = [[json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (a, b)]
+    assert [without_time(line) for line in lines[0]] == [without_time(line) for line in lines[1]]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> tuple[Path, float]:
+    """An undisturbed run, and about how long it takes."""
+    path = tmp_path_factory.mktemp("reference") / "run"
+    return path, go(tiny(), path)["seconds"]
+
+
+def test_killed_at_ten_random_moments_the_run_ends_like_one_never_interrupted(reference, tmp_path):
+    path, seconds = reference
+    moments = random.Random(0)
+    run, survived = tmp_path / "run", 0
+    while survived < 10:
+        begun = (run / "config.json").exists()
+        pid = in_child(lambda: go_on(run) if (run / "config.json").exists() else go(tiny(), run))
+        status = kill_after(pid, moments.uniform(0.02, seconds * 0.3))
+        survived += 1
+        if os.WIFEXITED(status):
+            assert os.WEXITSTATUS(status) == 0, "the run failed by itself"
+            assert begun
+            break
+    go_on(run)
+    assert_same_outcome(path, run)
+    assert not list(run.rglob("unfinished-*")), "a snapshot was left behind"
+    assert {path.name for path in run.rglob(".*")} == {".config.json"}, "half-written files were left behind"
+
+
+@pytest.mark.parametrize("method", ["imp-ensemble", "lrr", "swamp-no-swa", "imp-best"])
+def test_other_methods_survive_kills_too(method, tmp_path):
+    config = tiny()
+    config = replace(config, plan=replace(config.plan, method=method))
+    seconds = go(config, tmp_path / "whole")["seconds"]
+    run, moments = tmp_path / "run", random.Random(1)
+    for _ in range(3):
+        kill_after(
+            in_child(lambda: go_on(run) if (run / "config.json").exists() else go(config, run)),
+            moments.uniform(0.1, seconds * 0.5),
+        )
+    go_on(run) if (run / "config.json").exists() else go(config, run)
+    assert_same_outcome(tmp_path / "whole", run)
+
+
+class StopAt(Quiet):
+    """Asks the run to stop at the given step of all that it takes."""
+
+    def __init__(self, step: int, stop: Event) -> None:
+        self.left, self.stop = step, stop
+
+    def training(self, cycle, index, count, step, total):
+        self.left -= 1
+        if self.left == 0:
+            self.stop.set()
+
+
+@pytest.mark.parametrize("step", [1, 7, 10, 11, 35, 49, 50, 51, 89, 90, 91, 170])
+def test_stopped_at_any_step_no_step_is_taken_twice(step, reference, tmp_path, monkeypatch):
+    stop = Event()
+    with pytest.raises(Interrupted, match="swamp resume"):
+        start(tiny(), tmp_path / "run", StopAt(step, stop), stop)
+    counter = StopAt(0, Event())
+    resume(tmp_path / "run", counter, Event())
+    total = 10 + 3 * 2 * 40  # the ticket's epoch, and three cycles of two particles
+    assert step - counter.left == total
+    assert_same_outcome(reference[0], tmp_path / "run")
+
+
+def test_finished_particles_and_cycles_are_not_trained_again(config, tmp_path, monkeypatch):
+    go(config, tmp_path / "run")
+    directory = RunDirectory(tmp_path / "run")
+    directory.record(2).unlink()
+    directory.particle(2, 1).unlink()
+    trained = []
+    original = Sequential._one
+    monkeypatch.setattr(Sequential, "_one", lambda self, *a: trained.append((a[3], a[4].path)) or original(self, *a))
+    go_on(tmp_path / "run")
+    assert trained == [(1, ("cycle", 2, "particle", 1))]
+
+
+def test_resuming_a_finished_run_computes_nothing_and_says_the_same(config, tmp_path, monkeypatch):
+    done = go(config, tmp_path / "run")
+    monkeypatch.setattr(Sequential, "_one", lambda *_: pytest.fail("trained again"))
+    assert go_on(tmp_path / "run") == done
+
+
+def test_a_second_process_is_kept_out_and_told_who_is_in(config, tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    with directory.locked(), pytest.raises(SwampError, match=f"being written by process {os.getpid()}"):
+        go(config, tmp_path / "run")
+    go(config, tmp_path / "run")
+
+
+def test_the_lock_of_a_killed_process_is_lifted(config, tmp_path):
+    read, write = os.pipe()
+
+    def hold():
+        with RunDirectory(tmp_path / "run").locked():
+            os.write(write, b"x")
+            signal.pause()
+
+    pid = in_child(hold)
+    os.read(read, 1)
+    with pytest.raises(SwampError, match=f"process {pid}"):
+        go(config, tmp_path / "run")
+    kill_after(pid, 0)
+    go(config, tmp_path / "run")

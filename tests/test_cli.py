@@ -1,0 +1,243 @@
+"""The command line, in process where that is enough and as a real process where signals and streams matter."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from swamp import cli
+from swamp.methods import METHODS
+from swamp.recipes import RECIPES
+from swamp.runs import RunConfig
+from swamp.scores import SCORES
+from swamp.tasks import NETWORKS, TASKS
+
+TINY = ["digits-mlp", "--epochs", "2", "--model", "mlp-16", "--sparsity", "0.75", "--tail", "0.5"]
+TINY += ["--barrier-threshold", "1", "--examples", "640"]
+
+
+def swamp(*arguments: object) -> int:
+    """Exit code of a command run in this process."""
+    try:
+        cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for method in ("imp", "swamp"):
+        for seed in (0, 1):
+            out = folder / f"{method}-{seed}"
+            assert swamp("run", *TINY, "--method", method, "--seed", seed, "--out", out, "--quiet") == 0
+    return folder
+
+
+def test_run_prints_a_line_a_cycle_and_what_it_reached(tmp_path, capsys):
+    assert swamp("run", *TINY, "--out", tmp_path / "run") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"\n +2 +75\.\d\d % ", out)
+    assert "dense" in out
+    assert "model.safetensors" in out
+
+
+def test_run_as_json_prints_one_object_and_nothing_else(tmp_path, capsys):
+    assert swamp("run", *TINY, "--out", tmp_path / "run", "--json") == 0
+    printed = capsys.readouterr()
+    done = json.loads(printed.out)
+    assert printed.out.count("\n") == 1
+    assert set(done) == {"run", "method", "sparsity", "density", "test", "dense", "cycles", "seconds"}
+    assert done == json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert printed.err == ""
+
+
+def test_run_without_out_names_the_directory_by_its_settings(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert swamp("run", *TINY, "--json") == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("digits-mlp-swamp-2-seed0-")
+    assert json.loads(capsys.readouterr().out)["run"] == f"runs/{folder.name}"
+
+
+def test_a_saved_configuration_runs_again_and_options_change_it(tmp_path, runs, capsys):
+    config = runs / "imp-0" / "config.json"
+    assert swamp("run", "--config", config, "--out", tmp_path / "same", "--json") == 0
+    same = json.loads(capsys.readouterr().out)
+    assert same["test"] == json.loads((runs / "imp-0" / "summary.json").read_text())["test"]
+    assert swamp("run", f"--config={config}", "--lr", "0.05", "--out", tmp_path / "other", "--quiet", "--json") == 0
+    assert RunConfig.load(tmp_path / "other" / "config.json").training.lr == 0.05
+
+
+def test_resume_of_a_finished_run_tells_its_result(runs, capsys):
+    assert swamp("resume", runs / "imp-0", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["method"] == "imp"
+    assert swamp("resume", runs / "imp-0") == 0
+    assert "imp:" in capsys.readouterr().out
+
+
+def test_compare_prints_the_table_and_writes_the_files(runs, tmp_path, capsys):
+    assert swamp("compare", *sorted(runs.iterdir()), "--out", tmp_path / "cmp") == 0
+    out = capsys.readouterr().out
+    assert "swamp (2)" in out
+    assert "paired by seed" in out
+    written = {path.name for path in (tmp_path / "cmp").iterdir()}
+    assert written == {"compare.csv", "compare.json", "compare.png", "compare.svg"}
+
+
+def test_compare_as_json_prints_one_object(runs, tmp_path, capsys):
+    assert swamp("compare", *sorted(runs.iterdir()), "--out", tmp_path, "--json", "--metric", "nll") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["baseline"] == "imp"
+    assert printed.err == ""
+
+
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [("recipes", RECIPES), ("tasks", TASKS), ("models", NETWORKS), ("methods", METHODS), ("scores", SCORES)],
+)
+def test_list_says_what_there_is_one_line_each(what, names, capsys):
+    assert swamp("list", what, "--json") == 0
+    listed = json.loads(capsys.readouterr().out)[what]
+    assert list(listed) == list(names)
+    assert all(listed.values())
+    assert swamp("list", what) == 0
+    assert all(name in capsys.readouterr().out for name in list(names)[:1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rum"], "unknown command 'rum'. Did you mean run"),
+        (["run", "mnist1d-mpl"], "Did you mean mnist1d-mlp"),
+        (["run", *TINY, "--method", "swmp"], "unknown method 'swmp'"),
+        (["run", *TINY, "--sparsity", "1.5"], r"sparsity must lie in \[0, 1\)"),
+        (["run", *TINY, "--particles", "0"], "particles must be 1 or more"),
+        (["run", *TINY, "--optimizer", "sdg"], "unknown optimizer 'sdg'. Did you mean"),
+        (["run", *TINY, "--exclude", "*"], "nothing to prune"),
+        (["run", *TINY, "--ticket-epochs", "9"], "the training has 2"),
+        (["run", *TINY, "--method", "imp-ensemble", "--sparsity", "0.9999"], "would keep 0 of"),
+        (["run", *TINY, "--task", "fashion-mnist", "--folder", "/nowhere"], "/nowhere"),
+        (["run", *TINY, "--device", "cuda:9"], "torch sees"),
+        (["run", "digits-mlp", "--config", "x.json"], "cannot read the configuration x.json"),
+        (["run", "--config"], "--config needs the path"),
+        (["resume", "/nowhere"], "holds no run"),
+        (["compare"], "no run was given"),
+        (["compare", "/nowhere"], "/nowhere is not a run directory"),
+        (["list", "everything"], "invalid choice|everything"),
+        (["run", *TINY, "--epochs", "many"], "epochs"),
+        (["run", *TINY, "--epoch", "3"], "epoch"),
+    ],
+)
+def test_bad_input_gets_a_clear_message_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert swamp(*arguments) == 2
+    printed = capsys.readouterr()
+    assert re.search(message, printed.err + printed.out)
+    assert "Traceback" not in printed.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_and_a_configuration_exclude_each_other(runs, capsys):
+    assert swamp("run", "digits-mlp", "--config", runs / "imp-0" / "config.json") == 2
+    assert "not both" in capsys.readouterr().err
+
+
+def test_help_explains_every_command(capsys):
+    assert swamp("--help") == 0
+    overview = capsys.readouterr().out
+    for command in ("run", "resume", "compare", "list"):
+        assert command in overview
+        assert swamp(command, "--help") == 0
+        assert len(capsys.readouterr().out) > 200
+    assert swamp() == 2
+    capsys.readouterr()
+    assert swamp("--version") == 0
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_help_of_run_shows_the_defaults_of_the_recipe_named(capsys):
+    swamp("run", "fashion-mnist-lenet", "--help")
+    assert "fashion-mnist" in capsys.readouterr().out
+
+
+def process(*arguments: object, **more) -> subprocess.Popen:
+    command = [sys.executable, "-m", "swamp.cli", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_says_how_to_go_on_and_the_result_is_the_same(number, code, tmp_path, capsys):
+    settings = [*TINY, "--epochs", "60", "--out"]
+    child = process("run", *settings, tmp_path / "run")
+    while not (tmp_path / "run" / "ticket.safetensors").exists():
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.send_signal(number)
+    _, err = child.communicate()
+    assert child.returncode == code
+    assert f"swamp resume {tmp_path / 'run'}" in err.replace("\n", "")
+    assert list((tmp_path / "run").rglob("unfinished-*"))
+    assert swamp("resume", tmp_path / "run", "--json") == 0
+    resumed = json.loads(capsys.readouterr().out)
+    assert swamp("run", *settings, tmp_path / "whole", "--json") == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert [c["test"] for c in resumed["cycles"]] == [c["test"] for c in whole["cycles"]]
+
+
+def test_warnings_go_to_standard_error_and_json_stays_clean(tmp_path):
+    unstable = ["--barrier-threshold", "0", "--lr", "0.5", "--ticket-epochs", "0"]
+    child = process("run", *TINY, *unstable, "--json", "--out", tmp_path / "run")
+    out, err = child.communicate()
+    assert child.returncode == 0
+    assert json.loads(out)["method"] == "swamp"
+    assert "warning: cycle 0" in err
+    assert "Traceback" not in err
+
+
+def test_a_closed_pipe_is_no_fault(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "swamp.cli", "list", "models"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert "Traceback" not in done.stderr
+
+
+def test_progress_bars_appear_on_a_terminal(tmp_path):
+    import pty
+
+    main, side = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "swamp.cli", "run", *TINY, "--epochs", "30", "--out", str(tmp_path / "run")],
+        stdout=side,
+        stderr=side,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"},
+    )
+    os.close(side)
+    seen = b""
+    while True:
+        try:
+            part = os.read(main, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        seen += part
+    assert child.wait() == 0
+    text = seen.decode(errors="replace")
+    assert "steps/s" in text
+    assert "particles of cycle" in text
+    assert "cycles" in text

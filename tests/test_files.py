@@ -1,0 +1,222 @@
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from swamp.errors import SwampError, unknown
+from swamp.files import digest, load_tensors, save_tensors, write_atomic
+
+
+def test_a_file_is_written_whole_with_its_directories(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file"
+    write_atomic(path, b"one")
+    write_atomic(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def test_a_file_has_the_rights_that_the_user_gives_to_new_files(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_atomic(tmp_path / "file", b"shared")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("fails", ["fsync", "replace"])
+def test_the_old_file_stays_whole_when_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    monkeypatch.setattr(os, fails, full)
+    with pytest.raises(SwampError, match=r"could not write .*file: No space left on device.*free some disk space"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"], "litter"
+
+
+def test_an_interrupt_while_writing_leaves_the_old_file_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"], "litter"
+
+
+def test_the_old_file_stays_whole_when_the_kernel_stops_the_write(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    # A real refusal in the middle of a write, which only a process of its own can have.
+    script = f"""
+import resource, signal, sys
+from pathlib import Path
+from swamp.errors import SwampError
+from swamp.files import write_atomic
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    write_atomic(Path({str(path)!r}), bytes(1_000_000))
+except SwampError as error:
+    print(error)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert "could not write" in done.stdout
+    assert "File too large" in done.stdout
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"], "litter"
+
+
+def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "occupied").write_text("a file")
+    with pytest.raises(SwampError, match="could not write"):
+        write_atomic(tmp_path / "occupied" / "file", b"data")
+
+
+def test_a_directory_in_the_place_of_the_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with pytest.raises(SwampError, match="could not write"):
+        write_atomic(tmp_path / "file", b"data")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"], "litter"
+
+
+def test_an_error_without_words_still_has_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError("the cable fell out")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(SwampError, match="the cable fell out"):
+        write_atomic(tmp_path / "file", b"data")
+
+
+def test_a_system_that_cannot_sync_a_directory_still_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync = os.fsync
+
+    def files_only(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    write_atomic(tmp_path / "file", b"data")
+    assert (tmp_path / "file").read_bytes() == b"data"
+
+
+def test_file_and_directory_are_synced_around_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def noted_sync(handle: int) -> None:
+        order.append("directory" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        sync(handle)
+
+    def noted_replace(*paths: Any) -> None:
+        order.append("rename")
+        replace(*paths)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    write_atomic(tmp_path / "file", b"data")
+    assert order == ["file", "rename", "directory"]
+
+
+def test_tensors_and_metadata_come_back_bit_for_bit(tmp_path: Path) -> None:
+    weight = torch.arange(6.0).reshape(2, 3)
+    tensors = {
+        "plain": weight,
+        "tied": weight,
+        "transposed": weight.t(),
+        "row": weight[1],
+        "trained": weight.clone().requires_grad_(),
+        "bfloat": weight.bfloat16(),
+        "count": torch.tensor(7),
+        "empty": torch.zeros(0, 3),
+        "bool": weight > 2,
+    }
+    save_tensors(tmp_path / "file", tensors, {"format": "test", "text": "äöü\n"})
+    loaded, metadata = load_tensors(tmp_path / "file")
+    assert metadata == {"format": "test", "text": "äöü\n"}
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor)
+
+
+def test_tensors_without_metadata_come_back(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "file", {"w": torch.ones(2)})
+    assert load_tensors(tmp_path / "file")[1] == {}
+
+
+def test_a_missing_damaged_or_foreign_file_is_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with pytest.raises(SwampError, match="does not exist"):
+        load_tensors(path)
+    for content in (b"", b"text", b"\xff" * 64, bytes(64)):
+        path.write_bytes(content)
+        with pytest.raises(SwampError, match="not a whole safetensors file"):
+            load_tensors(path)
+    with pytest.raises(SwampError, match="not a whole safetensors file"):
+        load_tensors(tmp_path)
+
+
+def test_a_file_of_another_user_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("safetensors.safe_open", refuse)
+    with pytest.raises(SwampError, match="may not be read") as raised:
+        load_tensors(tmp_path / "file")
+    assert "delete" not in str(raised.value)
+
+
+def test_the_digest_sees_names_types_shapes_and_bits_but_not_order_or_layout() -> None:
+    ones = torch.ones(2, 3)
+    one = digest({"a": ones, "b": ones})
+    assert len(one) == 16
+    assert digest({"b": ones, "a": ones}) == one
+    assert digest({"a": torch.ones(3, 2).t(), "b": ones.requires_grad_()}) == one
+    changed = ones.detach().clone()
+    changed[1, 2] = torch.nextafter(changed[1, 2], torch.tensor(2.0))
+    others = [
+        digest({"a": ones, "c": ones}),
+        digest({"a": ones}),
+        digest({"a": ones, "b": ones.reshape(3, 2)}),
+        digest({"a": ones, "b": ones.view(torch.int32)}),
+        digest({"a": ones, "b": changed}),
+    ]
+    assert len({one, *others}) == 6
+
+
+def test_the_digest_takes_every_kind_of_tensor() -> None:
+    kinds = {
+        "bf16": torch.ones(2, dtype=torch.bfloat16),
+        "scalar": torch.tensor(1),
+        "none": torch.ones(0),
+        "bit": torch.tensor([True]),
+    }
+    assert digest(kinds) == digest({name: tensor.clone() for name, tensor in kinds.items()})
+
+
+def test_an_unknown_name_comes_with_the_nearest_ones() -> None:
+    assert str(unknown("score", "magnitud", ["random", "magnitude"])) == (
+        "unknown score 'magnitud'. Did you mean magnitude?"
+    )
+    assert str(unknown("score", "zzz", ["random", "magnitude"])) == "unknown score 'zzz'. There is: magnitude, random."

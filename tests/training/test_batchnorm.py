@@ -1,0 +1,127 @@
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from swamp.training import DatasetData, TensorData, as_data, norm_layers, refreshed, reset_statistics
+from swamp.training.batchnorm import frozen_statistics
+
+GENERATOR = torch.Generator().manual_seed(0)
+INPUTS = torch.randn(11, 3, generator=GENERATOR, dtype=torch.float64) * torch.tensor([1.0, 5.0, 0.1]) + 4
+DATA = TensorData(INPUTS, torch.zeros(11))
+
+
+class Net(nn.Module):
+    """Dropout before the normalisation, so that statistics show whether it was off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.norm, self.head = nn.Dropout(0.5), nn.BatchNorm1d(3, momentum=0.3), nn.Linear(3, 2)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.drop(x)))
+
+
+def by_hand(batches: list[Tensor]) -> tuple[Tensor, Tensor]:
+    means = torch.stack([batch.sum(0) / len(batch) for batch in batches])
+    variances = torch.stack([((batch - batch.mean(0)) ** 2).sum(0) / (len(batch) - 1) for batch in batches])
+    return means.sum(0) / len(batches), variances.sum(0) / len(batches)
+
+
+def assert_statistics(norm: nn.BatchNorm1d, batches: list[Tensor]) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    mean, variance = by_hand(batches)
+    assert torch.allclose(norm.running_mean, mean, rtol=1e-13, atol=0)
+    assert torch.allclose(norm.running_var, variance, rtol=1e-13, atol=0)
+    assert norm.num_batches_tracked == len(batches)
+
+
+def test_statistics_are_the_equal_weight_mean_over_whole_batches():
+    stale = Net().train()
+    stale(100 + INPUTS)
+    fresh: Any = refreshed(stale, DATA, batch_size=4)
+    # 11 examples: two batches of four, and three examples left out.
+    assert_statistics(fresh.norm, [INPUTS[:4], INPUTS[4:8]])
+
+
+def test_at_most_so_many_batches_are_read():
+    fresh: Any = refreshed(Net(), DATA, batch_size=2, batches=3)
+    assert_statistics(fresh.norm, [INPUTS[0:2], INPUTS[2:4], INPUTS[4:6]])
+
+
+def test_a_small_batch_in_the_middle_is_left_out_alone():
+    sizes = [INPUTS[:4], INPUTS[4:6], INPUTS[6:10]]
+    fresh: Any = refreshed(Net(), as_data([(part, torch.zeros(len(part))) for part in sizes]))
+    assert_statistics(fresh.norm, [sizes[0], sizes[2]])
+
+
+def test_data_is_not_augmented():
+    noisy = TensorData(INPUTS, torch.zeros(11), augment=lambda x, generator: x * 0)
+    fresh: Any = refreshed(Net(), noisy, batch_size=11)
+    assert_statistics(fresh.norm, [INPUTS])
+
+
+def test_dict_batches_and_a_forward_of_ones_own_work():
+    data = TensorData({"x": INPUTS}, torch.zeros(11))
+    for forward in ({}, {"forward": lambda model, inputs: model(inputs["x"])}):
+        fresh: Any = refreshed(Net(), data, batch_size=5, **forward)
+        assert_statistics(fresh.norm, [INPUTS[:5], INPUTS[5:10]])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_itself_is_left_alone_and_the_copy_has_its_modes_and_momentum(training: bool, same, generators):
+    model = Net().train(training)
+    model.drop.train(not training)
+    before, state = generators(), copy.deepcopy(model.state_dict())
+    fresh: Any = refreshed(model, DATA, batch_size=4)
+    assert same(model.state_dict(), state)
+    assert generators() == before
+    assert (fresh.training, fresh.norm.training, fresh.drop.training) == (training, training, not training)
+    assert fresh.norm.momentum == model.norm.momentum == 0.3
+    assert torch.equal(fresh.head.weight, model.head.weight)
+
+
+def test_a_model_without_running_statistics_comes_back_as_it_is():
+    for model in (nn.Linear(3, 2), nn.BatchNorm1d(3, track_running_stats=False), nn.LayerNorm(3)):
+        assert refreshed(model, DATA) is model
+        assert norm_layers(model) == []
+
+
+def test_a_dataset_is_read_through_its_evaluation_side():
+    shifted = as_data((INPUTS + 100, torch.zeros(11)))
+    assert isinstance(shifted, TensorData)
+    pairs = torch.utils.data.TensorDataset(INPUTS + 100, torch.zeros(11))
+    plain = torch.utils.data.TensorDataset(INPUTS, torch.zeros(11))
+    fresh: Any = refreshed(Net(), DatasetData(pairs, evaluation=plain), batch_size=11)
+    assert_statistics(fresh.norm, [INPUTS])
+
+
+def test_reset_statistics_are_those_of_a_new_layer(same):
+    model: Any = refreshed(Net(), DATA)
+    reset_statistics(model)
+    assert same(dict(model.norm.named_buffers()), dict(nn.BatchNorm1d(3).double().named_buffers()))
+
+
+def test_frozen_statistics_do_not_move_and_batches_are_normalised_as_usual():
+    model = Net().train()
+    buffers = [model.norm.running_mean, model.norm.running_var, model.norm.num_batches_tracked]
+    values = [buffer.clone() for buffer in buffers]
+    usual = copy.deepcopy(model.norm)(INPUTS)
+    with frozen_statistics(model):
+        assert torch.equal(model.norm(INPUTS), usual)
+    after = [model.norm.running_mean, model.norm.running_var, model.norm.num_batches_tracked]
+    assert all(a is b for a, b in zip(buffers, after, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(values, after, strict=True))
+    assert model.norm.track_running_stats
+
+
+def test_a_layer_in_eval_mode_normalises_by_its_statistics_while_frozen():
+    model: Any = refreshed(Net(), DATA).train()
+    model.norm.eval()
+    usual = model.norm(INPUTS)
+    with frozen_statistics(model):
+        assert torch.equal(model.norm(INPUTS), usual)

@@ -1,0 +1,227 @@
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
+
+from swamp.errors import SwampError
+from swamp.training import DatasetData, Seed, TensorData, as_data
+from swamp.training.data import BatchList, as_batch, batch_to
+
+INPUTS = torch.arange(20.0).view(10, 2)
+TARGETS = torch.arange(10)
+PAIRS = TensorDataset(INPUTS, TARGETS)
+BATCHES = [(INPUTS[i : i + 3], TARGETS[i : i + 3]) for i in (0, 3, 6)]
+
+
+class Fields(Dataset[dict[str, Tensor]]):
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"x": INPUTS[index], "labels": TARGETS[index]}
+
+
+class Noisy(Dataset[tuple[Tensor, int]]):
+    """A random transform that draws from everything there is to draw from."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.rand(2, dtype=torch.float64) + np.random.rand() + random.random(), index
+
+
+def inputs_of(batch: Any) -> Tensor:
+    return batch[0]["x"] if isinstance(batch[0], dict) else batch[0]
+
+
+SOURCES = {
+    "tensors": lambda: (INPUTS, TARGETS),
+    "fields": lambda: ({"x": INPUTS}, TARGETS),
+    "loader": lambda: DataLoader(PAIRS, batch_size=7, shuffle=True),
+    "loader with workers": lambda: DataLoader(PAIRS, num_workers=1),
+    "dataset": lambda: PAIRS,
+    "dataset of fields": lambda: Fields(),
+    "batches": lambda: BATCHES,
+    "iterator": lambda: iter(BATCHES),
+    "batches of fields": lambda: [{"x": x, "label": y} for x, y in BATCHES],
+    "data": lambda: TensorData(INPUTS, TARGETS),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_gives_each_example_once_and_the_same_again(name: str, generators):
+    data = as_data(SOURCES[name]())
+    before = generators()
+    count = 9 if "batches" in name or name == "iterator" else 10
+    assert len(data) == count
+    assert data.steps(3) == 3
+    for epoch in range(2):
+        batches = list(data.shuffled(3, Seed(1), epoch))
+        targets = torch.cat([batch[1] for batch in batches])
+        assert len(batches) == 3
+        assert len(set(targets.tolist())) == 9
+        assert torch.equal(torch.cat([inputs_of(batch) for batch in batches]), INPUTS[targets])
+        again = torch.cat([batch[1] for batch in data.shuffled(3, Seed(1), epoch)])
+        assert torch.equal(targets, again)
+        rest = torch.cat([batch[1] for batch in data.shuffled(3, Seed(1), epoch, first=1)])
+        assert torch.equal(targets[3:], rest)
+    for _ in range(2):
+        assert torch.cat([batch[1] for batch in data.in_order(3)]).tolist() == list(range(count))
+    assert len(data.to(torch.device("cpu"))) == count
+    assert generators() == before
+
+
+@pytest.mark.parametrize("name", ["tensors", "dataset", "batches"])
+def test_order_differs_between_particles_and_epochs(name: str):
+    data = as_data(SOURCES[name]())
+    orders = {
+        tuple(torch.cat([y for _, y in data.shuffled(1, Seed(0).at("particle", particle), epoch)]).tolist())
+        for particle in range(3)
+        for epoch in range(3)
+    }
+    assert len(orders) > (3 if name == "batches" else 8)
+
+
+def test_data_in_memory_and_a_dataset_give_the_same_batches():
+    in_memory, fetched = as_data((INPUTS, TARGETS)), as_data(PAIRS)
+    for (x, y), (a, b) in zip(in_memory.shuffled(4, Seed(2), 3), fetched.shuffled(4, Seed(2), 3), strict=True):
+        assert torch.equal(x, a)
+        assert torch.equal(y, b)
+
+
+@pytest.mark.parametrize("source", [(INPUTS, TARGETS), PAIRS])
+def test_an_incomplete_batch_is_dropped_unless_it_is_the_only_one(source: Any):
+    data = as_data(source)
+    assert [len(y) for _, y in data.shuffled(4, Seed(0), 0)] == [4, 4]
+    assert [len(y) for _, y in data.shuffled(64, Seed(0), 0)] == [10]
+    assert [len(y) for _, y in data.in_order(4)] == [4, 4, 2]
+
+
+def test_augmentation_is_seeded_by_step_comes_before_normalising_and_only_in_training():
+    data = TensorData(
+        INPUTS.to(torch.uint8),
+        TARGETS,
+        augment=lambda x, generator: x + torch.randint(0, 100, x.shape, generator=generator).to(x.dtype),
+        normalise=lambda x: x.double() / 2,
+    )
+    epoch = [x for x, _ in data.shuffled(5, Seed(0), 0)]
+    late = next(data.shuffled(5, Seed(0), 0, first=1))
+    assert torch.equal(epoch[1], late[0])
+    zeros = TensorData(INPUTS * 0, TARGETS, data.augment)
+    draws = [x for number in range(2) for x, _ in zeros.shuffled(5, Seed(0), number)]
+    assert all(not torch.equal(draws[i], draws[j]) for i in range(4) for j in range(i))
+    assert torch.equal(next(data.in_order(10))[0], INPUTS.double() / 2)
+    assert torch.equal(
+        torch.cat([x for x, _ in data.plain().shuffled(10, Seed(0), 0)]).sum(), INPUTS.double().sum() / 2
+    )
+
+
+def test_a_subset_holds_the_chosen_examples():
+    part = TensorData({"x": INPUTS}, TARGETS, augment=lambda x, generator: x).subset(torch.tensor([7, 2]))
+    assert part.targets.tolist() == [7, 2]
+    assert torch.equal(part.inputs["x"], INPUTS[[7, 2]])
+    assert part.augment is not None
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_random_transforms_are_seeded_by_batch_whatever_the_workers(workers: int, generators):
+    before = generators()
+    data = DatasetData(Noisy(), workers=workers)
+    reference = torch.cat([x for x, _ in DatasetData(Noisy()).shuffled(3, Seed(0), 2)])
+    torch.rand(1)
+    assert torch.equal(torch.cat([x for x, _ in data.shuffled(3, Seed(0), 2)]), reference)
+    assert torch.equal(torch.cat([x for x, _ in data.shuffled(3, Seed(0), 2, first=2)]), reference[6:])
+    assert len({float(v) for v in reference.flatten()}) == reference.numel()
+    assert not torch.equal(next(data.shuffled(3, Seed(0), 3))[0], reference[:3])
+    assert torch.equal(next(data.in_order(3))[0], next(data.in_order(3))[0])
+    torch.set_rng_state(torch.tensor(before[0], dtype=torch.uint8))
+    assert generators() == before
+
+
+def test_evaluation_reads_the_dataset_without_augmentation():
+    data = DatasetData(Noisy(), evaluation=PAIRS)
+    assert torch.equal(next(data.in_order(10))[0], INPUTS)
+    with pytest.raises(SwampError, match="evaluation has 3 examples, the dataset 10"):
+        DatasetData(Noisy(), evaluation=Subset(PAIRS, [0, 1, 2]))
+
+
+def test_a_dataset_that_fetches_batches_is_asked_for_batches():
+    class Whole(Fields):
+        def __getitem__(self, index: int) -> dict[str, Tensor]:
+            raise AssertionError
+
+        def __getitems__(self, index: list[int]) -> list[dict[str, Tensor]]:
+            return [{"x": INPUTS[i], "labels": TARGETS[i]} for i in index]
+
+    assert torch.equal(next(as_data(Whole()).in_order(10))[0]["x"], INPUTS)
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(BATCHES)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (7, "cannot take batches from a int"),
+        ("cifar10", "cannot take batches from a str"),
+        (INPUTS, "cannot take batches from a Tensor"),
+        (INPUTS.numpy(), "cannot take batches from a ndarray"),
+        ({"x": INPUTS, "labels": TARGETS}, "cannot take batches from a dict"),
+        ((INPUTS.numpy(), TARGETS), "inputs must be a tensor or a mapping of tensors, got ndarray"),
+        (({}, TARGETS), "inputs must be a tensor"),
+        ((INPUTS.numpy(), TARGETS.numpy()), "a batch must be"),
+        ([INPUTS, TARGETS], "a batch must be"),
+        ([{"x": INPUTS}], "needs 'labels', 'label' or 'targets'; this one has"),
+        ((INPUTS[:3], TARGETS), "do not match 10 targets"),
+        ((INPUTS[:0], TARGETS[:0]), "0 examples"),
+        ([], "0 batches"),
+        (Subset(PAIRS, []), "0 examples"),
+        (DataLoader(PAIRS, sampler=SubsetRandomSampler([0, 1])), "SubsetRandomSampler"),
+        (DataLoader(PAIRS, sampler=RandomSampler(PAIRS, replacement=True)), "chooses its examples itself"),
+        (DataLoader(PAIRS, sampler=RandomSampler(PAIRS, num_samples=3)), "chooses its examples itself"),
+        (DataLoader(PAIRS, batch_sampler=[[0, 1], [2]]), "batch sampler list"),
+        (DataLoader(PAIRS, batch_size=None), "chooses its examples itself"),
+        (DataLoader(Stream()), "chooses its examples itself"),
+    ],
+)
+def test_what_is_no_data_is_refused_before_training(source: Any, message: str):
+    with pytest.raises(SwampError) as error:
+        as_data(source)
+    assert message in str(error.value)
+
+
+def test_a_stream_is_read_as_batches():
+    assert isinstance(as_data(Stream()), BatchList)
+    assert len(as_data(Stream())) == 9
+
+
+def test_a_batch_is_a_pair_or_a_mapping_with_labels():
+    for key in ("labels", "label", "targets"):
+        inputs, targets = as_batch({"x": 1, key: 2})
+        assert (inputs, targets) == ({"x": 1}, 2)
+    assert as_batch([1, 2]) == (1, 2)
+    with pytest.raises(SwampError):
+        as_batch((1, 2, 3))
+
+
+def test_a_batch_moves_with_all_its_tensors():
+    device = torch.device("meta")
+    fields, targets = batch_to(({"x": INPUTS}, TARGETS), device)
+    plain, _ = batch_to((INPUTS, TARGETS), device)
+    assert {fields["x"].device.type, targets.device.type, plain.device.type} == {"meta"}

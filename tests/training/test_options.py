@@ -1,0 +1,87 @@
+import math
+from typing import Any
+
+import pytest
+
+from swamp.errors import SwampError
+from swamp.training import Training
+
+
+def plain(**options: Any) -> Training:
+    return Training(**{"lr": 1.0, "tail": 0.0, "swa": False, "epochs": 4, **options})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("cosine", [1, 0.5 * (1 + math.sqrt(0.5)), 0.5, 0.5 * (1 - math.sqrt(0.5))]),
+        ("linear", [1, 0.75, 0.5, 0.25]),
+        ("step", [1, 1, 0.1, 0.01]),
+        ("constant", [1, 1, 1, 1]),
+    ],
+)
+def test_rates_of_each_schedule(schedule: Any, expected: list[float]):
+    training = plain(schedule=schedule)
+    assert [training.rate(step, 2) for step in range(0, 8, 2)] == pytest.approx(expected, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle"),
+    [("cosine", [1, 0.625, 0.25]), ("linear", [1, 0.625, 0.25]), ("step", [1, 0.1]), ("constant", [1, 1])],
+)
+def test_decay_ends_at_the_rate_of_the_tail_and_stays_there(schedule: Any, middle: list[float]):
+    training = plain(schedule=schedule, tail=0.5, tail_lr=0.25)
+    assert training.tail_epochs == 2
+    # Two epochs of 4 steps decay, then two of the tail: the decay is half done at step 4.
+    assert training.rate(0, 4) == middle[0]
+    assert training.rate(4, 4) == pytest.approx(middle[1])
+    assert [training.rate(step, 4) for step in range(8, 16)] == [0.25] * 8
+
+
+def test_warm_up_rises_by_equal_steps_to_the_peak():
+    training = plain(warmup=1.5, schedule="linear")
+    rates = [training.rate(step, 2) for step in range(8)]
+    assert rates[:4] == pytest.approx([1 / 3, 2 / 3, 1, 1])
+    assert rates[4:] == pytest.approx([0.8, 0.6, 0.4, 0.2])
+
+
+def test_warm_up_ends_where_the_tail_begins():
+    training = plain(warmup=4.0, tail=0.5, tail_lr=0.5)
+    assert [training.rate(step, 1) for step in range(4)] == [0.5, 1.0, 0.5, 0.5]
+
+
+def test_a_tail_of_everything_is_a_constant_rate():
+    assert {plain(tail=1.0, tail_lr=0.5).rate(step, 3) for step in range(12)} == {0.5}
+
+
+@pytest.mark.parametrize(("tail", "epochs", "expected"), [(0.25, 20, 5), (0.25, 1, 1), (0, 9, 0), (1, 7, 7)])
+def test_tail_is_whole_epochs_and_at_least_one(tail: float, epochs: int, expected: int):
+    assert plain(tail=tail, epochs=epochs).tail_epochs == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs must be 1 or more, got 0"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"lr": float("nan")}, "lr must be above 0, got nan"),
+        ({"lr": -1.0}, "lr"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"momentum": 0.0, "nesterov": True}, "momentum must be above 0"),
+        ({"weight_decay": -1e-4}, "weight_decay"),
+        ({"warmup": 5.0}, "warmup must be between 0 and epochs"),
+        ({"tail": 1.5}, "tail"),
+        ({"tail_lr": 0.0}, "tail_lr"),
+        ({"sam": -0.1}, "sam"),
+        ({"clip": -1.0}, "clip"),
+        ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"swa": True}, "needs a tail"),
+        ({"schedule": "cosin"}, "unknown schedule 'cosin'. Did you mean cosine?"),
+        ({"precision": "float16"}, "unknown precision 'float16'"),
+        ({"after_rewind": "rewind"}, "unknown after_rewind"),
+    ],
+)
+def test_values_that_cannot_be_are_refused_by_name(options: dict[str, Any], message: str):
+    with pytest.raises(SwampError) as error:
+        plain(**options)
+    assert message in str(error.value)
