@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from swamp.errors import SwampError, unknown
-from swamp.files import digest, load_tensors, save_tensors, write_atomic
+from swamp.files import digest, load_tensors, remove_unfinished, save_tensors, write_atomic
 
 
 def test_a_file_is_written_whole_with_its_directories(tmp_path: Path) -> None:
@@ -83,6 +83,23 @@ except SwampError as error:
     assert "File too large" in done.stdout
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"], "litter"
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cycle"
+    folder.mkdir()
+    for name in (".gitignore", ".mask.abcd", "mask.0123abcd"):
+        (folder / name).write_text("the user's own")
+    # Killed where no `finally` runs: the name of the half-written file is the real one.
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+    monkeypatch.setattr(os, "replace", lambda *_: None)
+    write_atomic(folder / "mask", b"half")
+    monkeypatch.undo()
+    assert len(list(folder.iterdir())) == 4
+    remove_unfinished(tmp_path)
+    assert sorted(entry.name for entry in folder.iterdir()) == [".gitignore", ".mask.abcd", "mask.0123abcd"]
 
 
 def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:

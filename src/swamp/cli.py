@@ -160,6 +160,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SwampError as error:
         Err.print(f"[bold red]swamp:[/bold red] {_escaped(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        Err.print(
+            "[bold red]swamp:[/bold red] stopped at once. What was saved stays: swamp resume RUN goes on from it."
+        )
+        sys.exit(130)
     except BrokenPipeError:
         # The reader of our output (head, say) has had enough; nothing is wrong.
         sys.stderr.close()

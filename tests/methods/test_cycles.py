@@ -131,6 +131,15 @@ def test_recorded_metrics_are_those_of_the_stored_weights(normed, task):
         assert evaluate(normed, task, task.validation) == cycle.measured.validation
 
 
+def test_both_numbers_are_told_with_statistics_fresh_and_stale(mlp, normed, task):
+    record = run(normed, task, "swamp")
+    assert all(cycle.stale.keys() == cycle.measured.test.keys() for cycle in record)
+    assert any(cycle.stale != cycle.measured.test for cycle in record)
+    # Nothing was averaged, or there is nothing to go stale.
+    assert {cycle.stale for cycle in run(normed, task, "imp")} == {None}
+    assert {cycle.stale for cycle in run(mlp, task, "swamp")} == {None}
+
+
 def test_the_test_data_decides_nothing(normed, task):
     poisoned = replace(task, test=TensorData(task.test.inputs, 2 - task.test.targets))
     for method in ("imp-best", "swamp"):

@@ -53,7 +53,7 @@ def test_a_saved_particle_comes_back_whole(tmp_path: Path, same):
         particle.save(tmp_path / "p.safetensors")
         again = Particle.load(tmp_path / "p.safetensors")
         assert same(particle.weights, again.weights)
-        assert replace(again, weights={}) == replace(particle, weights={})
+        assert {**vars(again), "weights": None} == {**vars(particle), "weights": None}
 
 
 def test_a_loss_that_is_not_finite_survives_the_file(tmp_path: Path):

@@ -65,3 +65,15 @@ def without_time(record: dict) -> dict:
         if key in kept:
             kept[key] = [without_time(inner) for inner in kept[key]]
     return kept
+
+
+class StopAt(Quiet):
+    """Asks the run to stop at the given step of all that it takes."""
+
+    def __init__(self, step: int, stop: Event) -> None:
+        self.left, self.stop = step, stop
+
+    def training(self, cycle, index, count, step, total):
+        self.left -= 1
+        if self.left == 0:
+            self.stop.set()

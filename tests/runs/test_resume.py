@@ -15,9 +15,9 @@ from swamp.errors import Interrupted, SwampError
 from swamp.files import load_tensors
 from swamp.live import Quiet
 from swamp.particles import Sequential
-from swamp.runs import RunDirectory, resume, start
+from swamp.runs import RunDirectory, RunStore, resume, start
 
-from .conftest import go, go_on, in_child, kill_after, tiny, without_time
+from .conftest import StopAt, go, go_on, in_child, kill_after, tiny, without_time
 
 
 def assert_same_outcome(a: Path, b: Path) -> None:
@@ -71,18 +71,6 @@ def test_other_methods_survive_kills_too(method, tmp_path):
     assert_same_outcome(tmp_path / "whole", run)
 
 
-class StopAt(Quiet):
-    """Asks the run to stop at the given step of all that it takes."""
-
-    def __init__(self, step: int, stop: Event) -> None:
-        self.left, self.stop = step, stop
-
-    def training(self, cycle, index, count, step, total):
-        self.left -= 1
-        if self.left == 0:
-            self.stop.set()
-
-
 @pytest.mark.parametrize("step", [1, 7, 10, 11, 35, 49, 50, 51, 89, 90, 91, 170])
 def test_stopped_at_any_step_no_step_is_taken_twice(step, reference, tmp_path, monkeypatch):
     stop = Event()
@@ -92,6 +80,15 @@ def test_stopped_at_any_step_no_step_is_taken_twice(step, reference, tmp_path, m
     resume(tmp_path / "run", counter, Event())
     total = 10 + 3 * 2 * 40  # the ticket's epoch, and three cycles of two particles
     assert step - counter.left == total
+    assert_same_outcome(reference[0], tmp_path / "run")
+
+
+def test_a_run_killed_between_a_record_and_its_publication_tells_of_it_later(reference, tmp_path, monkeypatch):
+    monkeypatch.setattr(RunStore, "publish", lambda self, cycle: self.stop.set() if cycle.index == 2 else None)
+    with pytest.raises(Interrupted):
+        start(tiny(), tmp_path / "run", Quiet(), Event())
+    monkeypatch.undo()
+    go_on(tmp_path / "run")
     assert_same_outcome(reference[0], tmp_path / "run")
 
 

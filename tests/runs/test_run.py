@@ -1,12 +1,14 @@
 """What a run leaves on disk, and what it refuses."""
 
 import json
+import os
 import re
 import resource
 import shutil
 import signal
 from collections import namedtuple
 from dataclasses import replace
+from threading import Event
 
 import pytest
 import torch
@@ -15,12 +17,12 @@ from swamp.errors import Interrupted, SwampError
 from swamp.files import load_tensors
 from swamp.live import Quiet
 from swamp.particles import Ticket
-from swamp.runs import RunConfig, RunDirectory, differences, prepare
+from swamp.runs import RunConfig, RunDirectory, differences, prepare, start
 from swamp.runs.directory import write_json
 from swamp.sparsity import Mask
 from swamp.training import evaluate
 
-from .conftest import go, go_on, in_child, tiny
+from .conftest import StopAt, go, go_on, in_child, tiny
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +185,7 @@ def test_files_of_another_run_are_noticed(finished, tmp_path):
         shutil.copytree(finished[0], copy)
         shutil.copy(tmp_path / "other" / f"{name}.safetensors", copy / f"{name}.safetensors")
         (copy / gone / "record.json").unlink()
-        with pytest.raises(SwampError, match="not the file its record|another ticket or mask"):
+        with pytest.raises(SwampError, match=r"not the file its record|another ticket or mask"):
             go_on(copy)
 
 
@@ -196,7 +198,7 @@ def test_a_damaged_record_is_named(finished, tmp_path):
 
 
 def test_too_little_disk_space_is_said_before_training(config, tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")  # noqa: PYI024
+    usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1))
     with pytest.raises(SwampError, match=r"needs up to .* MB .*--keep means"):
         go(config, tmp_path / "run")
@@ -215,8 +217,6 @@ def test_a_disk_that_fills_up_ends_the_run_clearly_and_it_goes_on_later(finished
         except SwampError as error:
             (tmp_path / "message").write_text(str(error))
 
-    import os
-
     os.waitpid(in_child(limited), 0)
     assert "Nothing that was there is lost" in (tmp_path / "message").read_text()
     done = go_on(run)
@@ -230,16 +230,11 @@ def test_a_directory_that_cannot_be_written_is_said(config, tmp_path):
 
 
 def test_a_snapshot_of_another_run_is_refused(config, tmp_path):
-    from threading import Event
-
-    from .test_resume import StopAt
-
     for seed in (0, 1):
         stop = Event()
+        seeded = replace(config, plan=replace(config.plan, seed=seed))
         with pytest.raises(Interrupted):
-            from swamp.runs import start
-
-            start(replace(config, plan=replace(config.plan, seed=seed)), tmp_path / str(seed), StopAt(30, stop), stop)
+            start(seeded, tmp_path / str(seed), StopAt(30, stop), stop)
     name = "cycle-00/unfinished-0.safetensors"
     shutil.copy(tmp_path / "1" / name, tmp_path / "0" / name)
     with pytest.raises(SwampError, match="belongs to another run"):
@@ -250,12 +245,6 @@ def test_a_snapshot_of_another_run_is_refused(config, tmp_path):
 
 
 def test_a_ticket_in_training_is_saved_too(config, tmp_path):
-    from threading import Event
-
-    from swamp.runs import start
-
-    from .test_resume import StopAt
-
     stop = Event()
     with pytest.raises(Interrupted):
         start(config, tmp_path / "run", StopAt(5, stop), stop)

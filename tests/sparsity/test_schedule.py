@@ -42,9 +42,12 @@ def test_no_fewer_equal_prunings_would_do(sparsity: float, alpha: float) -> None
     assert prunings == 1 or (1 - alpha) ** (prunings - 1) > 1 - sparsity
 
 
-def test_three_fifths_a_cycle_do_not_ask_for_a_fourth() -> None:
-    assert densities_to(1 - 0.8**3) == pytest.approx([1, 0.8, 0.64, 0.512])
-    assert densities_to(0.488, alpha=[0.2, 0.2]) == pytest.approx([1, 0.8, 0.64, 0.512])
+def test_rounding_does_not_ask_for_one_cycle_more() -> None:
+    for rate in (0.1, 0.2, 0.25, 0.3, 0.5):
+        for prunings in range(1, 30):
+            sparsity = 1 - (1 - rate) ** prunings
+            assert len(densities_to(sparsity, alpha=[rate])) == prunings + 1
+            assert len(densities_to(sparsity, alpha=[rate, rate])) == prunings + 1
 
 
 def test_the_rate_may_differ_cycle_by_cycle_and_the_last_pruning_hits_the_target() -> None:

@@ -100,7 +100,16 @@ def test_patterns_know_a_tied_weight_by_all_its_names() -> None:
 def test_patterns_heed_capitals() -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     model.register_module("Head", nn.Linear(2, 2))
-    assert list(Scope(exclude=("head.*",)).prunable(model)) == ["0.weight", "Head.weight"]
+    assert list(Scope(exclude=("Head.*",)).prunable(model)) == ["0.weight"]
+    with pytest.raises(SwampError, match=r"no parameter matches the pattern 'head.\*'; the names are 0.weight, 0.bias"):
+        Scope(exclude=("head.*",)).prunable(model)
+
+
+def test_a_pattern_that_matches_nothing_is_refused_as_a_typing_error() -> None:
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4)))
+    for scope in (Scope(include=("*.wieght",)), Scope(exclude=("0.*", "9.*"))):
+        with pytest.raises(SwampError, match=r"no parameter matches .* and 2 more"):
+            scope.prunable(model)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +118,7 @@ def test_patterns_heed_capitals() -> None:
         (nn.Sequential(nn.LayerNorm(3)), Scope()),
         (nn.ReLU(), Scope()),
         (nn.Sequential(nn.Linear(3, 3)), Scope(exclude=("*",))),
-        (nn.Sequential(nn.Linear(3, 3)), Scope(include=("head.*",))),
+        (nn.Sequential(nn.Linear(3, 3)), Scope(include=("0.*",), exclude=("*.weight", "*.bias"))),
     ],
 )
 def test_a_model_with_nothing_to_prune_is_refused_with_its_scope(model: nn.Module, scope: Scope) -> None:

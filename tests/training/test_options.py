@@ -27,7 +27,7 @@ def test_rates_of_each_schedule(schedule: Any, expected: list[float]):
 
 @pytest.mark.parametrize(
     ("schedule", "middle"),
-    [("cosine", [1, 0.625, 0.25]), ("linear", [1, 0.625, 0.25]), ("step", [1, 0.1]), ("constant", [1, 1])],
+    [("cosine", [1, 0.625, 0.25]), ("linear", [1, 0.625, 0.25]), ("step", [1, 0.25]), ("constant", [1, 1])],
 )
 def test_decay_ends_at_the_rate_of_the_tail_and_stays_there(schedule: Any, middle: list[float]):
     training = plain(schedule=schedule, tail=0.5, tail_lr=0.25)

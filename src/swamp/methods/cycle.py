@@ -34,7 +34,7 @@ class ParticleRecord:
         return {**asdict(self.measured), "steps": self.steps, "seconds": self.seconds, "loss": self.loss}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cycle:
     """One cycle, finished. `weights` under `mask` is a usable sparse model."""
 
@@ -46,6 +46,9 @@ class Cycle:
     measured: Measured
     particles: tuple[ParticleRecord, ...]
     barrier: Barrier | None
+    stale: Metrics | None
+    """Test metrics with running statistics as averaged, not re-estimated: what forgetting it would cost. None where
+    nothing was averaged or the model has no BatchNorm."""
     steps: int
     """Optimizer steps of all particles, and of the ticket in cycle 0."""
     samples: int
@@ -68,6 +71,7 @@ class Cycle:
             **asdict(self.measured),
             "particles": [particle.to_json() for particle in self.particles],
             "barrier": asdict(self.barrier) if self.barrier else None,
+            "stale": self.stale,
             "steps": self.steps,
             "samples": self.samples,
             "seconds": self.seconds,
@@ -85,6 +89,7 @@ class Cycle:
             _measured(line),
             tuple(ParticleRecord(_measured(p), p["steps"], p["seconds"], p["loss"]) for p in line["particles"]),
             Barrier(**line["barrier"]) if line["barrier"] else None,
+            line["stale"],
             line["steps"],
             line["samples"],
             line["seconds"],

@@ -24,6 +24,7 @@ from swamp.training import (
     Training,
     build_optimizer,
     evaluate,
+    norm_layers,
     predict,
     refreshed,
 )
@@ -127,6 +128,7 @@ class _Loop:
         warning = height.warning(index, mask.sparsity, self.plan.barrier_threshold) if height else None
         if warning:
             warnings.warn(warning, stacklevel=2)
+        stale = self.stale(average) if averaged else None
         # Loaded last: all of the above share this one scratch model.
         model = self.loaded(average, mask, refresh=averaged)
         steps = sum(p.steps for p in particles) + (self.ticket_steps if index == 0 else 0)
@@ -138,6 +140,7 @@ class _Loop:
             self.measured(model),
             records,
             height,
+            stale,
             steps,
             steps * min(self.training.batch_size, len(self.task.train)),
             time.perf_counter() - began,
@@ -191,6 +194,11 @@ class _Loop:
         held_out = None if task.validation is None else evaluate(model, task, task.validation)
         train = evaluate(model, task, task.train, examples=self.plan.evaluation_examples)
         return Measured(train, held_out, evaluate(model, task, task.test))
+
+    def stale(self, average: State) -> dict[str, float] | None:
+        if not norm_layers(self.model):
+            return None
+        return evaluate(self.loaded(average, None, refresh=False), self.task, self.task.test)
 
     def error(self, model: nn.Module) -> float:
         outputs, targets = predict(model, self.task, self.task.held_out, examples=self.plan.evaluation_examples)

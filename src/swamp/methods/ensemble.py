@@ -69,6 +69,7 @@ def _joined(members: tuple[Cycle, ...], model: nn.Module, task: Task, examples: 
         Measured(measured(task.train, examples), validation, measured(task.test)),
         tuple(ParticleRecord(m.measured, m.steps, m.seconds, m.particles[0].loss) for m in members),
         None,
+        None,
         sum(m.steps for m in members),
         sum(m.samples for m in members),
         sum(m.seconds for m in members),

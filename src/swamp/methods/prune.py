@@ -18,7 +18,7 @@ from swamp.sparsity import Mask
 from swamp.training import Task, Training
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SparseModel:
     """What pruning gives: a plain module with zeros in it, its mask, and the record of how it came about."""
 

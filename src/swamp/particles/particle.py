@@ -11,7 +11,7 @@ from swamp.files import digest, load_tensors, save_tensors
 from swamp.training import State, mean
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Particle:
     """A trained copy: its weights, and where they come from."""
 

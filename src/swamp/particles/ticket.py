@@ -12,7 +12,7 @@ from swamp.files import digest, load_tensors, save_tensors
 from swamp.training import copied
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ticket:
     """Weights (a whole state dict) after `steps` training steps: the matching ticket, or what a cycle carries on.
 

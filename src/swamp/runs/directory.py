@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -117,7 +118,7 @@ def read_json(path: Path) -> Any:
 
 
 def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not (value - value == 0):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in cast("dict[str, Any]", value).items()}

@@ -74,6 +74,9 @@ class RunStore:
                 "Restore it, or delete that folder and all later cycle folders and resume."
             )
         cycle = Cycle.from_json(line, mask, weights)
+        # A run killed right after the record was written has not told the world of this cycle yet.
+        if not self._published(index):
+            self.publish(cycle)
         self._announce(cycle)
         return cycle
 
@@ -97,9 +100,14 @@ class RunStore:
         """Bring the files that speak for the whole run up to this cycle."""
         lines = [self.directory.record(index) for index in range(cycle.index + 1)]
         text = "".join(json.dumps(read_json(path)) + "\n" for path in lines)
-        write_atomic(self.directory.metrics, text.encode())
         cycle.mask.save(self.directory.mask)
         save_tensors(self.directory.model, cycle.weights)
+        # Last: it tells how far the other two are.
+        write_atomic(self.directory.metrics, text.encode())
+
+    def _published(self, index: int) -> bool:
+        metrics = self.directory.metrics
+        return metrics.exists() and metrics.read_bytes().count(b"\n") > index
 
     def progress(self, cycle: int | None, particles: int) -> "RunProgress":
         """Progress of one cycle's particles."""

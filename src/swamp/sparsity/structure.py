@@ -16,11 +16,15 @@ Structure = Callable[[Tensor, Tensor, int], Tensor]
 
 def unstructured(score: Tensor, alive: Tensor, kept: int) -> Tensor:
     """Any `kept` weights: those with the largest scores; equal scores: the earlier index stays."""
-    living = alive.to(score.device).reshape(-1).nonzero().squeeze(1)
-    order = torch.sort(score.detach().reshape(-1)[living], descending=True, stable=True).indices[:kept]
-    chosen = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
-    chosen[living[order]] = True
-    return chosen.reshape(score.shape)
+    alive = alive.to(score.device)
+    values = score.detach()[alive]
+    if kept in (0, len(values)):
+        return alive if kept else torch.zeros_like(alive)
+    cut = values.kthvalue(len(values) - kept + 1).values
+    chosen = alive & (score > cut)
+    tied = (alive & (score == cut)).reshape(-1).nonzero().squeeze(1)
+    chosen.view(-1)[tied[: kept - int(chosen.count_nonzero())]] = True
+    return chosen
 
 
 STRUCTURES: dict[str, Structure] = {"unstructured": unstructured}

@@ -26,7 +26,7 @@ from swamp.training.snapshot import Snapshot, load_optimizer, optimizer_tensors
 from swamp.training.task import Loss, Task
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fit:
     """The outcome of one training."""
 

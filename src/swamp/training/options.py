@@ -30,7 +30,7 @@ class Training:
     weight_decay: float = 5e-4
     """L2 penalty of sgd, decoupled decay of adamw; on all parameters."""
     schedule: RateShape = "cosine"
-    """Shape of the decay after the warm-up; `step` divides by 10 after 1/2 and 3/4 of it."""
+    """Shape of the decay after the warm-up; `step` divides by 10 after 1/2 and 3/4 of it, not below the tail's rate."""
     warmup: float = 0.0
     """Epochs of linear warm-up from 0."""
     after_rewind: AfterRewind = "restart"
@@ -100,6 +100,6 @@ class Training:
             case "linear":
                 return low + (self.lr - low) * (1 - share)
             case "step":
-                return self.lr * 0.1 ** ((share >= 0.5) + (share >= 0.75))
+                return max(low, self.lr * 0.1 ** ((share >= 0.5) + (share >= 0.75)))
             case "constant":
                 return self.lr

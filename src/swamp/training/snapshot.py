@@ -12,7 +12,7 @@ from swamp.errors import SwampError
 from swamp.training.average import State
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Snapshot:
     """A training stopped between two steps: with it, `fit` goes on as if it had never stopped."""
 

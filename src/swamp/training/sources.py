@@ -5,7 +5,8 @@ from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, TensorDataset
+from torch.utils.data import default_collate as default_collate  # pyright: ignore[reportUnknownVariableType]
 
 from swamp.errors import SwampError
 from swamp.training.data import BatchList, Data, DatasetData, TensorData
@@ -24,6 +25,8 @@ def as_data(source: Any) -> Data:
         return TensorData(*cast(tuple[Any, Tensor], source))
     if isinstance(source, DataLoader):
         return _of_loader(cast("DataLoader[Any]", source))
+    if isinstance(source, TensorDataset):
+        return _in_memory(source) or DatasetData(source)
     given = cast(Any, source)
     indexed = hasattr(given, "__getitem__") and hasattr(given, "__len__")
     if indexed and not isinstance(source, list | tuple | Mapping | str | bytes | Tensor | np.ndarray):
@@ -36,7 +39,7 @@ def as_data(source: Any) -> Data:
     )
 
 
-def _of_loader(loader: "DataLoader[Any]") -> DatasetData:
+def _of_loader(loader: "DataLoader[Any]") -> Data:
     sampler, batch_sampler = cast(Any, loader).sampler, cast(Any, loader).batch_sampler
     whole = isinstance(sampler, SequentialSampler) or (
         isinstance(sampler, RandomSampler)
@@ -50,4 +53,11 @@ def _of_loader(loader: "DataLoader[Any]") -> DatasetData:
             f"{type(batch_sampler).__name__}), and the order must be swamp's. Give its Dataset, a "
             "torch.utils.data.Subset for a part of it, or list(loader) for batches as they are."
         )
-    return DatasetData(loader.dataset, cast(Any, loader).collate_fn, loader.num_workers)
+    plain = cast(Any, loader).collate_fn is default_collate and isinstance(loader.dataset, TensorDataset)
+    held = _in_memory(cast(TensorDataset, loader.dataset)) if plain else None
+    return held or DatasetData(loader.dataset, cast(Any, loader).collate_fn, loader.num_workers)
+
+
+def _in_memory(dataset: TensorDataset) -> TensorData | None:
+    # The same batches, gathered whole instead of example by example.
+    return TensorData(*dataset.tensors) if len(dataset.tensors) == 2 else None
