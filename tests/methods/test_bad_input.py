@@ -89,6 +89,11 @@ def test_a_training_that_diverges_names_particle_and_cycle_and_keeps_the_cycles_
         next(generator)
 
 
+def test_a_ticket_that_diverges_is_named(mlp, task):
+    with pytest.raises(swamp.Diverged, match=r"the ticket, particle 0: .*nan"):
+        list(swamp.cycles(mlp, Exploding.after(task, steps=3), swamp.Plan(), TRAINING))
+
+
 class Exploding:
     """A loss that is NaN from a given call on."""
 

@@ -14,7 +14,7 @@ import torch
 from swamp.errors import Interrupted, SwampError
 from swamp.files import load_tensors
 from swamp.live import Quiet
-from swamp.particles import Sequential
+from swamp.particles import Particle, Sequential
 from swamp.runs import RunDirectory, RunStore, resume, start
 
 from .conftest import StopAt, go, go_on, in_child, kill_after, tiny, without_time
@@ -102,6 +102,16 @@ def test_finished_particles_and_cycles_are_not_trained_again(config, tmp_path, m
     monkeypatch.setattr(Sequential, "_one", lambda self, *a: trained.append((a[3], a[4].path)) or original(self, *a))
     go_on(tmp_path / "run")
     assert trained == [(1, ("cycle", 2, "particle", 1))]
+
+
+def test_the_seconds_of_a_resumed_cycle_count_the_particles_trained_before(config, tmp_path):
+    go(config, tmp_path / "run")
+    directory = RunDirectory(tmp_path / "run")
+    first = Particle.load(directory.particle(2, 0))
+    replace(first, seconds=1000.0).save(directory.particle(2, 0))
+    directory.record(2).unlink()
+    directory.particle(2, 1).unlink()
+    assert go_on(tmp_path / "run")["cycles"][2]["seconds"] > 1000
 
 
 def test_resuming_a_finished_run_computes_nothing_and_says_the_same(config, tmp_path, monkeypatch):

@@ -107,21 +107,20 @@ class _Loop:
             return stored
         ticket = Ticket(self.initial, 0)
         if self.ticket_steps:
-            (trained,) = self.backend.train(
-                ticket,
-                self.dense,
-                self.ticket_training,
-                [(0, self.seed.at("ticket"))],
-                last=self.ticket_steps,
-                progress=self.store.progress(None, 1),
-            )
+            seeds, progress = [(0, self.seed.at("ticket"))], self.store.progress(None, 1)
+            try:
+                (trained,) = self.backend.train(
+                    ticket, self.dense, self.ticket_training, seeds, last=self.ticket_steps, progress=progress
+                )
+            except Diverged as error:
+                raise Diverged(f"the ticket, {error}") from error
             ticket = Ticket(trained.weights, self.ticket_steps)
         self.store.keep_ticket(ticket)
         return ticket
 
     def one_cycle(self, index: int, start: Ticket, mask: Mask, notes: tuple[str, ...]) -> Cycle:
         began = time.perf_counter()
-        particles = self.particles(index, start, mask)
+        particles, earlier = self.particles(index, start, mask)
         average, averaged = self.combined(particles)
         records = tuple(self.recorded(particle, mask) for particle in particles)
         height = self.barrier(particles, average, mask)
@@ -143,14 +142,14 @@ class _Loop:
             stale,
             steps,
             steps * min(self.training.batch_size, len(self.task.train)),
-            time.perf_counter() - began,
+            time.perf_counter() - began + earlier,
             (*notes, warning) if warning else notes,
         )
         self.store.keep_cycle(cycle)
         return cycle
 
-    def particles(self, index: int, start: Ticket, mask: Mask) -> list[Particle]:
-        """The particles of a cycle: those kept by an interrupted run, and the missing ones, trained now."""
+    def particles(self, index: int, start: Ticket, mask: Mask) -> tuple[list[Particle], float]:
+        """Those kept by an interrupted run and the missing ones, trained now; and the seconds the former took."""
         count = self.schedule.particles[index]
         found = {i: particle for i in range(count) if (particle := self.store.particle(index, i)) is not None}
         for particle in found.values():
@@ -166,8 +165,9 @@ class _Loop:
             )
         except Diverged as error:
             raise Diverged(f"cycle {index}, {error} What was finished before is kept.") from error
+        earlier = sum(particle.seconds for particle in found.values())
         found.update((particle.index, particle) for particle in trained)
-        return [found[i] for i in range(count)]
+        return [found[i] for i in range(count)], earlier
 
     def combined(self, particles: list[Particle]) -> tuple[State, bool]:
         """The weights that stand for the cycle, and whether they are an average (which needs fresh statistics)."""

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -23,6 +24,8 @@ from swamp.report.metric import Metric
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _STYLES = ("-", "--", ":", "-.")
+_INSIDE = 4
+"""So many methods still leave room for the legend inside the axes."""
 
 
 def plot(comparison: Comparison, path: Path | str) -> None:
@@ -44,7 +47,8 @@ def plot(comparison: Comparison, path: Path | str) -> None:
 
 def _figure(comparison: Comparison) -> Figure:
     metric = Metric(comparison.metric)
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    width = 6.4 if len(comparison.labels) <= _INSIDE else 8.2
+    figure = Figure(figsize=(width, 4.4), layout="constrained")
     axes = figure.add_subplot()
     low, high = y_limits(comparison)
     axes.set_ylim(low * metric.factor, high * metric.factor)
@@ -158,5 +162,8 @@ def _legend(axes: Axes, comparison: Comparison) -> None:
     if any(math.isfinite(cell.half) for row in comparison.rows for cell in row.cells.values()):
         handles.append(Patch(color="0.5", alpha=0.3, linewidth=0))
         labels.append("95 % interval over seeds")
-    for text in axes.legend(handles, labels, loc="best", frameon=False, fontsize=9).get_texts():
+    # Among many lines no corner is free: the legend stands beside them.
+    outside = len(comparison.labels) > _INSIDE
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if outside else {"loc": "best"}
+    for text in axes.legend(handles, labels, frameon=False, fontsize=9, **place).get_texts():
         text.set_parse_math(False)
