@@ -13,7 +13,7 @@ from threading import Event
 import pytest
 import torch
 
-from swamp.errors import Interrupted, SwampError
+from swamp.errors import Diverged, Interrupted, SwampError
 from swamp.files import load_tensors
 from swamp.live import Quiet
 from swamp.particles import Ticket
@@ -249,6 +249,13 @@ def test_a_ticket_in_training_is_saved_too(config, tmp_path):
     with pytest.raises(Interrupted):
         start(config, tmp_path / "run", StopAt(5, stop), stop)
     assert RunDirectory(tmp_path / "run").snapshot(None, 0).exists()
+
+
+def test_a_training_that_diverges_says_who_where_and_how_to_go_on(config, tmp_path):
+    wild = replace(config, training=replace(config.training, lr=1e30), plan=replace(config.plan, ticket_epochs=0))
+    with pytest.raises(Diverged, match=r"cycle 0, particle 0: .* --config .*/run/config.json --lr .* --out NEW"):
+        go(wild, tmp_path / "run")
+    assert Ticket.load(tmp_path / "run" / "ticket.safetensors").steps == 0
 
 
 def test_quiet_is_quiet(capsys, config, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from swamp.errors import SwampError
+from swamp.errors import Diverged, SwampError
 from swamp.methods import Cycle, NoStore, Store, cycles, ensemble, method_named
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, read_json, write_json
@@ -89,7 +89,12 @@ def _execute(
         sessions: list[Any] = read_json(directory.environment) if directory.environment.exists() else []
         write_json(directory.environment, [*sessions, environment(_device(config.device))])
         reporter.started(len(config.plan.schedule()))
-        records = list(_records(config, problem, model, store))
+        try:
+            records = list(_records(config, problem, model, store))
+        except Diverged as error:
+            raise Diverged(
+                f"{error} Start a gentler one: swamp run --config {directory.config} --lr ... --clip 1 --out NEW"
+            ) from error
         done = summary(directory, config, records)
         write_json(directory.summary, done)
     return done
