@@ -26,6 +26,8 @@ class Study:
     methods: tuple[tuple[str, int], ...]
     epochs: int = 0
     """Epochs a cycle, where not the recipe's."""
+    ticket_epochs: float = 0.0
+    """Epochs before the ticket is taken, where not the recipe's."""
 
 
 # The methods of the claims, then the controls: the tail alone, and equal cost twice.
@@ -45,6 +47,8 @@ STUDIES = {
     "fashion-mnist": Study("fashion-mnist-lenet", ALL),
     # Does the gain survive where training is long enough that more of it helps little?
     "mnist1d-long": Study("mnist1d-mlp", (("imp", 1), ("swamp", 4), ("imp-swa", 1), ("imp-long", 4)), epochs=80),
+    # It does not: is the ticket too early for so long a training?
+    "mnist1d-long-late": Study("mnist1d-mlp", (("imp", 1), ("swamp", 4)), epochs=80, ticket_epochs=8),
 }
 
 
@@ -55,6 +59,7 @@ def runs(name: str, seeds: int) -> Iterator[tuple[RunConfig, Path]]:
     for seed in range(seeds):
         for method, particles in study.methods:
             plan = replace(config.plan, method=method, particles=(particles,), seed=seed, sparsity=0.97)
+            plan = replace(plan, ticket_epochs=study.ticket_epochs or plan.ticket_epochs)
             path = Path("build/results") / name / f"{method}-{particles}-{seed}"
             yield replace(config, plan=plan, training=training, keep="means"), path
 
