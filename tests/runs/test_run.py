@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections import namedtuple
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from threading import Event
 
 import pytest
@@ -19,6 +20,7 @@ from swamp.live import Quiet
 from swamp.particles import Ticket
 from swamp.runs import RunConfig, RunDirectory, differences, prepare, start
 from swamp.runs.directory import write_json
+from swamp.runs.environment import environment
 from swamp.sparsity import Mask
 from swamp.training import evaluate
 
@@ -205,6 +207,25 @@ def test_too_little_disk_space_is_said_before_training(config, tmp_path, monkeyp
     assert not (tmp_path / "run" / "ticket.safetensors").exists()
 
 
+def test_an_ensemble_needs_the_space_of_all_its_members_and_a_resume_only_what_is_missing(
+    config, finished, tmp_path, monkeypatch
+):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1))
+    asked = []
+    for method in ("imp", "imp-ensemble"):
+        large = replace(config, model="mlp-2048", plan=replace(config.plan, method=method, particles=(9,)))
+        with pytest.raises(SwampError) as error:
+            go(large, tmp_path / method)
+        asked.append(float(re.search(r"up to ([\d.,]+) MB", str(error.value))[1]))
+    assert asked[1] == pytest.approx(10 * asked[0], rel=0.1)
+    assert asked[0] > 5
+    copy = tmp_path / "copy"
+    shutil.copytree(finished[0], copy)
+    (copy / "padding.safetensors").write_bytes(b"\0" * 1_000_000)
+    go_on(copy)
+
+
 def test_a_disk_that_fills_up_ends_the_run_clearly_and_it_goes_on_later(finished, tmp_path):
     """RLIMIT_FSIZE makes every write beyond 6 kB fail, as a full disk would."""
     run = tmp_path / "run"
@@ -256,6 +277,36 @@ def test_a_training_that_diverges_says_who_where_and_how_to_go_on(config, tmp_pa
     with pytest.raises(Diverged, match=r"cycle 0, particle 0: .* --config .*/run/config.json --lr .* --out NEW"):
         go(wild, tmp_path / "run")
     assert Ticket.load(tmp_path / "run" / "ticket.safetensors").steps == 0
+
+
+def test_an_environment_that_tells_nothing_is_no_error(monkeypatch):
+    def fails(*_, **__):
+        raise OSError
+
+    monkeypatch.setattr("subprocess.run", fails)
+    monkeypatch.setattr("pathlib.Path.read_text", fails)
+    monkeypatch.setattr("importlib.metadata.version", lambda _: (_ for _ in ()).throw(PackageNotFoundError))
+    told = environment(torch.device("cpu"))
+    assert told["git"] is None
+    assert told["packages"] == {}
+    assert isinstance(told["processor"], str)
+
+
+def test_values_that_json_does_not_know_are_written_as_null(tmp_path):
+    write_json(tmp_path / "x.json", {"a": [float("nan"), 1.5], "b": (float("inf"), "c")})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.5], "b": [None, "c"]}
+
+
+def test_a_snapshot_that_was_altered_is_refused(config, tmp_path):
+    stop = Event()
+    with pytest.raises(Interrupted):
+        start(config, tmp_path / "run", StopAt(30, stop), stop)
+    path = RunDirectory(tmp_path / "run").snapshot(0, 0)
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(SwampError, match=r"unfinished-0.safetensors is damaged. Delete it and resume"):
+        go_on(tmp_path / "run")
 
 
 def test_quiet_is_quiet(capsys, config, tmp_path):

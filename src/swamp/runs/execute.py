@@ -164,7 +164,11 @@ def _check_space(directory: RunDirectory, config: RunConfig, model: nn.Module) -
     one = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     kept = sum(schedule.particles) if config.keep == "particles" else max(schedule.particles)
     # Besides: a mean a cycle, the ticket, the published model, and one snapshot with optimizer state and mean.
-    needed = one * (kept + len(schedule) + 2 + 5)
+    whole = one * (kept + len(schedule) + 2 + 5)
+    if method_named(config.plan.method).ensemble:
+        whole *= config.plan.most_particles + 1
+    present = sum(file.stat().st_size for file in directory.path.rglob("*.safetensors"))
+    needed = max(0, whole - present)
     free = shutil.disk_usage(directory.path).free
     if needed > free:
         raise SwampError(
