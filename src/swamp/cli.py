@@ -128,10 +128,10 @@ def list_command(arguments: Sequence[str]) -> None:
     if given.json:
         _print_json({given.what: lines})
         return
-    table = Table(box=None, show_header=False, pad_edge=False)
+    width = max(map(len, lines))
     for name, what in lines.items():
-        table.add_row(f"[bold]{name}[/bold]" + (" (default)" if name == DEFAULT else ""), what)
-    Out.print(table)
+        default = " (default)" if given.what == "recipes" and name == DEFAULT else ""
+        Out.print(f"[bold]{name:<{width}}[/bold]  {what}{default}", soft_wrap=True, highlight=False)
 
 
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {

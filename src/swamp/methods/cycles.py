@@ -1,6 +1,7 @@
 """The one loop: train particles from the ticket, average, evaluate, prune the average, rewind."""
 
 import copy
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -176,14 +177,18 @@ class _Loop:
             return chosen.weights, chosen.averaged > 1
         return mean_of(particles), len(particles) > 1 or particles[0].averaged > 1
 
-    def loaded(self, weights: State, mask: Mask | None, *, refresh: bool) -> nn.Module:
-        """The model with these weights; the mask's zeros are checked before anything is measured."""
+    def loaded(self, weights: State, mask: Mask | None, *, refresh: bool, examples: int | None = None) -> nn.Module:
+        """The model with these weights; the mask's zeros are checked before anything is measured.
+
+        refresh: normalisation statistics are made anew, on all training examples or about so many.
+        """
         if mask is not None:
             mask.require_zeros(weights)
         self.model.load_state_dict(dict(weights))
         if not refresh:
             return self.model
-        return refreshed(self.model, self.task.train, forward=self.task.forward)
+        batches = None if examples is None else math.ceil(examples / 256)
+        return refreshed(self.model, self.task.train, forward=self.task.forward, batch_size=256, batches=batches)
 
     def recorded(self, particle: Particle, mask: Mask) -> ParticleRecord:
         model = self.loaded(particle.weights, mask, refresh=particle.averaged > 1)
@@ -207,10 +212,13 @@ class _Loop:
     def barrier(self, particles: list[Particle], average: State, mask: Mask) -> Barrier | None:
         if len(particles) < 2 or not self.plan.barrier_points or self.method.combine != "mean":
             return None
+
+        def load(weights: State) -> nn.Module:
+            # A dozen points: statistics from all of a large training set would cost like another particle.
+            return self.loaded(weights, mask, refresh=True, examples=self.plan.evaluation_examples)
+
         weights = [particle.weights for particle in particles]
-        return barrier(
-            weights, average, lambda w: self.loaded(w, mask, refresh=True), self.error, self.plan.barrier_points
-        )
+        return barrier(weights, average, load, self.error, self.plan.barrier_points)
 
     def pruned(self, cycle: Cycle, index: int) -> tuple[Mask, tuple[str, ...]]:
         """The next cycle's mask, ranked on this cycle's weights, and what to tell about it."""

@@ -53,7 +53,7 @@ class Plan:
     barrier_threshold: float = 0.02
     """Error barrier above which averaging is warned of; 0.02 is 2 points (Frankle 2020)."""
     evaluation_examples: int = 10_000
-    """Training examples that the training metrics are measured on, at most."""
+    """Examples that training metrics and barriers are measured on, at most."""
 
     def __post_init__(self) -> None:
         method_named(self.method)

@@ -9,7 +9,7 @@ from swamp.training import Training
 
 
 def mnist1d_mlp() -> RunConfig:
-    """A two-layer perceptron with BatchNorm on augmented MNIST-1D: the default; a minute on one core."""
+    """A two-layer perceptron with BatchNorm on augmented MNIST-1D; a minute on one core."""
     return RunConfig(
         recipe="mnist1d-mlp",
         task="mnist1d-10k",
