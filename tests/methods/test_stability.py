@@ -31,6 +31,7 @@ def test_a_barrier_counts_from_the_mean_of_the_ends_and_an_end_may_be_the_worst(
 
 def test_only_a_barrier_above_the_threshold_warns_and_the_number_is_said():
     assert swamp.methods.Barrier(0.01, 0.02).warning(3, 0.5, 0.02) is None
+    assert "2.5 points" in (swamp.methods.Barrier(0.025, -0.01).warning(0, 0.0, 0.02) or "")
     text = swamp.methods.Barrier(0.01, 0.034).warning(3, 0.5, 0.02)
     assert "cycle 3" in text
     assert "3.4 points" in text
