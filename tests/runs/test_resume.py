@@ -56,6 +56,40 @@ def test_killed_at_ten_random_moments_the_run_ends_like_one_never_interrupted(re
     assert {path.name for path in run.rglob(".*")} == {".config.json"}, "half-written files were left behind"
 
 
+class Crash(BaseException):
+    """The machine stops here."""
+
+
+def test_a_crash_before_any_single_write_loses_nothing(tmp_path, monkeypatch):
+    config = tiny(snapshot_seconds=1e9)
+    config = replace(config, plan=replace(config.plan, method="imp", sparsity=0.5))
+    writes, rename = [], os.replace
+
+    def count(source, target):
+        writes.append(Path(target).name)
+        rename(source, target)
+
+    monkeypatch.setattr("os.replace", count)
+    go(config, tmp_path / "whole")
+    names = list(writes)
+    assert names.count("record.json") == 2
+    for crash_at in range(len(names)):
+        writes.clear()
+
+        def crash(source, target, crash_at=crash_at):
+            if len(writes) == crash_at:
+                raise Crash
+            count(source, target)
+
+        run = tmp_path / f"{crash_at}-{names[crash_at]}"
+        monkeypatch.setattr("os.replace", crash)
+        with pytest.raises(Crash):
+            go(config, run)
+        monkeypatch.setattr("os.replace", count)
+        go_on(run) if (run / "config.json").exists() else go(config, run)
+        assert_same_outcome(tmp_path / "whole", run)
+
+
 @pytest.mark.parametrize("method", ["imp-ensemble", "lrr", "swamp-no-swa", "imp-best"])
 def test_other_methods_survive_kills_too(method, tmp_path):
     config = tiny()
