@@ -64,6 +64,17 @@ def test_a_model_without_weights_to_prune_is_refused(task):
         attempt(nn.BatchNorm1d(6), task)
 
 
+def test_averaging_without_a_tail_is_refused_but_only_where_a_method_averages(mlp, task):
+    bare = replace(TRAINING, tail=0.0)
+    with pytest.raises(swamp.SwampError, match="tail=0 leaves none"):
+        attempt(mlp, task, bare, method="swamp")
+    for method in ("imp", "swamp-no-swa", "lrr"):
+        with pytest.raises(AssertionError, match="training started"):
+            attempt(mlp, task, bare, method=method)
+    with pytest.raises(AssertionError, match="training started"):
+        attempt(mlp, task, replace(bare, swa=False), method="swamp")
+
+
 def test_choosing_the_best_particle_needs_validation_data(mlp, task):
     with pytest.raises(swamp.SwampError, match="chooses on validation data"):
         attempt(mlp, replace(task, validation=None), method="imp-best")

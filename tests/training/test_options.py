@@ -75,7 +75,6 @@ def test_tail_is_whole_epochs_and_at_least_one(tail: float, epochs: int, expecte
         ({"sam": -0.1}, "sam"),
         ({"clip": -1.0}, "clip"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
-        ({"swa": True}, "needs a tail"),
         ({"schedule": "cosin"}, "unknown schedule 'cosin'. Did you mean cosine?"),
         ({"precision": "float16"}, "unknown precision 'float16'"),
         ({"after_rewind": "rewind"}, "unknown after_rewind"),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from swamp.errors import unknown
+from swamp.errors import SwampError, unknown
 from swamp.training import Training
 
 DEFAULT_SAM_RADIUS = 0.05
@@ -34,7 +34,12 @@ class Method:
     """N whole runs side by side, each with its own mask; their predicted probabilities are averaged."""
 
     def training(self, training: Training, particles: int) -> Training:
-        """The user's training with this method's settings."""
+        """The user's training with this method's settings. Raises SwampError for averaging without a tail."""
+        if self.swa and training.swa and not training.tail_epochs:
+            raise SwampError(
+                f"this method averages weights over the tail of each training, and tail={training.tail:g} leaves none. "
+                "Give a tail (0.25, say), switch averaging off (--no-swa), or take a method without: swamp-no-swa, imp."
+            )
         return replace(
             training,
             epochs=training.epochs * (particles if self.longer else 1),

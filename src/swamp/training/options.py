@@ -40,7 +40,7 @@ class Training:
     tail_lr: float = 0.5
     """Learning rate of the tail, as a share of `lr`."""
     swa: bool = True
-    """Average the weights at the end of every tail epoch (stochastic weight averaging)."""
+    """Average the weights at the end of every tail epoch (stochastic weight averaging), where the method does."""
     sam: float = 0.0
     """Radius of sharpness-aware minimisation (0: off)."""
     clip: float = 0.0
@@ -73,11 +73,6 @@ class Training:
         for bad, name, expected in wrong:
             if bad:
                 raise SwampError(f"{name} must be {expected}, got {getattr(self, name)}.")
-        if self.swa and not self.tail_epochs:
-            raise SwampError(
-                f"stochastic weight averaging needs a tail to average over, got tail={self.tail:g} of "
-                f"{self.epochs} epochs. Give a larger tail, or switch averaging off (swa=False)."
-            )
 
     @property
     def tail_epochs(self) -> int:
