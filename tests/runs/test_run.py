@@ -18,7 +18,7 @@ from swamp.errors import Diverged, Interrupted, SwampError
 from swamp.files import load_tensors
 from swamp.live import Quiet
 from swamp.particles import Ticket
-from swamp.runs import RunConfig, RunDirectory, differences, prepare, start
+from swamp.runs import RunConfig, RunDirectory, differences, execute, prepare, start
 from swamp.runs.directory import write_json
 from swamp.runs.environment import environment
 from swamp.sparsity import Mask
@@ -129,6 +129,21 @@ def test_a_directory_with_this_very_run_is_refused_saying_how_to_go_on(finished,
     (copy / "summary.json").unlink()
     with pytest.raises(SwampError, match=re.escape(f"swamp resume {copy}")):
         go(tiny(), copy)
+
+
+def test_a_run_that_appears_while_the_data_is_read_is_not_overwritten(config, tmp_path, monkeypatch):
+    original = execute.prepare
+
+    def slow(given):
+        prepared = original(given)
+        monkeypatch.setattr(execute, "prepare", original)
+        go(config, tmp_path / "run")
+        return prepared
+
+    monkeypatch.setattr(execute, "prepare", slow)
+    late = replace(config, plan=replace(config.plan, seed=5))
+    with pytest.raises(SwampError, match=r"holds another run \(plan.seed: 0 -> 5\)"):
+        go(late, tmp_path / "run")
 
 
 def test_a_directory_with_other_files_is_refused(config, tmp_path):
