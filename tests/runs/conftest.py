@@ -77,3 +77,10 @@ class StopAt(Quiet):
         self.left -= 1
         if self.left == 0:
             self.stop.set()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A finished run's directory and summary; copy the directory before changing it."""
+    path = tmp_path_factory.mktemp("run") / "run"
+    return path, go(tiny(), path)

@@ -1,0 +1,60 @@
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+import swamp
+from swamp.methods import Cycle, NoStore
+from swamp.particles import Sequential
+from swamp.training import Seed, Task, Training
+
+TRAINING = Training(epochs=4, batch_size=16, lr=0.1, tail=0.5)
+
+
+PLAN = swamp.Plan(sparsity=0.8, alpha=(0.5,), particles=(3,), ticket_epochs=1, barrier_threshold=1.0)
+
+
+def run(model: nn.Module, task: Task, method: str, training: Training = TRAINING, **options) -> list[Cycle]:
+    return list(swamp.cycles(model, task, replace(PLAN, method=method, **options), training))
+
+
+def same(a: Cycle, b: Cycle) -> bool:
+    return a.mask == b.mask and all(torch.equal(a.weights[name], b.weights[name]) for name in a.weights)
+
+
+def fresh_mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def swamp_initial():
+    from swamp.training import isolated
+
+    return isolated(Seed(7).at("init"))
+
+
+class Tickets(NoStore):
+    """Remembers the ticket, and every particle."""
+
+    def __init__(self):
+        self.tickets, self.starts = [], []
+
+    def keep_ticket(self, ticket):
+        self.tickets.append(ticket)
+
+
+class Spy(Sequential):
+    """Remembers where particles started and what they were trained with."""
+
+    def __init__(self, model, task):
+        super().__init__(model, task)
+        self.calls = []
+
+    def train(self, ticket, mask, training, seeds, **more):
+        self.calls.append((ticket, mask, training, [seed for _, seed in seeds], more))
+        return super().train(ticket, mask, training, seeds, **more)
+
+
+def spied(model, task, method, training=TRAINING, **options) -> tuple[list[Cycle], list]:
+    spy = Spy(model, task)
+    record = list(swamp.cycles(model, task, replace(PLAN, method=method, **options), training, backend=spy))
+    return record, spy.calls[1:]
