@@ -126,6 +126,14 @@ def test_a_run_killed_between_a_record_and_its_publication_tells_of_it_later(ref
     assert_same_outcome(reference[0], tmp_path / "run")
 
 
+def test_an_interrupted_ensemble_is_resumed_by_the_run_not_by_a_member(config, tmp_path):
+    config = replace(config, plan=replace(config.plan, method="imp-ensemble"))
+    stop = Event()
+    with pytest.raises(Interrupted, match=f"swamp resume {tmp_path / 'run'}$"):
+        start(config, tmp_path / "run", StopAt(30, stop), stop)
+    assert len(go_on(tmp_path / "run")["cycles"]) == 3
+
+
 def test_finished_particles_and_cycles_are_not_trained_again(config, tmp_path, monkeypatch):
     go(config, tmp_path / "run")
     directory = RunDirectory(tmp_path / "run")

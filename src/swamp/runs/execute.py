@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from swamp.errors import Diverged, SwampError
+from swamp.errors import Diverged, Interrupted, SwampError
 from swamp.methods import Cycle, NoStore, Store, cycles, ensemble, method_named
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, read_json, write_json
@@ -48,10 +48,9 @@ def resume(path: Path, reporter: Reporter, stop: Event) -> dict[str, Any]:
 
 def prepare(config: RunConfig) -> tuple[Problem, nn.Module]:
     """Data and initial network of a configuration. Every error of either comes before any training."""
-    device = _device(config.device)
-    seed = Seed(config.plan.seed)
-    problem = task_named(config.task)(config.data, seed)
-    model = initial_network(config, problem, config.plan.seed).to(device)
+    _device(config.device)  # refused before the data is read, which may take long
+    problem = task_named(config.task)(config.data, Seed(config.plan.seed))
+    model = initial_network(config, problem, config.plan.seed)
     _records(config, problem, model, NoStore())
     return problem, model
 
@@ -95,6 +94,8 @@ def _execute(
             raise Diverged(
                 f"{error} Start a gentler one: swamp run --config {directory.config} --lr ... --clip 1 --out NEW"
             ) from error
+        except Interrupted as error:
+            raise Interrupted(f"{error} Go on with: swamp resume {directory.path}") from error
         done = summary(directory, config, records)
         write_json(directory.summary, done)
     return done

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
 from typing import Protocol
 
@@ -115,15 +115,7 @@ class RunStore:
 
     def member(self, index: int) -> "RunStore":
         """The store of one member of an ensemble, in a folder of its own."""
-        return RunStore(
-            self.directory.member(index),
-            self.fingerprint,
-            self.reporter,
-            self.stop,
-            self.keep_particles,
-            self.snapshot_seconds,
-            announce=False,
-        )
+        return replace(self, directory=self.directory.member(index), announce=False)
 
     def _announce(self, cycle: Cycle) -> None:
         if self.announce:
@@ -132,7 +124,7 @@ class RunStore:
     def check_stop(self) -> None:
         """Raise Interrupted if the run was asked to stop."""
         if self.stop.is_set():
-            raise Interrupted(f"stopped. Go on with: swamp resume {self.directory.path}")
+            raise Interrupted("stopped.")
 
 
 class RunProgress:
