@@ -1,7 +1,7 @@
 """Every error a user can cause or must act on; the command line prints the message alone and exits with `exit_code`."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class SwampError(Exception):
@@ -24,6 +24,11 @@ class Interrupted(SwampError):  # noqa: N818
     """Training was asked to stop; what was done so far is saved."""
 
     exit_code = 130
+
+
+def shortened(names: Sequence[str], most: int = 6) -> str:
+    """The first names of a list that may be long, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def unknown(kind: str, given: str, choices: Iterable[str]) -> SwampError:

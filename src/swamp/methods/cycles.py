@@ -24,6 +24,7 @@ from swamp.training import (
     Task,
     Training,
     build_optimizer,
+    copied,
     evaluate,
     norm_layers,
     predict,
@@ -78,7 +79,7 @@ class _Loop:
         self.model, self.plan, self.method = copy.deepcopy(model), plan, method
         self.backend, self.store = backend, store
         self.task = task.to(next(model.parameters()).device)
-        self.initial = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self.initial = Ticket(model.state_dict(), 0)
         self.seed = Seed(plan.seed)
         # Every method starts from the same ticket: the tail, averaging and SAM belong to the cycles.
         self.ticket_training = replace(training, tail=0.0, swa=False, sam=0.0)
@@ -106,7 +107,7 @@ class _Loop:
         stored = self.store.ticket()
         if stored is not None:
             return stored
-        ticket = Ticket(self.initial, 0)
+        ticket = self.initial
         if self.ticket_steps:
             seeds, progress = [(0, self.seed.at("ticket"))], self.store.progress(None, 1)
             try:
@@ -135,7 +136,7 @@ class _Loop:
         cycle = Cycle(
             index,
             mask,
-            {name: tensor.detach().clone() for name, tensor in model.state_dict().items()},
+            copied(model.state_dict()),
             mask.density_of_all(model),
             self.measured(model),
             records,

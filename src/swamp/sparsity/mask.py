@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from swamp.errors import MaskError
+from swamp.errors import MaskError, shortened
 from swamp.files import digest, load_tensors, save_tensors
 from swamp.sparsity.scope import Scope
 
@@ -121,7 +121,7 @@ class Mask(Mapping[str, Tensor]):
             if name not in parameters:
                 raise MaskError(
                     f"the mask names {name!r}, which {type(model).__name__} does not have. "
-                    f"Its parameters are {_shortened(list(parameters))}."
+                    f"Its parameters are {shortened(list(parameters))}."
                 )
             if parameters[name].shape != tensor.shape:
                 raise MaskError(
@@ -186,7 +186,3 @@ def _packed(tensor: Tensor) -> Tensor:
 def _unpacked(packed: Tensor, shape: list[int]) -> Tensor:
     bits = np.unpackbits(packed.numpy(), count=math.prod(shape)).astype(bool)
     return torch.from_numpy(bits).reshape(shape)  # pyright: ignore[reportUnknownMemberType]
-
-
-def _shortened(names: list[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from swamp.errors import SwampError
+from swamp.errors import SwampError, shortened
 
 _PRUNABLE = (
     nn.Linear,
@@ -58,8 +58,9 @@ class Scope:
     def _check_patterns(self, names: list[str]) -> None:
         for pattern in (*self.include, *self.exclude):
             if not _any_matches(names, (pattern,)):
-                some = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-                raise SwampError(f"no parameter matches the pattern {pattern!r}; the names are {some or 'none'}.")
+                raise SwampError(
+                    f"no parameter matches the pattern {pattern!r}; the names are {shortened(names) or 'none'}."
+                )
 
     def include_or_default(self, model: nn.Module, parameters: dict[str, nn.Parameter]) -> set[str]:
         """Names chosen before exclusion."""

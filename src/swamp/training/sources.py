@@ -5,8 +5,13 @@ from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, TensorDataset
-from torch.utils.data import default_collate as default_collate  # pyright: ignore[reportUnknownVariableType]
+from torch.utils.data import (
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,  # pyright: ignore[reportUnknownVariableType]
+)
 
 from swamp.errors import SwampError
 from swamp.training.data import BatchList, Data, DatasetData, TensorData
