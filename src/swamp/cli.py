@@ -79,7 +79,7 @@ class CompareArgs:
 class ListArgs:
     """Say what there is, one line each."""
 
-    what: tyro.conf.Positional[Literal["recipes", "tasks", "models", "methods", "scores"]]
+    what: tyro.conf.Positional[Literal["recipes", "tasks", "models", "methods", "scores", "backends"]]
     json: bool = False
     """Print one JSON object on standard output and nothing else there."""
 
@@ -122,7 +122,7 @@ def compare_command(arguments: Sequence[str]) -> None:
 
 
 def list_command(arguments: Sequence[str]) -> None:
-    """swamp list recipes|tasks|models|methods|scores."""
+    """swamp list recipes|tasks|models|methods|scores|backends."""
     given = _parse(ListArgs, "swamp list", arguments)
     lines = _LISTS[given.what]()
     if given.json:
@@ -138,7 +138,7 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "run": (run_command, "prune a network, from a recipe or a configuration"),
     "resume": (resume_command, "go on with a run after any interruption"),
     "compare": (compare_command, "put runs beside each other: table, differences, plot"),
-    "list": (list_command, "say what recipes, tasks, models, methods and scores there are"),
+    "list": (list_command, "say what recipes, tasks, models, methods, scores and backends there are"),
 }
 
 
@@ -275,12 +275,19 @@ def _listed_scores() -> dict[str, str]:
     return {name: _first_line(score) for name, score in SCORES.items()}
 
 
+def _listed_backends() -> dict[str, str]:
+    from swamp.particles import BACKENDS
+
+    return {name: _first_line(backend) for name, backend in BACKENDS.items()}
+
+
 _LISTS: dict[str, Callable[[], dict[str, str]]] = {
     "recipes": lambda: {name: _first_line(recipe) for name, recipe in RECIPES.items()},
     "tasks": _listed_tasks,
     "models": _listed_models,
     "methods": _listed_methods,
     "scores": _listed_scores,
+    "backends": _listed_backends,
 }
 
 

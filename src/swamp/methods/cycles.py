@@ -15,7 +15,7 @@ from swamp.methods.method import Method, method_named
 from swamp.methods.plan import Plan
 from swamp.methods.stability import Barrier, barrier
 from swamp.methods.store import NoStore, Store
-from swamp.particles import Backend, Particle, Sequential, Ticket, mean_of
+from swamp.particles import Auto, Backend, Particle, Ticket, mean_of
 from swamp.scores import score_named
 from swamp.sparsity import Mask, emptied, shrink
 from swamp.training import (
@@ -43,7 +43,7 @@ def cycles(
 ) -> Iterator[Cycle]:
     """Yield one finished Cycle after the other, dense first. `model` gives the initial weights and is left alone.
 
-    backend: what trains the particles (default: one after the other with swamp's own loop).
+    backend: what trains the particles (default: chosen by timing the ways there are on the task itself).
     store: where finished steps are kept; what it holds already is not computed again.
     Raises SwampError before any training where the plan cannot be, Diverged where a training blows up.
     """
@@ -54,7 +54,14 @@ def cycles(
         raise SwampError(f"{plan.method} chooses on validation data, and the task has none: hold some examples out.")
     if backend is None:
         build_optimizer(model.parameters(), training)  # an optimizer that cannot be is refused now, not in a while
-    return _Loop(model, task, plan, training, method, backend or Sequential(model, task), store or NoStore()).run()
+    kept = store or NoStore()
+    backend = backend or automatic(model, task, plan, kept)
+    return _Loop(model, task, plan, training, method, backend, kept).run()
+
+
+def automatic(model: nn.Module, task: Task, plan: Plan, store: Store) -> Auto:
+    """The backend that chooses, and keeps to what an earlier session of the same run chose."""
+    return Auto(model, task, cycles=len(plan.schedule()), chosen=store.choice(), tell=store.keep_choice)
 
 
 class _Loop:

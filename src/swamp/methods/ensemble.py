@@ -11,6 +11,7 @@ from swamp.methods.cycle import Cycle, Measured, ParticleRecord
 from swamp.methods.cycles import cycles
 from swamp.methods.plan import Plan
 from swamp.methods.store import NoStore, Store
+from swamp.particles import Backend
 from swamp.training import Data, Seed, State, Task, Training, predict
 
 MEMBER_METHOD = "imp"
@@ -27,6 +28,7 @@ def ensemble(
     plan: Plan,
     training: Training,
     *,
+    backend: Backend | None = None,
     store: Store | None = None,
 ) -> Iterator[Cycle]:
     """Yield the cycles of N = max(plan.particles) whole IMP runs as one; `particles` of each record are its members.
@@ -39,7 +41,7 @@ def ensemble(
     for member in range(plan.most_particles):
         seed = member_seed(plan.seed, member)
         own = replace(plan, method=MEMBER_METHOD, particles=(1,), seed=seed)
-        runs.append(cycles(initial(seed), task, own, training, store=kept.member(member)))
+        runs.append(cycles(initial(seed), task, own, training, backend=backend, store=kept.member(member)))
     return _in_step(runs, copy.deepcopy(initial(plan.seed)), task, plan.evaluation_examples, kept)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from swamp.methods.cycle import Cycle
-from swamp.particles import Particle, Progress, Silent, Ticket
+from swamp.particles import Choice, Particle, Progress, Silent, Ticket
 
 
 class Store(Protocol):
@@ -16,6 +16,14 @@ class Store(Protocol):
 
     def keep_ticket(self, ticket: Ticket) -> None:
         """Keep the ticket."""
+        ...
+
+    def choice(self) -> Choice | None:
+        """How particles are trained, if that was chosen before."""
+        ...
+
+    def keep_choice(self, choice: Choice) -> None:
+        """Keep how particles are trained."""
         ...
 
     def particle(self, cycle: int, index: int) -> Particle | None:
@@ -48,6 +56,13 @@ class NoStore:
         return None
 
     def keep_ticket(self, ticket: Ticket) -> None:
+        """Nothing to do."""
+
+    def choice(self) -> Choice | None:
+        """Nothing was chosen."""
+        return None
+
+    def keep_choice(self, choice: Choice) -> None:
         """Nothing to do."""
 
     def particle(self, cycle: int, index: int) -> Particle | None:

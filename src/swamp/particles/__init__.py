@@ -1,8 +1,36 @@
 """How N models are trained at once."""
 
+from collections.abc import Callable
+
+from swamp.errors import unknown
+from swamp.particles.auto import Auto, Choice
 from swamp.particles.backend import Backend, Progress, Silent
 from swamp.particles.particle import Particle, mean_of
 from swamp.particles.sequential import Sequential, rewind
 from swamp.particles.ticket import Ticket
 
-__all__ = ["Backend", "Particle", "Progress", "Sequential", "Silent", "Ticket", "mean_of", "rewind"]
+BACKENDS: dict[str, Callable[..., Backend]] = {"auto": Auto, "sequential": Sequential}
+"""Name -> (model, task, optimizer factory or None) -> backend."""
+
+
+def backend_named(name: str) -> Callable[..., Backend]:
+    """Look a backend up by name. Raises SwampError with suggestions."""
+    if name not in BACKENDS:
+        raise unknown("backend", name, BACKENDS)
+    return BACKENDS[name]
+
+
+__all__ = [
+    "BACKENDS",
+    "Auto",
+    "Backend",
+    "Choice",
+    "Particle",
+    "Progress",
+    "Sequential",
+    "Silent",
+    "Ticket",
+    "backend_named",
+    "mean_of",
+    "rewind",
+]

@@ -10,6 +10,7 @@ import msgspec
 
 from swamp.errors import SwampError
 from swamp.methods import Plan, method_named
+from swamp.particles import backend_named
 from swamp.tasks import DataOptions
 from swamp.training import Training
 
@@ -31,6 +32,8 @@ class RunConfig:
     """auto takes a GPU where there is one; or cpu, cuda, cuda:1 ..."""
     threads: int = 0
     """CPU threads of torch (0: torch's own choice). Another number gives other rounding."""
+    backend: str = "auto"
+    """How particles are trained at once: auto times the ways on the task itself; see `swamp list backends`."""
     keep: Literal["particles", "means"] = "particles"
     """What stays on disk of a finished cycle: everything, or its mean and mask only."""
     snapshot_seconds: float = 30.0
@@ -39,6 +42,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise SwampError(f"threads must be 0 or more, got {self.threads}.")
+        backend_named(self.backend)
         if not self.snapshot_seconds > 0:
             raise SwampError(f"snapshot_seconds must be above 0, got {self.snapshot_seconds}.")
 
@@ -85,7 +89,7 @@ class RunConfig:
         return f"{self.recipe}-{self.plan.method}{count}-seed{self.plan.seed}-{self.digest()[:6]}"
 
 
-_BESIDE_THE_RESULT = ("recipe", "device", "keep", "snapshot_seconds", "data.folder", "data.workers")
+_BESIDE_THE_RESULT = ("recipe", "device", "backend", "keep", "snapshot_seconds", "data.folder", "data.workers")
 
 
 def differences(before: RunConfig, after: RunConfig) -> list[str]:

@@ -41,6 +41,11 @@ class RunDirectory:
         return self.path / "environment.json"
 
     @property
+    def backend(self) -> Path:
+        """How particles are trained, as it was chosen by timing."""
+        return self.path / "backend.json"
+
+    @property
     def summary(self) -> Path:
         """The last word, written when the run is finished."""
         return self.path / "summary.json"

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -11,13 +12,14 @@ import torch
 from torch import nn
 
 from swamp.errors import Diverged, Interrupted, SwampError
-from swamp.methods import Cycle, NoStore, Store, cycles, ensemble, method_named
+from swamp.methods import Cycle, NoStore, Store, automatic, cycles, ensemble, method_named
+from swamp.particles import Auto, backend_named
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, read_json, write_json
 from swamp.runs.environment import environment
 from swamp.runs.store import Reporter, RunStore
 from swamp.tasks import Problem, build_network, task_named
-from swamp.training import Seed, isolated
+from swamp.training import Seed, build_optimizer, isolated
 
 
 def start(config: RunConfig, path: Path, reporter: Reporter, stop: Event) -> dict[str, Any]:
@@ -103,11 +105,14 @@ def _execute(
 
 def _records(config: RunConfig, problem: Problem, model: nn.Module, store: Store) -> Iterator[Cycle]:
     """The loop, ready to go: all that can be refused is refused here, before the first step."""
-    if method_named(config.plan.method).ensemble:
-        return ensemble(
-            lambda seed: initial_network(config, problem, seed), problem.task, config.plan, config.training, store=store
-        )
-    return cycles(model, problem.task, config.plan, config.training, store=store)
+    task, plan, training = problem.task, config.plan, config.training
+    build_optimizer(model.parameters(), training)
+    way = backend_named(config.backend)
+    backend = automatic(model, task, plan, store) if way is Auto else way(model, task)
+    if method_named(plan.method).ensemble:
+        initial = partial(initial_network, config, problem)
+        return ensemble(initial, task, plan, training, backend=backend, store=store)
+    return cycles(model, task, plan, training, backend=backend, store=store)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Protocol
 from swamp.errors import Interrupted, SwampError
 from swamp.files import digest, load_tensors, save_tensors, write_atomic
 from swamp.methods import Cycle
-from swamp.particles import Particle, Ticket
+from swamp.particles import Choice, Particle, Ticket
 from swamp.runs.directory import RunDirectory, read_json, write_json
 from swamp.runs.snapshot import load_snapshot, save_snapshot
 from swamp.sparsity import Mask
@@ -59,6 +59,15 @@ class RunStore:
         """A particle on disk."""
         path = self.directory.particle(cycle, index)
         return Particle.load(path) if path.exists() else None
+
+    def choice(self) -> Choice | None:
+        """How an earlier session chose to train particles: a resumed run keeps to it, as ways round differently."""
+        path = self.directory.backend
+        return Choice.from_json(read_json(path)) if path.exists() else None
+
+    def keep_choice(self, choice: Choice) -> None:
+        """Write how particles are trained, and why."""
+        write_json(self.directory.backend, choice.to_json())
 
     def cycle(self, index: int) -> Cycle | None:
         """A finished cycle on disk, its files checked against the record."""
@@ -132,16 +141,17 @@ class RunProgress:
 
     def __init__(self, store: RunStore, cycle: int | None, count: int) -> None:
         self.store, self.cycle, self.count = store, cycle, count
-        self.saved = time.monotonic()
+        self.began = time.monotonic()
+        self.saved: dict[int, float] = {}
 
     def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         """Show, save now and then, and stop where asked."""
         store = self.store
         store.reporter.training(self.cycle, index, self.count, step, total)
         stopping = store.stop.is_set()
-        if stopping or time.monotonic() - self.saved > store.snapshot_seconds:
+        if stopping or time.monotonic() - self.saved.get(index, self.began) > store.snapshot_seconds:
             save_snapshot(store.directory.snapshot(self.cycle, index), snapshot(), store.fingerprint)
-            self.saved = time.monotonic()
+            self.saved[index] = time.monotonic()
         store.check_stop()
 
     def unfinished(self, index: int) -> Snapshot | None:
