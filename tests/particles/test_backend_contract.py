@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swamp.errors import Diverged, Interrupted
-from swamp.particles import Backend, Particle, Progress, Sequential, Ticket
+from swamp.particles import Backend, Particle, Progress, Sequential, Threads, Ticket
 from swamp.sparsity import Mask
 from swamp.training import OptimizerFactory, Seed, Snapshot, Task, Training, copied, fit
 
@@ -51,6 +51,7 @@ class Entry:
 BACKENDS = {
     "sequential": Entry(Sequential),
     "reversed": Entry(Reversed),
+    "threads": Entry(Threads),
 }
 OPTIMIZERS: dict[str, tuple[dict[str, Any], OptimizerFactory | None]] = {
     "sgd": ({"lr": 0.1}, None),

@@ -7,9 +7,10 @@ from swamp.particles.auto import Auto, Choice
 from swamp.particles.backend import Backend, Progress, Silent
 from swamp.particles.particle import Particle, mean_of
 from swamp.particles.sequential import Sequential, rewind
+from swamp.particles.threads import Threads
 from swamp.particles.ticket import Ticket
 
-BACKENDS: dict[str, Callable[..., Backend]] = {"auto": Auto, "sequential": Sequential}
+BACKENDS: dict[str, Callable[..., Backend]] = {"auto": Auto, "sequential": Sequential, "threads": Threads}
 """Name -> (model, task, optimizer factory or None) -> backend."""
 
 
@@ -29,6 +30,7 @@ __all__ = [
     "Progress",
     "Sequential",
     "Silent",
+    "Threads",
     "Ticket",
     "backend_named",
     "mean_of",

@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -11,13 +12,14 @@ from swamp.particles.backend import Progress, Silent
 from swamp.particles.particle import Particle
 from swamp.particles.ticket import Ticket
 from swamp.sparsity import Mask
-from swamp.training import OptimizerFactory, Seed, Snapshot, Task, Training, fit, reset_statistics
+from swamp.training import Fit, OptimizerFactory, Seed, Snapshot, Task, Training, fit, reset_statistics
 
 
 class Sequential:
-    """Trains copies of `model` on `task`, one after the other; `model` itself is left alone.
+    """One after the other, with all threads: the reference that every other backend must equal.
 
-    optimizer: factory from parameters to any torch optimizer, in place of the one `training` names.
+    `model` itself is left alone. optimizer: factory from parameters to any torch optimizer, in place of the one that
+    `training` names.
     """
 
     def __init__(self, model: nn.Module, task: Task, optimizer: OptimizerFactory | None = None) -> None:
@@ -37,54 +39,73 @@ class Sequential:
         progress: Progress | None = None,
     ) -> list[Particle]:
         """See Backend.train."""
-        told = progress or Silent()
-        particles: list[Particle] = []
-        for index, seed in seeds:
-            particles.append(self._one(ticket, mask, training, index, seed, first, last, told))
-            told.finished(particles[-1])
-        return particles
+        job = Job(self.model, self.task, self.optimizer, ticket, mask, training, first, last, progress or Silent())
+        return [job.particle(index, seed) for index, seed in seeds]
 
-    def _one(
-        self,
-        ticket: Ticket,
-        mask: Mask,
-        training: Training,
-        index: int,
-        seed: Seed,
-        first: int,
-        last: int | None,
-        progress: Progress,
-    ) -> Particle:
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What one call of `Backend.train` asks for, and the training of one particle of it."""
+
+    model: nn.Module
+    task: Task
+    optimizer: OptimizerFactory | None
+    ticket: Ticket
+    mask: Mask
+    training: Training
+    first: int
+    last: int | None
+    progress: Progress
+    alone: bool = True
+    """Whether no other training runs in this process at the same time."""
+    beside: int = 1
+    """Trainings that share the time of this one."""
+
+    def particle(self, index: int, seed: Seed) -> Particle:
+        """Train one particle and report it."""
         began = time.perf_counter()
         # A copy each: what a state dict leaves out (a buffer that is not persistent) stays with its own particle.
         model = copy.deepcopy(self.model)
-        rewind(model, ticket, mask)
-        if training.fresh_batchnorm:
+        rewind(model, self.ticket, self.mask)
+        if self.training.fresh_batchnorm:
             reset_statistics(model)
 
         def watch(step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
-            progress.stepped(index, step, total, snapshot)
+            self.progress.stepped(index, step, total, snapshot)
 
         try:
             trained = fit(
                 model,
                 self.task,
-                training,
+                self.training,
                 seed,
-                mask=mask,
-                first=first,
-                last=last,
+                mask=self.mask,
+                first=self.first,
+                last=self.last,
                 optimizer=self.optimizer,
-                resume=progress.unfinished(index),
+                resume=self.progress.unfinished(index),
                 watch=watch,
+                alone=self.alone,
             )
         except Diverged as error:
             raise Diverged(f"particle {index}: {error}") from error
-        mask.require_zeros(trained.weights)
-        seconds = time.perf_counter() - began
-        return Particle(
-            trained.weights, index, ticket.id, mask.digest, trained.averaged, trained.steps, trained.losses, seconds
+        return self.reported(index, trained, (time.perf_counter() - began) / self.beside)
+
+    def reported(self, index: int, trained: Fit, seconds: float) -> Particle:
+        """The particle that a training gave, checked and handed to `progress`."""
+        self.mask.require_zeros(trained.weights)
+        particle = Particle(
+            trained.weights,
+            index,
+            self.ticket.id,
+            self.mask.digest,
+            trained.averaged,
+            trained.steps,
+            trained.losses,
+            seconds,
         )
+        self.progress.finished(particle)
+        return particle
 
 
 def rewind(model: nn.Module, ticket: Ticket, mask: Mask) -> None:

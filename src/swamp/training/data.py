@@ -256,6 +256,13 @@ def batch_to(batch: Batch, device: torch.device) -> Batch:
     return moved, targets.to(device, non_blocking=True)
 
 
+def rows_of(inputs: Any, rows: slice) -> Any:
+    """Some rows of a batch of inputs."""
+    if isinstance(inputs, Mapping):
+        return {name: value[rows] for name, value in cast("Mapping[str, Tensor]", inputs).items()}
+    return inputs[rows]
+
+
 def _tensors(inputs: Any) -> list[Tensor]:
     parts: list[Any] = list(cast("Mapping[str, Any]", inputs).values()) if isinstance(inputs, Mapping) else [inputs]
     if not parts or not all(isinstance(part, Tensor) for part in parts):

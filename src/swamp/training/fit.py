@@ -1,8 +1,8 @@
 """The one training loop."""
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -14,14 +14,17 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from swamp.errors import Diverged, SwampError
-from swamp.sparsity import Mask, hold
+from swamp.sparsity import Mask, hold, hold_gradients, leaves_zeros
 from swamp.training.average import RunningMean, copied
 from swamp.training.batchnorm import norm_layers
-from swamp.training.data import Batch, batch_to
+from swamp.training.data import Batch, batch_to, rows_of
+from swamp.training.layout import arrange, arranged
+from swamp.training.noise import Randomness
 from swamp.training.optimizers import OptimizerFactory, build_optimizer
 from swamp.training.options import Training
-from swamp.training.order import Seed, isolated, reseed_global
+from swamp.training.order import Seed, isolated
 from swamp.training.sam import second_gradient
+from swamp.training.share import Share
 from swamp.training.snapshot import Snapshot, load_optimizer, optimizer_tensors
 from swamp.training.task import Loss, Task
 
@@ -60,16 +63,20 @@ def fit(
     optimizer: OptimizerFactory | None = None,
     resume: Snapshot | None = None,
     watch: Watch | None = None,
+    alone: bool = True,
+    share: Share | None = None,
 ) -> Fit:
     """Train `model` in place from step `first` up to `last` (default: the whole training) on the support of `mask`.
 
-    The batch of every step is a pure function of `seed` and the step. Raises Diverged when the loss or a weight is
-    not finite; the loss is read back once an epoch.
+    The batch of every step is a pure function of `seed` and the step. alone: the global generators are seeded for
+    this training and restored after it; without, nothing may draw from them but dropout, which has its own noise.
+    share: the part of this process where several train one model. Raises Diverged when the loss or a weight is not
+    finite; the loss is read back once an epoch.
     """
-    run = _Run(model, task, training, seed, optimizer)
+    run = _Run(model, task, training, seed, optimizer, alone, share)
     last = run.total if last is None else last
     step = first if resume is None else run.restore(resume)
-    with isolated(seed, run.device), nullcontext() if mask is None else hold(model, mask, run.optimizer):
+    with isolated(seed, run.device) if alone else nullcontext(), run.held(mask):
         model.train()
         while step < last:
             epoch, within = divmod(step, run.per_epoch)
@@ -84,10 +91,12 @@ def fit(
             if step < end:
                 given = step - epoch * run.per_epoch
                 raise SwampError(f"the training data promised {run.per_epoch} batches an epoch and gave {given}.")
-        # Before `hold` looks: to it, a NaN among the pruned weights would be a mask that was not kept.
+        # Before the mask is looked at: to it, a NaN among the pruned weights would be a mask that was not kept.
         run.check_finite(step)
     averaged = run.mean.count
     weights = run.mean.mean() if averaged else copied(model.state_dict())
+    # Whatever order in memory was fastest to train in: what is averaged, hashed and stored has the usual one.
+    weights = {name: value.contiguous() for name, value in weights.items()}
     return Fit(weights, averaged, step - first, tuple(run.losses))
 
 
@@ -95,21 +104,42 @@ class _Run:
     """What changes while one model is trained."""
 
     def __init__(
-        self, model: nn.Module, task: Task, training: Training, seed: Seed, optimizer: OptimizerFactory | None
+        self,
+        model: nn.Module,
+        task: Task,
+        training: Training,
+        seed: Seed,
+        optimizer: OptimizerFactory | None,
+        alone: bool,
+        share: Share | None,
     ) -> None:
-        self.model, self.task, self.training = model, task, training
+        self.model, self.task, self.training, self.share = model, task, training, share
         self.device = next(model.parameters()).device
+        self.layout = arrange(model, narrow=training.precision == "bfloat16")
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.optimizer: Optimizer = (optimizer or partial(build_optimizer, training=training))(self.trainable)
         self.per_epoch = task.train.steps(training.batch_size)
         self.total = training.epochs * self.per_epoch
         self.tail_start = self.total - training.tail_epochs * self.per_epoch
-        self.loss = _smoothed(task.loss, training.label_smoothing)
-        self.noise = seed.at("noise").number()
+        self.loss = smoothed(task.loss, training.label_smoothing)
+        self.random = Randomness(model, seed.at("noise").number(), self.device, alone)
+        self.mask_gradients: Callable[[], None] | None = None
         self.mean = RunningMean()
         self.losses: list[float] = []
         self.running_loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self.losses_seen = 0
+
+    @contextmanager
+    def held(self, mask: Mask | None) -> Generator[None]:
+        if mask is None:
+            yield
+        elif leaves_zeros(self.optimizer):
+            with hold_gradients(self.model, mask, self.optimizer) as self.mask_gradients:
+                yield
+        else:
+            # The gradients of an unknown optimizer are masked here too: the sum over processes comes after the hooks.
+            with hold(self.model, mask, self.optimizer):
+                yield
 
     def step(self, step: int, batch: Batch) -> None:
         rate = self.training.rate(step, self.per_epoch)
@@ -126,17 +156,26 @@ class _Run:
         self.losses_seen += 1
 
     def backward(self, step: int, batch: Batch) -> Tensor:
-        """Leave the gradient of one batch in the model; the loss stays on the device."""
-        # Dropout can draw from no other generator; seeded by step, it is the same after a resume.
-        reseed_global(self.noise + step, self.device)
+        """Leave the masked gradient of one batch in the model; the loss stays on the device."""
         # What optimizer.zero_grad does, without the profiler's record around it.
         for parameter in self.trainable:
             parameter.grad = None
         inputs, targets = batch
-        with self.autocast():
-            loss = self.loss(self.task.forward(self.model, inputs), targets)
-        loss.backward()  # pyright: ignore[reportUnknownMemberType]
-        return loss.detach()
+        own, weight = None, 1.0
+        if self.share is not None:
+            own = self.share.rows(len(targets))
+            inputs, targets, weight = rows_of(inputs, own), targets[own], (own.stop - own.start) / len(targets)
+        inputs = arranged(inputs, self.layout)
+        with self.share.together() if self.share else nullcontext():
+            with self.random.at(step, own, len(batch[1])), self.autocast():
+                loss = self.loss(self.task.forward(self.model, inputs), targets)
+            (loss if weight == 1 else loss * weight).backward()  # pyright: ignore[reportUnknownMemberType]
+        found = loss.detach() * weight
+        if self.share is not None:
+            self.share.add_up([*(p.grad for p in self.trainable if p.grad is not None), found])
+        if self.mask_gradients is not None:
+            self.mask_gradients()
+        return found
 
     def autocast(self) -> AbstractContextManager[Any]:
         if self.training.precision == "float32":
@@ -193,7 +232,8 @@ def reset_statistics(model: nn.Module) -> None:
         layer.reset_running_stats()
 
 
-def _smoothed(loss: Loss, smoothing: float) -> Loss:
+def smoothed(loss: Loss, smoothing: float) -> Loss:
+    """The loss with label smoothing. Raises SwampError for one that has no such form."""
     if not smoothing:
         return loss
     if loss is not F.cross_entropy:

@@ -59,7 +59,13 @@ def load_optimizer(optimizer: Optimizer, flat: Mapping[str, Tensor]) -> None:
     for index, parameter in enumerate(_parameters(optimizer)):
         placed = optimizer.state.get(parameter, {})
         for key, value in slots.get(index, {}).items():
-            placed[key] = value.to(placed[key].device) if isinstance(value, Tensor) else value
+            placed[key] = _placed(value, placed[key], parameter) if isinstance(value, Tensor) else value
+
+
+def _placed(value: Tensor, like: Tensor, parameter: nn.Parameter) -> Tensor:
+    value = value.to(like.device)
+    # In the order in memory of its parameter: fused kernels walk both side by side.
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value) if value.shape == parameter.shape else value
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
