@@ -7,10 +7,16 @@ from swamp.particles.auto import Auto, Choice
 from swamp.particles.backend import Backend, Progress, Silent
 from swamp.particles.particle import Particle, mean_of
 from swamp.particles.sequential import Sequential, rewind
+from swamp.particles.stacked import Stacked
 from swamp.particles.threads import Threads
 from swamp.particles.ticket import Ticket
 
-BACKENDS: dict[str, Callable[..., Backend]] = {"auto": Auto, "sequential": Sequential, "threads": Threads}
+BACKENDS: dict[str, Callable[..., Backend]] = {
+    "auto": Auto,
+    "sequential": Sequential,
+    "threads": Threads,
+    "stacked": Stacked,
+}
 """Name -> (model, task, optimizer factory or None) -> backend."""
 
 
@@ -30,6 +36,7 @@ __all__ = [
     "Progress",
     "Sequential",
     "Silent",
+    "Stacked",
     "Threads",
     "Ticket",
     "backend_named",
