@@ -7,8 +7,8 @@ from swamp.particles.auto import Auto, Choice
 from swamp.particles.backend import Backend, Progress, Silent
 from swamp.particles.particle import Particle, mean_of
 from swamp.particles.sequential import Sequential, rewind
-from swamp.particles.stacked import Stacked
-from swamp.particles.threads import Threads
+from swamp.particles.stacked import Forked, Stacked
+from swamp.particles.threads import Threads, cores
 from swamp.particles.ticket import Ticket
 
 BACKENDS: dict[str, Callable[..., Backend]] = {
@@ -32,6 +32,7 @@ __all__ = [
     "Auto",
     "Backend",
     "Choice",
+    "Forked",
     "Particle",
     "Progress",
     "Sequential",
@@ -40,6 +41,7 @@ __all__ = [
     "Threads",
     "Ticket",
     "backend_named",
+    "cores",
     "mean_of",
     "rewind",
 ]
