@@ -1,4 +1,4 @@
-"""The command line: swamp run | resume | compare | list."""
+"""The command line: swamp run | resume | study | compare | list."""
 
 from swamp.cli.entry import main
 

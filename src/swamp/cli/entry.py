@@ -9,13 +9,15 @@ from swamp.cli.compare import compare_command
 from swamp.cli.listing import list_command
 from swamp.cli.run import resume_command, run_command
 from swamp.cli.session import Err, Out, escaped
+from swamp.cli.study import study_command
 from swamp.errors import SwampError, unknown
 
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "run": (run_command, "prune a network, from a recipe or a configuration"),
     "resume": (resume_command, "go on with a run after any interruption"),
+    "study": (study_command, "do many runs: a grid of methods, seeds and settings, on one machine or several"),
     "compare": (compare_command, "put runs beside each other: table, differences, plot"),
-    "list": (list_command, "say what recipes, tasks, models, methods, scores and backends there are"),
+    "list": (list_command, "say what recipes, tasks, models, methods, scores, backends and studies there are"),
 }
 
 

@@ -7,20 +7,20 @@ from typing import Any, Literal
 import tyro
 
 from swamp.cli.session import Out, parse, print_json
-from swamp.recipes import DEFAULT, RECIPES
+from swamp.recipes import DEFAULT, RECIPES, STUDIES
 
 
 @dataclass(frozen=True)
 class ListArgs:
     """Say what there is, one line each."""
 
-    what: tyro.conf.Positional[Literal["recipes", "tasks", "models", "methods", "scores", "backends"]]
+    what: tyro.conf.Positional[Literal["recipes", "tasks", "models", "methods", "scores", "backends", "studies"]]
     json: bool = False
     """Print one JSON object on standard output and nothing else there."""
 
 
 def list_command(arguments: Sequence[str]) -> None:
-    """swamp list recipes|tasks|models|methods|scores|backends."""
+    """swamp list recipes|tasks|models|methods|scores|backends|studies."""
     given = parse(ListArgs, "swamp list", arguments)
     lines = _LISTS[given.what]()
     if given.json:
@@ -73,4 +73,5 @@ _LISTS: dict[str, Callable[[], dict[str, str]]] = {
     "methods": _listed_methods,
     "scores": _listed_scores,
     "backends": _listed_backends,
+    "studies": lambda: {name: _first_line(study) for name, study in STUDIES.items()},
 }
