@@ -5,7 +5,7 @@ import json
 import os
 import re
 import signal
-import time
+from contextlib import ExitStack
 from dataclasses import replace
 from threading import Event
 
@@ -21,7 +21,8 @@ from .conftest import StopAt, assert_same_outcome, go, in_child, tiny
 
 def seeded(*seeds: int) -> dict[str, RunConfig]:
     # The backend is named: choosing one by timing may end otherwise in a resumed run than in the whole one.
-    return {f"seed{s}": replace(tiny(backend="sequential"), plan=replace(tiny().plan, seed=s)) for s in seeds}
+    config = tiny(backend="sequential", snapshot_seconds=0.05)
+    return {f"seed{s}": replace(config, plan=replace(tiny().plan, seed=s)) for s in seeds}
 
 
 def sessions(study: StudyDirectory) -> list[int]:
@@ -33,21 +34,31 @@ def states(study: StudyDirectory) -> list[str]:
     return [state.state for state in study.states()]
 
 
-def until(condition) -> None:
-    while not condition():
-        time.sleep(0.002)
+class PauseAt(StopAt):
+    """Stands still at the given step, after a word through the pipe."""
+
+    def __init__(self, step: int, pipe: int) -> None:
+        super().__init__(step, Event())
+        self.pipe = pipe
+
+    def training(self, *step):
+        super().training(*step)
+        if self.stop.is_set():
+            os.write(self.pipe, b"x")
+            signal.pause()
 
 
 def test_a_run_whose_worker_was_killed_is_taken_by_the_next_and_ends_like_one_never_interrupted(tmp_path):
     study = StudyDirectory.join(tmp_path / "s", seeded(0, 1))
     for name, config in study.runs.items():
         go(config, tmp_path / name)
-    pid = in_child(lambda: work(study, Quiet(), Event()))
-    until(study.run("seed0").record(0).exists)
+    read, write = os.pipe()
+    pid = in_child(lambda: work(study, PauseAt(101, write), Event()))
+    os.read(read, 1)
     assert study.holder("seed0") == worker_name().replace(str(os.getpid()), str(pid))
     running = study.state("seed0")
     assert running.state == "running"
-    assert 0 < running.done < running.total == 3 * 2 * 4
+    assert (running.done, running.total) == (2 * 4, 3 * 2 * 4)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     assert states(study) == ["waiting", "waiting"]
@@ -177,3 +188,26 @@ def test_the_progress_of_an_ensemble_counts_its_members(tmp_path):
     done = study.state("e").done
     assert 0 < done < 2 * 3 * 4
     assert done % 4 == 0
+
+
+def test_what_was_left_behind_comes_before_what_nobody_began(tmp_path, monkeypatch):
+    study = StudyDirectory.join(tmp_path / "s", seeded(0, 1, 2))
+    order, other = [], ExitStack()
+    other.enter_context(study.claimed("seed0"))
+
+    def execute(study, name, *_):
+        order.append(name)
+        study.run(name).summary.write_text("{}")
+        other.close()
+
+    monkeypatch.setattr("swamp.runs.study_worker._execute", execute)
+    work(study, Quiet(), Event())
+    assert order == ["seed1", "seed0", "seed2"]
+
+
+def test_a_run_finished_between_the_look_and_the_claim_is_not_done_again(tmp_path, monkeypatch):
+    study = StudyDirectory.join(tmp_path / "s", seeded(0))
+    looks = iter([False])
+    monkeypatch.setattr(StudyDirectory, "over", lambda *_: next(looks, True))
+    work(study, Quiet(), Event())
+    assert not study.run("seed0").config.exists()

@@ -22,7 +22,11 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. Exit codes: 0 done, 1 a fault of swamp, 2 bad input, 3 training diverged, 130 and 143 stopped."""
+    """Entry point.
+
+    Exit codes: 0 done, 1 a fault of swamp, 2 bad input, 3 training diverged or a run of a study failed, 130 and 143
+    stopped.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         _overview()

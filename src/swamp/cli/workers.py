@@ -14,7 +14,9 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from swamp.cli.session import Err, signals, warnings_to
+import torch
+
+from swamp.cli.session import Err, warnings_to
 from swamp.errors import SwampError
 from swamp.live import Quiet
 from swamp.runs import StudyDirectory, work
@@ -56,17 +58,16 @@ class Workers:
 
 @contextmanager
 def local_workers(study: StudyDirectory, count: int, *, wait: bool) -> Generator[Workers]:
-    """Start `count` workers on this machine, its cores shared out among them; they have stopped after the block."""
+    """Start `count` workers here, cores and GPUs shared out among them; they have stopped after the block."""
     folder = study.path / _LOGS
     folder.mkdir(parents=True, exist_ok=True)
-    threads = str(max(1, len(os.sched_getaffinity(0)) // max(1, count)))
     command = [sys.executable, "-m", "swamp", "study", "--worker", str(study.path), *(["--wait"] if wait else [])]
     workers = Workers([], [])
     try:
         for index in range(count):
             log = folder / f"{os.getpid()}-{index}.log"
             with log.open("wb") as file:
-                environment = {"OMP_NUM_THREADS": threads, **os.environ}
+                environment = os.environ | shares(study, index, count)
                 workers.processes.append(
                     subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file, env=environment)
                 )
@@ -79,6 +80,19 @@ def local_workers(study: StudyDirectory, count: int, *, wait: bool) -> Generator
                 log.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             folder.rmdir()  # unless a log of a fault, or another machine's worker, is in it
+
+
+def shares(study: StudyDirectory, index: int, count: int) -> dict[str, str]:
+    """Environment that gives one of `count` workers its part of this machine: of its cores, and one of its GPUs."""
+    share: dict[str, str] = {}
+    if "OMP_NUM_THREADS" not in os.environ:
+        share["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // count))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = [str(one) for one in range(torch.cuda.device_count())] if visible is None else visible.split(",")
+    # A run that names its device counts it among all of them.
+    if len(devices) > 1 and all(config.device == "auto" for config in study.runs.values()):
+        share["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)]
+    return share
 
 
 def work_here(path: Path, *, wait: bool, stop: Event) -> None:
@@ -106,10 +120,9 @@ class Job:
     wait: bool
 
     def __call__(self) -> None:
-        """Work until nothing is left; SIGTERM saves and stops."""
-        stop = Event()
-        with signals(stop):
-            work_here(self.path, wait=self.wait, stop=stop)
+        """Work until nothing is left."""
+        # Signals stay submitit's: it asks for the checkpoint by one. A job that is killed loses half a minute at most.
+        work_here(self.path, wait=self.wait, stop=Event())
 
     def checkpoint(self) -> Any:
         """Called before the job's time is up: the job is queued again, and goes on with what lies on disk."""
