@@ -5,7 +5,7 @@ import json
 import os
 import re
 import signal
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from threading import Event
 
@@ -34,6 +34,27 @@ def states(study: StudyDirectory) -> list[str]:
     return [state.state for state in study.states()]
 
 
+@pytest.fixture
+def child():
+    """Starts work in a forked process; what is left of them is killed after the test, whatever became of it."""
+    pids: list[int] = []
+
+    def started(work) -> int:
+        pids.append(in_child(work))
+        return pids[-1]
+
+    yield started
+    for pid in pids:
+        with suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                kill(pid)
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
 class PauseAt(StopAt):
     """Stands still at the given step, after a word through the pipe."""
 
@@ -48,19 +69,18 @@ class PauseAt(StopAt):
             signal.pause()
 
 
-def test_a_run_whose_worker_was_killed_is_taken_by_the_next_and_ends_like_one_never_interrupted(tmp_path):
+def test_a_run_whose_worker_was_killed_is_taken_by_the_next_and_ends_like_one_never_interrupted(child, tmp_path):
     study = StudyDirectory.join(tmp_path / "s", seeded(0, 1))
     for name, config in study.runs.items():
         go(config, tmp_path / name)
     read, write = os.pipe()
-    pid = in_child(lambda: work(study, PauseAt(101, write), Event()))
+    pid = child(lambda: work(study, PauseAt(101, write), Event()))
     os.read(read, 1)
     assert study.holder("seed0") == worker_name().replace(str(os.getpid()), str(pid))
     running = study.state("seed0")
     assert running.state == "running"
     assert (running.done, running.total) == (2 * 4, 3 * 2 * 4)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    kill(pid)
     assert states(study) == ["waiting", "waiting"]
     work(study, Quiet(), Event())
     assert states(study) == ["finished", "finished"]
@@ -69,9 +89,9 @@ def test_a_run_whose_worker_was_killed_is_taken_by_the_next_and_ends_like_one_ne
         assert_same_outcome(tmp_path / name, study.run(name).path)
 
 
-def test_workers_at_the_same_time_do_every_run_once_and_share_them_out(tmp_path):
+def test_workers_at_the_same_time_do_every_run_once_and_share_them_out(child, tmp_path):
     study = StudyDirectory.join(tmp_path / "s", seeded(0, 1, 2, 3))
-    pids = [in_child(lambda: work(study, Quiet(), Event())) for _ in range(3)]
+    pids = [child(lambda: work(study, Quiet(), Event())) for _ in range(3)]
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0]
     assert states(study) == ["finished"] * 4
     assert sessions(study) == [1, 1, 1, 1]
@@ -105,7 +125,7 @@ def test_a_fault_of_the_program_costs_one_run_and_its_traceback_is_kept(tmp_path
     assert study.state("seed0").error.strip().endswith("ZeroDivisionError: division by zero")
 
 
-def held(study: StudyDirectory, name: str) -> int:
+def held(child, study: StudyDirectory, name: str) -> int:
     """A process that claims the run and does nothing; returns its pid once it has it."""
     read, write = os.pipe()
 
@@ -114,22 +134,21 @@ def held(study: StudyDirectory, name: str) -> int:
             os.write(write, b"y" if mine else b"n")
             signal.pause()
 
-    pid = in_child(hold)
+    pid = child(hold)
     assert os.read(read, 1) == b"y"
     return pid
 
 
-def test_a_run_held_by_another_is_passed_over_and_waited_for_only_where_asked(tmp_path, monkeypatch):
+def test_a_run_held_by_another_is_passed_over_and_waited_for_only_where_asked(child, tmp_path):
     study = StudyDirectory.join(tmp_path / "s", seeded(0, 1))
-    pid = held(study, "seed0")
+    pid = held(child, study, "seed0")
     work(study, Quiet(), Event())
     assert states(study) == ["running", "finished"]
     assert study.holder("seed0").endswith(f":{pid}")
 
     class Waited(Event):
         def wait(self, timeout=None):
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            kill(pid)
             return super().wait(0)
 
     work(study, Quiet(), Waited(), wait=True)
