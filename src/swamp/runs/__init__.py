@@ -4,15 +4,24 @@ from swamp.runs.config import RunConfig, differences, flattened
 from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import prepare, resume, start
 from swamp.runs.store import Reporter, RunStore
+from swamp.runs.study import BESIDE_RUNS, Study
+from swamp.runs.study_directory import RunState, StudyDirectory, is_study
+from swamp.runs.study_worker import work
 
 __all__ = [
+    "BESIDE_RUNS",
     "Reporter",
     "RunConfig",
     "RunDirectory",
+    "RunState",
     "RunStore",
+    "Study",
+    "StudyDirectory",
     "differences",
     "flattened",
+    "is_study",
     "prepare",
     "resume",
     "start",
+    "work",
 ]
