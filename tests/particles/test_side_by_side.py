@@ -151,3 +151,9 @@ def test_weights_that_are_not_finite_are_noticed_in_a_stack(mlp, image_task):
         Stacked(mlp, image_task, compiled=False).train(
             Ticket(mlp.state_dict(), 0), Mask.ones(mlp), replace(TRAINING, lr=1e200), SEEDS, last=2
         )
+
+
+def test_batches_of_different_shapes_are_not_stacked(mlp):
+    batches = [(torch.randn(n, 16).double(), torch.zeros(n, dtype=torch.long)) for n in (6, 6, 4)]
+    task = Task.of(batches, batches)
+    assert_trained_alone(Stacked(mlp, task), mlp, task, "the batches it was given differ in shape")

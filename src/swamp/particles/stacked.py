@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from swamp.particles.backend import Progress, Silent
 from swamp.particles.particle import Particle
@@ -17,11 +18,14 @@ from swamp.particles.step import Step
 from swamp.particles.ticket import Ticket
 from swamp.sparsity import Mask
 from swamp.training import (
+    BatchList,
+    Data,
     OptimizerFactory,
     Seed,
     Snapshot,
     Task,
     Training,
+    as_batch,
     batch_to,
     copied,
     draws_globally,
@@ -88,7 +92,9 @@ class Stacked:
     def step(self, training: Training) -> Step | str:
         """The step of stacked copies of this model, or why there is none."""
         if training not in self.known:
-            if draws_globally(self.model, self.task, training.batch_size):
+            if not _alike(self.task.train):
+                self.known[training] = "the batches it was given differ in shape."
+            elif draws_globally(self.model, self.task, training.batch_size):
                 why = "the model draws random numbers by other means than dropout, from torch's one global generator."
                 self.known[training] = why
             else:
@@ -144,7 +150,9 @@ class Stacked:
             with warnings.catch_warnings():
                 # What torch's compiler has to say of its own parts is nothing a user could act on.
                 warnings.simplefilter("ignore")
+                step.compiled = False
                 scratch.advance(0.0, *_batch(self.task, job.training.batch_size, len(seeds), step.device))
+            step.compiled = True
         except Exception as error:  # Whatever a compiler may raise, training goes on without it.
             if _out_of_memory(error):
                 raise
@@ -158,6 +166,18 @@ class Forked(Stacked):
 
     def __init__(self, model: nn.Module, task: Task, optimizer: OptimizerFactory | None = None) -> None:
         super().__init__(model, task, optimizer, compiled=False, forked=True)
+
+
+def _alike(data: Data) -> bool:
+    """Whether every batch has the shape of every other."""
+    if not isinstance(data, BatchList):
+        return True
+    shapes = {str(tree_map(_shape, as_batch(batch))) for batch in data.batches}
+    return len(shapes) == 1
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tensor.shape)
 
 
 def _batch(task: Task, size: int, particles: int, device: torch.device) -> tuple[Any, Tensor]:

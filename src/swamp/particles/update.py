@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -49,20 +50,23 @@ class Formula:
         self.state = [[own[name] for name in names] for own in kept]
         self.steps: list[Tensor] = [own["step"] for own in kept] if adam else []
         self.taken = int(self.steps[0]) if self.steps else 0
+        # A view of numpy's: making a new tensor of Python's numbers takes ten times as long as writing into this one.
+        self.numbers = np.zeros(3 if adam else 1)
+        self.as_tensor = torch.from_numpy(self.numbers)  # pyright: ignore[reportUnknownMemberType]
         self.update: Update = _adamw(self.group) if adam else _sgd(self.group)
 
     def next_numbers(self) -> Tensor:
-        """The numbers of the next step (float64, on CPU), which is counted."""
+        """The numbers of the next step (float64, on CPU, overwritten by the step after it), which is counted."""
         group = self.group
-        if not self.steps:
-            return torch.tensor([group["lr"]], dtype=torch.float64)
-        self.taken += 1
-        torch._foreach_add_(self.steps, 1)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-        # In float64, as torch has them: in the weights' float32 the first steps would be off by 1e-7.
-        first, second = (1 - beta**self.taken for beta in group["betas"])
-        return torch.tensor(
-            [1 - group["lr"] * group["weight_decay"], group["lr"] / first, second**0.5], dtype=torch.float64
-        )
+        if self.steps:
+            self.taken += 1
+            torch._foreach_add_(self.steps, 1)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+            # In float64, as torch has them: in the weights' float32 the first steps would be off by 1e-7.
+            first, second = (1 - beta**self.taken for beta in group["betas"])
+            self.numbers[:] = 1 - group["lr"] * group["weight_decay"], group["lr"] / first, second**0.5
+        else:
+            self.numbers[0] = group["lr"]
+        return self.as_tensor
 
 
 def _sgd(group: Mapping[str, Any]) -> Update:

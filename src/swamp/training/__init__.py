@@ -3,7 +3,7 @@
 from swamp.training.augment import Augment, crop_flip, shift_scale_noise
 from swamp.training.average import RunningMean, State, copied, interpolate, mean
 from swamp.training.batchnorm import norm_layers, refreshed
-from swamp.training.data import BatchList, Data, DatasetData, TensorData, batch_to
+from swamp.training.data import BatchList, Data, DatasetData, TensorData, as_batch, batch_to
 from swamp.training.fit import Fit, Watch, fit, require_finite, require_finite_weights, reset_statistics, smoothed
 from swamp.training.layout import arrange
 from swamp.training.noise import draws_globally
@@ -33,6 +33,7 @@ __all__ = [
     "Training",
     "Watch",
     "arrange",
+    "as_batch",
     "as_data",
     "batch_to",
     "build_optimizer",

@@ -27,18 +27,22 @@ def shuffled_together(
 
 
 def _gathered(data: TensorData, batch_size: int, seeds: Sequence[Seed], epoch: int, first: int) -> Iterator[Batch]:
-    device = data.targets.device
-    orders = torch.stack([permutation(seed, epoch, len(data)) for seed in seeds]).to(device)
+    assert isinstance(data.inputs, Tensor)
+    device, steps = data.targets.device, data.steps(batch_size)
+    size = min(batch_size, len(data))
+    orders = torch.stack([permutation(seed, epoch, len(data)) for seed in seeds])
+    # A row a step, so that nothing but the gather is left for the step itself.
+    index = orders[:, : steps * size].reshape(len(seeds), steps, size).transpose(0, 1).reshape(steps, -1).to(device)
+    targets = data.targets.index_select(0, index.view(-1))
+    targets = targets.view(steps, len(seeds), size, *targets.shape[1:])
     noise = torch.Generator(device)
     bases = [seed.at("augment", epoch).number() for seed in seeds]
-    for step in range(first, data.steps(batch_size)):
-        index = orders[:, step * batch_size : (step + 1) * batch_size]
-        inputs, targets = data.gather(index.flatten())
+    for step in range(first, steps):
+        inputs = data.inputs.index_select(0, index[step])
         if data.augment is not None:
             generators = (noise.manual_seed(base + step) for base in bases)
-            inputs = _augmented(data.augment, inputs, index.shape[1], generators)
-        inputs = data.normalised(inputs)
-        yield inputs.unflatten(0, index.shape), targets.unflatten(0, index.shape)
+            inputs = _augmented(data.augment, inputs, size, generators)
+        yield data.normalised(inputs).unflatten(0, (len(seeds), size)), targets[step]
 
 
 def _augmented(augment: Any, inputs: Tensor, size: int, generators: Iterator[torch.Generator]) -> Tensor:

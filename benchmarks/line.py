@@ -1,0 +1,33 @@
+"""One measured line, and the ratio of two pieces of work that the machine's noise hits alike."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Line:
+    name: str
+    value: float
+    spread: float
+    """Between the quartiles of the rounds."""
+    unit: str
+    goal: str
+
+
+def median(name: str, found: list[float], unit: str, goal: str) -> Line:
+    low, _, high = statistics.quantiles(found, n=4)
+    return Line(name, statistics.median(found), high - low, unit, goal)
+
+
+def ratio(name: str, ours: Callable[[], object], other: Callable[[], object], goal: str, rounds: int = 9) -> Line:
+    """Median over interleaved rounds of time(ours) / time(other)."""
+    ours(), other()
+    return median(name, [seconds(ours) / seconds(other) for _ in range(rounds)], "ratio", goal)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
