@@ -23,8 +23,12 @@ def median(name: str, found: list[float], unit: str, goal: str) -> Line:
 
 def ratio(name: str, ours: Callable[[], object], other: Callable[[], object], goal: str, rounds: int = 9) -> Line:
     """Median over interleaved rounds of time(ours) / time(other)."""
+    return median(name, ratios(ours, other, rounds), "ratio", goal)
+
+
+def ratios(ours: Callable[[], object], other: Callable[[], object], rounds: int) -> list[float]:
     ours(), other()
-    return median(name, [seconds(ours) / seconds(other) for _ in range(rounds)], "ratio", goal)
+    return [seconds(ours) / seconds(other) for _ in range(rounds)]
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -78,11 +78,9 @@ def samples_a_second(backend: Backend, case: Case, task: Task, ticket: Ticket, m
     seeds = [(index, Seed(0).at(index)) for index in range(case.particles)]
     training = Training(epochs=1000, batch_size=case.batch, tail=0, swa=False, precision=case.precision)
     clock = Clock()
-    began = time.perf_counter()
     backend.train(ticket, mask, training, seeds, last=case.steps, progress=clock)
     # Sequential reports are spread over the whole call; stacked ones come N at a time.
     first = sum(at == clock.at[0] or at - clock.at[0] < 1e-3 for at in clock.at[: case.particles])
-    del began
     return case.batch * (len(clock.at) - first) / (clock.at[-1] - clock.at[first - 1])
 
 

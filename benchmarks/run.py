@@ -1,50 +1,36 @@
 """`make bench`: ratios measured side by side in one process, medians with their spread, written to build/bench.json."""
 
 import json
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
+from line import Line, median, ratio, ratios
+from particles import CASES, throughput
+from reference import swamp_by_hand
+from swamp.live import Quiet
 from swamp.methods import Plan, cycles
+from swamp.recipes import recipe_named
+from swamp.runs import start
 from swamp.sparsity import Mask, shrink
 from swamp.tasks import build_network
 from swamp.training import Seed, Task, TensorData, Training, crop_flip, fit, isolated
-
-torch.set_num_threads(1)
-
-
-@dataclass(frozen=True)
-class Line:
-    name: str
-    value: float
-    spread: float
-    unit: str
-    goal: str
-
-
-def ratio(name: str, ours: Callable[[], object], other: Callable[[], object], goal: str, rounds: int = 9) -> Line:
-    """Median over interleaved rounds of time(ours) / time(other): noise of the machine hits both alike."""
-    ours(), other()
-    found = [_seconds(ours) / _seconds(other) for _ in range(rounds)]
-    low, _, high = statistics.quantiles(found, n=4)
-    return Line(name, statistics.median(found), high - low, "ratio", goal)
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+from swamp.training.options import Precision
 
 
 def masked_step(name: str, shape: tuple[int, ...], examples: int) -> Line:
     """A step that holds a mask over a step that does not."""
+    torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn((examples, *shape), generator=generator)
     task = Task.of(
@@ -106,32 +92,81 @@ def pruning() -> Line:
 
 
 def overhead() -> Line:
-    """Share of a cycle that is not spent in training: average, BatchNorm, evaluation, barrier, pruning."""
+    """Share of a cycle that is not spent in training: average, BatchNorm, evaluation, barrier, pruning, saving."""
+    torch.set_num_threads(1)
+    config = recipe_named("mnist1d-mlp")()
+    config = replace(config, plan=replace(config.plan, sparsity=0.7), backend="sequential")
+    with tempfile.TemporaryDirectory() as folder:
+        done = start(config, Path(folder) / "run", Quiet(), Event())
+    shares = [1 - sum(p["seconds"] for p in cycle["particles"]) / cycle["seconds"] for cycle in done["cycles"]]
+    return median("share of a cycle outside training, default recipe", shares, "share", "at most 0.05")
+
+
+def job(name: str, images: int, epochs: int, goal: str, precision: Precision = "float32", rounds: int = 3) -> Line:
+    """A whole SWAMP job, ours over the plain script of reference.py, with the same networks, data and steps."""
+    torch.set_num_threads(os.cpu_count() or 1)
     generator = torch.Generator().manual_seed(0)
-    inputs, targets = torch.randn(4000, 40, generator=generator), torch.randint(0, 10, (4000,), generator=generator)
-    task = Task(*(TensorData(inputs[a:b], targets[a:b]) for a, b in ((0, 3600), (3600, 4000), (3600, 4000))))
-    with isolated(Seed(0)):
-        model = build_network("mlp-bn-600-200", (40,), 10)
-    plan = Plan(sparsity=0.75, alpha=(0.5,), barrier_threshold=1.0)
-    shares = [
-        1 - sum(particle.seconds for particle in cycle.particles) / cycle.seconds
-        for _ in range(3)
-        for cycle in cycles(model, task, plan, Training(epochs=20))
-        if cycle.index
-    ]
-    low, _, high = statistics.quantiles(shares, n=4)
-    return Line(
-        "share of a cycle outside training, MLP", statistics.median(shares), high - low, "share", "at most 0.05"
-    )
+    pixels = torch.randint(0, 256, (images + 1000, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    targets = torch.randint(0, 10, (images + 1000,), generator=generator)
+    train, test = (pixels[:images], targets[:images]), (pixels[images:], targets[images:])
+
+    def scale(batch: torch.Tensor) -> torch.Tensor:
+        return batch.float() / 255
+
+    task = Task(TensorData(*train, crop_flip(2), scale), TensorData(*test, None, scale))
+    plan = Plan(densities=(1.0, 0.6), particles=(4,), ticket_epochs=1, barrier_points=0)
+    training = Training(epochs=epochs, tail=0.25, precision=precision)
+
+    def model() -> torch.nn.Module:
+        with isolated(Seed(0)):
+            return build_network(name, (1, 28, 28), 10)
+
+    def ours() -> None:
+        list(cycles(model(), task, plan, training))
+
+    def plain() -> None:
+        swamp_by_hand(model(), train, test, particles=4, cycles=2, epochs=epochs, workers=os.cpu_count() or 1)
+
+    found = [1 / value for value in ratios(ours, plain, rounds)]
+    return median(f"plain script / ours, SWAMP (4), {name}, {precision}", found, "ratio", goal)
+
+
+def memory(name: str = "resnet-20") -> Line:
+    """Resident memory that one more particle in threads adds, in processes of their own."""
+    found = [(_peak(name, 8) - _peak(name, 2)) / 6 for _ in range(3)]
+    return median(f"memory a particle in threads, {name}", found, "MB", "")
+
+
+def _peak(name: str, particles: int) -> float:
+    script = Path(__file__).with_name("peak.py")
+    done = subprocess.run([sys.executable, script, name, str(particles)], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def ranks() -> list[Line]:
+    """Two ranks over one, a thread each: see ranks.py."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([*command, Path(__file__).with_name("ranks.py")], check=True)
+    return []
+
+
+def measured() -> list[Line]:
+    lines = [masked_step("mlp-300-100", (40,), 64_000), masked_step("resnet-20", (1, 28, 28), 256)]
+    lines += [data_path(), pruning(), overhead()]
+    torch.set_num_threads(os.cpu_count() or 1)
+    for case in CASES:
+        lines += throughput(case)
+    lines += [job("lenet-300-100", 6400, 8, "at least 3"), job("resnet-20", 1280, 4, "at least 2", "bfloat16")]
+    return [*lines, memory()]
 
 
 def main() -> None:
-    lines = [masked_step("mlp-300-100", (40,), 6400), masked_step("resnet-20", (1, 28, 28), 256)]
-    lines += [data_path(), pruning(), overhead()]
+    warnings.simplefilter("ignore")
+    lines = measured()
     table = Table("what", "value", "spread (IQR)", "unit", "goal")
     for line in lines:
-        table.add_row(line.name, f"{line.value:.3f}", f"{line.spread:.3f}", line.unit, line.goal)
-    Console().print(table)
+        table.add_row(line.name, f"{line.value:.4g}", f"{line.spread:.2g}", line.unit, line.goal)
+    Console(width=140).print(table)
     out = Path("build/bench.json")
     out.parent.mkdir(exist_ok=True)
     values = {x.name: {"value": x.value, "spread": x.spread, "unit": x.unit, "goal": x.goal} for x in lines}

@@ -1,0 +1,13 @@
+"""Peak resident memory, in MB, of training so many particles of a network in threads."""
+
+import resource
+import sys
+
+from particles import CASES, prepared
+from swamp.particles import Threads, Ticket
+from swamp.training import Seed, Training
+
+model, task, mask = prepared(CASES["resnet"])
+seeds = [(index, Seed(0).at(index)) for index in range(int(sys.argv[2]))]
+particles = Threads(model, task).train(Ticket(model.state_dict(), 0), mask, Training(epochs=1, tail=0), seeds, last=3)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
