@@ -17,12 +17,14 @@ from rich.table import Table
 
 from swamp.errors import Interrupted, SwampError, unknown
 from swamp.live import Live, Quiet, print_summary
+from swamp.particles import rank
 from swamp.recipes import DEFAULT, RECIPES, recipe_named
 from swamp.runs import Reporter, RunConfig, resume, start
 
 T = TypeVar("T")
-Out = Console()
-Err = Console(stderr=True)
+# Under torchrun rank 0 speaks for all.
+Out = Console(quiet=rank() > 0)
+Err = Console(stderr=True, quiet=rank() > 0)
 
 
 @dataclass(frozen=True)
@@ -182,9 +184,10 @@ def _overview() -> None:
 
 def _parse(kind: type[T], prog: str, arguments: Sequence[str], default: T | None = None) -> T:
     config = (tyro.conf.OmitArgPrefixes,)
+    speaks = rank() == 0
     if default is None:
-        return tyro.cli(kind, prog=prog, args=list(arguments), config=config)
-    return tyro.cli(kind, prog=prog, args=list(arguments), config=config, default=default)
+        return tyro.cli(kind, prog=prog, args=list(arguments), config=config, console_outputs=speaks)
+    return tyro.cli(kind, prog=prog, args=list(arguments), config=config, default=default, console_outputs=speaks)
 
 
 def _configured(rest: list[str]) -> RunConfig | None:
@@ -211,6 +214,8 @@ def _finish(as_json: bool, quiet: bool, work: Callable[[Reporter, Event], dict[s
         except Interrupted as error:
             error.exit_code = 128 + (received[0] if received else signal.SIGINT)
             raise
+    if not done:
+        return  # a rank that served
     if as_json:
         _print_json(done)
     else:

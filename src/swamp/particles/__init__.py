@@ -5,10 +5,13 @@ from collections.abc import Callable
 from swamp.errors import unknown
 from swamp.particles.auto import Auto, Choice
 from swamp.particles.backend import Backend, Progress, Silent
+from swamp.particles.beat import Member
 from swamp.particles.particle import Particle, mean_of
+from swamp.particles.ranks import Ranks, serve
 from swamp.particles.sequential import Sequential, rewind
 from swamp.particles.threads import Threads
 from swamp.particles.ticket import Ticket
+from swamp.particles.world import Over, World, rank, ranks
 
 BACKENDS: dict[str, Callable[..., Backend]] = {"auto": Auto, "sequential": Sequential, "threads": Threads}
 """Name -> (model, task, optimizer factory or None) -> backend."""
@@ -26,13 +29,20 @@ __all__ = [
     "Auto",
     "Backend",
     "Choice",
+    "Member",
+    "Over",
     "Particle",
     "Progress",
+    "Ranks",
     "Sequential",
     "Silent",
     "Threads",
     "Ticket",
+    "World",
     "backend_named",
     "mean_of",
+    "rank",
+    "ranks",
     "rewind",
+    "serve",
 ]
