@@ -7,8 +7,9 @@ from swamp.particles.auto import Auto, Choice
 from swamp.particles.backend import Backend, Progress, Silent
 from swamp.particles.beat import Member
 from swamp.particles.particle import Particle, mean_of
-from swamp.particles.ranks import Ranks, serve
+from swamp.particles.ranks import Ranks
 from swamp.particles.sequential import Sequential, rewind
+from swamp.particles.serving import serve
 from swamp.particles.threads import Threads
 from swamp.particles.ticket import Ticket
 from swamp.particles.world import Over, World, rank, ranks

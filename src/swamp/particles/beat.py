@@ -11,8 +11,6 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-import torch.distributed as dist
-
 _EVERY = 0.25
 _MISSING = 5.0
 """Seconds without a beat after which a process counts as gone, once the job has stopped for a reason not known yet."""
@@ -41,7 +39,11 @@ class Member:
         """Whether the process has ended; only ever known of one on the same machine."""
         if not self.machine or self.machine != seen_from.machine:
             return False
-        return not Path(f"/proc/{self.pid}").exists()
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (OSError, IndexError):
+            return True
+        return state in "ZX"  # ended, and not yet collected by its parent
 
     def __str__(self) -> str:
         return f"rank {self.rank} (host {self.host}, pid {self.pid})"

@@ -6,20 +6,19 @@ reduction would add in an order that depends on the number of ranks, and so woul
 """
 
 import time
-import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 import torch
 from torch import Tensor
 
-from swamp.errors import Diverged, Interrupted, SwampError
+from swamp.errors import Diverged, Interrupted, Lost, SwampError
 from swamp.particles.backend import Backend, Progress, Silent
 from swamp.particles.particle import Particle
+from swamp.particles.serving import Job, Shared, Trained, own_part
 from swamp.particles.ticket import Ticket
-from swamp.particles.wire import broadcast, packed, receive, send, unpacked
+from swamp.particles.wire import broadcast, packed, receive, unpacked
 from swamp.particles.world import World
 from swamp.sparsity import Mask
 from swamp.training import Seed, Snapshot, Training
@@ -41,47 +40,26 @@ class Addressed(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Job:
-    """What rank 0 asks the others to train. Tensors follow through the process group, where they are new."""
-
-    number: int
-    ticket: str
-    ticket_steps: int
-    ticket_bytes: int
-    """0 where the ticket is the last job's."""
-    mask: str
-    mask_bytes: int
-    training: Training
-    seeds: tuple[tuple[int, Seed], ...]
-    first: int
-    last: int | None
-    address: Any
-    choice: Any
-    """How rank 0 trains particles at once, as ways round differently."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A particle without its weights, which follow as so many bytes."""
-
-    index: int
-    averaged: int
-    steps: int
-    losses: tuple[float, ...]
-    seconds: float
-    size: int
-
-
 class Ranks:
     """Trains each particle on one of the ranks of `world`; made on rank 0, while the others `serve`.
 
-    inner: trains this rank's own share. choice: what the others build theirs from, as plain JSON.
+    inner: trains this rank's own particles. choice: what the others build theirs from, as plain JSON.
+    particles: N; where there are more ranks than that, several train each particle together, by the backend that
+    `shared` makes. Other numbers than with fewer ranks, up to rounding, since each step's sums are taken in parts.
     An error ends the job for all ranks: after it, `train` is not called again.
     """
 
-    def __init__(self, inner: Backend, world: World, choice: Callable[[], Any] = lambda: None) -> None:
-        self.inner, self.world, self.choice = inner, world, choice
+    def __init__(
+        self,
+        inner: Backend,
+        world: World,
+        choice: Callable[[], Any] = lambda: None,
+        *,
+        particles: int = 0,
+        shared: Shared | None = None,
+    ) -> None:
+        self.inner, self.world, self.choice, self.shared = inner, world, choice, shared
+        self.apart = shared is None or world.size <= particles
         self.number, self.ticket, self.mask = 0, "", ""
 
     def train(
@@ -99,11 +77,16 @@ class Ranks:
         if not seeds:
             return []
         told = _Leading(progress or Silent(), self)
-        self._announce(ticket, mask, training, tuple(seeds), first, last, told.address)
-        own = share(seeds, 0, self.world.size)
-        particles = self.inner.train(ticket, mask, training, own, first=first, last=last, progress=told)
+        job = self._announce(ticket, mask, training, tuple(seeds), first, last, told.address)
+        try:
+            particles = own_part(self.world, job, self.inner, self.shared, ticket, mask, told)
+        except Interrupted as error:
+            raise told.trouble or error from None
         others = range(1, self.world.size)
         answers = self.world.hear(f"done-{self.number}", others, told.watch)
+        for rank in others:
+            if (failed := self.failure(rank, answers[rank])) is not None:
+                raise failed
         for rank in others:
             like = particles[0] if particles else None
             for particle in self._collected(rank, answers[rank], ticket, mask, like):
@@ -123,6 +106,8 @@ class Ranks:
                 return Diverged(text)
             case "Interrupted":
                 return Interrupted(f"{member} was stopped.")
+            case "Lost":
+                return Lost(text)
             case "SwampError":
                 return SwampError(f"{member}: {text}")
             case _:
@@ -137,7 +122,7 @@ class Ranks:
         first: int,
         last: int | None,
         address: Any,
-    ) -> None:
+    ) -> Job:
         self.number += 1
         parts: list[Tensor] = [torch.empty(0)] * 2
         if ticket.id != self.ticket:
@@ -149,7 +134,7 @@ class Ranks:
         sizes = [part.numel() for part in parts]
         job = Job(
             self.number, ticket.id, ticket.steps, sizes[0], mask.digest, sizes[1], training, seeds, first, last,
-            address, self.choice(),
+            address, self.choice(), 0 if self.apart else min(len(seeds), self.world.size),
         )  # fmt: skip
         self.world.post(f"job-{self.number}", msgspec.to_builtins(job))
         # Everyone is known to come before the transfer, which cannot be interrupted, begins.
@@ -163,6 +148,7 @@ class Ranks:
                     f"{self.world.members[rank]} holds ticket {held[0]} and mask {held[1]}, rank 0 sent ticket "
                     f"{ticket.id} and mask {mask.digest}: its memory or network is at fault. Leave that host out."
                 )
+        return job
 
     def _collected(self, rank: int, answer: Any, ticket: Ticket, mask: Mask, like: Particle | None) -> list[Particle]:
         trained = msgspec.convert(answer["particles"], list[Trained])
@@ -187,36 +173,28 @@ class Ranks:
             raise self.world.blame(error) from error
 
 
-def share(seeds: Sequence[tuple[int, Seed]], rank: int, ranks: int) -> list[tuple[int, Seed]]:
-    """The seeds that a rank trains."""
-    return list(seeds[rank::ranks])
-
-
 class _Leading:
     """Rank 0's progress: relays the others' steps, and stops its own training where one of them failed."""
 
     def __init__(self, told: Progress, ranks: Ranks) -> None:
         self.told, self.ranks, self.world = told, ranks, ranks.world
         self.watched = time.monotonic()
+        self.trouble: Exception | None = None
+        """What went wrong elsewhere, once it did."""
 
     @property
     def address(self) -> Any:
         return self.told.address if isinstance(self.told, Addressed) else None
 
     def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
-        trouble: Exception | None = None
-        try:
-            self.watch()
-        except (SwampError, RuntimeError) as error:
-            trouble = error
-            self.world.asked.set()  # so that the progress saves this training before it ends
-        try:
-            self.told.stepped(index, step, total, snapshot)
-        except Interrupted:
-            if trouble is None:
-                raise
-        if trouble is not None:
-            raise trouble
+        if self.trouble is None:
+            try:
+                self.watch()
+            except (SwampError, RuntimeError) as error:
+                self.trouble = error
+                # The progress saves this training before it ends; others on the same particle stop at the same step.
+                self.world.asked.set()
+        self.told.stepped(index, step, total, snapshot)
 
     def unfinished(self, index: int) -> Snapshot | None:
         return self.told.unfinished(index)
@@ -239,72 +217,3 @@ class _Leading:
             for beat, _ in self.world.pulse.read().values():
                 if beat.at is not None:
                     self.told.elsewhere(*beat.at)
-
-
-class _Serving:
-    """Progress of a rank that serves: its steps go into its signs of life."""
-
-    def __init__(self, told: Progress, world: World) -> None:
-        self.told, self.world = told, world
-
-    def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
-        self.world.pulse.at = index, step, total
-        self.told.stepped(index, step, total, snapshot)
-        if self.world.asked.is_set():
-            raise Interrupted("stopped.")
-
-    def unfinished(self, index: int) -> Snapshot | None:
-        return self.told.unfinished(index)
-
-    def finished(self, particle: Particle) -> None:
-        self.told.finished(particle)
-
-
-def serve(world: World, build: Callable[[Any], Backend], progress: Callable[[Any], Progress]) -> None:
-    """Train what rank 0 asks for, until it ends the job well. Raises Over where it ends otherwise, Lost where it died.
-
-    build: rank 0's choice (see Ranks) to the backend for this rank's share, called once.
-    progress: address of rank 0's progress to one of this process; without an address, nothing is kept.
-    """
-    inner: Backend | None = None
-    ticket, mask, number = Ticket({}, 0), Mask({}), 0
-    while True:
-        number += 1
-        job = msgspec.convert(world.hear(f"job-{number}", [0])[0], Job)
-        world.post(f"coming-{number}", True)
-        try:
-            if job.ticket_bytes:
-                ticket = Ticket(unpacked(broadcast(None, job.ticket_bytes)), job.ticket_steps)
-            if job.mask_bytes:
-                mask = Mask(unpacked(broadcast(None, job.mask_bytes)))
-        except RuntimeError as error:
-            raise world.blame(error) from error
-        ticket = replace(ticket, steps=job.ticket_steps)
-        world.post(f"holds-{number}", [ticket.id, mask.digest])
-        inner = inner or build(job.choice)
-        told = Silent() if job.address is None else progress(job.address)
-        particles = _answered(world, job, inner, ticket, mask, _Serving(told, world))
-        if particles:
-            world.hear(f"take-{number}-{world.rank}", [0])
-            for data in particles:
-                send(data)
-
-
-def _answered(world: World, job: Job, inner: Backend, ticket: Ticket, mask: Mask, progress: Progress) -> list[Tensor]:
-    """Train this rank's share and tell rank 0 how it went; the weights, to be sent when it takes them."""
-    done = f"done-{job.number}"
-    try:
-        own = share(job.seeds, world.rank, world.size)
-        particles = inner.train(ticket, mask, job.training, own, first=job.first, last=job.last, progress=progress)
-    except Exception as error:
-        known = next((kind for kind in (Diverged, Interrupted, SwampError) if isinstance(error, kind)), None)
-        text = str(error) if known else "".join(traceback.format_exception(error))
-        world.post(done, {"error": [known.__name__ if known else "fault", text], "particles": []})
-        return []
-    data = [packed(particle.weights) for particle in particles]
-    heads = [
-        Trained(p.index, p.averaged, p.steps, p.losses, p.seconds, size.numel())
-        for p, size in zip(particles, data, strict=True)
-    ]
-    world.post(done, {"error": None, "particles": msgspec.to_builtins(heads)})
-    return data

@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.rendezvous import rendezvous  # pyright: ignore[reportUnknownVariableType]
 
 from swamp.errors import Interrupted, Lost, SwampError
@@ -52,12 +54,16 @@ class World:
     """All processes of the job, seen from one of them.
 
     asked: set from outside (by a signal) to end; whoever waits raises Interrupted then.
+    agreed: set when a training is to save and stop; later than `asked`, where several ranks train one particle and
+    must stop at the same step.
     patience: seconds without a sign of life after which a process counts as lost.
     """
 
-    def __init__(self, store: dist.Store, rank: int, size: int, asked: Event, patience: float = 120.0) -> None:
+    def __init__(self, store: Any, rank: int, size: int, asked: Event, patience: float = 120.0) -> None:
         self.store, self.rank, self.size = store, rank, size
-        self.asked, self.patience = asked, patience
+        self.asked, self.agreed = asked, Event()
+        self.patience = patience
+        self.meshes: dict[int, DeviceMesh] = {}
         self.me = Member.here(rank)
         self.members = [self.me]
         self.over: int | None = None
@@ -67,7 +73,7 @@ class World:
     def meet(cls, asked: Event, patience: float) -> "World":
         """Find the store of the job that torchrun described in the environment, and say that this rank is there."""
         store, rank, size = next(rendezvous("env://"))
-        return cls(dist.PrefixStore(f"swamp/{_attempt()}", store), rank, size, asked, patience)
+        return cls(PrefixStore(f"swamp/{_attempt()}", store), rank, size, asked, patience)
 
     def compare(self, facts: Mapping[str, Any]) -> None:
         """Wait for all ranks, and learn who they are. Raises SwampError naming those whose `facts` differ."""
@@ -91,11 +97,20 @@ class World:
         _choose_interface()
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            store=dist.PrefixStore(f"groups/{_attempt()}", self.store),
+            store=PrefixStore(f"groups/{_attempt()}", self.store),
             rank=self.rank,
             world_size=self.size,
             timeout=timedelta(seconds=self.patience),
         )
+
+    def mesh(self, groups: int) -> DeviceMesh:
+        """The ranks as ("particle", "data"): so many groups of equal size. All ranks ask for it at the same time."""
+        if groups not in self.meshes:
+            size = self.size // groups
+            layout = torch.arange(groups * size).view(groups, size)
+            kind = "cuda" if torch.cuda.is_available() else "cpu"
+            self.meshes[groups] = DeviceMesh(kind, layout, mesh_dim_names=("particle", "data"))
+        return self.meshes[groups]
 
     def post(self, name: str, value: Any) -> None:
         """Let all others find `value` under `name` and this rank."""
@@ -154,6 +169,9 @@ class World:
     def blame(self, error: RuntimeError) -> SwampError | RuntimeError:
         """The process that is gone, where that is why a transfer failed with `error`; else the error itself."""
         others = [member for member in self.members if member.rank in self.pulse.latest]
+        # Closed connections wake those that wait for this rank inside torch.
+        if dist.is_initialized():
+            dist.destroy_process_group()
         try:
             gone = self.pulse.missing(others, self.me, 6.0)
         except RuntimeError as lost:
@@ -201,7 +219,7 @@ def _refuse_differences(facts: Mapping[Member, Mapping[str, Any]]) -> None:
 
 def _choose_interface() -> None:
     """Have gloo use the interface that leads to the first host: what a host's name resolves to is often another."""
-    if "GLOO_SOCKET_IFNAME" in os.environ or not hasattr(socket, "if_nameindex"):
+    if "GLOO_SOCKET_IFNAME" in os.environ or "MASTER_ADDR" not in os.environ or not hasattr(socket, "if_nameindex"):
         return
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         # Nothing is sent: connecting a datagram socket only looks the route up.

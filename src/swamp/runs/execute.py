@@ -14,7 +14,7 @@ from torch import nn
 
 from swamp.errors import Diverged, Interrupted, SwampError
 from swamp.methods import Cycle, NoStore, Store, automatic, cycles, ensemble, method_named
-from swamp.particles import Auto, Backend, Choice, Ranks, World, backend_named, ranks, serve
+from swamp.particles import Auto, Backend, Choice, Ranks, Sequential, World, backend_named, ranks, serve
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, read_json, write_json
 from swamp.runs.environment import environment
@@ -77,7 +77,7 @@ def _serve(config: RunConfig, directory: RunDirectory, world: World) -> dict[str
         raise
     world.post("prepared", None)
     store = RunStore(
-        directory, config.digest(), Nobody(), world.asked, config.keep == "particles", config.snapshot_seconds, False
+        directory, config.digest(), Nobody(), world.agreed, config.keep == "particles", config.snapshot_seconds, False
     )
 
     def build(choice: Any) -> Backend:
@@ -87,7 +87,7 @@ def _serve(config: RunConfig, directory: RunDirectory, world: World) -> dict[str
         return way(model, problem.task)
 
     with _settings(config):
-        serve(world, build, store.opened)
+        serve(world, build, store.opened, lambda share: Sequential(model, problem.task, share=share))
     return {}
 
 
@@ -134,6 +134,8 @@ def _execute(
     stop: Event,
     world: World | None,
 ) -> dict[str, Any]:
+    if world is not None:
+        stop = world.agreed
     store = RunStore(directory, config.digest(), reporter, stop, config.keep == "particles", config.snapshot_seconds)
     with _settings(config):
         sessions: list[Any] = read_json(directory.environment) if directory.environment.exists() else []
@@ -162,7 +164,13 @@ def _records(
     way = backend_named(config.backend)
     backend = automatic(model, task, plan, store) if way is Auto else way(model, task)
     if world is not None:
-        backend = Ranks(backend, world, lambda: (chosen := store.choice()) and chosen.to_json())
+        backend = Ranks(
+            backend,
+            world,
+            lambda: (chosen := store.choice()) and chosen.to_json(),
+            particles=_most(config),
+            shared=lambda share: Sequential(model, task, share=share),
+        )
     if method_named(plan.method).ensemble:
         initial = partial(initial_network, config, problem)
         return ensemble(initial, task, plan, training, backend=backend, store=store)
@@ -220,8 +228,13 @@ def _refuse_foreign(directory: RunDirectory, config: RunConfig) -> None:
     raise SwampError(f"{directory.path} holds this very run, which {state}. Choose another --out to run it anew.")
 
 
+def _most(config: RunConfig) -> int:
+    """The most particles that are trained from one ticket; the members of an ensemble are runs of one each."""
+    return max(config.plan.schedule().particles)
+
+
 def _refuse_idle(config: RunConfig, problem: Problem, world: World | None) -> None:
-    particles = max(config.plan.schedule().particles)
+    particles = _most(config)
     rows = min(config.training.batch_size, len(problem.task.train))
     if world is not None and world.size > particles * rows:
         raise SwampError(
