@@ -17,14 +17,12 @@ from rich.table import Table
 
 from swamp.errors import Interrupted, SwampError, unknown
 from swamp.live import Live, Quiet, print_summary
-from swamp.particles import rank
 from swamp.recipes import DEFAULT, RECIPES, recipe_named
-from swamp.runs import Reporter, RunConfig, resume, start
+from swamp.runs import Reporter, RunConfig, one_voice, resume, start
 
 T = TypeVar("T")
-# Under torchrun rank 0 speaks for all.
-Out = Console(quiet=rank() > 0)
-Err = Console(stderr=True, quiet=rank() > 0)
+Out = Console()
+Err = Console(stderr=True)
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,16 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. Exit codes: 0 done, 1 a fault of swamp, 2 bad input, 3 training diverged, 130 and 143 stopped."""
+    """Entry point.
+
+    Exit codes: 0 done, 1 a fault of swamp, 2 bad input, 3 training diverged, 4 another rank was lost, 130 and 143
+    stopped.
+    """
+    with one_voice():
+        _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         _overview()
@@ -184,10 +191,9 @@ def _overview() -> None:
 
 def _parse(kind: type[T], prog: str, arguments: Sequence[str], default: T | None = None) -> T:
     config = (tyro.conf.OmitArgPrefixes,)
-    speaks = rank() == 0
     if default is None:
-        return tyro.cli(kind, prog=prog, args=list(arguments), config=config, console_outputs=speaks)
-    return tyro.cli(kind, prog=prog, args=list(arguments), config=config, default=default, console_outputs=speaks)
+        return tyro.cli(kind, prog=prog, args=list(arguments), config=config)
+    return tyro.cli(kind, prog=prog, args=list(arguments), config=config, default=default)
 
 
 def _configured(rest: list[str]) -> RunConfig | None:

@@ -4,6 +4,7 @@ from swamp.runs.config import RunConfig, differences, flattened
 from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import prepare, resume, start
 from swamp.runs.store import Reporter, RunStore
+from swamp.runs.together import one_voice
 
 __all__ = [
     "Reporter",
@@ -12,6 +13,7 @@ __all__ = [
     "RunStore",
     "differences",
     "flattened",
+    "one_voice",
     "prepare",
     "resume",
     "start",

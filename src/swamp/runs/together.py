@@ -1,15 +1,16 @@
 """A run that the processes of a torchrun job do together: rank 0 leads it, the others serve."""
 
 import os
+import signal
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from threading import Event
 
 from swamp.errors import Interrupted, Lost, SwampError
 from swamp.methods import Cycle
-from swamp.particles import Member, Over, World, ranks
+from swamp.particles import Member, Over, World, rank, ranks
 from swamp.runs.config import RunConfig
 from swamp.runs.environment import facts
 
@@ -17,6 +18,27 @@ from swamp.runs.environment import facts
 def restarted() -> bool:
     """Whether torchrun has started this job again after one of its ranks died."""
     return ranks() > 1 and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextmanager
+def one_voice() -> Generator[None]:
+    """Around a command: under torchrun rank 0 speaks for all, and each rank ends with an exit code of its own.
+
+    What the others print goes nowhere, but for the traceback of a fault.
+    """
+    if ranks() == 1:
+        yield
+        return
+    try:
+        with ExitStack() as stack:
+            if rank() > 0:
+                nowhere = stack.enter_context(Path(os.devnull).open("w"))
+                stack.enter_context(redirect_stdout(nowhere))
+                stack.enter_context(redirect_stderr(nowhere))
+            yield
+    finally:
+        # torchrun ends all as soon as one has ended badly; this one is about to end by itself.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextmanager
@@ -107,4 +129,5 @@ def _lost(error: BaseException | None, gone: list[Member], path: Path) -> Lost:
 def _say_for_rank_0(world: World, error: Lost) -> None:
     """Only rank 0 speaks; where it is gone, the next one does."""
     if world.rank == 1:
-        sys.stderr.write(f"swamp: {error}\n")
+        assert sys.__stderr__ is not None
+        sys.__stderr__.write(f"swamp: {error}\n")
