@@ -16,6 +16,7 @@ from rich.progress import (
 from rich.table import Table
 
 from swamp.methods import Cycle
+from swamp.particles import Choice
 
 _REDRAW_SECONDS = 0.1
 
@@ -24,6 +25,9 @@ class Quiet:
     """Says nothing."""
 
     def started(self, cycles: int) -> None:
+        """Nothing to say."""
+
+    def chosen(self, choice: Choice) -> None:
         """Nothing to say."""
 
     def training(self, cycle: int | None, index: int, count: int, step: int, total: int) -> None:
@@ -54,6 +58,8 @@ class Live:
         self.drawn = 0.0
         self.began = time.monotonic()
         self.steps = 0
+        self.stage: tuple[int | None, int] = (None, 0)
+        self.reached: dict[int, int] = {}
 
     def __enter__(self) -> "Live":
         self.progress.__enter__()
@@ -70,17 +76,27 @@ class Live:
         if not self.console.is_terminal:
             self.console.print(_heading())
 
+    def chosen(self, choice: Choice) -> None:
+        """Print how particles are trained, and why."""
+        self.console.print(f"[dim]particles: {choice.backend}, {choice.why}[/dim]", highlight=False, soft_wrap=True)
+
     def training(self, cycle: int | None, index: int, count: int, step: int, total: int) -> None:
-        """Move the bars, a few times a second at most."""
+        """Move the bars, a few times a second at most; several particles may train at once."""
+        if (cycle, count) != self.stage:
+            self.stage, self.reached = (cycle, count), {}
         self.steps += 1
+        self.reached[index] = step
         now = time.monotonic()
         if now - self.drawn < _REDRAW_SECONDS and step < total:
             return
         self.drawn = now
         rate = f"{self.steps / (now - self.began):,.0f} steps/s"
         name = "ticket" if cycle is None else f"particles of cycle {cycle}"
-        self.progress.update(self.bars["particles"], description=name, total=count, completed=index + step / total)
-        self.progress.update(self.bars["steps"], total=total, completed=step, rate=rate)
+        # Of particles that an earlier session finished nothing is heard: those of a lower number count as done.
+        before = min(self.reached)
+        steps = before * total + sum(self.reached.values())
+        self.progress.update(self.bars["particles"], description=name, total=count, completed=steps // total)
+        self.progress.update(self.bars["steps"], total=count * total, completed=steps, rate=rate)
 
     def finished(self, cycle: Cycle) -> None:
         """Print the cycle's line and move the bar of cycles."""

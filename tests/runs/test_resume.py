@@ -14,7 +14,8 @@ import torch
 from swamp.errors import Interrupted, SwampError
 from swamp.files import load_tensors
 from swamp.live import Quiet
-from swamp.particles import Particle, Sequential
+from swamp.particles import Particle
+from swamp.particles.sequential import Job
 from swamp.runs import RunDirectory, RunStore, resume, start
 
 from .conftest import StopAt, go, go_on, in_child, kill_after, tiny, without_time
@@ -140,8 +141,8 @@ def test_finished_particles_and_cycles_are_not_trained_again(config, tmp_path, m
     directory.record(2).unlink()
     directory.particle(2, 1).unlink()
     trained = []
-    original = Sequential._one
-    monkeypatch.setattr(Sequential, "_one", lambda self, *a: trained.append((a[3], a[4].path)) or original(self, *a))
+    original = Job.particle
+    monkeypatch.setattr(Job, "particle", lambda self, *a: trained.append((a[0], a[1].path)) or original(self, *a))
     go_on(tmp_path / "run")
     assert trained == [(1, ("cycle", 2, "particle", 1))]
 
@@ -158,7 +159,7 @@ def test_the_seconds_of_a_resumed_cycle_count_the_particles_trained_before(confi
 
 def test_resuming_a_finished_run_computes_nothing_and_says_the_same(config, tmp_path, monkeypatch):
     done = go(config, tmp_path / "run")
-    monkeypatch.setattr(Sequential, "_one", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(Job, "particle", lambda *_: pytest.fail("trained again"))
     assert go_on(tmp_path / "run") == done
 
 

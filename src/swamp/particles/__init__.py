@@ -10,11 +10,17 @@ from swamp.particles.particle import Particle, mean_of
 from swamp.particles.ranks import Ranks
 from swamp.particles.sequential import Sequential, rewind
 from swamp.particles.serving import serve
+from swamp.particles.stacked import Stacked
 from swamp.particles.threads import Threads
 from swamp.particles.ticket import Ticket
 from swamp.particles.world import Over, World, rank, ranks
 
-BACKENDS: dict[str, Callable[..., Backend]] = {"auto": Auto, "sequential": Sequential, "threads": Threads}
+BACKENDS: dict[str, Callable[..., Backend]] = {
+    "auto": Auto,
+    "sequential": Sequential,
+    "threads": Threads,
+    "stacked": Stacked,
+}
 """Name -> (model, task, optimizer factory or None) -> backend."""
 
 
@@ -37,6 +43,7 @@ __all__ = [
     "Ranks",
     "Sequential",
     "Silent",
+    "Stacked",
     "Threads",
     "Ticket",
     "World",

@@ -1,18 +1,31 @@
 """Auto: the backend that times the others on the task itself and keeps to the fastest."""
 
+import contextlib
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
 
-from swamp.errors import SwampError
-from swamp.particles.backend import Backend, Progress
+from swamp.errors import Interrupted, SwampError, unknown
+from swamp.particles.backend import Backend, Progress, Silent
 from swamp.particles.particle import Particle
 from swamp.particles.sequential import Sequential
+from swamp.particles.stacked import Stacked
+from swamp.particles.threads import Threads, cores, obstacle
 from swamp.particles.ticket import Ticket
 from swamp.sparsity import Mask
-from swamp.training import OptimizerFactory, Seed, Task, Training
+from swamp.training import OptimizerFactory, Seed, Snapshot, Task, Training
+
+FEW_STEPS = 2000
+"""Steps of particles in a whole run below which nothing is timed."""
+COMPILE_SECONDS = 15.0
+"""What compiling a step takes on two cores; it must be small beside the training to be tried."""
+_TRIAL_SECONDS = 0.3
+_WARM_STEPS = 3
+_KINDS: dict[str, Callable[..., Backend]] = {"sequential": Sequential, "threads": Threads, "stacked": Stacked}
 
 
 @dataclass(frozen=True)
@@ -38,7 +51,12 @@ class Choice:
 
 
 class Auto:
-    """Trains particles by the backend that is fastest on this task and machine."""
+    """Times the others for a moment on the task itself, and keeps to the fastest; short runs take no time for it.
+
+    A choice by timing may fall either way where two are close, and they round differently: `tell` hears of it, and
+    given back as `chosen` it makes an interrupted run go on as it began. The ticket, as any single particle, is
+    trained by Sequential, so that runs on one task and seed share it to the last bit.
+    """
 
     def __init__(
         self,
@@ -50,8 +68,14 @@ class Auto:
         chosen: Choice | None = None,
         tell: Callable[[Choice], None] | None = None,
     ) -> None:
-        self.backend: Backend = Sequential(model, task, optimizer)
-        self.cycles, self.chosen, self.tell = cycles, chosen, tell
+        self.parts = model, task, optimizer
+        self.sequential = Sequential(*self.parts)
+        self.cycles, self.tell = cycles, tell
+        self.chosen: tuple[Choice, Backend] | None = None
+        if chosen is not None:
+            if chosen.backend not in _KINDS:
+                raise unknown("backend", chosen.backend, _KINDS)
+            self.chosen = chosen, _KINDS[chosen.backend](*self.parts)
 
     def train(
         self,
@@ -65,4 +89,112 @@ class Auto:
         progress: Progress | None = None,
     ) -> list[Particle]:
         """See Backend.train."""
-        return self.backend.train(ticket, mask, training, seeds, first=first, last=last, progress=progress)
+        self.decide(ticket, mask, training, seeds, first, last)
+        backend = self.sequential if len(seeds) < 2 or self.chosen is None else self.chosen[1]
+        return backend.train(ticket, mask, training, seeds, first=first, last=last, progress=progress)
+
+    def decide(
+        self,
+        ticket: Ticket,
+        mask: Mask,
+        training: Training,
+        seeds: Sequence[tuple[int, Seed]],
+        first: int,
+        last: int | None,
+    ) -> None:
+        """Choose before training, where training these particles would: other ranks are told of it first."""
+        steps = training.epochs * self.parts[1].train.steps(training.batch_size)
+        steps = ((steps if last is None else last) - first) * len(seeds) * self.cycles
+        if len(seeds) < 2 or self.chosen is not None or steps < FEW_STEPS:
+            return
+        self.chosen = self._choose(_Trial(ticket, mask, training, seeds, first, last), steps)
+        if self.tell is not None:
+            self.tell(self.chosen[0])
+
+    def _choose(self, trial: "_Trial", steps: int) -> tuple[Choice, Backend]:
+        model, task, _ = self.parts
+        backends: dict[str, Backend] = {"sequential": self.sequential}
+        times = {"sequential": trial.seconds(self.sequential, trial.seeds[:1])}
+        left_out: list[str] = []
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        if on_cpu and cores() > 1:
+            why_not = obstacle(model, task, trial.training)
+            if why_not is None:
+                backends["threads"] = Threads(*self.parts)
+                times["threads"] = trial.seconds(backends["threads"], trial.seeds[: cores()])
+            else:
+                left_out.append(f"no threads: {why_not}")
+        why_not = _not_stacked(model, steps * times["sequential"]) if on_cpu else None
+        stacked = Stacked(*self.parts)
+        if why_not is None:
+            step = stacked.step(trial.training)
+            why_not = step if isinstance(step, str) else None
+        if why_not is None:
+            backends["stacked"] = stacked
+            times["stacked"] = trial.seconds(stacked, trial.seeds)
+        else:
+            left_out.append(f"not stacked: {why_not}")
+        best = min(times, key=lambda name: times[name])
+        if times[best] > 0.97 * times["sequential"]:
+            best = "sequential"
+        return _explained(best, times, left_out), backends[best]
+
+
+def _not_stacked(model: nn.Module, seconds: float) -> str | None:
+    """Why compiling a stacked step on CPU would be a loss; None where it is worth the try."""
+    if any(parameter.dim() > 2 for parameter in model.parameters()):
+        return "stacked convolutions become grouped ones, which are slow on CPU."
+    if seconds < 10 * COMPILE_SECONDS:
+        return f"compiling takes about {COMPILE_SECONDS:.0f} s, all of the training about {seconds:.0f} s."
+    return None
+
+
+def _explained(best: str, times: Mapping[str, float], left_out: Sequence[str]) -> Choice:
+    ratio = times["sequential"] / times[best]
+    why = f"{ratio:.2f} times as fast as one after the other" if best != "sequential" else "nothing else was faster"
+    milliseconds = {name: 1000 * seconds for name, seconds in times.items()}
+    tried = ", ".join(f"{name} {ms:.3g} ms" for name, ms in milliseconds.items())
+    return Choice(best, " ".join([f"{why} (a step of a particle: {tried}).", *left_out]), milliseconds)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """The first steps of a training, taken only to time them."""
+
+    ticket: Ticket
+    mask: Mask
+    training: Training
+    seeds: Sequence[tuple[int, Seed]]
+    first: int
+    last: int | None
+
+    def seconds(self, backend: Backend, seeds: Sequence[tuple[int, Seed]]) -> float:
+        """Time of one step of one particle, where `seeds` are trained at once."""
+        watch = _Stopwatch(len(seeds))
+        with contextlib.suppress(Interrupted):
+            backend.train(
+                self.ticket, self.mask, self.training, seeds, first=self.first, last=self.last, progress=watch
+            )
+        return watch.seconds()
+
+
+class _Stopwatch(Silent):
+    """Lets a training run for a moment, then stops it."""
+
+    def __init__(self, particles: int) -> None:
+        self.particles = particles
+        self.at: list[float] = []
+
+    def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Note the time; enough is enough."""
+        self.at.append(time.perf_counter())
+        warm = _WARM_STEPS * self.particles
+        if len(self.at) > 2 * warm and self.at[-1] - self.at[warm] > _TRIAL_SECONDS:
+            raise Interrupted("timed.")
+
+    def seconds(self) -> float:
+        """Between two reports, after the first steps, which are slower. Infinite for a training too short to tell."""
+        if len(self.at) < 2:
+            return math.inf
+        warm = min(_WARM_STEPS * self.particles, len(self.at) - 2)
+        return (self.at[-1] - self.at[warm]) / (len(self.at) - 1 - warm)

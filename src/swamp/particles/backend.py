@@ -1,7 +1,6 @@
 """Backend: whatever can train copies of a ticket. The cycle loop needs nothing else."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from swamp.particles.particle import Particle
@@ -26,7 +25,6 @@ class Progress(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class Silent:
     """Progress that reports nothing and keeps nothing."""
 

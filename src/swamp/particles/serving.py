@@ -108,11 +108,12 @@ def serve(
 ) -> None:
     """Train what rank 0 asks for, until it ends the job well. Raises Over where it ends otherwise, Lost where it died.
 
-    build: rank 0's choice (see Ranks) to the backend for this rank's share, called once.
+    build: rank 0's choice (see Ranks) to the backend for this rank's particles, called again where it changes.
     shared: makes the backend where several ranks train a particle together.
     progress: address of rank 0's progress to one of this process; without an address, nothing is kept.
     """
     inner: Backend | None = None
+    choice: Any = None
     ticket, mask, number = Ticket({}, 0), Mask({}), 0
     while True:
         number += 1
@@ -127,8 +128,8 @@ def serve(
             raise world.blame(error) from error
         ticket = replace(ticket, steps=job.ticket_steps)
         world.post(f"holds-{number}", [ticket.id, mask.digest])
-        if inner is None and not job.groups:
-            inner = build(job.choice)
+        if not job.groups and (inner is None or job.choice != choice):
+            inner, choice = build(job.choice), job.choice
         told = Silent() if job.address is None else progress(job.address)
         train = partial(own_part, world, job, inner, shared, ticket, mask, _Serving(told, world))
         particles = _answered(world, job, train)

@@ -83,7 +83,10 @@ def _serve(config: RunConfig, directory: RunDirectory, world: World) -> dict[str
     def build(choice: Any) -> Backend:
         way = backend_named(config.backend)
         if way is Auto:
-            return Auto(model, problem.task, chosen=None if choice is None else Choice.from_json(choice))
+            schedule = config.plan.schedule()
+            return Auto(
+                model, problem.task, cycles=len(schedule), chosen=None if choice is None else Choice.from_json(choice)
+            )
         return way(model, problem.task)
 
     with _settings(config):

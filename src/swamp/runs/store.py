@@ -24,6 +24,10 @@ class Reporter(Protocol):
         """A run of so many cycles begins or goes on."""
         ...
 
+    def chosen(self, choice: Choice) -> None:
+        """How particles are trained was chosen by timing."""
+        ...
+
     def training(self, cycle: int | None, index: int, count: int, step: int, total: int) -> None:
         """Particle `index` of `count` of a cycle (None: the ticket) has taken `step` of `total` steps."""
         ...
@@ -70,6 +74,7 @@ class RunStore:
     def keep_choice(self, choice: Choice) -> None:
         """Write how particles are trained, and why."""
         write_json(self.directory.backend, choice.to_json())
+        self.reporter.chosen(choice)
 
     def cycle(self, index: int) -> Cycle | None:
         """A finished cycle on disk, its files checked against the record."""

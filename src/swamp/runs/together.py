@@ -10,7 +10,7 @@ from threading import Event
 
 from swamp.errors import Interrupted, Lost, SwampError
 from swamp.methods import Cycle
-from swamp.particles import Member, Over, World, rank, ranks
+from swamp.particles import Choice, Member, Over, World, rank, ranks
 from swamp.runs.config import RunConfig
 from swamp.runs.environment import facts
 
@@ -73,6 +73,9 @@ class Nobody:
     """Reporter of a rank that serves: rank 0 relays its steps."""
 
     def started(self, cycles: int) -> None:
+        """Nothing to say."""
+
+    def chosen(self, choice: Choice) -> None:
         """Nothing to say."""
 
     def training(self, cycle: int | None, index: int, count: int, step: int, total: int) -> None:

@@ -3,8 +3,8 @@
 from swamp.training.augment import Augment, crop_flip, shift_scale_noise
 from swamp.training.average import RunningMean, State, copied, interpolate, mean
 from swamp.training.batchnorm import norm_layers, refreshed
-from swamp.training.data import BatchList, Data, DatasetData, TensorData
-from swamp.training.fit import Fit, Watch, fit, reset_statistics
+from swamp.training.data import BatchList, Data, DatasetData, TensorData, batch_to
+from swamp.training.fit import Fit, Watch, fit, require_finite, require_finite_weights, reset_statistics, smoothed
 from swamp.training.noise import draws_globally
 from swamp.training.optimizers import OptimizerFactory, build_optimizer
 from swamp.training.options import Training
@@ -13,6 +13,7 @@ from swamp.training.share import Share
 from swamp.training.snapshot import Snapshot
 from swamp.training.sources import as_data
 from swamp.training.task import Task, evaluate, predict
+from swamp.training.together import shuffled_together
 
 __all__ = [
     "Augment",
@@ -31,6 +32,7 @@ __all__ = [
     "Training",
     "Watch",
     "as_data",
+    "batch_to",
     "build_optimizer",
     "copied",
     "crop_flip",
@@ -43,6 +45,10 @@ __all__ = [
     "norm_layers",
     "predict",
     "refreshed",
+    "require_finite",
+    "require_finite_weights",
     "reset_statistics",
     "shift_scale_noise",
+    "shuffled_together",
+    "smoothed",
 ]

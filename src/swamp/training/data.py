@@ -77,20 +77,20 @@ class TensorData:
         noise = torch.Generator(device)
         base = seed.at("augment", epoch).number()
         for step in range(first, self.steps(batch_size)):
-            inputs, targets = self._gather(order[step * batch_size : (step + 1) * batch_size])
+            inputs, targets = self.gather(order[step * batch_size : (step + 1) * batch_size])
             if self.augment is not None:
                 # Seeded anew at each step, so that a run resumed in mid-epoch sees what it would have seen.
                 inputs = self.augment(inputs, noise.manual_seed(base + step))
-            yield self._normalised(inputs), targets
+            yield self.normalised(inputs), targets
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """All examples once, in fixed order, without augmentation."""
         for start in range(0, len(self), batch_size):
             part = slice(start, start + batch_size)
             if isinstance(self.inputs, Tensor):
-                yield self._normalised(self.inputs[part]), self.targets[part]
+                yield self.normalised(self.inputs[part]), self.targets[part]
             else:
-                yield self._normalised({k: v[part] for k, v in self.inputs.items()}), self.targets[part]
+                yield self.normalised({k: v[part] for k, v in self.inputs.items()}), self.targets[part]
 
     def to(self, device: torch.device) -> "TensorData":
         """The same data on `device`."""
@@ -102,20 +102,22 @@ class TensorData:
 
     def subset(self, index: Tensor) -> "TensorData":
         """The examples at `index` (int64)."""
-        inputs, targets = self._gather(index)
+        inputs, targets = self.gather(index)
         return replace(self, inputs=inputs, targets=targets)
 
     def plain(self) -> "TensorData":
         """The same examples without augmentation."""
         return replace(self, augment=None)
 
-    def _gather(self, index: Tensor) -> tuple[Any, Tensor]:
+    def gather(self, index: Tensor) -> tuple[Any, Tensor]:
+        """Inputs, as they are stored, and targets of the examples at `index` (int64)."""
         if isinstance(self.inputs, Tensor):
             return self.inputs.index_select(0, index), self.targets.index_select(0, index)
         gathered = {name: value.index_select(0, index) for name, value in self.inputs.items()}
         return gathered, self.targets.index_select(0, index)
 
-    def _normalised(self, inputs: Any) -> Any:
+    def normalised(self, inputs: Any) -> Any:
+        """A batch of stored inputs as the model takes it."""
         return inputs if self.normalise is None else self.normalise(inputs)
 
 
@@ -256,8 +258,8 @@ def batch_to(batch: Batch, device: torch.device) -> Batch:
     return moved, targets.to(device, non_blocking=True)
 
 
-def rows_of(inputs: Any, rows: slice) -> Any:
-    """Some rows of a batch of inputs."""
+def rows_of(inputs: Any, rows: slice | int) -> Any:
+    """Some rows of a batch of inputs, or one."""
     if isinstance(inputs, Mapping):
         return {name: value[rows] for name, value in cast("Mapping[str, Tensor]", inputs).items()}
     return inputs[rows]

@@ -1,7 +1,7 @@
 """The one training loop."""
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -92,7 +92,7 @@ def fit(
                 given = step - epoch * run.per_epoch
                 raise SwampError(f"the training data promised {run.per_epoch} batches an epoch and gave {given}.")
         # Before the mask is looked at: to it, a NaN among the pruned weights would be a mask that was not kept.
-        run.check_finite(step)
+        require_finite_weights(dict(model.named_parameters()), step)
     averaged = run.mean.count
     weights = run.mean.mean() if averaged else copied(model.state_dict())
     # Whatever order in memory was fastest to train in: what is averaged, hashed and stored has the usual one.
@@ -187,19 +187,9 @@ class _Run:
         self.losses.append(mean_loss)
         self.running_loss.zero_()
         self.losses_seen = 0
-        if not math.isfinite(mean_loss):
-            epoch = (step - 1) // self.per_epoch + 1
-            raise Diverged(
-                f"the training loss became {mean_loss} in epoch {epoch} (before step {step}, learning rate "
-                f"{self.training.rate(step - 1, self.per_epoch):.4g}). Lower the learning rate, or clip the gradient."
-            )
+        require_finite(mean_loss, step, self.training, self.per_epoch)
         if self.training.swa and step > self.tail_start and step % self.per_epoch == 0:
             self.mean.add(self.model.state_dict())
-
-    def check_finite(self, step: int) -> None:
-        wrong = [name for name, p in self.model.named_parameters() if not bool(torch.isfinite(p).all())]
-        if wrong:
-            raise Diverged(f"the weights of {wrong[0]!r} are not finite after step {step}. Lower the learning rate.")
 
     def snapshot(self, step: int) -> Snapshot:
         # A loss sum in mid-epoch must come back to the last bit, so that the resumed record is the same.
@@ -224,6 +214,22 @@ class _Run:
         self.running_loss.fill_(snapshot.running_loss)
         self.losses_seen = snapshot.losses_seen
         return snapshot.step
+
+
+def require_finite(loss: float, step: int, training: Training, per_epoch: int) -> None:
+    """Raise Diverged where the mean loss of the epoch that ends with `step` is not a number."""
+    if not math.isfinite(loss):
+        raise Diverged(
+            f"the training loss became {loss} in epoch {(step - 1) // per_epoch + 1} (before step {step}, learning "
+            f"rate {training.rate(step - 1, per_epoch):.4g}). Lower the learning rate, or clip the gradient."
+        )
+
+
+def require_finite_weights(weights: Mapping[str, Tensor], step: int) -> None:
+    """Raise Diverged naming the first tensor that is not finite."""
+    wrong = [name for name, weight in weights.items() if not bool(torch.isfinite(weight).all())]
+    if wrong:
+        raise Diverged(f"the weights of {wrong[0]!r} are not finite after step {step}. Lower the learning rate.")
 
 
 def reset_statistics(model: nn.Module) -> None:

@@ -1,0 +1,211 @@
+"""The tensors of N models in training, each with a leading dimension for the particle."""
+
+import copy
+from collections.abc import Sequence
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from swamp.errors import Diverged, Interrupted
+from swamp.particles.sequential import Job
+from swamp.particles.step import Step, Tensors
+from swamp.particles.update import Formula, has_formula, moves_each_number_alone
+from swamp.training import (
+    Fit,
+    RunningMean,
+    Seed,
+    Snapshot,
+    State,
+    batch_to,
+    build_optimizer,
+    copied,
+    require_finite,
+    require_finite_weights,
+    shuffled_together,
+)
+from swamp.training.snapshot import load_optimizer, optimizer_tensors
+
+
+class Stack:
+    """Particles that stand at the same step, made from one snapshot each."""
+
+    def __init__(
+        self, step: Step, job: Job, seeds: Sequence[tuple[int, Seed]], snapshots: Sequence[Snapshot], *, compiled: bool
+    ) -> None:
+        self.step, self.job = step, job
+        self.indices, self.seeds = [index for index, _ in seeds], [seed for _, seed in seeds]
+        self.noise = [seed.at("noise").number() for seed in self.seeds]
+        self.scratch = copy.deepcopy(job.model)
+        self.weights, self.others = self._stacked([snapshot.weights for snapshot in snapshots])
+        prefixed = {f"model.{name}": alive for name, alive in job.mask.items()}
+        self.masks = {n: alive.to(self.weights[n]) for n, alive in prefixed.items() if n in self.weights}
+        # What the optimizers know as parameters: the stacked weights themselves, or each particle's slices of them.
+        self.together, self.parameters = True, [[nn.Parameter(weight) for weight in self.weights.values()]]
+        self.optimizers = self._optimizers([snapshot.optimizer for snapshot in snapshots])
+        whole = compiled and self.together and has_formula(self.optimizers[0])
+        self.formula = Formula(self.optimizers[0]) if whole else None
+        like = self.scratch.state_dict()
+        self.means = [RunningMean(copied(s.mean), s.averaged, like=like) for s in snapshots]
+        self.losses = [list(snapshot.losses) for snapshot in snapshots]
+        seen = [snapshot.running_loss for snapshot in snapshots]
+        self.running_loss = torch.tensor(seen, dtype=torch.float64, device=step.device)
+        self.losses_seen = snapshots[0].losses_seen
+        self.at = snapshots[0].step
+
+    def run(self, until: int, last: int) -> None:
+        """Go on to step `until`, of a training that ends at `last`."""
+        task, training = self.job.task, self.job.training
+        per_epoch = task.train.steps(training.batch_size)
+        while self.at < until:
+            epoch, within = divmod(self.at, per_epoch)
+            end = min((epoch + 1) * per_epoch, last)
+            device = self.step.device
+            batches = shuffled_together(task.train, training.batch_size, self.seeds, epoch, within, device)
+            for batch in islice(batches, min(end, until) - self.at):
+                inputs, targets = batch_to(batch, self.step.device)
+                self.advance(training.rate(self.at, per_epoch), inputs, targets)
+                self.at += 1
+                if self.at == end:
+                    self.end_epoch(per_epoch)
+                self.report(last)
+
+    def advance(self, rate: float, inputs: Any, targets: Tensor) -> None:
+        """One step of all particles."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        noise = self.step.draws(inputs, targets, [seed + self.at for seed in self.noise])
+        if self.formula is not None:
+            numbers = self.formula.next_numbers().to(self.step.device)
+            tensors = self.weights, self.others, self.masks, self.formula.state
+            losses = self.step.whole(self.formula.update)(*tensors, numbers, inputs, targets, noise)
+        else:
+            gradients, losses = self.step.moved(self.weights, self.others, self.masks, inputs, targets, noise)
+            self._move(gradients)
+        self.running_loss += losses
+        self.losses_seen += 1
+
+    def end_epoch(self, per_epoch: int) -> None:
+        """Read the losses back, refuse what is not a number, and take the epoch's sample into each mean."""
+        training = self.job.training
+        sums = self.running_loss.cpu()
+        for place, (index, log) in enumerate(zip(self.indices, self.losses, strict=True)):
+            log.append(float(sums[place]) / self.losses_seen)
+            try:
+                require_finite(log[-1], self.at, training, per_epoch)
+            except Diverged as error:
+                raise Diverged(f"particle {index}: {error}") from error
+        self.running_loss.zero_()
+        self.losses_seen = 0
+        tail_start = (training.epochs - training.tail_epochs) * per_epoch
+        if training.swa and self.at > tail_start and self.at % per_epoch == 0:
+            for place, mean in enumerate(self.means):
+                mean.add(self.state(place))
+
+    def report(self, last: int) -> None:
+        """Tell the progress of every particle, also when the first is told to stop: each saves itself."""
+        stopped: Interrupted | None = None
+        for place, index in enumerate(self.indices):
+            try:
+                self.job.progress.stepped(index, self.at, last, partial(self.snapshot, place))
+            except Interrupted as error:
+                stopped = error
+        if stopped is not None:
+            raise stopped
+
+    def state(self, place: int) -> State:
+        """The state dict of one particle (of a scratch model that the next call overwrites)."""
+        with torch.no_grad():
+            for name, tensor in [*self.scratch.named_parameters(), *self.scratch.named_buffers()]:
+                tensor.copy_(self._named(name)[place])
+        return self.scratch.state_dict()
+
+    def snapshot(self, place: int) -> Snapshot:
+        """One particle, stopped here."""
+        return Snapshot(
+            self.at,
+            copied(self.state(place)),
+            self._memory(place),
+            self.means[place].partial(),
+            self.means[place].count,
+            tuple(self.losses[place]),
+            float(self.running_loss[place]),
+            self.losses_seen,
+        )
+
+    def trained(self, place: int, first: int) -> Fit:
+        """What the training of one particle gave. Raises Diverged where a weight is not finite."""
+        state = copied(self.state(place))
+        try:
+            require_finite_weights(dict(self.scratch.named_parameters()), self.at)
+        except Diverged as error:
+            raise Diverged(f"particle {self.indices[place]}: {error}") from error
+        mean = self.means[place]
+        return Fit(mean.mean() if mean.count else state, mean.count, self.at - first, tuple(self.losses[place]))
+
+    def _named(self, name: str) -> Tensor:
+        found = self.weights.get(f"model.{name}")
+        return self.others[f"model.{name}"] if found is None else found
+
+    def _stacked(self, states: Sequence[State]) -> tuple[Tensors, Tensors]:
+        """Weights that train, and whatever else a model has, with the particles first."""
+        columns: dict[str, list[Tensor]] = {}
+        for state in states:
+            self.scratch.load_state_dict(dict(state))
+            for name, tensor in [*self.scratch.named_parameters(), *self.scratch.named_buffers()]:
+                columns.setdefault(f"model.{name}", []).append(tensor.detach().clone())
+        stacked = {name: torch.stack(column) for name, column in columns.items()}
+        trained = {f"model.{name}" for name, p in self.scratch.named_parameters() if p.requires_grad}
+        weights = {name: tensor for name, tensor in stacked.items() if name in trained}
+        return weights, {name: tensor for name, tensor in stacked.items() if name not in trained}
+
+    def _optimizers(self, memories: Sequence[State]) -> list[Optimizer]:
+        """One optimizer for the stack where it treats each number by itself, else one for each particle's slices."""
+        job = self.job
+        build = job.optimizer or partial(build_optimizer, training=job.training)
+        if job.optimizer is None:
+            optimizer = build(self.parameters[0])
+            if moves_each_number_alone(optimizer):
+                load_optimizer(optimizer, self._joined(memories))
+                return [optimizer]
+        # A factory of the user's may group weights by their shapes, and must see those of one model.
+        self.together = False
+        self.parameters = [
+            [nn.Parameter(weight[place]) for weight in self.weights.values()] for place in range(len(self.seeds))
+        ]
+        apart = [build(parameters) for parameters in self.parameters]
+        for optimizer, memory in zip(apart, memories, strict=True):
+            load_optimizer(optimizer, memory)
+        return apart
+
+    def _joined(self, memories: Sequence[State]) -> Tensors:
+        """The optimizer memory of the stack from that of its particles; counts and options are the same in all."""
+        return {
+            name: torch.stack([memory[name] for memory in memories]) if self._of_a_weight(name, first.shape) else first
+            for name, first in memories[0].items()
+        }
+
+    def _memory(self, place: int) -> Tensors:
+        """The optimizer memory of one particle."""
+        if not self.together:
+            return optimizer_tensors(self.optimizers[place])
+        return {
+            name: value[place].clone() if self._of_a_weight(name, value.shape[1:]) else value
+            for name, value in optimizer_tensors(self.optimizers[0]).items()
+        }
+
+    def _of_a_weight(self, name: str, shape: torch.Size) -> bool:
+        owner, key = name.split("/", 1)
+        if owner.startswith("group") or key.startswith("step"):
+            return False
+        return shape == [*self.weights.values()][int(owner)].shape[1:]
+
+    def _move(self, gradients: Tensors) -> None:
+        for place, (optimizer, parameters) in enumerate(zip(self.optimizers, self.parameters, strict=True)):
+            for parameter, gradient in zip(parameters, gradients.values(), strict=True):
+                parameter.grad = gradient if self.together else gradient[place]
+            optimizer.step()

@@ -1,0 +1,157 @@
+"""Particles as one stack of tensors, moved by one step: for small networks, and for GPUs."""
+
+import copy
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swamp.particles.backend import Progress, Silent
+from swamp.particles.particle import Particle
+from swamp.particles.sequential import Job, rewind
+from swamp.particles.stack import Stack
+from swamp.particles.step import Step
+from swamp.particles.ticket import Ticket
+from swamp.sparsity import Mask
+from swamp.training import (
+    OptimizerFactory,
+    Seed,
+    Snapshot,
+    Task,
+    Training,
+    batch_to,
+    copied,
+    draws_globally,
+    reset_statistics,
+    shuffled_together,
+)
+
+
+class Stacked:
+    """All in one stack of tensors that one compiled step moves: for small networks on CPU, and for GPUs.
+
+    compiled: the step is compiled by torch, which takes seconds once and makes small networks several times faster.
+    What cannot be compiled, stacked or held in memory is trained without, with a warning that says why.
+    """
+
+    def __init__(
+        self, model: nn.Module, task: Task, optimizer: OptimizerFactory | None = None, *, compiled: bool = True
+    ) -> None:
+        self.model = copy.deepcopy(model)
+        self.task = task.to(next(model.parameters()).device)
+        self.optimizer = optimizer
+        self.compiled = compiled
+        self.compiled_for: set[int] = set()
+        self.most: int | None = None
+        self.known: dict[Training, Step | str] = {}
+
+    def train(
+        self,
+        ticket: Ticket,
+        mask: Mask,
+        training: Training,
+        seeds: Sequence[tuple[int, Seed]],
+        *,
+        first: int = 0,
+        last: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[Particle]:
+        """See Backend.train. Equal to Sequential up to rounding."""
+        job = Job(self.model, self.task, self.optimizer, ticket, mask, training, first, last, progress or Silent())
+        step = self.step(training)
+        if isinstance(step, str):
+            warnings.warn(f"particles are trained one after the other, not stacked: {step}", stacklevel=2)
+            return [job.particle(index, seed) for index, seed in seeds]
+        particles: list[Particle] = []
+        while len(particles) < len(seeds):
+            part = seeds[len(particles) :][: self.most]
+            try:
+                particles += self._stack(job, step, part)
+            except RuntimeError as error:
+                if not _out_of_memory(error) or len(part) == 1:
+                    raise
+                self.most = (len(part) + 1) // 2
+                warnings.warn(
+                    f"{len(part)} particles do not fit in memory at once; going on with {self.most}.", stacklevel=2
+                )
+        return particles
+
+    def step(self, training: Training) -> Step | str:
+        """The step of stacked copies of this model, or why there is none."""
+        if training not in self.known:
+            if draws_globally(self.model, self.task, training.batch_size):
+                why = "the model draws random numbers by other means than dropout, from torch's one global generator."
+                self.known[training] = why
+            else:
+                self.known[training] = self._tried(training)
+        return self.known[training]
+
+    def _tried(self, training: Training) -> Step | str:
+        step = Step(self.model, self.task, training)
+        job = Job(self.model, self.task, None, Ticket(self.model.state_dict(), 0), Mask({}), training, 0, 1, Silent())
+        fresh = self._fresh(job)
+        stack = Stack(step, job, [(0, Seed(0)), (1, Seed(1))], [fresh, fresh], compiled=False)
+        try:
+            stack.advance(0.0, *_batch(self.task, 8, 2, step.device))
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+            return f"its forward pass cannot be stacked ({str(error).strip().splitlines()[0]})"
+        return step
+
+    def _fresh(self, job: Job) -> Snapshot:
+        """A particle before its first step."""
+        model = copy.deepcopy(self.model)
+        rewind(model, job.ticket, job.mask)
+        if job.training.fresh_batchnorm:
+            reset_statistics(model)
+        return Snapshot(job.first, copied(model.state_dict()), {}, {}, 0, (), 0.0, 0)
+
+    def _stack(self, job: Job, step: Step, seeds: Sequence[tuple[int, Seed]]) -> list[Particle]:
+        began = time.perf_counter()
+        snapshots = {index: job.progress.unfinished(index) or self._fresh(job) for index, _ in seeds}
+        if self.compiled and len(seeds) not in self.compiled_for:
+            self.compiled_for.add(len(seeds))
+            self._try_compiling(job, step, seeds)
+        last = job.last
+        if last is None:
+            last = job.training.epochs * self.task.train.steps(job.training.batch_size)
+        while True:
+            # Particles that an interruption left at different steps: those behind catch up first.
+            behind = min(snapshot.step for snapshot in snapshots.values())
+            group = [(index, seed) for index, seed in seeds if snapshots[index].step == behind]
+            until = min([s.step for s in snapshots.values() if s.step > behind], default=last)
+            stack = Stack(step, job, group, [snapshots[index] for index, _ in group], compiled=self.compiled)
+            stack.run(until, last)
+            if len(group) == len(seeds):
+                break
+            snapshots.update((index, stack.snapshot(place)) for place, (index, _) in enumerate(group))
+        seconds = (time.perf_counter() - began) / len(seeds)
+        return [job.reported(index, stack.trained(place, job.first), seconds) for place, (index, _) in enumerate(seeds)]
+
+    def _try_compiling(self, job: Job, step: Step, seeds: Sequence[tuple[int, Seed]]) -> None:
+        """Compile the step on particles that are thrown away; where it cannot be, say so and do without."""
+        try:
+            fresh = [self._fresh(job)] * len(seeds)
+            scratch = Stack(step, job, seeds, fresh, compiled=True)
+            with warnings.catch_warnings():
+                # What torch's compiler has to say of its own parts is nothing a user could act on.
+                warnings.simplefilter("ignore")
+                scratch.advance(0.0, *_batch(self.task, job.training.batch_size, len(seeds), step.device))
+        except Exception as error:  # Whatever a compiler may raise, training goes on without it.
+            if _out_of_memory(error):
+                raise
+            self.compiled = False
+            reason = " ".join(str(error).split())[:200]
+            warnings.warn(f"the stacked step runs uncompiled: {type(error).__name__}: {reason}", stacklevel=2)
+
+
+def _batch(task: Task, size: int, particles: int, device: torch.device) -> tuple[Any, Tensor]:
+    """One batch of the training data for each particle, the same for all."""
+    inputs, targets = next(shuffled_together(task.train, size, [Seed(0)] * particles, 0, 0, device))
+    return batch_to((inputs, targets), device)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

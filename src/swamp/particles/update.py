@@ -1,0 +1,97 @@
+"""The steps of sgd and adamw as plain functions of stacked tensors, so that a whole training step can be compiled."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+
+class Update(Protocol):
+    """How weights move: in place, and the state kept for each with them."""
+
+    def __call__(
+        self, weights: Sequence[Tensor], gradients: Sequence[Tensor], state: Sequence[Sequence[Tensor]], numbers: Tensor
+    ) -> None:
+        """`numbers` are those that change from step to step, the learning rate among them."""
+        ...
+
+
+def moves_each_number_alone(optimizer: Optimizer) -> bool:
+    """Whether it treats stacked weights as it would each of them, as sgd and adamw do."""
+    return type(optimizer) in (SGD, Adam, AdamW)
+
+
+def has_formula(optimizer: Optimizer) -> bool:
+    """Whether its update is written out here, with the options it has."""
+    if type(optimizer) not in (SGD, AdamW) or len(optimizer.param_groups) > 1:
+        return False
+    group = optimizer.param_groups[0]
+    return not (group.get("maximize") or group.get("amsgrad") or group.get("dampening"))
+
+
+class Formula:
+    """The update of one optimizer of torch; its state stays in the optimizer, where snapshots look for it."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.group = optimizer.param_groups[0]
+        weights: list[Tensor] = self.group["params"]
+        adam = type(optimizer) is AdamW
+        names = ("exp_avg", "exp_avg_sq") if adam else ("momentum_buffer",) if self.group["momentum"] else ()
+        kept = [optimizer.state[weight] for weight in weights]
+        for weight, own in zip(weights, kept, strict=True):
+            for name in names:
+                if own.get(name) is None:
+                    own[name] = torch.zeros_like(weight)
+            if adam and "step" not in own:
+                own["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
+        self.state = [[own[name] for name in names] for own in kept]
+        self.steps: list[Tensor] = [own["step"] for own in kept] if adam else []
+        self.taken = int(self.steps[0]) if self.steps else 0
+        self.update: Update = _adamw(self.group) if adam else _sgd(self.group)
+
+    def next_numbers(self) -> Tensor:
+        """The numbers of the next step (float64, on CPU), which is counted."""
+        group = self.group
+        if not self.steps:
+            return torch.tensor([group["lr"]], dtype=torch.float64)
+        self.taken += 1
+        torch._foreach_add_(self.steps, 1)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        # In float64, as torch has them: in the weights' float32 the first steps would be off by 1e-7.
+        first, second = (1 - beta**self.taken for beta in group["betas"])
+        return torch.tensor(
+            [1 - group["lr"] * group["weight_decay"], group["lr"] / first, second**0.5], dtype=torch.float64
+        )
+
+
+def _sgd(group: Mapping[str, Any]) -> Update:
+    momentum, decay, nesterov = group["momentum"], group["weight_decay"], group["nesterov"]
+
+    def update(
+        weights: Sequence[Tensor], gradients: Sequence[Tensor], state: Sequence[Sequence[Tensor]], numbers: Tensor
+    ) -> None:
+        for weight, gradient, kept in zip(weights, gradients, state, strict=True):
+            change = gradient + decay * weight if decay else gradient
+            if momentum:
+                buffer = kept[0].mul_(momentum).add_(change)
+                change = change + momentum * buffer if nesterov else buffer
+            weight.sub_(numbers[0] * change)
+
+    return update
+
+
+def _adamw(group: Mapping[str, Any]) -> Update:
+    beta1, beta2 = group["betas"]
+    epsilon = group["eps"]
+
+    def update(
+        weights: Sequence[Tensor], gradients: Sequence[Tensor], state: Sequence[Sequence[Tensor]], numbers: Tensor
+    ) -> None:
+        shrink, size, root = numbers.unbind()
+        for weight, gradient, (mean, square) in zip(weights, gradients, state, strict=True):
+            mean.lerp_(gradient, 1 - beta1)
+            square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            weight.mul_(shrink).sub_(size * mean / (square.sqrt() / root + epsilon))
+
+    return update

@@ -1,0 +1,196 @@
+"""Threads and stacks give the weights of particles trained one after the other, whatever the network and options."""
+
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from swamp.particles import Backend, Sequential, Stacked, Threads, Ticket
+from swamp.sparsity import Mask
+from swamp.training import Seed, Task, TensorData, Training, crop_flip, isolated
+from swamp.training.optimizers import torch_optimizers
+
+SEEDS = [(index, Seed(0).at("particle", index)) for index in range(3)]
+TEN_STEPS = Training(epochs=4, batch_size=6, tail=0.5, lr=0.05)
+
+
+class Tied(nn.Module):
+    """One matrix in two places, a frozen layer, and a buffer that is not in the state dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(16, 16)
+        self.two = nn.Linear(16, 16)
+        self.two.weight = self.one.weight
+        self.frozen = nn.Linear(16, 16).requires_grad_(False)
+        self.out = nn.Linear(16, 3)
+        self.register_buffer("scale", torch.tensor(0.7), persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.tanh(self.one(inputs.flatten(1)))
+        return self.out(torch.tanh(self.two(hidden) + self.frozen(hidden)) * self.scale)
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.2, batch_first=True)
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.out(self.layer(inputs.squeeze(1)).mean(1))
+
+
+def convolutional() -> nn.Module:
+    body = [nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout2d(0.2)]
+    return nn.Sequential(*body, nn.Conv2d(4, 4, 3, groups=2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 3))
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(
+        OrderedDict(
+            flat=nn.Flatten(),
+            one=nn.Linear(16, 8, bias=False),
+            norm=nn.BatchNorm1d(8),
+            relu=nn.ReLU(),
+            drop=nn.Dropout(0.3),
+            out=nn.Linear(8, 3),
+        )
+    )
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "normed": normed,
+    "convolutional": convolutional,
+    "tied": Tied,
+    "attending": Attending,
+}
+
+
+def task_of(**options: Any) -> Task:
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(18, 1, 4, 4, generator=generator, dtype=torch.float64)
+    data = TensorData(inputs, torch.randint(0, 3, (18,), generator=generator), **options)
+    return Task(data, data)
+
+
+def network_of(name: str) -> nn.Module:
+    with isolated(Seed(0).at("init")):
+        return NETWORKS[name]().double()
+
+
+def assert_equal_to_sequential(
+    build: Callable[..., Backend], model: nn.Module, task: Task, training: Training, optimizer: Any = None
+) -> None:
+    mask = Mask({name: torch.arange(p.numel()).view(p.shape) % 3 != 0 for name, p in Mask.ones(model).items()})
+    ticket = Ticket(model.state_dict(), 0)
+    expected = Sequential(model, task, optimizer).train(ticket, mask, training, SEEDS)
+    found = build(model, task, optimizer).train(ticket, mask, training, SEEDS)
+    for one, other in zip(found, expected, strict=True):
+        assert one.losses == pytest.approx(other.losses, rel=1e-9)
+        assert (one.averaged, one.steps, one.index) == (other.averaged, other.steps, other.index)
+        for name, weight in other.weights.items():
+            # Rprop and its like jump by the sign of a gradient: rounding makes no difference that is small.
+            assert torch.allclose(one.weights[name].double(), weight.double(), rtol=0, atol=1e-10), name
+
+
+def uncompiled(model: nn.Module, task: Task, optimizer: Any = None) -> Backend:
+    return Stacked(model, task, optimizer, compiled=False)
+
+
+@pytest.fixture(params=[Threads, uncompiled], ids=["threads", "stacked"])
+def build(request: pytest.FixtureRequest) -> Callable[..., Backend]:
+    return request.param
+
+
+COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on CPU")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "sam": {"sam": 0.1},
+    "clip": {"clip": 0.05},
+    "sam and clip": {"sam": 0.1, "clip": 0.05},
+    "nesterov": {"nesterov": True},
+    "no momentum, no decay": {"momentum": 0.0, "weight_decay": 0.0},
+    "adamw": {"optimizer": "adamw", "lr": 0.01},
+    "label smoothing": {"label_smoothing": 0.1},
+    "last iterates": {"swa": False},
+    "fresh statistics": {"fresh_batchnorm": True},
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_network_with_every_option(name, network, build):
+    assert_equal_to_sequential(build, network_of(network), task_of(), replace(TEN_STEPS, **OPTIONS[name]))
+
+
+@pytest.mark.parametrize("name", sorted(set(torch_optimizers()) - {"Muon"}))
+def test_every_optimizer_of_torch(name, build):
+    training = replace(TEN_STEPS, optimizer=name, lr=1e-3, weight_decay=0.0)
+    if name == "Rprop":  # takes no weight decay
+        return assert_equal_to_sequential(build, network_of("normed"), task_of(), TEN_STEPS, torch.optim.Rprop)
+    assert_equal_to_sequential(build, network_of("normed"), task_of(), training)
+
+
+def test_a_factory_sees_the_weights_of_one_model(build):
+    def without_decay_on_vectors(parameters: Any) -> torch.optim.Optimizer:
+        kept = list(parameters)
+        groups = [
+            {"params": [p for p in kept if p.dim() > 1], "weight_decay": 0.1},
+            {"params": [p for p in kept if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        return torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+
+    assert_equal_to_sequential(build, network_of("normed"), task_of(), TEN_STEPS, without_decay_on_vectors)
+
+
+@pytest.mark.parametrize(
+    "augment", [crop_flip(1), crop_flip(2, flip=False), lambda x, g: x + torch.randn(x.shape, generator=g)]
+)
+def test_augmentation(augment, build):
+    task = task_of(augment=augment, normalise=lambda x: 2 * x)
+    assert_equal_to_sequential(build, network_of("convolutional"), task, TEN_STEPS)
+
+
+def test_inputs_by_name_and_a_forward_pass_of_the_task(build):
+    generator = torch.Generator().manual_seed(3)
+    inputs = {"x": torch.randn(18, 1, 4, 4, generator=generator).double(), "shift": torch.rand(18, generator=generator)}
+    data = TensorData(inputs, torch.randint(0, 3, (18,), generator=generator))
+    task = Task(data, data, forward=lambda model, batch: model(batch["x"]) + batch["shift"][:, None])
+    assert_equal_to_sequential(build, network_of("normed"), task, TEN_STEPS)
+
+
+def test_a_list_of_batches_and_another_loss(build):
+    generator = torch.Generator().manual_seed(3)
+    batches = [
+        (torch.randn(6, 16, generator=generator).double(), torch.randn(6, 3, generator=generator).double())
+        for _ in range(3)
+    ]
+    task = Task.of(batches, batches, loss=F.mse_loss, metrics={}, error=lambda outputs, targets: 0.0)
+    assert_equal_to_sequential(build, network_of("tied"), task, TEN_STEPS)
+
+
+@pytest.mark.parametrize("name", ["sam and clip", "nesterov", "adamw"])
+@COMPILER
+def test_the_compiled_step(name):
+    training = replace(TEN_STEPS, **OPTIONS[name])
+    assert_equal_to_sequential(Stacked, network_of("normed"), task_of(), training)
+
+
+@COMPILER
+def test_one_compiled_step_serves_every_cycle_and_other_masks():
+    model, task = network_of("tied"), task_of()
+    backend, ticket = Stacked(model, task), Ticket(model.state_dict(), 0)
+    for every in (2, 3):
+        mask = Mask({n: torch.arange(p.numel()).view(p.shape) % every != 0 for n, p in Mask.ones(model).items()})
+        with torch._dynamo.config.patch(error_on_recompile=every == 3):
+            found = backend.train(ticket, mask, TEN_STEPS, SEEDS)
+        expected = Sequential(model, task).train(ticket, mask, TEN_STEPS, SEEDS)
+        for one, other in zip(found, expected, strict=True):
+            assert all(torch.allclose(one.weights[n], w, rtol=0, atol=1e-10) for n, w in other.weights.items())
