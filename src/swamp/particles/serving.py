@@ -15,7 +15,7 @@ from swamp.particles.dataparallel import Alone, DataParallel, OneForAll
 from swamp.particles.particle import Particle
 from swamp.particles.ticket import Ticket
 from swamp.particles.wire import broadcast, packed, send, unpacked
-from swamp.particles.world import World
+from swamp.particles.world import Over, World
 from swamp.sparsity import Mask
 from swamp.training import Seed, Share, Snapshot, Training
 
@@ -117,7 +117,12 @@ def serve(
     ticket, mask, number = Ticket({}, 0), Mask({}), 0
     while True:
         number += 1
-        job = msgspec.convert(world.hear(f"job-{number}", [0])[0], Job)
+        try:
+            job = msgspec.convert(world.hear(f"job-{number}", [0])[0], Job)
+        except Over as over:
+            if over.exit_code:
+                raise
+            return
         world.post(f"coming-{number}", True)
         try:
             if job.ticket_bytes:

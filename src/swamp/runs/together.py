@@ -51,14 +51,10 @@ def joined(config: RunConfig, device: str, path: Path, stop: Event) -> Generator
         yield None
         return
     world = World.meet(stop, config.heartbeat_seconds)
-    try:
-        with _leading(world, path) if world.rank == 0 else _serving(world, path):
-            world.compare({**facts(device), "configuration": config.digest()})
-            world.connect()
-            yield world
-    except Over as over:
-        if over.exit_code:
-            raise
+    with _leading(world, path) if world.rank == 0 else _serving(world, path):
+        world.compare({**facts(device), "configuration": config.digest()})
+        world.connect()
+        yield world
 
 
 def prepared(world: World | None) -> None:
