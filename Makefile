@@ -42,8 +42,9 @@ ranks: $(VENV)/.dev
 	$(BIN)/python benchmarks/hosts.py
 
 # The studies of docs/results.md: hours on two cores; finished runs are skipped.
-results: $(VENV)/.dev
-	$(BIN)/python benchmarks/results.py
+results: $(VENV)/.core
+	@for study in mnist1d fashion-mnist mnist1d-long mnist1d-long-late; do \
+	  $(BIN)/swamp study benchmarks/studies/$$study.toml --out build/results/$$study --workers 2 || exit; done
 
 clean:
 	rm -rf build $(VENV)

@@ -96,10 +96,8 @@ def cut(pid: int) -> None:
 
 def main() -> None:
     with TemporaryDirectory() as folder, hosts():
-        runs = Path(folder)
-        one = subprocess.run(
-            [sys.executable, "-m", "swamp", "run", *RECIPE, "--quiet", "--out", str(runs / "one")], check=False
-        )
+        runs, swamp = Path(folder), [sys.executable, "-m", "swamp"]
+        one = subprocess.run([*swamp, "run", *RECIPE, "--quiet", "--out", str(runs / "one")], check=False)
         check("one process", one.returncode == 0)
         told = ended(job("run", *RECIPE, "--out", str(runs / "two")))
         check("two hosts give the run of one process, bit for bit", same(runs / "one", runs / "two"), told)

@@ -170,7 +170,7 @@ def test_help_of_run_shows_the_defaults_of_the_recipe_named(capsys):
 
 
 def process(*arguments: object, **more) -> subprocess.Popen:
-    command = [sys.executable, "-m", "swamp.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "swamp", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
 
 
@@ -207,7 +207,7 @@ def test_a_closed_pipe_is_no_fault(tmp_path):
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [sys.executable, "-m", "swamp.cli", "list", "models"],
+        [sys.executable, "-m", "swamp", "list", "models"],
         stdout=write,
         stderr=subprocess.PIPE,
         text=True,
@@ -222,7 +222,7 @@ def test_progress_bars_appear_on_a_terminal(tmp_path):
 
     main, side = pty.openpty()
     child = subprocess.Popen(
-        [sys.executable, "-m", "swamp.cli", "run", *TINY, "--epochs", "30", "--out", str(tmp_path / "run")],
+        [sys.executable, "-m", "swamp", "run", *TINY, "--epochs", "30", "--out", str(tmp_path / "run")],
         stdout=side,
         stderr=side,
         env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"},

@@ -1,6 +1,5 @@
-"""`python -m swamp`, and so `torchrun -m swamp`."""
+"""`python -m swamp`: the command line where no `swamp` command is on the path."""
 
 from swamp.cli import main
 
-if __name__ == "__main__":
-    main()
+main()

@@ -20,6 +20,10 @@ class Diverged(SwampError):  # noqa: N818
     exit_code = 3
 
 
+class Busy(SwampError):  # noqa: N818
+    """A run that another process is writing."""
+
+
 class Interrupted(SwampError):  # noqa: N818
     """Training was asked to stop; what was done so far is saved."""
 

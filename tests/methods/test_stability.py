@@ -17,14 +17,14 @@ def test_barriers_of_a_known_error_are_exact():
         w = float(state["w"])
         return 4 * w**2 * (1 - w**2)
 
-    found = barrier(particles, {"w": torch.tensor([0.5])}, lambda state: state, error, points=3)
+    found = barrier(particles, {"w": torch.tensor([0.5])}, lambda points: [error(p()) for p in points], points=3)
     assert found.pair == pytest.approx(0.75)  # the inner points are -0.5, 0 and 0.5
     assert found.mean == pytest.approx(0.75)
 
 
 def test_a_barrier_counts_from_the_mean_of_the_ends_and_an_end_may_be_the_worst():
     particles = [{"w": torch.tensor([0.0])}, {"w": torch.tensor([1.0])}]
-    found = barrier(particles, {"w": torch.tensor([0.5])}, lambda state: state, lambda s: float(s["w"]), points=9)
+    found = barrier(particles, {"w": torch.tensor([0.5])}, lambda ps: [float(p()["w"]) for p in ps], points=9)
     assert found.pair == pytest.approx(0.5)
     assert found.mean == pytest.approx(0.0)
 

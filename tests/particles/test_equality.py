@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from swamp.particles import Backend, Sequential, Stacked, Threads, Ticket
+from swamp.particles import Backend, Forked, Sequential, Stacked, Threads, Ticket
 from swamp.sparsity import Mask
 from swamp.training import Seed, Task, TensorData, Training, crop_flip, isolated
 from swamp.training.optimizers import torch_optimizers
@@ -104,7 +104,7 @@ def uncompiled(model: nn.Module, task: Task, optimizer: Any = None) -> Backend:
     return Stacked(model, task, optimizer, compiled=False)
 
 
-@pytest.fixture(params=[Threads, uncompiled], ids=["threads", "stacked"])
+@pytest.fixture(params=[Threads, uncompiled, Forked], ids=["threads", "stacked", "forked"])
 def build(request: pytest.FixtureRequest) -> Callable[..., Backend]:
     return request.param
 

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import time
@@ -7,7 +8,9 @@ from pathlib import Path
 from threading import Event
 
 import pytest
+import torch
 
+from swamp.files import load_tensors
 from swamp.live import Quiet
 from swamp.methods import Plan
 from swamp.runs import RunConfig, resume, start
@@ -65,6 +68,16 @@ def without_time(record: dict) -> dict:
         if key in kept:
             kept[key] = [without_time(inner) for inner in kept[key]]
     return kept
+
+
+def assert_same_outcome(a: Path, b: Path) -> None:
+    """Weights and masks bit for bit, and every number that is not a time."""
+    for name in sorted(path.relative_to(a) for path in a.rglob("*.safetensors")):
+        one, two = load_tensors(a / name)[0], load_tensors(b / name)[0]
+        assert one.keys() == two.keys(), name
+        assert all(torch.equal(one[key], two[key]) for key in one), name
+    lines = [[json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (a, b)]
+    assert [without_time(line) for line in lines[0]] == [without_time(line) for line in lines[1]]
 
 
 class StopAt(Quiet):

@@ -1,6 +1,5 @@
 """What was finished is never redone, and what is resumed equals what was never interrupted."""
 
-import json
 import os
 import random
 import signal
@@ -9,26 +8,14 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-import torch
 
 from swamp.errors import Interrupted, SwampError
-from swamp.files import load_tensors
 from swamp.live import Quiet
 from swamp.particles import Particle
 from swamp.particles.sequential import Job
 from swamp.runs import RunDirectory, RunStore, resume, start
 
-from .conftest import StopAt, go, go_on, in_child, kill_after, tiny, without_time
-
-
-def assert_same_outcome(a: Path, b: Path) -> None:
-    """Weights and masks bit for bit, and every number that is not a time."""
-    for name in sorted(path.relative_to(a) for path in a.rglob("*.safetensors")):
-        one, two = load_tensors(a / name)[0], load_tensors(b / name)[0]
-        assert one.keys() == two.keys(), name
-        assert all(torch.equal(one[key], two[key]) for key in one), name
-    lines = [[json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (a, b)]
-    assert [without_time(line) for line in lines[0]] == [without_time(line) for line in lines[1]]
+from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, kill_after, tiny
 
 
 @pytest.fixture(scope="module")

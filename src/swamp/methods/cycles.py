@@ -1,19 +1,20 @@
 """The one loop: train particles from the ticket, average, evaluate, prune the average, rewind."""
 
 import copy
-import math
 import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from torch import nn
 
 from swamp.errors import Diverged, SwampError
-from swamp.methods.cycle import Cycle, Measured, ParticleRecord
+from swamp.methods.cycle import Cycle, ParticleRecord
+from swamp.methods.measure import Measure
 from swamp.methods.method import Method, method_named
 from swamp.methods.plan import Plan
-from swamp.methods.stability import Barrier, barrier
+from swamp.methods.stability import Barrier, Point, barrier
 from swamp.methods.store import NoStore, Store
 from swamp.particles import Auto, Backend, Particle, Ticket, mean_of
 from swamp.scores import score_named
@@ -23,12 +24,11 @@ from swamp.training import (
     State,
     Task,
     Training,
+    arrange,
     build_optimizer,
     copied,
     evaluate,
     norm_layers,
-    predict,
-    refreshed,
 )
 
 
@@ -85,7 +85,9 @@ class _Loop:
             )
         self.model, self.plan, self.method = copy.deepcopy(model), plan, method
         self.backend, self.store = backend, store
+        arrange(self.model, narrow=False)
         self.task = task.to(next(model.parameters()).device)
+        self.measure = Measure(model, self.task, plan.evaluation_examples)
         self.initial = Ticket(model.state_dict(), 0)
         self.seed = Seed(plan.seed)
         # Every method starts from the same ticket: the tail, averaging and SAM belong to the cycles.
@@ -131,21 +133,20 @@ class _Loop:
         began = time.perf_counter()
         particles, earlier = self.particles(index, start, mask)
         average, averaged = self.combined(particles)
-        records = tuple(self.recorded(particle, mask) for particle in particles)
+        records = tuple(self.measure.each(partial(self.recorded, mask), particles))
         height = self.barrier(particles, average, mask)
         warning = height.warning(index, mask.sparsity, self.plan.barrier_threshold) if height else None
         if warning:
             warnings.warn(warning, stacklevel=2)
         stale = self.stale(average) if averaged else None
-        # Loaded last: all of the above share this one scratch model.
-        model = self.loaded(average, mask, refresh=averaged)
+        model = self.measure.loaded(self.model, average, mask, refresh=averaged)
         steps = sum(p.steps for p in particles) + (self.ticket_steps if index == 0 else 0)
         cycle = Cycle(
             index,
             mask,
-            copied(model.state_dict()),
+            {name: value.contiguous() for name, value in copied(model.state_dict()).items()},
             mask.density_of_all(model),
-            self.measured(model),
+            self.measure.measured(model),
             records,
             height,
             stale,
@@ -181,52 +182,36 @@ class _Loop:
     def combined(self, particles: list[Particle]) -> tuple[State, bool]:
         """The weights that stand for the cycle, and whether they are an average (which needs fresh statistics)."""
         if self.method.combine == "best":
-            chosen = min(particles, key=lambda p: self.error(self.loaded(p.weights, None, refresh=p.averaged > 1)))
+
+            def error(model: nn.Module, particle: Particle) -> float:
+                return measure.error(measure.loaded(model, particle.weights, None, refresh=particle.averaged > 1))
+
+            measure = self.measure
+            errors = measure.each(error, particles)
+            chosen = particles[errors.index(min(errors))]
             return chosen.weights, chosen.averaged > 1
         return mean_of(particles), len(particles) > 1 or particles[0].averaged > 1
 
-    def loaded(self, weights: State, mask: Mask | None, *, refresh: bool, examples: int | None = None) -> nn.Module:
-        """The model with these weights; the mask's zeros are checked before anything is measured.
-
-        refresh: normalisation statistics are made anew, on all training examples or about so many.
-        """
-        if mask is not None:
-            mask.require_zeros(weights)
-        self.model.load_state_dict(dict(weights))
-        if not refresh:
-            return self.model
-        batches = None if examples is None else math.ceil(examples / 256)
-        return refreshed(self.model, self.task.train, forward=self.task.forward, batch_size=256, batches=batches)
-
-    def recorded(self, particle: Particle, mask: Mask) -> ParticleRecord:
-        model = self.loaded(particle.weights, mask, refresh=particle.averaged > 1)
-        return ParticleRecord(self.measured(model), particle.steps, particle.seconds, particle.losses[-1])
-
-    def measured(self, model: nn.Module) -> Measured:
-        task = self.task
-        held_out = None if task.validation is None else evaluate(model, task, task.validation)
-        train = evaluate(model, task, task.train, examples=self.plan.evaluation_examples)
-        return Measured(train, held_out, evaluate(model, task, task.test))
+    def recorded(self, mask: Mask, model: nn.Module, particle: Particle) -> ParticleRecord:
+        model = self.measure.loaded(model, particle.weights, mask, refresh=particle.averaged > 1)
+        return ParticleRecord(self.measure.measured(model), particle.steps, particle.seconds, particle.losses[-1])
 
     def stale(self, average: State) -> dict[str, float] | None:
         if not norm_layers(self.model):
             return None
-        return evaluate(self.loaded(average, None, refresh=False), self.task, self.task.test)
-
-    def error(self, model: nn.Module) -> float:
-        outputs, targets = predict(model, self.task, self.task.held_out, examples=self.plan.evaluation_examples)
-        return self.task.error_of(outputs, targets)
+        return evaluate(self.measure.loaded(self.model, average, None, refresh=False), self.task, self.task.test)
 
     def barrier(self, particles: list[Particle], average: State, mask: Mask) -> Barrier | None:
         if len(particles) < 2 or not self.plan.barrier_points or self.method.combine != "mean":
             return None
+        measure = self.measure
 
-        def load(weights: State) -> nn.Module:
+        def error(model: nn.Module, point: Point) -> float:
             # A dozen points: statistics from all of a large training set would cost like another particle.
-            return self.loaded(weights, mask, refresh=True, examples=self.plan.evaluation_examples)
+            return measure.error(measure.loaded(model, point(), mask, refresh=True, examples=measure.examples))
 
         weights = [particle.weights for particle in particles]
-        return barrier(weights, average, load, self.error, self.plan.barrier_points)
+        return barrier(weights, average, partial(measure.each, error), self.plan.barrier_points)
 
     def pruned(self, cycle: Cycle, index: int) -> tuple[Mask, tuple[str, ...]]:
         """The next cycle's mask, ranked on this cycle's weights, and what to tell about it."""

@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-from torch import nn
+from functools import partial
 
 from swamp.training import State, interpolate
 
-Error = Callable[[nn.Module], float]
-"""Error in [0, 1] of a model, on the data that choices are made on."""
-Load = Callable[[State], nn.Module]
-"""A model with these weights and fresh normalisation statistics."""
+Point = Callable[[], State]
+"""The weights at one point, made when they are asked for: a dozen large networks need not be held at once."""
+Errors = Callable[[Sequence[Point]], list[float]]
+"""Error in [0, 1] at each point, with fresh normalisation statistics, on the data that choices are made on."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,17 @@ class Barrier:
         )
 
 
-def barrier(particles: Sequence[State], average: State, load: Load, error: Error, points: int) -> Barrier:
+def barrier(particles: Sequence[State], average: State, errors: Errors, points: int) -> Barrier:
     """Measure both barriers; the segment at `points` evenly spaced inner points, and at its ends.
 
     Every point, the ends too, is evaluated with statistics made for it, as BatchNorm networks need (method.md, 5).
     """
-    ends = [error(load(weights)) for weights in particles]
-    inner = (interpolate(particles[0], particles[1], k / (points + 1)) for k in range(1, points + 1))
-    worst = max([ends[0], ends[1], *(error(load(weights)) for weights in inner)])
-    return Barrier(worst - (ends[0] + ends[1]) / 2, error(load(average)) - sum(ends) / len(ends))
+    inner = [partial(interpolate, *particles[:2], k / (points + 1)) for k in range(1, points + 1)]
+    found = errors([*(partial(_itself, weights) for weights in (*particles, average)), *inner])
+    ends, of_average, between = found[: len(particles)], found[len(particles)], found[len(particles) + 1 :]
+    worst = max([ends[0], ends[1], *between])
+    return Barrier(worst - (ends[0] + ends[1]) / 2, of_average - sum(ends) / len(ends))
+
+
+def _itself(weights: State) -> State:
+    return weights

@@ -10,8 +10,8 @@ from swamp.particles.particle import Particle, mean_of
 from swamp.particles.ranks import Ranks
 from swamp.particles.sequential import Sequential, rewind
 from swamp.particles.serving import serve
-from swamp.particles.stacked import Stacked
-from swamp.particles.threads import Threads
+from swamp.particles.stacked import Forked, Stacked
+from swamp.particles.threads import Threads, cores
 from swamp.particles.ticket import Ticket
 from swamp.particles.world import Over, World, rank, ranks
 
@@ -36,6 +36,7 @@ __all__ = [
     "Auto",
     "Backend",
     "Choice",
+    "Forked",
     "Member",
     "Over",
     "Particle",
@@ -48,6 +49,7 @@ __all__ = [
     "Ticket",
     "World",
     "backend_named",
+    "cores",
     "mean_of",
     "rank",
     "ranks",

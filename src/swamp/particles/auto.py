@@ -13,7 +13,7 @@ from swamp.errors import Interrupted, SwampError, unknown
 from swamp.particles.backend import Backend, Progress, Silent
 from swamp.particles.particle import Particle
 from swamp.particles.sequential import Sequential
-from swamp.particles.stacked import Stacked
+from swamp.particles.stacked import Forked, Stacked
 from swamp.particles.threads import Threads, cores, obstacle
 from swamp.particles.ticket import Ticket
 from swamp.sparsity import Mask
@@ -25,7 +25,12 @@ COMPILE_SECONDS = 15.0
 """What compiling a step takes on two cores; it must be small beside the training to be tried."""
 _TRIAL_SECONDS = 0.3
 _WARM_STEPS = 3
-_KINDS: dict[str, Callable[..., Backend]] = {"sequential": Sequential, "threads": Threads, "stacked": Stacked}
+_KINDS: dict[str, Callable[..., Backend]] = {
+    "sequential": Sequential,
+    "threads": Threads,
+    "stacked": Stacked,
+    "forked": Forked,
+}
 
 
 @dataclass(frozen=True)
@@ -130,8 +135,11 @@ class Auto:
             step = stacked.step(trial.training)
             why_not = step if isinstance(step, str) else None
         if why_not is None:
-            backends["stacked"] = stacked
-            times["stacked"] = trial.seconds(stacked, trial.seeds)
+            ways: dict[str, Backend] = (
+                {"stacked": stacked} if on_cpu else {"stacked": stacked, "forked": Forked(*self.parts)}
+            )
+            backends.update(ways)
+            times.update((name, trial.seconds(way, trial.seeds)) for name, way in ways.items())
         else:
             left_out.append(f"not stacked: {why_not}")
         best = min(times, key=lambda name: times[name])

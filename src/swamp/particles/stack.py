@@ -1,7 +1,7 @@
 """The tensors of N models in training, each with a leading dimension for the particle."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from swamp.errors import Diverged, Interrupted
+from swamp.particles.graphed import Graphed
 from swamp.particles.sequential import Job
 from swamp.particles.step import Step, Tensors
 from swamp.particles.update import Formula, has_formula, moves_each_number_alone
@@ -46,8 +47,11 @@ class Stack:
         # What the optimizers know as parameters: the stacked weights themselves, or each particle's slices of them.
         self.together, self.parameters = True, [[nn.Parameter(weight) for weight in self.weights.values()]]
         self.optimizers = self._optimizers([snapshot.optimizer for snapshot in snapshots])
-        whole = compiled and self.together and has_formula(self.optimizers[0])
+        # On a GPU the whole step is captured and replayed, compiled or not.
+        on_gpu = step.device.type == "cuda"
+        whole = (compiled or on_gpu) and self.together and has_formula(self.optimizers[0])
         self.formula = Formula(self.optimizers[0]) if whole else None
+        self.whole = self._whole(compiled, on_gpu) if self.formula else None
         like = self.scratch.state_dict()
         self.means = [RunningMean(copied(s.mean), s.averaged, like=like) for s in snapshots]
         self.losses = [list(snapshot.losses) for snapshot in snapshots]
@@ -79,10 +83,8 @@ class Stack:
             for group in optimizer.param_groups:
                 group["lr"] = rate
         noise = self.step.draws(inputs, targets, [seed + self.at for seed in self.noise])
-        if self.formula is not None:
-            numbers = self.formula.next_numbers().to(self.step.device)
-            tensors = self.weights, self.others, self.masks, self.formula.state
-            losses = self.step.whole(self.formula.update)(*tensors, numbers, inputs, targets, noise)
+        if self.formula is not None and self.whole is not None:
+            losses = self.whole(self.formula.next_numbers().to(self.step.device), inputs, targets, noise)
         else:
             gradients, losses = self.step.moved(self.weights, self.others, self.masks, inputs, targets, noise)
             self._move(gradients)
@@ -181,6 +183,13 @@ class Stack:
         for optimizer, memory in zip(apart, memories, strict=True):
             load_optimizer(optimizer, memory)
         return apart
+
+    def _whole(self, compiled: bool, on_gpu: bool) -> Callable[..., Tensor]:
+        assert self.formula is not None
+        body = self.step.whole(self.formula.update, compiled=compiled)
+        step = partial(body, self.weights, self.others, self.masks, self.formula.state)
+        tensors = [*self.weights.values(), *self.others.values(), *(t for kept in self.formula.state for t in kept)]
+        return Graphed(step, tensors) if on_gpu else step
 
     def _joined(self, memories: Sequence[State]) -> Tensors:
         """The optimizer memory of the stack from that of its particles; counts and options are the same in all."""

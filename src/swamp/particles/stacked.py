@@ -38,12 +38,18 @@ class Stacked:
     """
 
     def __init__(
-        self, model: nn.Module, task: Task, optimizer: OptimizerFactory | None = None, *, compiled: bool = True
+        self,
+        model: nn.Module,
+        task: Task,
+        optimizer: OptimizerFactory | None = None,
+        *,
+        compiled: bool = True,
+        forked: bool = False,
     ) -> None:
         self.model = copy.deepcopy(model)
         self.task = task.to(next(model.parameters()).device)
         self.optimizer = optimizer
-        self.compiled = compiled
+        self.compiled, self.forked = compiled, forked
         self.compiled_for: set[int] = set()
         self.most: int | None = None
         self.known: dict[Training, Step | str] = {}
@@ -90,7 +96,7 @@ class Stacked:
         return self.known[training]
 
     def _tried(self, training: Training) -> Step | str:
-        step = Step(self.model, self.task, training)
+        step = Step(self.model, self.task, training, forked=self.forked)
         job = Job(self.model, self.task, None, Ticket(self.model.state_dict(), 0), Mask({}), training, 0, 1, Silent())
         fresh = self._fresh(job)
         stack = Stack(step, job, [(0, Seed(0)), (1, Seed(1))], [fresh, fresh], compiled=False)
@@ -145,6 +151,13 @@ class Stacked:
             self.compiled = False
             reason = " ".join(str(error).split())[:200]
             warnings.warn(f"the stacked step runs uncompiled: {type(error).__name__}: {reason}", stacklevel=2)
+
+
+class Forked(Stacked):
+    """One CUDA graph in which each particle has a stream of its own: for GPUs and networks whose stack is slow."""
+
+    def __init__(self, model: nn.Module, task: Task, optimizer: OptimizerFactory | None = None) -> None:
+        super().__init__(model, task, optimizer, compiled=False, forked=True)
 
 
 def _batch(task: Task, size: int, particles: int, device: torch.device) -> tuple[Any, Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap  # pyright: ignore[reportUnknownVariableType]
+from torch.utils._pytree import tree_map
 
 from swamp.particles.update import Update
 from swamp.training import Task, Training, smoothed
@@ -32,20 +33,24 @@ class Network(nn.Module):
 class Step:
     """The arithmetic of one step of stacked models, apart from their tensors: compiled once, used for every cycle."""
 
-    def __init__(self, model: nn.Module, task: Task, training: Training) -> None:
+    def __init__(self, model: nn.Module, task: Task, training: Training, *, forked: bool = False) -> None:
+        """forked: each particle computes by itself, on a GPU in a stream of its own, instead of as a slice of all."""
+        self.forked = forked
         self.network = Network(copy.deepcopy(model), task).train()
         self.training = training
         self.device = next(model.parameters()).device
         self.loss = smoothed(task.loss, training.label_smoothing)
         self.shapes: dict[Any, list[tuple[tuple[int, ...], float, torch.dtype]]] = {}
-        self._whole: Callable[..., Tensor] | None = None
+        self.streams: list[torch.cuda.Stream] = []
+        self._compiled: Callable[..., Tensor] | None = None
 
     def gradients(
         self, weights: Tensors, others: Tensors, masks: Tensors, inputs: Any, targets: Tensor, noise: list[Tensor]
     ) -> tuple[Tensors, Tensor, Tensors]:
         """Masked gradients (particle, ...), losses (particle,) and the buffers after the forward pass."""
         derive = grad_and_value(self._loss_of, has_aux=True)
-        gradients, (losses, after) = vmap(derive)(weights, others, inputs, targets, noise)
+        spread = self._fork if self.forked else vmap
+        gradients, (losses, after) = spread(derive)(weights, others, inputs, targets, noise)
         return {n: g * masks[n] if n in masks else g for n, g in gradients.items()}, losses, after
 
     def moved(
@@ -66,11 +71,35 @@ class Step:
             others[name].copy_(value)
         return gradients, losses
 
+    def _fork(self, derive: Callable[..., Any]) -> Callable[..., Any]:
+        """What vmap does, one particle after the other; on a GPU at once, in streams that part and meet again."""
+
+        def all_of(weights: Tensors, others: Tensors, inputs: Any, targets: Tensor, noise: list[Tensor]) -> Any:
+            count = len(targets)
+            on_gpu = self.device.type == "cuda"
+            while on_gpu and len(self.streams) < count:
+                self.streams.append(torch.cuda.Stream(self.device))
+            results: list[Any] = []
+            for n in range(count):
+                stream = self.streams[n] if on_gpu else None
+                if stream is not None:
+                    stream.wait_stream(torch.cuda.current_stream(self.device))
+                with torch.cuda.stream(stream):
+                    own = {k: v[n] for k, v in weights.items()}, {k: v[n] for k, v in others.items()}
+                    results.append(derive(*own, rows_of(inputs, n), targets[n], [part[n] for part in noise]))
+            for stream in self.streams[:count]:
+                torch.cuda.current_stream(self.device).wait_stream(stream)
+            return tree_map(_together, *results)
+
+        return all_of
+
     def _loss_of(
         self, weights: Tensors, others: Tensors, inputs: Any, targets: Tensor, noise: list[Tensor]
     ) -> tuple[Tensor, Tensors]:
         others = dict(others)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.training.precision == "bfloat16"):
+        narrow = self.training.precision == "bfloat16"
+        # No cache of casts: it would be kept across the steps that a graph replays.
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=narrow, cache_enabled=False):
             if noise:
                 given = iter(noise)
                 with Noise(lambda shape, kept, like: next(given)):
@@ -112,19 +141,19 @@ class Step:
             copy.deepcopy(self.network)(first)
         return asked
 
-    def whole(self, update: Update) -> Callable[..., Tensor]:
-        """The step with the optimizer's update in it, compiled at its first call; the losses come back."""
-        if self._whole is None:
+    def whole(self, update: Update, *, compiled: bool) -> Callable[..., Tensor]:
+        """The step with the optimizer's update in it; compiled at its first call. The losses come back."""
 
-            def body(
-                weights: Tensors, others: Tensors, masks: Tensors, state: Any, numbers: Tensor, *batch: Any
-            ) -> Tensor:
-                gradients, losses = self.moved(weights, others, masks, *batch)
-                update([*weights.values()], [gradients[name] for name in weights], state, numbers)
-                return losses
+        def body(weights: Tensors, others: Tensors, masks: Tensors, state: Any, numbers: Tensor, *batch: Any) -> Tensor:
+            gradients, losses = self.moved(weights, others, masks, *batch)
+            update([*weights.values()], [gradients[name] for name in weights], state, numbers)
+            return losses
 
-            self._whole = torch.compile(body, fullgraph=True, dynamic=False)  # pyright: ignore[reportUnknownMemberType]
-        return self._whole
+        if not compiled:
+            return body
+        if self._compiled is None:
+            self._compiled = torch.compile(body, fullgraph=True, dynamic=False)  # pyright: ignore[reportUnknownMemberType]
+        return self._compiled
 
 
 def _norms(gradients: Tensors) -> Tensor:
@@ -135,3 +164,7 @@ def _norms(gradients: Tensors) -> Tensor:
 def _each(factors: Tensor, like: Tensor) -> Tensor:
     """One factor a particle, shaped to multiply a stacked tensor."""
     return factors.to(like.dtype).view(-1, *(1 for _ in like.shape[1:]))
+
+
+def _together(*parts: Tensor) -> Tensor:
+    return torch.stack(parts)

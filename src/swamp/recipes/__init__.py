@@ -1,4 +1,4 @@
-"""Configurations that work, by name."""
+"""Configurations and studies that work, by name."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,8 @@ from swamp.recipes.recipes import (
     mnist1d_conv,
     mnist1d_mlp,
 )
-from swamp.runs import RunConfig
+from swamp.recipes.studies import demo
+from swamp.runs import RunConfig, Study
 
 DEFAULT = "mnist1d-mlp"
 """The recipe of `swamp run` without a name."""
@@ -38,4 +39,8 @@ def recipe_named(name: str) -> Callable[[], RunConfig]:
     return RECIPES[name]
 
 
-__all__ = ["DEFAULT", "RECIPES", "recipe_named"]
+STUDIES: dict[str, Callable[[], Study]] = {"demo": demo}
+"""Name -> study; the first line of a study's docstring says what it is."""
+
+
+__all__ = ["DEFAULT", "RECIPES", "STUDIES", "recipe_named"]

@@ -4,17 +4,26 @@ from swamp.runs.config import RunConfig, differences, flattened
 from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import prepare, resume, start
 from swamp.runs.store import Reporter, RunStore
+from swamp.runs.study import BESIDE_RUNS, Study
+from swamp.runs.study_directory import RunState, StudyDirectory, is_study
+from swamp.runs.study_worker import work
 from swamp.runs.together import one_voice
 
 __all__ = [
+    "BESIDE_RUNS",
     "Reporter",
     "RunConfig",
     "RunDirectory",
+    "RunState",
     "RunStore",
+    "Study",
+    "StudyDirectory",
     "differences",
     "flattened",
+    "is_study",
     "one_voice",
     "prepare",
     "resume",
     "start",
+    "work",
 ]

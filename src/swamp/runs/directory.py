@@ -4,13 +4,14 @@ import fcntl
 import json
 import math
 import os
+import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from swamp.errors import SwampError
+from swamp.errors import Busy, SwampError
 from swamp.files import remove_unfinished, write_atomic
 
 
@@ -87,7 +88,10 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Generator[None]:
-        """Keep every other process out of this run; the system lifts the lock of a process that dies."""
+        """Keep every other process out of this run; the system lifts the lock of a process that dies.
+
+        Raises Busy where another process is in, and SwampError for a directory that cannot be written.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -97,12 +101,12 @@ class RunDirectory:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                owner = os.pread(handle, 64, 0).decode(errors="replace").strip() or "unknown"
-                raise SwampError(
+                owner = os.pread(handle, 128, 0).decode(errors="replace").strip() or "unknown"
+                raise Busy(
                     f"{self.path} is being written by process {owner}. Wait for it, stop it, or choose another --out."
                 ) from error
             os.ftruncate(handle, 0)
-            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+            os.pwrite(handle, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
             remove_unfinished(self.path)
             yield
         finally:

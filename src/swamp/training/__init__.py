@@ -5,6 +5,7 @@ from swamp.training.average import RunningMean, State, copied, interpolate, mean
 from swamp.training.batchnorm import norm_layers, refreshed
 from swamp.training.data import BatchList, Data, DatasetData, TensorData, batch_to
 from swamp.training.fit import Fit, Watch, fit, require_finite, require_finite_weights, reset_statistics, smoothed
+from swamp.training.layout import arrange
 from swamp.training.noise import draws_globally
 from swamp.training.optimizers import OptimizerFactory, build_optimizer
 from swamp.training.options import Training
@@ -31,6 +32,7 @@ __all__ = [
     "TensorData",
     "Training",
     "Watch",
+    "arrange",
     "as_data",
     "batch_to",
     "build_optimizer",

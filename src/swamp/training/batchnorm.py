@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from swamp.training.data import Data, batch_to
+from swamp.training.layout import arranged_for
 from swamp.training.task import Forward, call_model, evaluating
 
 
@@ -43,7 +44,7 @@ def refreshed(
             inputs, targets = batch_to(batch, device)
             first_size = first_size or len(targets)
             if len(targets) >= first_size:
-                forward(fresh, inputs)
+                forward(fresh, arranged_for(fresh, inputs))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     return fresh

@@ -25,3 +25,14 @@ def arranged(inputs: Any, layout: torch.memory_format) -> Any:
     if layout == torch.channels_last and isinstance(inputs, Tensor) and inputs.dim() == 4:
         return inputs.contiguous(memory_format=torch.channels_last)
     return inputs
+
+
+def arranged_for(model: nn.Module, inputs: Any) -> Any:
+    """A batch in the order in which `model` is stored."""
+    if not isinstance(inputs, Tensor) or inputs.dim() != 4:
+        return inputs
+    last = any(
+        p.dim() == 4 and not p.is_contiguous() and p.is_contiguous(memory_format=torch.channels_last)
+        for p in model.parameters()
+    )
+    return arranged(inputs, torch.channels_last if last else torch.contiguous_format)

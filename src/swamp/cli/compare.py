@@ -1,0 +1,62 @@
+"""swamp compare."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from swamp.cli.session import Out, parse, print_json
+from swamp.errors import SwampError
+from swamp.runs import BESIDE_RUNS, RunDirectory, StudyDirectory, is_study
+
+
+@dataclass(frozen=True)
+class CompareArgs:
+    """Compare runs: accuracy at each sparsity, mean and 95 % interval over seeds, differences paired by seed."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories; of a study's folder, its runs that have a finished cycle."""
+    out: Path = Path("comparison")
+    """Folder for compare.csv, .json, .png and .svg."""
+    metric: str = "accuracy"
+    """accuracy, nll or ece."""
+    split: Literal["test", "validation", "train"] = "test"
+    """Which examples the metric was measured on."""
+    baseline: str | None = None
+    """Label that differences are taken to (default: imp where it is among the runs)."""
+    json: bool = False
+    """Print one JSON object on standard output and nothing else there."""
+
+
+def compare_command(arguments: Sequence[str]) -> None:
+    """swamp compare RUN..."""
+    given = parse(CompareArgs, "swamp compare", arguments)
+    from swamp.report import compare, print_table, read_run, write_comparison
+
+    if not given.runs:
+        raise SwampError("no run was given. Name run directories, e.g.: swamp compare runs/*")
+    comparison = compare(
+        [read_run(path) for path in _runs(given.runs)], metric=given.metric, split=given.split, baseline=given.baseline
+    )
+    written = [str(path) for path in write_comparison(comparison, given.out)]
+    if given.json:
+        print_json({**comparison.to_json(), "files": written})
+        return
+    print_table(comparison, Out)
+    Out.print(f"written: {' '.join(written)}", soft_wrap=True, highlight=False)
+
+
+def _runs(paths: Sequence[Path]) -> list[Path]:
+    """The run directories meant: a study's folder stands for its runs, and what a study keeps beside them for none."""
+    found: list[Path] = []
+    for path in paths:
+        if is_study(path):
+            study = StudyDirectory.open(path)
+            found += [study.run(name).path for name in study.runs if study.run(name).metrics.exists()]
+        elif not (is_study(path.parent) and path.name in BESIDE_RUNS and not RunDirectory(path).config.exists()):
+            found.append(path)
+    if not found:
+        raise SwampError(f"{' '.join(map(str, paths))}: no run has a finished cycle yet.")
+    return found

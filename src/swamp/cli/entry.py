@@ -1,0 +1,69 @@
+"""The entry point: finds the command, and turns errors into messages and exit codes."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from rich.table import Table
+
+from swamp.cli.compare import compare_command
+from swamp.cli.listing import list_command
+from swamp.cli.run import resume_command, run_command
+from swamp.cli.session import Err, Out, escaped
+from swamp.cli.study import study_command
+from swamp.errors import SwampError, unknown
+from swamp.runs import one_voice
+
+_COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+    "run": (run_command, "prune a network, from a recipe or a configuration"),
+    "resume": (resume_command, "go on with a run after any interruption"),
+    "study": (study_command, "do many runs: a grid of methods, seeds and settings, on one machine or several"),
+    "compare": (compare_command, "put runs beside each other: table, differences, plot"),
+    "list": (list_command, "say what recipes, tasks, models, methods, scores, backends and studies there are"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point.
+
+    Exit codes: 0 done, 1 a fault of swamp, 2 bad input, 3 training diverged or a run of a study failed, 4 another rank
+    was lost, 130 and 143 stopped.
+    """
+    with one_voice():
+        _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> None:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        _overview()
+        sys.exit(0 if given else 2)
+    if given[0] == "--version":
+        from swamp import __version__
+
+        print(__version__)
+        return
+    try:
+        if given[0] not in _COMMANDS:
+            raise unknown("command", given[0], _COMMANDS)
+        _COMMANDS[given[0]][0](given[1:])
+    except SwampError as error:
+        Err.print(f"[bold red]swamp:[/bold red] {escaped(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        Err.print(
+            "[bold red]swamp:[/bold red] stopped at once. What was saved stays: swamp resume RUN goes on from it."
+        )
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output (head, say) has had enough; nothing is wrong.
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _overview() -> None:
+    Out.print("[bold]swamp[/bold]: prune neural networks with Sparse Weight Averaging with Multiple Particles\n")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, (_, what) in _COMMANDS.items():
+        table.add_row(f"  swamp [bold]{name}[/bold]", what)
+    Out.print(table)
+    Out.print("\nStart with [bold]swamp run[/bold]; every command explains itself with --help.")

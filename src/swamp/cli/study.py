@@ -1,0 +1,191 @@
+"""swamp study."""
+
+import signal
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any, Literal
+
+import tyro
+
+from swamp.cli.session import Err, Out, escaped, parse, print_json, signals, warnings_to
+from swamp.cli.workers import local_workers, stop_with_parent, submit, work_here
+from swamp.errors import Interrupted, SwampError, unknown
+from swamp.recipes import DEFAULT, STUDIES, recipe_named
+from swamp.runs import RunState, Study, StudyDirectory, is_study
+from swamp.watch import Watch, counted, last_line
+
+_LOOK_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class StudyArgs:
+    """Do many runs: a grid of methods, seeds and settings. Finished runs are skipped, abandoned ones gone on with.
+
+    swamp study STUDY.toml --workers 4               start, or go on with, or join from another machine
+    swamp study studies/STUDY --workers 0            only say how far it is (--wait: and stay)
+    swamp study demo                                 a ready-made one, see swamp list studies
+    """
+
+    study: tyro.conf.Positional[str]
+    """A TOML file (see docs/study.md), the name of a ready-made study, or the folder of one that was begun."""
+    out: Path | None = None
+    """The study's folder (default: studies/ and the name)."""
+    workers: int = 1
+    """Runs at a time, each in a process of its own; 0 only looks."""
+    wait: bool = False
+    """Stay until every run is over, those included that workers elsewhere hold."""
+    retry: bool = False
+    """Try failed runs again."""
+    submit: Literal["slurm", "local"] | None = None
+    """Submit the workers as jobs: to Slurm, or as detached processes of this machine."""
+    job: tuple[str, ...] = ()
+    """Options of the jobs as KEY=VALUE: timeout_min=600 slurm_partition=gpu gpus_per_node=1 cpus_per_task=4."""
+    json: bool = False
+    """Print one JSON object on standard output and nothing else there."""
+    quiet: bool = False
+    """No progress on the terminal."""
+
+
+@dataclass(frozen=True)
+class WorkerArgs:
+    """One worker of a study: what swamp study starts."""
+
+    study: tyro.conf.Positional[Path]
+    """The folder of a study that was begun."""
+    wait: bool = False
+    """Stay for the runs that others hold."""
+
+
+def study_command(arguments: Sequence[str]) -> None:
+    """swamp study STUDY."""
+    if arguments[:1] == ["--worker"]:
+        _worker(parse(WorkerArgs, "swamp study --worker", arguments[1:]))
+        return
+    given = parse(StudyArgs, "swamp study", arguments)
+    if given.workers < 0:
+        raise SwampError(f"workers must be 0 or more, got {given.workers}.")
+    study = _joined(given.study, given.out)
+    if given.retry:
+        study.retry()
+    jobs: list[str] = []
+    if given.submit:
+        jobs = submit(study, given.submit, max(1, given.workers), given.job, wait=given.wait)
+    states = _until_over(study, 0 if given.submit else given.workers, given)
+    comparison = _compared(study, states) if given.workers and not given.submit else []
+    if given.json:
+        print_json({"study": str(study.path), **_outcome(study, states), "jobs": jobs, "comparison": comparison})
+    else:
+        _print_outcome(study, states, jobs, comparison)
+    failed = [state.name for state in states if state.state == "failed"]
+    if failed:
+        error = SwampError(f"{len(failed)} of {len(states)} runs failed: {', '.join(failed)}. Try again with --retry.")
+        error.exit_code = 3
+        raise error
+
+
+def _joined(given: str, out: Path | None) -> StudyDirectory:
+    path = Path(given)
+    if is_study(path) and out is None:
+        return StudyDirectory.open(path)
+    if path.suffix == ".toml" or path.is_file():
+        study, name = Study.load(path), path.stem
+    elif given in STUDIES:
+        study, name = STUDIES[given](), given
+    else:
+        raise SwampError(f"{unknown('study', given, STUDIES)} Or give a TOML file, or the folder of a study.")
+    runs = study.configurations(lambda recipe: recipe_named(recipe or DEFAULT), given)
+    return StudyDirectory.join(out or Path("studies") / name, runs)
+
+
+def _worker(given: WorkerArgs) -> None:
+    stop = Event()
+    stop_with_parent(stop)
+    with signals(stop):
+        work_here(given.study, wait=given.wait, stop=stop)
+
+
+def _until_over(study: StudyDirectory, workers: int, given: StudyArgs) -> list[RunState]:
+    """Have the workers work, show what the directories say meanwhile, and return what they say at the end."""
+    stop = Event()
+    workers = min(workers, sum(not study.over(name) for name in study.runs))
+    quiet = given.quiet or (given.json and not Err.is_terminal)
+    shown = nullcontext() if quiet else Watch(study, Err if given.json else Out)
+    with signals(stop) as received, warnings_to(Err):
+        with local_workers(study, workers, wait=given.wait) as processes, shown as watch:
+            while True:
+                ended = processes.ended()
+                states = study.states()
+                if watch:
+                    watch.show(states)
+                unfinished = any(state.state in ("running", "waiting") for state in states)
+                if ended and not (given.wait and unfinished and not workers):
+                    break
+                if stop.wait(_LOOK_SECONDS):
+                    break
+        if stop.is_set():
+            error = Interrupted("stopped; what was done is saved. The same command goes on.")
+            error.exit_code = 128 + (received[0] if received else signal.SIGINT)
+            raise error
+        _tell_faults(processes.faults(), states)
+    return states
+
+
+def _tell_faults(faults: list[str], states: Sequence[RunState]) -> None:
+    """A worker that was lost is a warning where others did its runs, and the end where nobody did."""
+    if faults and any(state.state == "waiting" for state in states):
+        error = SwampError("\n".join([*faults, "What was done is saved. The same command goes on."]))
+        error.exit_code = 1
+        raise error
+    for fault in faults:
+        warnings.warn(fault, stacklevel=2)
+
+
+def _compared(study: StudyDirectory, states: Sequence[RunState]) -> list[str]:
+    """Files of the comparison of all finished runs; none where they cannot share a table."""
+    from swamp.report import compare, read_run, write_comparison
+
+    finished = [study.run(state.name).path for state in states if state.state == "finished"]
+    if not finished:
+        return []
+    try:
+        comparison = compare([read_run(path) for path in finished])
+    except SwampError as error:
+        Err.print(f"[yellow]no comparison of all runs:[/yellow] {escaped(str(error))}", soft_wrap=True)
+        return []
+    return [str(path) for path in write_comparison(comparison, study.path / "comparison")]
+
+
+def _outcome(study: StudyDirectory, states: Sequence[RunState]) -> dict[str, Any]:
+    runs: dict[str, Any] = {}
+    for state in states:
+        runs[state.name] = {name: value for name, value in asdict(state).items() if name != "name" and value != ""}
+        if state.state == "finished":
+            done = study.summary(state.name)
+            runs[state.name] |= {key: done[key] for key in ("sparsity", "test", "seconds")}
+    counts = {name: sum(state.state == name for state in states) for name in _STATES}
+    return {**counts, "runs": runs}
+
+
+_STATES = ("finished", "failed", "running", "waiting")
+
+
+def _print_outcome(study: StudyDirectory, states: Sequence[RunState], jobs: list[str], comparison: list[str]) -> None:
+    def say(text: str) -> None:
+        Out.print(escaped(text), soft_wrap=True, highlight=False)
+
+    say(f"\n{study.path}: {counted(states)}")
+    for state in states:
+        if state.state == "failed":
+            say(f"  {state.name} failed: {last_line(state.error)}")
+        elif state.state == "running":
+            say(f"  {state.name}: {state.worker} works on it ({state.done:g} of {state.total:g} epochs)")
+    if jobs:
+        say(f"submitted: {' '.join(jobs)}. How far they are: swamp study {study.path} --workers 0")
+    if comparison:
+        say(f"written: {' '.join(comparison)}")
+    if any(state.state == "finished" for state in states):
+        say(f"Put the runs beside each other: swamp compare {study.path}")

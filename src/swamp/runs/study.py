@@ -1,0 +1,181 @@
+"""A study: many runs said in a few lines, as a TOML file or a value, and the configuration of each of them."""
+
+import itertools
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from swamp.errors import SwampError, unknown
+from swamp.methods import method_named
+from swamp.runs.config import RunConfig, flattened
+from swamp.tasks import task_named
+
+Options = Mapping[str, Any]
+Recipe = Callable[[str], Callable[[], RunConfig]]
+"""Gives the recipe of a name."""
+
+BESIDE_RUNS = ("study.json", "comparison")
+"""What lies in a study's folder beside its runs."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,+=-]*")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study file says. Options go by the name of their flag (`lr`) or their field (`training.lr`)."""
+
+    recipe: str = ""
+    """What every run starts from; empty: the default recipe. Also an option, where runs start from several."""
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Options of all runs."""
+    grid: dict[str, Any] | list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """Options with a list of values each; every combination is a run. Several grids: a list of them."""
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    """Further single runs, by name: their options."""
+    name: str = ""
+    """Names of the grid's runs, e.g. '{method}-{seed}'; empty: made of the options that have a list."""
+
+    @classmethod
+    def load(cls, path: Path) -> "Study":
+        """Read a TOML file. Raises SwampError for what is no TOML, an unknown key or a value of a wrong type."""
+        try:
+            values = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise SwampError(f"cannot read the study {path}: {error.strerror}.") from error
+        except ValueError as error:
+            raise SwampError(f"{path} is not TOML: {error}.") from error
+        return cls.from_toml(values, str(path))
+
+    @classmethod
+    def from_toml(cls, values: Mapping[str, Any], where: str) -> "Study":
+        """Build from parsed TOML; `where` names the file in errors."""
+        known = [one.name for one in fields(cls)]
+        for key in values:
+            if key not in known:
+                error = unknown("key", key, known)
+                raise SwampError(f"{where}: {error} (Options of a run go under [settings], [grid] or [runs.NAME].)")
+        try:
+            return msgspec.convert(values, cls)
+        except msgspec.ValidationError as error:
+            raise SwampError(f"{where} does not fit: {error} ('$' is the whole file).") from error
+
+    def configurations(self, recipe: Recipe, where: str) -> dict[str, RunConfig]:
+        """The runs: name -> configuration, single runs last.
+
+        Raises SwampError, naming the run, for an option that does not exist or a value that a run refuses; and for
+        two runs of one name, or no run at all.
+        """
+        found: dict[str, RunConfig] = {}
+        origins: dict[str, str] = {}
+        for name, options, origin in self._named(where):
+            if name in origins:
+                raise SwampError(
+                    f"{where}: two runs are named {name!r}: {origins[name]}, and {origin}. "
+                    "Say in `name` what tells the runs of a grid apart, e.g. name = '{method}-{lr}-{seed}'."
+                )
+            if not _NAME.fullmatch(name) or name in BESIDE_RUNS:
+                raise SwampError(f"{where}: {name!r} cannot be the name of a run: it names a directory. ({origin})")
+            origins[name] = origin
+            found[name] = self._configuration(options, recipe, f"{where}: run {name!r}")
+        if not found:
+            raise SwampError(f"{where} has no run: give [grid] options with at least one value each, or [runs.NAME].")
+        return found
+
+    def _named(self, where: str) -> Iterator[tuple[str, dict[str, Any], str]]:
+        grids = [self.grid] if isinstance(self.grid, dict) else self.grid
+        for number, grid in enumerate(grids, 1):
+            place = "[grid]" if len(grids) == 1 else f"grid {number}"
+            options = _resolved(grid, f"{where}, {place}", varied=True)
+            for name, value in options.items():
+                if value == []:
+                    raise SwampError(f"{where}, {place}: {name} has no value, so the grid is empty.")
+            several = [name for name, value in options.items() if isinstance(value, list)]
+            for values in itertools.product(*(_listed(value) for value in options.values())):
+                chosen = dict(zip(options, values, strict=True))
+                name = self._name(chosen, several, f"{where}, {place}")
+                yield name, chosen, f"{place} with {_said({key: chosen[key] for key in several or chosen})}"
+        for name, options in self.runs.items():
+            given = _resolved(options, f"{where}, [runs.{name}]", varied=False)
+            yield name, given, f"[runs.{name}] with {_said(given)}"
+
+    def _name(self, chosen: Options, several: list[str], where: str) -> str:
+        if not self.name:
+            return "-".join(_part(name, chosen[name]) for name in several or chosen)
+        given = {**_resolved(self.settings, where, varied=False), **chosen}
+
+        def value(found: re.Match[str]) -> str:
+            name = _full_name(found[1], f"{where}, name")
+            if name not in given:
+                raise SwampError(f"{where}: the name {self.name!r} asks for {found[1]}, which the grid does not set.")
+            return _text(given[name])
+
+        return re.sub(r"\{([^{}]*)\}", value, self.name)
+
+    def _configuration(self, options: dict[str, Any], recipe: Recipe, where: str) -> RunConfig:
+        settings = {**_resolved(self.settings, f"{where}, [settings]", varied=False), **options}
+        start = settings.pop("recipe", self.recipe)
+        try:
+            values = recipe(start)().to_json()
+            for name, value in settings.items():
+                *path, last = name.split(".")
+                table = values
+                for part in path:
+                    table = table[part]
+                alone = isinstance(table[last], list | tuple) and not isinstance(value, list)
+                table[last] = [value] if alone else value
+            config = RunConfig.from_json(values)
+            task_named(config.task)
+            method_named(config.plan.method).training(config.training, config.plan.most_particles)
+        except SwampError as error:
+            raise SwampError(f"{where}: {error}") from error
+        return config
+
+
+def _resolved(options: Options, where: str, *, varied: bool) -> dict[str, Any]:
+    """Options by their dotted field. In a grid (`varied`) a list is a list of values, elsewhere it is one value."""
+    found: dict[str, Any] = {}
+    for given, value in flattened(options).items():
+        name = _full_name(given, where)
+        if name in found:
+            raise SwampError(f"{where}: {name} is set twice, the second time as {given!r}.")
+        if name == "recipe" and not all(isinstance(one, str) for one in (_listed(value) if varied else [value])):
+            raise SwampError(f"{where}: a recipe goes by its name, got {value!r}.")
+        found[name] = value
+    return found
+
+
+def _full_name(given: str, where: str) -> str:
+    """The dotted field of RunConfig that `given` means: itself, or its last part alone, with - or _."""
+    known = list(flattened(RunConfig().to_json()))
+    name = given.replace("-", "_")
+    if name in known:
+        return name
+    meant = [field for field in known if field.rpartition(".")[2] == name]
+    if len(meant) > 1:
+        raise SwampError(f"{where}: {given!r} may be {' or '.join(meant)}; write the whole name.")
+    if not meant:
+        raise SwampError(f"{where}: {unknown('option', given, [*known, *(f.rpartition('.')[2] for f in known)])}")
+    return meant[0]
+
+
+def _listed(value: Any) -> list[Any]:
+    return cast("list[Any]", value) if isinstance(value, list) else [value]
+
+
+def _said(options: Options) -> str:
+    return ", ".join(f"{name} = {_text(value)}" for name, value in options.items()) or "no option"
+
+
+def _part(name: str, value: Any) -> str:
+    """What one option gives to a run's name: a word speaks for itself, a number needs to be told of what."""
+    return value if isinstance(value, str) else f"{name.rpartition('.')[2]}{_text(value)}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_text, cast("list[Any]", value)))
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,229 @@
+"""A study on disk: its runs as directories, which of them are finished, and who works on which."""
+
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from swamp.errors import SwampError, shortened
+from swamp.methods import method_named
+from swamp.runs.config import RunConfig, differences
+from swamp.runs.directory import RunDirectory, read_json, write_json
+
+State = Literal["finished", "failed", "running", "waiting"]
+_LOOKS = 5
+_LOOK_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a run's directory says of it at one moment."""
+
+    name: str
+    state: State
+    worker: str = ""
+    """Who works on it, as HOST:PID."""
+    done: float = 0.0
+    """Epochs of training, over all of its particles, that are finished and kept."""
+    total: float = 0.0
+    """Epochs of training in the whole run, all particles together; the ticket's are not counted."""
+    error: str = ""
+    """Why it failed."""
+
+
+@dataclass(frozen=True)
+class StudyDirectory:
+    """A study's folder: study.json, and one ordinary run directory a run. The folder is the queue."""
+
+    path: Path
+    runs: Mapping[str, RunConfig]
+    """Name -> configuration, in the order in which workers take them."""
+
+    @classmethod
+    def open(cls, path: Path) -> "StudyDirectory":
+        """Read a study that was begun. Raises SwampError where `path` holds none."""
+        file = _listing(path)
+        if not file.exists():
+            raise SwampError(f"{path} holds no study: there is no {file.name} in it.")
+        values = read_json(file)
+        if not isinstance(values, dict):
+            raise SwampError(f"{file} is damaged: expected an object of runs. Restore it, or delete it and start anew.")
+        return cls(path, {name: RunConfig.from_json(value) for name, value in cast("dict[str, Any]", values).items()})
+
+    @classmethod
+    def join(cls, path: Path, runs: Mapping[str, RunConfig]) -> "StudyDirectory":
+        """Begin the study in `path`, or take part in it where it was begun; runs that it did not have are added.
+
+        Raises SwampError naming the differences if a run is another one there, or is there and not in `runs`.
+        """
+        with _locked(path):
+            before: Mapping[str, RunConfig] = cls.open(path).runs if _listing(path).exists() else {}
+            wrong = [f"{name} (not in the study given)" for name in before if name not in runs]
+            for name, config in runs.items():
+                there = before.get(name) or _on_disk(path / name)
+                if there is not None and (other := differences(there, config)):
+                    wrong.append(f"{name} ({'; '.join(other)})")
+            if wrong:
+                raise SwampError(
+                    f"{path} holds another study. It differs in {shortened(wrong)}. Choose another --out, or put the "
+                    "study back; runs may be added to it, not changed or left out."
+                )
+            if dict(before) != dict(runs):
+                write_json(_listing(path), {name: config.to_json() for name, config in runs.items()})
+        return cls(path, runs)
+
+    def run(self, name: str) -> RunDirectory:
+        """The directory of one run."""
+        return RunDirectory(self.path / name)
+
+    @contextmanager
+    def claimed(self, name: str) -> Generator[bool]:
+        """Whether this process has the run to itself inside the block; the system lifts the claim of one that dies.
+
+        It is not the run's own lock, which `start` and `resume` take only after they have read the data.
+        """
+        claim = self._claim(name)
+        claim.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(claim, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            got = _exclusively(handle)
+            if got:
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, worker_name().encode(), 0)
+            yield got
+        finally:
+            os.close(handle)
+
+    def holder(self, name: str) -> str:
+        """Who has claimed the run, as HOST:PID; empty where nobody has."""
+        try:
+            handle = os.open(self._claim(name), os.O_RDONLY)
+        except OSError:
+            return ""
+        try:
+            # Shared, so that those who only look do not keep each other out.
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return ""
+        except BlockingIOError:
+            return os.pread(handle, 256, 0).decode(errors="replace") or "a worker"
+        finally:
+            os.close(handle)
+
+    def fail(self, name: str, error: BaseException, text: str) -> None:
+        """Record that the run failed; workers leave it alone until `retry`."""
+        record = {"error": text, "kind": type(error).__name__, "worker": worker_name(), "time": time.time()}
+        write_json(self._failed(name), record)
+
+    def retry(self) -> list[str]:
+        """Put failed runs back into the queue; returns their names."""
+        names = [name for name in self.runs if self.state(name).state == "failed"]
+        for name in names:
+            self._failed(name).unlink(missing_ok=True)
+        return names
+
+    def over(self, name: str) -> bool:
+        """Whether no worker has anything to do on the run: it is finished, or failed."""
+        return self.run(name).summary.exists() or self._failed(name).exists()
+
+    def summary(self, name: str) -> dict[str, Any]:
+        """The last word of a finished run."""
+        return read_json(self.run(name).summary)
+
+    def state(self, name: str) -> RunState:
+        """What the directory of one run says."""
+        config = self.runs[name]
+        total = _trainings(config) * _epochs(config)
+        if self.run(name).summary.exists():
+            return RunState(name, "finished", done=total, total=total)
+        if self._failed(name).exists():
+            return RunState(name, "failed", done=0.0, total=0.0, error=read_json(self._failed(name))["error"])
+        done = _trainings_done(self.run(name), config) * _epochs(config)
+        holder = self.holder(name)
+        return RunState(name, "running" if holder else "waiting", holder, done, total)
+
+    def states(self) -> list[RunState]:
+        """All runs, in order."""
+        return [self.state(name) for name in self.runs]
+
+    def _claim(self, name: str) -> Path:
+        # Hidden: `start` refuses a directory in which it sees anything.
+        return self.path / name / ".claim"
+
+    def _failed(self, name: str) -> Path:
+        return self.path / name / "failed.json"
+
+
+def worker_name() -> str:
+    """This process among those of all machines: HOST:PID."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def is_study(path: Path) -> bool:
+    """Whether `path` is the folder of a study that was begun."""
+    return _listing(path).is_file()
+
+
+def _listing(path: Path) -> Path:
+    return path / "study.json"
+
+
+def _on_disk(path: Path) -> RunConfig | None:
+    file = RunDirectory(path).config
+    return RunConfig.load(file) if file.exists() else None
+
+
+@contextmanager
+def _locked(path: Path) -> Generator[None]:
+    """One process at a time reads and writes study.json; others wait, for as long as that takes."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise SwampError(f"cannot write to the study's folder {path}: {error.strerror}.") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _exclusively(handle: int) -> bool:
+    """Try a few times: somebody who only looks holds the lock for an instant."""
+    for look in range(_LOOKS):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if look < _LOOKS - 1:
+                time.sleep(_LOOK_SECONDS)
+    return False
+
+
+def _epochs(config: RunConfig) -> float:
+    return method_named(config.plan.method).training(config.training, config.plan.most_particles).epochs
+
+
+def _trainings(config: RunConfig) -> int:
+    plan = config.plan
+    return sum(plan.schedule().particles) * (plan.most_particles if method_named(plan.method).ensemble else 1)
+
+
+def _trainings_done(run: RunDirectory, config: RunConfig) -> int:
+    if method_named(config.plan.method).ensemble:
+        return sum(_of_one(run.member(index), config) for index in range(config.plan.most_particles))
+    return _of_one(run, config)
+
+
+def _of_one(run: RunDirectory, config: RunConfig) -> int:
+    done = 0
+    for cycle, count in enumerate(config.plan.schedule().particles):
+        if run.record(cycle).exists():
+            done += count
+            continue
+        return done + sum(run.particle(cycle, index).exists() for index in range(count))
+    return done

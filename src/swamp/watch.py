@@ -1,0 +1,105 @@
+"""A study on the terminal: who works on what, how much is done, at what rate, and a line a finished run."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from swamp.runs import RunState, StudyDirectory
+
+_MOST_ROWS = 12
+
+
+class Watch:
+    """Shows the states of a study's runs as they change; use as a context."""
+
+    def __init__(self, study: StudyDirectory, console: Console) -> None:
+        self.study, self.console = study, console
+        self.live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else None
+        self.told: set[str] | None = None
+        self.began, self.done_before = time.monotonic(), 0.0
+
+    def __enter__(self) -> "Watch":
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.stop()
+
+    def show(self, states: Sequence[RunState]) -> None:
+        """Print a line for every run that ended since the last look, and draw the rest anew."""
+        over = [state for state in states if state.state in ("finished", "failed")]
+        if self.told is None:
+            self.told = {state.name for state in over}
+            self.began, self.done_before = time.monotonic(), sum(state.done for state in states)
+            if over:
+                self.console.print(f"{len(over)} of {len(states)} runs were over before: they are not done again.")
+        for state in over:
+            if state.name not in self.told:
+                self.told.add(state.name)
+                place = f"[{len(self.told):{len(str(len(states)))}d}/{len(states)}]"
+                self.console.print(escape(f"{place} {self._line(state)}"), soft_wrap=True, highlight=False)
+        if self.live:
+            self.live.update(self._drawing(states), refresh=True)
+
+    def _line(self, state: RunState) -> str:
+        if state.state == "failed":
+            return f"{state.name} failed: {last_line(state.error)}"
+        done = self.study.summary(state.name)
+        return f"{state.name}: sparsity {100 * done['sparsity']:.2f} %, test {reached(done)}, {done['seconds']:.1f} s"
+
+    def _drawing(self, states: Sequence[RunState]) -> Group:
+        running = [state for state in states if state.state == "running"]
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for state in running[:_MOST_ROWS]:
+            bar = ProgressBar(total=state.total, completed=state.done, width=24)
+            table.add_row(state.name, bar, f"{state.done:g}/{state.total:g} epochs", state.worker)
+        if len(running) > _MOST_ROWS:
+            table.add_row(f"and {len(running) - _MOST_ROWS} more")
+        done, total = sum(state.done for state in states), sum(state.total for state in states)
+        whole = Table(box=None, pad_edge=False, show_header=False)
+        whole.add_row("study", ProgressBar(total=total, completed=done, width=24), counted(states))
+        return Group(table, whole, self._pace(done, total))
+
+    def _pace(self, done: float, total: float) -> str:
+        rate = (done - self.done_before) / max(time.monotonic() - self.began, 1e-9)
+        if not rate:
+            return "no particle has finished since this look began: no rate yet"
+        return f"{rate:,.3g} epochs/s, about {_duration((total - done) / rate)} left"
+
+
+def counted(states: Sequence[RunState]) -> str:
+    """How many runs are in each state, e.g. '3 finished, 1 failed, 2 running, 6 waiting'."""
+    counts = Counter(state.state for state in states)
+    return ", ".join(f"{counts[name]} {name}" for name in ("finished", "failed", "running", "waiting") if counts[name])
+
+
+def last_line(text: str) -> str:
+    """The last line that says anything: of a traceback, the error."""
+    return text.strip().rpartition("\n")[2]
+
+
+def reached(done: dict[str, Any]) -> str:
+    """The accuracy of a summary, or the first metric where none is measured."""
+    test: dict[str, float] = done["test"]
+    if "accuracy" in test:
+        return f"accuracy {100 * test['accuracy']:.2f} %"
+    name, value = next(iter(test.items()))
+    return f"{name} {value:.4f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
