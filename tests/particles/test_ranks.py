@@ -58,18 +58,20 @@ class Together:
     @contextmanager
     def led(self, size: int, particles: int = 99) -> Iterator[Ranks]:
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30))
+        gc.collect()
+        # Process groups of earlier tests lose their threads in the fork: a child that collected them would crash.
+        gc.freeze()
         for rank in range(1, size):
             pid = os.fork()
             if pid == 0:
                 try:
-                    # Process groups of earlier tests lost their threads in the fork: collecting them would crash.
-                    gc.freeze()
                     self.serve(store.port, rank, size)
                 except BaseException:
                     traceback.print_exc()
                 finally:
                     os._exit(0)
             self.pids.append(pid)
+        gc.unfreeze()
         world = None
         try:
             world = self.world(store, 0, size)
