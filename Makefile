@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # pip resolves everything from constraints.txt, so that a new machine gets what this one was tested with.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test setup check format coverage docs bench results clean
+.PHONY: demo test setup check format coverage docs bench ranks results clean
 
 demo: $(VENV)/.core
 	@rm -rf build/demo
@@ -36,6 +36,10 @@ docs: $(VENV)/.docs
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/run.py
+
+# Runs over two hosts, which are network namespaces of this machine: as root, with iproute2.
+ranks: $(VENV)/.dev
+	$(BIN)/python benchmarks/hosts.py
 
 # The studies of docs/results.md: hours on two cores; finished runs are skipped.
 results: $(VENV)/.core

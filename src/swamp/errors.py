@@ -30,6 +30,12 @@ class Interrupted(SwampError):  # noqa: N818
     exit_code = 130
 
 
+class Lost(SwampError):  # noqa: N818
+    """Another process of the job died or fell silent. What was finished is kept, and the run can go on."""
+
+    exit_code = 4
+
+
 def shortened(names: Sequence[str], most: int = 6) -> str:
     """The first names of a list that may be long, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -11,6 +11,7 @@ from swamp.cli.run import resume_command, run_command
 from swamp.cli.session import Err, Out, escaped
 from swamp.cli.study import study_command
 from swamp.errors import SwampError, unknown
+from swamp.runs import one_voice
 
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "run": (run_command, "prune a network, from a recipe or a configuration"),
@@ -24,9 +25,14 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point.
 
-    Exit codes: 0 done, 1 a fault of swamp, 2 bad input, 3 training diverged or a run of a study failed, 130 and 143
-    stopped.
+    Exit codes: 0 done, 1 a fault of swamp, 2 bad input, 3 training diverged or a run of a study failed, 4 another rank
+    was lost, 130 and 143 stopped.
     """
+    with one_voice():
+        _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         _overview()

@@ -92,6 +92,8 @@ def _finish(as_json: bool, quiet: bool, work: Callable[[Reporter, Event], dict[s
         except Interrupted as error:
             error.exit_code = 128 + (received[0] if received else signal.SIGINT)
             raise
+    if not done:
+        return  # a rank that served: rank 0 says it all
     if as_json:
         print_json(done)
     else:

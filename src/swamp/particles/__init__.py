@@ -5,11 +5,15 @@ from collections.abc import Callable
 from swamp.errors import unknown
 from swamp.particles.auto import Auto, Choice
 from swamp.particles.backend import Backend, Progress, Silent
+from swamp.particles.beat import Member
 from swamp.particles.particle import Particle, mean_of
+from swamp.particles.ranks import Ranks
 from swamp.particles.sequential import Sequential, rewind
+from swamp.particles.serving import serve
 from swamp.particles.stacked import Forked, Stacked
 from swamp.particles.threads import Threads, cores
 from swamp.particles.ticket import Ticket
+from swamp.particles.world import Over, World, rank, ranks
 
 BACKENDS: dict[str, Callable[..., Backend]] = {
     "auto": Auto,
@@ -33,15 +37,22 @@ __all__ = [
     "Backend",
     "Choice",
     "Forked",
+    "Member",
+    "Over",
     "Particle",
     "Progress",
+    "Ranks",
     "Sequential",
     "Silent",
     "Stacked",
     "Threads",
     "Ticket",
+    "World",
     "backend_named",
     "cores",
     "mean_of",
+    "rank",
+    "ranks",
     "rewind",
+    "serve",
 ]

@@ -94,17 +94,27 @@ class Auto:
         progress: Progress | None = None,
     ) -> list[Particle]:
         """See Backend.train."""
-        steps = training.epochs * self.parts[1].train.steps(training.batch_size)
-        steps = (steps if last is None else last) - first
-        backend: Backend = self.sequential
-        if len(seeds) > 1 and (self.chosen is not None or steps * len(seeds) * self.cycles >= FEW_STEPS):
-            if self.chosen is None:
-                trial = _Trial(ticket, mask, training, seeds, first, last)
-                self.chosen = self._choose(trial, steps * len(seeds) * self.cycles)
-                if self.tell is not None:
-                    self.tell(self.chosen[0])
-            backend = self.chosen[1]
+        self.decide(ticket, mask, training, seeds, first, last)
+        backend = self.sequential if len(seeds) < 2 or self.chosen is None else self.chosen[1]
         return backend.train(ticket, mask, training, seeds, first=first, last=last, progress=progress)
+
+    def decide(
+        self,
+        ticket: Ticket,
+        mask: Mask,
+        training: Training,
+        seeds: Sequence[tuple[int, Seed]],
+        first: int,
+        last: int | None,
+    ) -> None:
+        """Choose before training, where training these particles would: other ranks are told of it first."""
+        steps = training.epochs * self.parts[1].train.steps(training.batch_size)
+        steps = ((steps if last is None else last) - first) * len(seeds) * self.cycles
+        if len(seeds) < 2 or self.chosen is not None or steps < FEW_STEPS:
+            return
+        self.chosen = self._choose(_Trial(ticket, mask, training, seeds, first, last), steps)
+        if self.tell is not None:
+            self.tell(self.chosen[0])
 
     def _choose(self, trial: "_Trial", steps: int) -> tuple[Choice, Backend]:
         model, task, _ = self.parts

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -12,20 +12,22 @@ from swamp.particles.backend import Progress, Silent
 from swamp.particles.particle import Particle
 from swamp.particles.ticket import Ticket
 from swamp.sparsity import Mask
-from swamp.training import Fit, OptimizerFactory, Seed, Snapshot, Task, Training, fit, reset_statistics
+from swamp.training import Fit, OptimizerFactory, Seed, Share, Snapshot, Task, Training, fit, reset_statistics
 
 
 class Sequential:
     """One after the other, with all threads: the reference that every other backend must equal.
 
     `model` itself is left alone. optimizer: factory from parameters to any torch optimizer, in place of the one that
-    `training` names.
+    `training` names. share: the part of this process where several train each particle together.
     """
 
-    def __init__(self, model: nn.Module, task: Task, optimizer: OptimizerFactory | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, task: Task, optimizer: OptimizerFactory | None = None, *, share: Share | None = None
+    ) -> None:
         self.model = copy.deepcopy(model)
         self.task = task.to(next(model.parameters()).device)
-        self.optimizer = optimizer
+        self.optimizer, self.share = optimizer, share
 
     def train(
         self,
@@ -40,6 +42,7 @@ class Sequential:
     ) -> list[Particle]:
         """See Backend.train."""
         job = Job(self.model, self.task, self.optimizer, ticket, mask, training, first, last, progress or Silent())
+        job = replace(job, share=self.share)
         return [job.particle(index, seed) for index, seed in seeds]
 
 
@@ -60,6 +63,8 @@ class Job:
     """Whether no other training runs in this process at the same time."""
     beside: int = 1
     """Trainings that share the time of this one."""
+    share: Share | None = None
+    """This process's part of each training."""
 
     def particle(self, index: int, seed: Seed) -> Particle:
         """Train one particle and report it."""
@@ -86,6 +91,7 @@ class Job:
                 resume=self.progress.unfinished(index),
                 watch=watch,
                 alone=self.alone,
+                share=self.share,
             )
         except Diverged as error:
             raise Diverged(f"particle {index}: {error}") from error

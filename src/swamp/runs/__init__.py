@@ -7,6 +7,7 @@ from swamp.runs.store import Reporter, RunStore
 from swamp.runs.study import BESIDE_RUNS, Study
 from swamp.runs.study_directory import RunState, StudyDirectory, is_study
 from swamp.runs.study_worker import work
+from swamp.runs.together import one_voice
 
 __all__ = [
     "BESIDE_RUNS",
@@ -20,6 +21,7 @@ __all__ = [
     "differences",
     "flattened",
     "is_study",
+    "one_voice",
     "prepare",
     "resume",
     "start",

@@ -39,12 +39,16 @@ class RunConfig:
     snapshot_seconds: float = 30.0
     """A particle in training is saved this often, so that a killed run loses no more than that."""
 
+    heartbeat_seconds: float = 120.0
+    """Under torchrun: a rank that is silent this long counts as lost, and the job stops with its name."""
+
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise SwampError(f"threads must be 0 or more, got {self.threads}.")
         backend_named(self.backend)
-        if not self.snapshot_seconds > 0:
-            raise SwampError(f"snapshot_seconds must be above 0, got {self.snapshot_seconds}.")
+        for name in ("snapshot_seconds", "heartbeat_seconds"):
+            if not getattr(self, name) > 0:
+                raise SwampError(f"{name} must be above 0, got {getattr(self, name)}.")
 
     def to_json(self) -> dict[str, Any]:
         """Nested plain values, as in config.json."""
@@ -89,7 +93,16 @@ class RunConfig:
         return f"{self.recipe}-{self.plan.method}{count}-seed{self.plan.seed}-{self.digest()[:6]}"
 
 
-_BESIDE_THE_RESULT = ("recipe", "device", "backend", "keep", "snapshot_seconds", "data.folder", "data.workers")
+_BESIDE_THE_RESULT = (
+    "recipe",
+    "device",
+    "backend",
+    "keep",
+    "snapshot_seconds",
+    "heartbeat_seconds",
+    "data.folder",
+    "data.workers",
+)
 
 
 def differences(before: RunConfig, after: RunConfig) -> list[str]:

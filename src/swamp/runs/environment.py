@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import torch
 _PACKAGES = ("swamp", "torch", "numpy", "safetensors", "mnist1d", "scikit-learn")
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, machine, device, threads and the git state of swamp's own source."""
+def environment(device: torch.device, ranks: list[str] | None = None) -> dict[str, Any]:
+    """Versions, machine, device, threads and the git state of swamp's own source; the ranks, where there are some."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -25,6 +26,20 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": str(device) if device.type == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})",
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
         "git": _git(),
+        "ranks": ranks or [],
+    }
+
+
+def facts(device: str) -> dict[str, Any]:
+    """What must be the same on all ranks that work on one run, as otherwise they round differently."""
+    return {
+        "swamp": _version("swamp"),
+        "swamp's source": _git(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": _version("numpy"),
+        "byte order": sys.byteorder,
+        "device": device,
     }
 
 

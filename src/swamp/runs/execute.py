@@ -1,5 +1,6 @@
 """Execute a configuration in a run directory, from the start or from wherever it stopped."""
 
+import os
 import shutil
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -13,39 +14,84 @@ from torch import nn
 
 from swamp.errors import Diverged, Interrupted, SwampError
 from swamp.methods import Cycle, NoStore, Store, automatic, cycles, ensemble, method_named
-from swamp.particles import Auto, backend_named
+from swamp.particles import Auto, Backend, Choice, Ranks, Sequential, World, backend_named, ranks, serve
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, read_json, write_json
 from swamp.runs.environment import environment
 from swamp.runs.store import Reporter, RunStore
+from swamp.runs.together import Nobody, joined, prepared, restarted
 from swamp.tasks import Problem, build_network, task_named
 from swamp.training import Seed, build_optimizer, isolated
 
 
 def start(config: RunConfig, path: Path, reporter: Reporter, stop: Event) -> dict[str, Any]:
-    """Run `config` in the new directory `path`; returns the summary. Raises SwampError if `path` holds a run."""
+    """Run `config` in the new directory `path`; returns the summary. Raises SwampError if `path` holds a run.
+
+    Under torchrun the ranks do it together: rank 0 leads and returns the summary, the others return an empty one.
+    """
     directory = RunDirectory(path)
-    _refuse_foreign(directory, config)
-    problem, model = prepare(config)
-    with directory.locked():
+    if restarted() and directory.config.exists() and not differences(RunConfig.load(directory.config), config):
+        return resume(path, reporter, stop)
+    with joined(config, _device_kind(config), path, stop) as world:
+        if world is not None and world.rank:
+            return _serve(config, directory, world)
         _refuse_foreign(directory, config)
-        _check_space(directory, config, model)
-        write_json(directory.original, config.to_json())
-        write_json(directory.config, config.to_json())
-        return _execute(config, directory, problem, model, reporter, stop)
+        problem, model = prepare(config)
+        _refuse_idle(config, problem, world)
+        with directory.locked():
+            _refuse_foreign(directory, config)
+            _check_space(directory, config, model)
+            prepared(world)
+            write_json(directory.original, config.to_json())
+            write_json(directory.config, config.to_json())
+            return _execute(config, directory, problem, model, reporter, stop, world)
+    return {}
 
 
 def resume(path: Path, reporter: Reporter, stop: Event) -> dict[str, Any]:
-    """Go on with the run in `path`; what is finished is read back. Returns the summary."""
+    """Go on with the run in `path`; what is finished is read back. Returns the summary, as `start` does."""
     directory = RunDirectory(path)
     if not directory.config.exists():
         raise SwampError(f"{path} holds no run: there is no {directory.config.name} in it. Start one with swamp run.")
     config = RunConfig.load(directory.config)
-    _refuse_changed(directory, config)
-    problem, model = prepare(config)
-    with directory.locked():
-        _check_space(directory, config, model)
-        return _execute(config, directory, problem, model, reporter, stop)
+    with joined(config, _device_kind(config), path, stop) as world:
+        if world is not None and world.rank:
+            return _serve(config, directory, world)
+        _refuse_changed(directory, config)
+        problem, model = prepare(config)
+        _refuse_idle(config, problem, world)
+        with directory.locked():
+            _check_space(directory, config, model)
+            prepared(world)
+            return _execute(config, directory, problem, model, reporter, stop, world)
+    return {}
+
+
+def _serve(config: RunConfig, directory: RunDirectory, world: World) -> dict[str, Any]:
+    """The part of a rank other than 0: train what rank 0 asks for."""
+    try:
+        problem, model = prepare(config)
+    except SwampError as error:
+        world.post("prepared", str(error))
+        world.hear("nothing more", [0])  # until rank 0 has told of it and ended the job
+        raise
+    world.post("prepared", None)
+    store = RunStore(
+        directory, config.digest(), Nobody(), world.agreed, config.keep == "particles", config.snapshot_seconds, False
+    )
+
+    def build(choice: Any) -> Backend:
+        way = backend_named(config.backend)
+        if way is Auto:
+            schedule = config.plan.schedule()
+            return Auto(
+                model, problem.task, cycles=len(schedule), chosen=None if choice is None else Choice.from_json(choice)
+            )
+        return way(model, problem.task)
+
+    with _settings(config):
+        serve(world, build, store.opened, lambda share: Sequential(model, problem.task, share=share))
+    return {}
 
 
 def prepare(config: RunConfig) -> tuple[Problem, nn.Module]:
@@ -83,15 +129,24 @@ def summary(directory: RunDirectory, config: RunConfig, records: list[Cycle]) ->
 
 
 def _execute(
-    config: RunConfig, directory: RunDirectory, problem: Problem, model: nn.Module, reporter: Reporter, stop: Event
+    config: RunConfig,
+    directory: RunDirectory,
+    problem: Problem,
+    model: nn.Module,
+    reporter: Reporter,
+    stop: Event,
+    world: World | None,
 ) -> dict[str, Any]:
+    if world is not None:
+        stop = world.agreed
     store = RunStore(directory, config.digest(), reporter, stop, config.keep == "particles", config.snapshot_seconds)
     with _settings(config):
         sessions: list[Any] = read_json(directory.environment) if directory.environment.exists() else []
-        write_json(directory.environment, [*sessions, environment(_device(config.device))])
+        members = [] if world is None else [str(member) for member in world.members]
+        write_json(directory.environment, [*sessions, environment(_device(config.device), members)])
         reporter.started(len(config.plan.schedule()))
         try:
-            records = list(_records(config, problem, model, store))
+            records = list(_records(config, problem, model, store, world))
         except Diverged as error:
             raise Diverged(
                 f"{error} Start a gentler one: swamp run --config {directory.config} --lr ... --clip 1 --out NEW"
@@ -103,12 +158,22 @@ def _execute(
     return done
 
 
-def _records(config: RunConfig, problem: Problem, model: nn.Module, store: Store) -> Iterator[Cycle]:
+def _records(
+    config: RunConfig, problem: Problem, model: nn.Module, store: Store, world: World | None = None
+) -> Iterator[Cycle]:
     """The loop, ready to go: all that can be refused is refused here, before the first step."""
     task, plan, training = problem.task, config.plan, config.training
     build_optimizer(model.parameters(), training)
     way = backend_named(config.backend)
     backend = automatic(model, task, plan, store) if way is Auto else way(model, task)
+    if world is not None:
+        backend = Ranks(
+            backend,
+            world,
+            lambda: (chosen := store.choice()) and chosen.to_json(),
+            particles=_most(config),
+            shared=lambda share: Sequential(model, task, share=share),
+        )
     if method_named(plan.method).ensemble:
         initial = partial(initial_network, config, problem)
         return ensemble(initial, task, plan, training, backend=backend, store=store)
@@ -129,7 +194,18 @@ def _settings(config: RunConfig) -> Generator[None]:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, benchmark
 
 
+def _device_kind(config: RunConfig) -> str:
+    """cpu or cuda, for ranks to compare; why not, where there is no such device."""
+    try:
+        return _device(config.device).type
+    except SwampError as error:
+        return str(error)
+
+
 def _device(name: str) -> torch.device:
+    if name in ("auto", "cuda") and torch.cuda.is_available() and ranks() > 1:
+        # Each rank of a host takes a GPU of its own, as far as they go.
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -153,6 +229,21 @@ def _refuse_foreign(directory: RunDirectory, config: RunConfig) -> None:
         raise SwampError(f"{directory.path} holds another run ({'; '.join(other)}). Choose another --out.")
     state = "is finished" if directory.summary.exists() else f"can go on: swamp resume {directory.path}"
     raise SwampError(f"{directory.path} holds this very run, which {state}. Choose another --out to run it anew.")
+
+
+def _most(config: RunConfig) -> int:
+    """The most particles that are trained from one ticket; the members of an ensemble are runs of one each."""
+    return max(config.plan.schedule().particles)
+
+
+def _refuse_idle(config: RunConfig, problem: Problem, world: World | None) -> None:
+    particles = _most(config)
+    rows = min(config.training.batch_size, len(problem.task.train))
+    if world is not None and world.size > particles * rows:
+        raise SwampError(
+            f"{world.size} ranks are more than {particles} particles of {rows} examples a step can use. "
+            f"Start at most {particles * rows}, better {particles}."
+        )
 
 
 def _refuse_changed(directory: RunDirectory, config: RunConfig) -> None:

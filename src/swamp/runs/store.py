@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from threading import Event
-from typing import Protocol
+from typing import Any, Protocol
 
 from swamp.errors import Interrupted, SwampError
 from swamp.files import digest, load_tensors, save_tensors, write_atomic
@@ -49,6 +49,8 @@ class RunStore:
     snapshot_seconds: float = 30.0
     announce: bool = True
     """Whether the reporter hears of finished cycles; members of an ensemble are not announced one by one."""
+    folder: str = ""
+    """Where `directory` lies below the run's own: a member's folder, or nothing."""
 
     def ticket(self) -> Ticket | None:
         """The ticket on disk."""
@@ -129,7 +131,13 @@ class RunStore:
 
     def member(self, index: int) -> "RunStore":
         """The store of one member of an ensemble, in a folder of its own."""
-        return replace(self, directory=self.directory.member(index), announce=False)
+        directory = self.directory.member(index)
+        return replace(self, directory=directory, announce=False, folder=directory.path.name)
+
+    def opened(self, address: Any) -> "RunProgress":
+        """The progress that another process, on the same run, has at this address."""
+        directory = RunDirectory(self.directory.path / address["folder"])
+        return replace(self, directory=directory, folder=address["folder"]).progress(address["cycle"], address["count"])
 
     def _announce(self, cycle: Cycle) -> None:
         if self.announce:
@@ -159,6 +167,15 @@ class RunProgress:
             self.saved[index] = time.monotonic()
         store.check_stop()
 
+    @property
+    def address(self) -> Any:
+        """See Addressed in particles/ranks.py: the run directory is on a file system that all ranks share."""
+        return {"folder": self.store.folder, "cycle": self.cycle, "count": self.count}
+
+    def elsewhere(self, index: int, step: int, total: int) -> None:
+        """Show the step of a particle that another rank trains."""
+        self.store.reporter.training(self.cycle, index, self.count, step, total)
+
     def unfinished(self, index: int) -> Snapshot | None:
         """The snapshot on disk."""
         return load_snapshot(self.store.directory.snapshot(self.cycle, index), self.store.fingerprint)
@@ -166,5 +183,8 @@ class RunProgress:
     def finished(self, particle: Particle) -> None:
         """Write the particle, then drop its snapshot. The ticket's training is kept as the ticket."""
         if self.cycle is not None:
-            particle.save(self.store.directory.particle(self.cycle, particle.index))
+            path = self.store.directory.particle(self.cycle, particle.index)
+            # The rank that trained it wrote it at once; rank 0, told of it later, need not write it again.
+            if not path.exists():
+                particle.save(path)
             self.store.directory.snapshot(self.cycle, particle.index).unlink(missing_ok=True)

@@ -1,0 +1,78 @@
+"""Particles over ranks against one rank, interleaved in one job, one torch thread a rank.
+
+torchrun --standalone --nproc-per-node=2 benchmarks/ranks.py [--network resnet-20] [--particles 4] [--rounds 5]
+"""
+
+import argparse
+import statistics
+import time
+from threading import Event
+from typing import Any
+
+import torch
+
+from swamp.particles import Ranks, Sequential, Silent, Ticket, World, serve
+from swamp.sparsity import Mask
+from swamp.tasks import build_network
+from swamp.training import Seed, Task, Training, isolated
+
+STEPS = {"mlp-bn-600-200": 28 * 20, "lenet-300-100": 400, "resnet-20": 24}
+SHAPES = {"mlp-bn-600-200": (40,), "lenet-300-100": (1, 28, 28), "resnet-20": (1, 28, 28)}
+
+
+def problem(name: str) -> tuple[torch.nn.Module, Task, Training]:
+    """Random examples: what is learned does not change how long it takes."""
+    generator = torch.Generator().manual_seed(0)
+    count = 128 * min(STEPS[name], 28)
+    inputs = torch.randn((count, *SHAPES[name]), generator=generator)
+    targets = torch.randint(0, 10, (count,), generator=generator)
+    with isolated(Seed(0)):
+        model = build_network(name, SHAPES[name], 10)
+    return model, Task.of((inputs, targets), [(inputs[:2], targets[:2])]), Training(epochs=STEPS[name] * 128 // count)
+
+
+def seconds(backend: Any, *arguments: Any) -> tuple[float, float]:
+    """On the clock, and of the processor: the second does not see who else works on the machine."""
+    began = time.perf_counter(), time.process_time()
+    backend.train(*arguments)
+    return time.perf_counter() - began[0], time.process_time() - began[1]
+
+
+def measure(world: World, name: str, particles: int, rounds: int) -> None:
+    model, task, training = problem(name)
+    alone = Sequential(model, task)
+    together = Ranks(alone, world)
+    work = Ticket(model.state_dict(), 0), Mask.ones(model), training
+    seeds = [(index, Seed(0).at("particle", index)) for index in range(particles)]
+    found = [(seconds(alone, *work, seeds), seconds(together, *work, seeds)) for _ in range(rounds + 1)][1:]
+    for which, what in enumerate(("on the clock", "of processor time")):
+        low, middle, high = statistics.quantiles([one[which] / many[which] for one, many in found], n=4)
+        print(f"{name}, {world.size} ranks: {middle:.2f} times one rank {what} ({low:.2f} - {high:.2f})", flush=True)
+    rate = particles * STEPS[name] * 128 / statistics.median(many[0] for _, many in found)
+    print(f"{name}, {world.size} ranks: {rate:,.0f} samples/s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--network", default="mlp-bn-600-200", choices=STEPS)
+    parser.add_argument("--particles", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    world = World.meet(Event(), 600.0)
+    world.compare({})
+    world.connect()
+    if world.rank:
+        model, task, _ = problem(given.network)
+        serve(world, lambda choice: Sequential(model, task), lambda address: Silent())
+        world.leave("finished")
+        return
+    try:
+        measure(world, given.network, given.particles, given.rounds)
+    finally:
+        world.end(0)
+        world.leave("finished")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""Particles over several processes: forked ones that serve, while the test itself leads."""
+
+import gc
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from threading import Event
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed import PrefixStore, TCPStore
+
+from swamp.errors import Diverged, Interrupted, Lost, SwampError
+from swamp.particles import Member, Particle, Progress, Ranks, Sequential, Silent, Ticket, World, serve
+from swamp.particles.synchronised import Synchronised
+from swamp.sparsity import Mask
+from swamp.training import Seed, Task, Training, isolated
+
+TRAINING = Training(epochs=4, batch_size=6, tail=0.5, lr=0.1)
+SEEDS = [(index, Seed(0).at("cycle", 1, "particle", index)) for index in (0, 1, 2)]
+
+
+class Together:
+    """What the processes of a test have in common."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        self.model, self.task = model, task
+        self.patience = 60.0
+        self.facts: Callable[[int], Mapping[str, Any]] = lambda rank: {"torch": "2.0"}
+        self.served: Callable[[World], Progress] = lambda world: Silent()
+        self.pids: list[int] = []
+
+    def shared(self, share: Any) -> Sequential:
+        return Sequential(self.model, self.task, share=share)
+
+    def world(self, store: TCPStore, rank: int, size: int) -> World:
+        world = World(PrefixStore("test", store), rank, size, Event(), self.patience)
+        world.compare(self.facts(rank))
+        world.connect()
+        return world
+
+    def serve(self, port: int, rank: int, size: int) -> None:
+        store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=30))
+        world = self.world(store, rank, size)
+        try:
+            serve(world, lambda choice: Sequential(self.model, self.task), lambda at: self.served(world), self.shared)
+        except SwampError:
+            world.leave("stopped")
+        else:
+            world.leave("finished")
+
+    @contextmanager
+    def led(self, size: int, particles: int = 99) -> Iterator[Ranks]:
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30))
+        gc.collect()
+        # Process groups of earlier tests lose their threads in the fork: a child that collected them would crash.
+        gc.freeze()
+        for rank in range(1, size):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    self.serve(store.port, rank, size)
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(0)
+            self.pids.append(pid)
+        gc.unfreeze()
+        world = None
+        try:
+            world = self.world(store, 0, size)
+            inner = Sequential(self.model, self.task)
+            yield Ranks(inner, world, particles=particles, shared=self.shared)
+        finally:
+            if world is not None:
+                world.end(0)
+                world.leave("finished")
+            for pid in self.pids:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
+
+@pytest.fixture
+def together(model, image_task) -> Together:
+    return Together(model, image_task)
+
+
+@pytest.fixture
+def small(mlp, image_task) -> Together:
+    return Together(mlp, image_task)
+
+
+@pytest.fixture
+def trained(two_thirds, ticket_of) -> Callable[..., list[Particle]]:
+    def train(backend: Any, model: nn.Module, training: Training = TRAINING, **others: Any) -> list[Particle]:
+        seeds = others.pop("seeds", SEEDS)
+        return backend.train(ticket_of(model), two_thirds(model), training, seeds, **others)
+
+    return train
+
+
+def assert_equal(ours: list[Particle], theirs: list[Particle], within: float = 0) -> None:
+    for one, two in zip(ours, theirs, strict=True):
+        assert (one.index, one.ticket, one.mask, one.averaged, one.steps) == (
+            two.index,
+            two.ticket,
+            two.mask,
+            two.averaged,
+            two.steps,
+        )
+        assert one.losses == pytest.approx(two.losses, abs=within, rel=0)
+        for name, value in two.weights.items():
+            assert torch.allclose(one.weights[name], value, rtol=0, atol=within), name
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_particles_are_bit_equal_to_those_of_one_process(ranks, together, trained):
+    with together.led(ranks) as backend:
+        assert_equal(
+            trained(backend, together.model), trained(Sequential(together.model, together.task), together.model)
+        )
+
+
+@pytest.mark.parametrize(
+    "training",
+    [TRAINING, replace(TRAINING, clip=0.05), replace(TRAINING, sam=0.2)],
+    ids=["plain", "clip", "sam"],
+)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_particles_trained_by_several_ranks_each_equal_those_of_one(ranks, training, together, trained):
+    seeds = SEEDS[: ranks // 2]
+    with together.led(ranks, particles=1) as backend:
+        ours = trained(backend, together.model, training, seeds=seeds, last=10)
+    theirs = trained(Sequential(together.model, together.task), together.model, training, seeds=seeds, last=10)
+    assert_equal(ours, theirs, within=1e-10)
+
+
+def test_what_the_others_hold_already_is_not_sent_again(small, trained, monkeypatch):
+    with small.led(2) as backend:
+        jobs: list[Any] = []
+        post = backend.world.post
+        monkeypatch.setattr(backend.world, "post", lambda name, value: jobs.append((name, value)) or post(name, value))
+        for epochs in (1, 2):
+            trained(backend, small.model, replace(TRAINING, epochs=epochs))
+    sizes = [(job["ticket_bytes"], job["mask_bytes"]) for name, job in jobs if name.startswith("job-")]
+    assert sizes[0][0] > 0
+    assert sizes[0][1] > 0
+    assert sizes[1] == (0, 0)
+
+
+def test_ranks_that_differ_are_refused_by_name(small):
+    small.facts = lambda rank: {"torch": "2.0", "python": "3.11" if rank else "3.12"}
+    expected = rf"python is 3.12 on rank 0 \(host .*, pid {os.getpid()}\), 3.11 on rank 1 \(host .*, pid \d+\)\."
+    with pytest.raises(SwampError, match=expected), small.led(2):
+        pass
+
+
+def test_a_rank_that_holds_another_mask_is_named(small, trained, two_thirds):
+    arrived = Mask.__init__
+
+    class Damaged(Mask):
+        def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+            arrived(self, {name: ~tensor for name, tensor in tensors.items()})
+
+    before = serve.__globals__["Mask"]
+    serve.__globals__["Mask"] = Damaged
+    try:
+        with small.led(2) as backend, pytest.raises(SwampError, match=r"rank 1 \(host .* holds ticket .* and mask"):
+            trained(backend, small.model)
+    finally:
+        serve.__globals__["Mask"] = before
+
+
+class At(Silent):
+    """Does something at the third step that a serving rank takes."""
+
+    def __init__(self, what: Callable[[], None]) -> None:
+        self.what = what
+
+    def stepped(self, index, step, total, snapshot):
+        if step == 3:
+            self.what()
+
+
+class Heard(Silent):
+    """Progress with an address, so that the serving ranks make theirs, which a test chooses."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, int, int]] = []
+
+    @property
+    def address(self) -> Any:
+        return "here"
+
+    def elsewhere(self, index: int, step: int, total: int) -> None:
+        self.steps.append((index, step, total))
+
+
+LONG = replace(TRAINING, epochs=2000)
+
+
+def test_a_rank_that_dies_is_named_at_once(small, trained):
+    small.served = lambda world: At(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    with small.led(3) as backend, pytest.raises(Lost, match=r"rank [12] \(host .*, pid \d+\)") as error:
+        trained(backend, small.model, LONG, progress=Heard())
+    assert error.value.exit_code == 4
+
+
+def test_a_rank_that_freezes_is_named_after_the_patience(small, trained):
+    small.patience = 2.0
+    small.served = lambda world: At(lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    with small.led(2) as backend, pytest.raises(Lost, match=r"rank 1 \(host .*\) has been silent for"):
+        trained(backend, small.model, LONG, progress=Heard())
+
+
+def test_steps_taken_elsewhere_are_relayed(small, trained):
+    heard = Heard()
+    with small.led(2) as backend:
+        trained(backend, small.model, replace(TRAINING, epochs=300), progress=heard)
+    assert heard.steps
+    assert {(index, total) for index, _, total in heard.steps} == {(1, 900)}
+
+
+def test_a_failure_elsewhere_is_raised_as_what_it_was(small, trained):
+    def diverge() -> None:
+        raise Diverged("particle 1: the loss became nan.")
+
+    def fault() -> None:
+        raise ZeroDivisionError("one over nothing")
+
+    for what, kind, text in ((diverge, Diverged, "particle 1"), (fault, RuntimeError, "rank 1(.|\n)*one over nothing")):
+        small.pids = []
+        small.served = lambda world, what=what: At(what)
+        with small.led(2) as backend, pytest.raises(kind, match=text):
+            trained(backend, small.model, LONG, progress=Heard())
+
+
+@pytest.mark.parametrize("particles", [99, 1])
+@pytest.mark.parametrize("who", [0, 1])
+def test_asked_on_any_rank_all_stop_and_save_at_once(who, particles, small, trained):
+    small.served = lambda world: At(world.asked.set if who else lambda: None)
+    with small.led(2, particles) as backend:
+
+        class Ask(Heard):
+            def stepped(self, index, step, total, snapshot):
+                if step == 5 and who == 0:
+                    backend.world.asked.set()
+
+        with pytest.raises(Interrupted):
+            trained(backend, small.model, LONG, progress=Ask())
+
+
+def test_batch_normalisation_of_one_process_is_torchs_own(tmp_path):
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        with isolated(Seed(0)):
+            inputs = torch.randn(5, 3, 4, 4, dtype=torch.float64)
+            target = torch.randn(5, 3, 4, 4, dtype=torch.float64)
+        results = []
+        for mode in (False, True):
+            layer = nn.BatchNorm2d(3).double()
+            given = inputs.clone().requires_grad_()
+            if mode:
+                with Synchronised(dist.group.WORLD):
+                    out = layer(given)
+                    (out * target).sum().backward()
+            else:
+                out = layer(given)
+                (out * target).sum().backward()
+            results.append((out, given.grad, layer.weight.grad, layer.bias.grad, layer.running_mean, layer.running_var))
+        for one, two in zip(*results, strict=True):
+            assert torch.allclose(one, two, rtol=0, atol=1e-12)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_process_of_another_machine_is_never_taken_for_dead():
+    me = Member.here(0)
+    assert Member(1, "other", 2**22 + 1, "another boot").is_dead(me) is False
+    assert Member(1, me.host, 2**22 + 1, me.machine).is_dead(me) is True
+    assert me.is_dead(me) is False
+
+
+def test_no_seeds_no_work(small, ticket_of, two_thirds):
+    with small.led(2) as backend:
+        assert backend.train(Ticket({}, 0), Mask({}), TRAINING, []) == []

@@ -1,0 +1,119 @@
+"""Runs of several processes, as torchrun starts them: each start takes seconds, so these tests are few and long."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from swamp.methods import Plan
+from swamp.runs import RunConfig
+
+from .conftest import go, go_on, tiny
+from .test_resume import assert_same_outcome
+
+LINE = re.compile(r"^swamp: ", re.MULTILINE)
+
+
+def launched(ranks: int, *arguments: object, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *options]
+    return subprocess.Popen(
+        [*command, "-m", "swamp", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def eventually(true: Callable[[], object], job: subprocess.Popen[str]) -> None:
+    while not true():
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.01)
+
+
+def pids(run: Path) -> dict[int, int]:
+    """Rank to process id, as the run's last session wrote it down."""
+    members = json.loads((run / "environment.json").read_text())[-1]["ranks"]
+    return {int(rank): int(pid) for rank, pid in (re.findall(r"rank (\d+) .*pid (\d+)", m)[0] for m in members)}
+
+
+def long() -> RunConfig:
+    """Two cycles of four particles, some seconds of work in all."""
+    plan = Plan(sparsity=0.5, particles=(4,), alpha=(0.5,), ticket_epochs=1, barrier_threshold=1.0)
+    config = tiny(plan=plan, snapshot_seconds=0.05, backend="sequential")
+    return replace(config, training=replace(config.training, epochs=100))
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> Path:
+    """The run of one process, undisturbed; its configuration is what the others run."""
+    path = tmp_path_factory.mktemp("reference") / "run"
+    go(long(), path)
+    return path
+
+
+def training_of(run: Path, cycle: int) -> Callable[[], object]:
+    return lambda: list((run / f"cycle-{cycle:02d}").glob("unfinished-*"))
+
+
+def test_a_killed_rank_is_named_and_the_run_goes_on_with_other_ranks(reference, tmp_path):
+    run = tmp_path / "run"
+    job = launched(4, "run", "--config", reference / "config.json", "--out", run)
+    eventually(training_of(run, 1), job)
+    who = pids(run)
+    os.kill(who[2], signal.SIGKILL)
+    told = job.communicate()[1]
+    assert job.returncode != 0
+    assert re.search(rf"swamp: rank 2 \(host \S+, pid {who[2]}\) died\. .* swamp resume {run}", told)
+    assert len(LINE.findall(told)) == 1
+    finished = {path: path.stat().st_mtime_ns for path in run.glob("cycle-00/*")}
+    job = launched(2, "resume", run, "--json")
+    done = json.loads(job.communicate()[0])
+    assert job.returncode == 0
+    assert len(done["cycles"]) == 2
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert_same_outcome(reference, run)
+    assert not list(run.rglob("unfinished-*"))
+
+
+def test_with_restarts_the_job_goes_on_by_itself_when_its_leader_is_killed(reference, tmp_path):
+    run = tmp_path / "run"
+    job = launched(
+        2, "run", "--config", reference / "config.json", "--out", run, "--quiet", options=("--max-restarts=1",)
+    )
+    eventually(training_of(run, 0), job)
+    killed = pids(run)[0]
+    os.kill(killed, signal.SIGKILL)
+    told = job.communicate()[1]
+    assert job.returncode == 0, told
+    assert f"pid {killed}) died." in told
+    assert_same_outcome(reference, run)
+
+
+def test_stopped_by_a_signal_all_ranks_save_and_one_process_goes_on(reference, tmp_path):
+    run = tmp_path / "run"
+    job = launched(2, "run", "--config", reference / "config.json", "--out", run)
+    eventually(lambda: len(training_of(run, 0)()) == 2, job)
+    job.send_signal(signal.SIGTERM)
+    told = job.communicate()[1]
+    assert LINE.findall(told) == ["swamp: "]
+    assert f"swamp: stopped. Go on with: swamp resume {run}" in told
+    go_on(run)
+    assert_same_outcome(reference, run)
+
+
+def test_what_is_refused_is_told_once_and_all_ranks_end_with_code_2():
+    job = launched(2, "run", "digits-mlp", "--model", "nothing")
+    told = job.communicate()[1]
+    assert LINE.findall(told) == ["swamp: "]
+    assert re.findall(r"exitcode  : (\d+)", told) == ["2", "2"]
+
+
+def test_one_rank_under_torchrun_is_a_run_of_one_process(config, tmp_path, monkeypatch):
+    for name, value in {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    go(config, tmp_path / "run")
