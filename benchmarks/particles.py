@@ -3,8 +3,8 @@
 python benchmarks/particles.py [NETWORK ...]
 """
 
+import argparse
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -64,12 +64,14 @@ CASES = {
 
 
 class Clock(Silent):
-    """When each step was reported."""
+    """When each step was reported; on a GPU, when its work was done."""
 
     def __init__(self) -> None:
         self.at: list[float] = []
 
-    def stepped(self, *report: object) -> None:
+    def stepped(self, index: int, step: int, total: int, snapshot: object) -> None:
+        if torch.cuda.is_available() and step in (1, total):
+            torch.cuda.synchronize()
         self.at.append(time.perf_counter())
 
 
@@ -107,12 +109,22 @@ def plain(case: Case, task: Task, mask: Mask) -> float:
                 if step == case.steps:
                     break
             epoch += 1
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         spent += time.perf_counter() - began
         done += case.steps - 1
     return case.batch * done / spent
 
 
-def prepared(case: Case) -> tuple[nn.Module, Task, Mask]:
+def on_gpu(name: str, particles: int, precision: str) -> Case:
+    """A network of tasks/ on images of 3 x 32 x 32, or the transformer, at batch 128."""
+    if name == "transformer":
+        return Case(Transformer, (64, 32), 128, particles, precision, 60, "")
+    goal = "at least 4" if (name, particles) == ("resnet-20", 8) else ""
+    return Case(named(name, (3, 32, 32)), (3, 32, 32), 128, particles, precision, 60, goal)
+
+
+def prepared(case: Case, device: str = "cpu") -> tuple[nn.Module, Task, Mask]:
     generator = torch.Generator().manual_seed(0)
     count = case.batch * 28
     inputs = torch.randn((count, *case.shape), generator=generator)
@@ -120,7 +132,7 @@ def prepared(case: Case) -> tuple[nn.Module, Task, Mask]:
     with isolated(Seed(0)):
         model = case.build()
     alive = {n: torch.rand(p.shape, generator=generator) > 0.5 for n, p in Mask.ones(model).items()}
-    return model, Task(data, data), Mask(alive)
+    return model.to(device), Task(data, data).to(torch.device(device)), Mask(alive)
 
 
 def operations(case: Case) -> int:
@@ -132,27 +144,29 @@ def operations(case: Case) -> int:
     return counter.get_total_flops()
 
 
-def matrix_rate(dtype: torch.dtype) -> float:
+def matrix_rate(dtype: torch.dtype, device: str) -> float:
     """The most operations a second that a large product reaches here."""
-    a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
+    size = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     times: list[float] = []
     for _ in range(12):
         began = time.perf_counter()
-        a @ b
+        (a @ b).sum().item()
         times.append(time.perf_counter() - began)
-    return 2 * 2048**3 / min(times)
+    return 2 * size**3 / min(times)
 
 
-def throughput(name: str, rounds: int = 7) -> list[Line]:
+def throughput(name: str, case: Case, device: str = "cpu", rounds: int = 5) -> list[Line]:
     """For each backend: speed over the plain loop; and of the fastest, the share of the matrix rate."""
-    case = CASES[name]
-    model, task, mask = prepared(case)
+    model, task, mask = prepared(case, device)
     ticket = Ticket(model.state_dict(), 0)
-    backends: dict[str, Backend] = {"sequential": Sequential(model, task), "threads": Threads(model, task)}
-    if not any(p.dim() > 2 for p in model.parameters()):
-        backends["stacked"] = Stacked(model, task)
-    if torch.cuda.is_available():
-        backends["forked"] = Forked(model, task)
+    backends: dict[str, Backend] = {"sequential": Sequential(model, task)}
+    if device == "cuda":
+        backends |= {"stacked": Stacked(model, task), "forked": Forked(model, task)}
+    else:
+        backends["threads"] = Threads(model, task)
+        if not any(p.dim() > 2 for p in model.parameters()):
+            backends["stacked"] = Stacked(model, task)
     found: dict[str, list[float]] = {label: [] for label in backends}
     speeds: dict[str, list[float]] = {label: [] for label in [*backends, "plain"]}
     for turn in range(rounds + 1):
@@ -169,7 +183,7 @@ def throughput(name: str, rounds: int = 7) -> list[Line]:
         median(f"{label} / plain loop, {what}", values, "ratio", case.goal if label == best else "")
         for label, values in found.items()
     ]
-    rate = matrix_rate(torch.bfloat16 if case.precision == "bfloat16" else torch.float32)
+    rate = matrix_rate(torch.bfloat16 if case.precision == "bfloat16" else torch.float32, device)
     per_sample = operations(case) / case.batch
     share = [speed * per_sample / rate for speed in speeds[best]]
     lines.append(median(f"share of the matrix rate, {best}, {what}", share, f"of {rate / 1e9:.0f} GFLOP/s", ""))
@@ -178,10 +192,20 @@ def throughput(name: str, rounds: int = 7) -> list[Line]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"on CPU: {', '.join(CASES)}")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--particles", type=int, nargs="+", default=[1, 4, 8, 16], help="on a GPU")
+    parser.add_argument("--precision", default="bfloat16", help="on a GPU")
+    given = parser.parse_args()
     warnings.simplefilter("ignore")
+    if given.device == "cpu":
+        cases = {name: CASES[name] for name in given.cases or CASES}
+    else:
+        cases = {f"{name} N={n}": on_gpu(name, n, given.precision) for name in given.cases for n in given.particles}
     table = Table("what", "value", "spread (IQR)", "unit", "goal")
-    for name in sys.argv[1:] or CASES:
-        for line in throughput(name):
+    for name, case in cases.items():
+        for line in throughput(name, case, given.device):
             table.add_row(line.name, f"{line.value:.3g}", f"{line.spread:.2g}", line.unit, line.goal)
     Console(width=140).print(f"{torch.get_num_threads()} threads, torch {torch.__version__}", table)
 

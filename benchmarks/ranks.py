@@ -4,6 +4,7 @@ torchrun --standalone --nproc-per-node=2 benchmarks/ranks.py [--network resnet-2
 """
 
 import argparse
+import json
 import statistics
 import time
 from threading import Event
@@ -38,13 +39,16 @@ def seconds(backend: Any, *arguments: Any) -> tuple[float, float]:
     return time.perf_counter() - began[0], time.process_time() - began[1]
 
 
-def measure(world: World, name: str, particles: int, rounds: int) -> None:
+def measure(world: World, name: str, particles: int, rounds: int, as_json: bool) -> None:
     model, task, training = problem(name)
     alone = Sequential(model, task)
     together = Ranks(alone, world)
     work = Ticket(model.state_dict(), 0), Mask.ones(model), training
     seeds = [(index, Seed(0).at("particle", index)) for index in range(particles)]
     found = [(seconds(alone, *work, seeds), seconds(together, *work, seeds)) for _ in range(rounds + 1)][1:]
+    if as_json:
+        print(json.dumps([one[0] / many[0] for one, many in found]))
+        return
     for which, what in enumerate(("on the clock", "of processor time")):
         low, middle, high = statistics.quantiles([one[which] / many[which] for one, many in found], n=4)
         print(f"{name}, {world.size} ranks: {middle:.2f} times one rank {what} ({low:.2f} - {high:.2f})", flush=True)
@@ -57,6 +61,7 @@ def main() -> None:
     parser.add_argument("--network", default="mlp-bn-600-200", choices=STEPS)
     parser.add_argument("--particles", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print the ratios on the clock and nothing else")
     given = parser.parse_args()
     torch.set_num_threads(1)
     world = World.meet(Event(), 600.0)
@@ -68,7 +73,7 @@ def main() -> None:
         world.leave("finished")
         return
     try:
-        measure(world, given.network, given.particles, given.rounds)
+        measure(world, given.network, given.particles, given.rounds, given.json)
     finally:
         world.end(0)
         world.leave("finished")

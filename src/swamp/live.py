@@ -84,7 +84,8 @@ class Live:
         """Move the bars, a few times a second at most; several particles may train at once."""
         if (cycle, count) != self.stage:
             self.stage, self.reached = (cycle, count), {}
-        self.steps += 1
+        # Of another rank's particle only every so many steps are reported.
+        self.steps += step - self.reached.get(index, step - 1)
         self.reached[index] = step
         now = time.monotonic()
         if now - self.drawn < _REDRAW_SECONDS and step < total:

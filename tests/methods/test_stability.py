@@ -1,32 +1,33 @@
 """The barrier, by hand on numbers and by design on networks."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 import swamp
 from swamp.methods import barrier
-from swamp.training import Training
+from swamp.training import Training, interpolate
 
 
 def test_barriers_of_a_known_error_are_exact():
-    # Error w^2 (1 - w^2) * 4 on the line from -1 to 1: zero at both ends and in the middle, 1 at +-1/sqrt(2).
-    particles = [{"w": torch.tensor([-1.0])}, {"w": torch.tensor([1.0])}]
-
-    def error(state):
-        w = float(state["w"])
-        return 4 * w**2 * (1 - w**2)
-
-    found = barrier(particles, {"w": torch.tensor([0.5])}, lambda points: [error(p()) for p in points], points=3)
-    assert found.pair == pytest.approx(0.75)  # the inner points are -0.5, 0 and 0.5
+    # Error 4 w^2 (1 - w^2) on the line from -1 to 1: zero at both ends and in the middle, 0.75 at +-0.5.
+    found = barrier([0.0, 0.0], 0.75, [0.75, 0.0, 0.75])
+    assert found.pair == pytest.approx(0.75)
     assert found.mean == pytest.approx(0.75)
 
 
 def test_a_barrier_counts_from_the_mean_of_the_ends_and_an_end_may_be_the_worst():
-    particles = [{"w": torch.tensor([0.0])}, {"w": torch.tensor([1.0])}]
-    found = barrier(particles, {"w": torch.tensor([0.5])}, lambda ps: [float(p()["w"]) for p in ps], points=9)
+    found = barrier([0.0, 1.0], 0.5, [k / 10 for k in range(1, 10)])
     assert found.pair == pytest.approx(0.5)
     assert found.mean == pytest.approx(0.0)
+
+
+def test_only_the_first_two_particles_are_ends_and_all_count_for_the_mean():
+    found = barrier([0.1, 0.3, 0.8], 0.5, [0.2])
+    assert found.pair == pytest.approx(0.1)
+    assert found.mean == pytest.approx(0.1)
 
 
 def test_only_a_barrier_above_the_threshold_warns_and_the_number_is_said():
@@ -70,5 +71,22 @@ def test_points_between_batch_normalised_particles_get_statistics_of_their_own(t
     loaded.clear()
     plan = swamp.Plan(sparsity=0.0, particles=(2,), barrier_points=5, barrier_threshold=1.0)
     list(swamp.cycles(model, task, plan, Training(epochs=2, batch_size=16, tail=0, swa=False)))
-    # 2 ends + 5 inner points + the mean in the barrier, and the mean once more for the record.
-    assert loaded.count("reset") == 9
+    # Last iterates are recorded with their own: 2 ends + 5 inner points + the mean.
+    assert loaded.count("reset") == 8
+    loaded.clear()
+    list(swamp.cycles(model, task, plan, Training(epochs=4, batch_size=16, tail=0.5)))
+    # Running means need theirs for the record already: these are the ends.
+    assert loaded.count("reset") == 8
+
+
+def test_the_points_between_two_particles_are_evenly_spaced(task, mlp, monkeypatch):
+    shares = []
+
+    def recorded(a, b, share):
+        shares.append(share)
+        return interpolate(a, b, share)
+
+    monkeypatch.setattr(sys.modules["swamp.methods.cycles"], "interpolate", recorded)
+    plan = swamp.Plan(sparsity=0.0, particles=(3,), barrier_points=4, barrier_threshold=1.0)
+    list(swamp.cycles(mlp, task, plan, Training(epochs=2, batch_size=16, tail=0, swa=False)))
+    assert sorted(shares) == pytest.approx([0.2, 0.4, 0.6, 0.8])

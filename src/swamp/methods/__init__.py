@@ -1,7 +1,7 @@
 """The cycle loop, and the methods that are settings of it."""
 
 from swamp.methods.cycle import Cycle, Measured, ParticleRecord
-from swamp.methods.cycles import automatic, cycles
+from swamp.methods.cycles import backend_of, cycles
 from swamp.methods.ensemble import ensemble, ensemble_predict, member_seed
 from swamp.methods.method import METHODS, Method, method_named
 from swamp.methods.plan import Plan
@@ -20,7 +20,7 @@ __all__ = [
     "Plan",
     "SparseModel",
     "Store",
-    "automatic",
+    "backend_of",
     "barrier",
     "cycles",
     "ensemble",

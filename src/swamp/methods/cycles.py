@@ -3,20 +3,21 @@
 import copy
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from swamp.errors import Diverged, SwampError
-from swamp.methods.cycle import Cycle, ParticleRecord
-from swamp.methods.measure import Measure
+from swamp.methods.cycle import Cycle, Metrics, ParticleRecord
+from swamp.methods.measure import Judged, Measure
 from swamp.methods.method import Method, method_named
 from swamp.methods.plan import Plan
 from swamp.methods.stability import Barrier, Point, barrier
 from swamp.methods.store import NoStore, Store
-from swamp.particles import Auto, Backend, Particle, Ticket, mean_of
+from swamp.particles import Auto, Backend, Particle, Ticket, backend_named, mean_of
 from swamp.scores import score_named
 from swamp.sparsity import Mask, emptied, shrink
 from swamp.training import (
@@ -26,8 +27,7 @@ from swamp.training import (
     Training,
     arrange,
     build_optimizer,
-    copied,
-    evaluate,
+    interpolate,
     norm_layers,
 )
 
@@ -38,12 +38,12 @@ def cycles(
     plan: Plan,
     training: Training,
     *,
-    backend: Backend | None = None,
+    backend: Backend | str | None = None,
     store: Store | None = None,
 ) -> Iterator[Cycle]:
     """Yield one finished Cycle after the other, dense first. `model` gives the initial weights and is left alone.
 
-    backend: what trains the particles (default: chosen by timing the ways there are on the task itself).
+    backend: what trains the particles, or its name (default: chosen by timing those there are on the task itself).
     store: where finished steps are kept; what it holds already is not computed again.
     Raises SwampError before any training where the plan cannot be, Diverged where a training blows up.
     """
@@ -52,16 +52,20 @@ def cycles(
         raise SwampError(f"{plan.method} trains whole runs side by side: use swamp.methods.ensemble.")
     if method.combine == "best" and task.validation is None:
         raise SwampError(f"{plan.method} chooses on validation data, and the task has none: hold some examples out.")
-    if backend is None:
+    if backend is None or isinstance(backend, str):
         build_optimizer(model.parameters(), training)  # an optimizer that cannot be is refused now, not in a while
     kept = store or NoStore()
-    backend = backend or automatic(model, task, plan, kept)
+    if backend is None or isinstance(backend, str):
+        backend = backend_of(backend or "auto", model, task, plan, kept)
     return _Loop(model, task, plan, training, method, backend, kept).run()
 
 
-def automatic(model: nn.Module, task: Task, plan: Plan, store: Store) -> Auto:
-    """The backend that chooses, and keeps to what an earlier session of the same run chose."""
-    return Auto(model, task, cycles=len(plan.schedule()), chosen=store.choice(), tell=store.keep_choice)
+def backend_of(name: str, model: nn.Module, task: Task, plan: Plan, store: Store) -> Backend:
+    """The backend of this name; auto keeps to what an earlier session of the same run chose."""
+    way = backend_named(name)
+    if way is Auto:
+        return Auto(model, task, cycles=len(plan.schedule()), chosen=store.choice(), tell=store.keep_choice)
+    return way(model, task)
 
 
 class _Loop:
@@ -133,20 +137,18 @@ class _Loop:
         began = time.perf_counter()
         particles, earlier = self.particles(index, start, mask)
         average, averaged = self.combined(particles)
-        records = tuple(self.measure.each(partial(self.recorded, mask), particles))
-        height = self.barrier(particles, average, mask)
+        records, judged, stale, height = self.judged(particles, average, averaged, mask)
         warning = height.warning(index, mask.sparsity, self.plan.barrier_threshold) if height else None
         if warning:
             warnings.warn(warning, stacklevel=2)
-        stale = self.stale(average) if averaged else None
-        model = self.measure.loaded(self.model, average, mask, refresh=averaged)
         steps = sum(p.steps for p in particles) + (self.ticket_steps if index == 0 else 0)
+        self.model.load_state_dict(dict(judged.state))
         cycle = Cycle(
             index,
             mask,
-            {name: value.contiguous() for name, value in copied(model.state_dict()).items()},
-            mask.density_of_all(model),
-            self.measure.measured(model),
+            judged.state,
+            mask.density_of_all(self.model),
+            judged.measured,
             records,
             height,
             stale,
@@ -192,26 +194,47 @@ class _Loop:
             return chosen.weights, chosen.averaged > 1
         return mean_of(particles), len(particles) > 1 or particles[0].averaged > 1
 
-    def recorded(self, mask: Mask, model: nn.Module, particle: Particle) -> ParticleRecord:
-        model = self.measure.loaded(model, particle.weights, mask, refresh=particle.averaged > 1)
-        return ParticleRecord(self.measure.measured(model), particle.steps, particle.seconds, particle.losses[-1])
-
-    def stale(self, average: State) -> dict[str, float] | None:
-        if not norm_layers(self.model):
-            return None
-        return evaluate(self.measure.loaded(self.model, average, None, refresh=False), self.task, self.task.test)
-
-    def barrier(self, particles: list[Particle], average: State, mask: Mask) -> Barrier | None:
-        if len(particles) < 2 or not self.plan.barrier_points or self.method.combine != "mean":
-            return None
+    def judged(
+        self, particles: list[Particle], average: State, averaged: bool, mask: Mask
+    ) -> tuple[tuple[ParticleRecord, ...], Judged, Metrics | None, Barrier | None]:
+        """All that is measured of a cycle, at once: its particles, its average (also as it came), its barriers."""
         measure = self.measure
+        wanted = len(particles) > 1 and bool(self.plan.barrier_points) and self.method.combine == "mean"
+        normed = bool(norm_layers(self.model))
+        # A barrier's end needs statistics made for it: a last iterate is measured with its own, and once more for it.
+        again = wanted and normed and any(particle.averaged < 2 for particle in particles)
+        points = self.points(particles, again=again) if wanted else []
 
         def error(model: nn.Module, point: Point) -> float:
             # A dozen points: statistics from all of a large training set would cost like another particle.
             return measure.error(measure.loaded(model, point(), mask, refresh=True, examples=measure.examples))
 
-        weights = [particle.weights for particle in particles]
-        return barrier(weights, average, partial(measure.each, error), self.plan.barrier_points)
+        whole = [
+            partial(measure.judged, weights=weights, mask=mask, refresh=refresh, with_error=wanted)
+            for weights, refresh in [*((p.weights, p.averaged > 1) for p in particles), (average, averaged)]
+        ]
+        jobs: list[Callable[[nn.Module], Any]] = [*whole, *(partial(error, point=point) for point in points)]
+        if averaged and normed:
+            jobs.append(partial(measure.stale, weights=average, mask=mask))
+        found = measure.each(lambda model, job: job(model), jobs)
+        stale = found.pop() if averaged and normed else None
+        *of_particles, of_average = found[: len(whole)]
+        errors = found[len(whole) :]
+        ends = errors[: len(particles)] if again else [one.error for one in of_particles]
+        height = barrier(ends, of_average.error, errors[len(particles) :] if again else errors) if wanted else None
+        records = [
+            ParticleRecord(one.measured, particle.steps, particle.seconds, particle.losses[-1])
+            for one, particle in zip(of_particles, particles, strict=True)
+        ]
+        return tuple(records), of_average, stale, height
+
+    def points(self, particles: list[Particle], *, again: bool) -> list[Point]:
+        """Where the barrier is measured besides the models of the record, made when they are asked for."""
+        one, other = particles[0].weights, particles[1].weights
+        count = self.plan.barrier_points
+        inner = [partial(interpolate, one, other, k / (count + 1)) for k in range(1, count + 1)]
+        ends = [partial(dict[str, Tensor], particle.weights) for particle in particles] if again else []
+        return [*ends, *inner]
 
     def pruned(self, cycle: Cycle, index: int) -> tuple[Mask, tuple[str, ...]]:
         """The next cycle's mask, ranked on this cycle's weights, and what to tell about it."""

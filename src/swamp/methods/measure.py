@@ -4,19 +4,31 @@ import copy
 import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from swamp.methods.cycle import Measured
+from swamp.methods.cycle import Measured, Metrics
 from swamp.particles import cores
 from swamp.sparsity import Mask
-from swamp.training import BatchList, State, Task, TensorData, arrange, evaluate, predict, refreshed
+from swamp.training import BatchList, State, Task, TensorData, arrange, copied, evaluate, predict, refreshed
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What weights are worth, and the state they were measured in."""
+
+    measured: Measured
+    error: float
+    """In [0, 1], on the data that choices are made on; NaN where nobody asked."""
+    state: State
+    """With fresh normalisation statistics where these were asked for."""
 
 
 class Measure:
@@ -62,12 +74,29 @@ class Measure:
         batches = None if examples is None else math.ceil(examples / 256)
         return refreshed(model, self.task.train, forward=self.task.forward, batch_size=256, batches=batches)
 
-    def measured(self, model: nn.Module) -> Measured:
-        """Every metric of the task on each split."""
+    def judged(self, model: nn.Module, weights: State, mask: Mask, *, refresh: bool, with_error: bool) -> "Judged":
+        """Measure weights on each split; with the error too where a task has one and it is asked for."""
+        model = self.loaded(model, weights, mask, refresh=refresh)
         task = self.task
-        held_out = None if task.validation is None else evaluate(model, task, task.validation)
-        train = evaluate(model, task, task.train, examples=self.examples)
-        return Measured(train, held_out, evaluate(model, task, task.test))
+        train = predict(model, task, task.train, examples=self.examples)
+        validation = None if task.validation is None else predict(model, task, task.validation)
+        held_out = tuple(part[: self.examples] for part in validation or train)
+        return Judged(
+            Measured(
+                self._metrics(*train),
+                None if validation is None else self._metrics(*validation),
+                self._metrics(*predict(model, task, task.test)),
+            ),
+            task.error_of(*held_out) if with_error else math.nan,
+            {name: value.contiguous() for name, value in copied(model.state_dict()).items()},
+        )
+
+    def stale(self, model: nn.Module, weights: State, mask: Mask) -> Metrics:
+        """Test metrics with the running statistics that `weights` came with."""
+        return evaluate(self.loaded(model, weights, mask, refresh=False), self.task, self.task.test)
+
+    def _metrics(self, outputs: Tensor, targets: Tensor) -> Metrics:
+        return {name: metric(outputs, targets) for name, metric in self.task.metrics.items()}
 
     def error(self, model: nn.Module) -> float:
         """Error in [0, 1] on the data that choices are made on."""

@@ -46,11 +46,12 @@ def prune(
     particles: int | Sequence[int] = 4,
     method: str = "swamp",
     training: Training | None = None,
-    backend: Backend | None = None,
+    backend: Backend | str | None = None,
     **options: Any,
 ) -> SparseModel:
     """Prune `model` on `task` and return a sparse copy; `model` keeps its weights.
 
+    backend: what trains the particles, or its name, e.g. "threads" (default: chosen by timing).
     options: any other field of swamp.Plan, e.g. seed=1, ticket_epochs=2, exclude=("head.*",).
     Raises SwampError for what cannot be, before any training; Diverged where a training blows up.
     """

@@ -2,14 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
-from swamp.training import State, interpolate
+from swamp.training import State
 
 Point = Callable[[], State]
 """The weights at one point, made when they are asked for: a dozen large networks need not be held at once."""
-Errors = Callable[[Sequence[Point]], list[float]]
-"""Error in [0, 1] at each point, with fresh normalisation statistics, on the data that choices are made on."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +34,10 @@ class Barrier:
         )
 
 
-def barrier(particles: Sequence[State], average: State, errors: Errors, points: int) -> Barrier:
-    """Measure both barriers; the segment at `points` evenly spaced inner points, and at its ends.
+def barrier(ends: Sequence[float], average: float, inner: Sequence[float]) -> Barrier:
+    """Both barriers from errors in [0, 1]: of the particles, of their mean, and between the first two particles.
 
-    Every point, the ends too, is evaluated with statistics made for it, as BatchNorm networks need (method.md, 5).
+    Every point, the ends too, is to be evaluated with statistics made for it, as BatchNorm networks need.
     """
-    inner = [partial(interpolate, *particles[:2], k / (points + 1)) for k in range(1, points + 1)]
-    found = errors([*(partial(_itself, weights) for weights in (*particles, average)), *inner])
-    ends, of_average, between = found[: len(particles)], found[len(particles)], found[len(particles) + 1 :]
-    worst = max([ends[0], ends[1], *between])
-    return Barrier(worst - (ends[0] + ends[1]) / 2, of_average - sum(ends) / len(ends))
-
-
-def _itself(weights: State) -> State:
-    return weights
+    worst = max([*ends[:2], *inner])
+    return Barrier(worst - (ends[0] + ends[1]) / 2, average - sum(ends) / len(ends))

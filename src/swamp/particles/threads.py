@@ -79,11 +79,11 @@ def cores() -> int:
 
 def _side_by_side(job: Job, seeds: Sequence[tuple[int, Seed]], workers: int) -> list[Particle]:
     threads = torch.get_num_threads()
+    # Never more than the user asked for: another number rounds differently.
+    each = min(threads, max(1, cores() // workers))
     progress = _Together(job.progress)
     beside = replace(job, progress=progress, alone=False, beside=workers)
-    with ThreadPoolExecutor(
-        workers, "particle", initializer=torch.set_num_threads, initargs=(max(1, cores() // workers),)
-    ) as pool:
+    with ThreadPoolExecutor(workers, "particle", initializer=torch.set_num_threads, initargs=(each,)) as pool:
         futures = [pool.submit(beside.particle, index, seed) for index, seed in seeds]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from swamp.errors import Diverged, Interrupted, SwampError
-from swamp.methods import Cycle, NoStore, Store, automatic, cycles, ensemble, method_named
+from swamp.methods import Cycle, NoStore, Store, backend_of, cycles, ensemble, method_named
 from swamp.particles import Auto, Backend, Choice, Ranks, Sequential, World, backend_named, ranks, serve
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, read_json, write_json
@@ -164,8 +164,7 @@ def _records(
     """The loop, ready to go: all that can be refused is refused here, before the first step."""
     task, plan, training = problem.task, config.plan, config.training
     build_optimizer(model.parameters(), training)
-    way = backend_named(config.backend)
-    backend = automatic(model, task, plan, store) if way is Auto else way(model, task)
+    backend = backend_of(config.backend, model, task, plan, store)
     if world is not None:
         backend = Ranks(
             backend,

@@ -34,7 +34,8 @@ class RunningMean:
             self._types[name] = tensor.dtype
             wide = tensor.detach().to(_wide(tensor.dtype), copy=True)
             if name in self._mean and wide.is_floating_point():
-                self._mean[name].lerp_(wide, 1 / self.count)
+                # A particle read back from disk may lie on another device than one just trained.
+                self._mean[name].lerp_(wide.to(self._mean[name].device), 1 / self.count)
             else:
                 self._mean[name] = wide
 
