@@ -118,11 +118,19 @@ def test_what_cannot_be_is_left_out_and_said(paced, image_task):
 
 
 @pytest.mark.parametrize(("cycles", "seeds"), [(1, SEEDS), (1000, SEEDS[:1])])
-def test_short_runs_and_single_particles_are_timed_by_nobody(cycles, seeds, paced, mlp, image_task):
+def test_few_steps_and_single_particles_are_timed_by_nobody(cycles, seeds, paced, mlp, image_task):
     auto, told = paced(mlp, image_task, cycles=cycles, sequential=0.1, threads=0.01, stacked=0.01)
     run(auto, mlp, seeds)
     assert Paced.calls == ["sequential"]
     assert told == []
+
+
+def test_a_run_of_seconds_tries_no_other_way_and_says_so(paced, mlp, image_task):
+    auto, told = paced(mlp, image_task, cycles=100, sequential=0.002, threads=0.001, stacked=0.001)
+    run(auto, mlp)
+    assert Paced.calls == ["sequential", "sequential"]
+    assert told == [Choice("sequential", told[0].why, {"sequential": pytest.approx(2.0)})]
+    assert "about 7.2 s, too little" in told[0].why
 
 
 @pytest.mark.parametrize(("name", "kind"), [("threads", Threads), ("stacked", Stacked), ("sequential", Sequential)])

@@ -19,8 +19,10 @@ from swamp.particles.ticket import Ticket
 from swamp.sparsity import Mask
 from swamp.training import OptimizerFactory, Seed, Snapshot, Task, Training
 
-FEW_STEPS = 2000
-"""Steps of particles in a whole run below which nothing is timed."""
+FEW_STEPS = 100
+"""Steps of particles in a whole run below which nothing is timed, not even one after the other."""
+FEW_SECONDS = 10.0
+"""Time of a whole run below which no other way is tried."""
 COMPILE_SECONDS = 15.0
 """What compiling a step takes on two cores; it must be small beside the training to be tried."""
 _TRIAL_SECONDS = 0.3
@@ -120,6 +122,10 @@ class Auto:
         model, task, _ = self.parts
         backends: dict[str, Backend] = {"sequential": self.sequential}
         times = {"sequential": trial.seconds(self.sequential, trial.seeds[:1])}
+        whole = steps * times["sequential"]
+        if whole < FEW_SECONDS:
+            why = f"all of the training takes about {whole:.1f} s, too little to time other ways for."
+            return Choice("sequential", why, {"sequential": 1000 * times["sequential"]}), self.sequential
         left_out: list[str] = []
         on_cpu = next(model.parameters()).device.type == "cpu"
         if on_cpu and cores() > 1:
@@ -129,7 +135,7 @@ class Auto:
                 times["threads"] = trial.seconds(backends["threads"], trial.seeds[: cores()])
             else:
                 left_out.append(f"no threads: {why_not}")
-        why_not = _not_stacked(model, steps * times["sequential"]) if on_cpu else None
+        why_not = _not_stacked(model, whole) if on_cpu else None
         stacked = Stacked(*self.parts)
         if why_not is None:
             step = stacked.step(trial.training)
