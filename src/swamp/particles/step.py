@@ -26,9 +26,10 @@ class Network(nn.Module):
         self.model = model
         self.run = task.forward
 
-    def forward(self, inputs: Any) -> Tensor:
-        """Outputs of the task's forward pass."""
-        return self.run(self.model, inputs)
+    def forward(self, inputs: Any) -> tuple[Tensor, Tensors]:
+        """Outputs of the task's forward pass, and the buffers after it, whether it wrote into them or replaced them."""
+        outputs = self.run(self.model, inputs)
+        return outputs, {name: buffer.detach() for name, buffer in self.named_buffers()}
 
 
 class Step:
@@ -60,18 +61,18 @@ class Step:
         self, weights: Tensors, others: Tensors, masks: Tensors, inputs: Any, targets: Tensor, noise: list[Tensor]
     ) -> tuple[Tensors, Tensor]:
         """The gradients that the optimizer gets, with SAM and clipping; buffers move in place."""
-        before = {name: value.clone() for name, value in others.items()} if self.training.sam else {}
         gradients, losses, after = self.gradients(weights, others, masks, inputs, targets, noise)
+        for name, value in after.items():
+            others[name].copy_(value)
         if self.training.sam:
             norms = _norms(gradients) + 1e-12
             there = {n: w + gradients[n] * _each(self.training.sam / norms, w) for n, w in weights.items()}
-            # The second pass may not move the statistics, or they would take every batch twice.
-            gradients, _, _ = self.gradients(there, before, masks, inputs, targets, noise)
+            # The second pass may not move the buffers, or they would take every batch twice.
+            aside = {name: value.clone() for name, value in others.items()}
+            gradients, _, _ = self.gradients(there, aside, masks, inputs, targets, noise)
         if self.training.clip:
             share = (self.training.clip / (_norms(gradients) + 1e-6)).clamp(max=1.0)
             gradients = {name: value * _each(share, value) for name, value in gradients.items()}
-        for name, value in after.items():
-            others[name].copy_(value)
         return gradients, losses
 
     def _fork(self, derive: Callable[..., Any]) -> Callable[..., Any]:
@@ -99,18 +100,17 @@ class Step:
     def _loss_of(
         self, weights: Tensors, others: Tensors, inputs: Any, targets: Tensor, noise: list[Tensor]
     ) -> tuple[Tensor, Tensors]:
-        others = dict(others)
         narrow = self.training.precision == "bfloat16"
         # No cache of casts: it would be kept across the steps that a graph replays.
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=narrow, cache_enabled=False):
             if noise:
                 given = iter(noise)
                 with Noise(lambda shape, kept, like: next(given)):
-                    outputs = functional_call(self.network, (weights, others), (inputs,))
+                    outputs, after = functional_call(self.network, (weights, others), (inputs,))
             else:
-                outputs = functional_call(self.network, (weights, others), (inputs,))
+                outputs, after = functional_call(self.network, (weights, others), (inputs,))
             loss = self.loss(outputs, targets)
-        return loss, others
+        return loss, after
 
     def draws(self, inputs: Any, targets: Tensor, seeds: Sequence[int]) -> list[Tensor]:
         """The dropout noise of one step: for each call of dropout, that of all particles; seeds: one a particle."""

@@ -11,7 +11,6 @@ from threading import Lock
 import torch
 from torch import nn
 
-from swamp.errors import Interrupted
 from swamp.particles.backend import Progress, Silent
 from swamp.particles.particle import Particle
 from swamp.particles.sequential import Job
@@ -88,7 +87,7 @@ def _side_by_side(job: Job, seeds: Sequence[tuple[int, Seed]], workers: int) -> 
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
-            progress.cancelled = any(f.done() and f.exception() for f in futures) or not all(f.done() for f in futures)
+            progress.cancelled = True
             pool.shutdown(cancel_futures=True)
             # Their number of threads is in part the whole process's.
             torch.set_num_threads(threads)
@@ -118,12 +117,8 @@ class _Together:
     def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         """Pass it on. Raises what it raises, and _Cancelled where another thread failed."""
         with self.lock:
-            try:
-                # Asked once more though cancelled: a run that was stopped saves each of its particles.
-                self.progress.stepped(index, step, total, snapshot)
-            except Interrupted:
-                self.cancelled = True
-                raise
+            # Asked once more though cancelled: a run that was stopped saves each of its particles.
+            self.progress.stepped(index, step, total, snapshot)
         if self.cancelled:
             raise _Cancelled
 
