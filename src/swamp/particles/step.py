@@ -173,7 +173,7 @@ def _skip_guards() -> AbstractContextManager[Any]:
 
 def _norms(gradients: Tensors) -> Tensor:
     """The norm of each particle's whole gradient (particle,)."""
-    return torch.stack([(g.flatten(1) ** 2).sum(1) for g in gradients.values()]).sum(0).sqrt()
+    return torch.stack([(g.reshape(len(g), -1) ** 2).sum(1) for g in gradients.values()]).sum(0).sqrt()
 
 
 def _each(factors: Tensor, like: Tensor) -> Tensor:
