@@ -44,6 +44,8 @@ class Job:
     groups: int
     """Groups of ranks that train a particle each, its batches shared out among them; 0: a rank alone trains whole
     particles."""
+    sharded: bool
+    """Whether the parameters are spread over the ranks of a group too."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def own_part(
     if place is None:
         return []  # one of the ranks that are left when all groups have as many
     assert shared is not None
-    one = DataParallel(mesh, world.asked)
+    one = DataParallel(mesh, world.asked, sharded=job.sharded)
     told = OneForAll(told, one, world.agreed.set)
     own = job.seeds[place[0] :: job.groups]
     try:
