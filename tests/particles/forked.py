@@ -54,7 +54,9 @@ class Together:
 
     @contextmanager
     def led(self, size: int, particles: int = 99, **options: Any) -> Iterator[Ranks]:
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30))
+        # The store comes after the forks: a thread of it looks up who connects, and a child forked meanwhile would find
+        # the lock of the C library's resolver taken for good.
+        told, tell = os.pipe()
         gc.collect()
         # Process groups of earlier tests lose their threads in the fork: a child that collected them would crash.
         gc.freeze()
@@ -62,7 +64,7 @@ class Together:
             pid = os.fork()
             if pid == 0:
                 try:
-                    self.serve(store.port, rank, size)
+                    self.serve(int(os.read(told, 5)), rank, size)
                 except BaseException:
                     traceback.print_exc()
                 finally:
@@ -71,6 +73,8 @@ class Together:
         gc.unfreeze()
         world = None
         try:
+            store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30))
+            os.write(tell, f"{store.port:05}".encode() * (size - 1))
             world = self.world(store, 0, size)
             inner = Sequential(self.model, self.task)
             yield Ranks(inner, world, particles=particles, shared=self.shared, **options)
@@ -81,6 +85,8 @@ class Together:
             for pid in self.pids:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
+            os.close(told)
+            os.close(tell)
 
 
 def assert_equal(ours: list[Particle], theirs: list[Particle], within: float = 0) -> None:

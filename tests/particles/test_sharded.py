@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.fsdp  # before the ranks are forked, or each of them imports it
 from torch import nn
 
 from swamp.errors import Interrupted, SwampError
@@ -18,9 +19,8 @@ from .forked import SEEDS, TRAINING, Heard, Together, assert_equal
 
 KINDS = {
     "plain": TRAINING,
-    "clip": replace(TRAINING, clip=0.05),
+    "clip, no average": replace(TRAINING, clip=0.05, tail=0),
     "sam": replace(TRAINING, sam=0.2),
-    "no average": replace(TRAINING, tail=0),
     "adamw": replace(TRAINING, optimizer="adamw", lr=0.01),
     "unknown optimizer": replace(TRAINING, optimizer="RMSprop", lr=0.01),
 }

@@ -108,7 +108,7 @@ def test_stopped_by_a_signal_all_ranks_save_and_one_process_goes_on(reference, t
 
 def test_a_sharded_run_is_gone_on_with_by_one_process(reference, tmp_path):
     run = tmp_path / "run"
-    options = ("--particles", 1, "--shard", "--out", run)
+    options = ("--particles", 1, "--epochs", 30, "--shard", "--out", run)
     job = launched(2, "run", "--config", reference / "config.json", *options)
     eventually(training_of(run, 0), job)
     job.send_signal(signal.SIGTERM)
