@@ -7,7 +7,7 @@ import argparse
 import gc
 import resource
 from collections.abc import Iterable
-from itertools import pairwise
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -24,9 +24,8 @@ TRAINING = Training(epochs=4, batch_size=64, tail=0.5, optimizer="adamw", lr=1e-
 def problem() -> tuple[nn.Module, Task]:
     generator = torch.Generator().manual_seed(0)
     data = torch.randn(256, 1024, generator=generator), torch.randint(0, 10, (256,), generator=generator)
-    sizes = [1024, 4096, 3072, 1024]
     with isolated(Seed(0)):
-        layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
+        layers = [layer for _ in range(19) for layer in (nn.Linear(1024, 1024), nn.ReLU())]
         return nn.Sequential(*layers, nn.Linear(1024, 10)), Task.of(data, [(data[0][:2], data[1][:2])])
 
 
@@ -34,6 +33,10 @@ def tensors() -> int:
     """Bytes of all tensors of this process."""
     found = [own(thing).untyped_storage() for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in found}.values())
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def peak() -> int:
@@ -44,20 +47,22 @@ class Counted:
     """An optimizer factory whose optimizers count the tensors of this process after each step."""
 
     def __init__(self) -> None:
-        self.bytes, self.before = 0, peak()
+        self.bytes, self.resident, self.before = 0, 0, resident()
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         optimizer = build_optimizer(parameters, TRAINING)
 
         def count(*step: Any) -> None:
-            self.bytes = max(self.bytes, tensors())
+            self.bytes, self.resident = max(self.bytes, tensors()), max(self.resident, resident())
 
         optimizer.register_step_post_hook(count)
         return optimizer
 
     def told(self, rank: int) -> None:
-        held, grown = self.bytes / 2**20, (peak() - self.before) / 2**20
-        print(f"rank {rank}: {held:,.0f} MiB of tensors after a step, peak RSS {grown:,.0f} MiB above the start")
+        held, steps, most = (n / 2**20 for n in (self.bytes, self.resident - self.before, peak() - self.before))
+        print(
+            f"rank {rank}: {held:,.0f} MiB of tensors after a step; RSS above the start: {steps:,.0f}, peak {most:,.0f}"
+        )
 
 
 def main() -> None:
