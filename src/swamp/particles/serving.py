@@ -1,5 +1,6 @@
 """The ranks that serve: they train what rank 0 asks for until it ends the job. See ranks.py."""
 
+import gc
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -82,6 +83,9 @@ def own_part(
     except RuntimeError as error:
         # What gloo and NCCL raise when the other side of a sum is gone.
         raise world.blame(error) from error
+    if job.sharded:
+        # What FSDP2 wrapped refers to itself: its parts would stay until the collector happens to come by.
+        gc.collect()
     return particles if one.first else []
 
 
