@@ -1,12 +1,15 @@
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from swamp.particles import Ticket
+from swamp.particles import Particle, Ticket
 from swamp.sparsity import Mask
-from swamp.training import Seed, Task, TensorData, isolated
+from swamp.training import Seed, Task, TensorData, Training, isolated
+
+from .forked import SEEDS, TRAINING, Together
 
 State = Mapping[str, Tensor]
 
@@ -82,3 +85,22 @@ def ticket_of() -> Callable[..., Ticket]:
         )
 
     return make
+
+
+@pytest.fixture
+def together(model, image_task) -> Together:
+    return Together(model, image_task)
+
+
+@pytest.fixture
+def small(mlp, image_task) -> Together:
+    return Together(mlp, image_task)
+
+
+@pytest.fixture
+def trained(two_thirds, ticket_of) -> Callable[..., list[Particle]]:
+    def train(backend: Any, model: nn.Module, training: Training = TRAINING, **others: Any) -> list[Particle]:
+        seeds = others.pop("seeds", SEEDS)
+        return backend.train(ticket_of(model), two_thirds(model), training, seeds, **others)
+
+    return train

@@ -106,6 +106,17 @@ def test_stopped_by_a_signal_all_ranks_save_and_one_process_goes_on(reference, t
     assert_same_outcome(reference, run)
 
 
+def test_a_sharded_run_is_gone_on_with_by_one_process(reference, tmp_path):
+    run = tmp_path / "run"
+    options = ("--particles", 1, "--epochs", 30, "--shard", "--out", run)
+    job = launched(2, "run", "--config", reference / "config.json", *options)
+    eventually(training_of(run, 0), job)
+    job.send_signal(signal.SIGTERM)
+    told = job.communicate()[1]
+    assert f"swamp: stopped. Go on with: swamp resume {run}" in told
+    assert [record["sparsity"] for record in go_on(run)["cycles"]] == [0, 0.5]
+
+
 def test_what_is_refused_is_told_once_and_all_ranks_end_with_code_2():
     job = launched(2, "run", "digits-mlp", "--model", "nothing")
     told = job.communicate()[1]

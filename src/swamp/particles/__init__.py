@@ -10,6 +10,7 @@ from swamp.particles.particle import Particle, mean_of
 from swamp.particles.ranks import Ranks
 from swamp.particles.sequential import Sequential, rewind
 from swamp.particles.serving import serve
+from swamp.particles.sharding import can_shard
 from swamp.particles.stacked import Forked, Stacked
 from swamp.particles.threads import Threads, cores
 from swamp.particles.ticket import Ticket
@@ -49,6 +50,7 @@ __all__ = [
     "Ticket",
     "World",
     "backend_named",
+    "can_shard",
     "cores",
     "mean_of",
     "rank",

@@ -1,43 +1,58 @@
 """DataParallel: one particle trained by several processes, each on its own rows of every batch."""
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from swamp.errors import Interrupted, SwampError
 from swamp.files import digest
 from swamp.particles.backend import Progress
 from swamp.particles.particle import Particle
+from swamp.particles.sharding import shard
 from swamp.particles.synchronised import Synchronised
+from swamp.sparsity import is_spread
 from swamp.training import Snapshot
 
 _READ_EVERY = 16
+
+
+class Later(Exception):  # noqa: N818
+    """The snapshot that was asked for can be taken at a later step only."""
 
 
 class DataParallel:
     """This process's share (see training/share.py) among those of the mesh's dimension "data".
 
     asked: set on any of the processes, it stops all of them at the same step; `stopping` tells when.
+    sharded: spread the parameters over the processes too, where there are several. A snapshot, for which all of them
+    must come together, is then asked for with `ask`, and taken where `saving` or `stopping` say so.
     """
 
-    def __init__(self, mesh: DeviceMesh, asked: Event) -> None:
+    def __init__(self, mesh: DeviceMesh, asked: Event, *, sharded: bool = False) -> None:
         self.group: Any = mesh.get_group("data")
         self.place, self.size = mesh.get_local_rank("data"), mesh["data"].size()
         self.asked = asked
-        self.stopping = False
+        self.sharded = sharded and self.size > 1
+        self.stopping = self.saving = self.wanted = False
         self.calls = 0
-        self.flag: Tensor | None = None
+        self.flags: Tensor | None = None
 
     @property
     def first(self) -> bool:
         """Whether this process speaks for the particle: it reports, saves and sends it."""
         return self.place == 0
+
+    def shard(self, model: nn.Module) -> bool:
+        """See Share.shard."""
+        if self.sharded:
+            shard(model, self.group)
+        return self.sharded
 
     def rows(self, examples: int) -> slice:
         """See Share.rows; parts differ by one row at most."""
@@ -53,18 +68,20 @@ class DataParallel:
         """See Share.add_up; one transfer for all tensors of a type."""
         kinds: dict[torch.dtype, list[Tensor]] = {}
         for tensor in tensors:
-            kinds.setdefault(tensor.dtype, []).append(tensor)
+            if not is_spread(tensor):
+                kinds.setdefault(tensor.dtype, []).append(tensor)
         for number, (kind, alike) in enumerate(kinds.items()):
-            # Whether someone was asked to stop travels along: a message of its own would cost as much again.
-            word = torch.full((1,), float(self.asked.is_set()), dtype=kind, device=alike[0].device)
-            flat = torch.cat([*(tensor.reshape(-1) for tensor in alike), word])
+            # Whether someone was asked to stop, or to save, travels along: a message of its own would cost as much.
+            said = [self.asked.is_set(), self.wanted] if self.sharded else [self.asked.is_set()]
+            words = [torch.full((1,), float(word), dtype=kind, device=alike[0].device) for word in said]
+            flat = torch.cat([*(tensor.reshape(-1) for tensor in alike), *words])
             dist.all_reduce(flat, group=self.group)  # pyright: ignore[reportUnknownMemberType]
             start = 0
             for tensor in alike:
                 tensor.copy_(flat[start : start + tensor.numel()].view(tensor.shape))
                 start += tensor.numel()
             if number == 0:
-                self._hear(flat[-1])
+                self._hear(flat[start:])
 
     def agree(self, number: int) -> bool:
         """Whether all processes gave the same number (63 bits)."""
@@ -73,12 +90,22 @@ class DataParallel:
         dist.all_reduce(both, dist.ReduceOp.MAX, group=self.group)  # pyright: ignore[reportUnknownMemberType]
         return int(both[0]) == -int(both[1])
 
-    def _hear(self, word: Tensor) -> None:
+    def ask(self) -> Snapshot:
+        """Note that a snapshot is wanted, and raise Later."""
+        self.wanted = True
+        raise Later
+
+    def saved(self) -> None:
+        """Forget that one was."""
+        self.wanted = self.saving = False
+        self.flags = None
+
+    def _hear(self, words: Tensor) -> None:
         # Reading from a GPU waits for all of its work: so only now and then, and at the same step everywhere.
         self.calls += 1
-        self.flag = word.clone() if self.flag is None else self.flag + word
-        if word.device.type == "cpu" or self.calls % _READ_EVERY == 0:
-            self.stopping = bool(self.flag > 0)
+        self.flags = words.clone() if self.flags is None else self.flags + words
+        if words.device.type == "cpu" or self.calls % _READ_EVERY == 0:
+            self.stopping, self.saving = bool(self.flags[0] > 0), self.sharded and bool(self.flags[-1] > 0)
 
 
 class Alone:
@@ -118,10 +145,20 @@ class OneForAll:
         """Report; raise Interrupted where any of the processes was asked to stop."""
         if self.share.stopping:
             self.stop()
+        if self.share.sharded:
+            snapshot = self._agreed(snapshot)
         if self.share.first:
-            self.told.stepped(index, step, total, snapshot)
+            with suppress(Later):
+                self.told.stepped(index, step, total, snapshot)
         if self.share.stopping:
             raise Interrupted("stopped.")
+
+    def _agreed(self, snapshot: Callable[[], Snapshot]) -> Callable[[], Snapshot]:
+        if not (self.share.saving or self.share.stopping):
+            return self.share.ask
+        taken = snapshot()
+        self.share.saved()
+        return lambda: taken
 
     def unfinished(self, index: int) -> Snapshot | None:
         """What all of them go on from. Raises SwampError where they do not find the same."""

@@ -47,6 +47,7 @@ class Ranks:
     inner: trains this rank's own particles. choice: what the others build theirs from, as plain JSON.
     particles: N; where there are more ranks than that, several train each particle together, by the backend that
     `shared` makes. Other numbers than with fewer ranks, up to rounding, since each step's sums are taken in parts.
+    sharded: spread each such particle's parameters, and all that training keeps of them, over its ranks.
     An error ends the job for all ranks: after it, `train` is not called again.
     """
 
@@ -58,8 +59,10 @@ class Ranks:
         *,
         particles: int = 0,
         shared: Shared | None = None,
+        sharded: bool = False,
     ) -> None:
         self.inner, self.world, self.choice, self.shared = inner, world, choice, shared
+        self.sharded = sharded
         self.apart = shared is None or world.size <= particles
         self.number, self.ticket, self.mask = 0, "", ""
 
@@ -137,7 +140,7 @@ class Ranks:
         sizes = [part.numel() for part in parts]
         job = Job(
             self.number, ticket.id, ticket.steps, sizes[0], mask.digest, sizes[1], training, seeds, first, last,
-            address, self.choice(), 0 if self.apart else min(len(seeds), self.world.size),
+            address, self.choice(), 0 if self.apart else min(len(seeds), self.world.size), self.sharded,
         )  # fmt: skip
         self.world.post(f"job-{self.number}", msgspec.to_builtins(job))
         # Everyone is known to come before the transfer, which cannot be interrupted, begins.

@@ -1,5 +1,6 @@
 """The ranks that serve: they train what rank 0 asks for until it ends the job. See ranks.py."""
 
+import gc
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -44,6 +45,8 @@ class Job:
     groups: int
     """Groups of ranks that train a particle each, its batches shared out among them; 0: a rank alone trains whole
     particles."""
+    sharded: bool
+    """Whether the parameters are spread over the ranks of a group too."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def own_part(
     if place is None:
         return []  # one of the ranks that are left when all groups have as many
     assert shared is not None
-    one = DataParallel(mesh, world.asked)
+    one = DataParallel(mesh, world.asked, sharded=job.sharded)
     told = OneForAll(told, one, world.agreed.set)
     own = job.seeds[place[0] :: job.groups]
     try:
@@ -80,6 +83,9 @@ def own_part(
     except RuntimeError as error:
         # What gloo and NCCL raise when the other side of a sum is gone.
         raise world.blame(error) from error
+    if job.sharded:
+        # What FSDP2 wrapped refers to itself: its parts would stay until the collector happens to come by.
+        gc.collect()
     return particles if one.first else []
 
 

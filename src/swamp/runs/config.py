@@ -42,6 +42,10 @@ class RunConfig:
     heartbeat_seconds: float = 120.0
     """Under torchrun: a rank that is silent this long counts as lost, and the job stops with its name."""
 
+    shard: bool = False
+    """Under torchrun, with two ranks or more for each particle: spread the weights of a particle in training, and what
+    is kept of them, over its ranks (FSDP2). For networks that do not fit; slower otherwise."""
+
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise SwampError(f"threads must be 0 or more, got {self.threads}.")
@@ -100,6 +104,7 @@ _BESIDE_THE_RESULT = (
     "keep",
     "snapshot_seconds",
     "heartbeat_seconds",
+    "shard",
     "data.folder",
     "data.workers",
 )

@@ -14,7 +14,7 @@ from torch import nn
 
 from swamp.errors import Diverged, Interrupted, SwampError
 from swamp.methods import Cycle, NoStore, Store, backend_of, cycles, ensemble, method_named
-from swamp.particles import Auto, Backend, Choice, Ranks, Sequential, World, backend_named, ranks, serve
+from swamp.particles import Auto, Backend, Choice, Ranks, Sequential, World, backend_named, can_shard, ranks, serve
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, read_json, write_json
 from swamp.runs.environment import environment
@@ -32,6 +32,7 @@ def start(config: RunConfig, path: Path, reporter: Reporter, stop: Event) -> dic
     directory = RunDirectory(path)
     if restarted() and directory.config.exists() and not differences(RunConfig.load(directory.config), config):
         return resume(path, reporter, stop)
+    _refuse_lonely_shards(config)
     with joined(config, _device_kind(config), path, stop) as world:
         if world is not None and world.rank:
             return _serve(config, directory, world)
@@ -172,6 +173,7 @@ def _records(
             lambda: (chosen := store.choice()) and chosen.to_json(),
             particles=_most(config),
             shared=lambda share: Sequential(model, task, share=share),
+            sharded=config.shard,
         )
     if method_named(plan.method).ensemble:
         initial = partial(initial_network, config, problem)
@@ -243,6 +245,17 @@ def _refuse_idle(config: RunConfig, problem: Problem, world: World | None) -> No
             f"{world.size} ranks are more than {particles} particles of {rows} examples a step can use. "
             f"Start at most {particles * rows}, better {particles}."
         )
+
+
+def _refuse_lonely_shards(config: RunConfig) -> None:
+    particles = _most(config)
+    if config.shard and ranks() < 2 * particles:
+        raise SwampError(
+            f"--shard spreads each of {particles} particles over two ranks or more, and there are {ranks()} in all. "
+            f"Start {2 * particles} or more with torchrun --nproc-per-node={2 * particles}, or leave --shard out."
+        )
+    if config.shard and not can_shard():
+        raise SwampError(f"--shard needs a newer torch than {torch.__version__}. Update it, or leave --shard out.")
 
 
 def _refuse_changed(directory: RunDirectory, config: RunConfig) -> None:

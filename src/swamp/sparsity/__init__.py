@@ -6,6 +6,7 @@ from swamp.sparsity.mask import Mask
 from swamp.sparsity.schedule import Schedule, densities_by_rate, densities_to, particles_for
 from swamp.sparsity.scope import Scope
 from swamp.sparsity.shrink import emptied, shrink
+from swamp.sparsity.spread import gathered, is_spread, own, spread_like, whole
 from swamp.sparsity.structure import STRUCTURES, structure_named
 
 __all__ = [
@@ -19,10 +20,15 @@ __all__ = [
     "densities_by_rate",
     "densities_to",
     "emptied",
+    "gathered",
     "hold",
     "hold_gradients",
+    "is_spread",
     "leaves_zeros",
+    "own",
     "particles_for",
     "shrink",
+    "spread_like",
     "structure_named",
+    "whole",
 ]

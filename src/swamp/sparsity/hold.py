@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from swamp.sparsity.mask import Mask
+from swamp.sparsity.spread import own, own_part, spread_like
 
 
 @contextmanager
@@ -27,7 +28,7 @@ def hold(model: nn.Module, mask: Mask, optimizer: torch.optim.Optimizer) -> Gene
     """
     mask.apply_(model)
     parameters = dict(model.named_parameters())
-    held = [(parameters[name], _Support(alive)) for name, alive in mask.items()]
+    held = [(weight := parameters[name], _Support(own_part(alive, weight))) for name, alive in mask.items()]
 
     def after_step(stepped: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
@@ -59,8 +60,8 @@ def hold_gradients(model: nn.Module, mask: Mask, optimizer: torch.optim.Optimize
     mask.apply_(model)
     parameters = dict(model.named_parameters())
     held = [(parameters[name], alive) for name, alive in mask.items() if parameters[name].requires_grad]
-    supports = [torch.empty_like(weight).copy_(alive) for weight, alive in held]
-    _prune(_state_tensors(optimizer, [(weight, _Support(alive)) for weight, alive in held]))
+    supports = [spread_like(alive, weight, weight.dtype) for weight, alive in held]
+    _prune(_state_tensors(optimizer, [(weight, _Support(own_part(alive, weight))) for weight, alive in held]))
 
     def mask_gradients() -> None:
         gradients = [weight.grad for weight, _ in held if weight.grad is not None]
@@ -97,7 +98,10 @@ _BITS = {
 
 
 class _Support:
-    """Ones on the living weights of one tensor, in whatever type, device and layout they are asked for."""
+    """Ones on the living weights of one tensor, in whatever type, device and layout they are asked for.
+
+    Of a tensor that is spread over processes: of this one's part.
+    """
 
     def __init__(self, alive: Tensor) -> None:
         self.alive = alive
@@ -145,4 +149,4 @@ def _prune(tensors: Sequence[tuple[Tensor, _Support]]) -> None:
 def _bits(tensor: Tensor) -> Tensor:
     # Multiplied as integers by 0 or 1. A floating-point product would leave -0 where a weight was negative and NaN
     # where it was not finite, and masked_fill_ takes six times as long.
-    return tensor.data.view(_BITS.get(tensor.dtype, tensor.dtype))
+    return own(tensor).data.view(_BITS.get(tensor.dtype, tensor.dtype))

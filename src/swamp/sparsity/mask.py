@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from swamp.errors import MaskError, shortened
 from swamp.files import digest, load_tensors, save_tensors
 from swamp.sparsity.scope import Scope
+from swamp.sparsity.spread import own, own_part, whole
 
 
 class Mask(Mapping[str, Tensor]):
@@ -135,12 +136,14 @@ class Mask(Mapping[str, Tensor]):
         self.check(model)
         parameters = dict(model.named_parameters())
         for name, tensor in self.items():
-            parameters[name].masked_fill_(~tensor.to(parameters[name].device), 0)
+            weight = own(parameters[name])
+            weight.masked_fill_(~own_part(tensor, parameters[name]).to(weight.device), 0)
 
     def require_zeros(self, weights: Mapping[str, Tensor]) -> None:
         """Raise MaskError if any weight lives that the mask prunes: the check before every save and evaluation."""
-        for name, tensor in self.items():
-            weight = weights[name].detach()
+        # A mask that was read from a file has its names in any order, and `whole` needs one and the same everywhere.
+        for name in sorted(self):
+            tensor, weight = self[name], whole(weights[name]).detach()
             # No product: a living weight that is not finite would count, since inf * 0 is NaN.
             alive = int(((weight != 0) & ~tensor.to(weight.device)).count_nonzero())
             if alive:

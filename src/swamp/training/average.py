@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from swamp.errors import SwampError
+from swamp.sparsity import gathered, own
 
 State = Mapping[str, Tensor]
 """A state dict: names to tensors."""
@@ -35,7 +36,8 @@ class RunningMean:
             wide = tensor.detach().to(_wide(tensor.dtype), copy=True)
             if name in self._mean and wide.is_floating_point():
                 # A particle read back from disk may lie on another device than one just trained.
-                self._mean[name].lerp_(wide.to(self._mean[name].device), 1 / self.count)
+                kept = own(self._mean[name])
+                kept.lerp_(own(wide).to(kept.device), 1 / self.count)
             else:
                 self._mean[name] = wide
 
@@ -46,8 +48,8 @@ class RunningMean:
         return {name: tensor.to(self._types.get(name, tensor.dtype), copy=True) for name, tensor in self._mean.items()}
 
     def partial(self) -> dict[str, Tensor]:
-        """The uncast mean so far, to be stored and handed back as `total`."""
-        return copied(self._mean)
+        """The uncast mean so far, whole, to be stored and handed back as `total`."""
+        return {name: gathered(tensor) for name, tensor in self._mean.items()}
 
 
 def copied(state: State) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from swamp.errors import Diverged, SwampError
-from swamp.sparsity import Mask, hold, hold_gradients, leaves_zeros
+from swamp.sparsity import Mask, gathered, hold, hold_gradients, leaves_zeros, spread_like, whole
 from swamp.training.average import RunningMean, copied
 from swamp.training.batchnorm import norm_layers
 from swamp.training.data import Batch, batch_to, rows_of
@@ -73,6 +73,8 @@ def fit(
     share: the part of this process where several train one model. Raises Diverged when the loss or a weight is not
     finite; the loss is read back once an epoch.
     """
+    if resume is not None:
+        model.load_state_dict(dict(resume.weights))
     run = _Run(model, task, training, seed, optimizer, alone, share)
     last = run.total if last is None else last
     step = first if resume is None else run.restore(resume)
@@ -95,8 +97,9 @@ def fit(
         require_finite_weights(dict(model.named_parameters()), step)
     averaged = run.mean.count
     weights = run.mean.mean() if averaged else copied(model.state_dict())
-    # Whatever order in memory was fastest to train in: what is averaged, hashed and stored has the usual one.
-    weights = {name: value.contiguous() for name, value in weights.items()}
+    # However it was fastest to train in, in memory and over processes: what is averaged, hashed and stored has the
+    # usual order, and is whole.
+    weights = {name: whole(value).contiguous() for name, value in weights.items()}
     return Fit(weights, averaged, step - first, tuple(run.losses))
 
 
@@ -115,7 +118,9 @@ class _Run:
     ) -> None:
         self.model, self.task, self.training, self.share = model, task, training, share
         self.device = next(model.parameters()).device
-        self.layout = arrange(model, narrow=training.precision == "bfloat16")
+        spread = share is not None and share.shard(model)
+        narrow = training.precision == "bfloat16"
+        self.layout = torch.contiguous_format if spread else arrange(model, narrow=narrow)
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.optimizer: Optimizer = (optimizer or partial(build_optimizer, training=training))(self.trainable)
         self.per_epoch = task.train.steps(training.batch_size)
@@ -195,7 +200,7 @@ class _Run:
         # A loss sum in mid-epoch must come back to the last bit, so that the resumed record is the same.
         return Snapshot(
             step,
-            copied(self.model.state_dict()),
+            {name: gathered(value) for name, value in self.model.state_dict().items()},
             optimizer_tensors(self.optimizer),
             self.mean.partial(),
             self.mean.count,
@@ -205,11 +210,13 @@ class _Run:
         )
 
     def restore(self, snapshot: Snapshot) -> int:
-        self.model.load_state_dict(dict(snapshot.weights))
+        """Go on from `snapshot`, whose weights the model has."""
         load_optimizer(self.optimizer, snapshot.optimizer)
         # The mean is kept wider than the weights are; it must be cast to their types even if no sample is added.
-        mean = {name: tensor.to(self.device, copy=True) for name, tensor in snapshot.mean.items()}
-        self.mean = RunningMean(mean, snapshot.averaged, like=self.model.state_dict())
+        state = self.model.state_dict()
+        kept = [(name, snapshot.mean[name], like) for name, like in state.items() if name in snapshot.mean]
+        mean = {name: spread_like(tensor, like, tensor.dtype) for name, tensor, like in kept}
+        self.mean = RunningMean(mean, snapshot.averaged, like=state)
         self.losses = list(snapshot.losses)
         self.running_loss.fill_(snapshot.running_loss)
         self.losses_seen = snapshot.losses_seen
@@ -227,7 +234,7 @@ def require_finite(loss: float, step: int, training: Training, per_epoch: int) -
 
 def require_finite_weights(weights: Mapping[str, Tensor], step: int) -> None:
     """Raise Diverged naming the first tensor that is not finite."""
-    wrong = [name for name, weight in weights.items() if not bool(torch.isfinite(weight).all())]
+    wrong = [name for name, weight in weights.items() if not bool(torch.isfinite(whole(weight)).all())]
     if wrong:
         raise Diverged(f"the weights of {wrong[0]!r} are not finite after step {step}. Lower the learning rate.")
 

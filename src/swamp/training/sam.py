@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from swamp.sparsity import whole
 from swamp.training.batchnorm import frozen_statistics
 
 
@@ -20,7 +21,7 @@ def second_gradient(model: nn.Module, radius: float) -> Generator[None]:
     weights = [p for p in model.parameters() if p.grad is not None]
     gradients = [p.grad.detach().clone() for p in weights if p.grad is not None]
     before = [p.detach().clone() for p in weights]
-    norm = nn.utils.get_total_norm(gradients)
+    norm = whole(nn.utils.get_total_norm(gradients))
     buffers = [
         (module._buffers, name, buffer, buffer.clone())  # pyright: ignore[reportPrivateUsage]
         for module in model.modules()

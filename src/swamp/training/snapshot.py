@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from swamp.errors import SwampError
+from swamp.sparsity import gathered, is_spread, spread_like
 from swamp.training.average import State
 
 
@@ -30,7 +31,10 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """What `optimizer` remembers: `0/exp_avg` of parameter 0, `group0/d` of group 0; `#` ends names of numbers."""
     flat: dict[str, Tensor] = {}
     for index, parameter in enumerate(_parameters(optimizer)):
-        for key, value in optimizer.state.get(parameter, {}).items():
+        slots = optimizer.state.get(parameter, {})
+        # Sorted: what was read from a file came in any order, and processes must gather in one and the same.
+        for key in sorted(slots):
+            value = slots[key]
             if value is not None:
                 name, tensor = _as_tensor(f"{index}/{key}", value)
                 flat[name] = tensor
@@ -54,6 +58,10 @@ def load_optimizer(optimizer: Optimizer, flat: Mapping[str, Tensor]) -> None:
             groups[int(owner.removeprefix("group"))][key] = value
         else:
             slots.setdefault(int(owner), {})[key] = value
+    for index, parameter in enumerate(_parameters(optimizer)):
+        if is_spread(parameter) and index in slots:
+            # Before torch takes it to the device, where all of it may have no room.
+            slots[index] = {key: _part(value, parameter) for key, value in slots[index].items()}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
     # torch places each tensor on its device, but casts it to its parameter's type: bits must come back as they were.
     for index, parameter in enumerate(_parameters(optimizer)):
@@ -63,9 +71,16 @@ def load_optimizer(optimizer: Optimizer, flat: Mapping[str, Tensor]) -> None:
 
 
 def _placed(value: Tensor, like: Tensor, parameter: nn.Parameter) -> Tensor:
+    if is_spread(value):
+        return value
     value = value.to(like.device)
     # In the order in memory of its parameter: fused kernels walk both side by side.
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value) if value.shape == parameter.shape else value
+
+
+def _part(value: Any, parameter: nn.Parameter) -> Any:
+    belongs = isinstance(value, Tensor) and value.shape == parameter.shape
+    return spread_like(value, parameter, value.dtype) if belongs else value
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
@@ -74,7 +89,7 @@ def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
 
 def _as_tensor(name: str, value: Any) -> tuple[str, Tensor]:
     if isinstance(value, Tensor):
-        return name, value.detach().clone()
+        return name, gathered(value)
     if isinstance(value, bool | int | float):
         # float64, as Python's own numbers are: float32 would change the training that goes on.
         return f"{name}#", torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
