@@ -184,3 +184,22 @@ def test_layers_of_torch_that_are_made_of_dropout_are_looked_into():
 def test_a_task_of_one_batch_can_be_probed():
     data = [(torch.ones(2, 6), torch.zeros(2, dtype=torch.long))]
     assert not draws_globally(nn.Sequential(nn.Linear(6, 2)), Task.of(data, data), 4)
+
+
+def test_other_random_numbers_are_seeded_by_step_so_that_a_resume_draws_them_again(task):
+    class Drawing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(6, 3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.out(inputs + torch.rand(6))
+
+    def net() -> nn.Module:
+        with isolated(Seed(1)):
+            return Drawing()
+
+    training, kept = Training(epochs=2, tail=0, batch_size=16, swa=False), []
+    whole = fit(net(), task, training, Seed(0)).weights["out.weight"]
+    fit(net(), task, training, Seed(0), last=5, watch=lambda step, total, snapshot: kept.append(snapshot()))
+    assert torch.equal(fit(net(), task, training, Seed(0), resume=kept[-1]).weights["out.weight"], whole)
