@@ -160,7 +160,7 @@ def measured() -> list[Line]:
     torch.set_num_threads(os.cpu_count() or 1)
     for name, case in CASES.items():
         lines += throughput(name, case)
-    lines += [job("lenet-300-100", 2560, 4, "at least 3"), job("resnet-20", 640, 8, "at least 2", "bfloat16", 500)]
+    lines += [job("lenet-300-100", 2560, 4, "at least 3"), job("resnet-20", 640, 4, "at least 2", "bfloat16", 500)]
     return [*lines, ranks("mlp-bn-600-200"), ranks("resnet-20"), memory()]
 
 
