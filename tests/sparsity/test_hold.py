@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from swamp.errors import MaskError
-from swamp.sparsity import Mask, hold
+from swamp.sparsity import Mask, hold, leaves_zeros
 
 from .held import FIRST_PRUNED, ONES, Sum, bits, slots, step
 
@@ -228,3 +228,11 @@ def test_complex_weights_are_held(dtype: torch.dtype) -> None:
     assert model.weight[0, 0] == 0
     assert model.weight[0, 1] != 0
     assert optimizer.state[model.weight]["momentum_buffer"][0, 0] == 0
+
+
+def test_an_optimizer_that_divides_nothing_by_nothing_does_not_leave_zeros_alone():
+    weight = [nn.Parameter(torch.ones(2))]
+    assert leaves_zeros(torch.optim.SGD(weight, lr=0.1))
+    assert leaves_zeros(torch.optim.AdamW(weight, lr=0.1))
+    assert not leaves_zeros(torch.optim.Adam(weight, lr=0.1, eps=0.0))
+    assert not leaves_zeros(torch.optim.Rprop(weight, lr=0.1))

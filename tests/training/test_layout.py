@@ -1,5 +1,8 @@
 """Convolutions are stored in the order in which they run fastest, and what comes out is in the usual one."""
 
+import copy
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -28,3 +31,18 @@ def test_trained_weights_come_out_in_the_usual_order():
     data = TensorData(torch.randn(8, 3, 4, 4), torch.tensor([0, 1] * 4))
     weights = fit(network(), Task(data, data), Training(epochs=1, batch_size=4, tail=0), Seed(0)).weights
     assert all(weight.is_contiguous() for weight in weights.values())
+
+
+def test_a_training_goes_on_from_a_snapshot_that_was_stored_in_the_usual_order():
+    # Fused kernels walk weights and momentum side by side: momentum in another order would be another weight's.
+    generator = torch.Generator().manual_seed(0)
+    data = TensorData(torch.randn(8, 3, 4, 4, generator=generator), torch.tensor([0, 1] * 4))
+    model, task, kept = network(), Task(data, data), []
+    training = Training(epochs=3, batch_size=4, tail=0, swa=False)
+    begun = copy.deepcopy(model)
+    whole = fit(copy.deepcopy(model), task, training, Seed(0)).weights
+    fit(begun, task, training, Seed(0), last=3, watch=lambda step, total, snapshot: kept.append(snapshot()))
+    parts = {"weights": kept[-1].weights, "optimizer": kept[-1].optimizer}
+    stored = replace(kept[-1], **{k: {n: t.contiguous() for n, t in part.items()} for k, part in parts.items()})
+    found = fit(copy.deepcopy(model), task, training, Seed(0), resume=stored).weights
+    assert all(torch.equal(found[name], weight) for name, weight in whole.items())
