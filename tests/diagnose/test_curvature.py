@@ -217,16 +217,16 @@ def test_survivors_decide_too_when_there_are_probes_enough():
 
 
 def test_statistics_of_normalisation_are_made_at_the_weights():
-    model, task = problem("normed", examples=300)
+    model, task = problem("normed", examples=600)
     stale = copy.deepcopy(model)
     stale[1].running_mean += 5
-    found, again = (Hessian(m, task, m.state_dict(), examples=300) for m in (model, stale))
+    found, again = (Hessian(m, task, m.state_dict(), examples=600) for m in (model, stale))
     vector = torch.ones(1, found.size)
     assert torch.equal(found(vector), again(vector))
-    # By hand: the layer's inputs over the one whole batch of 256.
-    seen = model[0](task.train.inputs[:256]).detach()
-    assert torch.allclose(found.model[1].running_mean, seen.mean(0))
-    assert torch.allclose(found.model[1].running_var, seen.var(0))
+    # By hand: the layer's inputs over the two whole batches of 256.
+    seen = model[0](task.train.inputs[:512]).detach().view(2, 256, 3)
+    assert torch.allclose(found.model[1].running_mean, seen.mean((0, 1)))
+    assert torch.allclose(found.model[1].running_var, seen.var(1).mean(0))
     assert torch.equal(stale[1].running_mean, torch.full((3,), 5.0).double())
 
 

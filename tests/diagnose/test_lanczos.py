@@ -84,6 +84,7 @@ def test_a_run_ends_where_its_space_ends_and_the_others_go_on():
     assert short.weights.tolist() == pytest.approx([0.5, 0.5])
     assert long.values.tolist() == pytest.approx(range(1, 21))
     assert [one.value for one in top([short])] == pytest.approx([8, 4])
+    assert [one.value for one in top([short, long], 3)] == pytest.approx([20, 19, 18])
 
 
 def test_a_block_has_the_eigenvalues_of_the_block():

@@ -64,7 +64,7 @@ def curvature(subject: Subject, settings: Settings) -> Iterator[Unit]:
     """How sharp the loss is at the mean of each cycle and at its particles: trace, top eigenvalues, density.
 
     The same probes for all, so that they compare. A unit is at most 72 products of the Hessian with a vector on
-    `settings.examples` training examples: 2 to 3 s for LeNet-300-100 and 2000 of them on one core.
+    `settings.examples` training examples: 3.5 s of a core for LeNet-300-100 and 2000 of them.
     """
     for cycle in range(subject.cycles):
         yield Unit(f"curvature/cycle-{cycle:02d}/mean", partial(_of_mean, subject, settings, cycle))

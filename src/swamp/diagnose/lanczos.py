@@ -76,7 +76,8 @@ def lanczos(product: Product, starts: Tensor, steps: int) -> list[Ritz]:
 
 def top(runs: Sequence[Ritz], count: int = 5) -> tuple[Eigenvalue, ...]:
     """The `count` largest eigenvalues, largest first, of the run that is surest of them; fewer if it has fewer."""
-    best = min(runs, key=lambda run: float(run.residuals[-count:].sum()))
+    # A run that ended early is exact, but has fewer.
+    best = min(runs, key=lambda run: (-len(run.values[-count:]), float(run.residuals[-count:].sum())))
     pairs = zip(best.values[-count:].flip(0), best.residuals[-count:].flip(0), strict=True)
     return tuple(Eigenvalue(float(value), float(residual)) for value, residual in pairs)
 
