@@ -115,8 +115,9 @@ def test_points_are_the_weights_that_training_had(finished):
         assert all(torch.equal(value, taken[step][name]) for name, value in state.items())
 
 
-@pytest.mark.parametrize("stop_at", [STEPS + 13, 3 * STEPS - 1, 3 * STEPS, 3 * STEPS + 1])
+@pytest.mark.parametrize("stop_at", [10 + 13, 10 + STEPS, 10 + 3 * STEPS - 1, 10 + 3 * STEPS, 10 + 3 * STEPS + 1])
 def test_a_run_stopped_anywhere_has_the_paths_of_one_never_stopped(stop_at, tmp_path):
+    """The ticket takes 10 steps: among the moments are a particle's last step and the first one of the next."""
     config = replace(tiny(2), path_every=4)
     config = replace(config, plan=replace(config.plan, sparsity=0.5))
     go(config, tmp_path / "whole")

@@ -109,8 +109,20 @@ def test_copies_differ_in_batch_order_alone_and_live_on_a_magnitude_mask(normed,
     one, other = look.trained(ticket, mask, [look.seed.at("instability", 0, "copy", i) for i in range(2)])
     assert (one.ticket, one.mask) == (other.ticket, other.mask) == (ticket.id, mask.digest)
     assert not torch.equal(one.weights["0.weight"], other.weights["0.weight"])
+    asked = []
+    train = look.backend.train
+
+    def spied(ticket, mask, training, seeds, **more):
+        asked.append((ticket.id, mask.digest, seeds))
+        return train(ticket, mask, training, seeds, **more)
+
+    look.backend.train = spied
     expected = between(normed, task, one, other).barriers.error
     assert look.barrier_at(4) == pytest.approx(expected, abs=1e-12)
+    look.barrier_at(4, repeat=1)
+    pairs = [seeds for *_, seeds in asked if len(seeds) == 2]
+    assert [(found, digest) for found, digest, seeds in asked if len(seeds) == 2] == [(ticket.id, mask.digest)] * 2
+    assert len({seed for pair in pairs for _, seed in pair}) == 4
     assert instability(normed, task, 0.0).mask(ticket) == look.dense
 
 
