@@ -91,12 +91,14 @@ def test_a_signal_ends_after_the_unit_and_says_how_to_go_on(run, asked, monkeypa
     first = ANALYSES["cheap"]
 
     def stopped(subject, settings):
-        for unit in first(subject, settings):
-            yield Unit(unit.key, lambda unit=unit: os.kill(os.getpid(), signal.SIGTERM) or unit.work())
+        one, two = first(subject, settings)
+        yield Unit(one.key, lambda: os.kill(os.getpid(), signal.SIGTERM) or one.work())
+        yield two
 
     monkeypatch.setitem(ANALYSES, "cheap", stopped)
     assert swamp("analyze", run, "--only", "cheap") == 143
     assert f"stopped after 1 of 2 units. To go on: swamp analyze {run} --only cheap" in capsys.readouterr().err
+    assert asked == ["cheap/cycle-00"]
     monkeypatch.setitem(ANALYSES, "cheap", first)
     asked.clear()
     assert swamp("analyze", run, "--only", "cheap") == 0

@@ -108,7 +108,9 @@ def test_hostile_names_are_text_everywhere(tmp_path):
     assert console == []
     title = re.search(r"<title>(.*?)</title>", document, flags=re.S)[1]
     assert html.unescape(title).startswith("<i>task</i>, mlp: </script>")
-    panels = len(json.loads(re.search(r'id="panels">(.*?)</script>', page, flags=re.S)[1]))
+    island = re.search(r'id="panels">(.*?)</script>', page, flags=re.S)[1]
+    assert "<" not in island
+    panels = len(json.loads(island))
     assert f'data-drawn="{panels}"' in document
     # In the drawings too: plotly would make bold of <b> and a picture of nothing.
     assert "<img" not in document

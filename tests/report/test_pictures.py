@@ -16,15 +16,17 @@ from .analysed import write_analysis
 BEGINNINGS = {"pdf": b"%PDF", "svg": b"<?xml", "png": b"\x89PNG"}
 
 
-@pytest.mark.parametrize(
-    ("which", "suffix"), [*((which, "svg") for which in CHAPTERS), ("hull", "pdf"), ("barrier", "png")]
-)
-def test_every_picture_is_drawn_for_paper_the_same_twice(runs, tmp_path, which, suffix):
-    first = draw_figure(runs, which, tmp_path / f"a.{suffix}", suffix)
-    again = draw_figure(runs, which, tmp_path / f"b.{suffix}", suffix)
-    for one, two in zip(first, again, strict=True):
-        assert one.read_bytes().startswith(BEGINNINGS[suffix])
-        assert one.read_bytes() == two.read_bytes()
+def test_every_picture_is_drawn_for_paper(runs, tmp_path):
+    for which in CHAPTERS:
+        for path in draw_figure(runs, which, tmp_path / f"{which}.svg", "svg"):
+            assert path.read_bytes().startswith(BEGINNINGS["svg"])
+
+
+@pytest.mark.parametrize("suffix", BEGINNINGS)
+def test_a_figure_is_the_same_twice(runs, tmp_path, suffix):
+    one, two = (draw_figure(runs, "accuracy", tmp_path / f"{name}.{suffix}", suffix)[0].read_bytes() for name in "ab")
+    assert one.startswith(BEGINNINGS[suffix])
+    assert one == two
 
 
 def test_a_figure_that_lacks_its_analysis_names_the_command(runs, tmp_path):
