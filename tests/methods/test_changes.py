@@ -80,6 +80,10 @@ def test_cycles_of_a_tail_begin_with_the_whole_share(mlp, task, changes):
     run(mlp, task, "sup-tickets", replace(TRAINING, tail_cycles=2))
     shares = [PLAN.dynamic.fraction_at(4, 12), PLAN.dynamic.fraction_at(8, 12), PLAN.dynamic.fraction]
     assert [share for *_, share in changes.regrown] == shares
+    # A tail of one cycle is trained on the mask it begins with.
+    changes.regrown.clear()
+    run(mlp, task, "sup-tickets", replace(TRAINING, tail_cycles=1))
+    assert [share for *_, share in changes.regrown] == shares[:2]
 
 
 def test_a_step_of_the_trunk_counts_once_and_a_dense_gradient_for_each_particle(mlp, task):

@@ -65,6 +65,11 @@ def test_a_greedy_soup_takes_what_does_no_harm_on_validation_data_best_first(nor
         names = [name for name in soup if "running" not in name and "num_batches" not in name]
         assert all(torch.equal(cycle.weights[name], soup[name]) for name in names)
         assert cycle.barrier is None
+        # Each average is measured, and recorded, with statistics of its own.
+        assert [1 - p.measured.validation["accuracy"] for p in cycle.particles] == pytest.approx(alone)
+        found_error = alone[order[0]] if len(taken) == 1 else error_of(normed, task, soup)
+        assert 1 - cycle.measured.validation["accuracy"] == pytest.approx(found_error)
+        assert (cycle.stale is None) == (len(taken) == 1 and found[order[0]].averaged < 2)
 
 
 def test_a_soup_of_one_is_the_best_particle_with_its_own_statistics(mlp, task):
