@@ -1,3 +1,4 @@
+import hypothesis
 import pytest
 import torch
 from torch import nn
@@ -6,6 +7,10 @@ from swamp.training import Seed, Task, TensorData, isolated
 
 # One thread: other numbers of threads round differently, and tests run beside each other.
 torch.set_num_threads(1)
+
+# No limit on an example's time: machines are busy, and a slow one is not a wrong one.
+hypothesis.settings.register_profile("swamp", deadline=None)
+hypothesis.settings.load_profile("swamp")
 
 
 def blobs(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -36,7 +36,7 @@ problems = st.integers(1, 6).flatmap(
 
 
 @given(problems)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_apportioned_counts_are_exact_bounded_and_nearest_to_proportional(
     problem: tuple[list[float], list[int], int, float],
 ) -> None:
@@ -59,7 +59,7 @@ def test_apportioned_counts_are_exact_bounded_and_nearest_to_proportional(
     st.integers(0, 2),
     st.floats(0, 1),
 )
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_no_other_whole_numbers_are_nearer_than_the_apportioned(
     values: list[float], sizes: list[int], floor: int, where: float
 ) -> None:
@@ -109,7 +109,7 @@ def test_erk_of_lenet_300_100_worked_out_by_hand() -> None:
     st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=4).map(tuple), min_size=1, max_size=5),
     st.floats(0, 1),
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_erk_density_is_eps_times_sum_over_product_of_dimensions(shapes: list[tuple[int, ...]], density: float) -> None:
     scores, mask = dense(**{f"layer{index}": shape for index, shape in enumerate(shapes)})
     total = round(density * mask.prunable)

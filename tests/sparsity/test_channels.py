@@ -82,7 +82,7 @@ ALLOCATIONS = ["global", "uniform", "erk"]
     st.integers(0, 2**31),
     st.sampled_from([1, 3, 1000]),
 )
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_channels_are_whole_nested_floored_and_equal_a_plain_walk(
     layers: list[tuple[int, int, tuple[int, ...]]],
     steps: list[tuple[float, str]],

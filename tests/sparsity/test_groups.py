@@ -66,7 +66,7 @@ networks = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3), st.sampled_f
 
 
 @given(networks, st.sampled_from(PATTERNS), st.integers(0, 2**31), st.sampled_from([0, 1, 3]))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_every_step_keeps_the_best_of_each_group_exactly_and_masks_are_nested(
     layers: list[tuple[int, int, tuple[int, ...]]], pattern: tuple[int, int], seed: int, levels: int
 ) -> None:
@@ -84,7 +84,7 @@ def test_every_step_keeps_the_best_of_each_group_exactly_and_masks_are_nested(
 
 
 @given(st.integers(0, 2**31), st.lists(st.floats(0, 1), min_size=1, max_size=4), st.sampled_from([0, 2]))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_number_is_kept_exactly_and_groups_differ_by_one_at_most(
     seed: int, steps: list[float], levels: int
 ) -> None:
@@ -210,7 +210,6 @@ def test_densities_go_down_one_weight_of_each_group_at_a_time() -> None:
 
 
 @given(st.integers(2, 40), st.data())
-@settings(deadline=None)
 def test_any_number_of_prunings_ends_at_the_pattern_with_whole_counts(m: int, data: st.DataObject) -> None:
     n = data.draw(st.integers(1, m - 1))
     cycles = data.draw(st.integers(0, m - n))

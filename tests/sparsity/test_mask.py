@@ -110,7 +110,7 @@ def test_a_subset_has_no_weight_of_its_own() -> None:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=20))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_overlap_and_subset_are_those_of_sets(pairs: list[tuple[bool, bool]]) -> None:
     first = {place for place, (alive, _) in enumerate(pairs) if alive}
     second = {place for place, (_, alive) in enumerate(pairs) if alive}

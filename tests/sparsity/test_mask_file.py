@@ -20,7 +20,7 @@ def random_mask(layers: dict[str, tuple[int, ...]], seed: int = 0) -> Mask:
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=8), shapes, max_size=3), st.integers(0, 9))
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_mask_of_any_shape_comes_back_from_its_file(
     tmp_path: Path, layers: dict[str, tuple[int, ...]], seed: int
 ) -> None:

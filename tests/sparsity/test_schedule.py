@@ -18,7 +18,7 @@ def test_a_fifth_a_cycle_gives_the_published_sparsities(prunings: int, percent: 
 
 
 @given(st.floats(0, 0.9999), st.none() | st.integers(1, 40), st.lists(st.floats(0.05, 0.9), min_size=1, max_size=4))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_densities_fall_from_one_to_exactly_the_target(sparsity: float, cycles: int | None, alpha: list[float]) -> None:
     densities = densities_to(sparsity, cycles=cycles, alpha=alpha)
     assert densities[0] == 1
@@ -35,7 +35,7 @@ def test_densities_fall_from_one_to_exactly_the_target(sparsity: float, cycles: 
 
 
 @given(st.floats(0.001, 0.9999), st.floats(0.05, 0.9))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_no_fewer_equal_prunings_would_do(sparsity: float, alpha: float) -> None:
     prunings = len(densities_to(sparsity, alpha=[alpha])) - 1
     assert (1 - alpha) ** prunings <= (1 - sparsity) * (1 + 1e-7)
@@ -133,7 +133,7 @@ def test_counts_are_the_nearest_whole_numbers() -> None:
 
 
 @given(st.integers(1, 10**9), st.floats(0, 0.999))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_the_last_cycle_keeps_the_wanted_share_exactly(prunable: int, sparsity: float) -> None:
     densities = densities_to(sparsity)
     kept = Schedule(densities, (1,) * len(densities)).kept(len(densities) - 1, prunable)

@@ -64,7 +64,7 @@ layers = st.lists(st.lists(st.integers(-2, 2), min_size=1, max_size=8), min_size
 
 
 @given(layers, st.integers(0, 2), st.lists(st.floats(0, 1), min_size=1, max_size=3))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_masks_are_nested_and_equal_a_plain_sort_at_every_step(
     values: list[list[int]], floor: int, steps: list[float]
 ) -> None:
@@ -94,7 +94,7 @@ def by_plain_sort(mask: Mask, scores: dict[str, Tensor], kept: int, floor: int) 
 
 
 @given(layers, st.sampled_from(["global", "uniform", "erk"]), st.floats(0, 1), st.floats(0, 1), st.integers(0, 2))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_every_allocation_keeps_exact_nested_counts_above_the_floor(
     values: list[list[int]], allocation: str, first: float, second: float, floor: int
 ) -> None:

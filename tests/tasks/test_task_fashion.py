@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from swamp.errors import SwampError
@@ -149,7 +149,6 @@ def try_to_read(folder: Path, contents: bytes, dimensions: int) -> None:
         assert (array.dtype, array.dim()) == (torch.uint8, dimensions)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=64), st.sampled_from([b"", b"\0\0\x08", b"\x1f\x8b\x08\0"]), st.integers(1, 3))
 def test_any_bytes_are_an_array_or_a_clear_error(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, prefix: bytes, dimensions: int
@@ -162,7 +161,6 @@ def test_any_bytes_are_an_array_or_a_clear_error(
 WHOLE = gzip.compress(idx(2, 2, values=b"abcd"))
 
 
-@settings(deadline=None)
 @given(st.integers(0, len(WHOLE) - 1), st.integers(0, 255))
 def test_any_changed_byte_is_an_array_or_a_clear_error(
     tmp_path_factory: pytest.TempPathFactory, place: int, value: int

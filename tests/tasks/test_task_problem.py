@@ -4,7 +4,7 @@ from typing import cast
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -23,7 +23,6 @@ def counted(examples: int) -> TensorData:
     return TensorData(numbers.view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous(), numbers, augment=crop_flip(1))
 
 
-@settings(deadline=None)
 @given(st.integers(2, 200), st.floats(0, 0.7), st.integers(0, 2**40))
 def test_the_two_parts_are_disjoint_and_together_everything(count: int, share: float, number: int):
     train, held_out = split_index(count, DataOptions(validation=share), Seed(number))
