@@ -1,10 +1,15 @@
 """swamp: sparse weight averaging with multiple particles, for iterative magnitude pruning in PyTorch."""
 
-from swamp.errors import Diverged, Interrupted, MaskError, SwampError
-from swamp.methods import Cycle, Plan, SparseModel, cycles, prune
-from swamp.particles import Particle, Sequential, Ticket
-from swamp.sparsity import Mask, Scope, hold
-from swamp.training import Seed, Task, TensorData, Training
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from swamp.errors import Diverged, Interrupted, MaskError, SwampError
+    from swamp.export import load
+    from swamp.methods import Cycle, Plan, SparseModel, cycles, prune
+    from swamp.particles import Particle, Sequential, Ticket
+    from swamp.sparsity import Mask, Scope, hold
+    from swamp.training import Seed, Task, TensorData, Training
 
 __version__ = "0.1.0"
 
@@ -27,5 +32,27 @@ __all__ = [
     "Training",
     "cycles",
     "hold",
+    "load",
     "prune",
 ]
+
+_ROOMS = {
+    "errors": ("Diverged", "Interrupted", "MaskError", "SwampError"),
+    "export": ("load",),
+    "methods": ("Cycle", "Plan", "SparseModel", "cycles", "prune"),
+    "particles": ("Particle", "Sequential", "Ticket"),
+    "sparsity": ("Mask", "Scope", "hold"),
+    "training": ("Seed", "Task", "TensorData", "Training"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # A name is fetched when it is asked for: who only loads an exported network imports nothing of training.
+    for room, names in _ROOMS.items():
+        if name in names:
+            return getattr(import_module(f"swamp.{room}"), name)
+    raise AttributeError(f"module 'swamp' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from swamp.cli.analyze import analyze_command
 from swamp.cli.compare import compare_command
+from swamp.cli.export import benchmark_command, export_command
 from swamp.cli.listing import list_command
 from swamp.cli.report import figure_command, report_command, watch_command
 from swamp.cli.run import resume_command, run_command
@@ -26,6 +27,8 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "report": (report_command, "write one HTML page on runs: what they reached, and why"),
     "watch": (watch_command, "serve that page to this machine while a run goes on"),
     "figure": (figure_command, "draw one of its pictures for a paper"),
+    "export": (export_command, "write the sparse network of a run as one small file, or as ONNX and others"),
+    "benchmark": (benchmark_command, "measure such a file here: size, speed beside dense runtimes, accuracy"),
     "list": (
         list_command,
         "say what recipes, tasks, models, methods, scores, backends, studies and analyses there are",

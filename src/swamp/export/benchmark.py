@@ -1,0 +1,234 @@
+"""How fast an exported network is on this machine, beside the dense runtimes that are installed."""
+
+import contextlib
+import logging
+import math
+import statistics
+import tempfile
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swamp.errors import SwampError
+from swamp.export.formats import example, to_onnx
+from swamp.export.program import LAYERS, Dense, Program
+from swamp.export.rewrite import folded
+from swamp.export.runtime import Sparse
+
+OURS = "swamp"
+Call = Callable[[Sequence[Tensor]], Any]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Of one runtime at one batch size, in seconds a call: the median of rounds that all runtimes took in turns."""
+
+    runtime: str
+    batch: int
+    median: float
+    low: float
+    high: float
+    """The quartiles."""
+    note: str = ""
+
+    @property
+    def throughput(self) -> float:
+        """Examples a second."""
+        return self.batch / self.median
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a network weighs and does."""
+
+    parameters: int
+    kept: int
+    dense_bytes: int
+    """Of the state dict, in float32."""
+    deflated_bytes: int
+    """Of the same, compressed."""
+    file_bytes: int
+    dense_operations: int
+    """Floating point operations for one example in linear and convolutional layers, a product and a sum each."""
+    operations: int
+    """The same of the surviving weights."""
+
+
+def size_of(program: Program, path: Path) -> Size:
+    """Parameters, bytes and operations of the network in a file."""
+    tensors = [tensor for tensor in program.tensors.values() if tensor.is_floating_point()]
+    data = [tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for tensor in tensors]
+    full = alive = 0
+    for step in program.steps:
+        name = step.args[1].name if step.op in LAYERS else ""
+        if name in program.tensors and step.shape is not None:
+            weight = program.tensors[name]
+            # A linear layer's outputs are its last dimension, a convolution's the first after the batch.
+            places = step.shape[1:-1] if step.op == "linear" else step.shape[2:]
+            positions = math.prod(size or 1 for size in places)
+            full += 2 * weight.numel() * positions
+            alive += 2 * int(weight.count_nonzero()) * positions
+    return Size(
+        sum(tensor.numel() for tensor in tensors),
+        sum(int(tensor.count_nonzero()) for tensor in tensors),
+        sum(len(part) for part in data),
+        sum(len(zlib.compress(part, 6)) for part in data),
+        path.stat().st_size,
+        full,
+        alive,
+    )
+
+
+def benchmark(
+    program: Program, batches: Sequence[int], runtimes: Sequence[str] = (), seconds: float = 4.0
+) -> list[Latency]:
+    """Latencies of every runtime (default: all that are installed) at each batch size.
+
+    seconds: for each batch size, shared by all runtimes, whose calls take turns so that the machine's noise hits all
+    alike. Raises SwampError for a runtime that does not exist or is not installed.
+    """
+    chosen = tuple(runtimes) or tuple(name for name, (package, _) in RUNTIMES.items() if find_spec(package))
+    for name in chosen:
+        if name not in RUNTIMES or not find_spec(RUNTIMES[name][0]):
+            raise SwampError(f"there is no runtime {name!r} here; there is {', '.join(RUNTIMES)} where installed.")
+    found: list[Latency] = []
+    for batch in batches:
+        inputs = example(program, batch)
+        with contextlib.ExitStack() as stack, torch.no_grad():
+            calls = {name: RUNTIMES[name][1](program, batch, stack) for name in chosen}
+            found += _measured(calls, inputs, batch, seconds)
+    return found
+
+
+def _measured(
+    calls: Mapping[str, tuple[Call, str]], inputs: Sequence[Tensor], batch: int, seconds: float
+) -> list[Latency]:
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    repeats: dict[str, int] = {}
+    for name, (call, _) in calls.items():
+        call(inputs)
+        # Long enough for the clock and for what the runtime before left in the caches to be forgotten.
+        repeats[name] = max(1, round(0.01 / _seconds(call, inputs, 2)))
+    until = time.perf_counter() + seconds
+    while len(next(iter(times.values()))) < 7 or time.perf_counter() < until:
+        for name, (call, _) in calls.items():
+            times[name].append(_seconds(call, inputs, repeats[name]))
+    return [
+        Latency(name, batch, statistics.median(own), *statistics.quantiles(own, n=4)[::2], calls[name][1])
+        for name, own in times.items()
+    ]
+
+
+def _seconds(call: Call, inputs: Sequence[Tensor], repeats: int) -> float:
+    began = time.perf_counter()
+    for _ in range(repeats):
+        call(inputs)
+    return (time.perf_counter() - began) / repeats
+
+
+def best_dense(found: Sequence[Latency], batch: int) -> Latency | None:
+    """The fastest dense float32 runtime at a batch size."""
+    rivals = [one for one in found if one.batch == batch and one.runtime not in (OURS, "torch bf16")]
+    return min(rivals, key=lambda one: one.median, default=None)
+
+
+def _torch(program: Program, batch: int, stack: contextlib.ExitStack) -> tuple[Call, str]:
+    """Dense, in whichever order of memory is faster."""
+    inputs = example(program, batch)
+    plain = Dense(folded(program)).eval()
+    if not any(tensor.dim() == 4 for tensor in inputs):
+        return lambda given: plain(*given), ""
+    last: Any = Dense(folded(program)).eval().to(memory_format=torch.channels_last)  # pyright: ignore
+    arranged = {id(x): x.contiguous(memory_format=torch.channels_last) for x in inputs if x.dim() == 4}
+
+    def arrange(given: Sequence[Tensor]) -> Any:
+        return last(*(arranged.get(id(x), x).contiguous(memory_format=torch.channels_last) for x in given))
+
+    ways: dict[str, Call] = {"": lambda given: plain(*given), "channels last": arrange}
+    for way in ways.values():
+        way(inputs)
+    took = {note: min(_seconds(way, inputs, 1) for _ in range(5)) for note, way in ways.items()}
+    note = min(took, key=lambda name: took[name])
+    return ways[note], note
+
+
+def _bf16(program: Program, batch: int, stack: contextlib.ExitStack) -> tuple[Call, str]:
+    narrow = Dense(folded(program)).eval().to(torch.bfloat16)
+
+    def call(given: Sequence[Tensor]) -> Any:
+        return narrow(*(x.to(torch.bfloat16) if x.is_floating_point() else x for x in given))
+
+    return call, "dense, not float32"
+
+
+def _compile(program: Program, batch: int, stack: contextlib.ExitStack) -> tuple[Call, str]:
+    compiled: Any = torch.compile(Dense(folded(program)).eval())  # pyright: ignore
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        inputs = example(program, batch)
+        compiled(*inputs)
+    return lambda given: compiled(*given), ""
+
+
+def _onnx_file(program: Program, stack: contextlib.ExitStack) -> Path:
+    path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model.onnx"
+    to_onnx(program, path)
+    return path
+
+
+def _onnxruntime(program: Program, batch: int, stack: contextlib.ExitStack) -> tuple[Call, str]:
+    import onnxruntime  # pyright: ignore
+
+    runtime: Any = onnxruntime
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Threads that spin on after a call slow whatever runs next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    path = str(_onnx_file(program, stack))
+    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+
+    def call(given: Sequence[Tensor]) -> Any:
+        return session.run(None, {name: x.numpy() for name, x in zip(names, given, strict=True)})
+
+    return call, ""
+
+
+def _openvino(program: Program, batch: int, stack: contextlib.ExitStack) -> tuple[Call, str]:
+    import openvino  # pyright: ignore
+
+    engine: Any = openvino
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    model = engine.Core().read_model(str(_onnx_file(program, stack)))
+    shapes = [list(x.shape) for x in example(program, batch)]
+    model.reshape(dict(enumerate(shapes)) if len(shapes) > 1 else shapes[0])
+    request = engine.Core().compile_model(model, "CPU", settings).create_infer_request()
+    return lambda given: request.infer([x.numpy() for x in given], share_inputs=True), ""
+
+
+def _ours(program: Program, batch: int, stack: contextlib.ExitStack) -> tuple[Call, str]:
+    module = Sparse(program, batch=batch)
+    (tuned,) = module.tuned.values()
+    note = tuned.way if not tuned.dense_layers else f"dense: {', '.join(tuned.dense_layers)}"
+    return lambda given: module(*given), note
+
+
+RUNTIMES: Mapping[str, tuple[str, Callable[[Program, int, contextlib.ExitStack], tuple[Call, str]]]] = {
+    "torch": ("torch", _torch),
+    "torch.compile": ("torch", _compile),
+    "onnxruntime": ("onnxruntime", _onnxruntime),
+    "openvino": ("openvino", _openvino),
+    "torch bf16": ("torch", _bf16),
+    OURS: ("torch", _ours),
+}
+"""Name -> (the package it needs, what makes a call of it)."""
+logging.getLogger("torch.onnx").setLevel(logging.ERROR)

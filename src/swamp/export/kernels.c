@@ -1,0 +1,312 @@
+/* The kernels of the sparse runtime: one small interpreter of steps over float32 buffers.
+
+   A buffer holds `V` examples as [channel][row][column][V] with a border of zeros, so that a convolution of any kernel is,
+   for each output channel, a sum of weight times a contiguous row of inputs at a fixed offset. A linear layer is the same
+   with one pixel. Everything about shapes is data (see lower.py); nothing here is compiled for one network. */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#include <time.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+typedef int64_t i64;
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+enum { SUM, MAX, GATHER, MEAN, COPY };
+enum { NONE, RELU, GELU };
+
+/* All fields are 64-bit integers, so that Python fills them as one array. Offsets and strides count floats. */
+typedef struct {
+    i64 op, act;
+    i64 in, out, residual;                /* in the arena; residual < 0: none */
+    i64 in_tensor, in_example;            /* COPY from tensor number in_tensor (< 0: the arena), so far per example */
+    i64 out_tensor, out_example;          /* COPY to one */
+    i64 channels, out_channel, residual_channel;
+    i64 runs, in_run, out_run, residual_run, length; /* a channel is so many contiguous runs */
+    i64 gaps, row, pitch;                 /* an image in one run: its rows (floats, distance) and the borders between */
+    i64 in_channel, pixels, width;        /* MEAN */
+    i64 rows, offsets, values, bias, order; /* addresses */
+    i64 size[5], in_stride[5], out_stride[5], split; /* COPY: the last two are pixel and example */
+} step;
+
+i64 swamp_lanes(void) { return LANES; }
+i64 swamp_fields(void) { return sizeof(step) / sizeof(i64); }
+
+static inline vec load(const float *p) { return *(const vec *)p; }
+static inline void store(float *p, vec v) { *(vec *)p = v; }
+
+static inline vec blend(ivec which, vec yes, vec no) { return (vec)((which & (ivec)yes) | (~which & (ivec)no)); }
+
+/* exp of values in [-87, 0]: 2^n times a polynomial. */
+static inline vec exp_negative(vec x) {
+    vec scaled = x * 1.44269504f - 0.5f;
+    ivec n = __builtin_convertvector(scaled, ivec);
+    vec r = x - __builtin_convertvector(n, vec) * 0.69314718f;
+    vec p = 1.0f + r * (1.0f + r * (0.5f + r * (1.6666667e-1f + r * (4.1666667e-2f + r * (8.3333333e-3f + r * 1.3888889e-3f)))));
+    return p * (vec)((n + 127) << 23);
+}
+
+/* x * Phi(x), with erf of Abramowitz and Stegun 7.1.26 (error below 2e-7). */
+static inline vec gelu(vec x) {
+    vec zero = x - x, z = x * 0.70710678f;
+    vec a = blend(z < zero, -z, z);
+    a = blend(a > zero + 9.0f, zero + 9.0f, a);
+    vec t = 1.0f / (1.0f + 0.3275911f * a);
+    vec tail = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
+    tail *= exp_negative(-a * a);
+    return x * 0.5f * blend(z < zero, tail, 2.0f - tail);
+}
+
+static inline vec activated(vec v, i64 act) {
+    vec zero = {0};
+    if (act == RELU) return blend(v < zero, zero, v); /* NaN stays NaN */
+    if (act == GELU) return gelu(v);
+    return v;
+}
+
+/* R vectors of one output channel; U sums of each hide the latency of few vectors. */
+#define TILE(R, U)                                                                                                     \
+    static void sum##R(const float *in, float *out, const float *residual, const int32_t *offsets, const float *values, \
+                       i64 count, float bias, i64 act) {                                                               \
+        vec sums[U][R];                                                                                                \
+        for (int u = 0; u < U; u++)                                                                                    \
+            for (int r = 0; r < R; r++) sums[u][r] = (vec){0} + (u ? 0.0f : bias);                                     \
+        i64 k = 0;                                                                                                     \
+        for (; k + U <= count; k += U)                                                                                 \
+            _Pragma("GCC unroll 8") for (int u = 0; u < U; u++) {                                                      \
+                const float *p = in + offsets[k + u];                                                                  \
+                _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) sums[u][r] += values[k + u] * load(p + r * LANES); \
+            }                                                                                                          \
+        for (; k < count; k++) {                                                                                       \
+            const float *p = in + offsets[k];                                                                          \
+            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) sums[0][r] += values[k] * load(p + r * LANES);         \
+        }                                                                                                              \
+        _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                                          \
+            vec sum = sums[0][r];                                                                                      \
+            _Pragma("GCC unroll 8") for (int u = 1; u < U; u++) sum += sums[u][r];                                     \
+            if (residual) sum += load(residual + r * LANES);                                                           \
+            store(out + r * LANES, activated(sum, act));                                                               \
+        }                                                                                                              \
+    }                                                                                                                  \
+    static void max##R(const float *in, float *out, const float *residual, const int32_t *offsets, const float *values, \
+                       i64 count, float bias, i64 act) {                                                               \
+        vec best[R];                                                                                                   \
+        for (int r = 0; r < R; r++) best[r] = load(in + offsets[0] + r * LANES);                                       \
+        for (i64 k = 1; k < count; k++)                                                                                \
+            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                                      \
+                vec v = load(in + offsets[k] + r * LANES);                                                             \
+                best[r] = blend((v > best[r]) | (v != v), v, best[r]);                                                 \
+            }                                                                                                          \
+        for (int r = 0; r < R; r++) store(out + r * LANES, activated(best[r], act));                                   \
+        (void)residual, (void)values, (void)bias;                                                                      \
+    }
+TILE(1, 6) TILE(2, 4) TILE(3, 3) TILE(4, 2) TILE(5, 2) TILE(6, 1) TILE(7, 1) TILE(8, 1)
+
+typedef void tile(const float *, float *, const float *, const int32_t *, const float *, i64, float, i64);
+static tile *const sums[] = {0, sum1, sum2, sum3, sum4, sum5, sum6, sum7, sum8};
+static tile *const maxima[] = {0, max1, max2, max3, max4, max5, max6, max7, max8};
+
+/* The channels [*from, *to) of thread `self`: equal shares of the weights. */
+static void by_weight(const int32_t *rows, i64 channels, i64 self, i64 threads, i64 *from, i64 *to) {
+    i64 bounds[2];
+    for (int side = 0; side < 2; side++) {
+        /* A channel costs something even without weights. */
+        i64 total = rows[channels] + 4 * channels, want = total * (self + side) / threads, low = 0, high = channels;
+        while (low < high) {
+            i64 middle = (low + high) / 2;
+            if (rows[middle] + 4 * middle < want) low = middle + 1; else high = middle;
+        }
+        bounds[side] = low;
+    }
+    *from = bounds[0], *to = bounds[1];
+}
+
+static void taps(const step *s, float *arena, i64 self, i64 threads) {
+    const int32_t *rows = (const int32_t *)s->rows, *offsets = (const int32_t *)s->offsets;
+    const float *values = (const float *)s->values, *bias = (const float *)s->bias;
+    i64 vectors = (s->length + LANES - 1) / LANES, tiles = (vectors + 7) / 8, all = s->runs * tiles;
+    i64 first = 0, last = all, from = 0, to = s->channels;
+    if (all >= 4 * threads) first = all * self / threads, last = all * (self + 1) / threads;
+    else by_weight(rows, s->channels, self, threads, &from, &to);
+    for (i64 item = first; item < last; item++) {
+        i64 run = item / tiles, number = item % tiles;
+        i64 begin = vectors * number / tiles, wide = vectors * (number + 1) / tiles - begin;
+        tile *work = s->op == SUM ? sums[wide] : maxima[wide];
+        const float *in = arena + s->in + run * s->in_run + begin * LANES;
+        float *out = arena + s->out + run * s->out_run + begin * LANES;
+        const float *residual = s->residual < 0 ? 0 : arena + s->residual + run * s->residual_run + begin * LANES;
+        for (i64 c = from; c < to; c++)
+            work(in, out + c * s->out_channel, residual ? residual + c * s->residual_channel : 0, offsets + rows[c],
+                 values + rows[c], rows[c + 1] - rows[c], bias[c], s->act);
+    }
+}
+
+/* What an image in one run wrote between its rows and beyond its end is a border again. */
+static void clear(const step *s, float *arena, i64 self, i64 threads) {
+    i64 end = (s->length + LANES - 1) / LANES * LANES;
+    for (i64 c = s->channels * self / threads; c < s->channels * (self + 1) / threads; c++) {
+        float *plane = arena + s->out + c * s->out_channel;
+        for (i64 y = 0; y < s->gaps; y++)
+            for (i64 i = y * s->pitch + s->row; i < (y + 1) * s->pitch; i++) plane[i] = 0;
+        for (i64 i = s->length; i < end; i++) plane[i] = 0;
+    }
+}
+
+/* One example: LANES output channels at once, of about equal numbers of weights, each gathering inputs of its own. */
+static void gather(const step *s, float *arena, i64 self, i64 threads) {
+    const int32_t *rows = (const int32_t *)s->rows, *offsets = (const int32_t *)s->offsets;
+    const int32_t *order = (const int32_t *)s->order;
+    const float *values = (const float *)s->values, *bias = (const float *)s->bias, *in = arena + s->in;
+    i64 slices = (s->channels + LANES - 1) / LANES, from, to;
+    by_weight(rows, slices, self, threads, &from, &to);
+    for (i64 slice = from; slice < to; slice++) {
+        float total[LANES];
+        const int32_t *at = offsets + (i64)rows[slice] * LANES;
+        const float *weight = values + (i64)rows[slice] * LANES;
+        i64 here = s->channels - slice * LANES < LANES ? s->channels - slice * LANES : LANES;
+        memcpy(total, bias + slice * LANES, sizeof total);
+        if (s->residual >= 0)
+            for (i64 j = 0; j < here; j++) total[j] += arena[s->residual + order[slice * LANES + j] * s->residual_channel];
+        /* In this form compilers use the gathers of the machine. */
+        for (i64 k = rows[slice]; k < rows[slice + 1]; k++, at += LANES, weight += LANES)
+#pragma omp simd
+            for (int j = 0; j < LANES; j++) total[j] += weight[j] * in[at[j]];
+        store(total, activated(load(total), s->act));
+        for (i64 j = 0; j < here; j++) arena[s->out + order[slice * LANES + j] * s->out_channel] = total[j];
+    }
+}
+
+static void mean(const step *s, float *arena, i64 self, i64 threads) {
+    i64 wide = s->width;
+    float scale = 1.0f / (float)s->pixels;
+    for (i64 c = s->channels * self / threads; c < s->channels * (self + 1) / threads; c++) {
+        const float *in = arena + s->in + c * s->in_channel;
+        float *out = arena + s->out + c * s->out_channel;
+        if (wide == 1) {
+            vec sum = {0};
+            float rest = 0;
+            for (i64 run = 0; run < s->runs; run++) {
+                const float *row = in + run * s->in_run;
+                i64 x = 0;
+                for (; x + LANES <= s->length; x += LANES) sum += load(row + x);
+                for (; x < s->length; x++) rest += row[x];
+            }
+            for (int j = 0; j < LANES; j++) rest += sum[j];
+            out[0] = rest * scale;
+            continue;
+        }
+        for (i64 v = 0; v < wide; v++) out[v] = 0;
+        for (i64 run = 0; run < s->runs; run++)
+            for (i64 x = 0; x < s->length; x += wide)
+                for (i64 v = 0; v < wide; v++) out[v] += in[run * s->in_run + x + v];
+        for (i64 v = 0; v < wide; v++) out[v] *= scale;
+    }
+}
+
+static void copy(const step *s, const float *in, float *out, i64 examples, i64 self, i64 threads) {
+    i64 from[5] = {0}, to[5];
+    memcpy(to, s->size, sizeof to);
+    to[4] = examples;
+    from[s->split] = s->size[s->split] * self / threads, to[s->split] = s->size[s->split] * (self + 1) / threads;
+    const i64 *is = s->in_stride, *os = s->out_stride;
+    i64 pixels = to[3] - from[3];
+    int plain = is[4] == 1 && os[4] == 1;
+    int whole = plain && is[3] == examples && os[3] == examples;
+    for (i64 a = from[0]; a < to[0]; a++)
+        for (i64 b = from[1]; b < to[1]; b++)
+            for (i64 c = from[2]; c < to[2]; c++) {
+                const float *p = in + a * is[0] + b * is[1] + c * is[2] + from[3] * is[3];
+                float *q = out + a * os[0] + b * os[1] + c * os[2] + from[3] * os[3];
+                if (whole || (examples == 1 && is[3] == 1 && os[3] == 1)) memcpy(q, p, pixels * examples * 4);
+                else if (examples == 1)
+                    for (i64 x = 0; x < pixels; x++) q[x * os[3]] = p[x * is[3]];
+                else if (plain)
+                    for (i64 x = 0; x < pixels; x++) memcpy(q + x * os[3], p + x * is[3], examples * 4);
+                else /* a transpose: a tile of 16 pixels stays in the first cache */
+                    for (i64 x = 0; x < pixels; x += 16)
+                        for (i64 v = 0; v < examples; v++)
+                            for (i64 i = x; i < x + 16 && i < pixels; i++)
+                                q[i * os[3] + v * os[4]] = p[i * is[3] + v * is[4]];
+            }
+}
+
+/* A barrier among the threads of the block, if there are several. */
+static inline void meet(i64 threads) {
+    if (threads > 1) {
+#ifdef _OPENMP
+#pragma omp barrier
+#endif
+    }
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + 1e-9 * t.tv_nsec;
+}
+
+/* One block of examples through all steps. */
+static void block(const step *steps, i64 count, float *arena, float *const *tensors, i64 first, i64 examples, i64 self,
+                  i64 threads, double *times) {
+    for (i64 n = 0; n < count; n++) {
+        const step *s = steps + n;
+        double began = times ? now() : 0;
+        if (s->op == COPY) {
+            const float *in = s->in_tensor < 0 ? arena + s->in : tensors[s->in_tensor] + s->in + first * s->in_example;
+            float *out = s->out_tensor < 0 ? arena + s->out : tensors[s->out_tensor] + s->out + first * s->out_example;
+            copy(s, in, out, examples, self, threads);
+        } else if (s->op == GATHER) gather(s, arena, self, threads);
+        else if (s->op == MEAN) mean(s, arena, self, threads);
+        else {
+            taps(s, arena, self, threads);
+            if (s->row) {
+                meet(threads);
+                clear(s, arena, self, threads);
+            }
+        }
+        meet(threads);
+        if (times) times[n] += now() - began;
+    }
+}
+
+/* Runs the steps on `batch` examples in blocks of `width`; each thread has `arena_size` floats of `arena`, zero at first.
+   Blocks are shared out where there are enough of them, else the channels of each layer. */
+void swamp_run(const step *steps, i64 count, float *arena, i64 arena_size, float *const *tensors, i64 batch, i64 width,
+               i64 threads, double *times) {
+    i64 blocks = (batch + width - 1) / width;
+    int shared = blocks >= threads;
+    (void)arena_size;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) if (threads > 1)
+#else
+    threads = 1;
+#endif
+    {
+        i64 self = 0, all = 1;
+#ifdef _OPENMP
+        self = omp_get_thread_num(), all = omp_get_num_threads();
+#endif
+        float *own = arena + (shared ? self * arena_size : 0);
+        double *told = self ? 0 : times;
+        if (shared) {
+#ifdef _OPENMP
+#pragma omp for schedule(dynamic, 1)
+#endif
+            for (i64 b = 0; b < blocks; b++)
+                block(steps, count, own, tensors, b * width, batch - b * width < width ? batch - b * width : width, 0, 1, told);
+        } else
+            for (i64 b = 0; b < blocks; b++)
+                block(steps, count, own, tensors, b * width, batch - b * width < width ? batch - b * width : width, self, all, told);
+    }
+}

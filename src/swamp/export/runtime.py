@@ -1,0 +1,165 @@
+"""Sparse: a network as a module that skips its zeros, each part run in the way that is fastest here."""
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from swamp.errors import SwampError
+from swamp.export.archive import read
+from swamp.export.compiler import NoCompiler, kernels
+from swamp.export.program import LAYERS, Dense, Program, Step
+from swamp.export.rewrite import folded
+from swamp.export.segments import segments
+from swamp.export.sparse import Choice, Csr, Plan, in_torch
+
+_WIDTHS = (1, 4, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was measured at one batch size, and what is run there."""
+
+    batch: int
+    way: str
+    """kernels, mixed (kernels, and some layers dense), csr, or dense."""
+    seconds: dict[str, float]
+    """Of each way that was tried, its fastest call: whatever else the machine does only adds to it."""
+    dense_layers: tuple[str, ...]
+    """Modules that torch runs dense in the way that was chosen."""
+
+
+class Sparse(nn.Module):
+    """A program as a module for inference on CPU in float32, with the interface of the network it was traced from.
+
+    batch: sizes that it is tuned for: each way of running it is timed, down to single layers, and the fastest is kept,
+    dense torch among them. Other sizes run as the nearest of these below does. Calls from several threads wait for each
+    other. Raises SwampError for inputs of another shape or type, and where gradients are asked for.
+    """
+
+    def __init__(self, program: Program, *, batch: int | Sequence[int] = (1, 32)) -> None:
+        super().__init__()
+        sizes = (batch,) if isinstance(batch, int) else tuple(batch)
+        if not sizes or any(size < 1 for size in sizes):
+            raise SwampError(f"batch sizes must be 1 or more, got {sizes}.")
+        self.program = folded(program)
+        self.dense = Dense(self.program).eval()
+        fixed = next((given.shape[0] for given in self.program.inputs), None)
+        self.tuned: dict[int, Tuned] = {}
+        self._ways: dict[int, Callable[[Sequence[Tensor]], Any]] = {}
+        for size in sorted({fixed} if fixed else set(sizes)):
+            self._tune(size)
+
+    @torch.no_grad()
+    def forward(self, *inputs: Tensor) -> Any:
+        """The network's output."""
+        if len(inputs) != len(self.program.inputs):
+            raise SwampError(f"the exported network takes {len(self.program.inputs)} inputs, got {len(inputs)}.")
+        for given, tensor in zip(self.program.inputs, inputs, strict=True):
+            if given.check(tensor).requires_grad:
+                raise SwampError("the sparse runtime has no gradients; call it with inputs that need none (detach()).")
+        size = len(inputs[0]) if inputs and inputs[0].dim() else 1
+        below = [tuned for tuned in self._ways if tuned <= size]
+        return self._ways[max(below) if below else min(self._ways)](inputs)
+
+    @property
+    def outside(self) -> list[str]:
+        """Operations that torch runs between the sparse parts, as "module: operation"."""
+        found = [part for part in segments(self.program) if isinstance(part, Step) and "operator" not in part.target]
+        return [f"{step.module or 'the model'}: {step.target}" for step in found]
+
+    def _tune(self, size: int) -> None:
+        inputs = [_example(given.shape, given.dtype, size) for given in self.program.inputs]
+        ways: dict[str, Callable[[Sequence[Tensor]], Any]] = {"dense": lambda given: self.dense(*given)}
+        try:
+            kernels()
+        except NoCompiler as error:
+            warnings.warn(str(error), stacklevel=4)
+            ways["csr"] = Csr(self.program)
+            dense: tuple[str, ...] = ()
+            took = _times(ways, inputs)
+        else:
+            widest = max(_WIDTHS[2], -(-size // 16) * 16)
+            widths = _WIDTHS[:1] if size == 1 else [width for width in _WIDTHS if width <= widest]
+            ways |= {f"kernels {width}": Plan(self.program, Choice(width)) for width in widths}
+            took = _times(ways, inputs)
+            best = min((name for name in took if name != "dense"), key=lambda name: took[name])
+            dense = self._slow(ways[best], size, inputs)
+            if dense:
+                width = int(best.split()[1])
+                rivals = {"dense": ways["dense"], best: ways[best]}
+                ways = {**rivals, "mixed": Plan(self.program, Choice(width, frozenset(dense)))}
+                took |= _times(ways, inputs)
+        name = min(ways, key=lambda name: took[name])
+        modules = tuple(self.program.step_of[layer].module for layer in dense) if name == "mixed" else ()
+        self.tuned[size] = Tuned(size, name.split()[0], took, modules)
+        self._ways[size] = ways[name]
+
+    def _slow(self, plan: Any, size: int, inputs: list[Tensor]) -> tuple[str, ...]:
+        """Layers that the kernels take longer for than torch does, dense."""
+        spent = plan.profile(inputs)
+        slow: list[str] = []
+        for step in self.program.steps:
+            shape = self.program.shape_of(step.args[0].name) if step.op in LAYERS else None
+            if shape is None or step.name not in spent:
+                continue
+            values: dict[str, Any] = dict(self.program.tensors)
+            values[step.args[0].name] = _example(shape, torch.float32, size)
+            run = in_torch(step)
+            if _least(lambda run=run, values=values: run(values)) < spent[step.name]:
+                slow.append(step.name)
+        return tuple(slow)
+
+
+def load(path: Path | str, *, batch: int | Sequence[int] = (1, 32), dense: bool = False) -> nn.Module:
+    """The network in a file that `swamp export` or `swamp.export.save` wrote, ready for inference.
+
+    batch: sizes that the sparse runtime is tuned for (see Sparse). dense: run by torch alone, as the network it was.
+    Needs torch, numpy and safetensors, and a C compiler to be fast. Raises SwampError for a file that is cut short,
+    altered, or of another kind.
+    """
+    program = read(path)
+    return Dense(folded(program)).eval() if dense else Sparse(program, batch=batch)
+
+
+def _example(shape: Sequence[int | None], dtype: torch.dtype, size: int) -> Tensor:
+    """A tensor to time with: numbers of a fixed pattern, since the global generator is not ours."""
+    sizes = [size if length is None else length for length in shape]
+    if not dtype.is_floating_point:
+        return torch.zeros(sizes, dtype=dtype)
+    count = int(np.prod(sizes))
+    return (torch.arange(count, dtype=torch.float32) % 7 - 3).reshape(sizes).to(dtype)
+
+
+def _times(ways: dict[str, Callable[[Sequence[Tensor]], Any]], inputs: list[Tensor]) -> dict[str, float]:
+    """Least seconds of each way, measured in turns so that the machine's noise hits all alike."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    until = time.perf_counter() + 0.5
+    with torch.no_grad():
+        for work in ways.values():
+            work(inputs)
+        for rounds in range(50):
+            for name, work in ways.items():
+                began = time.perf_counter()
+                work(inputs)
+                found[name].append(time.perf_counter() - began)
+            if rounds >= 4 and time.perf_counter() > until:
+                break
+    return {name: min(times) for name, times in found.items()}
+
+
+def _least(work: Callable[[], object], rounds: int = 5) -> float:
+    times: list[float] = []
+    with torch.no_grad():
+        work()
+        for _ in range(rounds):
+            began = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - began)
+    return min(times)
