@@ -222,16 +222,17 @@ def _print(path: Path, program: Program, size: Size, measured: dict[str, Any] | 
             for name, value in measured["file"].items()
         )
         Out.print(f"test, from the file: {shown}", soft_wrap=True, highlight=False)
-    table = Table("runtime", "batch", "ms a call", "quartiles", "examples/s", "to best dense", "")
+    table = Table("runtime", "batch", "ms", "spread", "a second", "ratio", "how")
     for one in sorted(found, key=lambda one: one.batch):
         ratio = _row(one, found)["ratio"]
         table.add_row(
             f"[bold]{one.runtime}[/bold]" if one.runtime == OURS else one.runtime,
             str(one.batch),
             f"{1e3 * one.median:.3f}",
-            f"{1e3 * one.low:.3f} - {1e3 * one.high:.3f}",
+            f"{1e3 * (one.high - one.low):.3f}",
             f"{one.throughput:,.0f}",
             "" if ratio is None else f"{ratio:.2f}",
             one.note,
         )
     Out.print(table)
+    Out.print("spread: between the quartiles; ratio: to the fastest dense float32 runtime", highlight=False)

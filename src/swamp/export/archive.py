@@ -81,6 +81,11 @@ def _gaps(places: Any) -> bytes:
     return gaps.tobytes()
 
 
+def _places(gaps: Any) -> Any:
+    alive = gaps != _FAR
+    return (gaps.astype(np.int64) + alive).cumsum()[alive] - 1
+
+
 def _is_sparse(tensor: Tensor) -> bool:
     return tensor.dim() > 1 and tensor.dtype == torch.float32 and bool((tensor == 0).any())
 
@@ -97,9 +102,7 @@ def _sparse(described: Mapping[str, Any], stored: Mapping[str, Tensor]) -> dict[
     first = begin = 0
     for name, (shape, count) in described.items():
         end = int(ends[first + count - 1]) if count else begin
-        own = gaps[begin:end]
-        alive = own != _FAR
-        places = (own.astype(np.int64) + alive).cumsum()[alive] - 1
+        places = _places(gaps[begin:end])
         flat = torch.zeros(sizes[name])
         flat[torch.from_numpy(places)] = stored["values"][first : first + count].float()  # pyright: ignore
         found[name] = flat.reshape(shape)

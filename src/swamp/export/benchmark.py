@@ -1,6 +1,5 @@
 """How fast an exported network is on this machine, beside the dense runtimes that are installed."""
 
-import contextlib
 import logging
 import math
 import statistics
@@ -100,11 +99,13 @@ def benchmark(
         if name not in RUNTIMES or not find_spec(RUNTIMES[name][0]):
             raise SwampError(f"there is no runtime {name!r} here; there is {', '.join(RUNTIMES)} where installed.")
     found: list[Latency] = []
-    for batch in batches:
-        inputs = example(program, batch)
-        with contextlib.ExitStack() as stack, torch.no_grad():
-            calls = {name: RUNTIMES[name][1](program, batch, stack) for name in chosen}
-            found += _measured(calls, inputs, batch, seconds)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        onnx = Path(folder) / "model.onnx"
+        if {"onnxruntime", "openvino"} & set(chosen):
+            to_onnx(program, onnx)
+        for batch in batches:
+            calls = {name: RUNTIMES[name][1](program, batch, onnx) for name in chosen}
+            found += _measured(calls, example(program, batch), batch, seconds)
     return found
 
 
@@ -122,9 +123,13 @@ def _measured(
         for name, (call, _) in calls.items():
             times[name].append(_seconds(call, inputs, repeats[name]))
     return [
-        Latency(name, batch, statistics.median(own), *statistics.quantiles(own, n=4)[::2], calls[name][1])
+        Latency(name, batch, statistics.median(own), _quartile(own, 0), _quartile(own, 2), calls[name][1])
         for name, own in times.items()
     ]
+
+
+def _quartile(values: list[float], which: int) -> float:
+    return statistics.quantiles(values, n=4)[which]
 
 
 def _seconds(call: Call, inputs: Sequence[Tensor], repeats: int) -> float:
@@ -140,7 +145,7 @@ def best_dense(found: Sequence[Latency], batch: int) -> Latency | None:
     return min(rivals, key=lambda one: one.median, default=None)
 
 
-def _torch(program: Program, batch: int, stack: contextlib.ExitStack) -> tuple[Call, str]:
+def _torch(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
     """Dense, in whichever order of memory is faster."""
     inputs = example(program, batch)
     plain = Dense(folded(program)).eval()
@@ -160,16 +165,17 @@ def _torch(program: Program, batch: int, stack: contextlib.ExitStack) -> tuple[C
     return ways[note], note
 
 
-def _bf16(program: Program, batch: int, stack: contextlib.ExitStack) -> tuple[Call, str]:
-    narrow = Dense(folded(program)).eval().to(torch.bfloat16)
+def _bf16(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
+    narrow: Any = Dense(folded(program)).eval().to(torch.bfloat16)
 
     def call(given: Sequence[Tensor]) -> Any:
-        return narrow(*(x.to(torch.bfloat16) if x.is_floating_point() else x for x in given))
+        given = [x.to(torch.bfloat16) if x.is_floating_point() else x for x in given]
+        return narrow(*given)
 
     return call, "dense, not float32"
 
 
-def _compile(program: Program, batch: int, stack: contextlib.ExitStack) -> tuple[Call, str]:
+def _compile(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
     compiled: Any = torch.compile(Dense(folded(program)).eval())  # pyright: ignore
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -178,13 +184,7 @@ def _compile(program: Program, batch: int, stack: contextlib.ExitStack) -> tuple
     return lambda given: compiled(*given), ""
 
 
-def _onnx_file(program: Program, stack: contextlib.ExitStack) -> Path:
-    path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model.onnx"
-    to_onnx(program, path)
-    return path
-
-
-def _onnxruntime(program: Program, batch: int, stack: contextlib.ExitStack) -> tuple[Call, str]:
+def _onnxruntime(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
     import onnxruntime  # pyright: ignore
 
     runtime: Any = onnxruntime
@@ -193,8 +193,7 @@ def _onnxruntime(program: Program, batch: int, stack: contextlib.ExitStack) -> t
     options.intra_op_num_threads = torch.get_num_threads()
     # Threads that spin on after a call slow whatever runs next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    path = str(_onnx_file(program, stack))
-    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
 
     def call(given: Sequence[Tensor]) -> Any:
@@ -203,26 +202,26 @@ def _onnxruntime(program: Program, batch: int, stack: contextlib.ExitStack) -> t
     return call, ""
 
 
-def _openvino(program: Program, batch: int, stack: contextlib.ExitStack) -> tuple[Call, str]:
+def _openvino(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
     import openvino  # pyright: ignore
 
     engine: Any = openvino
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    model = engine.Core().read_model(str(_onnx_file(program, stack)))
+    model = engine.Core().read_model(str(onnx))
     shapes = [list(x.shape) for x in example(program, batch)]
     model.reshape(dict(enumerate(shapes)) if len(shapes) > 1 else shapes[0])
     request = engine.Core().compile_model(model, "CPU", settings).create_infer_request()
     return lambda given: request.infer([x.numpy() for x in given], share_inputs=True), ""
 
 
-def _ours(program: Program, batch: int, stack: contextlib.ExitStack) -> tuple[Call, str]:
+def _ours(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
     module = Sparse(program, batch=batch)
     (tuned,) = module.tuned.values()
     note = tuned.way if not tuned.dense_layers else f"dense: {', '.join(tuned.dense_layers)}"
     return lambda given: module(*given), note
 
 
-RUNTIMES: Mapping[str, tuple[str, Callable[[Program, int, contextlib.ExitStack], tuple[Call, str]]]] = {
+RUNTIMES: Mapping[str, tuple[str, Callable[[Program, int, Path], tuple[Call, str]]]] = {
     "torch": ("torch", _torch),
     "torch.compile": ("torch", _compile),
     "onnxruntime": ("onnxruntime", _onnxruntime),

@@ -37,9 +37,8 @@ def to_onnx(program: Program, path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         file = Path(folder) / "model.onnx"
-        exported: Any = torch.onnx.export(
-            dense, inputs, dynamo=True, dynamic_shapes=shapes, verbose=False, external_data=False
-        )
+        export: Any = torch.onnx.export  # pyright: ignore[reportUnknownMemberType]
+        exported = export(dense, inputs, dynamo=True, dynamic_shapes=shapes, verbose=False, external_data=False)
         exported.save(str(file), external_data=False)
         data = file.read_bytes()
         options = runtime.SessionOptions()
@@ -96,7 +95,8 @@ def read_csr(path: Path | str) -> dict[str, Tensor]:
         crow, col, values = (stored.pop(f"{name}.{part}") for part in ("crow", "col", "values"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            stored[name] = torch.sparse_csr_tensor(crow, col, values, (sizes[0], math.prod(sizes[1:])))
+            matrix: Any = torch.sparse_csr_tensor  # pyright: ignore[reportUnknownMemberType]
+            stored[name] = matrix(crow, col, values, (sizes[0], math.prod(sizes[1:])))
     return stored
 
 

@@ -1,9 +1,10 @@
 """Sparse: a network as a module that skips its zeros, each part run in the way that is fastest here."""
 
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ class Tuned:
 
     batch: int
     way: str
-    """kernels, mixed (kernels, and some layers dense), csr, or dense."""
+    """kernels (and with how many examples side by side), mixed (some layers dense), csr, or dense."""
     seconds: dict[str, float]
-    """Of each way that was tried, its fastest call: whatever else the machine does only adds to it."""
+    """Median time of each way that was tried."""
     dense_layers: tuple[str, ...]
     """Modules that torch runs dense in the way that was chosen."""
 
@@ -85,20 +86,18 @@ class Sparse(nn.Module):
             dense: tuple[str, ...] = ()
             took = _times(ways, inputs)
         else:
-            widest = max(_WIDTHS[2], -(-size // 16) * 16)
-            widths = _WIDTHS[:1] if size == 1 else [width for width in _WIDTHS if width <= widest]
-            ways |= {f"kernels {width}": Plan(self.program, Choice(width)) for width in widths}
+            choices = _choices(size)
+            ways |= {str(choice): Plan(self.program, choice) for choice in choices}
             took = _times(ways, inputs)
-            best = min((name for name in took if name != "dense"), key=lambda name: took[name])
-            dense = self._slow(ways[best], size, inputs)
+            best = min(choices, key=lambda choice: took[str(choice)])
+            dense = self._slow(ways[str(best)], size, inputs)
             if dense:
-                width = int(best.split()[1])
-                rivals = {"dense": ways["dense"], best: ways[best]}
-                ways = {**rivals, "mixed": Plan(self.program, Choice(width, frozenset(dense)))}
+                mixed = replace(best, dense=frozenset(dense))
+                ways = {"dense": ways["dense"], str(best): ways[str(best)], "mixed": Plan(self.program, mixed)}
                 took |= _times(ways, inputs)
         name = min(ways, key=lambda name: took[name])
         modules = tuple(self.program.step_of[layer].module for layer in dense) if name == "mixed" else ()
-        self.tuned[size] = Tuned(size, name.split()[0], took, modules)
+        self.tuned[size] = Tuned(size, name, took, modules)
         self._ways[size] = ways[name]
 
     def _slow(self, plan: Any, size: int, inputs: list[Tensor]) -> tuple[str, ...]:
@@ -112,7 +111,7 @@ class Sparse(nn.Module):
             values: dict[str, Any] = dict(self.program.tensors)
             values[step.args[0].name] = _example(shape, torch.float32, size)
             run = in_torch(step)
-            if _least(lambda run=run, values=values: run(values)) < spent[step.name]:
+            if _median(lambda run=run, values=values: run(values)) < spent[step.name]:
                 slow.append(step.name)
         return tuple(slow)
 
@@ -128,6 +127,14 @@ def load(path: Path | str, *, batch: int | Sequence[int] = (1, 32), dense: bool 
     return Dense(folded(program)).eval() if dense else Sparse(program, batch=batch)
 
 
+def _choices(size: int) -> list[Choice]:
+    widest = max(16, -(-size // 16) * 16)
+    choices = [Choice(width) for width in _WIDTHS if width <= widest] if size > 1 else [Choice(1)]
+    if torch.get_num_threads() > 1:
+        choices += [replace(choice, alone=True) for choice in choices if choice.width in (1, 16)]
+    return choices
+
+
 def _example(shape: Sequence[int | None], dtype: torch.dtype, size: int) -> Tensor:
     """A tensor to time with: numbers of a fixed pattern, since the global generator is not ours."""
     sizes = [size if length is None else length for length in shape]
@@ -138,7 +145,7 @@ def _example(shape: Sequence[int | None], dtype: torch.dtype, size: int) -> Tens
 
 
 def _times(ways: dict[str, Callable[[Sequence[Tensor]], Any]], inputs: list[Tensor]) -> dict[str, float]:
-    """Least seconds of each way, measured in turns so that the machine's noise hits all alike."""
+    """Median seconds of each way, measured in turns so that the machine's noise hits all alike."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     until = time.perf_counter() + 0.5
     with torch.no_grad():
@@ -151,10 +158,10 @@ def _times(ways: dict[str, Callable[[Sequence[Tensor]], Any]], inputs: list[Tens
                 found[name].append(time.perf_counter() - began)
             if rounds >= 4 and time.perf_counter() > until:
                 break
-    return {name: min(times) for name, times in found.items()}
+    return {name: statistics.median(times) for name, times in found.items()}
 
 
-def _least(work: Callable[[], object], rounds: int = 5) -> float:
+def _median(work: Callable[[], object], rounds: int = 5) -> float:
     times: list[float] = []
     with torch.no_grad():
         work()
@@ -162,4 +169,4 @@ def _least(work: Callable[[], object], rounds: int = 5) -> float:
             began = time.perf_counter()
             work()
             times.append(time.perf_counter() - began)
-    return min(times)
+    return statistics.median(times)

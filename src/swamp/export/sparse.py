@@ -28,6 +28,11 @@ class Choice:
     """Examples side by side in a block."""
     dense: frozenset[str] = frozenset()
     """Layers that torch runs."""
+    alone: bool = False
+    """One thread: on little work, or a busy machine, several wait for each other longer than they work."""
+
+    def __str__(self) -> str:
+        return f"kernels, {self.width} side by side" + (", one thread" if self.alone else "")
 
 
 class Plan:
@@ -44,7 +49,7 @@ class Plan:
             if isinstance(part, Step):
                 self.runs.append(in_torch(part))
                 continue
-            self.segments.append(Kernels(self.kernels, part, lower(program, part, choice.width, lanes)))
+            self.segments.append(Kernels(self.kernels, part, lower(program, part, choice.width, lanes), choice.alone))
             self.runs.append(self.segments[-1])
 
     def __call__(self, inputs: Sequence[Tensor]) -> Any:
@@ -125,8 +130,8 @@ def in_torch(step: Step) -> Run:
 class Kernels:
     """A lowered segment and the arenas of its threads."""
 
-    def __init__(self, library: Any, segment: Segment, lowered: Lowered) -> None:
-        self.library, self.segment, self.lowered = library, segment, lowered
+    def __init__(self, library: Any, segment: Segment, lowered: Lowered, alone: bool = False) -> None:
+        self.library, self.segment, self.lowered, self.alone = library, segment, lowered, alone
         self.arena = np.zeros(0, np.float32)
         self.times: Any = None
 
@@ -138,7 +143,7 @@ class Kernels:
         lead = next((x.shape[:1] if len(kind) == 3 else x.shape[:-1] for x, kind in zip(inputs, kinds, strict=True)))
         examples = lead.numel()
         outputs = [self._output(name, lead, inputs[0]) for name in segment.outputs]
-        threads = torch.get_num_threads()
+        threads = 1 if self.alone else torch.get_num_threads()
         if len(self.arena) < threads * lowered.arena:
             self.arena = np.zeros(threads * lowered.arena, np.float32)
         tensors = (ctypes.c_void_p * (len(inputs) + len(outputs)))(*(x.data_ptr() for x in (*inputs, *outputs)))

@@ -1,0 +1,108 @@
+"""Exported networks beside dense runtimes: the tables of docs/deployment.md.
+
+python benchmarks/export.py [--batch 1,32,128] [--seconds 4] [--out build/export.json]
+
+Weights are random and pruned by magnitude, since speed depends on where zeros are and not on what was learned.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from swamp.export import finalise, kernels, read, save, trace
+from swamp.export.benchmark import OURS, benchmark, best_dense, size_of
+from swamp.sparsity import Mask, shrink
+from swamp.tasks import build_network
+from swamp.training import Seed, isolated
+
+GOALS = {
+    ("mlp-1024-1024", 0.95, 32): 4,
+    ("vgg-11", 0.95, 32): 2.4,
+    ("resnet-20", 0.95, 32): 1.9,
+    ("mlp-1024-1024", 0.99, 32): 7,
+    ("vgg-11", 0.99, 32): 7,
+    ("resnet-20", 0.99, 32): 4,
+}
+"""(network, sparsity, batch) -> how many times as fast as the best dense float32 runtime; at batch 1 it is 1."""
+
+
+def pruned(name: str, sparsity: float) -> tuple[nn.Module, Mask, torch.Tensor]:
+    """A network, its mask, and two inputs."""
+    with isolated(Seed(0)):
+        if name == "linear-4096":
+            model, inputs = nn.Sequential(nn.Linear(4096, 4096)), torch.randn(2, 4096)
+        else:
+            model, inputs = build_network(name, (1, 28, 28), 10), torch.randn(2, 1, 28, 28)
+    mask = Mask.ones(model)
+    scores = {key: value.detach().abs() for key, value in model.named_parameters() if key in mask}
+    mask = shrink(mask, scores, round((1 - sparsity) * mask.prunable), allocation="erk" if len(mask) > 1 else "global")
+    return model, mask, inputs
+
+
+def measured(name: str, sparsity: float, batches: list[int], seconds: float) -> dict[str, object]:
+    model, mask, inputs = pruned(name, sparsity)
+    program = trace(finalise(model, mask), inputs)
+    sizes = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for values in (torch.float32, torch.bfloat16):
+            path = Path(folder) / "export.safetensors"
+            save(program, path, values=values)
+            sizes[str(values)] = asdict(size_of(program, path))
+            program = read(path) if values == torch.float32 else program
+    # Compiled code is slow to come by and, on CPU, near ONNX Runtime: by option, as --runtimes.
+    found = benchmark(program, batches, RUNTIMES, seconds)
+    rows = []
+    for one in found:
+        rival = best_dense(found, one.batch)
+        rows.append({**asdict(one), "ratio": rival.median / one.median if rival else None})
+    for batch in batches:
+        rival = best_dense(found, batch)
+        ours = next(one for one in found if one.batch == batch and one.runtime == OURS)
+        narrow = next((one for one in found if one.batch == batch and one.runtime == "torch bf16"), None)
+        goal = GOALS.get((name, sparsity, batch), 1 if batch == 1 else None)
+        print(
+            f"{name:14} {sparsity:.2f} batch {batch:4}: {1e3 * ours.median:8.3f} ms, "
+            f"{rival.median / ours.median:5.2f} x {rival.runtime} ({1e3 * rival.median:.3f} ms)"
+            + (f", {narrow.median / ours.median:5.2f} x bf16" if narrow else "")
+            + (f"   goal {goal}" if goal else "")
+            + f"   [{ours.note}]",
+            flush=True,
+        )
+    return {"network": name, "sparsity": sparsity, "sizes": sizes, "latencies": rows}
+
+
+RUNTIMES: tuple[str, ...] = ()
+
+
+def main() -> None:
+    global RUNTIMES
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--batch", default="1,32,128")
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--networks", default="mlp-1024-1024,vgg-11,resnet-20")
+    parser.add_argument("--sparsity", default="0.95,0.99")
+    parser.add_argument("--runtimes", default="torch,onnxruntime,openvino,torch bf16,swamp")
+    parser.add_argument("--out", type=Path, default=Path("build/export.json"))
+    given = parser.parse_args()
+    RUNTIMES = tuple(given.runtimes.split(","))
+    began = time.perf_counter()
+    kernels()
+    print(f"kernels ready after {time.perf_counter() - began:.2f} s; load {os.getloadavg()[0]:.1f}")
+    batches = [int(size) for size in given.batch.split(",")]
+    lines = []
+    for name in given.networks.split(","):
+        for sparsity in given.sparsity.split(","):
+            lines.append(measured(name, float(sparsity), batches, given.seconds))
+            given.out.parent.mkdir(exist_ok=True, parents=True)
+            given.out.write_text(json.dumps({"load": os.getloadavg(), "measured": lines}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
