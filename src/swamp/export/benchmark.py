@@ -115,12 +115,13 @@ def _measured(
     times: dict[str, list[float]] = {name: [] for name in calls}
     repeats: dict[str, int] = {}
     for name, (call, _) in calls.items():
-        call(inputs)
-        # Long enough for the clock and for what the runtime before left in the caches to be forgotten.
-        repeats[name] = max(1, round(0.01 / _seconds(call, inputs, 2)))
+        # Long enough for the clock; the least of five, as a stall would leave a single call a round.
+        repeats[name] = max(1, round(0.01 / min(_seconds(call, inputs, 1) for _ in range(5))))
     until = time.perf_counter() + seconds
     while len(next(iter(times.values()))) < 7 or time.perf_counter() < until:
         for name, (call, _) in calls.items():
+            # Untimed: the caches are those of the runtime before, whose threads may still spin.
+            call(inputs)
             times[name].append(_seconds(call, inputs, repeats[name]))
     return [
         Latency(name, batch, statistics.median(own), _quartile(own, 0), _quartile(own, 2), calls[name][1])

@@ -29,7 +29,8 @@ def kernels() -> Any:
     """The compiled kernels as a ctypes library, from the cache where they were built for this machine before.
 
     The compiler is $CC, cc, gcc or clang; the cache is $SWAMP_CACHE/kernels or ~/.cache/swamp/kernels. A file is named
-    after the digest of source, compiler, flags and processor: another machine that shares the cache builds its own.
+    after the digest of source, compiler, flags and processor, so that another machine that shares the cache builds its
+    own, and after that of its content: a damaged one is built again.
     Raises NoCompiler.
     """
     compiler = _compiler()
@@ -56,11 +57,12 @@ def _compiler() -> str:
 def _built(compiler: str, flags: tuple[str, ...]) -> Path:
     source = SOURCE.read_bytes()
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    key = hashlib.sha256(b"\0".join([source, version, " ".join(flags).encode(), _processor()])).hexdigest()[:16]
+    key = _digest(b"\0".join([source, version, " ".join(flags).encode(), _processor()]))
     for folder in _folders():
-        path = folder / f"{key}.so"
-        if path.exists():
-            return path
+        for path in folder.glob(f"{key}-*.so"):
+            if path.stem.endswith(_digest(path.read_bytes())):
+                return path
+            path.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
             out = Path(scratch) / "kernels.so"
             done = subprocess.run(
@@ -68,12 +70,17 @@ def _built(compiler: str, flags: tuple[str, ...]) -> Path:
             )
             if done.returncode or not out.exists():
                 raise NoCompiler(f"{compiler} could not build the kernels: {done.stderr.strip()[:500]}")
+            path = folder / f"{key}-{_digest(out.read_bytes())}.so"
             try:
                 write_atomic(path, out.read_bytes())
                 return path
             except SwampError:
                 continue
     raise NoCompiler("no folder can be written to keep the compiled kernels in; set SWAMP_CACHE to one that can.")
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _folders() -> list[Path]:

@@ -1,0 +1,107 @@
+"""swamp export and swamp benchmark, on a tiny run."""
+
+import importlib.util
+import json
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+
+import swamp as library
+from swamp import cli
+from swamp.files import digest, load_tensors
+
+TINY = ["digits-mlp", "--epochs", "1", "--model", "mlp-64", "--sparsity", "0.5", "--barrier-threshold", "1"]
+TINY += ["--examples", "320", "--device", "cpu", "--backend", "sequential", "--quiet"]
+
+
+def swamp(*arguments: object) -> int:
+    try:
+        cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "run"
+    assert swamp("run", *TINY, "--out", folder) == 0
+    return folder
+
+
+def test_a_run_is_exported_and_measured_again_from_its_file(run, capsys, tmp_path):
+    before = digest(load_tensors(run / "model.safetensors")[0])
+    assert swamp("export", run, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    assert told["difference"] < 1e-5
+    assert told["file_bytes"] == (run / "export.safetensors").stat().st_size < told["dense_bytes"]
+    assert digest(load_tensors(run / "model.safetensors")[0]) == before
+    out = tmp_path / "bench.json"
+    arguments = ["--batch", "1,4", "--runtimes", "torch", "swamp", "--seconds", "0.05", "-o", out]
+    assert swamp("benchmark", run / "export.safetensors", *arguments) == 0
+    printed = capsys.readouterr().out
+    assert "test, from the file: accuracy" in printed
+    found = json.loads(out.read_text())
+    assert found["accuracy"]["file"]["accuracy"] == pytest.approx(found["accuracy"]["run"]["accuracy"], abs=1e-3)
+    assert [(line["runtime"], line["batch"]) for line in found["latencies"]] == [
+        ("torch", 1), ("swamp", 1), ("torch", 4), ("swamp", 4)
+    ]  # fmt: skip
+
+
+def test_other_formats_cycles_and_values(run, capsys, tmp_path):
+    assert swamp("export", run, "--to", "dense", "--cycle", 0, "-o", tmp_path / "dense") == 0
+    assert "sparsity 0.0000" in capsys.readouterr().out
+    assert swamp("export", run, "--to", "safetensors", "--values", "bfloat16", "-o", tmp_path / "narrow") == 0
+    assert swamp("export", run, "-o", tmp_path / "wide") == 0
+    assert (tmp_path / "narrow").stat().st_size < (tmp_path / "wide").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--to", "onxx"], "unknown format 'onxx'. Did you mean onnx"),
+        (["--to", "dense", "--values", "bfloat16"], "is for the sparse format"),
+        (["--cycle", "7"], "there is no cycle 7"),
+    ],
+)
+def test_what_cannot_be_is_refused(run, arguments, message, capsys):
+    assert swamp("export", run, *arguments) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_benchmark_of_anything_else_is_refused(run, capsys):
+    assert swamp("benchmark", run / "model.safetensors") == 2
+    assert "has the format None" in capsys.readouterr().err
+    assert swamp("benchmark", run / "export.safetensors", "--batch", "1,x") == 2
+    assert "is no list of sizes" in capsys.readouterr().err
+
+
+def test_the_served_network_answers_as_the_module_does(run, tmp_path):
+    path = tmp_path / "served"
+    assert swamp("export", run, "-o", path) == 0
+    spec = importlib.util.spec_from_file_location("serve", Path(__file__).parents[2] / "examples" / "serve.py")
+    assert spec is not None
+    assert spec.loader is not None
+    serve = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(serve)
+    module = library.load(path, batch=4)
+    running = serve.server(module, (1, 8, 8), 0)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    inputs = torch.arange(192.0).reshape(3, 1, 8, 8) / 192
+    url = f"http://127.0.0.1:{running.server_address[1]}"
+    try:
+        with urllib.request.urlopen(url, json.dumps({"inputs": inputs.tolist()}).encode()) as answer:
+            found = torch.tensor(json.load(answer)["outputs"])
+        assert torch.allclose(found, module(inputs), atol=1e-5)
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(url, b'{"inputs": [1]}')
+        rate, _ = serve.load(running.server_address[1], (1, 8, 8), 0.1, clients=2, rows=2)
+        assert rate > 0
+    finally:
+        running.shutdown()
+        running.server_close()
