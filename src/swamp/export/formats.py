@@ -95,8 +95,8 @@ def read_csr(path: Path | str) -> dict[str, Tensor]:
         crow, col, values = (stored.pop(f"{name}.{part}") for part in ("crow", "col", "values"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            matrix: Any = torch.sparse_csr_tensor  # pyright: ignore[reportUnknownMemberType]
-            stored[name] = matrix(crow, col, values, (sizes[0], math.prod(sizes[1:])))
+            untyped: Any = torch
+            stored[name] = untyped.sparse_csr_tensor(crow, col, values, (sizes[0], math.prod(sizes[1:])))
     return stored
 
 

@@ -1,4 +1,4 @@
-"""Rewrites of programs that inference allows."""
+"""Rewrites of programs that inference allows; see compact.py for one more."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

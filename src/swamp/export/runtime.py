@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from swamp.errors import SwampError
 from swamp.export.archive import read
+from swamp.export.compact import compacted
 from swamp.export.compiler import NoCompiler, kernels
 from swamp.export.program import LAYERS, Dense, Program, Step
 from swamp.export.rewrite import folded
@@ -31,7 +32,7 @@ class Tuned:
     way: str
     """kernels (and with how many examples side by side), mixed (some layers dense), csr, or dense."""
     seconds: dict[str, float]
-    """Median time of each way that was tried."""
+    """Lower quartile of the times of each way that was tried: the machine's noise only adds to them."""
     dense_layers: tuple[str, ...]
     """Modules that torch runs dense in the way that was chosen."""
 
@@ -49,7 +50,7 @@ class Sparse(nn.Module):
         sizes = (batch,) if isinstance(batch, int) else tuple(batch)
         if not sizes or any(size < 1 for size in sizes):
             raise SwampError(f"batch sizes must be 1 or more, got {sizes}.")
-        self.program = folded(program)
+        self.program = compacted(folded(program))
         self.dense = Dense(self.program).eval()
         fixed = next((given.shape[0] for given in self.program.inputs), None)
         self.tuned: dict[int, Tuned] = {}
@@ -111,7 +112,7 @@ class Sparse(nn.Module):
             values: dict[str, Any] = dict(self.program.tensors)
             values[step.args[0].name] = _example(shape, torch.float32, size)
             run = in_torch(step)
-            if _median(lambda run=run, values=values: run(values)) < spent[step.name]:
+            if _quartile(lambda run=run, values=values: run(values)) < spent[step.name]:
                 slow.append(step.name)
         return tuple(slow)
 
@@ -145,23 +146,23 @@ def _example(shape: Sequence[int | None], dtype: torch.dtype, size: int) -> Tens
 
 
 def _times(ways: dict[str, Callable[[Sequence[Tensor]], Any]], inputs: list[Tensor]) -> dict[str, float]:
-    """Median seconds of each way, measured in turns so that the machine's noise hits all alike."""
+    """Lower quartile of the seconds of each way, measured in turns so that the machine's noise hits all alike."""
     found: dict[str, list[float]] = {name: [] for name in ways}
-    until = time.perf_counter() + 0.5
+    until = time.perf_counter() + 0.8
     with torch.no_grad():
         for work in ways.values():
             work(inputs)
-        for rounds in range(50):
+        for rounds in range(100):
             for name, work in ways.items():
                 began = time.perf_counter()
                 work(inputs)
                 found[name].append(time.perf_counter() - began)
             if rounds >= 4 and time.perf_counter() > until:
                 break
-    return {name: statistics.median(times) for name, times in found.items()}
+    return {name: statistics.quantiles(times, n=4)[0] for name, times in found.items()}
 
 
-def _median(work: Callable[[], object], rounds: int = 5) -> float:
+def _quartile(work: Callable[[], object], rounds: int = 5) -> float:
     times: list[float] = []
     with torch.no_grad():
         work()
@@ -169,4 +170,4 @@ def _median(work: Callable[[], object], rounds: int = 5) -> float:
             began = time.perf_counter()
             work()
             times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    return statistics.quantiles(times, n=4)[0]
