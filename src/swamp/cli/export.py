@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from swamp.cli.session import Err, Out, parse, print_json, warnings_to
 from swamp.diagnose import Subject
 from swamp.errors import SwampError, unknown
-from swamp.export import Dense, Program, finalise, folded, load, read, save, trace
+from swamp.export import Dense, Program, compacted, finalise, folded, load, read, save, trace
 from swamp.export.benchmark import OURS, Latency, Size, benchmark, best_dense, size_of
 from swamp.export.formats import FORMATS
 from swamp.files import write_atomic
@@ -47,6 +47,8 @@ class ExportArgs:
     """File to write (default: export.* in the run directory)."""
     cycle: int = -1
     """Cycle whose network it is; -1: the last, the sparsest."""
+    compact: bool = False
+    """Remove dead units, exactly; for onnx and pt2 (what swamp.load gives has none)."""
     values: Literal["float32", "bfloat16"] = "float32"
     """Of the surviving weights in the file, for the sparse format: bfloat16 is half the size, and rounded."""
     json: bool = False
@@ -61,6 +63,8 @@ def export_command(arguments: Sequence[str]) -> None:
     name = _NAMES[given.to]
     if given.values != "float32" and name != "sparse":
         raise SwampError(f"--values {given.values} is for the sparse format, not for {given.to}.")
+    if given.compact and name not in ("onnx", "pt2"):
+        raise SwampError(f"--compact changes the shapes of weights, which onnx and pt2 can hold and {given.to} cannot.")
     with warnings_to(Err):
         subject = Subject.open(given.run)
         program, apart = _program(subject, given.cycle)
@@ -70,7 +74,7 @@ def export_command(arguments: Sequence[str]) -> None:
             save(program, out, values=getattr(torch, given.values))
             program = read(out)
         else:
-            write(program, out)
+            write(compacted(folded(program)) if given.compact else program, out)
     told = asdict(size_of(program, out))
     done = {"file": str(out), "format": name, "sparsity": program.about["sparsity"], "difference": apart, **told}
     if given.json:

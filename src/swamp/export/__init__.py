@@ -4,6 +4,7 @@ Reads a model and its mask; imports torch, numpy and safetensors and nothing of 
 """
 
 from swamp.export.archive import read, save, state_dict
+from swamp.export.compact import compacted
 from swamp.export.compiler import NoCompiler, kernels
 from swamp.export.finalise import finalise
 from swamp.export.program import Dense, Program
@@ -17,6 +18,7 @@ __all__ = [
     "Program",
     "Sparse",
     "Tuned",
+    "compacted",
     "finalise",
     "folded",
     "kernels",

@@ -152,11 +152,12 @@ def _torch(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
     plain = Dense(folded(program)).eval()
     if not any(tensor.dim() == 4 for tensor in inputs):
         return lambda given: plain(*given), ""
-    last: Any = Dense(folded(program)).eval().to(memory_format=torch.channels_last)  # pyright: ignore
-    arranged = {id(x): x.contiguous(memory_format=torch.channels_last) for x in inputs if x.dim() == 4}
+    last: Any = Dense(folded(program)).eval()
+    last.to(memory_format=torch.channels_last)
 
     def arrange(given: Sequence[Tensor]) -> Any:
-        return last(*(arranged.get(id(x), x).contiguous(memory_format=torch.channels_last) for x in given))
+        images = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in given]
+        return last(*images)
 
     ways: dict[str, Call] = {"": lambda given: plain(*given), "channels last": arrange}
     for way in ways.values():

@@ -27,8 +27,8 @@ def compacted(program: Program) -> Program:
     """The program (folded before) without dead units; outputs are equal to rounding.
 
     A unit is dead when every weight that reads it is zero, or when its own weights are all zero: then it is a constant,
-    which goes into the bias of its reader. Units of a layer that is read by several, as at a residual connection, stay,
-    and so do constants that a padded convolution reads, which are no constants at its border; one unit stays in any case.
+    which goes into the bias of its reader. Units of a layer that is read by several, as at a residual connection, stay;
+    so do constants that a padded convolution reads, which are none at its border; and one unit in any case.
     """
     # From the last layer on, since what a dead unit read may be dead after it.
     for step in reversed(program.steps):
@@ -51,9 +51,8 @@ def _chain(program: Program, step: Step) -> _Chain | None:
             # A linear layer reads the last dimension: of an image that is not the channels.
             fits = reader.op != "linear" or step.op == "linear" or len(now.shape or ()) == 2
             return _Chain(step, tuple(between), reader) if fits and _plain(program, reader) else None
-        if reader.op not in _BETWEEN or (
-            reader.op == "flatten" and tuple(reader.args[1:]) not in ((1,), (1, -1), (1, 3))
-        ):
+        whole = reader.op != "flatten" or tuple(reader.args[1:]) in ((1,), (1, -1), (1, 3))
+        if reader.op not in _BETWEEN or not whole:
             return None
         between.append(reader)
         now = reader

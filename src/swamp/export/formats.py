@@ -37,8 +37,10 @@ def to_onnx(program: Program, path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         file = Path(folder) / "model.onnx"
-        export: Any = torch.onnx.export  # pyright: ignore[reportUnknownMemberType]
-        exported = export(dense, inputs, dynamo=True, dynamic_shapes=shapes, verbose=False, external_data=False)
+        untyped: Any = torch.onnx
+        exported: Any = untyped.export(
+            dense, inputs, dynamo=True, dynamic_shapes=shapes, verbose=False, external_data=False
+        )
         exported.save(str(file), external_data=False)
         data = file.read_bytes()
         options = runtime.SessionOptions()
