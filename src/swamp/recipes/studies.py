@@ -57,7 +57,7 @@ def _rounded(density: float) -> float:
 # By validation accuracy at 95 %, of three or four rates each, two seeds: benchmarks/studies/baselines-*-rates.toml.
 # IMP's and SWAMP's own were chosen before, among as many, and are the recipe's.
 MNIST1D_RATES: dict[str, float] = {
-    **dict.fromkeys(("random", "random-uniform", "sup-tickets", "soup"), 0.6),
+    **dict.fromkeys(("random", "random-uniform", "magnitude-init", "sup-tickets", "soup"), 0.6),
     **dict.fromkeys(("one-shot", "one-shot-taylor", "one-shot-fisher"), 0.6),
     **dict.fromkeys(("cyclic", "cyclic-long"), 0.1),
 }
