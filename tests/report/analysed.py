@@ -146,4 +146,5 @@ def _paths() -> dict[str, Any]:
         }
         for index in range(3)
     ]
-    return {"particles": particles, "explained": [0.6, 0.2], "settled": None}
+    barriers = {"steps": [0, 1, 2], "error": [0.0, 0.03, 0.01]}
+    return {"particles": particles, "explained": [0.6, 0.2], "barriers": barriers, "settled": 2}

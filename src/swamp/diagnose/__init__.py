@@ -15,6 +15,7 @@ from swamp.diagnose.predictions import predictions
 from swamp.diagnose.space import Plane
 from swamp.diagnose.subject import Subject
 from swamp.diagnose.ticket import Found, Instability, Trial, search
+from swamp.diagnose.trials import Trials
 
 ANALYSES: dict[str, Analysis] = {
     "masks": masks,
@@ -46,6 +47,7 @@ __all__ = [
     "Subject",
     "Trace",
     "Trial",
+    "Trials",
     "Unit",
     "Value",
     "analyze",
