@@ -1,7 +1,8 @@
 """What looking into a run costs, in processor time of the run itself: `python benchmarks/analysis.py`.
 
-LeNet-300-100 on Fashion-MNIST, 10 cycles of 4 particles, then all analyses; and 100 points of a segment evaluated at once
-beside 100 evaluations of one network. Both parts of a ratio run in turn in one process, so that a busy machine hurts both.
+LeNet-300-100 on Fashion-MNIST, 10 cycles of 4 particles, then all analyses; and 100 points of a segment evaluated at
+once beside 100 evaluations of one network. Both parts of a ratio run in turn in one process, so that a busy machine
+hurts both.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def together(recipe: str, repeats: int = 3) -> None:
             spent.append(process_time() - begun)
     single, several = map(min, times)
     print(
-        f"{recipe:20} 100 points: {10 * single:.1f} ms each alone, {10 * several:.1f} together: {single / several:.1f} x"
+        f"{recipe:20} 100 points: {10 * single:.1f} ms each alone, {10 * several:.1f} at once: {single / several:.1f} x"
     )
 
 

@@ -36,7 +36,7 @@ class AnalyzeArgs:
     curvature_examples: int = 500
     """Training examples that curvature is taken on, at most (of `examples`); it costs as many times more."""
     corners: int = 1
-    """Particles of each cycle that curvature is taken at, beside their mean."""
+    """Particles that curvature is taken at in the first, middle and last cycle; at their mean it is in each."""
     points: int = 30
     """Points of a segment between two models."""
     json: bool = False

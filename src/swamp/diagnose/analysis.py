@@ -23,7 +23,7 @@ class Settings:
     curvature_examples: int = 500
     """Training examples that curvature is taken on, at most (of `examples`); it costs as many times more."""
     corners: int = 1
-    """Particles of each cycle that curvature is taken at, beside their mean. They are alike: one stands for all."""
+    """Particles that curvature is taken at in the first, middle and last cycle; they are alike: one stands for all."""
     points: int = 30
     """Points of a segment between two models."""
     seed: int = 0
@@ -42,6 +42,11 @@ class Unit:
 
 Analysis = Callable[[Subject, Settings], Iterable[Unit]]
 """(run, settings) -> what there is to compute, cheap units first. Its docstring's first line says what it answers."""
+
+
+def spread(cycles: int) -> list[int]:
+    """The first, the middle and the last of so many cycles, for what costs much: what lies between looks alike."""
+    return sorted({0, (cycles - 1) // 2, cycles - 1})
 
 
 def analyze(subject: Subject, chosen: Mapping[str, Analysis], settings: Settings) -> Iterator[Mapping[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from swamp.diagnose.analysis import Settings, Unit
+from swamp.diagnose.analysis import Settings, Unit, spread
 from swamp.diagnose.hessian import Hessian
 from swamp.diagnose.hutchinson import Trace, hutchinson, signs
 from swamp.diagnose.lanczos import Density, Eigenvalue, density, lanczos, top
@@ -61,14 +61,14 @@ def curvature_at(
 
 
 def curvature(subject: Subject, settings: Settings) -> Iterator[Unit]:
-    """How sharp the loss is at the mean of each cycle and at its particles: trace, top eigenvalues, density.
+    """How sharp is the loss at the mean of each cycle, and at particles of some: trace, top eigenvalues, density.
 
     The same probes for all, so that they compare. A unit is at most 44 products of the Hessian with a vector.
     """
     for cycle in range(subject.cycles):
         yield Unit(f"curvature/cycle-{cycle:02d}/mean", partial(_of_mean, subject, settings, cycle))
         count = len(read_json(subject.directory.record(cycle))["particles"])
-        for number in range(min(count, settings.corners)):
+        for number in range(min(count, settings.corners) if cycle in spread(subject.cycles) else 0):
             path = subject.directory.particle(cycle, number)
             if path.exists():
                 work = partial(_of_particle, subject, settings, cycle, number)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swamp.diagnose.analysis import Settings, Unit
+from swamp.diagnose.analysis import Settings, Unit, spread
 from swamp.diagnose.points import Points
 from swamp.diagnose.space import Plane, Space, masked_weights
 from swamp.diagnose.subject import Subject
@@ -16,8 +16,6 @@ from swamp.training import Seed, State
 
 SIDE = 15
 """Points of a grid along each axis."""
-CYCLES = 3
-"""Cycles of a run that are looked at."""
 MARGIN = 0.4
 """How far a grid reaches beyond the particles, as a share of their larger extent."""
 
@@ -65,9 +63,7 @@ def random_plane(model: nn.Module, state: State, mask: Mapping[str, Tensor], see
 def landscape(subject: Subject, settings: Settings) -> Iterator[Unit]:
     """How do loss and error look around the particles: is their mean in a flat valley that holds them all?"""
     values = Points(subject.model, subject.task, examples=settings.examples)
-    # Evenly spaced, the first and the last among them: what lies between looks like what lies around it.
-    chosen = {round(k * (subject.cycles - 1) / (CYCLES - 1)) for k in range(CYCLES)}
-    for index in sorted(chosen):
+    for index in spread(subject.cycles):
         yield Unit(f"landscape/cycle-{index:02d}", partial(_plane, subject, values, index))
         yield Unit(f"landscape/cycle-{index:02d}/random", partial(_random, subject, settings, values, index))
 

@@ -24,6 +24,8 @@ Point = State | Blend
 
 _MOST_BYTES = {"cpu": 2**23}
 """Of the weights of the points that are evaluated at once: about what a processor's caches hold; 2**28 elsewhere."""
+_SMALL = 2**17
+"""Bytes of weights."""
 _REFRESH_BATCH = 256
 
 
@@ -54,7 +56,9 @@ class Points:
         wide = any(parameter.dim() > 2 for parameter in model.parameters())
         size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
         most = _MOST_BYTES.get(self.device.type, 2**28)
-        self.together = 1 if wide and self.device.type == "cpu" else max(1, min(64, most // max(1, size)))
+        # On CPU, convolutions and all but small normalised networks are slower as a stack.
+        slow = self.device.type == "cpu" and (wide or (self.normed and size > _SMALL))
+        self.together = 1 if slow else max(1, min(64, most // max(1, size)))
         self.first: FirstLayer | None = None
         if self.together > 1:
             self.network = Network(copy.deepcopy(model), task).eval()

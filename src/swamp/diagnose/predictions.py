@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swamp.diagnose.analysis import Settings, Unit
+from swamp.diagnose.analysis import Settings, Unit, spread
 from swamp.diagnose.corrupt import CORRUPTIONS, corrupted, why_not
 from swamp.diagnose.geometry import listed
 from swamp.diagnose.subject import Subject
@@ -69,7 +69,7 @@ def predictions_of_cycle(subject: Subject, index: int, asked: Examples) -> Recor
     return {
         **record,
         **compared(mean, particles, task, asked.plain),
-        "corruptions": robustness(mean, particles, task, asked),
+        "corruptions": robustness(mean, particles, task, asked) if index in spread(subject.cycles) else None,
     }
 
 
