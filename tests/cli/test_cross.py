@@ -1,13 +1,14 @@
-"""swamp cross, on real runs of a second."""
+"""swamp cross, masks and noise, on real runs of a second."""
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
 
 from swamp import cli
-from swamp.diagnose import Side, cross
+from swamp.diagnose import Side
 from swamp.diagnose.cross import TOLERANCE, densities, pairs
 from swamp.live import Quiet
 from swamp.runs.directory import read_json
@@ -113,4 +114,52 @@ def test_sparsities_match_within_the_tolerance_alone(runs):
         ("imp", "swamp", {1: 1}),
         ("swamp", "imp", {1: 1}),
     ]
-    assert callable(cross)
+
+
+def test_masks_of_runs_are_put_beside_each_other(runs, tmp_path, capsys):
+    capsys.readouterr()
+    every = [runs / name for name in ("imp-0", "imp-1", "swamp-0")]
+    assert swamp("masks", *every, "--out", tmp_path / "m", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    pairs = {(pair["a"], pair["b"], *pair["seeds"]) for pair in found["pairs"]}
+    assert pairs == {("imp", "imp", 0, 1), ("imp", "swamp (2)", 0, 0), ("imp", "swamp (2)", 1, 0)}
+    text = (tmp_path / "m" / "masks.md").read_text()
+    assert "imp<br>and swamp (2),<br>same seed" in text
+    for file in found["files"]:
+        assert os.path.getsize(file) > 500
+    assert swamp("masks", runs / "imp-0", "--out", tmp_path / "m") == 2
+    assert swamp("masks", *every, "--sparsities", "0.6", "--out", tmp_path / "m") == 2
+    assert "there is 0.5, 0.75" in capsys.readouterr().err
+
+
+def test_noise_is_made_once_and_printed(runs, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(runs / "swamp-0", run)
+    command = [
+        "noise",
+        run,
+        "--particles",
+        "2",
+        "--examples",
+        "64",
+        "--points",
+        "3",
+        "--only",
+        "rate",
+        "none",
+        "dropout",
+    ]
+    assert swamp(*command) == 0
+    out = capsys.readouterr().out
+    assert "dropout: left out, its network draws no random numbers." in out
+    assert "Cycle 2, 75." in out
+    before = (run / "analysis.jsonl").read_bytes()
+    assert swamp(*command, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["sources"]
+    assert list(found) == ["none", "dropout", "rate"]
+    assert found["none"]["mean_distance"] == 0 < found["rate"]["mean_distance"]
+    assert (run / "analysis.jsonl").read_bytes() == before
+    assert swamp("figure", run, "--which", "noise", "-o", tmp_path / "noise.svg") == 0
+    for wrong in (["--only", "ordre"], ["--cycle", "9"], ["--particles", "1"], ["--spread", "2"]):
+        assert swamp("noise", run, *wrong) == 2
+    assert "Did you mean order" in capsys.readouterr().err

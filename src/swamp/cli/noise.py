@@ -2,6 +2,7 @@
 
 import shlex
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -80,16 +81,20 @@ def _records(given: NoiseArgs, settings: NoiseSettings, command: str) -> list[Ma
     """Of all sources, with progress and signals."""
     quiet = given.quiet or (given.json and not Err.is_terminal)
     stop, found = Event(), list[Mapping[str, Any]]()
+    console = Err if given.json else Out
     with signals(stop) as received, warnings_to(Err), ExitStack() as shown:
-        reporter = Quiet() if quiet else shown.enter_context(Live(Err if given.json else Out))
+        reporter = Quiet() if quiet else shown.enter_context(Live(console))
         subject = Subject.open(given.run)
         cycle = subject.cycles - 1 if given.cycle == -1 else given.cycle
         units = [*Sources(subject, cycle, settings, reporter, stop).units([n for n in SOURCES if n in _named(given)])]
         try:
             for done, unit in enumerate(units):
                 reporter.part(done, len(units), "sources")
+                began = time.monotonic()
                 # One at a time, so that what is finished is written whatever becomes of the next.
                 found += analyze(subject, {"noise": partial(_alone, unit)}, settings)
+                if not (quiet or console.is_terminal):
+                    console.print(f"{unit.key}  {time.monotonic() - began:.1f} s", soft_wrap=True, highlight=False)
         except Interrupted as error:
             again = Interrupted(f"{error} {len(found)} of {len(units)} sources are done. Go on with: {command}")
             again.exit_code = 128 + (received[0] if received else signal.SIGINT)

@@ -12,6 +12,7 @@ from swamp.diagnose.lanczos import Density, Eigenvalue, Ritz, density, lanczos, 
 from swamp.diagnose.landscape import landscape
 from swamp.diagnose.masks import masks
 from swamp.diagnose.noise import SOURCES, NoiseSettings, Sources
+from swamp.diagnose.overlaps import overlap_of_runs, overlaps
 from swamp.diagnose.points import Points, Value
 from swamp.diagnose.predictions import predictions
 from swamp.diagnose.space import Plane
@@ -63,6 +64,8 @@ __all__ = [
     "density",
     "hutchinson",
     "lanczos",
+    "overlap_of_runs",
+    "overlaps",
     "read_analysis",
     "restricted",
     "search",

@@ -8,11 +8,13 @@ from threading import Event
 from typing import Any
 
 from swamp.errors import SwampError
+from swamp.files import load_tensors
 from swamp.methods import train_on
 from swamp.particles import Choice, Ticket
 from swamp.runs import Reporter, RunConfig, RunDirectory, RunStore, differences, executing, prepare
 from swamp.runs.directory import read_json, write_json
 from swamp.sparsity import Mask
+from swamp.training import State
 
 TOLERANCE = 0.005
 """How far apart, relative to each other, two densities may lie and still count as one."""
@@ -31,17 +33,14 @@ class Side:
 
     @classmethod
     def open(cls, path: Path | str) -> "Side":
-        """Read a run. Raises SwampError where there is none, or one whose cycles do not start at a ticket."""
+        """Read a run, but for its data. Raises SwampError where there is none, or no finished cycle yet."""
         directory = RunDirectory(Path(path))
         if not directory.config.exists():
             raise SwampError(f"{path} holds no run: there is no {directory.config.name} in it. Give a run directory.")
         config = RunConfig.load(directory.config)
-        if not config.plan.setting.rewinds:
-            raise SwampError(
-                f"{path} is a run of {config.plan.method}, which does not train cycle after cycle from one ticket: its "
-                "masks and its training cannot be taken apart. Give runs of imp, swamp or others that rewind."
-            )
         count = next(index for index in range(10**9) if not directory.record(index).exists())
+        if not count:
+            raise SwampError(f"{path} has no finished cycle yet. Wait for the first one, or go on with the run.")
         return cls(directory, config, tuple(read_json(directory.record(index)) for index in range(count)))
 
     def at(self, density: float) -> Mapping[str, Any] | None:
@@ -53,6 +52,10 @@ class Side:
     def mask(self, cycle: int) -> Mask:
         """The mask of a cycle."""
         return Mask.load(self.directory.cycle(cycle) / "mask.safetensors")
+
+    def weights(self, cycle: int) -> State:
+        """The weights of a cycle's model."""
+        return load_tensors(self.directory.cycle(cycle) / "mean.safetensors")[0]
 
     @property
     def name(self) -> str:
@@ -85,7 +88,14 @@ class Pair:
 
 
 def check(sides: Sequence[Side]) -> None:
-    """Raise SwampError unless these runs, of one seed, share task, network, data and the very ticket."""
+    """Raise SwampError unless these runs, of one seed, rewind, and share task, network, data and the very ticket."""
+    for side in sides:
+        if not side.config.plan.setting.rewinds:
+            raise SwampError(
+                f"{side.directory.path} is a run of {side.config.plan.method}, which does not train cycle after cycle "
+                "from one ticket: its masks and its training cannot be taken apart. Give runs of imp, swamp or others "
+                "that rewind (--methods)."
+            )
     first = sides[0]
     for other in sides[1:]:
         named = [line for line in differences(first.config, other.config) if line.startswith(_SHARED)]

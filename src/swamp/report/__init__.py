@@ -6,6 +6,7 @@ from swamp.report.crossed import Crossed, write_crossed
 from swamp.report.evidence import Evidence
 from swamp.report.figure import draw_figure
 from swamp.report.label import label_runs
+from swamp.report.overlaps import Overlaps, write_overlaps
 from swamp.report.page import render, write_report
 from swamp.report.paper import FORMATS
 from swamp.report.picture import Picture
@@ -23,6 +24,7 @@ __all__ = [
     "Crossed",
     "Evidence",
     "LivePage",
+    "Overlaps",
     "PageServer",
     "Picture",
     "RunRecord",
@@ -36,5 +38,6 @@ __all__ = [
     "render",
     "write_comparison",
     "write_crossed",
+    "write_overlaps",
     "write_report",
 ]
