@@ -32,9 +32,12 @@ def overlap_of_runs(a: Side, b: Side, rows: Sequence[float]) -> list[Record]:
         one, other = a.at(density), b.at(density)
         if one and other:
             cycles = one["cycle"], other["cycle"]
-            masks, weights = (a.mask(cycles[0]), b.mask(cycles[1])), (a.weights(cycles[0]), b.weights(cycles[1]))
-            whole = _shared(*masks, *weights)
-            layers = {name: _shared(*(Mask({name: mask[name]}) for mask in masks), *weights) for name in masks[0]}
+            mine, theirs = a.mask(cycles[0]), b.mask(cycles[1])
+            weights = a.weights(cycles[0]), b.weights(cycles[1])
+            whole = _shared(mine, theirs, *weights)
+            layers = {
+                name: _shared(Mask({name: alive}), Mask({name: theirs[name]}), *weights) for name, alive in mine.items()
+            }
             found.append({"row": row, "sparsity": 1 - density, "cycles": list(cycles), **whole, "layers": layers})
     return found
 
