@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from swamp.diagnose import ANALYSES, Settings, Side, Subject, analyze, overlap_of_runs, overlaps
+from swamp.diagnose import ANALYSES, Settings, Side, Subject, analyze, overlap_of_runs, overlaps, read_analysis
 from swamp.diagnose.cross import densities
 from swamp.diagnose.masks import (
     dead,
@@ -29,6 +29,17 @@ from .subjects import blind, run
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     return run(tmp_path_factory.mktemp("masks") / "run", 2)
+
+
+def test_what_another_process_wrote_meanwhile_stays(finished):
+    subject = Subject.open(finished)
+    (finished / "analysis.jsonl").unlink(missing_ok=True)
+    units = analyze(subject, {"masks": ANALYSES["masks"]}, Settings())
+    first = next(units)
+    # Between two units of this one, another look at the same run adds its own.
+    others = list(analyze(Subject.open(finished), {"connectivity": ANALYSES["connectivity"]}, Settings(points=2)))
+    rest = list(units)
+    assert {record["key"] for record in read_analysis(finished)} == {r["key"] for r in [first, *rest, *others]}
 
 
 def mask(**rows) -> Mask:

@@ -62,7 +62,9 @@ def noise_command(arguments: Sequence[str]) -> None:
     for name in ("examples", "points"):
         if getattr(given, name) < 2:
             raise SwampError(f"{name} must be 2 or more, got {getattr(given, name)}.")
-    settings = NoiseSettings(given.examples, given.points, particles=given.particles, spread=given.spread)
+    settings = NoiseSettings(
+        examples=given.examples, points=given.points, particles=given.particles, spread=given.spread
+    )
     records = _records(given, settings, shlex.join(["swamp", "noise", *arguments]))
     none = next((record for record in records if record["source"] == "none"), None)
     if none and not none.get("identical"):

@@ -14,8 +14,10 @@ from swamp.diagnose.subject import Subject
 from swamp.errors import SwampError
 from swamp.training import Seed, State
 
-SIDE = 21
+SIDE = 15
 """Points of a grid along each axis."""
+CYCLES = 3
+"""Cycles of a run that are looked at."""
 MARGIN = 0.4
 """How far a grid reaches beyond the particles, as a share of their larger extent."""
 
@@ -25,7 +27,7 @@ def grid(values: Points, plane: Plane, u: Sequence[float], v: Sequence[float]) -
 
     Values that are not finite stay so; in an analysis' record, which is JSON, they are null.
     """
-    found = iter(values(partial(plane.at, x, y) for y in v for x in u))
+    found = iter(values(plane.at(x, y) for y in v for x in u))
     rows = [[next(found) for _ in u] for _ in v]
     return {
         "u": list(u),
@@ -57,13 +59,15 @@ def random_plane(model: nn.Module, state: State, mask: Mapping[str, Tensor], see
         parts = [_direction(state[name], mask.get(name), generator) for name in space.names]
         return torch.cat([part.reshape(-1) for part in parts])
 
-    return Plane(space, state, space.vector(state), direction(), direction())
+    return Plane(space, state, direction(), direction())
 
 
 def landscape(subject: Subject, settings: Settings) -> Iterator[Unit]:
     """How do loss and error look around the particles: is their mean in a flat valley that holds them all?"""
     values = Points(subject.model, subject.task, examples=settings.examples)
-    for index in range(subject.cycles):
+    # Evenly spaced, the first and the last among them: what lies between looks like what lies around it.
+    chosen = {round(k * (subject.cycles - 1) / (CYCLES - 1)) for k in range(CYCLES)}
+    for index in sorted(chosen):
         yield Unit(f"landscape/cycle-{index:02d}", partial(_plane, subject, values, index))
         yield Unit(f"landscape/cycle-{index:02d}/random", partial(_random, subject, settings, values, index))
 
