@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from swamp.errors import Diverged, Interrupted, MaskError, SwampError
     from swamp.export import load
-    from swamp.methods import Cycle, Plan, SparseModel, cycles, prune
+    from swamp.methods import Cycle, Plan, SparseModel, cycles, prune, retrain
     from swamp.particles import Particle, Sequential, Ticket
     from swamp.sparsity import Mask, Scope, hold
     from swamp.training import Seed, Task, TensorData, Training
@@ -34,13 +34,16 @@ __all__ = [
     "hold",
     "load",
     "prune",
+    "retrain",
 ]
 
-_ROOMS = {
+_ROOMS: dict[str, tuple[str, ...]] = {
     "errors": ("Diverged", "Interrupted", "MaskError", "SwampError"),
     "export": ("load",),
-    "methods": ("Cycle", "Plan", "SparseModel", "cycles", "prune"),
+    "methods": ("Cycle", "Plan", "SparseModel", "cycles", "prune", "retrain"),
+    "files": (),
     "particles": ("Particle", "Sequential", "Ticket"),
+    "scores": (),
     "sparsity": ("Mask", "Scope", "hold"),
     "training": ("Seed", "Task", "TensorData", "Training"),
 }
@@ -49,6 +52,8 @@ _ROOMS = {
 def __getattr__(name: str) -> Any:
     # A name is fetched when it is asked for: who only loads an exported network imports nothing of training.
     for room, names in _ROOMS.items():
+        if name == room:
+            return import_module(f"swamp.{room}")
         if name in names:
             return getattr(import_module(f"swamp.{room}"), name)
     raise AttributeError(f"module 'swamp' has no attribute {name!r}")
