@@ -11,11 +11,13 @@ import os
 import tempfile
 import time
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from line import Line
 from swamp.export import finalise, kernels, read, save, trace
 from swamp.export.benchmark import OURS, benchmark, best_dense, size_of
 from swamp.sparsity import Mask, shrink
@@ -81,6 +83,25 @@ def measured(name: str, sparsity: float, batches: list[int], seconds: float) -> 
 RUNTIMES: tuple[str, ...] = ()
 
 
+def exported() -> list[Line]:
+    """The goals, as lines of `make bench`."""
+    lines: list[Line] = []
+    for name, sparsity in dict.fromkeys((name, sparsity) for name, sparsity, _ in GOALS):
+        model, mask, inputs = pruned(name, sparsity)
+        found = benchmark(trace(finalise(model, mask), inputs), [1, 32], ("torch", *DENSE, OURS))
+        for batch in (1, 32):
+            rival = best_dense(found, batch)
+            ours = next(one for one in found if one.batch == batch and one.runtime == OURS)
+            goal = f"at least {GOALS.get((name, sparsity, batch), 1)}"
+            spread = rival.median / ours.low - rival.median / ours.high
+            label = f"best dense / exported, {name}, {100 * sparsity:.0f} %, batch {batch}"
+            lines.append(Line(label, rival.median / ours.median, spread, "ratio", goal))
+    return lines
+
+
+DENSE = tuple(name for name in ("onnxruntime", "openvino") if find_spec(name))
+
+
 def main() -> None:
     global RUNTIMES
     parser = argparse.ArgumentParser()
@@ -88,7 +109,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--networks", default="mlp-1024-1024,vgg-11,resnet-20")
     parser.add_argument("--sparsity", default="0.95,0.99")
-    parser.add_argument("--runtimes", default="torch,onnxruntime,openvino,torch bf16,swamp")
+    parser.add_argument("--runtimes", default="torch,onnxruntime,openvino,torch bf16,torch csr,swamp")
     parser.add_argument("--out", type=Path, default=Path("build/export.json"))
     given = parser.parse_args()
     RUNTIMES = tuple(given.runtimes.split(","))

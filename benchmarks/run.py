@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
+from export import exported
 from line import Line, median, ratio, ratios, seconds
 from particles import CASES, throughput
 from reference import swamp_by_hand
@@ -161,6 +162,7 @@ def measured() -> list[Line]:
     for name, case in CASES.items():
         lines += throughput(name, case)
     lines += [job("lenet-300-100", 2560, 4, "at least 3"), job("resnet-20", 640, 4, "at least 2", "bfloat16", 500)]
+    lines += exported()
     return [*lines, ranks("mlp-bn-600-200"), ranks("resnet-20"), memory()]
 
 

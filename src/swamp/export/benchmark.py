@@ -21,6 +21,7 @@ from swamp.export.formats import example, to_onnx
 from swamp.export.program import LAYERS, Dense, Program
 from swamp.export.rewrite import folded
 from swamp.export.runtime import Sparse
+from swamp.export.sparse import Csr
 
 OURS = "swamp"
 Call = Callable[[Sequence[Tensor]], Any]
@@ -142,7 +143,7 @@ def _seconds(call: Call, inputs: Sequence[Tensor], repeats: int) -> float:
 
 def best_dense(found: Sequence[Latency], batch: int) -> Latency | None:
     """The fastest dense float32 runtime at a batch size."""
-    rivals = [one for one in found if one.batch == batch and one.runtime not in (OURS, "torch bf16")]
+    rivals = [one for one in found if one.batch == batch and one.runtime not in _BESIDE]
     return min(rivals, key=lambda one: one.median, default=None)
 
 
@@ -216,6 +217,10 @@ def _openvino(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
     return lambda given: request.infer([x.numpy() for x in given], share_inputs=True), ""
 
 
+def _csr(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
+    return Csr(folded(program)), "linear layers alone are sparse"
+
+
 def _ours(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
     module = Sparse(program, batch=batch)
     (tuned,) = module.tuned.values()
@@ -229,7 +234,10 @@ RUNTIMES: Mapping[str, tuple[str, Callable[[Program, int, Path], tuple[Call, str
     "onnxruntime": ("onnxruntime", _onnxruntime),
     "openvino": ("openvino", _openvino),
     "torch bf16": ("torch", _bf16),
+    "torch csr": ("torch", _csr),
     OURS: ("torch", _ours),
 }
 """Name -> (the package it needs, what makes a call of it)."""
+_BESIDE = (OURS, "torch bf16", "torch csr")
+"""What is no dense runtime in float32."""
 logging.getLogger("torch.onnx").setLevel(logging.ERROR)
