@@ -20,7 +20,7 @@ densities = st.sampled_from([0.0, 0.5, 0.9, 1.0])
 
 
 @given(st.integers(1, 40), st.integers(1, 40), batches, widths, densities, st.booleans(), st.booleans())
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_a_linear_layer(inputs, outputs, batch, width, sparsity, bias, relu):
     after = nn.ReLU() if relu else nn.GELU()
     same(built(lambda: nn.Sequential(nn.Linear(inputs, outputs, bias), after), sparsity), numbers(batch, inputs), width)
@@ -52,7 +52,7 @@ def test_a_convolution(data):
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 1), st.integers(4, 9), batches, widths)
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_pooling_after_a_convolution(kernel, stride, padding, size, batch, width):
     assume(2 * padding <= kernel)
     for pool in (nn.MaxPool2d(kernel, stride, padding), nn.AvgPool2d(kernel, stride, padding)):

@@ -335,7 +335,8 @@ class _Lowering:
         elif spread:
             # One run over rows and borders needs rows of one length: the longer of the two.
             pitch = max(source.strides[1], self.layout(waiting.shape).pitch) if self.width % self.lanes else 0
-            if not source.contiguous or (pitch and source.strides[1] != pitch and source.shape[1] > 1):
+            apart = width > 1 and source.strides[2] != self.width
+            if apart or (pitch and source.strides[1] != pitch and height > 1):
                 source = self.copied(waiting.layer, source, with_pitch(self.layout(source.shape), pitch, self.lanes))
         if not self.width % self.lanes:
             pitch = 0
