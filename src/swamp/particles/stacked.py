@@ -24,6 +24,7 @@ from swamp.training import (
     Seed,
     Snapshot,
     Task,
+    TokenData,
     Training,
     as_batch,
     batch_to,
@@ -170,6 +171,8 @@ class Forked(Stacked):
 
 def _alike(data: Data) -> bool:
     """Whether every batch has the shape of every other."""
+    if isinstance(data, TokenData):
+        return data.alike
     if not isinstance(data, BatchList):
         return True
     shapes = {str(tree_map(_shape, as_batch(batch))) for batch in data.batches}
