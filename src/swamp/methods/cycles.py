@@ -19,7 +19,7 @@ from swamp.methods.plan import Plan
 from swamp.methods.pools import pooled
 from swamp.methods.store import NoStore, Store
 from swamp.particles import Auto, Backend, Choice, Ticket, backend_named
-from swamp.sparsity import Mask, check_structure, emptied
+from swamp.sparsity import Mask, check_structure, emptied, head_densities
 from swamp.training import (
     Operations,
     Seed,
@@ -235,6 +235,7 @@ class _Loop:
             cost,
             setting.before + cost,
             tuple(notes),
+            head_densities(self.model, mask),
         )
         self.store.keep_cycle(cycle)
         return cycle

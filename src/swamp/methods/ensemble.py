@@ -75,6 +75,7 @@ def _joined(members: tuple[Cycle, ...], model: nn.Module, task: Task, examples: 
         sum((m.cost for m in members), Cost()),
         sum((m.total for m in members), Cost()),
         tuple(warning for m in members for warning in m.warnings),
+        first.heads,
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,8 @@ def spearman(outputs: Tensor, targets: Tensor) -> float:
 
 
 def _ranks(values: Tensor) -> Tensor:
-    _, place, counts = values.unique(return_inverse=True, return_counts=True)
+    found: Any = cast(Any, values).unique(return_inverse=True, return_counts=True)
+    _, place, counts = cast("tuple[Tensor, Tensor, Tensor]", found)
     # Equal values share the mean of the ranks they would have.
     return (counts.cumsum(0).double() - (counts - 1) / 2)[place]
 
