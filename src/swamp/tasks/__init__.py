@@ -14,7 +14,15 @@ from swamp.tasks.networks import NETWORKS, build_network
 from swamp.tasks.pretrained import is_pretrained
 from swamp.tasks.problem import DataOptions, Problem, TextOptions
 from swamp.tasks.signals import mnist1d, mnist1d_10k
-from swamp.tasks.text import movie_reviews, movie_reviews_rating, movie_reviews_text
+from swamp.tasks.text import (
+    GLUE_TASKS,
+    movie_reviews,
+    movie_reviews_rating,
+    movie_reviews_text,
+    text_folder,
+    text_folder_number,
+    text_folder_text,
+)
 from swamp.tasks.tiny import tiny_imagenet
 from swamp.training.order import Seed
 
@@ -45,6 +53,10 @@ TASKS: dict[str, TaskBuilder] = {
     "movie-reviews": movie_reviews,
     "movie-reviews-rating": movie_reviews_rating,
     "movie-reviews-text": movie_reviews_text,
+    "text-folder": text_folder,
+    "text-folder-number": text_folder_number,
+    "text-folder-text": text_folder_text,
+    **GLUE_TASKS,
 }
 """Name -> builder; the first line of a builder's docstring says what it is."""
 
