@@ -1,6 +1,6 @@
 """How much of each attention head lives."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ def head_densities(model: nn.Module, mask: Mask) -> dict[str, list[float]]:
     weights are not in the mask, are left out.
     """
     found: dict[str, list[float]] = {}
-    for name, module in model.named_modules():
+    modules: dict[str, nn.Module] = dict(cast(Any, model).named_modules())
+    for name, module in modules.items():
         heads = _count(module)
         rows = _rows(module, name, mask) if heads else []
         # Keys and values that several queries share have fewer rows, which are no head's own.

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -218,6 +217,6 @@ def _said(label: Any) -> str:
     # Parquet and CSV may hold the same class as 1, 1.0, true and "1".
     if isinstance(label, bool):
         return str(int(label))
-    if isinstance(label, float) and math.isfinite(label) and label == int(label):
+    if isinstance(label, float) and label.is_integer():
         return str(int(label))
     return str(label).strip()
