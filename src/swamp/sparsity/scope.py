@@ -27,7 +27,8 @@ class Scope:
 
     Biases, normalisation layers and embeddings are never in the default scope; a weight shared by several
     modules counts once, and one shared with an embedding stays out. Nor is the new head of a pretrained language
-    model, which is small and has learned nothing yet: what is outside its `base_model_prefix`.
+    model, which is small and has learned nothing yet: what is outside its `base_model_prefix`, and its pooler, whose
+    small weights would go first of all and cut the network in two.
     """
 
     include: tuple[str, ...] = ()
@@ -80,7 +81,7 @@ class Scope:
             return set()
         body = _body(model)
         if body:
-            return {name for name in parameters if not name.startswith(body)}
+            return {name for name in parameters if not name.startswith(body) or name.startswith(f"{body}pooler.")}
         default = _default(model, parameters)
         return set([name for name in parameters if name in default][-1:])
 

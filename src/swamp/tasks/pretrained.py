@@ -31,7 +31,6 @@ def pretrained(name: str, shape: tuple[int, ...], classes: int, tokens: Tokens) 
     """
     library = need("transformers", _EXTRA)
     kind = library.AutoModelForCausalLM if tokens.next else library.AutoModelForSequenceClassification
-    # Dropping the language-model head is what was asked for: no report of it.
     more = {} if tokens.next else {"num_labels": classes, "ignore_mismatched_sizes": True}
     with _quiet(library):
         model: Any = _loaded(kind, name, use_safetensors=True, dtype="float32", **more)
