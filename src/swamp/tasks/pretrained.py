@@ -100,7 +100,7 @@ def _loaded(kind: Any, name: str, **options: Any) -> Any:
         # Never code that comes with a model: it would run with the user's rights.
         return kind.from_pretrained(place, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         if "trust_remote_code" in str(error):
             reason = "it needs code of its own, which is never run"
         raise SwampError(
