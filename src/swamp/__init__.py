@@ -4,7 +4,7 @@ from swamp.errors import Diverged, Interrupted, MaskError, SwampError
 from swamp.methods import Cycle, Plan, SparseModel, cycles, prune, retrain
 from swamp.particles import Particle, Sequential, Ticket
 from swamp.sparsity import Mask, Scope, hold
-from swamp.training import Seed, Task, TensorData, Training
+from swamp.training import Seed, Task, TensorData, TokenData, Training
 
 __version__ = "0.1.0"
 
@@ -24,6 +24,7 @@ __all__ = [
     "Task",
     "TensorData",
     "Ticket",
+    "TokenData",
     "Training",
     "cycles",
     "hold",
