@@ -109,7 +109,7 @@ def test_a_trainer_that_revives_weights_is_found_out(mlp, image_task, two_thirds
             work.model[1].weight += 1
         return 0.0
 
-    with pytest.raises(SwampError, match="pruned weights of '1.weight' are not zero"):
+    with pytest.raises(SwampError, match=r"pruned weights of '1\.weight' are not zero"):
         Own(mlp, image_task, train).train(
             Ticket(mlp.state_dict(), 0), two_thirds(mlp), replace(TRAINING, swa=False), SEEDS
         )

@@ -71,9 +71,9 @@ class Work:
         """Steps of the whole training, at which its schedule ends; a ticket is taken before."""
         return self.training.epochs * self.per_epoch
 
-    def rate(self, after: int = 0) -> float:
-        """Learning rate of the next step, or of that `after` it, by the training's schedule with its constant tail."""
-        return self.training.rate(min(self.step + after, self.total - 1), self.per_epoch)
+    def rate(self, step: int | None = None) -> float:
+        """Learning rate of the next step, or of any, by the training's schedule with its constant tail."""
+        return self.training.rate(min(self.step if step is None else step, self.total - 1), self.per_epoch)
 
     def stepped(self) -> None:
         """An optimizer step is taken: average the weights where they are a sample, report, stop where asked."""

@@ -1,0 +1,39 @@
+"""What of `Training` a foreign trainer takes: all else is refused, as else it would be ignored in silence."""
+
+from collections.abc import Mapping
+
+from swamp.errors import SwampError
+from swamp.training import Training
+
+
+def refuse_untaken(training: Training, elsewhere: Mapping[str, str]) -> None:
+    """Raise SwampError for each field of `training` that was set and has no effect with this trainer.
+
+    elsewhere: field -> where the trainer has it.
+    """
+    plain = Training()
+    if training.sam:
+        raise SwampError("a trainer of your own takes no sharpness-aware steps: choose a method without SAM.")
+    for name, place in elsewhere.items():
+        if getattr(training, name) != getattr(plain, name):
+            raise SwampError(
+                f"Training({name}={getattr(training, name)!r}) has no effect on this trainer. Set {place} there "
+                f"instead, and leave {name} out."
+            )
+
+
+def refuse_other_counts(batch: int, steps: int, training: Training, per_epoch: int) -> None:
+    """Raise SwampError where the trainer's batches are not those that the task counts.
+
+    batch, steps: the examples of one optimizer step, and the optimizer steps of an epoch, as the trainer has them.
+    """
+    if batch != training.batch_size:
+        raise SwampError(
+            f"the trainer takes {batch} examples a step, Training(batch_size={training.batch_size}): give both the "
+            "same (of a trainer: the batch size times processes times gradient accumulation)."
+        )
+    if steps != per_epoch:
+        raise SwampError(
+            f"the trainer takes {steps} steps an epoch, the task has {per_epoch}: give both the same training data, "
+            "and have the trainer drop an incomplete last batch, as every step should weigh the same."
+        )
