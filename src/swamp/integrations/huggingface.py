@@ -9,9 +9,9 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from swamp.errors import MaskError, SwampError
-from swamp.integrations.settings import refuse_other_counts, refuse_untaken
+from swamp.integrations.settings import mask_to_hold, refuse_other_counts, refuse_untaken
 from swamp.particles import Own, Work
-from swamp.sparsity import Mask, Scope, hold, is_spread
+from swamp.sparsity import Mask, Scope, hold
 from swamp.training import Task
 
 try:
@@ -48,15 +48,12 @@ class HoldMask(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Hold the model with the optimizer that the Trainer has by now."""
-        model, optimizer = kwargs["model"], kwargs["optimizer"]
-        _refuse_sharded(model, optimizer)
-        self.held.close()  # of a training that an exception ended
-        self.holding = self.mask or Mask.from_zeros(model, self.scope)
-        if self.mask is None and not self.holding.sparsity:
-            raise SwampError(f"{type(model).__name__} has no zeros to keep. Prune it first, or give HoldMask a mask.")
-        stepping = _unwrapped(optimizer)
-        self.steps = state.global_step
-        self.held = ExitStack()
+        model, stepping = kwargs["model"], kwargs["optimizer"]
+        kind = str(getattr(getattr(stepping, "accelerator_state", None), "distributed_type", "NO"))
+        self.holding = mask_to_hold(self.mask, model, self.scope, next((n for n in _SHARDED if n in kind), ""))
+        while hasattr(stepping, "optimizer"):
+            stepping = stepping.optimizer  # accelerate's wrapper has no hooks of its own
+        self.steps, self.held = state.global_step, ExitStack()
         self.held.enter_context(hold(model, self.holding, stepping))
         handle: Any = stepping.register_step_post_hook(self._stepped)
         self.held.callback(handle.remove)
@@ -144,21 +141,3 @@ def _schedule(trainer: Any, work: Work, rates: bool) -> None:
             "backend(..., rates=False) for the Trainer's own rate and schedule."
         )
     trainer.lr_scheduler = LambdaLR(trainer.create_optimizer(), lambda step: work.rate(work.first + step) / lr)
-
-
-def _unwrapped(optimizer: Any) -> torch.optim.Optimizer:
-    # accelerate's wrapper has no hooks of its own.
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    return optimizer
-
-
-def _refuse_sharded(model: nn.Module, optimizer: Any) -> None:
-    state = getattr(optimizer, "accelerator_state", None)
-    kind = getattr(getattr(state, "distributed_type", None), "value", "NO")
-    spread = any(is_spread(parameter) for parameter in model.parameters())
-    if kind in _SHARDED or spread:
-        raise SwampError(
-            f"HoldMask does not know parameters that {kind if kind in _SHARDED else 'a device mesh'} spreads over "
-            "processes. Train without sharding (DDP works), or shard with swamp's own --shard."
-        )

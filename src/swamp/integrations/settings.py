@@ -2,8 +2,27 @@
 
 from collections.abc import Mapping
 
+from torch import nn
+
 from swamp.errors import SwampError
+from swamp.sparsity import Mask, Scope, is_spread
 from swamp.training import Training
+
+
+def mask_to_hold(mask: Mask | None, model: nn.Module, scope: Scope | None, sharding: str) -> Mask:
+    """`mask`, or that of the zeros of `model`. Raises SwampError for a dense model and for spread parameters.
+
+    sharding: what spreads parameters over processes, as far as the trainer tells; empty: nothing.
+    """
+    if sharding or any(is_spread(parameter) for parameter in model.parameters()):
+        raise SwampError(
+            f"HoldMask does not know parameters that {sharding or 'a device mesh'} spreads over processes. Train "
+            "without sharding (DDP works), or shard with swamp's own --shard."
+        )
+    found = mask or Mask.from_zeros(model, scope)
+    if mask is None and not found.sparsity:
+        raise SwampError(f"{type(model).__name__} has no zeros to keep. Prune it first, or give HoldMask a mask.")
+    return found
 
 
 def refuse_untaken(training: Training, elsewhere: Mapping[str, str]) -> None:
