@@ -54,7 +54,7 @@ class HoldMask(TrainerCallback):
         while hasattr(stepping, "optimizer"):
             stepping = stepping.optimizer  # accelerate's wrapper has no hooks of its own
         self.steps, self.held = state.global_step, ExitStack()
-        self.held.enter_context(hold(model, self.holding, stepping))
+        self.held.enter_context(hold(model, self.holding, stepping, only_backward=True))
         handle: Any = stepping.register_step_post_hook(self._stepped)
         self.held.callback(handle.remove)
 

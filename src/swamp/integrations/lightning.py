@@ -54,7 +54,9 @@ class HoldMask(Callback):
             raise SwampError(f"HoldMask holds the weights of one optimizer, this module has {len(trainer.optimizers)}.")
         (self.optimizer,) = trainer.optimizers
         self.held = ExitStack()
-        self.held.enter_context(hold(pl_module, self.holding, cast(torch.optim.Optimizer, self.optimizer)))
+        self.held.enter_context(
+            hold(pl_module, self.holding, cast(torch.optim.Optimizer, self.optimizer), only_backward=True)
+        )
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
         """The step must be that of the optimizer which is held."""
