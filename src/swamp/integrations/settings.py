@@ -1,12 +1,18 @@
 """What of `Training` a foreign trainer takes: all else is refused, as else it would be ignored in silence."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 
 from torch import nn
 
 from swamp.errors import SwampError
 from swamp.sparsity import Mask, Scope, is_spread
 from swamp.training import Training
+
+_TAKEN = {
+    *("epochs", "batch_size", "lr", "schedule", "warmup", "repeats", "after_rewind", "tail", "tail_lr", "tail_cycles"),
+    *("swa", "ema", "fresh_batchnorm", "sharpness"),
+}
 
 
 def mask_to_hold(mask: Mask | None, model: nn.Module, scope: Scope | None, sharding: str) -> Mask:
@@ -33,11 +39,11 @@ def refuse_untaken(training: Training, elsewhere: Mapping[str, str]) -> None:
     plain = Training()
     if training.sam:
         raise SwampError("a trainer of your own takes no sharpness-aware steps: choose a method without SAM.")
-    for name, place in elsewhere.items():
+    for name in (field.name for field in fields(Training) if field.name not in _TAKEN):
         if getattr(training, name) != getattr(plain, name):
             raise SwampError(
-                f"Training({name}={getattr(training, name)!r}) has no effect on this trainer. Set {place} there "
-                f"instead, and leave {name} out."
+                f"Training({name}={getattr(training, name)!r}) has no effect on this trainer. Set "
+                f"{elsewhere.get(name, 'its counterpart')} there instead, and leave {name} out."
             )
 
 
