@@ -124,3 +124,20 @@ def test_a_loss_that_is_not_a_number_names_the_particle(mlp, image_task):
         Own(copy.deepcopy(mlp), image_task, train).train(
             Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS[1:]
         )
+
+
+def test_survivors_are_bit_equal_to_the_ticket_when_a_trainer_gets_them(mlp, image_task, two_thirds, ticket_of):
+    ticket, mask = ticket_of(mlp), two_thirds(mlp)
+    given: list[dict[str, torch.Tensor]] = []
+
+    def train(work: Work) -> float:
+        given.append(copied(work.model.state_dict()))
+        return plain_loop(image_task)(work)
+
+    Own(mlp, image_task, train).train(ticket, mask, TRAINING, SEEDS)
+    for state in given:
+        for name, value in state.items():
+            alive = mask[name] if name in mask else torch.ones_like(value, dtype=torch.bool)
+            assert torch.equal(value[alive], ticket.weights[name][alive])
+            assert int(value[~alive].count_nonzero()) == 0
+    assert len(given) == 3
