@@ -1,7 +1,7 @@
 """swamp: sparse weight averaging with multiple particles, for iterative magnitude pruning in PyTorch."""
 
 from swamp.errors import Diverged, Interrupted, MaskError, SwampError
-from swamp.methods import Cycle, Plan, SparseModel, cycles, prune
+from swamp.methods import Cycle, Plan, SparseModel, cycles, prune, retrain
 from swamp.particles import Particle, Sequential, Ticket
 from swamp.sparsity import Mask, Scope, hold
 from swamp.training import Seed, Task, TensorData, Training
@@ -28,4 +28,5 @@ __all__ = [
     "cycles",
     "hold",
     "prune",
+    "retrain",
 ]

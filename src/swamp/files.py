@@ -1,11 +1,12 @@
 """Files that are whole or not there: written beside, synced, renamed. Tensors go as safetensors; nothing is pickled."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,24 @@ def write_atomic(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             beside.unlink()
     _sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: Path) -> Generator[None]:
+    """A block that one process at a time is in, by a lock on the file `path`; others wait, for as long as that takes.
+
+    Raises SwampError where the file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise SwampError(f"cannot write to the folder {path.parent}: {error.strerror}.") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -30,6 +30,9 @@ class Quiet:
     def chosen(self, choice: Choice) -> None:
         """Nothing to say."""
 
+    def part(self, done: int, parts: int, what: str) -> None:
+        """Nothing to say."""
+
     def training(self, cycle: int | None, index: int, count: int, step: int, total: int) -> None:
         """Nothing to say."""
 
@@ -55,6 +58,7 @@ class Live:
         self.bars: dict[str, TaskID] = {
             name: self.progress.add_task(name, total=None, rate="") for name in ("cycles", "particles", "steps")
         }
+        self.headed = False
         self.drawn = 0.0
         self.began = time.monotonic()
         self.steps = 0
@@ -75,6 +79,10 @@ class Live:
         self.progress.update(self.bars["cycles"], total=cycles, completed=0)
         if not self.console.is_terminal:
             self.console.print(_heading())
+
+    def part(self, done: int, parts: int, what: str) -> None:
+        """Show how many of so many parts are done of what is no run."""
+        self.progress.update(self.bars["cycles"], description=what, total=parts, completed=done)
 
     def chosen(self, choice: Choice) -> None:
         """Print how particles are trained, and why."""
@@ -101,10 +109,11 @@ class Live:
 
     def finished(self, cycle: Cycle) -> None:
         """Print the cycle's line and move the bar of cycles."""
-        if cycle.index == 0 and self.console.is_terminal:
+        if not self.headed and self.console.is_terminal:
             self.console.print(_heading())
+        self.headed = True
         self.console.print(_line(cycle), highlight=False)
-        self.progress.update(self.bars["cycles"], completed=cycle.index + 1)
+        self.progress.advance(self.bars["cycles"])
 
 
 def print_summary(done: dict[str, Any], console: Console) -> None:

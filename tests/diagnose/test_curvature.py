@@ -282,7 +282,7 @@ def run(tmp_path_factory):
 
 
 def test_a_run_is_looked_into_model_by_model_once(run, monkeypatch):
-    subject, settings = Subject.open(run), Settings(examples=100)
+    subject, settings = Subject.open(run), Settings(examples=100, corners=2)
     records = list(analyze(subject, {"curvature": curvature}, settings))
     keys = [f"curvature/cycle-{c:02d}/{of}" for c in range(3) for of in ("mean", "particle-0", "particle-1")]
     assert [record["key"] for record in records] == keys

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from swamp.diagnose import ANALYSES, Points, Settings, Subject, Value, analyze
+from swamp.diagnose.blend import Blend
 from swamp.diagnose.geometry import angles, dimension, distances, products, spectrum
 from swamp.diagnose.hull import Hull, hull_of_cycle, size_and_gain, size_of, values_of
-from swamp.diagnose.simplex import centre, combined, corner, edge, samples, triangle
+from swamp.diagnose.simplex import centre, corner, edge, samples, triangle
 from swamp.diagnose.soups import greedy, halves, learned
 from swamp.errors import SwampError
 from swamp.sparsity import Mask
@@ -126,13 +127,13 @@ def test_combinations_are_exact_at_corners_and_on_zeros():
     one = {"w": torch.tensor([0.1, 0.0, 3.0]), "n": count}
     two = {"w": torch.tensor([0.7, 0.0, 5.0]), "n": count + 1}
     broken = {"w": torch.full((3,), torch.nan), "n": count}
-    assert torch.equal(combined([one, two], (0.0, 1.0))["w"], two["w"])
-    mixed = combined([one, two, broken], (0.25, 0.75, 0.0))
+    assert torch.equal(Blend([one, two], (0.0, 1.0)).weights()["w"], two["w"])
+    mixed = Blend([one, two, broken], (0.25, 0.75, 0.0)).weights()
     torch.testing.assert_close(mixed["w"], torch.tensor([0.55, 0.0, 4.5]))
     assert mixed["w"][1] == 0
     assert mixed["n"] == 7
     half = {"w": torch.tensor([1.0, 2049.0], dtype=torch.bfloat16), "n": count}
-    assert combined([half, half], (0.5, 0.5))["w"].dtype == torch.bfloat16
+    assert Blend([half, half], (0.5, 0.5)).weights()["w"].dtype == torch.bfloat16
 
 
 def test_shares_are_those_of_a_hull():

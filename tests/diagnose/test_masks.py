@@ -8,7 +8,8 @@ import torch
 from scipy import stats
 from torch import nn
 
-from swamp.diagnose import ANALYSES, Settings, Subject, analyze
+from swamp.diagnose import ANALYSES, Settings, Side, Subject, analyze, overlap_of_runs, overlaps, read_analysis
+from swamp.diagnose.cross import densities
 from swamp.diagnose.masks import (
     dead,
     expected_overlap,
@@ -16,7 +17,6 @@ from swamp.diagnose.masks import (
     magnitude_rank,
     mask_of_cycle,
     overlap,
-    overlap_of_runs,
     same_signs,
     transposed,
 )
@@ -29,6 +29,17 @@ from .subjects import blind, run
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     return run(tmp_path_factory.mktemp("masks") / "run", 2)
+
+
+def test_what_another_process_wrote_meanwhile_stays(finished):
+    subject = Subject.open(finished)
+    (finished / "analysis.jsonl").unlink(missing_ok=True)
+    units = analyze(subject, {"masks": ANALYSES["masks"]}, Settings())
+    first = next(units)
+    # Between two units of this one, another look at the same run adds its own.
+    others = list(analyze(Subject.open(finished), {"connectivity": ANALYSES["connectivity"]}, Settings(points=2)))
+    rest = list(units)
+    assert {record["key"] for record in read_analysis(finished)} == {r["key"] for r in [first, *rest, *others]}
 
 
 def mask(**rows) -> Mask:
@@ -139,11 +150,25 @@ def test_units_are_done_once(finished, tmp_path):
 
 
 def test_runs_are_compared_at_the_sparsities_they_share(finished, tmp_path):
-    other = Subject.open(run(tmp_path / "other", method="imp", seed=1))
-    found = overlap_of_runs(Subject.open(finished), other)
-    assert [line["cycles"] for line in found] == [[1, 1], [2, 2]]
+    here, there = Side.open(finished), Side.open(run(tmp_path / "other", method="imp", seed=1))
+    sides = {("swamp", 0): here, ("imp", 1): there}
+    found = list(overlaps(sides, densities({0: {"swamp": here, "imp": there}})))
+    assert [(line["a"], line["b"], line["seeds"], line["cycles"]) for line in found] == [
+        ("swamp", "imp", [0, 1], [1, 1]),
+        ("swamp", "imp", [0, 1], [2, 2]),
+    ]
     for line in found:
         assert 0 < line["expected"] < line["jaccard"] + 0.2 < 1.2
-    lonely = Subject.open(run(tmp_path / "lonely", method="imp", sparsity=0.3))
-    with pytest.raises(SwampError, match=r"share no sparsity above 0.*0.750.*0.300.*one schedule"):
-        overlap_of_runs(Subject.open(finished), lonely)
+    one, other = (side.mask(2) for side in (here, there))
+    layer, mine, theirs = "output.weight", here.weights(2), there.weights(2)
+    both = one[layer] & other[layer]
+    assert found[1]["layers"][layer]["jaccard"] == pytest.approx(
+        float(both.sum()) / float((one[layer] | other[layer]).sum())
+    )
+    same = (mine[layer][both] * theirs[layer][both] > 0).double().mean()
+    assert found[1]["layers"][layer]["signs"] == pytest.approx(float(same))
+    itself = overlap_of_runs(here, here, [here.records[1]["density"]["prunable"]])
+    assert (itself[0]["jaccard"], itself[0]["signs"]) == (1, 1)
+    lonely = Side.open(run(tmp_path / "lonely", method="imp", sparsity=0.3))
+    with pytest.raises(SwampError, match=r"share no sparsity above 0.*one schedule"):
+        densities({0: {"swamp": here, "imp": lonely}})

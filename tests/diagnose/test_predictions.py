@@ -10,6 +10,7 @@ from torch import nn
 from swamp.diagnose import ANALYSES, Settings, Subject, analyze
 from swamp.diagnose.corrupt import blurred, corrupted, faded, noisy, standard_deviation, why_not
 from swamp.diagnose.predictions import (
+    Examples,
     compared,
     disagreement,
     ensemble_outputs,
@@ -82,7 +83,7 @@ def test_the_first_examples_are_taken_and_no_more():
 
 def test_a_cycle_is_as_good_as_its_record_says(finished):
     subject = blind(Subject.open(finished))
-    found = predictions_of_cycle(subject, 1, Settings())
+    found = predictions_of_cycle(subject, 1, Examples(subject.task.held_out, Settings()))
     cycle = subject.cycle(1)
     assert found["data"] == "validation"
     for name in ("accuracy", "nll", "ece"):
@@ -150,7 +151,7 @@ def test_lost_contrast_moves_each_example_to_its_own_mean():
 def test_inputs_that_cannot_be_corrupted_are_left_out_with_the_reason(inputs, reason):
     assert reason in why_not(inputs)
     data = BatchList([(inputs, torch.zeros(2))])
-    assert reason in robustness(None, [], numbered([0, 1]), data, Settings())["left_out"]
+    assert reason in robustness(None, [], numbered([0, 1]), Examples(data, Settings()))["left_out"]
 
 
 def test_an_unknown_corruption_is_refused():
@@ -163,11 +164,15 @@ def test_a_task_without_classes_is_left_out_with_the_reason(finished):
     data = TensorData(subject.task.validation.inputs, torch.rand(len(subject.task.validation)))
     normalised = replace(data, normalise=subject.task.validation.normalise)
     regression = replace(subject, task=replace(subject.task, validation=normalised))
-    assert "no classification" in predictions_of_cycle(regression, 0, Settings())["left_out"]
+    assert (
+        "no classification"
+        in predictions_of_cycle(regression, 0, Examples(regression.task.held_out, Settings()))["left_out"]
+    )
 
 
 def test_without_particles_the_mean_is_measured_alone(tmp_path):
-    found = predictions_of_cycle(Subject.open(run(tmp_path / "run", keep="means", sparsity=0.5)), 1, Settings())
+    subject = Subject.open(run(tmp_path / "run", keep="means", sparsity=0.5))
+    found = predictions_of_cycle(subject, 1, Examples(subject.task.held_out, Settings()))
     assert found["mean"]["accuracy"] > 0
     assert (found["disagreement"], found["particles"], found["ensemble"]) == ([], [], None)
     assert found["agreement_of_mean_with_ensemble"] is None
@@ -178,13 +183,13 @@ def test_without_particles_the_mean_is_measured_alone(tmp_path):
 
 def test_one_particle_that_was_not_averaged_keeps_its_own_statistics(tmp_path):
     subject = Subject.open(run(tmp_path / "run", method="imp", sparsity=0.5))
-    found = predictions_of_cycle(subject, 1, Settings())
+    found = predictions_of_cycle(subject, 1, Examples(subject.task.held_out, Settings()))
     assert found["mean"] == found["particles"][0] == pytest.approx(subject.cycle(1).measured.validation, rel=1e-5)
 
 
 def test_the_particles_of_an_ensemble_are_its_members(tmp_path):
     subject = Subject.open(run(tmp_path / "run", 2, method="imp-ensemble", sparsity=0.5))
-    found = predictions_of_cycle(subject, 1, Settings())
+    found = predictions_of_cycle(subject, 1, Examples(subject.task.held_out, Settings()))
     assert found["mean"] is None
     assert found["ensemble"] == pytest.approx(subject.cycle(1).measured.validation, rel=1e-5)
     assert found["disagreement"][0][1] > 0

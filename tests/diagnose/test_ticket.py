@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,6 +143,11 @@ def test_a_search_stops_where_it_is_asked_to(mlp, task):
         instability(mlp, task, progress=Stop()).barrier_at(3)
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
 TINY = ["digits-mlp", "--epochs", "2", "--model", "mlp-16", "--tail", "0.5", "--examples", "640"]
 TINY += ["--backend", "sequential", "--latest-epochs", "1"]
 
@@ -174,6 +180,46 @@ def test_the_command_writes_a_configuration_that_runs(tmp_path, planted_command,
     assert Ticket.load(tmp_path / "run" / "ticket.safetensors").steps == 6
     assert swamp("ticket", *TINY, "--out", file) == 2
     assert "exists already" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_killed_search_goes_on_with_the_next_trial(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def measured(self, steps, repeat=0):
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append((steps, repeat))
+        return planted(6)(steps, repeat)
+
+    search = ["ticket", *TINY, "--at", "0.5", "--resolution", "0", "--json", "--quiet"]
+    monkeypatch.setattr("swamp.diagnose.ticket.Instability.barrier_at", measured)
+    assert swamp(*search) == 130
+    before = list(asked)
+    assert len(before) == 2
+
+    def noted(self, *at):
+        asked.append(at)
+        return planted(6)(*at)
+
+    monkeypatch.setattr("swamp.diagnose.ticket.Instability.barrier_at", noted)
+    # The ticket that a recipe has is not what is asked about: its trials are the same.
+    assert swamp(*search, "--ticket-epochs", "1") == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["steps"] == 6
+    assert len(asked) == len(set(asked)) == len(done["trials"])
+    assert [(trial["steps"], trial["repeat"]) for trial in done["trials"]][:2] == before
+    assert Path(done["picture"]).read_text().count("<svg") == 1
+
+
+def test_trials_of_another_search_or_damaged_ones_are_refused(tmp_path, planted_command, capsys):
+    search = ["ticket", *TINY, "--at", "0.5", "--trials", tmp_path / "t", "--quiet"]
+    assert swamp(*search) == 0
+    assert swamp(*search, "--lr", "0.7") == 2
+    assert "trials of another search" in capsys.readouterr().err.replace("\n", " ")
+    file = tmp_path / "t" / "trials.jsonl"
+    file.write_text(file.read_text()[:-9])
+    assert swamp(*search) == 2
+    assert "is damaged" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_as_json_it_prints_one_object(capsys, planted_command):

@@ -180,7 +180,10 @@ def test_a_plan_with_an_unknown_retraining_or_none_of_the_examples_is_refused():
     with pytest.raises(swamp.SwampError, match="unknown retrain 'lrx'"):
         replace(PLAN, retrain="lrx")
     with pytest.raises(swamp.SwampError, match="retrain_epochs must be 0 or more"):
-        replace(PLAN, retrain_epochs=-1)
+        replace(PLAN, method="lrr", retrain_epochs=-1)
+    for given in ({"retrain": "clr"}, {"retrain_epochs": 2}):
+        with pytest.raises(swamp.SwampError, match="swamp rewinds its weights"):
+            replace(PLAN, method="swamp", **given)
     with pytest.raises(swamp.SwampError, match="interval must be 1 or more"):
         replace(PLAN, dynamic=Dynamic(interval=0))
 

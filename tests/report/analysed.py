@@ -32,6 +32,9 @@ def _of(cycle: int, density: float) -> list[tuple[str, str, dict[str, Any]]]:
         ("curvature", "/mean", _curvature("mean", 8 / density**0.5)),
         ("curvature", "/particle-0", _curvature("particle-0", 14 / density**0.5)),
         ("hull", "", _hull()),
+        ("noise", "/none", _noise("none", 0.0)),
+        ("noise", "/order", _noise("order", 0.6)),
+        ("noise", "/dropout", {"source": "dropout", "skipped": "its network draws no random numbers"}),
         ("masks", "", _masks(density)),
         ("predictions", "", _predictions(cycle)),
         ("landscape", "", _plane(_points())),
@@ -84,6 +87,20 @@ def _hull() -> dict[str, Any]:
             "learned": None,
         },
         "gain": 0.07,
+    }
+
+
+def _noise(source: str, distance: float) -> dict[str, Any]:
+    return {
+        "source": source,
+        "particles": 2,
+        "identical": not distance,
+        "mean_distance": distance,
+        "radius": distance / 2,
+        "dimension": 1.0 if distance else None,
+        "barrier": {"error": 0.01 * distance, "loss": 0.02 * distance},
+        "mean": {"loss": 0.4, "error": 0.13},
+        "gain": 0.02 * distance,
     }
 
 
@@ -146,4 +163,5 @@ def _paths() -> dict[str, Any]:
         }
         for index in range(3)
     ]
-    return {"particles": particles, "explained": [0.6, 0.2], "settled": None}
+    barriers = {"steps": [0, 1, 2], "error": [0.0, 0.03, 0.01]}
+    return {"particles": particles, "explained": [0.6, 0.2], "barriers": barriers, "settled": 2}

@@ -59,6 +59,11 @@ def test_runs_of_one_seed_get_the_settings_that_differ_and_only_those(tmp_path: 
     assert comparison.notes == ()
 
 
+def test_a_setting_that_an_older_run_does_not_know_had_its_default_there(tmp_path: Path) -> None:
+    older, newer = one(tmp_path / "a", seed=0), one(tmp_path / "b", seed=1, training={"ema": 0.0}, path_every=0)
+    assert compare([older, newer]).notes == ()
+
+
 def test_seeds_pooled_over_different_settings_are_noted(tmp_path: Path) -> None:
     comparison = compare([one(tmp_path / "a", seed=0), one(tmp_path / "b", seed=1, training={"lr": 0.2})])
     assert comparison.labels == ("imp",)

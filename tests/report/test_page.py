@@ -64,7 +64,7 @@ def test_what_is_missing_comes_with_the_command_that_makes_it(runs):
 def test_every_picture_has_a_title_a_sentence_and_a_table(runs):
     page = render(Evidence.read(runs))
     figures = re.findall(r"<figure>.*?</figure>", page, flags=re.S)
-    assert len(figures) == 16
+    assert len(figures) == 17
     for figure in figures:
         assert re.search(r"<h3>\w.{8,}</h3><p>.{40,}[.]</p>", figure)
         assert figure.count('class="plot"') >= 1

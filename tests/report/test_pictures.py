@@ -81,6 +81,13 @@ def test_the_triangle_places_particles_at_its_corners_and_knows_no_error_outside
     assert middle == pytest.approx(100 * (0.2 - 0.75 / 9), abs=0.2)
 
 
+def test_paths_show_the_barrier_in_points_and_when_it_went(runs):
+    (picture,) = CHAPTERS["paths"].draw(Evidence.read(runs))
+    curve = picture.panels[-1].marks[0]
+    assert curve.y == (0.0, 3.0, 1.0)
+    assert curve.name.endswith("settled from step 2")
+
+
 def test_no_number_that_is_not_finite_and_no_markup_reaches_plotly():
     curve = Curve("<b>$x$</b>", (1.0, math.nan, None), (math.inf, 2.0, 3.0), notes=("<i>a</i>", "b", "c"))
     drawn = traces(Panel("t", Axis("<u>"), Axis("y"), (curve,)))

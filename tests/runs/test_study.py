@@ -155,5 +155,5 @@ def test_a_folder_without_a_study_or_with_a_damaged_one_is_said(tmp_path):
     with pytest.raises(SwampError, match=r"study.json is damaged"):
         StudyDirectory.open(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(SwampError, match="cannot write to the study's folder"):
+    with pytest.raises(SwampError, match="cannot write to the folder"):
         StudyDirectory.join(tmp_path / "file" / "s", {"a": RunConfig()})

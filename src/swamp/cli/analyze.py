@@ -32,7 +32,11 @@ class AnalyzeArgs:
     only: tuple[str, ...] = ()
     """Names of analyses (default: all)."""
     examples: int = 2000
-    """Examples that losses, errors and curvature are taken on, at most."""
+    """Examples that losses and errors are taken on, at most."""
+    curvature_examples: int = 500
+    """Training examples that curvature is taken on, at most (of `examples`); it costs as many times more."""
+    corners: int = 1
+    """Particles that curvature is taken at in the first, middle and last cycle; at their mean it is in each."""
     points: int = 30
     """Points of a segment between two models."""
     json: bool = False
@@ -44,9 +48,9 @@ class AnalyzeArgs:
 def analyze_command(arguments: Sequence[str]) -> None:
     """swamp analyze RUN."""
     given = parse(AnalyzeArgs, "swamp analyze", arguments)
-    for name in ("examples", "points"):
-        if getattr(given, name) < 2:
-            raise SwampError(f"{name} must be 2 or more, got {getattr(given, name)}.")
+    for name, least in {"examples": 2, "curvature_examples": 2, "corners": 0, "points": 2}.items():
+        if getattr(given, name) < least:
+            raise SwampError(f"{name} must be {least} or more, got {getattr(given, name)}.")
     work, stop, began = _Work.of(given), Event(), time.monotonic()
     with signals(stop) as received, warnings_to(Err):
         try:
@@ -85,7 +89,7 @@ class _Work:
         for name in given.only:
             if name not in ANALYSES:
                 raise unknown("analysis", name, ANALYSES)
-        settings = Settings(examples=given.examples, points=given.points)
+        settings = Settings(given.examples, given.curvature_examples, given.corners, given.points)
         quiet = given.quiet or (given.json and not Err.is_terminal)
         work = cls(Subject.open(given.run), settings, [], Err if given.json else Out, quiet)
         # In the library's order, whatever that of --only: cheap ones first.

@@ -7,7 +7,10 @@ from rich.table import Table
 
 from swamp.cli.analyze import analyze_command
 from swamp.cli.compare import compare_command
+from swamp.cli.cross import cross_command
 from swamp.cli.listing import list_command
+from swamp.cli.masks import masks_command
+from swamp.cli.noise import noise_command
 from swamp.cli.report import figure_command, report_command, watch_command
 from swamp.cli.run import resume_command, run_command
 from swamp.cli.session import Err, Out, escaped
@@ -23,6 +26,9 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "study": (study_command, "do many runs: a grid of methods, seeds and settings, on one machine or several"),
     "compare": (compare_command, "put runs beside each other: table, differences, plot"),
     "analyze": (analyze_command, "look into a run: barriers, curvature, hull, landscape, masks"),
+    "masks": (masks_command, "say what masks of several runs have in common"),
+    "noise": (noise_command, "train particles that differ in one thing at a time: what makes averaging work?"),
+    "cross": (cross_command, "train runs' masks by each other's training: is it the mask, or how it was trained?"),
     "report": (report_command, "write one HTML page on runs: what they reached, and why"),
     "watch": (watch_command, "serve that page to this machine while a run goes on"),
     "figure": (figure_command, "draw one of its pictures for a paper"),

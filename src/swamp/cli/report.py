@@ -55,7 +55,7 @@ class FigureArgs:
     runs: _Runs
     """Run directories, or a study's folder."""
     which: str = "accuracy"
-    """accuracy, particles, barrier, curvature, hull, landscape, paths, layers, masks, predictions or cost."""
+    """accuracy, particles, barrier, curvature, hull, noise, landscape, paths, layers, masks, predictions or cost."""
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """The file (default: the picture's name); of several pictures the further ones get -2, -3 ... appended."""
     format: Literal["pdf", "svg", "png"] | None = None

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Annotated, Any
@@ -12,10 +13,12 @@ import tyro
 
 from swamp.cli.run import recipe_or_config
 from swamp.cli.session import Err, Out, parse, print_json, signals, warnings_to
-from swamp.diagnose import Found, Instability, Trial, search
+from swamp.diagnose import Found, Instability, Trial, Trials, search
 from swamp.errors import Interrupted, SwampError
 from swamp.methods import backend_of
 from swamp.particles import Silent
+from swamp.report.paper import draw
+from swamp.report.pictures.instability import against_steps
 from swamp.runs import RunConfig, executing, prepare
 from swamp.runs.directory import write_json
 from swamp.training import Snapshot
@@ -35,6 +38,7 @@ class TicketArgs:
     from too early a ticket, two copies that differ in batch order alone are parted by a barrier of error (instability,
     Frankle et al. 2020), and their mean is worse than each. For each T0 tried, a dense network is trained from it and
     pruned by magnitude, two copies are trained on that mask, and the error between them is measured on held-out data.
+    Trials are kept (--trials): stopped or killed, the same command goes on with the next one.
     T0 is found by bisection, which assumes that a stable ticket stays stable later; the result is tried once more with
     other batch orders, and a quarter of it, which must be unstable. Each T0 costs three trainings (dense: two).
 
@@ -51,6 +55,8 @@ class TicketArgs:
     """The latest ticket to try (default: half of the training)."""
     resolution: float = 0.1
     """How exact, as a share of T0; 0: to the step, which the noise of a single pair of copies does not deserve."""
+    trials: Path | None = None
+    """Where trials are kept, and barrier.svg, the picture of them (default: tickets/ and a name)."""
     out: Path | None = None
     """Write the configuration with this ticket, for swamp run --config."""
     json: bool = False
@@ -67,8 +73,11 @@ def ticket_command(arguments: Sequence[str]) -> None:
         raise SwampError(f"{given.out} exists already. Choose another --out, or delete it.")
     with _stoppable() as stop, executing(given.config):
         instability = _instability(given, stop)
-        found = _searched(given, instability)
-    done = _summary(given, instability, found)
+        trials = _trials(given, instability)
+        found = _searched(given, instability, trials)
+    picture = trials.folder / "barrier.svg"
+    draw(against_steps(list(trials), instability.per_epoch, given.threshold), picture, "svg")
+    done: dict[str, Any] = _summary(given, instability, found) | {"picture": str(picture)}
     if given.out is not None and found.steps is not None:
         write_json(given.out, _with_ticket(given.config, found.steps / instability.per_epoch).to_json())
     if given.json:
@@ -80,7 +89,7 @@ def ticket_command(arguments: Sequence[str]) -> None:
             "gentler training (--lr, --warmup)."
         )
     if not given.json:
-        _print(given, instability, found, found.steps)
+        _print(given, instability, found, found.steps, picture)
 
 
 def _instability(given: TicketArgs, stop: Event) -> Instability:
@@ -92,7 +101,15 @@ def _instability(given: TicketArgs, stop: Event) -> Instability:
     return Instability(model, task, plan, given.config.training, backend, sparsity, progress=_Stopping(stop))
 
 
-def _searched(given: TicketArgs, instability: Instability) -> Found:
+def _trials(given: TicketArgs, instability: Instability) -> Trials:
+    # Whatever ticket the recipe has, it is not asked about.
+    asked = _with_ticket(given.config, 0.0)
+    sparsity = f"{instability.sparsity:.6g}"
+    folder = given.trials or Path("tickets") / f"{asked.name()}-at-{sparsity}"
+    return Trials(folder, {"configuration": asked.digest(), "sparsity": sparsity})
+
+
+def _searched(given: TicketArgs, instability: Instability, trials: Trials) -> Found:
     latest = (
         instability.last // 2 if given.latest_epochs is None else round(given.latest_epochs * instability.per_epoch)
     )
@@ -105,6 +122,7 @@ def _searched(given: TicketArgs, instability: Instability) -> Found:
     shown = not given.quiet
 
     def tell(trial: Trial) -> None:
+        trials.add(trial)
         verdict = "stable" if trial.barrier < given.threshold else "a barrier"
         again = "  (again, other batch orders)" if trial.repeat else ""
         if shown:
@@ -117,7 +135,8 @@ def _searched(given: TicketArgs, instability: Instability) -> Found:
 
     working = console.status("training copies") if shown and console.is_terminal else nullcontext()
     with working:
-        return search(instability.barrier_at, latest, threshold=given.threshold, resolution=given.resolution, tell=tell)
+        measure = partial(trials.barrier, instability.barrier_at)
+        return search(measure, latest, threshold=given.threshold, resolution=given.resolution, tell=tell)
 
 
 def _summary(given: TicketArgs, instability: Instability, found: Found) -> dict[str, Any]:
@@ -135,7 +154,7 @@ def _summary(given: TicketArgs, instability: Instability, found: Found) -> dict[
     }
 
 
-def _print(given: TicketArgs, instability: Instability, found: Found, steps: int) -> None:
+def _print(given: TicketArgs, instability: Instability, found: Found, steps: int, picture: Path) -> None:
     epochs = steps / instability.per_epoch
     Out.print(
         f"\nearliest stable ticket at sparsity {instability.sparsity:.4g}: after {steps} steps, "
@@ -143,6 +162,7 @@ def _print(given: TicketArgs, instability: Instability, found: Found, steps: int
         highlight=False,
         soft_wrap=True,
     )
+    Out.print(f"barrier against step: {picture}", soft_wrap=True, highlight=False)
     if not found.holds:
         Out.print(
             "not confirmed: with other batch orders it was unstable there, or stable at a quarter of it. Stability is "
@@ -159,13 +179,13 @@ def _with_ticket(config: RunConfig, epochs: float) -> RunConfig:
 
 @dataclass(frozen=True)
 class _Stopping(Silent):
-    """Progress that stops where it is asked to; nothing of a search is kept."""
+    """Progress that stops where it is asked to."""
 
     stop: Event = field(default_factory=Event)
 
     def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         if self.stop.is_set():
-            raise Interrupted("stopped. Nothing of the search is kept; begin it again.")
+            raise Interrupted("stopped. The trials that ended are kept: the same command goes on.")
 
 
 @contextmanager

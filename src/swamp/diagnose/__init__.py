@@ -2,6 +2,7 @@
 
 from swamp.diagnose.analysis import Analysis, Settings, Unit, analyze, read_analysis
 from swamp.diagnose.connectivity import Barriers, Connection, between, connectivity
+from swamp.diagnose.cross import Pair, Side, cross
 from swamp.diagnose.curvature import Curvature, curvature, curvature_at
 from swamp.diagnose.dynamics import paths
 from swamp.diagnose.hessian import Hessian, restricted
@@ -10,11 +11,14 @@ from swamp.diagnose.hutchinson import Estimate, Trace, hutchinson
 from swamp.diagnose.lanczos import Density, Eigenvalue, Ritz, density, lanczos, top
 from swamp.diagnose.landscape import landscape
 from swamp.diagnose.masks import masks
+from swamp.diagnose.noise import SOURCES, NoiseSettings, Sources
+from swamp.diagnose.overlaps import overlap_of_runs, overlaps
 from swamp.diagnose.points import Points, Value
 from swamp.diagnose.predictions import predictions
 from swamp.diagnose.space import Plane
 from swamp.diagnose.subject import Subject
 from swamp.diagnose.ticket import Found, Instability, Trial, search
+from swamp.diagnose.trials import Trials
 
 ANALYSES: dict[str, Analysis] = {
     "masks": masks,
@@ -29,6 +33,7 @@ ANALYSES: dict[str, Analysis] = {
 
 __all__ = [
     "ANALYSES",
+    "SOURCES",
     "Analysis",
     "Barriers",
     "Connection",
@@ -39,22 +44,30 @@ __all__ = [
     "Found",
     "Hessian",
     "Instability",
+    "NoiseSettings",
+    "Pair",
     "Plane",
     "Points",
     "Ritz",
     "Settings",
+    "Side",
+    "Sources",
     "Subject",
     "Trace",
     "Trial",
+    "Trials",
     "Unit",
     "Value",
     "analyze",
     "between",
+    "cross",
     "curvature",
     "curvature_at",
     "density",
     "hutchinson",
     "lanczos",
+    "overlap_of_runs",
+    "overlaps",
     "read_analysis",
     "restricted",
     "search",

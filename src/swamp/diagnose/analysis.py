@@ -8,7 +8,7 @@ from typing import Any
 
 from swamp.diagnose.subject import Subject
 from swamp.errors import SwampError
-from swamp.files import write_atomic
+from swamp.files import one_at_a_time, write_atomic
 from swamp.runs.directory import finite
 
 FILE = "analysis.jsonl"
@@ -19,7 +19,11 @@ class Settings:
     """What is the same for all analyses of a run."""
 
     examples: int = 2000
-    """Examples that losses, errors and curvature are taken on, at most."""
+    """Examples that losses and errors are taken on, at most."""
+    curvature_examples: int = 500
+    """Training examples that curvature is taken on, at most (of `examples`); it costs as many times more."""
+    corners: int = 1
+    """Particles that curvature is taken at in the first, middle and last cycle; they are alike: one stands for all."""
     points: int = 30
     """Points of a segment between two models."""
     seed: int = 0
@@ -40,13 +44,19 @@ Analysis = Callable[[Subject, Settings], Iterable[Unit]]
 """(run, settings) -> what there is to compute, cheap units first. Its docstring's first line says what it answers."""
 
 
+def spread(cycles: int) -> list[int]:
+    """The first, the middle and the last of so many cycles, for what costs much: what lies between looks alike."""
+    return sorted({0, (cycles - 1) // 2, cycles - 1})
+
+
 def analyze(subject: Subject, chosen: Mapping[str, Analysis], settings: Settings) -> Iterator[Mapping[str, Any]]:
     """Yield a record for every unit, computed now or read back: {"key": ..., "settings": ..., and its values}.
 
-    Records are appended to FILE in the run directory, whole or not at all. Those of other settings are made anew.
+    Records are appended to FILE in the run directory, whole or not at all, also where several processes analyse one
+    run. Those of other settings are made anew.
     """
-    path = subject.directory.path / FILE
-    done = {record["key"]: record for record in read_analysis(subject.directory.path)}
+    folder = subject.directory.path
+    done = {record["key"]: record for record in read_analysis(folder)}
     used = settings.__dict__
     for analysis in chosen.values():
         for unit in analysis(subject, settings):
@@ -54,9 +64,17 @@ def analyze(subject: Subject, chosen: Mapping[str, Analysis], settings: Settings
             if record is None or record["settings"] != used:
                 # What is not finite is null: JSON knows no other, and a picture shows it as missing.
                 record = finite({"key": unit.key, "settings": dict(used), **unit.work()})
-                done[unit.key] = record
-                write_atomic(path, "".join(json.dumps(line) + "\n" for line in done.values()).encode())
+                done = _added(folder, record)
             yield record
+
+
+def _added(folder: Path, record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """All records, with this one, once they are written."""
+    with one_at_a_time(folder / f".{FILE}.lock"):
+        # Read again: another process may have added some.
+        done = {other["key"]: other for other in read_analysis(folder)} | {record["key"]: record}
+        write_atomic(folder / FILE, "".join(json.dumps(line) + "\n" for line in done.values()).encode())
+    return done
 
 
 def read_analysis(path: Path) -> list[Mapping[str, Any]]:

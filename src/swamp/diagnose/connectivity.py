@@ -4,17 +4,18 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import combinations, islice
 from typing import Any
 
 from torch import Tensor, nn
 
 from swamp.diagnose.analysis import Settings, Unit
+from swamp.diagnose.blend import Blend
 from swamp.diagnose.points import Points, Value
 from swamp.diagnose.subject import Subject
 from swamp.errors import SwampError, shortened
 from swamp.particles import Particle
-from swamp.training import Data, State, Task, interpolate
+from swamp.training import Data, State, Task
 
 MOST_PAIRS = 4
 """Particles of which all pairs are looked at; of more, only the first two."""
@@ -89,12 +90,26 @@ def between(
 
 def segment(values: Points, a: State, b: State, points: int) -> Connection:
     """`between`, for who looks at several segments: `values` is made once."""
-    if points < 2:
-        raise SwampError(f"a segment has two ends, so that points must be 2 or more, got {points}.")
     for which, state in (("first", a), ("second", b)):
         require_fit(values.model, state, f"the {which} of the two models")
-    shares = tuple(k / (points - 1) for k in range(points))
-    return Connection(shares, tuple(values(partial(interpolate, a, b, share) for share in shares)))
+    (found,) = _ways(values, (a, b), {(0, 1): points})
+    return found
+
+
+def _ways(values: Points, states: Sequence[State], pairs: Mapping[tuple[int, int], int]) -> list[Connection]:
+    """Segments between two of `states` each: (i, j) -> points. All at once, which costs least."""
+    for points in pairs.values():
+        if points < 2:
+            raise SwampError(f"a segment has two ends, so that points must be 2 or more, got {points}.")
+    shares = [tuple(k / (points - 1) for k in range(points)) for points in pairs.values()]
+    found = iter(
+        values(
+            Blend(states, [{i: 1 - share, j: share}.get(n, 0.0) for n in range(len(states))])
+            for (i, j), way in zip(pairs, shares, strict=True)
+            for share in way
+        )
+    )
+    return [Connection(way, tuple(islice(found, len(way)))) for way in shares]
 
 
 def require_fit(model: nn.Module, state: State, what: str) -> None:
@@ -141,27 +156,21 @@ def _next(subject: Subject, settings: Settings, values: Points, index: int) -> d
 
 
 def _particles(subject: Subject, settings: Settings, values: Points, index: int) -> dict[str, Any]:
-    particles = subject.require_particles(index)
-    found = segment(values, particles[0].weights, particles[1].weights, settings.points)
-    height = found.barriers.error
-    pairs = _pairs(particles, settings, values, height) if len(particles) <= MOST_PAIRS else None
+    states = tuple(particle.weights for particle in subject.require_particles(index))
+    pairs = [*combinations(range(len(states)), 2)] if len(states) <= MOST_PAIRS else [(0, 1)]
+    # The first pair is looked at closely; a third of the points tells how high the others' barriers are.
+    fewer = max(2, settings.points // 3 + 1)
+    ways = _ways(values, states, {pair: settings.points if pair == (0, 1) else fewer for pair in pairs})
+    heights = [[0.0] * len(states) for _ in states]
+    for (i, j), way in zip(pairs, ways, strict=True):
+        heights[i][j] = heights[j][i] = way.barriers.error
     return {
         "cycle": index,
         "sparsity": subject.cycle(index).sparsity,
         "between": ["particle-0", "particle-1"],
-        **found.to_json(),
-        "pairs": pairs,
+        **ways[0].to_json(),
+        "pairs": heights if len(states) <= MOST_PAIRS else None,
     }
-
-
-def _pairs(particles: Sequence[Particle], settings: Settings, values: Points, first: float) -> list[list[float]]:
-    """Error barriers of all pairs, that of the first one being known."""
-    heights = [[0.0] * len(particles) for _ in particles]
-    for i, j in combinations(range(len(particles)), 2):
-        known = (i, j) == (0, 1)
-        way = None if known else segment(values, particles[i].weights, particles[j].weights, settings.points)
-        heights[i][j] = heights[j][i] = first if way is None else way.barriers.error
-    return heights
 
 
 def _chord(ends: Sequence[float], shares: Sequence[float]) -> list[float]:

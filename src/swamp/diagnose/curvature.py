@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from swamp.diagnose.analysis import Settings, Unit
+from swamp.diagnose.analysis import Settings, Unit, spread
 from swamp.diagnose.hessian import Hessian
 from swamp.diagnose.hutchinson import Trace, hutchinson, signs
 from swamp.diagnose.lanczos import Density, Eigenvalue, density, lanczos, top
@@ -38,13 +38,13 @@ def curvature_at(
     weights: State,
     mask: Mask | None = None,
     *,
-    examples: int = 2000,
+    examples: int = 500,
     seed: int = 0,
-    tolerance: float = 0.05,
-    least: int = 8,
+    tolerance: float = 0.1,
+    least: int = 4,
     most: int = 16,
-    runs: int = 2,
-    steps: int = 20,
+    runs: int = 1,
+    steps: int = 12,
 ) -> Curvature:
     """Trace (whole, of the survivors, of each layer), five largest eigenvalues and density of the Hessian at `weights`.
 
@@ -61,14 +61,14 @@ def curvature_at(
 
 
 def curvature(subject: Subject, settings: Settings) -> Iterator[Unit]:
-    """How sharp the loss is at the mean of each cycle and at its particles: trace, top eigenvalues, density.
+    """How sharp is the loss at the mean of each cycle, and at particles of some: trace, top eigenvalues, density.
 
-    The same probes for all, so that they compare. A unit is at most 72 products of the Hessian with a vector on
-    `settings.examples` training examples: 3.5 s of a core for LeNet-300-100 and 2000 of them.
+    The same probes for all, so that they compare. A unit is at most 44 products of the Hessian with a vector.
     """
     for cycle in range(subject.cycles):
         yield Unit(f"curvature/cycle-{cycle:02d}/mean", partial(_of_mean, subject, settings, cycle))
-        for number in range(len(read_json(subject.directory.record(cycle))["particles"])):
+        count = len(read_json(subject.directory.record(cycle))["particles"])
+        for number in range(min(count, settings.corners) if cycle in spread(subject.cycles) else 0):
             path = subject.directory.particle(cycle, number)
             if path.exists():
                 work = partial(_of_particle, subject, settings, cycle, number)
@@ -90,5 +90,6 @@ def _of_particle(subject: Subject, settings: Settings, index: int, number: int) 
 
 
 def _record(subject: Subject, settings: Settings, index: int, of: str, weights: State, mask: Mask) -> Mapping[str, Any]:
-    found = curvature_at(subject.model, subject.task, weights, mask, examples=settings.examples, seed=settings.seed)
+    examples = min(settings.examples, settings.curvature_examples)
+    found = curvature_at(subject.model, subject.task, weights, mask, examples=examples, seed=settings.seed)
     return {"cycle": index, "sparsity": mask.sparsity, "of": of, **found.to_json()}

@@ -42,8 +42,8 @@ class Hessian:
         mask: Mask | None = None,
         *,
         only: Iterable[str] | None = None,
-        examples: int = 2000,
-        batch_size: int = 250,
+        examples: int = 500,
+        batch_size: int = 500,
     ) -> None:
         """mask: says which weights survive, see `alive`; the Hessian is of all of them, pruned ones included.
 

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from swamp.diagnose.analysis import Settings, Unit, read_analysis
+from swamp.diagnose.blend import Blend
 from swamp.diagnose.correlation import spearman
 from swamp.diagnose.geometry import angles, dimension, distances, listed, products, spectrum
 from swamp.diagnose.points import Points, Value
-from swamp.diagnose.simplex import Shares, centre, combined, corner, edge, samples, triangle
+from swamp.diagnose.simplex import Shares, centre, corner, edge, samples, triangle
 from swamp.diagnose.soups import greedy, halves, learned
 from swamp.diagnose.subject import Subject
 from swamp.files import digest
@@ -35,7 +36,7 @@ class Hull:
     def __call__(self, places: Sequence[Shares]) -> list[Value]:
         """The values at `places`, in their order."""
         new = [place for place in dict.fromkeys(places) if place not in self.known]
-        values = self.points(partial(combined, self.states, place) for place in new)
+        values = self.points(Blend(self.states, place) for place in new)
         self.known.update(zip(new, values, strict=True))
         return [self.known[place] for place in places]
 

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swamp.diagnose.analysis import Settings, Unit
+from swamp.diagnose.analysis import Settings, Unit, spread
 from swamp.diagnose.points import Points
 from swamp.diagnose.space import Plane, Space, masked_weights
 from swamp.diagnose.subject import Subject
 from swamp.errors import SwampError
 from swamp.training import Seed, State
 
-SIDE = 21
+SIDE = 15
 """Points of a grid along each axis."""
 MARGIN = 0.4
 """How far a grid reaches beyond the particles, as a share of their larger extent."""
@@ -25,7 +25,7 @@ def grid(values: Points, plane: Plane, u: Sequence[float], v: Sequence[float]) -
 
     Values that are not finite stay so; in an analysis' record, which is JSON, they are null.
     """
-    found = iter(values(partial(plane.at, x, y) for y in v for x in u))
+    found = iter(values(plane.at(x, y) for y in v for x in u))
     rows = [[next(found) for _ in u] for _ in v]
     return {
         "u": list(u),
@@ -57,13 +57,13 @@ def random_plane(model: nn.Module, state: State, mask: Mapping[str, Tensor], see
         parts = [_direction(state[name], mask.get(name), generator) for name in space.names]
         return torch.cat([part.reshape(-1) for part in parts])
 
-    return Plane(space, state, space.vector(state), direction(), direction())
+    return Plane(space, state, direction(), direction())
 
 
 def landscape(subject: Subject, settings: Settings) -> Iterator[Unit]:
     """How do loss and error look around the particles: is their mean in a flat valley that holds them all?"""
     values = Points(subject.model, subject.task, examples=settings.examples)
-    for index in range(subject.cycles):
+    for index in spread(subject.cycles):
         yield Unit(f"landscape/cycle-{index:02d}", partial(_plane, subject, values, index))
         yield Unit(f"landscape/cycle-{index:02d}/random", partial(_random, subject, settings, values, index))
 

@@ -1,8 +1,7 @@
-"""Which weights survive: layer by layer, from cycle to cycle, and beside the mask of another run."""
+"""Which weights survive: layer by layer, from cycle to cycle, and beside another mask."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from itertools import product
 from typing import Any
 
 import torch
@@ -11,13 +10,11 @@ from torch import Tensor, nn
 from swamp.diagnose.analysis import Settings, Unit
 from swamp.diagnose.correlation import spearman
 from swamp.diagnose.subject import Subject
-from swamp.errors import SwampError
 from swamp.methods import Cycle
 from swamp.sparsity import Mask
 from swamp.training import State
 
 Record = dict[str, Any]
-_SAME = 1e-3
 
 
 def masks(subject: Subject, settings: Settings) -> Iterator[Unit]:
@@ -126,25 +123,6 @@ def overlap(a: Mask, b: Mask) -> Record:
     found, expected = a.overlap(b), expected_overlap(a, b)
     above = (found - expected) / (1 - expected) if expected < 1 else float("nan")
     return {"jaccard": found, "expected": expected, "above_chance": above, "layers": overlap_by_layer(a, b)}
-
-
-def overlap_of_runs(a: Subject, b: Subject) -> list[Record]:
-    """`overlap` of two runs (other seeds, other methods) at each sparsity that both have, densest first.
-
-    Raises SwampError where they have none in common, MaskError where their networks differ.
-    """
-    one, other = ([subject.cycle(index) for index in range(subject.cycles)] for subject in (a, b))
-    pairs = [(x, y) for x, y in product(one, other) if abs(x.sparsity - y.sparsity) < _SAME and x.sparsity]
-    if not pairs:
-        raise SwampError(
-            f"{a.directory.path} and {b.directory.path} share no sparsity above 0: the first has {_sparsities(one)}, "
-            f"the second {_sparsities(other)}. Compare runs of one schedule (--sparsity, --alpha, --densities)."
-        )
-    return [{"cycles": [x.index, y.index], "sparsity": x.sparsity, **overlap(x.mask, y.mask)} for x, y in pairs]
-
-
-def _sparsities(cycles: list[Cycle]) -> str:
-    return ", ".join(f"{cycle.sparsity:.3f}" for cycle in cycles)
 
 
 def _dead_along(alive: Tensor, axis: int) -> int:

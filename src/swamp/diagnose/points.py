@@ -2,10 +2,10 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,18 @@ from torch.func import (
     vmap,  # pyright: ignore[reportUnknownVariableType]
 )
 
+from swamp.diagnose.blend import Blend
+from swamp.diagnose.first_layer import PREFIX, FirstLayer
 from swamp.particles.step import Network
 from swamp.training import Data, State, Task, arrange, batch_to, norm_layers, predict, refreshed
 
-Point = State | Callable[[], State]
-"""Weights, or what makes them when they are asked for: a hundred large networks need not be held at once."""
+Point = State | Blend
+"""Weights, or the sum of a few networks' that makes them when it is its turn."""
 
-_MOST_BYTES = 2**28
-"""Of the weights of the points that are evaluated at once."""
+_MOST_BYTES = {"cpu": 2**23}
+"""Of the weights of the points that are evaluated at once: about what a processor's caches hold; 2**28 elsewhere."""
+_SMALL = 2**17
+"""Bytes of weights."""
 _REFRESH_BATCH = 256
 
 
@@ -40,7 +44,8 @@ class Points:
 
     data: where loss and error are taken, its first `examples`; statistics of batch normalisation come from about as
     many training examples, made anew at every point, as everywhere in this library. Small networks on CPU, and all on
-    GPU, are evaluated as one stack; where that cannot be (or, for convolutions on CPU, does not pay) one by one.
+    GPU, are evaluated as one stack; where that cannot be (or, for convolutions on CPU, does not pay) one by one. In a
+    stack of blends of the same networks, the first layer is computed for these alone (`FirstLayer`).
     """
 
     def __init__(self, model: nn.Module, task: Task, data: Data | None = None, *, examples: int = 10_000) -> None:
@@ -50,9 +55,14 @@ class Points:
         self.normed = bool(norm_layers(model))
         wide = any(parameter.dim() > 2 for parameter in model.parameters())
         size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-        self.together = 1 if wide and self.device.type == "cpu" else max(1, min(64, _MOST_BYTES // max(1, size)))
+        most = _MOST_BYTES.get(self.device.type, 2**28)
+        # On CPU, convolutions and all but small normalised networks are slower as a stack.
+        slow = self.device.type == "cpu" and (wide or (self.normed and size > _SMALL))
+        self.together = 1 if slow else max(1, min(64, most // max(1, size)))
+        self.first: FirstLayer | None = None
         if self.together > 1:
             self.network = Network(copy.deepcopy(model), task).eval()
+            self.first = self._first_layer()
         else:
             arrange(self.model, narrow=False)
 
@@ -60,12 +70,19 @@ class Points:
         """The values at `points`, in their order."""
         values: list[Value] = []
         waiting = iter(points)
-        while part := [point() if callable(point) else point for point in islice(waiting, self.together)]:
+        while part := [*islice(waiting, self.together)]:
             values += self._stacked(part) if len(part) > 1 and self.together > 1 else map(self._alone, part)
         return values
 
-    def _alone(self, state: State) -> Value:
-        self.model.load_state_dict(dict(state))
+    def _first_layer(self) -> FirstLayer | None:
+        try:
+            inputs, _ = batch_to(next(iter(self.data.in_order(1))), self.device)
+            return FirstLayer.of(self.network, inputs)
+        except (RuntimeError, ValueError, TypeError):
+            return None
+
+    def _alone(self, point: Point) -> Value:
+        self.model.load_state_dict(dict(_weights(point)))
         model = self.model
         if self.normed:
             batches = math.ceil(self.examples / _REFRESH_BATCH)
@@ -75,74 +92,103 @@ class Points:
         outputs, targets = predict(model, self.task, self.data, examples=self.examples)
         return self._value(outputs, targets)
 
-    def _stacked(self, states: Sequence[State]) -> list[Value]:
+    def _stacked(self, points: Sequence[Point]) -> list[Value]:
         try:
-            outputs, targets = self._outputs(states)
+            outputs, targets = self._outputs(_Stack.of(self.network, self.first, points, self.device))
         except (RuntimeError, ValueError, TypeError):
             # A forward pass that cannot be stacked: from now on one by one.
             self.together = 1
             arrange(self.model, narrow=False)
-            return [self._alone(state) for state in states]
+            return [self._alone(point) for point in points]
         return [self._value(own, targets) for own in outputs]
 
     @torch.no_grad()
-    def _outputs(self, states: Sequence[State]) -> tuple[Tensor, Tensor]:
+    def _outputs(self, stack: "_Stack") -> tuple[Tensor, Tensor]:
         """Outputs (point, example, ...) and targets."""
-        named = dict(self.network.model.named_parameters())
-        kept = dict(self.network.model.named_buffers())
-        weights = {f"model.{name}": torch.stack([s[name].to(self.device) for s in states]) for name in named}
-        # Buffers that a state dict leaves out are the model's own, for every point.
-        buffers = {
-            f"model.{name}": torch.stack([(s.get(name, value)).to(self.device) for s in states])
-            for name, value in kept.items()
-        }
         if self.normed:
-            buffers = self._refreshed(weights, buffers)
-        run = vmap(self._forward, in_dims=(0, 0, None), randomness="error")
+            self._refresh(stack)
         outputs: list[Tensor] = []
         targets: list[Tensor] = []
         seen = 0
         for batch in self.data.in_order(min(1024, self.examples)):
             inputs, target = batch_to(batch, self.device)
-            outputs.append(run(weights, buffers, inputs)[0])
+            outputs.append(stack.run(("held out", seen), inputs)[0])
             targets.append(target)
             seen += len(target)
             if seen >= self.examples:
                 break
         return torch.cat(outputs, 1)[:, : self.examples], torch.cat(targets)[: self.examples]
 
-    def _forward(self, weights: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Any) -> tuple[Tensor, Any]:
-        return functional_call(self.network, (weights, buffers), (inputs,))
-
-    def _refreshed(self, weights: dict[str, Tensor], buffers: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _refresh(self, stack: "_Stack") -> None:
         """Running statistics of each point: the equal-weight mean over batches, as `refreshed` makes them."""
-        layers = norm_layers(self.network)
+        layers = norm_layers(stack.network)
         momenta = [layer.momentum for layer in layers]
-        names = [n for n in buffers if n.endswith(("running_mean", "running_var"))]
-        total = {name: torch.zeros_like(buffers[name]) for name in names}
+        total = {
+            n: torch.zeros_like(b) for n, b in stack.buffers.items() if n.endswith(("running_mean", "running_var"))
+        }
         count, first = 0, 0
         try:
             for layer in layers:
                 # A batch's own statistics replace what was there, and are averaged here.
                 layer.train()
                 layer.momentum = 1.0
-            run = vmap(self._forward, in_dims=(0, 0, None), randomness="error")
             batches = math.ceil(self.examples / _REFRESH_BATCH)
-            for batch in islice(self.task.train.in_order(_REFRESH_BATCH), batches):
+            for number, batch in enumerate(islice(self.task.train.in_order(_REFRESH_BATCH), batches)):
                 inputs, targets = batch_to(batch, self.device)
                 first = first or len(targets)
                 if len(targets) < first:
                     continue
-                fresh = {name: value.clone() for name, value in buffers.items()}
-                after = run(weights, fresh, inputs)[1]
+                after = stack.run(("training", number), inputs)[1]
                 count += 1
-                for name in names:
-                    total[name] += after[name]
+                for name, value in total.items():
+                    value += after[name]
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.eval()
                 layer.momentum = momentum
-        return {**buffers, **{name: value / count for name, value in total.items()}}
+        stack.buffers |= {name: value / count for name, value in total.items()}
 
     def _value(self, outputs: Tensor, targets: Tensor) -> Value:
         return Value(float(self.task.loss(outputs, targets)), self.task.error_of(outputs, targets))
+
+
+@dataclass
+class _Stack:
+    """Points as one network whose parameters and buffers have a leading axis (point, ...)."""
+
+    network: nn.Module
+    weights: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    first: FirstLayer | None
+    """Where the network is what follows its first layer."""
+    points: Sequence[Point]
+
+    @classmethod
+    def of(cls, network: Network, first: FirstLayer | None, points: Sequence[Point], device: torch.device) -> "_Stack":
+        if first and not first.serves(points):
+            first = None
+        without = {name.removeprefix(PREFIX) for name in first.names} if first else ()
+        states = [point.weights(without) if isinstance(point, Blend) else point for point in points]
+        whole = network if first is None else first.rest
+
+        def stacked(names: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+            # Buffers that a state dict leaves out are the model's own, for every point.
+            return {n: torch.stack([s.get(n.removeprefix(PREFIX), v).to(device) for s in states]) for n, v in names}
+
+        return cls(whole, stacked(whole.named_parameters()), stacked(whole.named_buffers()), first, points)
+
+    def run(self, batch: Hashable, inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Outputs (point, example, ...) on `inputs`, and the buffers afterwards; batch: what the inputs are called."""
+        # What is written into is not what the next batch begins with.
+        buffers = {name: value.clone() for name, value in self.buffers.items()}
+        if self.first:
+            buffers[self.first.outputs_at] = self.first.outputs(cast("Sequence[Blend]", self.points), batch, inputs)
+        forward = vmap(self._forward, in_dims=(0, 0, None), randomness="error")
+        return forward(self.weights, buffers, inputs)
+
+    def _forward(self, weights: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Any) -> tuple[Tensor, Any]:
+        return functional_call(self.network, (weights, buffers), (inputs,))
+
+
+def _weights(point: Point) -> State:
+    return point.weights() if isinstance(point, Blend) else point

@@ -3,14 +3,14 @@
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from swamp.diagnose.analysis import Settings, Unit
+from swamp.diagnose.analysis import Settings, Unit, spread
 from swamp.diagnose.corrupt import CORRUPTIONS, corrupted, why_not
 from swamp.diagnose.geometry import listed
 from swamp.diagnose.subject import Subject
@@ -20,16 +20,38 @@ from swamp.training.data import rows_of
 from swamp.training.task import accuracy, ece, nll
 
 Record = dict[str, Any]
-_BATCH = 256
+_REFRESH_BATCH, _BATCH = 256, 1000
 
 
 def predictions(subject: Subject, settings: Settings) -> Iterator[Unit]:
     """Do the particles err on different examples, and is their mean as good, sure and robust as their ensemble?"""
+    asked = Examples(subject.task.held_out, settings)
     for index in range(subject.cycles):
-        yield Unit(f"predictions/cycle-{index:02d}", partial(predictions_of_cycle, subject, index, settings))
+        yield Unit(f"predictions/cycle-{index:02d}", partial(predictions_of_cycle, subject, index, asked))
 
 
-def predictions_of_cycle(subject: Subject, index: int, settings: Settings) -> Record:
+class Examples:
+    """What all models are asked: the first examples of `data`, plain and corrupted, made once and held in memory."""
+
+    def __init__(self, data: Data, settings: Settings) -> None:
+        self.many, self.seed = settings.examples, Seed(settings.seed)
+        self._data = data
+
+    @cached_property
+    def plain(self) -> BatchList:
+        """As the network takes them."""
+        return first_examples(self._data, self.many)
+
+    @cached_property
+    def corrupted(self) -> dict[str, dict[float, BatchList]]:
+        """Kind -> strength -> examples."""
+        return {
+            kind: {strength: corrupted(self.plain, kind, strength, self.seed) for strength in strengths}
+            for kind, strengths in CORRUPTIONS.items()
+        }
+
+
+def predictions_of_cycle(subject: Subject, index: int, asked: Examples) -> Record:
     """The record of one cycle. Particles that were not kept are left out, and what needs them is null or empty.
 
     The particles of an ensemble's run are its members, whose weights have no mean worth the name.
@@ -40,15 +62,14 @@ def predictions_of_cycle(subject: Subject, index: int, settings: Settings) -> Re
         "sparsity": subject.cycle(index).sparsity,
         "data": "training" if task.validation is None else "validation",
     }
-    data = first_examples(task.held_out, settings.examples)
-    mean, particles = models(subject, index, settings.examples)
-    reason = _no_classes(task, mean or particles[0], data)
+    mean, particles = models(subject, index, asked.many)
+    reason = _no_classes(task, mean or particles[0], asked.plain)
     if reason:
         return {**record, "left_out": reason}
     return {
         **record,
-        **compared(mean, particles, task, data),
-        "corruptions": robustness(mean, particles, task, data, settings),
+        **compared(mean, particles, task, asked.plain),
+        "corruptions": robustness(mean, particles, task, asked) if index in spread(subject.cycles) else None,
     }
 
 
@@ -65,8 +86,8 @@ def models(subject: Subject, index: int, examples: int) -> tuple[nn.Module | Non
         model.load_state_dict(dict(weights))
         if not averaged:
             return model
-        batches = math.ceil(examples / _BATCH)
-        return refreshed(model, task.train, forward=task.forward, batch_size=_BATCH, batches=batches)
+        batches = math.ceil(examples / _REFRESH_BATCH)
+        return refreshed(model, task.train, forward=task.forward, batch_size=_REFRESH_BATCH, batches=batches)
 
     if method.ensemble:
         members = range(len(subject.cycle(index).particles))
@@ -127,23 +148,21 @@ def disagreement(outputs: Sequence[Tensor]) -> Tensor:
     return (predicted[:, None] != predicted[None, :]).double().mean(-1).cpu()
 
 
-def robustness(
-    mean: nn.Module | None, particles: Sequence[nn.Module], task: Task, data: BatchList, settings: Settings
-) -> Record:
+def robustness(mean: nn.Module | None, particles: Sequence[nn.Module], task: Task, asked: Examples) -> Record:
     """Accuracy on corrupted inputs, for each kind and strength: of the mean, the average particle and the ensemble.
 
     "left_out" says why, where inputs cannot be corrupted.
     """
-    reason = why_not(next(iter(data.in_order(_BATCH)))[0])
+    reason = why_not(next(iter(asked.plain.in_order(_BATCH)))[0])
     if reason:
         return {"left_out": reason}
-    rows: dict[str, list[Record]] = {}
-    for kind, strengths in CORRUPTIONS.items():
-        rows[kind] = []
-        for strength in strengths:
-            found = compared(mean, particles, task, corrupted(data, kind, strength, Seed(settings.seed)))
-            rows[kind].append({"strength": strength, **_accuracies(found)})
-    return rows
+    return {
+        kind: [
+            {"strength": strength, **_accuracies(compared(mean, particles, task, data))}
+            for strength, data in strengths.items()
+        ]
+        for kind, strengths in asked.corrupted.items()
+    }
 
 
 def _same_weights(model: nn.Module, a: State, b: State) -> bool:

@@ -1,11 +1,10 @@
-"""Points of the hull of some networks: shares of each that sum to 1, and the weights that they mean."""
+"""Points of the hull of some networks: shares of each that sum to 1."""
 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
-from swamp.training import Seed, State
+from swamp.training import Seed
 
 Shares = tuple[float, ...]
 """One a network, none negative, summing to 1: barycentric coordinates."""
@@ -40,26 +39,6 @@ def triangle(count: int) -> list[Shares]:
     """A grid over the triangle of the first three networks, its sides included."""
     rows = ((a, b) for a in range(STEPS, -1, -1) for b in range(STEPS - a, -1, -1))
     return [_of(count, {0: a, 1: b, 2: STEPS - a - b}) for a, b in rows]
-
-
-@torch.no_grad()
-def combined(states: Sequence[State], shares: Shares) -> State:
-    """sum_n share_n w_n, elementwise, exact at a corner; integer tensors are the first network's.
-
-    Pruned weights, 0 in each network, stay exactly 0. Sums run in float32 or better.
-    """
-    made: State = {name: _sum([state[name] for state in states], shares) for name in states[0]}
-    return made
-
-
-def _sum(tensors: Sequence[torch.Tensor], shares: Shares) -> torch.Tensor:
-    first = tensors[0]
-    if not first.is_floating_point():
-        return first
-    wide = torch.promote_types(first.dtype, torch.float32)
-    # A network without a share stays out: 0 times what is not finite is not 0.
-    parts = [tensor.to(wide) * share for tensor, share in zip(tensors, shares, strict=True) if share]
-    return torch.stack(parts).sum(0).to(first.dtype) if len(parts) > 1 else parts[0].to(first.dtype)
 
 
 def _of(count: int, steps: dict[int, int]) -> Shares:

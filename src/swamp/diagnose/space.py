@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from swamp.diagnose.blend import Blend
 from swamp.errors import SwampError
 from swamp.training import State
 
@@ -37,13 +38,11 @@ class Space:
         """The parameters in `state`, one after the other."""
         return torch.cat([state[name].detach().to("cpu", torch.float64).reshape(-1) for name in self.names])
 
-    def state(self, vector: Tensor, like: State) -> dict[str, Tensor]:
-        """`vector` as a state dict with the types, and the buffers, of `like`."""
+    def state(self, vector: Tensor) -> dict[str, Tensor]:
+        """`vector` by the names of parameters, in float64."""
         parts = torch.split(vector, [self.shapes[name].numel() for name in self.names])
-        found = {
-            name: part.reshape(self.shapes[name]).to(like[name]) for name, part in zip(self.names, parts, strict=True)
-        }
-        return {**like, **found, **{name: found[owner] for name, owner in self.tied.items()}}
+        found = {name: part.reshape(self.shapes[name]) for name, part in zip(self.names, parts, strict=True)}
+        return found | {name: found[owner] for name, owner in self.tied.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +50,8 @@ class Plane:
     """The points origin + x u + y v."""
 
     space: Space
-    like: State
+    origin: State
     """Gives every point its types and buffers."""
-    origin: Tensor
     u: Tensor
     v: Tensor
 
@@ -76,11 +74,15 @@ class Plane:
         rest = length_of(second)
         if not rest > _FLAT * length > 0:
             raise SwampError("the three models lie on one line of weight space: there is no one plane through them.")
-        return cls(space, states[0], origin, u, second / rest)
+        return cls(space, states[0], u, second / rest)
 
-    def at(self, x: float, y: float) -> dict[str, Tensor]:
-        """The weights at a point of the plane."""
-        return self.space.state(self.origin + x * self.u + y * self.v, self.like)
+    def at(self, x: float, y: float) -> Blend:
+        """The point with these coordinates."""
+        return Blend(self._states, (1.0, x, y))
+
+    @cached_property
+    def _states(self) -> tuple[State, ...]:
+        return self.origin, self.space.state(self.u), self.space.state(self.v)
 
     @cached_property
     def _basis(self) -> Tensor:
@@ -88,7 +90,7 @@ class Plane:
 
     def project(self, state: State) -> tuple[float, float, float]:
         """x and y of the nearest point of the plane (u, v orthonormal), and the distance to it."""
-        offset = self.space.vector(state) - self.origin
+        offset = self.space.vector(state) - self.space.vector(self.origin)
         found = self._basis @ offset
         return float(found[0]), float(found[1]), length_of(offset - found @ self._basis)
 

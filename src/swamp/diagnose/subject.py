@@ -53,9 +53,7 @@ class Subject:
 
     def particles(self, index: int) -> list[Particle]:
         """The particles of a cycle, all of them or none: a run with --keep means has deleted its own."""
-        count = len(read_json(self.directory.record(index))["particles"])
-        paths = [self.directory.particle(index, number) for number in range(count)]
-        return [Particle.load(path) for path in paths] if all(path.exists() for path in paths) else []
+        return [Particle.load(path) for path in self._particles(index)]
 
     def require_particles(self, index: int, least: int = 2) -> list[Particle]:
         """The particles of a cycle. Raises SwampError, saying what to do, where fewer than `least` were kept."""
@@ -70,7 +68,12 @@ class Subject:
 
     def with_particles(self, least: int = 2) -> Iterator[int]:
         """The cycles that have at least so many particles on disk."""
-        return (index for index in range(self.cycles) if len(self.particles(index)) >= least)
+        return (index for index in range(self.cycles) if len(self._particles(index)) >= least)
+
+    def _particles(self, index: int) -> list[Path]:
+        count = len(read_json(self.directory.record(index))["particles"])
+        paths = [self.directory.particle(index, number) for number in range(count)]
+        return paths if all(path.exists() for path in paths) else []
 
     @cached_property
     def ticket(self) -> Ticket | None:

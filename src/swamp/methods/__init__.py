@@ -1,14 +1,15 @@
 """The cycle loop, and the methods that are settings of it."""
 
 from swamp.methods.cycle import Cost, Cycle, Measured, ParticleRecord
-from swamp.methods.cycles import backend_of, cycles
+from swamp.methods.cycles import cycles, train_on
 from swamp.methods.ensemble import ensemble, ensemble_predict, member_seed
 from swamp.methods.method import Method
 from swamp.methods.plan import Plan
-from swamp.methods.prune import SparseModel, prune
+from swamp.methods.prune import SparseModel, prune, retrain
 from swamp.methods.registry import METHODS, method_named
 from swamp.methods.stability import Barrier, barrier
 from swamp.methods.store import NoStore, Phase, Store
+from swamp.methods.trainer import backend_of
 
 __all__ = [
     "METHODS",
@@ -31,4 +32,6 @@ __all__ = [
     "member_seed",
     "method_named",
     "prune",
+    "retrain",
+    "train_on",
 ]

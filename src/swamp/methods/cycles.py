@@ -3,7 +3,7 @@
 import copy
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -18,7 +18,8 @@ from swamp.methods.measure import Measure
 from swamp.methods.plan import Plan
 from swamp.methods.pools import pooled
 from swamp.methods.store import NoStore, Store
-from swamp.particles import Auto, Backend, Choice, Ticket, backend_named
+from swamp.methods.trainer import trainer
+from swamp.particles import Backend, Ticket
 from swamp.sparsity import Mask, check_structure, emptied
 from swamp.training import (
     Operations,
@@ -26,7 +27,6 @@ from swamp.training import (
     Task,
     Training,
     arrange,
-    build_optimizer,
     norm_change,
     retraining,
 )
@@ -47,35 +47,43 @@ def cycles(
     store: where finished steps are kept; what it holds already is not computed again.
     Raises SwampError before any training where the plan cannot be, Diverged where a training blows up.
     """
-    method = plan.setting
-    if method.ensemble:
-        raise SwampError(f"{plan.method} trains whole runs side by side: use swamp.methods.ensemble.")
-    if method.needs_validation and task.validation is None:
-        raise SwampError(f"{plan.method} chooses on validation data, and the task has none: hold some examples out.")
-    if backend is None or isinstance(backend, str):
-        build_optimizer(model.parameters(), training)  # an optimizer that cannot be is refused now, not in a while
-    kept = store or NoStore()
-    if backend is None or isinstance(backend, str):
-        name = backend or "auto"
-        backend = backend_of(name, model, task, plan, chosen=kept.choice(), tell=kept.keep_choice)
+    method, kept = plan.setting, store or NoStore()
+    backend = trainer(model, task, plan, training, backend, kept)
     if method.pools:
         loop = _Loop(model, task, plan, training, backend, kept.member(0))
         return pooled(loop.run(), plan, loop.measure, kept)
     return _Loop(model, task, plan, training, backend, kept).run()
 
 
-def backend_of(
-    name: str,
+def train_on(
+    masks: Mapping[int, Mask],
+    ticket: Ticket,
     model: nn.Module,
     task: Task,
     plan: Plan,
+    training: Training,
     *,
-    chosen: Choice | None = None,
-    tell: Callable[[Choice], None] | None = None,
-) -> Backend:
-    """The backend of this name. chosen, tell: what auto keeps to, and who hears what it chooses; see Auto."""
-    way = backend_named(name)
-    return Auto(model, task, cycles=len(plan.schedule()), chosen=chosen, tell=tell) if way is Auto else way(model, task)
+    backend: Backend | str | None = None,
+    store: Store | None = None,
+) -> Iterator[Cycle]:
+    """Yield cycles whose masks are handed in (of another run, say) instead of found; all else is as in `cycles`.
+
+    masks: cycle -> mask. Particles start at `ticket`; the cycle names their number and their batch orders, so that it
+    takes the cycle's own mask to get what `cycles` yields there. Costs are those of the trainings alone.
+    Raises SwampError where the method does not rewind to a ticket, and for a mask or cycle that cannot be.
+    """
+    if not plan.setting.rewinds:
+        raise SwampError(
+            f"{plan.method} does not train cycle after cycle from one ticket, so that it cannot train masks of others. "
+            "Take imp, swamp, or another method that rewinds."
+        )
+    kept = store or NoStore()
+    loop = _Loop(model, task, plan, training, trainer(model, task, plan, training, backend, kept), kept)
+    for index, mask in masks.items():
+        mask.overlap(loop.dense)  # refuses masks of different models
+        if not 0 <= index < len(loop.schedule):
+            raise SwampError(f"the plan has cycles 0 to {len(loop.schedule) - 1}, and a mask was given for {index}.")
+    return (loop.on(index, mask, ticket) for index, mask in masks.items())
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +155,16 @@ class _Loop:
             yield cycle
             if source is None or self.method.masks == "iterative":
                 source = cycle
+
+    def on(self, index: int, mask: Mask, ticket: Ticket) -> Cycle:
+        """Cycle `index`, on a mask that is given."""
+        stored = self.store.cycle(index)
+        if stored is not None and stored.mask != mask:
+            raise SwampError(
+                f"the stored cycle {index} was trained on another mask than is given now. Delete what is stored, or "
+                "keep the new one elsewhere."
+            )
+        return stored or self.one_cycle(index, _Setting(ticket, mask, self.training, self.first))
 
     def ticket(self) -> Ticket:
         stored = self.store.ticket()

@@ -66,6 +66,11 @@ class Method:
         return self.masks in ("initial", "dynamic")
 
     @property
+    def rewinds(self) -> bool:
+        """Whether every cycle trains one network's mask from the ticket, however that mask was found."""
+        return self.start == "ticket" and not (self.alone or self.ensemble or self.pools)
+
+    @property
     def needs_validation(self) -> bool:
         """Whether it chooses on validation data."""
         return self.combine != "mean" or self.pools

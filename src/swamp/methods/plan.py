@@ -70,6 +70,11 @@ class Plan:
         score_named(self.ranking)
         if self.retrain and self.retrain not in get_args(Retraining):
             raise unknown("retrain", self.retrain, get_args(Retraining))
+        if (self.retrain or self.retrain_epochs) and self.setting.start != "carry":
+            raise SwampError(
+                f"{self.method} rewinds its weights, and trains them as before: retrain and retrain_epochs are of "
+                "methods whose pruned weights train on, such as lrr, sms and one-shot. Leave them out, or take one."
+            )
         structure_named(self.structure).check_allocation(self.allotment)
         wrong = [
             (self.cycles < 0, "cycles", "0 or more"),

@@ -11,9 +11,9 @@ from torch import nn
 from swamp.errors import SwampError
 from swamp.files import save_tensors
 from swamp.methods.cycle import Cycle
-from swamp.methods.cycles import cycles
+from swamp.methods.cycles import cycles, train_on
 from swamp.methods.plan import Plan
-from swamp.particles import Backend
+from swamp.particles import Backend, Ticket
 from swamp.sparsity import Mask
 from swamp.training import Task, Training
 
@@ -56,11 +56,43 @@ def prune(
     Raises SwampError for what cannot be, before any training; Diverged where a training blows up.
     """
     counts = (particles,) if isinstance(particles, int) else tuple(particles)
+    plan = _plan(method=method, sparsity=sparsity, particles=counts, **options)
+    return _sparse(model, tuple(cycles(model, task, plan, training or Training(), backend=backend)))
+
+
+def retrain(
+    model: nn.Module,
+    task: Task,
+    ticket: Ticket,
+    mask: Mask,
+    *,
+    particles: int = 4,
+    method: str = "swamp",
+    training: Training | None = None,
+    backend: Backend | str | None = None,
+    **options: Any,
+) -> SparseModel:
+    """Train `mask`, however it was found, from `ticket` by one cycle of `method`; `model` keeps its weights.
+
+    Is it the mask that is good, or how it was trained? Give one mask to two methods, or two masks to one. The batch
+    orders are those of cycle 1 of a run with this seed. Arguments and errors are those of `prune`.
+    """
+    how = training or Training()
+    epochs = ticket.steps / task.train.steps(how.batch_size)
+    densities = (1.0, mask.density) if mask.density < 1 else (1.0,)
+    plan = _plan(method=method, densities=densities, particles=(particles,), **{"ticket_epochs": epochs, **options})
+    masks = {len(densities) - 1: mask}
+    return _sparse(model, tuple(train_on(masks, ticket, model, task, plan, how, backend=backend)))
+
+
+def _plan(**options: Any) -> Plan:
     try:
-        plan = Plan(method=method, sparsity=sparsity, particles=counts, **options)
+        return Plan(**options)
     except TypeError as error:
-        raise SwampError(f"{error}. The options of prune are the fields of swamp.Plan.") from error
-    record = tuple(cycles(model, task, plan, training or Training(), backend=backend))
+        raise SwampError(f"{error}. The options are the fields of swamp.Plan.") from error
+
+
+def _sparse(model: nn.Module, record: tuple[Cycle, ...]) -> SparseModel:
     sparse = copy.deepcopy(model)
     sparse.load_state_dict(dict(record[-1].weights))
     return SparseModel(sparse, record[-1].mask, record)

@@ -2,8 +2,11 @@
 
 from swamp.report.compare import compare
 from swamp.report.comparison import Comparison
+from swamp.report.crossed import Crossed, write_crossed
 from swamp.report.evidence import Evidence
 from swamp.report.figure import draw_figure
+from swamp.report.label import label_runs
+from swamp.report.overlaps import Overlaps, write_overlaps
 from swamp.report.page import render, write_report
 from swamp.report.paper import FORMATS
 from swamp.report.picture import Picture
@@ -11,24 +14,30 @@ from swamp.report.pictures import CHAPTERS
 from swamp.report.plot import plot
 from swamp.report.read import RunRecord, read_run
 from swamp.report.serve import LivePage, PageServer
-from swamp.report.table import print_table
+from swamp.report.table import print_sheet, print_table
 from swamp.report.write import write_comparison
 
 __all__ = [
     "CHAPTERS",
     "FORMATS",
     "Comparison",
+    "Crossed",
     "Evidence",
     "LivePage",
+    "Overlaps",
     "PageServer",
     "Picture",
     "RunRecord",
     "compare",
     "draw_figure",
+    "label_runs",
     "plot",
+    "print_sheet",
     "print_table",
     "read_run",
     "render",
     "write_comparison",
+    "write_crossed",
+    "write_overlaps",
     "write_report",
 ]

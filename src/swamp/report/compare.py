@@ -8,6 +8,7 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any, cast
 
+from swamp.diagnose.cross import TOLERANCE
 from swamp.errors import SwampError, unknown
 from swamp.report.comparison import BEST, Cell, Comparison, Point, Row
 from swamp.report.cost import DENSE, Unit, cost_of, mean_total, total_of, unit_of
@@ -16,9 +17,6 @@ from swamp.report.ladder import ladder
 from swamp.report.metric import Metric
 from swamp.report.read import SPLITS, RunRecord, number
 from swamp.report.statistics import Paired, interval, paired
-
-TOLERANCE = 0.005
-"""How far apart, relative to each other, two densities may lie and still share a row."""
 
 
 def compare(

@@ -122,11 +122,16 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that JSON can hold; numbers that are not finite become None."""
-        plain = cast(dict[str, Any], _plain(asdict(self)))
-        for row, source in zip(plain["rows"], self.rows, strict=True):
+        values = plain(asdict(self))
+        for row, source in zip(values["rows"], self.rows, strict=True):
             row["sparsity"] = source.sparsity
             row["tied"] = list(source.tied)
-        return plain
+        return values
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values that JSON can hold; numbers that are not finite become None."""
+    return cast(dict[str, Any], _plain(values))
 
 
 def _plain(value: object) -> object:

@@ -99,10 +99,7 @@ class Evidence:
     @property
     def axis(self) -> Axis:
         """Sparsity, on the scale of the weights that are left."""
-        most, least = max(self.densities), min(self.densities)
-        margin = (most / least) ** 0.03 if most > least else 1.1
-        ticks = tuple((density, f"{100 * (1 - density):.4g}") for density in density_ticks(self.densities))
-        return Axis("sparsity (%)", log=True, limits=(most * margin, least / margin), ticks=ticks)
+        return sparsity_axis(self.densities)
 
     def trend(self, values: Values, what: str = "", *, factor: float = 1.0, **style: Any) -> list[Curve]:
         """A curve for each label: the mean over its runs at each cycle, with a 95 % interval where there are some."""
@@ -118,6 +115,14 @@ class Evidence:
                 name = f"{label}: {what}" if what else label
                 curves.append(_curve(name, [at[cycle] for cycle in sorted(at)], self.colour(label), style))
         return curves
+
+
+def sparsity_axis(densities: Sequence[float]) -> Axis:
+    """Sparsity, on the scale of the weights that are left."""
+    most, least = max(densities), min(densities)
+    margin = (most / least) ** 0.03 if most > least else 1.1
+    ticks = tuple((density, f"{100 * (1 - density):.4g}") for density in density_ticks(densities))
+    return Axis("sparsity (%)", log=True, limits=(most * margin, least / margin), ticks=ticks)
 
 
 def many(record: Mapping[str, Any], name: str) -> list[Any]:

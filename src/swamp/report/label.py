@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from swamp.errors import SwampError
 from swamp.report.read import RunRecord
-from swamp.runs import flattened
+from swamp.runs import RunConfig, flattened
 
 
 def particles_of(run: RunRecord) -> int:
@@ -28,7 +28,7 @@ def label_runs(runs: Sequence[RunRecord]) -> tuple[list[str], list[str]]:
         members = [index for index, label in enumerate(base) if label == name]
         fields = _fields_within_seeds([runs[index] for index in members])
         for index in members:
-            flat = flattened(runs[index].config)
+            flat = _flat(runs[index])
             labels[index] = ", ".join([name, *(f"{field}={_show(flat, field)}" for field in fields)])
     return labels, _pooled(runs, labels)
 
@@ -72,9 +72,16 @@ def _fields_within_seeds(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def _fields(runs: Iterable[RunRecord]) -> set[str]:
-    flats = [flattened(run.config) for run in runs]
+    flats = [_flat(run) for run in runs]
     keys = {key for flat in flats for key in flat} - {"seed"}
     return {key for key in keys if len({_show(flat, key) for flat in flats}) > 1}
+
+
+def _flat(run: RunRecord) -> dict[str, Any]:
+    # A setting that did not exist yet when the run was made acted as its default does.
+    usual = RunConfig().to_json()
+    usual |= usual.pop("plan")
+    return flattened(usual) | flattened(run.config)
 
 
 def _show(flat: Mapping[str, object], key: str) -> str:

@@ -18,10 +18,11 @@ def markdown(comparison: Comparison, *, at: At = "sparsity") -> str:
         if len(comparison.labels) > 1:
             sheets.append(differences(comparison, methods_down=True))
     notes = [f"Note: {_escaped(note)}\n" for note in comparison.notes]
-    return "\n".join([*map(_sheet, [*sheets, costs(comparison)]), *notes])
+    return "\n".join([*map(sheet_of, [*sheets, costs(comparison)]), *notes])
 
 
-def _sheet(sheet: Sheet) -> str:
+def sheet_of(sheet: Sheet) -> str:
+    """One table with its title and what stands below it."""
     columns = [*sheet.keys, *sheet.columns]
     aligned = [*("---" for _ in sheet.keys), *("---:" for _ in sheet.columns)]
     lines = [

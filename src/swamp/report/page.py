@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -133,7 +132,7 @@ def _section(evidence: Evidence, name: str, chapter: Chapter) -> Section:
             notes.append(f"Pictures of single runs show {MOST_RUNS} at most, the first seed of each method.")
     elif not pictures and not notes:
         notes.append("No cycle of these runs had several particles.")
-    commands = [f"swamp analyze {shlex.quote(str(run.run.path))} --only {chapter.analysis}" for run in lacking]
+    commands = [chapter.made_by(run.run.path) for run in lacking]
     return Section(name, chapter.title, pictures, tuple(notes), tuple(commands))
 
 

@@ -19,10 +19,10 @@ def print_table(comparison: Comparison, console: Console, *, at: At = "sparsity"
     """
     if at == "equal-cost":
         for sheet in ladders(comparison):
-            _print(sheet, console)
+            print_sheet(sheet, console)
     else:
         _print_results(comparison, console)
-    _print(costs(comparison), console)
+    print_sheet(costs(comparison), console)
     for note in comparison.notes:
         console.print(Text(f"Note: {note}\n", style="dim"))
 
@@ -31,12 +31,13 @@ def _print_results(comparison: Comparison, console: Console) -> None:
     across, down = (results(comparison, methods_down=down) for down in (False, True))
     methods_down = len(comparison.labels) > len(comparison.rows)
     methods_down = methods_down or len(_parts(across, console.width)) > len(_parts(down, console.width))
-    _print(down if methods_down else across, console)
+    print_sheet(down if methods_down else across, console)
     if len(comparison.labels) > 1:
-        _print(differences(comparison, methods_down=methods_down), console)
+        print_sheet(differences(comparison, methods_down=methods_down), console)
 
 
-def _print(sheet: Sheet, console: Console) -> None:
+def print_sheet(sheet: Sheet, console: Console) -> None:
+    """Print one table, in as many parts as this console needs."""
     console.print(Text(sheet.title, style="bold"))
     for part in _parts(sheet, console.width):
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, _PADDING, 0, 0))

@@ -120,7 +120,9 @@ class RunStore:
 
     def publish(self, cycle: Cycle) -> None:
         """Bring the files that speak for the whole run up to this cycle."""
-        lines = [self.directory.record(index) for index in range(cycle.index + 1)]
+        records = (self.directory.record(index) for index in range(cycle.index + 1))
+        # What trains single masks of another run has no cycles between.
+        lines = [path for path in records if path.exists()]
         text = "".join(json.dumps(read_json(path)) + "\n" for path in lines)
         cycle.mask.save(self.directory.mask)
         save_tensors(self.directory.model, cycle.weights)

@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 import msgspec
 
 from swamp.errors import SwampError, shortened
+from swamp.files import one_at_a_time
 from swamp.methods import method_named
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, read_json, write_json
@@ -67,7 +68,7 @@ class StudyDirectory:
 
         Raises SwampError naming the differences if a run is another one there, or is there and not in `runs`.
         """
-        with _locked(path):
+        with one_at_a_time(path / ".lock"):
             there_already = cls.open(path) if _listing(path).exists() else None
             before: Mapping[str, RunConfig] = there_already.runs if there_already else {}
             wrong = [f"{name} (not in the study given)" for name in before if name not in runs]
@@ -184,21 +185,6 @@ def _listing(path: Path) -> Path:
 def _on_disk(path: Path) -> RunConfig | None:
     file = RunDirectory(path).config
     return RunConfig.load(file) if file.exists() else None
-
-
-@contextmanager
-def _locked(path: Path) -> Generator[None]:
-    """One process at a time reads and writes study.json; others wait, for as long as that takes."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise SwampError(f"cannot write to the study's folder {path}: {error.strerror}.") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _exclusively(handle: int) -> bool:

@@ -104,15 +104,25 @@ def drops_by_module(model: nn.Module) -> bool:
 
 def draws_globally(model: nn.Module, task: Task, batch_size: int) -> bool:
     """Whether a forward pass in training draws random numbers in another way than by dropout."""
+    return _drawn(model, task, batch_size)[1]
+
+
+def draws(model: nn.Module, task: Task, batch_size: int) -> bool:
+    """Whether a forward pass in training draws random numbers, by dropout or in any other way."""
+    return any(_drawn(model, task, batch_size))
+
+
+def _drawn(model: nn.Module, task: Task, batch_size: int) -> tuple[bool, bool]:
+    """Whether a forward pass draws by dropout, and whether in another way."""
     fresh = copy.deepcopy(model).train()
     device = next(fresh.parameters()).device
     inputs, _ = batch_to(next(iter(task.train.in_order(min(batch_size, 8)))), device)
     generator = torch.Generator(device)
     with isolated(Seed(0).at("probe"), device), torch.no_grad():
         before = _global_state(device)
-        with Noise(from_generator(generator)):
+        with Noise(from_generator(generator)) as noise:
             task.forward(fresh, inputs)
-        return before != _global_state(device)
+        return noise.asked, before != _global_state(device)
 
 
 def _global_state(device: torch.device) -> tuple[bytes, ...]:

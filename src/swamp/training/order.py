@@ -17,10 +17,23 @@ class Seed:
 
     root: int
     path: tuple[str | int, ...] = ()
+    borrowed: tuple[tuple[str, "Seed"], ...] = ()
+    """Names right below this path whose streams are another seed's."""
 
     def at(self, *names: str | int) -> "Seed":
         """The seed further down the path, e.g. `seed.at("cycle", 3, "particle", 1)`."""
+        for name, other in self.borrowed:
+            if names[:1] == (name,):
+                return other.at(*names)
         return Seed(self.root, (*self.path, *names))
+
+    def borrowing(self, other: "Seed", *names: str) -> "Seed":
+        """This seed, but with the streams `names` of `other`: trainings of both differ in these alone.
+
+        A training draws its batch order from "order", augmentation from "augment" (what a DataLoader does at random:
+        "loader"), and what forward passes draw, dropout first of all, from "noise".
+        """
+        return Seed(self.root, self.path, (*((name, other) for name in names), *self.borrowed))
 
     def number(self) -> int:
         """63 bits that stand for this path."""

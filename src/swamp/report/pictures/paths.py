@@ -1,6 +1,6 @@
 """Paths: how particles move away from their ticket and from one another."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -19,7 +19,7 @@ def paths(evidence: Evidence) -> list[Picture]:
             "Where particles go from their ticket",
             "All paths leave from one place; how they turn apart is what their batch orders do, and that they end"
             " around a common middle is why that middle, their mean, is a good network.",
-            (*(_plane(looked, record) for looked, record in each), *apart),
+            (*(_plane(looked, record) for looked, record in each), *apart, *_settling(each)),
         )
     ]
 
@@ -53,3 +53,19 @@ def _distances(looked: Looked, record: Mapping[str, Any]) -> Iterator[Panel]:
         ]
         if curves:
             yield Panel(where, Axis("step"), Axis(title), tuple(curves))
+
+
+def _settling(each: Sequence[tuple[Looked, Mapping[str, Any]]]) -> Iterator[Panel]:
+    """The barrier between the first two particles while they train; the step from which it stays low is named."""
+    curves: list[Curve] = []
+    for looked, record in each:
+        barriers: Mapping[str, list[Number]] = record.get("barriers") or {}
+        if not barriers.get("steps"):
+            continue
+        settled = record.get("settled")
+        when = "not settled" if settled is None else f"settled from step {settled}"
+        name = f"{looked.name}, {100 * record['sparsity']:.1f} % sparse: {when}"
+        heights = tuple(None if error is None else 100 * error for error in barriers["error"])
+        curves.append(Curve(name, tuple(barriers["steps"]), heights, len(curves)))
+    if curves:
+        yield Panel("Two particles while they train", Axis("step"), Axis("error barrier (points)"), tuple(curves))

@@ -1,0 +1,62 @@
+"""swamp masks."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from swamp.cli.compare import runs_of
+from swamp.cli.session import Out, parse, print_json
+from swamp.diagnose import Side, overlaps
+from swamp.diagnose.cross import densities
+from swamp.errors import SwampError
+from swamp.methods import method_named
+
+
+@dataclass(frozen=True)
+class MasksArgs:
+    """Do runs find the same masks? Overlap, beside chance, and signs of every two runs, whole and by layer.
+
+    swamp masks runs/imp-* runs/swamp-*              methods and seeds beside each other
+    swamp masks STUDY --methods imp swamp            two methods of a study
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories, or a study's folder."""
+    out: Path = Path("masks")
+    """Folder for masks.json, .md, .png and .svg."""
+    methods: tuple[str, ...] = ()
+    """Only the runs of these methods (default: all)."""
+    sparsities: tuple[float, ...] = ()
+    """Only these sparsities, as fractions of the prunable weights (default: all above 0 that all runs share)."""
+    json: bool = False
+    """Print one JSON object on standard output and nothing else there."""
+
+
+def masks_command(arguments: Sequence[str]) -> None:
+    """swamp masks RUN RUN..."""
+    given = parse(MasksArgs, "swamp masks", arguments)
+    if not given.runs:
+        raise SwampError("no run was given. Name two or more, e.g.: swamp masks runs/imp-0 runs/swamp-0")
+    from swamp.report import Overlaps, label_runs, print_sheet, read_run, write_overlaps
+
+    for name in given.methods:
+        method_named(name)
+    runs = [read_run(path) for path in runs_of(given.runs)]
+    runs = [run for run in runs if not given.methods or run.config["method"] in given.methods]
+    if len(runs) < 2:
+        raise SwampError(f"two runs or more are needed to compare their masks, and there is {len(runs)}.")
+    labels, _ = label_runs(runs)
+    sides = {(label, int(run.config["seed"])): Side.open(run.path) for label, run in zip(labels, runs, strict=True)}
+    rows = densities({0: {f"{label} {seed}": side for (label, seed), side in sides.items()}}, given.sparsities)
+    found = Overlaps(tuple(overlaps(sides, rows)), rows)
+    command = shlex.join(["swamp", "masks", *arguments])
+    written = [str(path) for path in write_overlaps(found, given.out, command)]
+    if given.json:
+        print_json({**found.to_json(), "files": written})
+        return
+    for sheet in found.sheets():
+        print_sheet(sheet, Out)
+    Out.print(f"written: {' '.join(written)}", soft_wrap=True, highlight=False)
