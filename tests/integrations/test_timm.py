@@ -21,7 +21,8 @@ try:
 except RuntimeError:
     # A torchvision built for a GPU beside the CPU build of torch: classifiers need none of its operators, it only has
     # to be imported.
-    torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    for operator in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     for name in [name for name in sys.modules if name.split(".")[0] in ("torchvision", "timm")]:
         del sys.modules[name]
 timm: Any = importlib.import_module("timm")
