@@ -96,7 +96,8 @@ class _Steps(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.work.stepped()
-        control.should_training_stop = self.work.step >= self.work.last
+        if self.work.step >= self.work.last:
+            control.should_training_stop = True
 
 
 def backend(model: nn.Module, task: Task, make: Callable[[Work], Any], *, rates: bool = True) -> Own:

@@ -1,6 +1,5 @@
 """Lightning: a callback that keeps a sparse model's zeros, and a backend of the user's own Trainer."""
 
-import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, cast
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from swamp.errors import MaskError, SwampError
-from swamp.integrations.settings import mask_to_hold, refuse_other_counts, refuse_untaken
+from swamp.integrations.settings import environment, mask_to_hold, refuse_other_counts, refuse_untaken
 from swamp.particles import Own, Work
 from swamp.sparsity import Mask, Scope, hold
 from swamp.training import Task
@@ -53,7 +52,6 @@ class HoldMask(Callback):
         if len(trainer.optimizers) != 1:
             raise SwampError(f"HoldMask holds the weights of one optimizer, this module has {len(trainer.optimizers)}.")
         (self.optimizer,) = trainer.optimizers
-        self.held = ExitStack()
         self.held.enter_context(
             hold(pl_module, self.holding, cast(torch.optim.Optimizer, self.optimizer), only_backward=True)
         )
@@ -112,7 +110,8 @@ class _Steps(Callback):
         self.losses.append(loss.detach())
         if trainer.global_step > self.work.step - self.work.first:
             self.work.stepped()
-        trainer.should_stop = self.work.step >= self.work.last
+        if self.work.step >= self.work.last:
+            trainer.should_stop = True
 
 
 def backend(
@@ -141,13 +140,9 @@ def backend(
             raise SwampError("leave the generator out of the DataLoader: each particle has a batch order of its own.")
         trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = -1, work.total - work.first
         trainer.callbacks += [HoldMask(work.mask), steps]
-        before = os.environ.get("PL_GLOBAL_SEED")
         # Lightning's DistributedSampler takes its seed from here, and 0 without: one order for all particles.
-        os.environ["PL_GLOBAL_SEED"] = str(work.number)
-        try:
+        with environment("PL_GLOBAL_SEED", str(work.number)):
             trainer.fit(work.model, source)
-        finally:
-            os.environ.pop("PL_GLOBAL_SEED") if before is None else os.environ.update(PL_GLOBAL_SEED=before)
         return float(torch.stack(steps.losses).double().mean()) if steps.losses else 0.0
 
     return Own(module, task, train)

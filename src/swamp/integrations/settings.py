@@ -1,6 +1,8 @@
 """What of `Training` a foreign trainer takes: all else is refused, as else it would be ignored in silence."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 
 from torch import nn
@@ -62,3 +64,16 @@ def refuse_other_counts(batch: int, steps: int, training: Training, per_epoch: i
             f"the trainer takes {steps} steps an epoch, the task has {per_epoch}: give both the same training data, "
             "and have the trainer drop an incomplete last batch, as every step should weigh the same."
         )
+
+
+@contextmanager
+def environment(name: str, value: str) -> Generator[None]:
+    """An environment variable inside the block; then it is as it was."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
