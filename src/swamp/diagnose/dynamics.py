@@ -111,8 +111,8 @@ def _paths(subject: Subject, settings: Settings, values: Points, index: int) -> 
     if not all(taken):
         return {
             **heading,
-            "skipped": f"cycle {index} of {subject.directory.path} has no paths of its particles. They are kept where "
-            "the run is made with --path-every STEPS, and where its masks do not change in training.",
+            "skipped": f"{subject.directory.path} has no paths of these particles. They are kept where the run is made "
+            "with --path-every STEPS, and where its masks do not change in training.",
         }
     space = Space(subject.model)
     extra = {f"particle-{p.index}": p.weights for p in subject.particles(index)}

@@ -124,9 +124,11 @@ def _section(evidence: Evidence, name: str, chapter: Chapter) -> Section:
             notes.append(f"Not analysed: {', '.join(looked.name for looked in lacking)}.")
         elif lacking:
             notes.append("Not analysed yet. This makes it:")
-        elif not pictures and not notes:
-            notes.append("No cycle of these runs has what this needs: two particles or more that were kept.")
         reasons = [f"{looked.name}: {reason}" for looked in there for reason in looked.left_out(chapter.analysis)]
+        # Cycles that lack the same say the same.
+        reasons = list(dict.fromkeys(reasons))
+        if not (pictures or notes or reasons):
+            notes.append("No cycle of these runs has what this needs: two particles or more that were kept.")
         notes += reasons[:_MOST_REASONS]
         if len(there) > MOST_RUNS:
             notes.append(f"Pictures of single runs show {MOST_RUNS} at most, the first seed of each method.")
