@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from swamp.errors import MaskError
-from swamp.sparsity import Mask, hold, leaves_zeros
+from swamp.sparsity import Mask, hold, hold_gradients, leaves_zeros
 
 from .held import FIRST_PRUNED, ONES, Sum, bits, slots, step
 
@@ -261,3 +261,12 @@ def test_an_optimizer_that_does_not_leave_zeros_alone_is_masked_after_its_steps_
     with hold(model, FIRST_PRUNED, optimizer, only_backward=True):
         assert optimizer._optimizer_step_post_hooks
         step(model, optimizer)
+
+
+def test_a_mask_of_nothing_holds_nothing() -> None:
+    model = Sum(1.0, 1.0)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with hold(model, Mask({}), optimizer, only_backward=True), hold_gradients(model, Mask({}), optimizer) as masked:
+        step(model, optimizer)
+        masked()
+    assert not bool((model.weight == 0).any())

@@ -35,7 +35,7 @@ def compare(
     Raises SwampError for runs of several tasks or models, for the same run given twice, and for a metric, split,
     baseline or sparsity that does not exist.
     """
-    metric = _check(runs, metric, split)
+    metric = metric_of(runs, metric, split)
     each, notes = label_runs(runs)
     labels = tuple(dict.fromkeys(each))
     first = _first(baseline, labels)
@@ -72,8 +72,11 @@ def _first(baseline: str | None, labels: Sequence[str]) -> str:
     return "imp" if "imp" in labels else labels[0]
 
 
-def _check(runs: Sequence[RunRecord], metric: str, split: str) -> str:
-    """The metric that is meant."""
+def metric_of(runs: Sequence[RunRecord], metric: str, split: str) -> str:
+    """The metric that is meant: empty is accuracy, or the first there is.
+
+    Raises SwampError for runs that cannot share a table, and for a metric or split that they have not measured.
+    """
     if not runs:
         raise SwampError("no run was given to compare; give one or more run directories.")
     for key in ("task", "model"):

@@ -70,7 +70,7 @@ def hold_gradients(model: nn.Module, mask: Mask, optimizer: torch.optim.Optimize
 
     def mask_gradients() -> None:
         gradients = [weight.grad for weight, _ in held if weight.grad is not None]
-        if len(gradients) == len(supports):
+        if gradients and len(gradients) == len(supports):
             torch._foreach_mul_(gradients, supports)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         else:
             for (weight, _), support in zip(held, supports, strict=True):
