@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from swamp.methods import Cycle, Plan, SparseModel, cycles, prune, retrain
     from swamp.particles import Particle, Sequential, Ticket
     from swamp.sparsity import Mask, Scope, hold
-    from swamp.training import Seed, Task, TensorData, Training
+    from swamp.training import Seed, Task, TensorData, TokenData, Training
 
 __version__ = "0.1.0"
 
@@ -29,6 +29,7 @@ __all__ = [
     "Task",
     "TensorData",
     "Ticket",
+    "TokenData",
     "Training",
     "cycles",
     "hold",
@@ -38,14 +39,40 @@ __all__ = [
 ]
 
 _ROOMS: dict[str, tuple[str, ...]] = {
-    "errors": ("Diverged", "Interrupted", "MaskError", "SwampError"),
+    "errors": (
+        "Diverged",
+        "Interrupted",
+        "MaskError",
+        "SwampError",
+    ),
     "export": ("load",),
-    "methods": ("Cycle", "Plan", "SparseModel", "cycles", "prune", "retrain"),
     "files": (),
-    "particles": ("Particle", "Sequential", "Ticket"),
+    "methods": (
+        "Cycle",
+        "Plan",
+        "SparseModel",
+        "cycles",
+        "prune",
+        "retrain",
+    ),
+    "particles": (
+        "Particle",
+        "Sequential",
+        "Ticket",
+    ),
     "scores": (),
-    "sparsity": ("Mask", "Scope", "hold"),
-    "training": ("Seed", "Task", "TensorData", "Training"),
+    "sparsity": (
+        "Mask",
+        "Scope",
+        "hold",
+    ),
+    "training": (
+        "Seed",
+        "Task",
+        "TensorData",
+        "TokenData",
+        "Training",
+    ),
 }
 
 

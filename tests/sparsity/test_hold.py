@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from swamp.errors import MaskError
-from swamp.sparsity import Mask, hold, leaves_zeros
+from swamp.sparsity import Mask, hold, hold_gradients, leaves_zeros
 
 from .held import FIRST_PRUNED, ONES, Sum, bits, slots, step
 
@@ -236,3 +236,37 @@ def test_an_optimizer_that_divides_nothing_by_nothing_does_not_leave_zeros_alone
     assert leaves_zeros(torch.optim.AdamW(weight, lr=0.1))
     assert not leaves_zeros(torch.optim.Adam(weight, lr=0.1, eps=0.0))
     assert not leaves_zeros(torch.optim.Rprop(weight, lr=0.1))
+
+
+@pytest.mark.parametrize(
+    "build", [lambda p: SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1), lambda p: AdamW(p, lr=0.1)]
+)
+def test_where_only_the_backward_pass_writes_gradients_nothing_is_left_to_do_after_the_step(build: Any) -> None:
+    weights = []
+    for only_backward in (False, True):
+        model = Sum(1.0, 1.0)
+        optimizer = build(model.parameters())
+        with hold(model, FIRST_PRUNED, optimizer, only_backward=only_backward):
+            assert bool(optimizer._optimizer_step_post_hooks) is not only_backward
+            for _ in range(3):
+                step(model, optimizer)
+        weights.append(model.weight.tolist())
+    assert weights[0] == weights[1]
+    assert weights[0][0] == 0.0
+
+
+def test_an_optimizer_that_does_not_leave_zeros_alone_is_masked_after_its_steps_all_the_same() -> None:
+    model = Sum(1.0, 1.0)
+    optimizer = torch.optim.Adamax(model.parameters(), lr=0.1)
+    with hold(model, FIRST_PRUNED, optimizer, only_backward=True):
+        assert optimizer._optimizer_step_post_hooks
+        step(model, optimizer)
+
+
+def test_a_mask_of_nothing_holds_nothing() -> None:
+    model = Sum(1.0, 1.0)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with hold(model, Mask({}), optimizer, only_backward=True), hold_gradients(model, Mask({}), optimizer) as masked:
+        step(model, optimizer)
+        masked()
+    assert not bool((model.weight == 0).any())

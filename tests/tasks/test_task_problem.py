@@ -108,7 +108,7 @@ def test_each_task_and_network_has_a_line_that_describes_it():
 
 
 def test_importing_tasks_imports_no_library_that_only_some_tasks_need():
-    heavy = "{'mnist1d', 'matplotlib', 'sklearn', 'PIL', 'pooch', 'torchvision'}"
+    heavy = "{'mnist1d', 'matplotlib', 'sklearn', 'PIL', 'pooch', 'transformers', 'datasets', 'pyarrow'}"
     code = f"import sys, swamp.tasks; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -27,8 +27,8 @@ class CompareArgs:
     """Run directories; of a study's folder, its runs that have a finished cycle."""
     out: Path = Path("comparison")
     """Folder for compare.csv, .json, .png, .svg and comparison.md."""
-    metric: str = "accuracy"
-    """accuracy, nll or ece."""
+    metric: str = ""
+    """accuracy, nll or ece; of text also pearson, rmse, bits_per_byte ... (default: the first that was measured)."""
     split: Literal["test", "validation", "train"] = "test"
     """Which examples the metric was measured on."""
     baseline: str | None = None

@@ -15,7 +15,7 @@ from swamp.cli.compare import runs_of
 from swamp.cli.session import Err, Out, escaped, parse, print_json, signals, warnings_to
 from swamp.diagnose import Pair, Side, cross
 from swamp.diagnose.cross import densities, pairs
-from swamp.errors import Interrupted, SwampError, unknown
+from swamp.errors import Interrupted, SwampError
 from swamp.live import Live, Quiet
 from swamp.methods import method_named
 
@@ -43,8 +43,8 @@ class CrossArgs:
     """Only the runs of these methods (default: all)."""
     sparsities: tuple[float, ...] = ()
     """Only these sparsities, as fractions of the prunable weights (default: all above 0 that runs of a seed share)."""
-    metric: str = "accuracy"
-    """accuracy, nll or ece."""
+    metric: str = ""
+    """Any that the runs measured (default: accuracy, or the first they have)."""
     json: bool = False
     """Print one JSON object on standard output and nothing else there."""
     quiet: bool = False
@@ -59,10 +59,10 @@ def cross_command(arguments: Sequence[str]) -> None:
     from swamp.report import Crossed, print_sheet, write_crossed
 
     command = shlex.join(["swamp", "cross", *arguments])
-    labels, runs = _labelled(given)
+    metric, labels, runs = _labelled(given)
     rows = densities(runs, given.sparsities)
     cells = _trained(given, runs, rows, command)
-    crossed = Crossed.of(cells, labels, rows, given.metric)
+    crossed = Crossed.of(cells, labels, rows, metric)
     written = [str(path) for path in write_crossed(crossed, given.out, command)]
     if given.json:
         print_json({**crossed.to_json(), "files": written})
@@ -72,18 +72,15 @@ def cross_command(arguments: Sequence[str]) -> None:
     Out.print(f"written: {' '.join(written)}", soft_wrap=True, highlight=False)
 
 
-def _labelled(given: CrossArgs) -> tuple[list[str], dict[int, dict[str, Side]]]:
-    """The labels, imp first where it is one, and the runs: seed -> label -> run, of seeds that have two or more."""
-    from swamp.report import label_runs, read_run
+def _labelled(given: CrossArgs) -> tuple[str, list[str], dict[int, dict[str, Side]]]:
+    """The metric, the labels (imp first), and the runs: seed -> label -> run, of seeds that have two or more."""
+    from swamp.report import label_runs, metric_of, read_run
 
     for name in given.methods:
         method_named(name)
     runs = [read_run(path) for path in runs_of(given.runs)]
     runs = [run for run in runs if not given.methods or run.config["method"] in given.methods]
-    for run in runs:
-        known: Mapping[str, Any] = run.cycles[0]["test"] or {}
-        if given.metric not in known:
-            raise unknown("metric", given.metric, known)
+    metric = metric_of(runs, given.metric, "test")
     labels, notes = label_runs(runs)
     for note in notes:
         Err.print(f"[yellow]note:[/yellow] {escaped(note)}", soft_wrap=True, highlight=False)
@@ -99,7 +96,7 @@ def _labelled(given: CrossArgs) -> tuple[list[str], dict[int, dict[str, Side]]]:
         )
     order = [label for label in order if any(label in paths for paths in several.values())]
     sides = {seed: {label: Side.open(path) for label, path in paths.items()} for seed, paths in several.items()}
-    return order, sides
+    return metric, order, sides
 
 
 def _trained(

@@ -49,7 +49,7 @@ def _listed_tasks() -> dict[str, str]:
 def _listed_models() -> dict[str, str]:
     from swamp.tasks import NETWORKS
 
-    return dict(NETWORKS)
+    return {**NETWORKS, "timm:NAME": "a model of timm with its own preprocessing (pip install 'swamp[timm]'); images"}
 
 
 def _listed_methods() -> dict[str, str]:

@@ -29,8 +29,8 @@ class ReportArgs:
     """Run directories, or a study's folder."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
     """The page."""
-    metric: str = "accuracy"
-    """accuracy, nll or ece."""
+    metric: str = ""
+    """accuracy, nll or ece; of text also pearson, rmse, bits_per_byte ... (default: the first that was measured)."""
     json: bool = False
     """Print one JSON object on standard output and nothing else there."""
 
@@ -60,8 +60,8 @@ class FigureArgs:
     """The file (default: the picture's name); of several pictures the further ones get -2, -3 ... appended."""
     format: Literal["pdf", "svg", "png"] | None = None
     """Default: by the suffix of the file, else pdf."""
-    metric: str = "accuracy"
-    """accuracy, nll or ece."""
+    metric: str = ""
+    """accuracy, nll or ece; of text also pearson, rmse, bits_per_byte ... (default: the first that was measured)."""
     json: bool = False
     """Print one JSON object on standard output and nothing else there."""
 

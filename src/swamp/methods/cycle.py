@@ -1,6 +1,7 @@
 """Cycle: the record of one train-average-evaluate round, and the sparse model it made."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from swamp.methods.stability import Barrier
@@ -75,6 +76,8 @@ class Cycle:
     total: Cost
     """Of all that this model needed: the cycles before it too, where it is made of them."""
     warnings: tuple[str, ...] = ()
+    heads: Mapping[str, list[float]] = field(default_factory=dict[str, list[float]])
+    """Density of each attention head, by attention module: see sparsity/heads.py."""
 
     @property
     def sparsity(self) -> float:
@@ -86,7 +89,12 @@ class Cycle:
         return {
             "cycle": self.index,
             "sparsity": self.sparsity,
-            "density": {"prunable": self.mask.density, "all": self.density_of_all},
+            "density": {
+                "prunable": self.mask.density,
+                "all": self.density_of_all,
+                "layers": self.mask.density_by_layer,
+                "heads": dict(self.heads),
+            },
             "kept": self.mask.kept,
             "prunable": self.mask.prunable,
             **asdict(self.measured),
@@ -113,6 +121,7 @@ class Cycle:
             Cost(line["steps"], line["samples"], line["operations"], line["seconds"]),
             Cost(**line["total"]),
             tuple(line["warnings"]),
+            line["density"].get("heads", {}),
         )
 
 

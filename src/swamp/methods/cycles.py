@@ -20,7 +20,7 @@ from swamp.methods.pools import pooled
 from swamp.methods.store import NoStore, Store
 from swamp.methods.trainer import trainer
 from swamp.particles import Backend, Ticket
-from swamp.sparsity import Mask, check_structure, emptied
+from swamp.sparsity import Mask, check_structure, emptied, head_densities
 from swamp.training import (
     Operations,
     Seed,
@@ -253,6 +253,7 @@ class _Loop:
             cost,
             setting.before + cost,
             tuple(notes),
+            head_densities(self.model, mask),
         )
         self.store.keep_cycle(cycle)
         return cycle

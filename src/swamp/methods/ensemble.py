@@ -75,19 +75,18 @@ def _joined(members: tuple[Cycle, ...], model: nn.Module, task: Task, examples: 
         sum((m.cost for m in members), Cost()),
         sum((m.total for m in members), Cost()),
         tuple(warning for m in members for warning in m.warnings),
+        first.heads,
     )
 
 
 def ensemble_predict(
     states: list[State], model: nn.Module, task: Task, data: Data, examples: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Log of the members' mean probabilities, and the targets."""
-    total: Tensor | None = None
+    """What the members predict together (most often the log of their mean probabilities), and the targets."""
+    found: list[Tensor] = []
     targets = torch.empty(0)
     for state in states:
         model.load_state_dict(dict(state))
         outputs, targets = predict(model, task, data, examples=examples)
-        probabilities = outputs.double().softmax(-1)
-        total = probabilities if total is None else total + probabilities
-    assert total is not None
-    return (total / len(states)).log(), targets
+        found.append(outputs)
+    return task.together(found), targets

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from swamp.methods.cycle import Metrics, ParticleRecord
@@ -50,19 +51,19 @@ def judge(
         # A dozen points: statistics from all of a large training set would cost like another particle.
         return measure.error(measure.loaded(model, point(), common, refresh=True, examples=measure.examples))
 
+    members = [(p.weights, own, p.averaged > 1) for p, own in zip(particles, masks, strict=True)]
+    # What stands for a single particle is that particle, most often: it is measured once.
+    alone = len(members) == 1 and masks[0] == mask and members[0][2] == averaged and _equal(members[0][0], chosen)
     whole = [
         partial(measure.judged, weights=weights, mask=own, refresh=refresh, with_error=wanted)
-        for weights, own, refresh in [
-            *((p.weights, own, p.averaged > 1) for p, own in zip(particles, masks, strict=True)),
-            (chosen, mask, averaged),
-        ]
+        for weights, own, refresh in [*members, *([] if alone else [(chosen, mask, averaged)])]
     ]
     jobs: list[Callable[[nn.Module], Any]] = [*whole, *(partial(error, point=point) for point in points)]
     if averaged and normed:
         jobs.append(partial(measure.stale, weights=chosen, mask=mask))
     found = measure.each(lambda model, job: job(model), jobs)
     stale = found.pop() if averaged and normed else None
-    *of_particles, of_chosen = found[: len(whole)]
+    of_particles, of_chosen = found[: len(particles)], found[len(whole) - 1]
     errors = found[len(whole) :]
     ends = errors[: len(particles)] if again else [one.error for one in of_particles]
     height = barrier(ends, of_chosen.error, errors[len(particles) :] if again else errors) if wanted else None
@@ -79,3 +80,7 @@ def _points(particles: Sequence[Particle], count: int, *, again: bool) -> list[P
     inner = [partial(interpolate, one, other, k / (count + 1)) for k in range(1, count + 1)]
     ends = [partial(dict[str, Tensor], particle.weights) for particle in particles] if again else []
     return [*ends, *inner]
+
+
+def _equal(one: State, other: State) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from swamp.methods.cycle import Measured, Metrics
 from swamp.particles import cores
 from swamp.sparsity import Mask
-from swamp.training import BatchList, State, Task, TensorData, arrange, copied, evaluate, predict, refreshed
+from swamp.training import BatchList, State, Task, TensorData, TokenData, arrange, copied, evaluate, predict, refreshed
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -109,6 +109,6 @@ def _workers(model: nn.Module, task: Task) -> int:
     on_cpu = next(model.parameters()).device.type == "cpu"
     held = [data for data in (task.train, task.test, task.validation) if data is not None]
     # Anything but tensors in memory may hold state of its own, or draw from the global generators.
-    if not on_cpu or not all(isinstance(data, TensorData | BatchList) for data in held):
+    if not on_cpu or not all(isinstance(data, TensorData | TokenData | BatchList) for data in held):
         return 1
     return max(1, cores() // torch.get_num_threads())

@@ -1,7 +1,7 @@
 """Plan: what a pruning run does, apart from how each particle is trained."""
 
 from dataclasses import dataclass, field
-from typing import cast, get_args
+from typing import Literal, cast, get_args
 
 from swamp.errors import SwampError, unknown
 from swamp.methods.method import Method
@@ -54,6 +54,8 @@ class Plan:
     """Patterns of parameter names to prune instead of all linear and convolutional weights."""
     exclude: tuple[str, ...] = ()
     """Patterns of parameter names to leave dense."""
+    output: Literal["auto", "prune", "dense"] = "auto"
+    """Whether the output layer is pruned: auto leaves the new head of a pretrained language model dense, no other."""
     retrain: str = ""
     """Learning rates where pruned weights train on: slr, lrw, ft, clr, llr or allr (default: as the method does)."""
     retrain_epochs: int = 0
@@ -115,7 +117,8 @@ class Plan:
     @property
     def scope(self) -> Scope:
         """The parameters that may be pruned. Whole channels of the output layer are classes, so that it stays dense."""
-        return Scope(self.include, self.exclude, output=self.structure != "channel")
+        may = {"auto": None, "prune": True, "dense": False}[self.output]
+        return Scope(self.include, self.exclude, output=may if self.structure != "channel" else False)
 
     @property
     def most_particles(self) -> int:

@@ -6,6 +6,7 @@ from swamp.errors import unknown
 from swamp.particles.auto import WAYS, Auto, Choice
 from swamp.particles.backend import Backend, Progress, Silent
 from swamp.particles.beat import Member
+from swamp.particles.own import Own, Work
 from swamp.particles.particle import Particle, mean_of
 from swamp.particles.ranks import Ranks
 from swamp.particles.sequential import Sequential, rewind
@@ -35,6 +36,7 @@ __all__ = [
     "Forked",
     "Member",
     "Over",
+    "Own",
     "Particle",
     "Progress",
     "Ranks",
@@ -43,6 +45,7 @@ __all__ = [
     "Stacked",
     "Threads",
     "Ticket",
+    "Work",
     "World",
     "backend_named",
     "can_shard",

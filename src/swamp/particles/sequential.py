@@ -68,34 +68,42 @@ class Job:
 
     def particle(self, index: int, seed: Seed) -> Particle:
         """Train one particle and report it."""
+        return self.trained_by(self.fitted, index, seed)
+
+    def trained_by(self, train: Callable[[nn.Module, int, Seed], Fit], index: int, seed: Seed) -> Particle:
+        """Report what `train` makes, in place, of a model at `mask * ticket.weights`."""
         began = time.perf_counter()
         # A copy each: what a state dict leaves out (a buffer that is not persistent) stays with its own particle.
         model = copy.deepcopy(self.model)
         rewind(model, self.ticket, self.mask)
         if self.training.fresh_batchnorm:
             reset_statistics(model)
+        try:
+            trained = train(model, index, seed)
+        except Diverged as error:
+            raise Diverged(f"particle {index}: {error}") from error
+        return self.reported(index, trained, (time.perf_counter() - began) / self.beside)
+
+    def fitted(self, model: nn.Module, index: int, seed: Seed) -> Fit:
+        """The library's own loop."""
 
         def watch(step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
             self.progress.stepped(index, step, total, snapshot)
 
-        try:
-            trained = fit(
-                model,
-                self.task,
-                self.training,
-                seed,
-                mask=self.mask,
-                first=self.first,
-                last=self.last,
-                optimizer=self.optimizer,
-                resume=self.progress.unfinished(index),
-                watch=watch,
-                alone=self.alone,
-                share=self.share,
-            )
-        except Diverged as error:
-            raise Diverged(f"particle {index}: {error}") from error
-        return self.reported(index, trained, (time.perf_counter() - began) / self.beside)
+        return fit(
+            model,
+            self.task,
+            self.training,
+            seed,
+            mask=self.mask,
+            first=self.first,
+            last=self.last,
+            optimizer=self.optimizer,
+            resume=self.progress.unfinished(index),
+            watch=watch,
+            alone=self.alone,
+            share=self.share,
+        )
 
     def reported(self, index: int, trained: Fit, seconds: float) -> Particle:
         """The particle that a training gave, checked and handed to `progress`."""

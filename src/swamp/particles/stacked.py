@@ -24,6 +24,7 @@ from swamp.training import (
     Seed,
     Snapshot,
     Task,
+    TokenData,
     Training,
     as_batch,
     batch_to,
@@ -92,7 +93,9 @@ class Stacked:
     def step(self, training: Training) -> Step | str:
         """The step of stacked copies of this model, or why there is none."""
         if training not in self.known:
-            if not _alike(self.task.train):
+            if training.accumulate > 1:
+                self.known[training] = "steps are accumulated in parts to save memory, which a stack would not."
+            elif not _alike(self.task.train):
                 self.known[training] = "the batches it was given differ in shape."
             elif draws_globally(self.model, self.task, training.batch_size):
                 why = "the model draws random numbers by other means than dropout, from torch's one global generator."
@@ -170,6 +173,8 @@ class Forked(Stacked):
 
 def _alike(data: Data) -> bool:
     """Whether every batch has the shape of every other."""
+    if isinstance(data, TokenData):
+        return data.alike
     if not isinstance(data, BatchList):
         return True
     shapes = {str(tree_map(_shape, as_batch(batch))) for batch in data.batches}

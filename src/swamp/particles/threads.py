@@ -23,6 +23,7 @@ from swamp.training import (
     Snapshot,
     Task,
     TensorData,
+    TokenData,
     Training,
     draws_globally,
 )
@@ -63,7 +64,7 @@ class Threads:
 
 def obstacle(model: nn.Module, task: Task, training: Training) -> str | None:
     """Why trainings of this model cannot run in threads beside each other; None where they can."""
-    if not isinstance(task.train, TensorData | BatchList):
+    if not isinstance(task.train, TensorData | TokenData | BatchList):
         return "examples are fetched one by one, with global random numbers that one training at a time may use."
     if draws_globally(model, task, training.batch_size):
         return "the model draws random numbers by other means than dropout, from torch's one global generator."

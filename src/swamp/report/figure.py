@@ -9,7 +9,7 @@ from swamp.report.paper import draw
 from swamp.report.pictures import CHAPTERS, Chapter
 
 
-def draw_figure(paths: Sequence[Path], which: str, out: Path, suffix: str, *, metric: str = "accuracy") -> list[Path]:
+def draw_figure(paths: Sequence[Path], which: str, out: Path, suffix: str, *, metric: str = "") -> list[Path]:
     """Draw the pictures of the chapter `which`: the first into `out`, the others beside it as -2, -3 ...
 
     Raises SwampError where the runs have not what it takes, with the command that makes it.

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 _PERCENT = ("accuracy", "error", "ece")
-_LOWER = ("nll", "ece", "error", "loss", "brier", "perplexity")
+_LOWER = ("nll", "ece", "error", "loss", "brier", "perplexity", "rmse", "bits_per_byte")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Section:
     """What makes what is missing."""
 
 
-def write_report(paths: Sequence[Path], out: Path, *, metric: str = "accuracy") -> int:
+def write_report(paths: Sequence[Path], out: Path, *, metric: str = "") -> int:
     """Write the report on the runs in `paths` to `out`, whole or not at all; returns its bytes."""
     page = render(Evidence.read(paths, metric=metric)).encode()
     write_atomic(out, page)

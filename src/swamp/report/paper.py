@@ -28,6 +28,8 @@ _COLUMN, _PAGE = 3.4, 6.9
 """Inches, of the usual two-column paper."""
 _TITLE = 32
 """Characters of a title that stand on a line."""
+_INSIDE, _ENTRY = 3, 0.14
+"""Entries of a legend that stand within the axes; more stand below, in inches each."""
 _FEW = 40
 _STYLES = {"line": "-", "dashed": "--", "dotted": ":", "dots": "", "marks": ""}
 # Text stays text in PDF and SVG, and what a picture's file says does not depend on when it was made.
@@ -49,7 +51,9 @@ def _figure(picture: Picture) -> Figure:
     count = len(picture.panels)
     across = min(3, count)
     down = math.ceil(count / across)
-    figure = Figure(figsize=(_COLUMN if across == 1 else _PAGE, 2.5 * down), layout="constrained")
+    named = max(sum(not isinstance(mark, Field) and _listed(mark) for mark in panel.marks) for panel in picture.panels)
+    height = 2.5 + (_ENTRY * named if named > _INSIDE else 0)
+    figure = Figure(figsize=(_COLUMN if across == 1 else _PAGE, height * down), layout="constrained")
     grid = figure.subplots(down, across, squeeze=False)
     axes = cast(list[Axes], list(cast(Any, grid).flat))
     for place, panel in zip(axes, picture.panels, strict=False):
@@ -73,8 +77,13 @@ def _panel(axes: Axes, panel: Panel) -> None:
         axes.set_title(textwrap.fill(panel.title, _TITLE), parse_math=False, loc="left")
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
-        for entry in axes.legend(handles, labels, frameon=False, fontsize=6.5).get_texts():
+        below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.24)} if len(labels) > _INSIDE else {}
+        for entry in axes.legend(handles, labels, frameon=False, fontsize=6.5, **below).get_texts():
             entry.set_parse_math(False)
+
+
+def _listed(mark: Curve | Bars) -> bool:
+    return isinstance(mark, Bars) or mark.listed
 
 
 def _curve(axes: Axes, mark: Curve, *, named: bool) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from swamp.errors import Diverged, Interrupted, SwampError
+from swamp.integrations import timm
 from swamp.methods import Cycle, NoStore, Store, backend_of, cycles, ensemble, method_named
 from swamp.particles import Backend, Choice, Ranks, Sequential, World, can_shard, ranks, serve
 from swamp.runs.config import RunConfig, differences
@@ -20,7 +21,7 @@ from swamp.runs.environment import environment
 from swamp.runs.space import check_space
 from swamp.runs.store import Reporter, RunStore
 from swamp.runs.together import Nobody, joined, prepared, restarted
-from swamp.tasks import Problem, build_network, task_named
+from swamp.tasks import Problem, build_problem, network_for
 from swamp.training import Seed, build_optimizer, isolated
 
 
@@ -93,7 +94,9 @@ def _serve(config: RunConfig, directory: RunDirectory, world: World) -> dict[str
 def prepare(config: RunConfig) -> tuple[Problem, nn.Module]:
     """Data and initial network of a configuration. Every error of either comes before any training."""
     _device(config.device)  # refused before the data is read, which may take long
-    problem = task_named(config.task)(config.data, Seed(config.plan.seed))
+    problem = build_problem(config.task, config.model, config.data, Seed(config.plan.seed))
+    if config.model.startswith(timm.PREFIX):
+        problem = timm.preprocessed(problem, config.model)
     model = initial_network(config, problem, config.plan.seed)
     _records(config, problem, model, NoStore())
     return problem, model
@@ -102,7 +105,9 @@ def prepare(config: RunConfig) -> tuple[Problem, nn.Module]:
 def initial_network(config: RunConfig, problem: Problem, seed: int) -> nn.Module:
     """The network with the initial weights of `seed`."""
     with isolated(Seed(seed).at("init")):
-        return build_network(config.model, problem.shape, problem.classes).to(_device(config.device))
+        if config.model.startswith(timm.PREFIX):
+            return timm.network(config.model, problem.classes).to(_device(config.device))
+        return network_for(problem, config.model).to(_device(config.device))
 
 
 def summary(directory: RunDirectory, config: RunConfig, records: list[Cycle]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,+=-]*")
 class View:
     """How the runs of a study are put beside each other at its end: options of `swamp compare`."""
 
-    metric: str = "accuracy"
+    metric: str = ""
     split: str = "test"
     baseline: str | None = None
     sparsities: tuple[float, ...] = ()

@@ -2,6 +2,7 @@
 
 from swamp.sparsity.allocate import ALLOCATIONS, allocation_named, apportion
 from swamp.sparsity.groups import Groups
+from swamp.sparsity.heads import head_densities
 from swamp.sparsity.hold import hold, hold_gradients, leaves_zeros
 from swamp.sparsity.mask import Mask
 from swamp.sparsity.schedule import Schedule, densities_by_rate, densities_to, particles_for
@@ -25,6 +26,7 @@ __all__ = [
     "densities_to",
     "emptied",
     "gathered",
+    "head_densities",
     "hold",
     "hold_gradients",
     "is_spread",

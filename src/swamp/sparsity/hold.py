@@ -12,13 +12,17 @@ from swamp.sparsity.spread import own, own_part, spread_like
 
 
 @contextmanager
-def hold(model: nn.Module, mask: Mask, optimizer: torch.optim.Optimizer) -> Generator[None]:
+def hold(
+    model: nn.Module, mask: Mask, optimizer: torch.optim.Optimizer, *, only_backward: bool = False
+) -> Generator[None]:
     """Keep pruned weights, their gradients and their optimizer state at exactly zero inside the `with` block.
 
     Works with any loop and any torch optimizer: gradients are masked as they accumulate, so that a user's
     clipping sees the sparse norm; weights and the numbers kept for them (state tensors of a weight's shape) are
     masked on entry and after each step. Raises MaskError on entry if the mask does not fit the model, and on leaving
     if a pruned weight is not zero, which means that something other than `optimizer` wrote to it.
+    only_backward: every gradient comes from a backward pass and nothing adds to it later; then optimizers that leave
+    zeros alone (see `leaves_zeros`) need nothing after their steps, which is most of what holding costs.
 
         with swamp.hold(model, mask, optimizer):
             for inputs, targets in loader:
@@ -40,7 +44,8 @@ def hold(model: nn.Module, mask: Mask, optimizer: torch.optim.Optimizer) -> Gene
             if weight.requires_grad:
                 handles.append(weight.register_post_accumulate_grad_hook(support.mask_gradient))  # pyright: ignore[reportUnknownMemberType]
                 support.mask_gradient(weight)
-        handles.append(optimizer.register_step_post_hook(after_step))
+        if not (only_backward and leaves_zeros(optimizer)):
+            handles.append(optimizer.register_step_post_hook(after_step))
         # Momentum carried over a pruning event would push pruned weights away from zero at the first step.
         _prune(_state_tensors(optimizer, held))
         yield
@@ -65,7 +70,7 @@ def hold_gradients(model: nn.Module, mask: Mask, optimizer: torch.optim.Optimize
 
     def mask_gradients() -> None:
         gradients = [weight.grad for weight, _ in held if weight.grad is not None]
-        if len(gradients) == len(supports):
+        if gradients and len(gradients) == len(supports):
             torch._foreach_mul_(gradients, supports)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         else:
             for (weight, _), support in zip(held, supports, strict=True):

@@ -70,6 +70,11 @@ class Mask(Mapping[str, Tensor]):
         return digest(self)
 
     @property
+    def density_by_layer(self) -> dict[str, float]:
+        """Share of each tensor's weights that live."""
+        return {name: kept / max(1, self[name].numel()) for name, kept in self.kept_by_layer.items()}
+
+    @property
     def kept(self) -> int:
         """Number of living weights."""
         return sum(self.kept_by_layer.values())

@@ -1,6 +1,9 @@
 """What is learned: data sets and networks, ready-made."""
 
 from collections.abc import Callable
+from dataclasses import replace
+
+from torch import nn
 
 from swamp.errors import unknown
 from swamp.tasks.bundled import digits
@@ -8,12 +11,33 @@ from swamp.tasks.cifar import cifar_10, cifar_100
 from swamp.tasks.fashion import fashion_mnist
 from swamp.tasks.folder import image_folder
 from swamp.tasks.networks import NETWORKS, build_network
-from swamp.tasks.problem import DataOptions, Problem
+from swamp.tasks.pretrained import is_pretrained
+from swamp.tasks.problem import DataOptions, Problem, TextOptions
 from swamp.tasks.signals import mnist1d, mnist1d_10k
+from swamp.tasks.text import (
+    GLUE_TASKS,
+    movie_reviews,
+    movie_reviews_rating,
+    movie_reviews_text,
+    text_folder,
+    text_folder_number,
+    text_folder_text,
+)
 from swamp.tasks.tiny import tiny_imagenet
 from swamp.training.order import Seed
 
-__all__ = ["NETWORKS", "TASKS", "DataOptions", "Problem", "TaskBuilder", "build_network", "task_named"]
+__all__ = [
+    "NETWORKS",
+    "TASKS",
+    "DataOptions",
+    "Problem",
+    "TaskBuilder",
+    "TextOptions",
+    "build_network",
+    "build_problem",
+    "network_for",
+    "task_named",
+]
 
 TaskBuilder = Callable[[DataOptions, Seed], Problem]
 
@@ -26,6 +50,13 @@ TASKS: dict[str, TaskBuilder] = {
     "cifar-100": cifar_100,
     "tiny-imagenet": tiny_imagenet,
     "image-folder": image_folder,
+    "movie-reviews": movie_reviews,
+    "movie-reviews-rating": movie_reviews_rating,
+    "movie-reviews-text": movie_reviews_text,
+    "text-folder": text_folder,
+    "text-folder-number": text_folder_number,
+    "text-folder-text": text_folder_text,
+    **GLUE_TASKS,
 }
 """Name -> builder; the first line of a builder's docstring says what it is."""
 
@@ -35,3 +66,16 @@ def task_named(name: str) -> TaskBuilder:
     if name not in TASKS:
         raise unknown("task", name, TASKS)
     return TASKS[name]
+
+
+def build_problem(task: str, model: str, options: DataOptions, seed: Seed) -> Problem:
+    """The task of that name for the model of that name: texts become the tokens that a pretrained model knows."""
+    text = options.text
+    if is_pretrained(model) and not text.tokenizer:
+        options = replace(options, text=replace(text, tokenizer=model))
+    return task_named(task)(options, seed)
+
+
+def network_for(problem: Problem, model: str) -> nn.Module:
+    """`build_network` for that problem; it draws from torch's global generator too."""
+    return build_network(model, problem.shape, problem.classes, problem.tokens)

@@ -1,6 +1,6 @@
 """A ready-made problem: its data, the shape of one input and the number of classes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -9,6 +9,31 @@ from swamp.errors import SwampError
 from swamp.training.data import TensorData
 from swamp.training.order import Seed
 from swamp.training.task import Task
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """How text becomes tokens, and which of its columns are read."""
+
+    tokenizer: str = ""
+    """bytes, words (of the training text), or the folder or name of a Hugging Face tokenizer; empty: the pretrained
+    model's own, bytes for other networks."""
+    length: int = 128
+    """Tokens of an example at most; longer ones are cut. Of a language model: tokens that it sees at once."""
+    columns: tuple[str, ...] = ()
+    """Columns of the text, two for pairs of sentences; empty: those with the usual names."""
+    label: str = ""
+    """Column of the class or number to predict; empty: the one with the usual name."""
+    neutral: float = 1 / 3
+    """Share of the movie reviews, those rated nearest to neutral, that are left out as neither good nor bad."""
+
+    def __post_init__(self) -> None:
+        if self.length < 2:
+            raise SwampError(f"length is {self.length}; give the most tokens of an example, 2 or more, e.g. 128.")
+        if len(self.columns) > 2:
+            raise SwampError(f"columns are {', '.join(self.columns)}; give one, or two for pairs of sentences.")
+        if not 0 <= self.neutral < 1:
+            raise SwampError(f"neutral is {self.neutral}; give the share of reviews to leave out, 0 <= share < 1.")
 
 
 @dataclass(frozen=True)
@@ -25,6 +50,7 @@ class DataOptions:
     """Change training examples at random (crops, flips, shifts; each task its own)."""
     workers: int = 0
     """Processes that read data which does not fit in memory; 0: none but this one."""
+    text: TextOptions = field(default_factory=TextOptions)
 
     def __post_init__(self) -> None:
         if self.examples < 0:
@@ -39,12 +65,30 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """What a network must know of its tokens."""
+
+    vocabulary: int
+    """How many there are."""
+    padding: int
+    """The one that fills a batch."""
+    next: bool = False
+    """Whether the next one is what is to be told."""
+    tokenizer: str = "bytes"
+    """Who made them."""
+
+
+@dataclass(frozen=True)
 class Problem:
-    """What is learned, for any model that takes inputs of `shape` (channels first) and gives `classes` outputs."""
+    """What is learned, for any model that takes inputs of `shape` (channels first) and gives `classes` outputs.
+
+    Text has tokens: `shape` is then the most tokens of an example.
+    """
 
     task: Task
     shape: tuple[int, ...]
     classes: int
+    tokens: Tokens | None = None
 
 
 def split_index(count: int, options: DataOptions, seed: Seed) -> tuple[Tensor, Tensor | None]:

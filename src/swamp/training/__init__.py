@@ -18,6 +18,7 @@ from swamp.training.snapshot import Snapshot, masked
 from swamp.training.sources import as_data
 from swamp.training.task import Task, evaluate, predict
 from swamp.training.together import shuffled_together
+from swamp.training.tokens import TokenData
 
 __all__ = [
     "Augment",
@@ -37,6 +38,7 @@ __all__ = [
     "State",
     "Task",
     "TensorData",
+    "TokenData",
     "Training",
     "Watch",
     "arrange",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, Protocol
 
 import torch
@@ -178,21 +178,40 @@ class _Run:
         for parameter in self.trainable:
             parameter.grad = None
         inputs, targets = batch
-        own, weight = None, 1.0
-        if self.share is not None:
-            own = self.share.rows(len(targets))
-            inputs, targets, weight = rows_of(inputs, own), targets[own], (own.stop - own.start) / len(targets)
-        inputs = arranged(inputs, self.layout)
-        with self.share.together() if self.share else nullcontext():
-            with self.random.at(step, own, len(batch[1])), self.autocast():
-                loss = self.loss(self.task.forward(self.model, inputs), targets)
-            (loss if weight == 1 else loss * weight).backward()  # pyright: ignore[reportUnknownMemberType]
-        found = loss.detach() * weight
+        found = torch.zeros((), device=self.device)
+        for own in self.parts(len(targets)):
+            found = found + self.part(step, inputs, targets, own)
         if self.share is not None:
             self.share.add_up([*(p.grad for p in self.trainable if p.grad is not None), found])
         if self.mask_gradients is not None:
             self.mask_gradients()
         return found
+
+    def parts(self, examples: int) -> list[slice | None]:
+        """The rows of a batch that are computed at once, one part after the other; None: all of it."""
+        count = self.training.accumulate
+        if self.share is None and count == 1:
+            return [None]
+        rows = slice(0, examples) if self.share is None else self.share.rows(examples)
+        size = rows.stop - rows.start
+        # Ranks compute together, so that each must have as many parts as the others.
+        if self.share is not None and size < count:
+            raise SwampError(f"a rank has {size} examples a step, too few to accumulate over {count} parts.")
+        count = min(count, size)
+        borders = [rows.start + size * number // count for number in range(count + 1)]
+        return [slice(*pair) for pair in pairwise(borders)]
+
+    def part(self, step: int, inputs: Any, targets: Tensor, own: slice | None) -> Tensor:
+        """Add the gradient of these rows to the model's; their share of the loss."""
+        examples, weight = len(targets), 1.0
+        if own is not None:
+            inputs, targets, weight = rows_of(inputs, own), targets[own], (own.stop - own.start) / examples
+        inputs = arranged(inputs, self.layout)
+        with self.share.together() if self.share else nullcontext():
+            with self.random.at(step, own, examples), self.autocast():
+                loss = self.loss(self.task.forward(self.model, inputs), targets)
+            (loss if weight == 1 else loss * weight).backward()  # pyright: ignore[reportUnknownMemberType]
+        return loss.detach() * weight
 
     def autocast(self) -> AbstractContextManager[Any]:
         if self.training.precision == "float32":

@@ -20,6 +20,8 @@ class Training:
     """Passes over the training data."""
     batch_size: int = 128
     """Examples a step."""
+    accumulate: int = 1
+    """Parts in which the examples of a step are computed, one after the other: the same step in less memory."""
     optimizer: str = "sgd"
     """sgd, adamw, or the name of any class in torch.optim."""
     lr: float = 0.1
@@ -75,6 +77,7 @@ class Training:
         wrong = [
             (self.epochs < 1, "epochs", "1 or more"),
             (self.batch_size < 1, "batch_size", "1 or more"),
+            (not 1 <= self.accumulate <= self.batch_size, "accumulate", "from 1 to batch_size"),
             (not (math.isfinite(self.lr) and self.lr > 0), "lr", "above 0"),
             (not 0 <= self.momentum < 1, "momentum", "in [0, 1)"),
             (self.nesterov and not self.momentum, "momentum", "above 0 for Nesterov's form of it"),

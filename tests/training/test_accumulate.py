@@ -1,0 +1,56 @@
+"""Gradients accumulated over parts of a batch are those of the whole batch."""
+
+import pytest
+import torch
+from torch import nn
+
+from swamp.errors import SwampError
+from swamp.particles import Sequential, Stacked, Ticket
+from swamp.sparsity import Mask
+from swamp.training import Seed, Task, Training, fit
+
+SEED = Seed(0)
+
+
+def setting(parts: int) -> tuple[nn.Module, Task, Training]:
+    generator = SEED.generator()
+    inputs = torch.randn(40, 6, generator=generator, dtype=torch.float64)
+    task = Task.of((inputs, torch.arange(40) % 3), (inputs, torch.arange(40) % 3))
+    model = nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Dropout(0.3), nn.Linear(16, 3)).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return (
+        model,
+        task,
+        Training(epochs=3, batch_size=10, lr=0.1, accumulate=parts, clip=0.5, tail=0.5, optimizer="adamw"),
+    )
+
+
+@pytest.mark.parametrize("parts", [2, 3, 10])
+def test_a_step_in_parts_is_the_step_of_the_whole_batch_dropout_and_mask_included(parts: int):
+    trained = []
+    for count in (1, parts):
+        model, task, training = setting(count)
+        mask = Mask({"0.weight": torch.rand(16, 6, generator=SEED.generator()) < 0.5})
+        mask.apply_(model)
+        trained.append(fit(model, task, training, SEED, mask=mask))
+        mask.require_zeros(trained[-1].weights)
+    whole, in_parts = trained
+    assert whole.losses == pytest.approx(in_parts.losses, abs=1e-12)
+    for name, value in whole.weights.items():
+        torch.testing.assert_close(in_parts.weights[name], value, rtol=0, atol=1e-12)
+
+
+def test_parts_are_one_to_the_batch_size():
+    with pytest.raises(SwampError, match="accumulate must be from 1 to batch_size, got 11"):
+        Training(batch_size=10, accumulate=11)
+
+
+def test_a_stack_declines_and_trains_one_after_the_other():
+    model, task, training = setting(2)
+    ticket, mask, seeds = Ticket(model.state_dict(), 0), Mask.ones(model), [(0, SEED), (1, SEED.at("other"))]
+    with pytest.warns(UserWarning, match="accumulated in parts"):
+        found = Stacked(model, task).train(ticket, mask, training, seeds)
+    for one, other in zip(found, Sequential(model, task).train(ticket, mask, training, seeds), strict=True):
+        assert all(torch.equal(value, other.weights[name]) for name, value in one.weights.items())
