@@ -14,7 +14,7 @@ demo: $(VENV)/.core
 	$(BIN)/swamp compare build/demo/imp build/demo/swamp --out build/demo/comparison
 
 test: $(VENV)/.dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 setup: $(VENV)/.dev
 

@@ -131,7 +131,7 @@ def test_compare_as_json_prints_one_object(runs, tmp_path, capsys):
     [
         ("recipes", RECIPES),
         ("tasks", TASKS),
-        ("models", NETWORKS),
+        ("models", [*NETWORKS, "timm:NAME"]),
         ("methods", METHODS),
         ("scores", SCORES),
         ("allocations", ALLOCATIONS),
