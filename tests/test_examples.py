@@ -8,6 +8,7 @@ import pytest
 import torch
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+TRAINERS = [path.stem for path in sorted(EXAMPLES.glob("*.py")) if path.stem != "serve"]
 
 
 def example(name: str) -> Any:
@@ -19,7 +20,7 @@ def example(name: str) -> Any:
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated")
-@pytest.mark.parametrize("name", [path.stem for path in sorted(EXAMPLES.glob("*.py"))])
+@pytest.mark.parametrize("name", TRAINERS)
 def test_an_example_runs_and_ends_with_its_zeros_kept(name, tmp_path, capsys):
     with torch.random.fork_rng():
         example(name).main(*([] if name == "plain_pytorch" else [tmp_path]))
