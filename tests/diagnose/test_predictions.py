@@ -9,12 +9,12 @@ from torch import nn
 
 from swamp.diagnose import ANALYSES, Settings, Subject, analyze
 from swamp.diagnose.corrupt import blurred, corrupted, faded, noisy, standard_deviation, why_not
+from swamp.diagnose.examples import first_examples
 from swamp.diagnose.predictions import (
     Examples,
     compared,
     disagreement,
     ensemble_outputs,
-    first_examples,
     models,
     predictions_of_cycle,
     robustness,
@@ -76,7 +76,7 @@ def test_disagreement_counts_classes_and_not_outputs():
 def test_the_first_examples_are_taken_and_no_more():
     data = TensorData({"a": torch.arange(700)}, torch.arange(700))
     for count in (3, 300, 700, 9000):
-        batches = list(first_examples(data, count).in_order(1))
+        batches = first_examples(data, count, 512)
         assert torch.cat([targets for _, targets in batches]).tolist() == list(range(min(count, 700)))
         assert all(torch.equal(inputs["a"], targets) for inputs, targets in batches)
 
@@ -98,7 +98,7 @@ def test_a_cycle_is_as_good_as_its_record_says(finished):
         assert found["ensemble"][name] == pytest.approx(metric(*together), rel=1e-6)
     kinds = {kind: [row["strength"] for row in rows] for kind, rows in found["corruptions"].items()}
     assert kinds == {"noise": [0.25, 0.5, 1, 2], "blur": [3, 5, 7], "contrast": [0.25, 0.5, 0.75]}
-    data = corrupted(first_examples(subject.task.validation, 2000), "blur", 3, Seed(0))
+    data = corrupted(BatchList(first_examples(subject.task.validation, 2000, 512)), "blur", 3, Seed(0))
     accuracies = [evaluate(model, subject.task, data)["accuracy"] for model in particles]
     assert found["corruptions"]["blur"][0]["particle"] == pytest.approx(sum(accuracies) / 3)
     assert min(row["mean"] for row in found["corruptions"]["noise"]) < found["mean"]["accuracy"]

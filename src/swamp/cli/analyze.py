@@ -1,7 +1,6 @@
 """swamp analyze."""
 
 import shlex
-import signal
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from swamp.cli.session import Err, Out, escaped, parse, print_json, signals, warnings_to
+from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
 from swamp.diagnose import ANALYSES, Settings, Subject, Unit, analyze, read_analysis
 from swamp.errors import Interrupted, SwampError, unknown
 
@@ -52,16 +51,14 @@ def analyze_command(arguments: Sequence[str]) -> None:
         if getattr(given, name) < least:
             raise SwampError(f"{name} must be {least} or more, got {getattr(given, name)}.")
     work, stop, began = _Work.of(given), Event(), time.monotonic()
-    with signals(stop) as received, warnings_to(Err):
+    with stoppable(stop):
         try:
             work.through(stop)
         except KeyboardInterrupt:
             stop.set()
         if stop.is_set():
             again = shlex.join(["swamp", "analyze", *arguments])
-            error = Interrupted(f"stopped after {work.over} of {len(work.units)} units. To go on: {again}")
-            error.exit_code = 128 + (received[0] if received else signal.SIGINT)
-            raise error
+            raise Interrupted(f"stopped after {work.over} of {len(work.units)} units. To go on: {again}")
     if given.json:
         done = {"made": work.made, "kept": work.kept, "skipped": work.skipped}
         print_json({"run": str(given.run), **done, "seconds": time.monotonic() - began})

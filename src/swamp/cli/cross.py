@@ -1,7 +1,6 @@
 """swamp cross."""
 
 import shlex
-import signal
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import tyro
 
 from swamp.cli.compare import runs_of
-from swamp.cli.session import Err, Out, escaped, parse, print_json, signals, warnings_to
+from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
 from swamp.diagnose import Pair, Side, cross
 from swamp.diagnose.cross import densities, pairs
 from swamp.errors import Interrupted, SwampError
@@ -56,14 +55,14 @@ def cross_command(arguments: Sequence[str]) -> None:
     given = parse(CrossArgs, "swamp cross", arguments)
     if not given.runs:
         raise SwampError("no run was given. Name two or more of one seed, e.g.: swamp cross runs/imp-0 runs/swamp-0")
-    from swamp.report import Crossed, print_sheet, write_crossed
+    from swamp.report import Crossed, print_sheet, write_found
 
     command = shlex.join(["swamp", "cross", *arguments])
     metric, labels, runs = _labelled(given)
     rows = densities(runs, given.sparsities)
     cells = _trained(given, runs, rows, command)
     crossed = Crossed.of(cells, labels, rows, metric)
-    written = [str(path) for path in write_crossed(crossed, given.out, command)]
+    written = [str(path) for path in write_found(crossed, given.out, "cross", command)]
     if given.json:
         print_json({**crossed.to_json(), "files": written})
         return
@@ -107,7 +106,7 @@ def _trained(
     console = Err if given.json else Out
     quiet = given.quiet or (given.json and not Err.is_terminal)
     begun: list[Pair] = []
-    with signals(stop) as received, warnings_to(Err), ExitStack() as shown:
+    with stoppable(stop), ExitStack() as shown:
         reporter = Quiet() if quiet else shown.enter_context(Live(console))
 
         def tell(pair: Pair) -> None:
@@ -126,6 +125,4 @@ def _trained(
         try:
             return cross(runs, rows, given.out, reporter, stop, tell)
         except Interrupted as error:
-            again = Interrupted(f"{error} Go on with: {command}")
-            again.exit_code = 128 + (received[0] if received else signal.SIGINT)
-            raise again from error
+            raise Interrupted(f"{error} Go on with: {command}") from error

@@ -40,7 +40,7 @@ def masks_command(arguments: Sequence[str]) -> None:
     given = parse(MasksArgs, "swamp masks", arguments)
     if not given.runs:
         raise SwampError("no run was given. Name two or more, e.g.: swamp masks runs/imp-0 runs/swamp-0")
-    from swamp.report import Overlaps, label_runs, print_sheet, read_run, write_overlaps
+    from swamp.report import Overlaps, label_runs, print_sheet, read_run, write_found
 
     for name in given.methods:
         method_named(name)
@@ -53,7 +53,7 @@ def masks_command(arguments: Sequence[str]) -> None:
     rows = densities({0: {f"{label} {seed}": side for (label, seed), side in sides.items()}}, given.sparsities)
     found = Overlaps(tuple(overlaps(sides, rows)), rows)
     command = shlex.join(["swamp", "masks", *arguments])
-    written = [str(path) for path in write_overlaps(found, given.out, command)]
+    written = [str(path) for path in write_found(found, given.out, "masks", command)]
     if given.json:
         print_json({**found.to_json(), "files": written})
         return

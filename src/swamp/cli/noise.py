@@ -1,7 +1,6 @@
 """swamp noise."""
 
 import shlex
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -14,7 +13,7 @@ from typing import Any
 import tyro
 from rich.text import Text
 
-from swamp.cli.session import Err, Out, escaped, parse, print_json, signals, warnings_to
+from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
 from swamp.diagnose import SOURCES, NoiseSettings, Sources, Subject, Unit, analyze
 from swamp.errors import Interrupted, SwampError, unknown
 from swamp.live import Live, Quiet
@@ -84,7 +83,7 @@ def _records(given: NoiseArgs, settings: NoiseSettings, command: str) -> list[Ma
     quiet = given.quiet or (given.json and not Err.is_terminal)
     stop, found = Event(), list[Mapping[str, Any]]()
     console = Err if given.json else Out
-    with signals(stop) as received, warnings_to(Err), ExitStack() as shown:
+    with stoppable(stop), ExitStack() as shown:
         reporter = Quiet() if quiet else shown.enter_context(Live(console))
         subject = Subject.open(given.run)
         cycle = subject.cycles - 1 if given.cycle == -1 else given.cycle
@@ -98,9 +97,8 @@ def _records(given: NoiseArgs, settings: NoiseSettings, command: str) -> list[Ma
                 if not (quiet or console.is_terminal):
                     console.print(f"{unit.key}  {time.monotonic() - began:.1f} s", soft_wrap=True, highlight=False)
         except Interrupted as error:
-            again = Interrupted(f"{error} {len(found)} of {len(units)} sources are done. Go on with: {command}")
-            again.exit_code = 128 + (received[0] if received else signal.SIGINT)
-            raise again from error
+            done = f"{len(found)} of {len(units)} sources are done"
+            raise Interrupted(f"{error} {done}. Go on with: {command}") from error
     return found
 
 

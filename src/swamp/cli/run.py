@@ -1,6 +1,5 @@
 """swamp run and swamp resume."""
 
-import signal
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from swamp.cli.session import Err, Out, parse, print_json, signals, warnings_to
-from swamp.errors import Interrupted, SwampError
+from swamp.cli.session import Err, Out, parse, print_json, stoppable
+from swamp.errors import SwampError
 from swamp.live import Live, Quiet, print_summary
 from swamp.recipes import DEFAULT, recipe_named
 from swamp.runs import Reporter, RunConfig, resume, start
@@ -91,12 +90,8 @@ def _finish(as_json: bool, quiet: bool, work: Callable[[Reporter, Event], dict[s
     console = Err if as_json else Out
     reporter = Quiet() if quiet or (as_json and not Err.is_terminal) else Live(console)
     shown: AbstractContextManager[Any] = nullcontext() if isinstance(reporter, Quiet) else reporter
-    with signals(stop) as received, warnings_to(Err), shown:
-        try:
-            done = work(reporter, stop)
-        except Interrupted as error:
-            error.exit_code = 128 + (received[0] if received else signal.SIGINT)
-            raise
+    with stoppable(stop), shown:
+        done = work(reporter, stop)
     if not done:
         return  # a rank that served: rank 0 says it all
     if as_json:

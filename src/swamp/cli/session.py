@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import tyro
 from rich.console import Console
 
+from swamp.errors import Interrupted
+
 T = TypeVar("T")
 Out = Console()
 Err = Console(stderr=True)
@@ -42,6 +44,17 @@ def signals(stop: Event) -> Generator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def stoppable(stop: Event) -> Generator[None]:
+    """Signals set `stop`, warnings are lines on standard error, and Interrupted gets the exit code of its signal."""
+    with signals(stop) as received, warnings_to(Err):
+        try:
+            yield
+        except Interrupted as error:
+            error.exit_code = 128 + (received[0] if received else signal.SIGINT)
+            raise
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """swamp study."""
 
-import signal
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -11,7 +10,7 @@ from typing import Any, Literal
 
 import tyro
 
-from swamp.cli.session import Err, Out, escaped, parse, print_json, signals, warnings_to
+from swamp.cli.session import Err, Out, escaped, parse, print_json, signals, stoppable
 from swamp.cli.workers import local_workers, stop_with_parent, submit, work_here
 from swamp.errors import Interrupted, SwampError, unknown
 from swamp.recipes import DEFAULT, STUDIES, recipe_named
@@ -114,7 +113,7 @@ def _until_over(study: StudyDirectory, workers: int, given: StudyArgs) -> list[R
     workers = min(workers, sum(not study.over(name) for name in study.runs))
     quiet = given.quiet or (given.json and not Err.is_terminal)
     shown = nullcontext() if quiet else Watch(study, Err if given.json else Out)
-    with signals(stop) as received, warnings_to(Err):
+    with stoppable(stop):
         with local_workers(study, workers, wait=given.wait) as processes, shown as watch:
             while True:
                 ended = processes.ended()
@@ -127,9 +126,7 @@ def _until_over(study: StudyDirectory, workers: int, given: StudyArgs) -> list[R
                 if stop.wait(_LOOK_SECONDS):
                     break
         if stop.is_set():
-            error = Interrupted("stopped; what was done is saved. The same command goes on.")
-            error.exit_code = 128 + (received[0] if received else signal.SIGINT)
-            raise error
+            raise Interrupted("stopped; what was done is saved. The same command goes on.")
         _tell_faults(processes.faults(), states)
     return states
 

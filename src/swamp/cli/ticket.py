@@ -1,8 +1,7 @@
 """swamp ticket."""
 
-import signal
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from swamp.cli.run import recipe_or_config
-from swamp.cli.session import Err, Out, parse, print_json, signals, warnings_to
+from swamp.cli.session import Err, Out, parse, print_json, stoppable
 from swamp.diagnose import Found, Instability, Trial, Trials, search
 from swamp.errors import Interrupted, SwampError
 from swamp.methods import backend_of
@@ -71,7 +70,8 @@ def ticket_command(arguments: Sequence[str]) -> None:
     given = parse(TicketArgs, "swamp ticket", rest, TicketArgs(default))
     if given.out is not None and given.out.exists():
         raise SwampError(f"{given.out} exists already. Choose another --out, or delete it.")
-    with _stoppable() as stop, executing(given.config):
+    stop = Event()
+    with stoppable(stop), executing(given.config):
         instability = _instability(given, stop)
         trials = _trials(given, instability)
         found = _searched(given, instability, trials)
@@ -186,15 +186,3 @@ class _Stopping(Silent):
     def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         if self.stop.is_set():
             raise Interrupted("stopped. The trials that ended are kept: the same command goes on.")
-
-
-@contextmanager
-def _stoppable() -> Generator[Event]:
-    """Signals set the event; what is raised by then has their exit code."""
-    stop = Event()
-    with signals(stop) as received, warnings_to(Err):
-        try:
-            yield stop
-        except Interrupted as error:
-            error.exit_code = 128 + (received[0] if received else signal.SIGINT)
-            raise

@@ -7,6 +7,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from swamp.diagnose.subject import begun
 from swamp.errors import SwampError
 from swamp.files import load_tensors
 from swamp.methods import train_on
@@ -34,14 +35,9 @@ class Side:
     @classmethod
     def open(cls, path: Path | str) -> "Side":
         """Read a run, but for its data. Raises SwampError where there is none, or no finished cycle yet."""
-        directory = RunDirectory(Path(path))
-        if not directory.config.exists():
-            raise SwampError(f"{path} holds no run: there is no {directory.config.name} in it. Give a run directory.")
-        config = RunConfig.load(directory.config)
-        count = next(index for index in range(10**9) if not directory.record(index).exists())
-        if not count:
-            raise SwampError(f"{path} has no finished cycle yet. Wait for the first one, or go on with the run.")
-        return cls(directory, config, tuple(read_json(directory.record(index)) for index in range(count)))
+        directory, config = begun(path)
+        records = (read_json(directory.record(index)) for index in range(directory.finished))
+        return cls(directory, config, tuple(records))
 
     def at(self, density: float) -> Mapping[str, Any] | None:
         """The record of the cycle with this density, the nearest where several are close; None where there is none."""

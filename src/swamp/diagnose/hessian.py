@@ -3,16 +3,16 @@
 import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from swamp.diagnose.examples import first_examples
 from swamp.errors import SwampError, shortened
 from swamp.sparsity import Mask
-from swamp.training import Data, Seed, State, Task, arrange, batch_to, isolated, refreshed
-from swamp.training.data import rows_of
+from swamp.training import Seed, State, Task, arrange, batch_to, isolated, refreshed
 from swamp.training.layout import arranged_for
 
 Product = Callable[[Tensor], Tensor]
@@ -54,7 +54,7 @@ class Hessian:
         self._noise = Seed(0).at("curvature", "noise")
         with isolated(self._noise, self.device):
             self.model = _at(model, task, weights, mask, examples)
-            self.batches = _first(task.train, examples, min(batch_size, examples), self.device)
+            self.batches = [batch_to(b, self.device) for b in first_examples(task.train, examples, batch_size)]
         self.examples = sum(len(targets) for _, targets in self.batches)
         parameters = _chosen(self.model, only)
         self.layers = {name: parameter.numel() for name, parameter in parameters.items()}
@@ -141,18 +141,6 @@ def _at(model: nn.Module, task: Task, weights: State, mask: Mask | None, example
     arrange(scratch, narrow=False)
     batches = math.ceil(examples / _REFRESH_BATCH)
     return refreshed(scratch, task.train, forward=task.forward, batch_size=_REFRESH_BATCH, batches=batches).eval()
-
-
-def _first(data: Data, examples: int, batch_size: int, device: torch.device) -> list[tuple[Any, Tensor]]:
-    found: list[tuple[Any, Tensor]] = []
-    room = examples
-    for batch in data.in_order(batch_size):
-        inputs, targets = batch_to(batch, device)
-        found.append((rows_of(inputs, slice(room)), targets[:room]))
-        room -= len(found[-1][1])
-        if not room:
-            break
-    return found
 
 
 def _chosen(model: nn.Module, only: Iterable[str] | None) -> dict[str, nn.Parameter]:

@@ -123,9 +123,8 @@ class Points:
         """Running statistics of each point: the equal-weight mean over batches, as `refreshed` makes them."""
         layers = norm_layers(stack.network)
         momenta = [layer.momentum for layer in layers]
-        total = {
-            n: torch.zeros_like(b) for n, b in stack.buffers.items() if n.endswith(("running_mean", "running_var"))
-        }
+        before = stack.buffers
+        total = {n: torch.zeros_like(b) for n, b in before.items() if n.endswith(("running_mean", "running_var"))}
         count, first = 0, 0
         try:
             for layer in layers:
@@ -138,6 +137,8 @@ class Points:
                 first = first or len(targets)
                 if len(targets) < first:
                     continue
+                # What is written into is not what the next batch begins with.
+                stack.buffers = {name: value.clone() for name, value in before.items()}
                 after = stack.run(("training", number), inputs)[1]
                 count += 1
                 for name, value in total.items():
@@ -146,7 +147,7 @@ class Points:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.eval()
                 layer.momentum = momentum
-        stack.buffers |= {name: value / count for name, value in total.items()}
+        stack.buffers = before | {name: value / count for name, value in total.items()}
 
     def _value(self, outputs: Tensor, targets: Tensor) -> Value:
         return Value(float(self.task.loss(outputs, targets)), self.task.error_of(outputs, targets))
@@ -179,10 +180,10 @@ class _Stack:
 
     def run(self, batch: Hashable, inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Outputs (point, example, ...) on `inputs`, and the buffers afterwards; batch: what the inputs are called."""
-        # What is written into is not what the next batch begins with.
-        buffers = {name: value.clone() for name, value in self.buffers.items()}
+        buffers = self.buffers
         if self.first:
-            buffers[self.first.outputs_at] = self.first.outputs(cast("Sequence[Blend]", self.points), batch, inputs)
+            given = self.first.outputs(cast("Sequence[Blend]", self.points), batch, inputs)
+            buffers = {**buffers, self.first.outputs_at: given}
         forward = vmap(self._forward, in_dims=(0, 0, None), randomness="error")
         return forward(self.weights, buffers, inputs)
 

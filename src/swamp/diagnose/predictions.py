@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from swamp.diagnose.analysis import Settings, Unit, spread
 from swamp.diagnose.corrupt import CORRUPTIONS, corrupted, why_not
+from swamp.diagnose.examples import first_examples
 from swamp.diagnose.geometry import listed
 from swamp.diagnose.subject import Subject
 from swamp.files import load_tensors
 from swamp.training import BatchList, Data, Seed, State, Task, predict, refreshed
-from swamp.training.data import rows_of
 from swamp.training.task import accuracy, ece, nll
 
 Record = dict[str, Any]
@@ -40,7 +40,7 @@ class Examples:
     @cached_property
     def plain(self) -> BatchList:
         """As the network takes them."""
-        return first_examples(self._data, self.many)
+        return BatchList(first_examples(self._data, self.many, _BATCH))
 
     @cached_property
     def corrupted(self) -> dict[str, dict[float, BatchList]]:
@@ -99,18 +99,6 @@ def models(subject: Subject, index: int, examples: int) -> tuple[nn.Module | Non
     same = [particle for particle in particles if _same_weights(subject.model, particle.weights, weights)]
     averaged = same[0].averaged > 1 if same else bool(particles)
     return ready(weights, averaged), [ready(particle.weights, particle.averaged > 1) for particle in particles]
-
-
-def first_examples(data: Data, examples: int) -> BatchList:
-    """The first `examples`, as the model takes them, held in memory."""
-    batches: list[tuple[Any, Tensor]] = []
-    left = examples
-    for inputs, targets in data.in_order(min(_BATCH, examples)):
-        batches.append((rows_of(inputs, slice(left)), targets[:left]))
-        left -= len(batches[-1][1])
-        if left <= 0:
-            break
-    return BatchList(batches)
 
 
 def compared(mean: nn.Module | None, particles: Sequence[nn.Module], task: Task, data: Data) -> Record:

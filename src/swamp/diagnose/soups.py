@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from swamp.diagnose.examples import first_examples
 from swamp.diagnose.points import Value
 from swamp.diagnose.simplex import Shares, centre, corner, samples
 from swamp.training import BatchList, Data, Seed
@@ -17,16 +18,11 @@ _BATCH = 512
 def halves(data: Data, examples: int) -> tuple[BatchList, BatchList]:
     """The first `examples`, every other one in either half; held in memory, as the model takes them."""
     parts: tuple[list[Batch], list[Batch]] = [], []
-    left = examples
-    for inputs, targets in data.in_order(min(_BATCH, examples)):
-        count = min(left, len(targets))
+    for inputs, targets in first_examples(data, examples, _BATCH):
         for first, part in enumerate(parts):
-            rows = slice(first, count, 2)
-            if first < count:
+            rows = slice(first, None, 2)
+            if first < len(targets):
                 part.append((rows_of(inputs, rows), targets[rows]))
-        left -= count
-        if not left:
-            break
     return BatchList(parts[0]), BatchList(parts[1])
 
 

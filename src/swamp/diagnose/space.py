@@ -85,12 +85,16 @@ class Plane:
         return self.origin, self.space.state(self.u), self.space.state(self.v)
 
     @cached_property
+    def _origin(self) -> Tensor:
+        return self.space.vector(self.origin)
+
+    @cached_property
     def _basis(self) -> Tensor:
         return torch.stack([self.u, self.v])
 
     def project(self, state: State) -> tuple[float, float, float]:
         """x and y of the nearest point of the plane (u, v orthonormal), and the distance to it."""
-        offset = self.space.vector(state) - self.space.vector(self.origin)
+        offset = self.space.vector(state) - self._origin
         found = self._basis @ offset
         return float(found[0]), float(found[1]), length_of(offset - found @ self._basis)
 

@@ -18,6 +18,17 @@ from swamp.sparsity import Mask
 from swamp.training import Task
 
 
+def begun(path: Path | str) -> tuple[RunDirectory, RunConfig]:
+    """A run by its directory. Raises SwampError where there is none, or no finished cycle yet."""
+    directory = RunDirectory(Path(path))
+    if not directory.config.exists():
+        raise SwampError(f"{path} holds no run: there is no {directory.config.name} in it. Give a run directory.")
+    config = RunConfig.load(directory.config)
+    if not directory.finished:
+        raise SwampError(f"{path} has no finished cycle yet. Wait for the first one, or go on with the run.")
+    return directory, config
+
+
 @dataclass(frozen=True, eq=False)
 class Subject:
     """A run directory, finished or still being written: what lies in it so far, and the task it was trained on."""
@@ -31,19 +42,14 @@ class Subject:
     @classmethod
     def open(cls, path: Path | str) -> "Subject":
         """Read a run. Raises SwampError where `path` holds none, or none with a finished cycle."""
-        directory = RunDirectory(Path(path))
-        if not directory.config.exists():
-            raise SwampError(f"{path} holds no run: there is no {directory.config.name} in it. Give a run directory.")
-        config = RunConfig.load(directory.config)
-        if not directory.record(0).exists():
-            raise SwampError(f"{path} has no finished cycle yet. Wait for the first one, or go on with the run.")
+        directory, config = begun(path)
         problem, model = prepare(config)
         return cls(directory, config, model, problem.task.to(next(model.parameters()).device))
 
     @cached_property
     def cycles(self) -> int:
         """Finished cycles at the time of the first look: later ones are left for the next."""
-        return next(index for index in range(10**9) if not self.directory.record(index).exists())
+        return self.directory.finished
 
     def cycle(self, index: int) -> Cycle:
         """A finished cycle: its record, mask and weights."""

@@ -2,11 +2,11 @@
 
 from swamp.report.compare import compare, metric_of
 from swamp.report.comparison import Comparison
-from swamp.report.crossed import Crossed, write_crossed
+from swamp.report.crossed import Crossed
 from swamp.report.evidence import Evidence
 from swamp.report.figure import draw_figure
 from swamp.report.label import label_runs
-from swamp.report.overlaps import Overlaps, write_overlaps
+from swamp.report.overlaps import Overlaps
 from swamp.report.page import render, write_report
 from swamp.report.paper import FORMATS
 from swamp.report.picture import Picture
@@ -15,7 +15,7 @@ from swamp.report.plot import plot
 from swamp.report.read import RunRecord, read_run
 from swamp.report.serve import LivePage, PageServer
 from swamp.report.table import print_sheet, print_table
-from swamp.report.write import write_comparison
+from swamp.report.write import write_comparison, write_found
 
 __all__ = [
     "CHAPTERS",
@@ -38,7 +38,6 @@ __all__ = [
     "read_run",
     "render",
     "write_comparison",
-    "write_crossed",
-    "write_overlaps",
+    "write_found",
     "write_report",
 ]

@@ -1,19 +1,14 @@
 """Masks by training: what every run's masks are worth under every run's training."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from rich.text import Text
 
-from swamp.files import write_atomic
 from swamp.report.comparison import plain
 from swamp.report.evidence import sparse, sparsity_axis
-from swamp.report.markdown import sheet_of
 from swamp.report.metric import Metric
-from swamp.report.paper import draw
 from swamp.report.picture import Axis, Curve, Number, Panel, Picture
 from swamp.report.read import number
 from swamp.report.sheet import Column, Sheet, counted
@@ -207,17 +202,6 @@ class Crossed:
         ]
         whole = {"metric": self.metric, "labels": list(self.labels), "densities": list(self.densities)}
         return plain({**whole, "cells": cells, "effects": effects, "cost": cost})
-
-
-def write_crossed(crossed: Crossed, folder: Path, command: str) -> list[Path]:
-    """Write `cross.json`, `.md`, `.png` and `.svg` into `folder`, each whole or not at all. command: what made them."""
-    paths = [folder / f"cross.{suffix}" for suffix in ("json", "md", "png", "svg")]
-    write_atomic(paths[0], (json.dumps(crossed.to_json(), indent=1, allow_nan=False) + "\n").encode())
-    text = "\n".join(map(sheet_of, crossed.sheets()))
-    write_atomic(paths[1], f"{text}\nMade by: `{command}`\n".encode())
-    for path in paths[2:]:
-        draw(crossed.picture(), path, path.suffix[1:])
-    return paths
 
 
 def _difference(metric: Metric, effects: Sequence[Effect], name: str, row: int) -> Text:

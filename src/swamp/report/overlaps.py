@@ -1,20 +1,15 @@
 """Masks of several runs beside each other: tables, and a picture."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from rich.text import Text
 
-from swamp.files import write_atomic
 from swamp.report.comparison import plain
 from swamp.report.evidence import sparse, sparsity_axis
-from swamp.report.markdown import sheet_of
-from swamp.report.paper import draw
 from swamp.report.picture import Axis, Bars, Curve, Number, Panel, Picture
 from swamp.report.sheet import Column, Sheet
 
@@ -103,17 +98,6 @@ class Overlaps:
     def to_json(self) -> dict[str, Any]:
         """Plain values: a record for each pair of runs and sparsity."""
         return plain({"densities": list(self.densities), "pairs": [dict(record) for record in self.records]})
-
-
-def write_overlaps(overlaps: Overlaps, folder: Path, command: str) -> list[Path]:
-    """Write `masks.json`, `.md`, `.png` and `.svg` into `folder`, each whole or not at all. command: what made them."""
-    paths = [folder / f"masks.{suffix}" for suffix in ("json", "md", "png", "svg")]
-    write_atomic(paths[0], (json.dumps(overlaps.to_json(), indent=1, allow_nan=False) + "\n").encode())
-    text = "\n".join(map(sheet_of, overlaps.sheets()))
-    write_atomic(paths[1], f"{text}\nMade by: `{command}`\n".encode())
-    for path in paths[2:]:
-        draw(overlaps.picture(), path, path.suffix[1:])
-    return paths
 
 
 def _text(records: Sequence[Record]) -> Text:

@@ -1,4 +1,4 @@
-"""A comparison as files: long-format CSV, JSON, the tables as Markdown and the picture."""
+"""What was found in runs as files: a comparison with its long-format CSV, other looks, their tables and pictures."""
 
 import csv
 import io
@@ -6,11 +6,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Protocol
 
 from swamp.files import write_atomic
 from swamp.report.comparison import At, Comparison, Point
-from swamp.report.markdown import markdown
+from swamp.report.markdown import markdown, sheet_of
+from swamp.report.paper import draw
+from swamp.report.picture import Picture
 from swamp.report.plot import plot
+from swamp.report.sheet import Sheet
 
 
 def write_comparison(comparison: Comparison, folder: Path | str, *, at: At = "sparsity") -> list[Path]:
@@ -26,6 +30,33 @@ def write_comparison(comparison: Comparison, folder: Path | str, *, at: At = "sp
     for path in paths[2:4]:
         plot(comparison, path, at=at)
     write_atomic(paths[4], markdown(comparison, at=at).encode())
+    return paths
+
+
+class Found(Protocol):
+    """What a look at several runs found."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        ...
+
+    def sheets(self) -> Sequence[Sheet]:
+        """Its tables."""
+        ...
+
+    def picture(self) -> Picture:
+        """Its picture."""
+        ...
+
+
+def write_found(found: Found, folder: Path, name: str, command: str) -> list[Path]:
+    """Write `name`.json, .md, .png and .svg into `folder`, each whole or not at all. command: what made them."""
+    paths = [folder / f"{name}.{suffix}" for suffix in ("json", "md", "png", "svg")]
+    write_atomic(paths[0], (json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n").encode())
+    text = "\n".join(map(sheet_of, found.sheets()))
+    write_atomic(paths[1], f"{text}\nMade by: `{command}`\n".encode())
+    for path in paths[2:]:
+        draw(found.picture(), path, path.suffix[1:])
     return paths
 
 

@@ -74,6 +74,11 @@ class RunDirectory:
         """The cycle's record; a cycle is finished when this file is there."""
         return self.cycle(index) / "record.json"
 
+    @property
+    def finished(self) -> int:
+        """Finished cycles."""
+        return next(index for index in range(10**9) if not self.record(index).exists())
+
     def particle(self, cycle: int, index: int) -> Path:
         """A finished particle."""
         return self.cycle(cycle) / f"particle-{index}.safetensors"
