@@ -49,7 +49,7 @@ def one_by_one(model: nn.Module, task: Task, blends: list[Blend]) -> None:
         evaluate(refreshed(scratch, task.train, batches=4), task, task.held_out, examples=1000)
 
 
-def together(recipe: str, repeats: int = 3) -> None:
+def together(recipe: str, repeats: int = 5) -> None:
     problem, model = prepare(recipe_named(recipe)())
     task = problem.task
     ends = (

@@ -126,7 +126,7 @@ def test_the_records_of_a_run(finished):
     records = {r["key"]: r for r in analyze(subject, {"landscape": landscape}, ALL)}
     assert set(records) == {f"landscape/cycle-0{c}{kind}" for c in range(3) for kind in ("", "/random")}
     record = records["landscape/cycle-01"]
-    assert len(record["u"]) == len(record["v"]) == len(record["loss"]) == len(record["error"][0]) == 15
+    assert len(record["u"]) == len(record["v"]) == len(record["loss"]) == len(record["error"][0]) == 13
     points = record["points"]
     assert set(points) == {"particle-0", "particle-1", "particle-2", "mean", "ticket"}
     # Of three particles the mean is in their plane, and their centre; the ticket is not.
@@ -138,10 +138,10 @@ def test_the_records_of_a_run(finished):
         places = [points[f"particle-{k}"][axis] for k in range(3)]
         assert record[name][0] < min(places) <= max(places) < record[name][-1]
     middle = records["landscape/cycle-01/random"]
-    assert middle["u"][7] == middle["v"][7] == 0
+    assert middle["u"][6] == middle["v"][6] == 0
     subject.model.load_state_dict(dict(subject.cycle(1).weights))
     worth = evaluate(refreshed(subject.model, subject.task.train), subject.task, subject.task.held_out)
-    assert middle["loss"][7][7] == pytest.approx(worth["nll"], rel=1e-5)
+    assert middle["loss"][6][6] == pytest.approx(worth["nll"], rel=1e-5)
 
 
 def test_too_few_particles_are_a_reason_and_no_failure(tmp_path):

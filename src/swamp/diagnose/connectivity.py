@@ -158,8 +158,8 @@ def _next(subject: Subject, settings: Settings, values: Points, index: int) -> d
 def _particles(subject: Subject, settings: Settings, values: Points, index: int) -> dict[str, Any]:
     states = tuple(particle.weights for particle in subject.require_particles(index))
     pairs = [*combinations(range(len(states)), 2)] if len(states) <= MOST_PAIRS else [(0, 1)]
-    # The first pair is looked at closely; a third of the points tells how high the others' barriers are.
-    fewer = max(2, settings.points // 3 + 1)
+    # The first pair is looked at closely; a quarter of the points tells how high the others' barriers are.
+    fewer = max(2, settings.points // 4)
     ways = _ways(values, states, {pair: settings.points if pair == (0, 1) else fewer for pair in pairs})
     heights = [[0.0] * len(states) for _ in states]
     for (i, j), way in zip(pairs, ways, strict=True):

@@ -31,6 +31,8 @@ class FirstLayer:
         self.layer = network.get_submodule(name)
         self.names = {f"{name}.{own}" for own, _ in self.layer.named_parameters()}
         """Parameters that the rest does without."""
+        self.size = sum(parameter.nbytes for parameter in self.layer.parameters())
+        """Bytes of these."""
         self.rest = copy.deepcopy(network)
         """The network with that layer's outputs as a buffer."""
         self.rest.set_submodule(name, _Given())

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from swamp.diagnose.examples import first_examples
 from swamp.errors import SwampError, shortened
 from swamp.sparsity import Mask
-from swamp.training import Seed, State, Task, arrange, batch_to, isolated, refreshed
+from swamp.training import Seed, State, Task, arrange, batch_to, isolated, refresh
 from swamp.training.layout import arranged_for
 
 Product = Callable[[Tensor], Tensor]
@@ -140,7 +140,8 @@ def _at(model: nn.Module, task: Task, weights: State, mask: Mask | None, example
     scratch.load_state_dict(dict(weights))
     arrange(scratch, narrow=False)
     batches = math.ceil(examples / _REFRESH_BATCH)
-    return refreshed(scratch, task.train, forward=task.forward, batch_size=_REFRESH_BATCH, batches=batches).eval()
+    refresh(scratch, task.train, forward=task.forward, batch_size=_REFRESH_BATCH, batches=batches)
+    return scratch.eval()
 
 
 def _chosen(model: nn.Module, only: Iterable[str] | None) -> dict[str, nn.Parameter]:

@@ -21,7 +21,7 @@ from swamp.particles import Particle
 from swamp.sparsity import Mask
 from swamp.training import Seed, State
 
-SAMPLES = 30
+SAMPLES = 20
 Record = dict[str, Any]
 
 
@@ -72,7 +72,7 @@ def hull_of_cycle(subject: Subject, index: int, settings: Settings) -> Record:
         **size_of(states, mask),
         **seen_from_start(subject, index, particles, mask),
         **worth,
-        "soups": soups_of(subject, states, settings, Seed(settings.seed).at("soup", index)),
+        "soups": soups_of(subject, states, settings),
     }
 
 
@@ -137,7 +137,7 @@ def values_of(whole: Hull, seed: Seed) -> Record:
     }
 
 
-def soups_of(subject: Subject, states: Sequence[State], settings: Settings, seed: Seed) -> Record:
+def soups_of(subject: Subject, states: Sequence[State], settings: Settings) -> Record:
     """Which soup is best: chosen on one half of the examples, all of them compared on the other.
 
     "best": the particle of least error on the first half, the control of all soups.
@@ -149,7 +149,7 @@ def soups_of(subject: Subject, states: Sequence[State], settings: Settings, seed
     )
     alone = choosing([corner(n, count) for n in range(count)])
     best = min(range(count), key=lambda n: alone[n].error)
-    taken, shares = greedy(choosing, count), learned(choosing, count, seed)
+    taken, shares = greedy(choosing, count), learned(choosing, count)
     places = [centre(count), corner(best, count), centre(count, taken), shares]
     mean, single, chosen, found = map(_plain, comparing(places))
     return {

@@ -14,7 +14,7 @@ from swamp.diagnose.subject import Subject
 from swamp.errors import SwampError
 from swamp.training import Seed, State
 
-SIDE = 15
+SIDE = 13
 """Points of a grid along each axis."""
 MARGIN = 0.4
 """How far a grid reaches beyond the particles, as a share of their larger extent."""

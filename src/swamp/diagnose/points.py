@@ -17,13 +17,17 @@ from torch.func import (
 from swamp.diagnose.blend import Blend
 from swamp.diagnose.first_layer import PREFIX, FirstLayer
 from swamp.particles.step import Network
-from swamp.training import Data, State, Task, arrange, batch_to, norm_layers, predict, refreshed
+from swamp.training import Data, State, Task, arrange, batch_to, norm_layers, predict, refresh
 
 Point = State | Blend
 """Weights, or the sum of a few networks' that makes them when it is its turn."""
 
 _MOST_BYTES = {"cpu": 2**23}
 """Of the weights of the points that are evaluated at once: about what a processor's caches hold; 2**28 elsewhere."""
+_MOST = 32
+"""Points that are evaluated at once."""
+_BATCH = 256
+"""Examples: so many activations of so many points still lie in a processor's caches."""
 _SMALL = 2**17
 """Bytes of weights."""
 _REFRESH_BATCH = 256
@@ -58,11 +62,14 @@ class Points:
         most = _MOST_BYTES.get(self.device.type, 2**28)
         # On CPU, convolutions and all but small normalised networks are slower as a stack.
         slow = self.device.type == "cpu" and (wide or (self.normed and size > _SMALL))
-        self.together = 1 if slow else max(1, min(64, most // max(1, size)))
+        self.together = 1 if slow else max(1, min(_MOST, most // max(1, size)))
         self.first: FirstLayer | None = None
         if self.together > 1:
             self.network = Network(copy.deepcopy(model), task).eval()
             self.first = self._first_layer()
+            if self.first:
+                size -= self.first.size
+                self.together = max(1, min(_MOST, most // max(1, size)))
         else:
             arrange(self.model, narrow=False)
 
@@ -83,13 +90,11 @@ class Points:
 
     def _alone(self, point: Point) -> Value:
         self.model.load_state_dict(dict(_weights(point)))
-        model = self.model
         if self.normed:
             batches = math.ceil(self.examples / _REFRESH_BATCH)
-            model = refreshed(
-                model, self.task.train, forward=self.task.forward, batch_size=_REFRESH_BATCH, batches=batches
-            )
-        outputs, targets = predict(model, self.task, self.data, examples=self.examples)
+            forward = self.task.forward
+            refresh(self.model, self.task.train, forward=forward, batch_size=_REFRESH_BATCH, batches=batches)
+        outputs, targets = predict(self.model, self.task, self.data, examples=self.examples)
         return self._value(outputs, targets)
 
     def _stacked(self, points: Sequence[Point]) -> list[Value]:
@@ -110,7 +115,7 @@ class Points:
         outputs: list[Tensor] = []
         targets: list[Tensor] = []
         seen = 0
-        for batch in self.data.in_order(min(1024, self.examples)):
+        for batch in self.data.in_order(min(_BATCH if self.device.type == "cpu" else 1024, self.examples)):
             inputs, target = batch_to(batch, self.device)
             outputs.append(stack.run(("held out", seen), inputs)[0])
             targets.append(target)

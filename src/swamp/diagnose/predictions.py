@@ -16,7 +16,7 @@ from swamp.diagnose.examples import first_examples
 from swamp.diagnose.geometry import listed
 from swamp.diagnose.subject import Subject
 from swamp.files import load_tensors
-from swamp.training import BatchList, Data, Seed, State, Task, predict, refreshed
+from swamp.training import BatchList, Data, Seed, State, Task, predict, refresh
 from swamp.training.task import accuracy, ece, nll
 
 Record = dict[str, Any]
@@ -84,10 +84,10 @@ def models(subject: Subject, index: int, examples: int) -> tuple[nn.Module | Non
     def ready(weights: State, averaged: bool) -> nn.Module:
         model = copy.deepcopy(subject.model)
         model.load_state_dict(dict(weights))
-        if not averaged:
-            return model
-        batches = math.ceil(examples / _REFRESH_BATCH)
-        return refreshed(model, task.train, forward=task.forward, batch_size=_REFRESH_BATCH, batches=batches)
+        if averaged:
+            batches = math.ceil(examples / _REFRESH_BATCH)
+            refresh(model, task.train, forward=task.forward, batch_size=_REFRESH_BATCH, batches=batches)
+        return model
 
     if method.ensemble:
         members = range(len(subject.cycle(index).particles))

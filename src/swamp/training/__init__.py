@@ -2,7 +2,7 @@
 
 from swamp.training.augment import Augment, crop_flip, shift_scale_noise
 from swamp.training.average import RunningMean, State, copied, interpolate, mean
-from swamp.training.batchnorm import norm_layers, refreshed
+from swamp.training.batchnorm import norm_layers, refresh, refreshed
 from swamp.training.data import BatchList, Data, DatasetData, TensorData, as_batch, batch_to
 from swamp.training.dynamic import Dynamic, dense_gradients, density_at, regrown, within_budget
 from swamp.training.fit import Fit, Watch, fit, require_finite, require_finite_weights, reset_statistics, smoothed
@@ -60,6 +60,7 @@ __all__ = [
     "norm_change",
     "norm_layers",
     "predict",
+    "refresh",
     "refreshed",
     "regrown",
     "require_finite",

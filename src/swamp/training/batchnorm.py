@@ -19,22 +19,32 @@ def norm_layers(model: nn.Module) -> list[_BatchNorm]:
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
-@torch.no_grad()
 def refreshed(
     model: nn.Module, data: Data, *, forward: Forward = call_model, batch_size: int = 256, batches: int | None = None
 ) -> nn.Module:
-    """A copy of `model` whose running statistics are the equal-weight mean over batches of `data`.
-
-    Reset, then one pass in fixed order without augmentation (at most `batches`), dropout off; an incomplete last
-    batch is left out as it would count like a whole one. A model without such layers comes back as it is.
-    """
+    """A copy of `model`, refreshed as `refresh` does. A model that keeps no statistics comes back as it is."""
     if not norm_layers(model):
         return model
     fresh = copy.deepcopy(model)
-    device = next(fresh.parameters()).device
-    layers = norm_layers(fresh)
+    refresh(fresh, data, forward=forward, batch_size=batch_size, batches=batches)
+    return fresh
+
+
+@torch.no_grad()
+def refresh(
+    model: nn.Module, data: Data, *, forward: Forward = call_model, batch_size: int = 256, batches: int | None = None
+) -> None:
+    """Make running statistics of `model` the equal-weight mean over batches of `data`.
+
+    Reset, then one pass in fixed order without augmentation (at most `batches`), dropout off; an incomplete last
+    batch is left out as it would count like a whole one. A model without such layers is left as it is.
+    """
+    layers = norm_layers(model)
+    if not layers:
+        return
+    device = next(model.parameters()).device
     momenta = [layer.momentum for layer in layers]
-    with evaluating(fresh):
+    with evaluating(model):
         for layer in layers:
             layer.reset_running_stats()
             layer.momentum = None  # torch's name for a cumulative mean
@@ -44,10 +54,9 @@ def refreshed(
             inputs, targets = batch_to(batch, device)
             first_size = first_size or len(targets)
             if len(targets) >= first_size:
-                forward(fresh, arranged_for(fresh, inputs))
+                forward(model, arranged_for(model, inputs))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
-    return fresh
 
 
 @contextmanager
