@@ -33,7 +33,9 @@ typedef struct {
     i64 in_tensor, in_example;            /* COPY from tensor number in_tensor (< 0: the arena), so far per example */
     i64 out_tensor, out_example;          /* COPY to one */
     i64 channels, out_channel, residual_channel;
-    i64 runs, in_run, out_run, residual_run, length; /* a channel is so many contiguous runs */
+    i64 runs, in_run, out_run, residual_run, length; /* a channel is so many runs, each of `length` floats of output */
+    i64 in_step, out_step, parts;         /* floats between vectors of a run; runs that a row is cut into, a vector apart */
+    i64 chain;                            /* so many steps after this one add to its sums, tile by tile */
     i64 gaps, row, pitch;                 /* an image in one run: its rows (floats, distance) and the borders between */
     i64 in_channel, pixels, width;        /* MEAN */
     i64 rows, offsets, values, bias, order; /* addresses */
@@ -75,47 +77,60 @@ static inline vec activated(vec v, i64 act) {
     return v;
 }
 
-/* R vectors of one output channel; U sums of each hide the latency of few vectors. */
-#define TILE(R, U)                                                                                                     \
-    static void sum##R(const float *in, float *out, const float *residual, const int32_t *offsets, const float *values, \
-                       i64 count, float bias, i64 act) {                                                               \
-        vec sums[U][R];                                                                                                \
-        for (int u = 0; u < U; u++)                                                                                    \
-            for (int r = 0; r < R; r++) sums[u][r] = (vec){0} + (u ? 0.0f : bias);                                     \
-        i64 k = 0;                                                                                                     \
-        for (; k + U <= count; k += U)                                                                                 \
-            _Pragma("GCC unroll 8") for (int u = 0; u < U; u++) {                                                      \
-                const float *p = in + offsets[k + u];                                                                  \
-                _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) sums[u][r] += values[k + u] * load(p + r * LANES); \
+/* R vectors of each of some output channels; U sums of each hide the latency of few vectors. */
+#define TILE(NAME, R, U, IN, OUT)                                                                                      \
+    static void sum##NAME##R(const step *s, const float *in, float *out, const float *residual, i64 from, i64 to) {    \
+        const int32_t *rows = (const int32_t *)s->rows, *offsets = (const int32_t *)s->offsets;                        \
+        const float *values = (const float *)s->values, *bias = (const float *)s->bias;                                \
+        const i64 in_step = IN, out_step = OUT;                                                                        \
+        for (i64 c = from; c < to; c++) {                                                                              \
+            vec sums[U][R];                                                                                            \
+            float *q = out + c * s->out_channel;                                                                       \
+            i64 k = rows[c], end = rows[c + 1];                                                                        \
+            for (int u = 0; u < U; u++)                                                                                \
+                for (int r = 0; r < R; r++) sums[u][r] = (vec){0} + (u ? 0.0f : bias[c]);                              \
+            for (; k + U <= end; k += U)                                                                               \
+                _Pragma("GCC unroll 8") for (int u = 0; u < U; u++) {                                                  \
+                    const float *p = in + offsets[k + u];                                                              \
+                    _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)                                                \
+                        sums[u][r] += values[k + u] * load(p + r * in_step);                                           \
+                }                                                                                                      \
+            for (; k < end; k++) {                                                                                     \
+                const float *p = in + offsets[k];                                                                      \
+                _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) sums[0][r] += values[k] * load(p + r * in_step);   \
             }                                                                                                          \
-        for (; k < count; k++) {                                                                                       \
-            const float *p = in + offsets[k];                                                                          \
-            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) sums[0][r] += values[k] * load(p + r * LANES);         \
-        }                                                                                                              \
-        _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                                          \
-            vec sum = sums[0][r];                                                                                      \
-            _Pragma("GCC unroll 8") for (int u = 1; u < U; u++) sum += sums[u][r];                                     \
-            if (residual) sum += load(residual + r * LANES);                                                           \
-            store(out + r * LANES, activated(sum, act));                                                               \
+            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                                      \
+                vec sum = sums[0][r];                                                                                  \
+                _Pragma("GCC unroll 8") for (int u = 1; u < U; u++) sum += sums[u][r];                                 \
+                if (residual) sum += load(residual + c * s->residual_channel + r * out_step);                          \
+                store(q + r * out_step, activated(sum, s->act));                                                       \
+            }                                                                                                          \
         }                                                                                                              \
     }                                                                                                                  \
-    static void max##R(const float *in, float *out, const float *residual, const int32_t *offsets, const float *values, \
-                       i64 count, float bias, i64 act) {                                                               \
-        vec best[R];                                                                                                   \
-        for (int r = 0; r < R; r++) best[r] = load(in + offsets[0] + r * LANES);                                       \
-        for (i64 k = 1; k < count; k++)                                                                                \
-            _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                                      \
-                vec v = load(in + offsets[k] + r * LANES);                                                             \
-                best[r] = blend((v > best[r]) | (v != v), v, best[r]);                                                 \
-            }                                                                                                          \
-        for (int r = 0; r < R; r++) store(out + r * LANES, activated(best[r], act));                                   \
-        (void)residual, (void)values, (void)bias;                                                                      \
+    static void max##NAME##R(const step *s, const float *in, float *out, const float *residual, i64 from, i64 to) {    \
+        const int32_t *rows = (const int32_t *)s->rows, *offsets = (const int32_t *)s->offsets;                        \
+        const i64 in_step = IN, out_step = OUT;                                                                        \
+        for (i64 c = from; c < to; c++) {                                                                              \
+            vec best[R];                                                                                               \
+            for (int r = 0; r < R; r++) best[r] = load(in + offsets[rows[c]] + r * in_step);                           \
+            for (i64 k = rows[c] + 1; k < rows[c + 1]; k++)                                                            \
+                _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                                  \
+                    vec v = load(in + offsets[k] + r * in_step);                                                       \
+                    best[r] = blend((v > best[r]) | (v != v), v, best[r]);                                             \
+                }                                                                                                      \
+            for (int r = 0; r < R; r++) store(out + c * s->out_channel + r * out_step, activated(best[r], s->act));    \
+        }                                                                                                              \
+        (void)residual;                                                                                                \
     }
-TILE(1, 6) TILE(2, 4) TILE(3, 3) TILE(4, 2) TILE(5, 2) TILE(6, 1) TILE(7, 1) TILE(8, 1)
+#define TILES(NAME, IN, OUT)                                                                                           \
+    TILE(NAME, 1, 6, IN, OUT) TILE(NAME, 2, 4, IN, OUT) TILE(NAME, 3, 3, IN, OUT) TILE(NAME, 4, 2, IN, OUT)            \
+    TILE(NAME, 5, 2, IN, OUT) TILE(NAME, 6, 1, IN, OUT) TILE(NAME, 7, 1, IN, OUT) TILE(NAME, 8, 1, IN, OUT)
+TILES(near, LANES, LANES) /* vectors side by side */
+TILES(far, s->in_step, s->out_step)
 
-typedef void tile(const float *, float *, const float *, const int32_t *, const float *, i64, float, i64);
-static tile *const sums[] = {0, sum1, sum2, sum3, sum4, sum5, sum6, sum7, sum8};
-static tile *const maxima[] = {0, max1, max2, max3, max4, max5, max6, max7, max8};
+typedef void tile(const step *, const float *, float *, const float *, i64, i64);
+#define ALL(NAME) {0, NAME##1, NAME##2, NAME##3, NAME##4, NAME##5, NAME##6, NAME##7, NAME##8}
+static tile *const tiles_of[2][2][9] = {{ALL(sumnear), ALL(sumfar)}, {ALL(maxnear), ALL(maxfar)}};
 
 /* The channels [*from, *to) of thread `self`: equal shares of the weights. */
 static void by_weight(const int32_t *rows, i64 channels, i64 self, i64 threads, i64 *from, i64 *to) {
@@ -133,22 +148,19 @@ static void by_weight(const int32_t *rows, i64 channels, i64 self, i64 threads, 
 }
 
 static void taps(const step *s, float *arena, i64 self, i64 threads) {
-    const int32_t *rows = (const int32_t *)s->rows, *offsets = (const int32_t *)s->offsets;
-    const float *values = (const float *)s->values, *bias = (const float *)s->bias;
     i64 vectors = (s->length + LANES - 1) / LANES, tiles = (vectors + 7) / 8, all = s->runs * tiles;
     i64 first = 0, last = all, from = 0, to = s->channels;
     if (all >= 4 * threads) first = all * self / threads, last = all * (self + 1) / threads;
-    else by_weight(rows, s->channels, self, threads, &from, &to);
+    else by_weight((const int32_t *)s->rows, s->channels, self, threads, &from, &to);
     for (i64 item = first; item < last; item++) {
-        i64 run = item / tiles, number = item % tiles;
+        i64 row = item / tiles / s->parts, part = item / tiles % s->parts, number = item % tiles;
         i64 begin = vectors * number / tiles, wide = vectors * (number + 1) / tiles - begin;
-        tile *work = s->op == SUM ? sums[wide] : maxima[wide];
-        const float *in = arena + s->in + run * s->in_run + begin * LANES;
-        float *out = arena + s->out + run * s->out_run + begin * LANES;
-        const float *residual = s->residual < 0 ? 0 : arena + s->residual + run * s->residual_run + begin * LANES;
-        for (i64 c = from; c < to; c++)
-            work(in, out + c * s->out_channel, residual ? residual + c * s->residual_channel : 0, offsets + rows[c],
-                 values + rows[c], rows[c + 1] - rows[c], bias[c], s->act);
+        for (const step *t = s; t <= s + s->chain; t++) {
+            i64 far = t->in_step != LANES || t->out_step != LANES, at = part * LANES + begin * t->out_step;
+            tiles_of[t->op != SUM][far][wide](
+                t, arena + t->in + row * t->in_run + part * LANES + begin * t->in_step, arena + t->out + row * t->out_run + at,
+                t->residual < 0 ? 0 : arena + t->residual + row * t->residual_run + at, from, to);
+        }
     }
 }
 
@@ -277,6 +289,7 @@ static void block(const step *steps, i64 count, float *arena, float *const *tens
         }
         meet(threads);
         if (times) times[n] += now() - began;
+        n += s->chain;
     }
 }
 

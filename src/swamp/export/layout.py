@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 FIELDS = (
     *("op", "act", "in", "out", "residual", "in_tensor", "in_example", "out_tensor", "out_example"),
     *("channels", "out_channel", "residual_channel", "runs", "in_run", "out_run", "residual_run", "length"),
+    *("in_step", "out_step", "parts", "chain"),
     *("gaps", "row", "pitch", "in_channel", "pixels", "width", "rows", "offsets", "values", "bias", "order"),
     *(f"{name}{axis}" for name in ("size", "in_stride", "out_stride") for axis in range(5)),
     "split",

@@ -98,7 +98,7 @@ class _Lowering:
         for step in self.segment.steps:
             kind = self.segment.kinds[values(step)[0]]
             taps = self.taps(step)
-            if taps is not None and len(kind) == 3 and taps.stride == (1, 1):
+            if taps is not None and len(kind) == 3 and not self.phased(taps):
                 border = taps.border(kind[1:], self.segment.kinds[step.name][1:])  # pyright: ignore
                 before = found.get(kind[1:], (0, 0))  # pyright: ignore
                 found[kind[1:]] = (max(before[0], border[0]), max(before[1], border[1]))  # pyright: ignore
@@ -113,6 +113,10 @@ class _Lowering:
         if step.name not in self.found and step.op in ("max_pool2d", "avg_pool2d"):
             self.found[step.name] = pooling(step, kind, own)
         return self.found.get(step.name)
+
+    def phased(self, taps: Taps) -> bool:
+        """Whether its input is taken apart first: where a stride is not one over whole vectors."""
+        return taps.given is None and taps.stride != (1, 1) and self.width % self.lanes != 0
 
     def step(self, step: Step) -> None:
         """Emit a step, or note it for fusing."""
@@ -328,10 +332,13 @@ class _Lowering:
         single = thin and taps.op == SUM
         spread = taps.given is None and not single
         pitch = 0
-        if taps.given is None and taps.stride != (1, 1):
+        if self.phased(taps):
             phases = self._phase_layout(waiting, source)
             pitch = max(phases.pitch, self.layout(waiting.shape).pitch)
             source = self._phases(waiting, source, with_pitch(phases, pitch, self.lanes))
+        elif taps.stride != (1, 1):
+            if source.strides != Place.whole(source.buffer).strides:
+                source = self.copied(waiting.layer, source, self.layout(source.shape))
         elif spread:
             # One run over rows and borders needs rows of one length: the longer of the two.
             pitch = max(source.strides[1], self.layout(waiting.shape).pitch) if self.width % self.lanes else 0
@@ -368,6 +375,7 @@ class _Lowering:
         fields["residual"] = residual.offset if residual else -1
         fields |= {"rows": self.keep(np.array([0, 1], np.int32)), "offsets": self.keep(np.zeros(1, np.int32))}
         fields |= {"values": self.keep(np.ones(1, np.float32)), "bias": self.keep(np.zeros(1, np.float32))}
+        fields |= {"in_step": self.lanes, "out_step": self.lanes, "parts": 1}
         self.emit(waiting.layer, op=SUM, act=waiting.act, **fields)
         self.done(waiting.taps.source, *([waiting.residual] if waiting.residual is not None else []))
         return True
@@ -393,7 +401,7 @@ class _Lowering:
 
     def _sum(self, waiting: _Pending, source: Place, target: Place, residual: Place | None, single: bool) -> None:
         taps = waiting.taps
-        rows, offsets, weights = taps.table(source)
+        rows, offsets, weights = taps.table(source, phased=self.phased(taps))
         fields = {"act": waiting.act, "in": source.offset, "out": target.offset, "channels": waiting.shape[0]}
         fields |= {"out_channel": target.strides[0], "residual": residual.offset if residual else -1}
         fields["residual_channel"] = residual.strides[0] if residual else 0
@@ -402,14 +410,22 @@ class _Lowering:
             fields |= self._sliced(rows, offsets, weights, bias)
             self.emit(waiting.layer, op=GATHER, **fields)
             return
-        found = self._runs(waiting.shape, source, target, residual)
-        assert found is not None
+        fields |= {"in_step": self.lanes, "out_step": self.lanes, "parts": 1, "in_run": source.strides[1]}
+        if taps.stride == (1, 1) or self.phased(taps):
+            found = self._runs(waiting.shape, source, target, residual)
+            assert found is not None
+        else:
+            # Vectors of neighbouring outputs read vectors that are apart: a run for each vector of a pixel.
+            parts = self.width // self.lanes
+            found = {"count": waiting.shape[1] * parts, "length": waiting.shape[2] * self.lanes, "gaps": 0}
+            fields |= {"in_step": taps.stride[1] * source.strides[2], "out_step": target.strides[2], "parts": parts}
+            fields["in_run"] = taps.stride[0] * source.strides[1]
         bordered = target.buffer.layout.border != (0, 0)
         row = waiting.shape[2] * self.width
         clears = found["gaps"] or (bordered and found["length"] % self.lanes)
         fields |= {"runs": found["count"], "length": found["length"], "gaps": found["gaps"]}
         fields |= {"row": row if clears else 0, "pitch": target.strides[1]}
-        fields |= {"in_run": source.strides[1], "out_run": target.strides[1]}
+        fields["out_run"] = target.strides[1]
         fields["residual_run"] = residual.strides[1] if residual else 0
         fields |= {"rows": self.keep(rows.astype(np.int32)), "offsets": self.keep(offsets.astype(np.int32))}
         fields |= {"values": self.keep(weights.astype(np.float32)), "bias": self.keep(bias)}

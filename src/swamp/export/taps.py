@@ -57,8 +57,8 @@ class Taps:
         if not len(self.dy):
             return 0, 0
         over = (
-            max(0, -int(shift.min()), int(shift.max()) + out - size)
-            for shift, size, out in zip((self.dy, self.dx), image, own, strict=True)
+            max(0, -int(shift.min()), int(shift.max()) + step * (out - 1) + 1 - size)
+            for shift, step, size, out in zip((self.dy, self.dx), self.stride, image, own, strict=True)
         )
         return next(over), next(over)
 
@@ -76,10 +76,13 @@ class Taps:
         )
         return (image[0] * len(self.phases), height, width), shifted.border((height, width), own)
 
-    def table(self, place: Place) -> tuple[Ints, Ints, NDArray[Any]]:
+    def table(self, place: Place, *, phased: bool) -> tuple[Ints, Ints, NDArray[Any]]:
         """Rows, offsets in floats from the input's first pixel, and weights, for an input that lies there."""
         if self.given is not None:
             return self.rows, self.given, self.values
+        if not phased:
+            offsets = self.channel * place.strides[0] + self.dy * place.strides[1] + self.dx * place.strides[2]
+            return self.rows, offsets, self.values
         index = {phase: number for number, phase in enumerate(self.phases)}
         phase = np.array(
             [index[int(y), int(x)] for y, x in zip(self.dy % self.stride[0], self.dx % self.stride[1], strict=True)],
