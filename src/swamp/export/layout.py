@@ -17,6 +17,8 @@ FIELDS = (
 """Of `step` in kernels.c, in its order."""
 SUM, MAX, GATHER, MEAN, COPY = range(5)
 NONE, RELU, GELU = range(3)
+LINE = 16
+"""Floats of a cache line."""
 
 
 def record(**values: int) -> NDArray[np.int64]:
@@ -61,6 +63,9 @@ class Layout:
         # Kernels store whole vectors: what is beyond the image must be this channel's own.
         end = origin + -(-((height - 1) * pitch + width * examples) // lanes) * lanes
         plane = max((height + 2 * border[0]) * pitch, end)
+        if plane >= 256 and examples % LINE == 0:
+            # An odd number of cache lines: with a power of two the channels of one pixel push each other out.
+            plane = (-(-plane // LINE) | 1) * LINE
         return cls(channels, height, width, examples, border, pitch, plane)
 
     @property
@@ -140,7 +145,7 @@ class Arena:
             return waiting.pop()
         # On cache lines, and a vector more, since kernels may read beyond the end.
         buffer = Buffer(self.size, layout, shared=shared)
-        self.size += -(-(layout.size + 2 * self.lanes) // 16) * 16
+        self.size += -(-(layout.size + 2 * self.lanes) // LINE) * LINE
         return buffer
 
     def release(self, buffer: Buffer) -> None:

@@ -66,6 +66,7 @@ def lower(program: Program, segment: Segment, width: int, lanes: int) -> Lowered
 class _Lowering:
     def __init__(self, program: Program, segment: Segment, width: int, lanes: int) -> None:
         self.program, self.segment, self.width, self.lanes = program, segment, width, lanes
+        self.side_by_side = {"in_step": lanes, "out_step": lanes, "parts": 1}
         self.arena = Arena(lanes)
         self.records: list[Ints] = []
         self.names: list[str] = []
@@ -375,7 +376,7 @@ class _Lowering:
         fields["residual"] = residual.offset if residual else -1
         fields |= {"rows": self.keep(np.array([0, 1], np.int32)), "offsets": self.keep(np.zeros(1, np.int32))}
         fields |= {"values": self.keep(np.ones(1, np.float32)), "bias": self.keep(np.zeros(1, np.float32))}
-        fields |= {"in_step": self.lanes, "out_step": self.lanes, "parts": 1}
+        fields |= self.side_by_side
         self.emit(waiting.layer, op=SUM, act=waiting.act, **fields)
         self.done(waiting.taps.source, *([waiting.residual] if waiting.residual is not None else []))
         return True
@@ -402,34 +403,46 @@ class _Lowering:
     def _sum(self, waiting: _Pending, source: Place, target: Place, residual: Place | None, single: bool) -> None:
         taps = waiting.taps
         rows, offsets, weights = taps.table(source, phased=self.phased(taps))
-        fields = {"act": waiting.act, "in": source.offset, "out": target.offset, "channels": waiting.shape[0]}
-        fields |= {"out_channel": target.strides[0], "residual": residual.offset if residual else -1}
-        fields["residual_channel"] = residual.strides[0] if residual else 0
+        fields = {"in": source.offset, "out": target.offset, "channels": waiting.shape[0]}
+        fields |= {"out_channel": target.strides[0]}
         bias = taps.bias.astype(np.float32)
         if single:
-            fields |= self._sliced(rows, offsets, weights, bias)
+            fields |= {"act": waiting.act, **_added(residual)} | self._sliced(rows, offsets, weights, bias)
             self.emit(waiting.layer, op=GATHER, **fields)
             return
-        fields |= {"in_step": self.lanes, "out_step": self.lanes, "parts": 1, "in_run": source.strides[1]}
-        if taps.stride == (1, 1) or self.phased(taps):
-            found = self._runs(waiting.shape, source, target, residual)
-            assert found is not None
-        else:
-            # Vectors of neighbouring outputs read vectors that are apart: a run for each vector of a pixel.
+        fields |= self._ways(waiting, source, target, residual)
+        parts = taps.parts(source.shape[0], int(fields["length"]), self.width, self.lanes)
+        chain = int(parts.max(initial=0))
+        for number in range(chain + 1):
+            mine = parts == number
+            starts = np.concatenate([[0], mine.cumsum()])[rows].astype(np.int32)
+            tables = (
+                starts,
+                offsets[mine].astype(np.int32),
+                weights[mine].astype(np.float32),
+                0 * bias if number else bias,
+            )
+            part = dict(zip(("rows", "offsets", "values", "bias"), map(self.keep, tables), strict=True))
+            # Each part adds to what the one before has written; the first to the residual.
+            part |= _added(target if number else residual)
+            part |= {"act": waiting.act if number == chain else NONE, "chain": 0 if number else chain}
+            self.emit(waiting.layer, op=taps.op, **fields, **part)
+
+    def _ways(self, waiting: _Pending, source: Place, target: Place, residual: Place | None) -> dict[str, int]:
+        """How the kernels go over an image: in runs, whose vectors lie side by side or, with a stride, apart."""
+        taps, (_, height, width) = waiting.taps, waiting.shape
+        fields = {"in_run": source.strides[1], "out_run": target.strides[1], "pitch": target.strides[1]}
+        if taps.stride != (1, 1) and not self.phased(taps):
             parts = self.width // self.lanes
-            found = {"count": waiting.shape[1] * parts, "length": waiting.shape[2] * self.lanes, "gaps": 0}
-            fields |= {"in_step": taps.stride[1] * source.strides[2], "out_step": target.strides[2], "parts": parts}
-            fields["in_run"] = taps.stride[0] * source.strides[1]
+            fields |= {"runs": height * parts, "length": width * self.lanes, "parts": parts, "gaps": 0}
+            fields |= {"in_step": taps.stride[1] * source.strides[2], "out_step": target.strides[2]}
+            return fields | {"in_run": taps.stride[0] * source.strides[1]}
+        found = self._runs(waiting.shape, source, target, residual)
+        assert found is not None
         bordered = target.buffer.layout.border != (0, 0)
-        row = waiting.shape[2] * self.width
         clears = found["gaps"] or (bordered and found["length"] % self.lanes)
         fields |= {"runs": found["count"], "length": found["length"], "gaps": found["gaps"]}
-        fields |= {"row": row if clears else 0, "pitch": target.strides[1]}
-        fields["out_run"] = target.strides[1]
-        fields["residual_run"] = residual.strides[1] if residual else 0
-        fields |= {"rows": self.keep(rows.astype(np.int32)), "offsets": self.keep(offsets.astype(np.int32))}
-        fields |= {"values": self.keep(weights.astype(np.float32)), "bias": self.keep(bias)}
-        self.emit(waiting.layer, op=taps.op, **fields)
+        return fields | self.side_by_side | {"row": width * self.width if clears else 0}
 
     def _sliced(self, rows: Ints, offsets: Ints, weights: NDArray[Any], bias: NDArray[Any]) -> dict[str, int]:
         """Channels in slices of one a lane, sorted by how many weights they have, so that a slice is nearly full."""
@@ -450,6 +463,13 @@ class _Lowering:
         shift.reshape(-1)[: len(order)] = bias[order]
         fields = {"rows": self.keep(starts.astype(np.int32)), "offsets": self.keep(at), "values": self.keep(value)}
         return fields | {"bias": self.keep(shift), "order": self.keep(padded.astype(np.int32))}
+
+
+def _added(place: Place | None) -> dict[str, int]:
+    """What a sum is added to."""
+    if place is None:
+        return {"residual": -1}
+    return {"residual": place.offset, "residual_channel": place.strides[0], "residual_run": place.strides[1]}
 
 
 def _strides(target: Place, place: Place) -> tuple[int, int, int]:
