@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from swamp.export import trace
+from swamp.export.layout import FIELDS
+from swamp.export.lower import lower
 from swamp.export.program import Step
 from swamp.export.segments import segments
 from swamp.export.sparse import Choice, Plan
@@ -89,6 +91,48 @@ class Residual(nn.Module):
 @pytest.mark.parametrize("size", [1, 2, 7, 8, 17])
 def test_residual_connections(width, size):
     same(built(Residual), numbers(5, 3, size, size), width)
+
+
+class Wide(nn.Module):
+    """Sums of so many inputs that they are made in parts, with a residual before or after, and a stride."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 20, 3, 2, padding=1)
+        self.side = nn.Conv2d(64, 20, 1, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(x + self.one(x))
+        return torch.relu(self.two(x) + self.side(x))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("batch", "size"), [(33, 12), (2, 13)])
+def test_sums_in_parts(width, batch, size):
+    model = built(Wide, 0.3)
+    program = trace(model, numbers(2, 64, size, size))
+    (part,) = segments(program)
+    chains = lower(program, part, width, 16).steps[:, FIELDS.index("chain")]
+    assert chains.max() > 0
+    same(model, numbers(batch, 64, size, size), width)
+
+
+class Sliced(nn.Module):
+    """Rows, columns or both of an image left out, then read with a border."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.rows, self.columns = rows, columns
+        self.first, self.last = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.first(x))[:, :, :: self.rows, :: self.columns])
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("steps", [(2, 1), (1, 2), (2, 2)])
+def test_an_image_of_every_other_row_or_column(width, steps):
+    same(built(lambda: Sliced(*steps)), numbers(5, 2, 9, 8), width)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
