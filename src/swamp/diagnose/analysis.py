@@ -91,6 +91,8 @@ def read_analysis(run: RunDirectory | Path) -> list[Mapping[str, Any]]:
         lines = file.read_bytes().splitlines() if file.exists() else []
     except OSError as error:
         raise Damaged(f"{file} cannot be read ({error.strerror}). Move it away: it is made anew.") from error
+    if file.exists() and not lines:
+        raise Damaged(f"{file} is damaged: it is empty. Delete it: it is made anew.")
     found: list[Mapping[str, Any]] = []
     for number, line in enumerate(lines, 1):
         where = f"{file}, line {number}"

@@ -52,6 +52,8 @@ class Trials:
             lines = self.file.read_bytes().splitlines()
         except OSError as error:
             raise Damaged(f"{self.file} cannot be read ({error.strerror}). Move it away.") from error
+        if not lines:
+            raise Damaged(f"{self.file} is damaged: it is empty. Delete it: its trials are made anew.")
         for number, line in enumerate(lines):
             where = f"{self.file}, line {number + 1}"
             try:

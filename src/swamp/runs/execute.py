@@ -21,7 +21,7 @@ from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, read_json, write_json
 from swamp.runs.environment import environment
 from swamp.runs.read import open_run, read_original, read_sessions
-from swamp.runs.seal import sealed
+from swamp.runs.seal import finite, sealed
 from swamp.runs.space import check_space
 from swamp.runs.store import Reporter, RunStore
 from swamp.runs.together import Nobody, joined, prepared, restarted
@@ -158,7 +158,7 @@ def _execute(
             ) from error
         except Interrupted as error:
             raise Interrupted(f"{error} Go on with: swamp resume {directory.path}") from error
-        done = summary(directory, config, records)
+        done = finite(summary(directory, config, records))
         if directory.summary.is_dir():
             set_aside(directory.summary)
         directory.write(directory.summary, done)

@@ -34,8 +34,9 @@ def open_run(path: Path | str) -> tuple[RunDirectory, RunConfig]:
     changed = differences(began, config) if began else []
     if changed:
         raise SwampError(
-            f"{directory.config} was changed since this run began ({'; '.join(changed)}). Put it back, or start "
-            f"another run with: swamp run --config {directory.config} --out NEW"
+            f"{directory.config} was changed since this run began ({'; '.join(changed)}; what it began with is in "
+            f"{directory.original.name}). Put it back, or start another run with: swamp run --config "
+            f"{directory.config} --out NEW"
         )
     # As it was when the run began: another version may have other defaults, and with them another fingerprint.
     return RunDirectory(Path(path), str(seal.get("run") or config.digest()), strict="run" in seal), config
@@ -88,7 +89,16 @@ def read_record(directory: RunDirectory, index: int) -> dict[str, Any]:
         raise Damaged(f"{path} is damaged: it is the record of cycle {line.get('cycle')}. Restore it from a copy.")
     if not isinstance(line.get("digest"), dict):
         raise Damaged(f"{path} is damaged: it has no digest of weights and mask. Restore it from a copy.")
-    return line
+    return line if "total" in line else {**line, "total": _total(directory, index)}
+
+
+def _total(directory: RunDirectory, index: int) -> dict[str, float]:
+    """What a model cost with all cycles before it, which the first records did not say: all methods needed them."""
+    lines = [directory.read(directory.record(earlier)) for earlier in range(index + 1)]
+    try:
+        return {name: sum(line[name] for line in lines) for name in ("steps", "samples", "seconds")}
+    except (KeyError, TypeError) as error:
+        raise Damaged(f"{directory.record(index)} is damaged: it does not say what it took ({error!r}).") from error
 
 
 def read_mask(directory: RunDirectory, index: int) -> Mask:

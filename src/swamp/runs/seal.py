@@ -59,7 +59,8 @@ def require_own(where: str, said: Mapping[str, Any], about: Mapping[str, str], *
         if found is None:
             raise Damaged(f"{where} is not of this run: it does not say whose it is, as all of this run's files do.")
         if name == "run":
-            raise Damaged(f"{where} belongs to another run ({found}, this one is {expected}).")
+            other = "another run" if strict else "another run or version of swamp"
+            raise Damaged(f"{where} belongs to {other} ({found}, this one is {expected}).")
         raise Damaged(f"{where} is {found} of its run, which was moved or copied here.")
 
 

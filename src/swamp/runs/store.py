@@ -259,6 +259,8 @@ class RunProgress:
         self.began = time.monotonic()
         self.saved: dict[int, float] = {}
         self.paths: dict[int, PathWriter] = {}
+        self.begins: dict[int, str] = {}
+        """The step of the first point of each path, which snapshots keep: a missing file is noticed by it."""
 
     def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         """Show, save now and then, and stop where asked."""
@@ -271,12 +273,14 @@ class RunProgress:
             taken = snapshot()
             if path:
                 path.add(step, taken.weights)
+                self.begins.setdefault(index, str(step))
             if due:
                 # The path first: a training that goes on from the snapshot does not come by these points again.
                 if index in self.paths:
                     self.paths[index].flush()
                 file = store.directory.snapshot(self.cycle, index)
-                save_snapshot(file, taken, store.directory.about(file))
+                begins = {"path": self.begins[index]} if index in self.begins else {}
+                save_snapshot(file, taken, {**store.directory.about(file), **begins})
                 self.saved[index] = time.monotonic()
         store.check_stop()
 
@@ -306,17 +310,17 @@ class RunProgress:
         def read() -> Snapshot:
             directory.require_own(file)
             snapshot = load_snapshot(file)
-            if path:
-                self._require_whole(path, snapshot.step)
+            if path and (begins := load_metadata(file).get("path")):
+                self._require_whole(path, int(begins), snapshot.step)
+                self.begins[index] = begins
             return snapshot
 
         files = [file, *(path_files(path) if path else [])]
         return self.store.found(files, read, _BEGUN)
 
-    def _require_whole(self, path: Path, step: int) -> None:
+    def _require_whole(self, path: Path, begins: int, step: int) -> None:
         """Raise Damaged unless all points of a path up to `step` are there; it does not come by them again."""
-        every, points = self.store.path_every, read_path(path, self.store.directory)
-        if points and not {*range(min(points), step + 1, every)} <= {*points}:
+        if not {*range(begins, step + 1, self.store.path_every)} <= {*read_path(path, self.store.directory)}:
             raise Damaged(f"{path} lacks points before step {step}: a file of it is missing.")
 
     def finished(self, particle: Particle) -> None:
