@@ -76,7 +76,9 @@ def _hint(path: Path) -> str:
         return "It does not exist; check the path."
     inside = sorted(child.parent.name for child in path.glob(f"*/{CONFIG}"))
     more = f" and {len(inside) - 5} more" if len(inside) > 5 else ""
-    return f"There are runs inside it: {', '.join(inside[:5])}{more}." if inside else "Give the directory of one run."
+    if not inside:
+        return "Give the directory of one run."
+    return f"There are runs inside it: {', '.join(inside[:5])}{more}. (The folder of a study has a study.json.)"
 
 
 def _lines(metrics: Path) -> list[bytes]:

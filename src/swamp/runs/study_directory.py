@@ -204,7 +204,7 @@ def worker_name() -> str:
 
 def is_study(path: Path) -> bool:
     """Whether `path` is the folder of a study that was begun."""
-    return _listing(path).is_file()
+    return _listing(path).exists()
 
 
 def _listing(path: Path) -> Path:
