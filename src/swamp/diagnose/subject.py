@@ -27,7 +27,8 @@ from swamp.training import Task
 def begun(path: Path | str) -> tuple[RunDirectory, RunConfig]:
     """A run by its directory. Raises SwampError where there is none, or no finished cycle yet."""
     directory, config = open_run(path)
-    if directory.finished <= directory.last:
+    told = directory.metrics.read_bytes().count(b"\n") if directory.metrics.is_file() else 0
+    if directory.finished < max(directory.last + 1, told):
         raise Damaged(f"{directory.record(directory.finished)} is missing. To make it again: swamp resume {path}")
     if not directory.finished:
         raise SwampError(f"{path} has no finished cycle yet. Wait for the first one, or go on with the run.")

@@ -66,6 +66,6 @@ class Trials:
                 raise Damaged(f"{where} is damaged ({error}). Delete the file: its trials are made anew.") from error
             if question != self.question:
                 raise SwampError(
-                    f"{self.folder} holds the trials of another search ({question}, not {self.question}). "
+                    f"{self.file} holds the trials of another search ({question}, not {self.question}). "
                     "Choose another folder (--trials)."
                 )

@@ -54,8 +54,9 @@ def read_run(path: Path | str) -> RunRecord:
             raise SwampError(f"{path / CONFIG} has no {key!r}; expected task, model, plan.method and plan.seed.")
     if not isinstance(config["seed"], int):
         raise SwampError(f"{path / CONFIG} has the seed {config['seed']!r}; expected a whole number.")
-    # A cycle is finished a moment before its line is written.
-    if directory.last + 1 - len(lines) > (not directory.summary.exists()):
+    # A cycle is finished a moment before its line is written; the file is never written empty.
+    late = not directory.summary.exists() and (bool(lines) or not metrics.exists())
+    if directory.last + 1 - len(lines) > late:
         raise _damaged(str(metrics), f"it has {len(lines)} of {directory.last + 1} finished cycles")
     if not lines:
         raise SwampError(f"{path} has no finished cycle yet; wait for the first one, or go on with the run.")

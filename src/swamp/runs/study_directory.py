@@ -159,7 +159,7 @@ class StudyDirectory:
 
     def begun(self) -> list[Path]:
         """The runs that have a finished cycle. Raises SwampError for one that is another than study.json says."""
-        found = [self.run(name) for name in self.runs if self.run(name).metrics.exists()]
+        found = [run for run in map(self.run, self.runs) if run.metrics.exists() or run.last >= 0]
         for run in found:
             other = differences(open_run(run.path)[1], self.runs[run.path.name])
             if other:
