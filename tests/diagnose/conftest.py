@@ -24,7 +24,7 @@ def tiny(particles: int = 2, **changes) -> RunConfig:
     plan = Plan(sparsity=0.75, particles=(particles,), alpha=(0.5,), ticket_epochs=1, barrier_threshold=1.0)
     training = Training(epochs=4, batch_size=64, lr=0.05, tail=0.5)
     config = RunConfig(
-        "tiny", "digits", "mlp-16", plan, training, DataOptions(examples=640), threads=1, backend="sequential"
+        "tiny", "digits", "mlp-bn-16", plan, training, DataOptions(examples=640), threads=1, backend="sequential"
     )
     return replace(config, **changes)
 

@@ -166,6 +166,11 @@ def test_the_learned_soup_is_no_worse_than_the_mean_where_it_looked_and_bears_wh
 
     assert learned(wild, 4) == centre(4)
 
+    def without_mean(places):
+        return [Value(math.nan if shares == centre(4) else 1 - shares[2], 0.5) for shares in places]
+
+    assert learned(without_mean, 4) == corner(2, 4)
+
 
 def test_the_greedy_soup_takes_what_does_no_harm():
     # Networks of errors 0.3, 0.1, 0.2, 0.4: with 1 the mean of 1 and 2 is no worse, with 0 worse, with 3 better.

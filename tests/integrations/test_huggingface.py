@@ -1,10 +1,14 @@
 import copy
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from swamp import Mask, MaskError, Plan, Seed, SwampError, Task, TensorData, Training, cycles
@@ -17,8 +21,7 @@ SEEDS = [(index, Seed(0).at("cycle", 1, "particle", index)) for index in (0, 1)]
 TRAINING = Training(epochs=4, batch_size=8, lr=0.01, tail=0.5)
 
 
-@pytest.fixture
-def bert() -> Any:
+def small_bert() -> Any:
     config = BertConfig(
         vocab_size=WORDS,
         hidden_size=12,
@@ -32,6 +35,11 @@ def bert() -> Any:
     )
     with isolated(Seed(3)):
         return BertForSequenceClassification(config)
+
+
+@pytest.fixture
+def bert() -> Any:
+    return small_bert()
 
 
 def examples(count: int = 48) -> list[dict[str, Any]]:
@@ -268,3 +276,55 @@ def test_data_that_is_not_the_tasks_is_refused(bert, ours, tmp_path):
 
     with pytest.raises(SwampError, match="takes 5 steps an epoch, the task has 6"):
         backend(bert, ours, make).train(Ticket(bert.state_dict(), 0), half(bert), TRAINING, SEEDS)
+
+
+_TWO_RANKS = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, {here!r})
+import test_huggingface as t
+from safetensors.torch import save_file
+
+model = t.small_bert().double()
+t.half(model).apply_(model)
+arguments = t.arguments({folder!r}, per_device_train_batch_size=4, ddp_backend="gloo", **t.SHARED)
+t.Trainer(model, arguments, train_dataset=t.examples(), callbacks=[t.HoldMask()]).train()
+save_file(dict(model.state_dict()), {folder!r} + f"/{{arguments.local_process_index}}.safetensors")
+"""
+SHARED = {
+    "max_grad_norm": 0.1,
+    "weight_decay": 0.1,
+    "gradient_accumulation_steps": 2,
+    # Else the Trainer's own gradients on two ranks, of a dense model too, are twice as large (transformers 5).
+    "average_tokens_across_devices": False,
+}
+
+
+def test_two_ranks_under_ddp_keep_the_zeros_and_train_what_one_would(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(_TWO_RANKS.format(here=str(Path(__file__).parent), folder=str(tmp_path)))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    found = subprocess.run(launch, capture_output=True, text=True, timeout=900, check=False)
+    assert not found.returncode, found.stderr[-3000:]
+    ranks = [load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1)]
+    model = small_bert().double()
+    half(model).apply_(model)
+    alone = arguments(tmp_path, per_device_train_batch_size=8, **SHARED)
+    Trainer(model, alone, train_dataset=examples(), callbacks=[HoldMask()]).train()
+    for name, value in model.state_dict().items():
+        assert torch.equal(ranks[0][name], ranks[1][name]), name
+        torch.testing.assert_close(ranks[0][name], value, rtol=0, atol=1e-12)
+    half(model).require_zeros(ranks[0])
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
+def test_zeros_are_kept_in_bfloat16(optim, sparse, tmp_path):
+    before = copy.deepcopy(sparse.state_dict())
+    Trainer(
+        sparse, arguments(tmp_path, bf16=True, optim=optim), train_dataset=examples(), callbacks=[HoldMask()]
+    ).train()
+    assert Mask.from_zeros(sparse) == half(sparse)
+    assert all(value.dtype == torch.float32 for value in sparse.state_dict().values())
+    assert not torch.equal(sparse.state_dict()["classifier.weight"], before["classifier.weight"])
