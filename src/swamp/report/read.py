@@ -59,7 +59,9 @@ def read_run(path: Path | str) -> RunRecord:
     if directory.last + 1 - len(lines) > late:
         raise _damaged(str(metrics), f"it has {len(lines)} of {directory.last + 1} finished cycles")
     if not lines:
-        raise SwampError(f"{path} has no finished cycle yet; wait for the first one, or go on with the run.")
+        raise SwampError(
+            f"{path} has no finished cycle yet, or none in {METRICS}; wait for the first one, or go on with the run."
+        )
     cycles = [_cycle(directory, line, f"{metrics}, line {number}") for number, line in enumerate(lines, 1)]
     for number, (one, two) in enumerate(pairwise(cycles), 2):
         if two["cycle"] <= one["cycle"]:
