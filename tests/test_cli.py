@@ -56,7 +56,7 @@ def test_run_as_json_prints_one_object_and_nothing_else(tmp_path, capsys):
     done = json.loads(printed.out)
     assert printed.out.count("\n") == 1
     assert set(done) == {"run", "method", "sparsity", "density", "test", "dense", "cycles", "seconds"}
-    assert done == json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert done.items() <= json.loads((tmp_path / "run" / "summary.json").read_text()).items()
     assert printed.err == ""
 
 

@@ -14,6 +14,10 @@ class MaskError(SwampError):
     """A mask that does not fit a model, or weights that are not zero where the mask says so."""
 
 
+class Damaged(SwampError):  # noqa: N818
+    """A file that is missing, cut short or altered, or lies where it does not belong."""
+
+
 class Diverged(SwampError):  # noqa: N818
     """A loss or weight became NaN or infinite. The cycle before it is kept as it was."""
 

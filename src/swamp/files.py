@@ -3,10 +3,12 @@
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import re
 import secrets
 from collections.abc import Generator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from swamp.errors import SwampError
+from swamp.errors import Damaged, SwampError
+
+_CHECKSUM = "swamp-checksum"
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -69,24 +73,79 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Save tensors (tied ones as copies, which safetensors asks for) and text metadata, atomically."""
+    """Save tensors (tied ones as copies, which safetensors asks for) and text metadata, atomically.
+
+    The file carries a checksum over all of it.
+    """
     apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_atomic(path, safetensors.torch.save(apart, metadata=dict(metadata or {})))
+    about = dict(metadata or {})
+    write_atomic(path, safetensors.torch.save(apart, metadata={**about, _CHECKSUM: _checksum(apart, about)}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read what `save_tensors` wrote. Raises SwampError for a file that is missing, cut short or damaged."""
+    """Read what `save_tensors` wrote, now or before there were checksums; or any other safetensors file.
+
+    Raises Damaged for a file that is missing, cut short or altered, SwampError for one that may not be read.
+    """
+    with _opened(path) as file:
+        metadata: dict[str, str] = dict(file.metadata() or {})
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    stated = metadata.pop(_CHECKSUM, None)
+    if stated not in (None, _checksum(tensors, metadata)):
+        raise Damaged(f"{path} is damaged: its contents do not match its own checksum. Restore it or delete it.")
+    return tensors, metadata
+
+
+def load_metadata(path: Path) -> dict[str, str]:
+    """The metadata alone, unchecked. Raises as `load_tensors` does."""
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Generator[Any]:
     try:
         opened: Any = safetensors.safe_open(path, framework="pt")  # Its stubs leave all types out.
         with opened as file:
-            metadata: dict[str, str] = dict(file.metadata() or {})
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+            yield file
     except FileNotFoundError as error:
-        raise SwampError(f"{path} does not exist; expected a safetensors file there.") from error
+        raise Damaged(f"{path} does not exist; expected a safetensors file there.") from error
     except PermissionError as error:
         raise SwampError(f"{path} may not be read ({error}); ask its owner for the right to.") from error
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise SwampError(f"{path} is not a whole safetensors file ({error}); restore it or delete it.") from error
+        raise Damaged(f"{path} is not a whole safetensors file ({error}); restore it or delete it.") from error
+
+
+def require_format(path: Path | str, metadata: Mapping[str, str], expected: str, what: str) -> None:
+    """Raise unless the metadata's "format" is `expected`, as in "swamp-mask-1"; `what` is its name for people.
+
+    SwampError where a later version of swamp wrote it, Damaged where it is something else.
+    """
+    found, (kind, _, number) = metadata.get("format"), expected.rpartition("-")
+    later = re.fullmatch(re.escape(kind) + r"-(\d{1,9})", found or "")
+    if later and int(later[1]) > int(number):
+        raise newer(path, f"format {found!r}, this one reads up to {expected!r}")
+    if found != expected:
+        raise Damaged(f"{path} is not {what} (format {found!r}, expected {expected!r}).")
+
+
+def newer(path: Path | str, what: str) -> SwampError:
+    """The error for a file of a later version of swamp than this one."""
+    return SwampError(
+        f"{path} was written by a newer version of swamp ({what}). Upgrade: pip install --upgrade swamp. Nothing was "
+        "changed."
+    )
+
+
+def set_aside(path: Path) -> Path:
+    """Give a damaged file another name, which nothing reads, and return that: what is left of it is not lost."""
+    names = (path.with_name(f"{path.name}.aside{f'-{number}' if number > 1 else ''}") for number in count(1))
+    aside = next(name for name in names if not name.exists())
+    try:
+        path.rename(aside)
+    except OSError as error:
+        raise SwampError(f"could not move the damaged file {path} aside: {error.strerror}.") from error
+    return aside
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -98,6 +157,11 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         # numpy declares its buffer protocol only for Python 3.12 and later.
         total.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))  # pyright: ignore[reportArgumentType]
     return total.hexdigest()[:16]
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    about = json.dumps(dict(metadata), sort_keys=True)
+    return hashlib.sha256(f"{digest(tensors)} {about}".encode()).hexdigest()[:16]
 
 
 def _sync_directory(directory: Path) -> None:

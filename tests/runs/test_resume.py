@@ -13,7 +13,7 @@ from swamp.errors import Interrupted, SwampError
 from swamp.live import Quiet
 from swamp.particles import Particle
 from swamp.particles.sequential import Job
-from swamp.runs import RunDirectory, RunStore, resume, start
+from swamp.runs import RunDirectory, RunStore, open_run, resume, start
 
 from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, kill_after, tiny
 
@@ -137,9 +137,9 @@ def test_finished_particles_and_cycles_are_not_trained_again(config, tmp_path, m
 
 def test_the_seconds_of_a_resumed_cycle_count_the_particles_trained_before(config, tmp_path):
     go(config, tmp_path / "run")
-    directory = RunDirectory(tmp_path / "run")
-    first = Particle.load(directory.particle(2, 0))
-    replace(first, seconds=1000.0).save(directory.particle(2, 0))
+    directory, _ = open_run(tmp_path / "run")
+    path = directory.particle(2, 0)
+    replace(Particle.load(path), seconds=1000.0).save(path, directory.about(path))
     directory.record(2).unlink()
     directory.particle(2, 1).unlink()
     assert go_on(tmp_path / "run")["cycles"][2]["seconds"] > 1000

@@ -12,7 +12,7 @@ from swamp.errors import Interrupted
 from swamp.files import load_tensors
 from swamp.live import Quiet
 from swamp.particles import Ticket
-from swamp.runs import RunConfig, RunDirectory, differences, prepare, start
+from swamp.runs import RunConfig, RunDirectory, differences, open_run, prepare, start
 from swamp.runs.directory import write_json
 from swamp.runs.environment import environment
 from swamp.sparsity import Mask
@@ -31,7 +31,7 @@ def test_the_summary_says_what_the_issue_promises(finished):
     assert done["dense"]["test"] == done["cycles"][0]["test"]
     assert [cycle["cycle"] for cycle in done["cycles"]] == [0, 1, 2]
     assert done["seconds"] > 0
-    assert json.loads((path / "summary.json").read_text()) == done
+    assert open_run(path)[0].read(path / "summary.json") == done
 
 
 def test_the_final_file_loads_into_the_plain_network_and_gives_the_recorded_numbers(finished):

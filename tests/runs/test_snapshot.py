@@ -3,8 +3,9 @@ from dataclasses import fields
 import pytest
 import torch
 
-from swamp.errors import SwampError
+from swamp.errors import Damaged
 from swamp.methods import Phase
+from swamp.runs import RunDirectory
 from swamp.runs.snapshot import load_phase, load_snapshot, save_phase, save_snapshot
 from swamp.sparsity import Mask
 from swamp.training import Snapshot
@@ -28,19 +29,23 @@ def require_same(one: Snapshot, other: Snapshot) -> None:
 
 def test_every_part_of_a_snapshot_comes_back_from_its_file(tmp_path):
     taken = snapshot_of(7)
-    save_snapshot(tmp_path / "one", taken, "run")
-    require_same(taken, load_snapshot(tmp_path / "one", "run"))
-    assert load_snapshot(tmp_path / "none", "run") is None
-    with pytest.raises(SwampError, match="another run"):
-        load_snapshot(tmp_path / "one", "other")
+    directory = RunDirectory(tmp_path, "run")
+    save_snapshot(tmp_path / "one", taken, directory.about(tmp_path / "one"))
+    require_same(taken, load_snapshot(tmp_path / "one"))
+    directory.require_own(tmp_path / "one")
+    with pytest.raises(Damaged, match="another run"):
+        RunDirectory(tmp_path, "other").require_own(tmp_path / "one")
+    (tmp_path / "one").rename(tmp_path / "two")
+    with pytest.raises(Damaged, match="two is one of its run, which was moved"):
+        directory.require_own(tmp_path / "two")
 
 
 def test_every_part_of_a_phase_comes_back_from_its_file(tmp_path):
     masks = tuple(Mask({"a.weight": torch.rand(2, 3) < 0.5}) for _ in range(2))
     snapshots = tuple(snapshot_of(number) for number in range(2))
     taken = Phase(7, masks, snapshots, {"a.weight": torch.randn(2, 3)}, 3, 1e17 + 16, 0.1)
-    save_phase(tmp_path / "one", taken, "run")
-    found = load_phase(tmp_path / "one", "run")
+    save_phase(tmp_path / "one", taken, {"run": "run"})
+    found = load_phase(tmp_path / "one")
     assert (found.step, found.averaged, found.operations, found.seconds) == (7, 3, 1e17 + 16, 0.1)
     assert found.masks == masks
     assert torch.equal(found.mean["a.weight"], taken.mean["a.weight"])

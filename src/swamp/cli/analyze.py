@@ -103,7 +103,7 @@ class _Work:
 
     def through(self, stop: Event) -> None:
         """Do unit after unit until all are done or `stop` is set."""
-        records = read_analysis(self.subject.directory.path)
+        records = read_analysis(self.subject.directory)
         there = {record["key"] for record in records if record["settings"] == self.settings.__dict__}
         shown = nullcontext() if self.quiet or not self.console.is_terminal else _bar(self.console)
         with shown as bar:

@@ -68,8 +68,7 @@ def runs_of(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if is_study(path):
-            study = StudyDirectory.open(path)
-            found += [study.run(name).path for name in study.runs if study.run(name).metrics.exists()]
+            found += StudyDirectory.open(path).begun()
         elif not (is_study(path.parent) and path.name in BESIDE_RUNS and not RunDirectory(path).config.exists()):
             found.append(path)
     if not found:

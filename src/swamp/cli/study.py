@@ -88,7 +88,7 @@ def study_command(arguments: Sequence[str]) -> None:
 
 def _joined(given: str, out: Path | None) -> StudyDirectory:
     path = Path(given)
-    if is_study(path) and out is None:
+    if (is_study(path) or (path.is_dir() and given not in STUDIES)) and out is None:
         return StudyDirectory.open(path)
     if path.suffix == ".toml" or path.is_file():
         study, name = Study.load(path), path.stem

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from swamp.diagnose.subject import Subject
-from swamp.errors import SwampError
+from swamp.errors import Damaged
 from swamp.files import one_at_a_time, write_atomic
-from swamp.runs.directory import finite
+from swamp.runs import RunDirectory
+from swamp.runs.seal import finite, sealed
 
 FILE = "analysis.jsonl"
 
@@ -55,8 +56,8 @@ def analyze(subject: Subject, chosen: Mapping[str, Analysis], settings: Settings
     Records are appended to FILE in the run directory, whole or not at all, also where several processes analyse one
     run. Those of other settings are made anew.
     """
-    folder = subject.directory.path
-    done = {record["key"]: record for record in read_analysis(folder)}
+    directory = subject.directory
+    done = {record["key"]: record for record in read_analysis(directory)}
     used = settings.__dict__
     for analysis in chosen.values():
         for unit in analysis(subject, settings):
@@ -64,28 +65,42 @@ def analyze(subject: Subject, chosen: Mapping[str, Analysis], settings: Settings
             if record is None or record["settings"] != used:
                 # What is not finite is null: JSON knows no other, and a picture shows it as missing.
                 record = finite({"key": unit.key, "settings": dict(used), **unit.work()})
-                done = _added(folder, record)
+                done = _added(directory, record)
             yield record
 
 
-def _added(folder: Path, record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _added(directory: RunDirectory, record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """All records, with this one, once they are written."""
-    with one_at_a_time(folder / f".{FILE}.lock"):
+    file = directory.path / FILE
+    with one_at_a_time(directory.path / f".{FILE}.lock"):
         # Read again: another process may have added some.
-        done = {other["key"]: other for other in read_analysis(folder)} | {record["key"]: record}
-        write_atomic(folder / FILE, "".join(json.dumps(line) + "\n" for line in done.values()).encode())
+        done = {other["key"]: other for other in read_analysis(directory)} | {record["key"]: record}
+        lines = [json.dumps(sealed(line, directory.about(file))) + "\n" for line in done.values()]
+        write_atomic(file, "".join(lines).encode())
     return done
 
 
-def read_analysis(path: Path) -> list[Mapping[str, Any]]:
-    """What was computed of the run in `path` so far. Raises SwampError naming a damaged line."""
-    file = path / FILE
-    lines = file.read_text().splitlines() if file.exists() else []
+def read_analysis(run: RunDirectory | Path) -> list[Mapping[str, Any]]:
+    """What was computed of a run so far; of a path it is not known which run lies there, and lines of any are read.
+
+    Raises Damaged naming a line that is damaged, or of another run.
+    """
+    directory = run if isinstance(run, RunDirectory) else RunDirectory(run)
+    file = directory.path / FILE
+    try:
+        lines = file.read_bytes().splitlines() if file.exists() else []
+    except OSError as error:
+        raise Damaged(f"{file} cannot be read ({error.strerror}). Move it away: it is made anew.") from error
+    if file.exists() and not lines:
+        raise Damaged(f"{file} is damaged: it is empty. Delete it: it is made anew.")
     found: list[Mapping[str, Any]] = []
     for number, line in enumerate(lines, 1):
+        where = f"{file}, line {number}"
         try:
-            record = json.loads(line)
+            record = directory.unsealed(json.loads(line), where, file)
             found.append({"key": record["key"], "settings": record["settings"], **record})
-        except (ValueError, TypeError, KeyError) as error:
-            raise SwampError(f"{file}, line {number} is damaged ({error}). Delete it: it is made anew.") from error
+        except Damaged as error:
+            raise Damaged(f"{error} Without a copy, delete the line: it is made anew.") from error
+        except (ValueError, KeyError) as error:
+            raise Damaged(f"{where} is damaged ({error}). Delete it: it is made anew.") from error
     return found

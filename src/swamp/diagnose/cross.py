@@ -9,11 +9,21 @@ from typing import Any
 
 from swamp.diagnose.subject import begun
 from swamp.errors import SwampError
-from swamp.files import load_tensors
 from swamp.methods import train_on
-from swamp.particles import Choice, Ticket
-from swamp.runs import Reporter, RunConfig, RunDirectory, RunStore, differences, executing, prepare
-from swamp.runs.directory import read_json, write_json
+from swamp.particles import Choice
+from swamp.runs import (
+    Reporter,
+    RunConfig,
+    RunDirectory,
+    RunStore,
+    differences,
+    executing,
+    prepare,
+    read_mask,
+    read_record,
+    read_ticket,
+    read_weights,
+)
 from swamp.sparsity import Mask
 from swamp.training import State
 
@@ -36,7 +46,7 @@ class Side:
     def open(cls, path: Path | str) -> "Side":
         """Read a run, but for its data. Raises SwampError where there is none, or no finished cycle yet."""
         directory, config = begun(path)
-        records = (read_json(directory.record(index)) for index in range(directory.finished))
+        records = (read_record(directory, index) for index in range(directory.finished))
         return cls(directory, config, tuple(records))
 
     def at(self, density: float) -> Mapping[str, Any] | None:
@@ -47,11 +57,11 @@ class Side:
 
     def mask(self, cycle: int) -> Mask:
         """The mask of a cycle."""
-        return Mask.load(self.directory.cycle(cycle) / "mask.safetensors")
+        return read_mask(self.directory, cycle)
 
     def weights(self, cycle: int) -> State:
         """The weights of a cycle's model."""
-        return load_tensors(self.directory.cycle(cycle) / "mean.safetensors")[0]
+        return read_weights(self.directory, cycle)
 
     @property
     def name(self) -> str:
@@ -104,7 +114,7 @@ def check(sides: Sequence[Side]) -> None:
         for path in (one, two):
             if not path.exists():
                 raise SwampError(f"{path} is missing: without the ticket nothing can be trained from it. Restore it.")
-        if Ticket.load(one).id != Ticket.load(two).id:
+        if read_ticket(first.directory).id != read_ticket(other.directory).id:
             raise SwampError(
                 f"{one} and {two} are different tickets, so that a difference between masks would be one between "
                 "tickets. Run both with the same --seed, --ticket-epochs and training options, on one kind of machine."
@@ -155,23 +165,22 @@ def trained(pair: Pair, out: Path, reporter: Reporter, stop: Event) -> Iterator[
     Cells have the batch orders of the trainer's own cycles, so that only the mask differs.
     Raises SwampError where `out` has cells of other masks, Busy where another process is at it.
     """
-    directory = RunDirectory(pair.folder(out))
+    config = pair.trainer.config
+    directory = RunDirectory(pair.folder(out), f"{pair.source.config.digest()}-{config.digest()}")
     masks = {own: pair.source.mask(its) for own, its in pair.cycles.items()}
     if all(_finished(directory, cycle, mask) for cycle, mask in masks.items()):
-        yield from (read_json(directory.record(cycle)) for cycle in masks)
+        yield from (read_record(directory, cycle) for cycle in masks)
         return
-    config = pair.trainer.config
     problem, model = prepare(config)
-    fingerprint = f"{pair.source.config.digest()}-{config.digest()}"
     with directory.locked(), executing(config):
         _same_arithmetic(pair.trainer.directory, directory)
         of = {"masks": str(pair.source.directory.path), "training": str(pair.trainer.directory.path)}
-        write_json(directory.path / "pair.json", {**of, "seed": pair.seed, "cycles": dict(pair.cycles)})
-        store = RunStore(directory, fingerprint, reporter, stop, False, config.snapshot_seconds)
-        ticket = Ticket.load(pair.trainer.directory.ticket)
+        directory.write(directory.path / "pair.json", {**of, "seed": pair.seed, "cycles": dict(pair.cycles)})
+        store = RunStore(directory, reporter, stop, False, config.snapshot_seconds, chained=False)
+        ticket = read_ticket(pair.trainer.directory)
         task, plan, training = problem.task, config.plan, config.training
         for cycle in train_on(masks, ticket, model, task, plan, training, backend=config.backend, store=store):
-            yield read_json(directory.record(cycle.index))
+            yield read_record(directory, cycle.index)
 
 
 def cross(
@@ -212,11 +221,10 @@ def _close(one: float, other: float) -> bool:
 
 
 def _finished(directory: RunDirectory, cycle: int, mask: Mask) -> bool:
-    record = directory.record(cycle)
-    return record.exists() and read_json(record)["digest"]["mask"] == mask.digest
+    return directory.record(cycle).exists() and read_record(directory, cycle)["digest"]["mask"] == mask.digest
 
 
 def _same_arithmetic(trainer: RunDirectory, cells: RunDirectory) -> None:
     """Particles are trained the way that the trainer's own were: another way rounds differently."""
     if trainer.backend.exists() and not cells.backend.exists():
-        write_json(cells.backend, Choice.from_json(read_json(trainer.backend)).to_json())
+        cells.write(cells.backend, Choice.from_json(trainer.read(trainer.backend)).to_json())

@@ -13,8 +13,7 @@ from swamp.diagnose.hessian import Hessian
 from swamp.diagnose.hutchinson import Trace, hutchinson, signs
 from swamp.diagnose.lanczos import Density, Eigenvalue, density, lanczos, top
 from swamp.diagnose.subject import Subject
-from swamp.particles import Particle
-from swamp.runs.directory import read_json
+from swamp.runs import read_record
 from swamp.sparsity import Mask
 from swamp.training import Seed, State, Task
 
@@ -67,7 +66,7 @@ def curvature(subject: Subject, settings: Settings) -> Iterator[Unit]:
     """
     for cycle in range(subject.cycles):
         yield Unit(f"curvature/cycle-{cycle:02d}/mean", partial(_of_mean, subject, settings, cycle))
-        count = len(read_json(subject.directory.record(cycle))["particles"])
+        count = len(read_record(subject.directory, cycle)["particles"])
         for number in range(min(count, settings.corners) if cycle in spread(subject.cycles) else 0):
             path = subject.directory.particle(cycle, number)
             if path.exists():
@@ -81,7 +80,7 @@ def _of_mean(subject: Subject, settings: Settings, index: int) -> Mapping[str, A
 
 
 def _of_particle(subject: Subject, settings: Settings, index: int, number: int) -> Mapping[str, Any]:
-    particle = Particle.load(subject.directory.particle(index, number))
+    particle = subject.particle(index, number)
     mask = subject.cycle(index).mask
     if mask.digest != particle.mask:
         # Members of an ensemble and particles whose masks moved have their own, which is not on disk.

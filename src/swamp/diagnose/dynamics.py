@@ -107,7 +107,7 @@ def _paths(subject: Subject, settings: Settings, values: Points, index: int) -> 
     cycle = subject.cycle(index)
     heading = {"cycle": index, "sparsity": cycle.sparsity}
     files = [subject.directory.trajectory(index, number) for number in range(len(cycle.particles))]
-    taken = [_thinned(read_path(file), MOST_POINTS) for file in files]
+    taken = [_thinned(read_path(file, subject.directory), MOST_POINTS) for file in files]
     if not all(taken):
         return {
             **heading,

@@ -171,7 +171,7 @@ def _of_all(subject: Subject, settings: Settings, found: dict[int, Record]) -> R
     """Rank correlations over the cycles; what an earlier session computed is read back."""
     written = {
         record["cycle"]: record
-        for record in read_analysis(subject.directory.path)
+        for record in read_analysis(subject.directory)
         if record["settings"] == settings.__dict__ and record["key"] == hull_key(record.get("cycle", -1))
     }
     known: Mapping[int, Mapping[str, Any]] = {**written, **found}

@@ -20,7 +20,6 @@ from swamp.errors import SwampError
 from swamp.methods import backend_of
 from swamp.particles import Backend, Choice, Particle, Ticket
 from swamp.runs import Reporter, RunDirectory, RunStore, executing
-from swamp.runs.directory import read_json
 from swamp.training import BatchList, Seed, State, TensorData, Training, isolated, mean
 from swamp.training.noise import draws
 
@@ -115,9 +114,7 @@ class Sources:
             return own[:count]
         directory, config = self._directory(name), subject.config
         with directory.locked(), executing(config):
-            store = RunStore(
-                directory, f"{config.digest()}-{name}", self.reporter, self.stop, True, config.snapshot_seconds
-            )
+            store = RunStore(directory, self.reporter, self.stop, True, config.snapshot_seconds)
             progress = store.progress(self.cycle, count)
             found = {i: kept for i in range(count) if (kept := store.particle(self.cycle, i)) is not None}
             mask = subject.cycle(self.cycle).mask
@@ -190,13 +187,14 @@ class Sources:
     def _backend(self) -> Backend:
         """The run's own way: another one rounds differently."""
         subject, chosen = self.subject, self.subject.directory.backend
-        choice = Choice.from_json(read_json(chosen)) if chosen.exists() else None
+        choice = Choice.from_json(subject.directory.read(chosen)) if chosen.exists() else None
         return backend_of(subject.config.backend, subject.model, subject.task, subject.config.plan, chosen=choice)
 
     def _directory(self, name: str) -> RunDirectory:
         """Where particles wait until all of a source are there."""
         settings = f"{name}-{self.settings.particles}" + (f"-{self.settings.spread:g}" if name == "rate" else "")
-        return RunDirectory(self.subject.directory.path / "noise" / settings)
+        run = f"{self.subject.config.digest()}-{name}"
+        return RunDirectory(self.subject.directory.path / "noise" / settings, run)
 
 
 def _head(model: nn.Module) -> tuple[str, Any]:

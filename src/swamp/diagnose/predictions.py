@@ -15,7 +15,7 @@ from swamp.diagnose.corrupt import CORRUPTIONS, corrupted, why_not
 from swamp.diagnose.examples import first_examples
 from swamp.diagnose.geometry import listed
 from swamp.diagnose.subject import Subject
-from swamp.files import load_tensors
+from swamp.runs import read_weights
 from swamp.training import BatchList, Data, Seed, State, Task, predict, refresh
 from swamp.training.task import accuracy, ece, nll
 
@@ -91,8 +91,7 @@ def models(subject: Subject, index: int, examples: int) -> tuple[nn.Module | Non
 
     if method.ensemble:
         members = range(len(subject.cycle(index).particles))
-        paths = [subject.directory.member(k).cycle(index) / "mean.safetensors" for k in members]
-        return None, [ready(load_tensors(path)[0], False) for path in paths]
+        return None, [ready(read_weights(subject.directory.member(k), index), False) for k in members]
     particles = subject.particles(index)
     weights = subject.cycle(index).weights
     # A greedy soup, or the best particle, may be one of them: it is then no more of an average than that one is.

@@ -8,22 +8,28 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from swamp.errors import SwampError
-from swamp.files import load_tensors
+from swamp.errors import Damaged, SwampError
 from swamp.methods import Cycle
 from swamp.particles import Particle, Ticket
-from swamp.runs import RunConfig, RunDirectory, prepare
-from swamp.runs.directory import read_json
-from swamp.sparsity import Mask
+from swamp.runs import (
+    RunConfig,
+    RunDirectory,
+    open_run,
+    prepare,
+    read_cycle,
+    read_particle,
+    read_record,
+    read_ticket,
+)
 from swamp.training import Task
 
 
 def begun(path: Path | str) -> tuple[RunDirectory, RunConfig]:
     """A run by its directory. Raises SwampError where there is none, or no finished cycle yet."""
-    directory = RunDirectory(Path(path))
-    if not directory.config.exists():
-        raise SwampError(f"{path} holds no run: there is no {directory.config.name} in it. Give a run directory.")
-    config = RunConfig.load(directory.config)
+    directory, config = open_run(path)
+    told = directory.metrics.read_bytes().count(b"\n") if directory.metrics.is_file() else 0
+    if directory.finished < max(directory.last + 1, told):
+        raise Damaged(f"{directory.record(directory.finished)} is missing. To make it again: swamp resume {path}")
     if not directory.finished:
         raise SwampError(f"{path} has no finished cycle yet. Wait for the first one, or go on with the run.")
     return directory, config
@@ -53,13 +59,15 @@ class Subject:
 
     def cycle(self, index: int) -> Cycle:
         """A finished cycle: its record, mask and weights."""
-        folder = self.directory.cycle(index)
-        weights, _ = load_tensors(folder / "mean.safetensors")
-        return Cycle.from_json(read_json(self.directory.record(index)), Mask.load(folder / "mask.safetensors"), weights)
+        return read_cycle(self.directory, index)
 
     def particles(self, index: int) -> list[Particle]:
         """The particles of a cycle, all of them or none: a run with --keep means has deleted its own."""
-        return [Particle.load(path) for path in self._particles(index)]
+        return [self.particle(index, number) for number in range(self._particles(index))]
+
+    def particle(self, index: int, number: int) -> Particle:
+        """One of them."""
+        return read_particle(self.directory, index, number)
 
     def require_particles(self, index: int, least: int = 2) -> list[Particle]:
         """The particles of a cycle. Raises SwampError, saying what to do, where fewer than `least` were kept."""
@@ -74,17 +82,17 @@ class Subject:
 
     def with_particles(self, least: int = 2) -> Iterator[int]:
         """The cycles that have at least so many particles on disk."""
-        return (index for index in range(self.cycles) if len(self._particles(index)) >= least)
+        return (index for index in range(self.cycles) if self._particles(index) >= least)
 
-    def _particles(self, index: int) -> list[Path]:
-        count = len(read_json(self.directory.record(index))["particles"])
-        paths = [self.directory.particle(index, number) for number in range(count)]
-        return paths if all(path.exists() for path in paths) else []
+    def _particles(self, index: int) -> int:
+        """How many are on disk; none where one of them is not."""
+        count = len(read_record(self.directory, index)["particles"])
+        return count if all(self.directory.particle(index, number).exists() for number in range(count)) else 0
 
     @cached_property
     def ticket(self) -> Ticket | None:
         """The ticket; None where the method has none."""
-        return Ticket.load(self.directory.ticket) if self.directory.ticket.exists() else None
+        return read_ticket(self.directory) if self.directory.ticket.exists() else None
 
     @property
     def device(self) -> torch.device:

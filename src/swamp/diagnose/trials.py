@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from swamp.diagnose.ticket import Trial
-from swamp.errors import SwampError
+from swamp.errors import Damaged, SwampError
 from swamp.files import one_at_a_time, write_atomic
+from swamp.runs.seal import sealed, unsealed
 
 FILE = "trials.jsonl"
 
@@ -42,23 +43,29 @@ class Trials:
             found.setdefault((trial.steps, trial.repeat), trial)
             self._lines = list(found.values())
             lines = [{"question": self.question}, *map(asdict, self._lines)]
-            write_atomic(self.file, "".join(json.dumps(line) + "\n" for line in lines).encode())
+            write_atomic(self.file, "".join(json.dumps(sealed(line)) + "\n" for line in lines).encode())
 
     def _read(self) -> Iterator[Trial]:
         if not self.file.exists():
             return
-        for number, line in enumerate(self.file.read_text().splitlines()):
+        try:
+            lines = self.file.read_bytes().splitlines()
+        except OSError as error:
+            raise Damaged(f"{self.file} cannot be read ({error.strerror}). Move it away.") from error
+        if not lines:
+            raise Damaged(f"{self.file} is damaged: it is empty. Delete it: its trials are made anew.")
+        for number, line in enumerate(lines):
+            where = f"{self.file}, line {number + 1}"
             try:
+                values, _ = unsealed(json.loads(line), where)
                 if number:
-                    yield msgspec.json.decode(line, type=Trial)
+                    yield msgspec.convert(values, Trial)
                     continue
-                question = json.loads(line)["question"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise SwampError(
-                    f"{self.file}, line {number + 1} is damaged ({error}). Delete the file: its trials are made anew."
-                ) from error
+                question = values["question"]
+            except (ValueError, KeyError, TypeError, Damaged) as error:
+                raise Damaged(f"{where} is damaged ({error}). Delete the file: its trials are made anew.") from error
             if question != self.question:
                 raise SwampError(
-                    f"{self.folder} holds the trials of another search ({question}, not {self.question}). "
+                    f"{self.file} holds the trials of another search ({question}, not {self.question}). "
                     "Choose another folder (--trials)."
                 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import nan
 from typing import Any
 
 from swamp.methods.stability import Barrier
@@ -20,7 +21,7 @@ class Cost:
     samples: int = 0
     """Training examples seen."""
     operations: float = 0.0
-    """Floating-point operations of training and scoring, zeros left out: see training/operations.py."""
+    """Floating-point operations of training and scoring, zeros left out: see training/operations.py. NaN: unknown."""
     seconds: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -117,12 +118,18 @@ class Cycle:
             _measured(line),
             tuple(ParticleRecord(_measured(p), p["steps"], p["seconds"], p["loss"]) for p in line["particles"]),
             Barrier(**line["barrier"]) if line["barrier"] else None,
-            line["stale"],
-            Cost(line["steps"], line["samples"], line["operations"], line["seconds"]),
-            Cost(**line["total"]),
+            line.get("stale"),
+            _cost(line),
+            _cost(line["total"]),
             tuple(line["warnings"]),
             line["density"].get("heads", {}),
         )
+
+
+def _cost(fields: Mapping[str, Any]) -> Cost:
+    # The first records had no operations.
+    operations = fields.get("operations")
+    return Cost(fields["steps"], fields["samples"], nan if operations is None else operations, fields["seconds"])
 
 
 def _measured(fields: dict[str, Any]) -> Measured:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from swamp.errors import SwampError
-from swamp.files import digest, load_tensors, save_tensors
+from swamp.errors import Damaged, SwampError
+from swamp.files import digest, load_tensors, require_format, save_tensors
 from swamp.training import State, mean
 
 
@@ -30,9 +30,10 @@ class Particle:
     """Mean training loss of each epoch."""
     seconds: float
 
-    def save(self, path: Path | str) -> None:
-        """Write the particle as safetensors, everything but the weights in the metadata."""
+    def save(self, path: Path | str, about: Mapping[str, str] | None = None) -> None:
+        """Write the particle as safetensors, all but the weights in the metadata, with what is said `about` it."""
         metadata = {
+            **(about or {}),
             "format": "swamp-particle-1",
             "index": str(self.index),
             "ticket": self.ticket,
@@ -41,7 +42,6 @@ class Particle:
             "steps": str(self.steps),
             "losses": " ".join(map(repr, self.losses)),
             "seconds": repr(self.seconds),
-            "weights": digest(self.weights),
         }
         save_tensors(Path(path), self.weights, metadata)
 
@@ -49,20 +49,23 @@ class Particle:
     def load(cls, path: Path | str) -> "Particle":
         """Read what `save` wrote. Raises SwampError for any other or altered file."""
         weights, metadata = load_tensors(Path(path))
-        if metadata.get("format") != "swamp-particle-1":
-            raise SwampError(f"{path} is not a particle (format {metadata.get('format')!r}).")
-        if digest(weights) != metadata["weights"]:
-            raise SwampError(f"{path} is damaged: its weights do not match its own checksum. Delete it and resume.")
-        return cls(
-            weights,
-            int(metadata["index"]),
-            metadata["ticket"],
-            metadata["mask"],
-            int(metadata["averaged"]),
-            int(metadata["steps"]),
-            tuple(map(float, metadata["losses"].split())),
-            float(metadata["seconds"]),
-        )
+        require_format(path, metadata, "swamp-particle-1", "a particle")
+        # Particles of before files had checksums have one of their weights.
+        if "weights" in metadata and digest(weights) != metadata["weights"]:
+            raise Damaged(f"{path} is damaged: its weights do not match its own checksum. Delete it and resume.")
+        try:
+            return cls(
+                weights,
+                int(metadata["index"]),
+                metadata["ticket"],
+                metadata["mask"],
+                int(metadata["averaged"]),
+                int(metadata["steps"]),
+                tuple(map(float, metadata["losses"].split())),
+                float(metadata["seconds"]),
+            )
+        except (KeyError, ValueError) as error:
+            raise Damaged(f"{path} is damaged: its description is not whole ({error}). Delete it, resume.") from error
 
 
 def mean_of(particles: Sequence[Particle]) -> State:

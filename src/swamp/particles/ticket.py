@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from swamp.errors import SwampError
-from swamp.files import digest, load_tensors, save_tensors
+from swamp.errors import Damaged
+from swamp.files import digest, load_tensors, require_format, save_tensors
 from swamp.training import copied
 
 
@@ -30,17 +30,20 @@ class Ticket:
         """Fingerprint of the weights: particles of different tickets must not be averaged."""
         return digest(self.weights)
 
-    def save(self, path: Path | str) -> None:
-        """Write the ticket as safetensors, its steps and id in the metadata."""
-        save_tensors(Path(path), self.weights, {"format": "swamp-ticket-1", "steps": str(self.steps), "id": self.id})
+    def save(self, path: Path | str, about: Mapping[str, str] | None = None) -> None:
+        """Write the ticket as safetensors, its steps and id in the metadata, and what is said `about` it."""
+        metadata = {**(about or {}), "format": "swamp-ticket-1", "steps": str(self.steps), "id": self.id}
+        save_tensors(Path(path), self.weights, metadata)
 
     @classmethod
     def load(cls, path: Path | str) -> "Ticket":
         """Read what `save` wrote. Raises SwampError for any other or altered file."""
         weights, metadata = load_tensors(Path(path))
-        if metadata.get("format") != "swamp-ticket-1":
-            raise SwampError(f"{path} is not a ticket (format {metadata.get('format')!r}, expected 'swamp-ticket-1').")
-        ticket = cls(weights, int(metadata["steps"]))
-        if ticket.id != metadata["id"]:
-            raise SwampError(f"{path} is damaged: its weights do not match its own checksum. Restore it or run again.")
+        require_format(path, metadata, "swamp-ticket-1", "a ticket")
+        try:
+            ticket, stated = cls(weights, int(metadata["steps"])), metadata["id"]
+        except (KeyError, ValueError) as error:
+            raise Damaged(f"{path} is damaged: its description is not whole ({error}). Restore it.") from error
+        if ticket.id != stated:
+            raise Damaged(f"{path} is damaged: its weights do not match its own checksum. Restore it or run again.")
         return ticket

@@ -72,7 +72,7 @@ class Evidence:
         looked: list[Looked] = []
         for run, label in zip(runs, labels, strict=True):
             name = f"{label}, seed {run.config['seed']}" if labels.count(label) > 1 else label
-            analyses = {record["key"]: record for record in read_analysis(run.path)}
+            analyses = {record["key"]: record for record in read_analysis(run.directory)}
             looked.append(Looked(run, label, name, analyses))
         return cls(tuple(looked), comparison)
 

@@ -1,13 +1,13 @@
 """What runs were configured with and what they ran on, as tables."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from swamp.errors import SwampError
 from swamp.report.evidence import Looked
 from swamp.report.label import show
 from swamp.report.picture import Table
-from swamp.runs import flattened
+from swamp.runs import flattened, read_sessions
 
 _FACTS = ("time", "device", "processor", "cores", "threads", "platform", "python", "git")
 
@@ -40,9 +40,11 @@ def environments(looked: Sequence[Looked]) -> list[Table]:
 
 
 def _last(looked: Looked) -> Mapping[str, Any]:
-    try:
-        sessions = json.loads((looked.run.path / "environment.json").read_text())
-        return cast("Mapping[str, Any]", sessions[-1])
-    except (OSError, ValueError, LookupError, TypeError):
+    if not looked.run.directory.environment.exists():
         # A run copied without it is still a run.
         return {}
+    try:
+        sessions = read_sessions(looked.run.directory)
+        return sessions[-1] if sessions else {}
+    except SwampError as error:
+        return {"time": str(error)}

@@ -7,7 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
-from swamp.errors import SwampError
+from swamp.errors import Damaged, SwampError
+from swamp.runs import RunDirectory, open_run
 
 SPLITS = ("train", "validation", "test")
 CONFIG, METRICS = "config.json", "metrics.jsonl"
@@ -21,9 +22,14 @@ class RunRecord:
     Every record has `operations`, None where not recorded, and `total`: what getting this model took in all.
     """
 
-    path: Path
+    directory: RunDirectory
     config: Mapping[str, Any]
     cycles: tuple[Mapping[str, Any], ...]
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.directory.path
 
 
 def read_run(path: Path | str) -> RunRecord:
@@ -33,8 +39,13 @@ def read_run(path: Path | str) -> RunRecord:
     Raises SwampError if it is not a run directory, has no finished cycle yet, or holds a damaged file or line.
     """
     path = Path(path)
-    if not (path / CONFIG).is_file():
+    if not (path / CONFIG).is_file() and not RunDirectory(path).original.exists():
         raise SwampError(f"{path} is not a run directory: expected {CONFIG} and {METRICS} there. {_hint(path)}")
+    metrics = path / METRICS
+    lines = _lines(metrics)
+    # Runs written by hand, and by versions that are older than all, have a configuration alone.
+    known = RunDirectory(path).original.exists() or any(b'"seal"' in line for line in lines)
+    directory = open_run(path)[0] if known else RunDirectory(path)
     config = _object((path / CONFIG).read_bytes(), str(path / CONFIG))
     # What the plan says (method, seed, particles ...) is what labels speak of: it stands at the top.
     config |= config.pop("plan", {})
@@ -43,15 +54,19 @@ def read_run(path: Path | str) -> RunRecord:
             raise SwampError(f"{path / CONFIG} has no {key!r}; expected task, model, plan.method and plan.seed.")
     if not isinstance(config["seed"], int):
         raise SwampError(f"{path / CONFIG} has the seed {config['seed']!r}; expected a whole number.")
-    metrics = path / METRICS
-    lines = metrics.read_bytes().splitlines() if metrics.is_file() else []
+    # A cycle is finished a moment before its line is written; the file is never written empty.
+    late = not directory.summary.exists() and (bool(lines) or not metrics.exists())
+    if directory.last + 1 - len(lines) > late:
+        raise _damaged(str(metrics), f"it has {len(lines)} of {directory.last + 1} finished cycles")
     if not lines:
-        raise SwampError(f"{path} has no finished cycle yet; wait for the first one, or go on with the run.")
-    cycles = [_cycle(line, f"{metrics}, line {number}") for number, line in enumerate(lines, 1)]
+        raise SwampError(
+            f"{path} has no finished cycle yet, or none in {METRICS}; wait for the first one, or go on with the run."
+        )
+    cycles = [_cycle(directory, line, f"{metrics}, line {number}") for number, line in enumerate(lines, 1)]
     for number, (one, two) in enumerate(pairwise(cycles), 2):
         if two["cycle"] <= one["cycle"]:
             raise _damaged(f"{metrics}, line {number}", f"cycle {two['cycle']} comes after cycle {one['cycle']}")
-    return RunRecord(path, config, tuple(_with_totals(cycles)))
+    return RunRecord(directory, config, tuple(_with_totals(cycles)))
 
 
 def number(value: object) -> float | None:
@@ -64,13 +79,23 @@ def _hint(path: Path) -> str:
         return "It does not exist; check the path."
     inside = sorted(child.parent.name for child in path.glob(f"*/{CONFIG}"))
     more = f" and {len(inside) - 5} more" if len(inside) > 5 else ""
-    return f"There are runs inside it: {', '.join(inside[:5])}{more}." if inside else "Give the directory of one run."
+    if not inside:
+        return "Give the directory of one run."
+    return f"There are runs inside it: {', '.join(inside[:5])}{more}. (The folder of a study has a study.json.)"
 
 
-def _cycle(line: bytes, where: str) -> Mapping[str, Any]:
+def _lines(metrics: Path) -> list[bytes]:
+    try:
+        return metrics.read_bytes().splitlines() if metrics.exists() else []
+    except OSError as error:
+        raise _damaged(str(metrics), f"it cannot be read ({error.strerror})") from error
+
+
+def _cycle(directory: RunDirectory, line: bytes, where: str) -> Mapping[str, Any]:
     cycle = _object(line, where)
     if not isinstance(cycle.get("cycle"), int):
         raise _damaged(where, "'cycle' is not a whole number")
+    cycle = directory.unsealed(cycle, where, directory.record(cycle["cycle"]))
     _costs(cycle, where, "")
     if (total := cycle.get("total")) is not None:
         if not isinstance(total, dict):
@@ -126,4 +151,7 @@ def _object(data: bytes, where: str) -> dict[str, Any]:
 
 
 def _damaged(where: str, why: str) -> SwampError:
-    return SwampError(f"{where} is damaged: {why}. Restore the file from a copy, or run again into a fresh directory.")
+    return Damaged(
+        f"{where} is damaged: {why}. Restore the file from a copy; or delete it and go on with swamp resume, which "
+        "writes it again."
+    )

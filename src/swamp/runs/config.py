@@ -89,7 +89,10 @@ class RunConfig:
             raise SwampError(f"cannot read the configuration {path}: {error.strerror}.") from error
         except ValueError as error:
             raise SwampError(f"{path} is not JSON ({error}).") from error
-        return cls.from_json(values)
+        try:
+            return cls.from_json(values)
+        except SwampError as error:
+            raise SwampError(f"{path}: {error}") from error
 
     def digest(self) -> str:
         """Fingerprint of the settings that decide the result (not of where it runs or what is kept)."""

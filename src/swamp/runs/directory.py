@@ -2,17 +2,17 @@
 
 import fcntl
 import json
-import math
 import os
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from swamp.errors import Busy, SwampError
-from swamp.files import remove_unfinished, write_atomic
+from swamp.errors import Busy, Damaged, SwampError
+from swamp.files import load_metadata, remove_unfinished, write_atomic
+from swamp.runs.seal import finite, require_own, sealed, unsealed
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,12 @@ class RunDirectory:
     """Paths of one run. What lies in it is enough to go on; nothing else is."""
 
     path: Path
+    run: str = ""
+    """Fingerprint of the run, by which its files say whose they are; empty: nobody asks them."""
+    folder: str = ""
+    """Where `path` lies below the run's own directory: a member's folder, or nothing."""
+    strict: bool = False
+    """Whether every file must say whose it is: in runs begun before format 2 they do not."""
 
     @property
     def config(self) -> Path:
@@ -79,6 +85,12 @@ class RunDirectory:
         """Finished cycles."""
         return next(index for index in range(10**9) if not self.record(index).exists())
 
+    @property
+    def last(self) -> int:
+        """The last cycle that is finished, whether or not all before it are; -1 where none is."""
+        found = (path.parent.name.removeprefix("cycle-") for path in self.path.glob("cycle-*/record.json"))
+        return max((int(number) for number in found if number.isdecimal()), default=-1)
+
     def particle(self, cycle: int, index: int) -> Path:
         """A finished particle."""
         return self.cycle(cycle) / f"particle-{index}.safetensors"
@@ -97,7 +109,34 @@ class RunDirectory:
 
     def member(self, index: int) -> "RunDirectory":
         """The run of one member of an ensemble."""
-        return RunDirectory(self.path / f"member-{index}")
+        return self.below(f"member-{index}")
+
+    def below(self, folder: str) -> "RunDirectory":
+        """A directory of the same run inside this one."""
+        return replace(self, path=self.path / folder, folder=PurePosixPath(self.folder, folder).as_posix())
+
+    def about(self, path: Path) -> dict[str, str]:
+        """What the file `path` says of itself: its run, and its place there."""
+        place = PurePosixPath(self.folder, path.relative_to(self.path)).as_posix()
+        return {"run": self.run, "place": place} if self.run else {"place": place}
+
+    def write(self, path: Path, value: Mapping[str, Any]) -> None:
+        """Write `value` as JSON with a seal, atomically."""
+        write_json(path, sealed(value, self.about(path)))
+
+    def read(self, path: Path) -> dict[str, Any]:
+        """Read what `write` wrote, or an older version did. Raises Damaged where it is not what was written here."""
+        return self.unsealed(read_json(path), str(path), path)
+
+    def unsealed(self, value: Any, where: str, path: Path) -> dict[str, Any]:
+        """Values that belong to the file `path`, checked; `where` names them in errors."""
+        plain, seal = unsealed(value, where)
+        require_own(where, seal, self.about(path), strict=self.strict)
+        return plain
+
+    def require_own(self, path: Path) -> None:
+        """Raise Damaged unless the file of tensors in `path` was written for this run and place."""
+        require_own(str(path), load_metadata(path), self.about(path), strict=self.strict)
 
     @contextmanager
     def locked(self) -> Generator[None]:
@@ -132,19 +171,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON. Raises SwampError naming the file when it is damaged."""
+    """Read JSON. Raises Damaged, naming the file, where it is not whole."""
     try:
         return json.loads(path.read_text())
+    except PermissionError as error:
+        raise SwampError(f"{path} may not be read ({error.strerror}); ask its owner for the right to.") from error
     except (OSError, ValueError) as error:
-        raise SwampError(f"{path} is damaged or unreadable ({error}). Restore it, or delete it and resume.") from error
-
-
-def finite(value: Any) -> Any:
-    """The same plain values with None for every number that is not finite."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in cast("dict[str, Any]", value).items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in cast("list[Any]", value)]
-    return value
+        raise Damaged(f"{path} is damaged or unreadable ({error}). Restore it from a copy.") from error

@@ -1,6 +1,7 @@
 """Execute a configuration in a run directory, from the start or from wherever it stopped."""
 
 import os
+import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,13 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from swamp.errors import Diverged, Interrupted, SwampError
+from swamp.errors import Damaged, Diverged, Interrupted, SwampError
+from swamp.files import set_aside
 from swamp.integrations import timm
 from swamp.methods import Cycle, NoStore, Store, backend_of, cycles, ensemble, method_named
 from swamp.particles import Backend, Choice, Ranks, Sequential, World, can_shard, ranks, serve
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, read_json, write_json
 from swamp.runs.environment import environment
+from swamp.runs.read import open_run, read_original, read_sessions
+from swamp.runs.seal import finite, sealed
 from swamp.runs.space import check_space
 from swamp.runs.store import Reporter, RunStore
 from swamp.runs.together import Nobody, joined, prepared, restarted
@@ -30,7 +34,7 @@ def start(config: RunConfig, path: Path, reporter: Reporter, stop: Event) -> dic
 
     Under torchrun the ranks do it together: rank 0 leads and returns the summary, the others return an empty one.
     """
-    directory = RunDirectory(path)
+    directory = RunDirectory(path, config.digest(), strict=True)
     if restarted() and directory.config.exists() and not differences(RunConfig.load(directory.config), config):
         return resume(path, reporter, stop)
     _refuse_lonely_shards(config)
@@ -45,7 +49,7 @@ def start(config: RunConfig, path: Path, reporter: Reporter, stop: Event) -> dic
             _refuse_foreign(directory, config)
             check_space(directory, config, model, problem.task.train.steps(config.training.batch_size))
             prepared(world)
-            write_json(directory.original, config.to_json())
+            directory.write(directory.original, config.to_json())
             write_json(directory.config, config.to_json())
             return _execute(config, directory, problem, model, reporter, stop, world)
     return {}
@@ -53,14 +57,12 @@ def start(config: RunConfig, path: Path, reporter: Reporter, stop: Event) -> dic
 
 def resume(path: Path, reporter: Reporter, stop: Event) -> dict[str, Any]:
     """Go on with the run in `path`; what is finished is read back. Returns the summary, as `start` does."""
-    directory = RunDirectory(path)
-    if not directory.config.exists():
-        raise SwampError(f"{path} holds no run: there is no {directory.config.name} in it. Start one with swamp run.")
-    config = RunConfig.load(directory.config)
+    _restore_config(RunDirectory(path))
+    directory, config = open_run(path)
+    read_original(directory)
     with joined(config, _device_kind(config), path, stop) as world:
         if world is not None and world.rank:
             return _serve(config, directory, world)
-        _refuse_changed(directory, config)
         _refuse_changing(config, world)
         problem, model = prepare(config)
         _refuse_idle(config, problem, world)
@@ -144,9 +146,9 @@ def _execute(
         stop = world.agreed
     store = _store(config, directory, reporter, stop)
     with executing(config):
-        sessions: list[Any] = read_json(directory.environment) if directory.environment.exists() else []
         members = [] if world is None else [str(member) for member in world.members]
-        write_json(directory.environment, [*sessions, environment(_device(config.device), members)])
+        here = sealed(environment(_device(config.device), members), directory.about(directory.environment))
+        write_json(directory.environment, [*_sessions(directory), here])
         reporter.started(len(config.plan.schedule()))
         try:
             records = list(_records(config, problem, model, store, world))
@@ -156,9 +158,30 @@ def _execute(
             ) from error
         except Interrupted as error:
             raise Interrupted(f"{error} Go on with: swamp resume {directory.path}") from error
-        done = summary(directory, config, records)
-        write_json(directory.summary, done)
+        done = finite(summary(directory, config, records))
+        if directory.summary.is_dir():
+            set_aside(directory.summary)
+        directory.write(directory.summary, done)
     return done
+
+
+def _sessions(directory: RunDirectory) -> list[Any]:
+    """What environment.json says of the sessions before this one, as it lies there."""
+    path = directory.environment
+    if not path.exists():
+        return []
+    try:
+        read_sessions(directory)
+        return read_json(path)
+    except Damaged as error:
+        warnings.warn(f"{error} It is begun again. (Kept as {set_aside(path)}.)", stacklevel=2)
+        return []
+
+
+def _restore_config(directory: RunDirectory) -> None:
+    if directory.original.exists() and not directory.config.exists():
+        write_json(directory.config, read_original(directory).to_json())
+        warnings.warn(f"{directory.config} was missing. It is written again from {directory.original}.", stacklevel=2)
 
 
 def _store(
@@ -166,7 +189,6 @@ def _store(
 ) -> RunStore:
     return RunStore(
         directory,
-        config.digest(),
         reporter,
         stop,
         config.keep == "particles",
@@ -281,13 +303,3 @@ def _refuse_lonely_shards(config: RunConfig) -> None:
         )
     if config.shard and not can_shard():
         raise SwampError(f"--shard needs a newer torch than {torch.__version__}. Update it, or leave --shard out.")
-
-
-def _refuse_changed(directory: RunDirectory, config: RunConfig) -> None:
-    """config.json is for people to read and copy; the run holds to what it began with."""
-    changed = differences(RunConfig.from_json(read_json(directory.original)), config)
-    if changed:
-        raise SwampError(
-            f"{directory.config} was changed since this run began ({'; '.join(changed)}). Put it back, or start "
-            f"another run with: swamp run --config {directory.config} --out NEW"
-        )

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swamp.errors import SwampError
-from swamp.files import load_tensors, save_tensors
+from swamp.errors import Damaged
+from swamp.files import load_tensors, require_format, save_tensors
+from swamp.runs.directory import RunDirectory
 from swamp.training import State
 
 _FORMAT = "swamp-path-1"
@@ -29,6 +30,8 @@ class PathWriter:
 
     path: Path
     """Of the whole: cycle-03/path-0.safetensors. Parts are path-0.part-STEP.safetensors."""
+    directory: RunDirectory | None = None
+    """The run's, if it is kept in one: files say where they belong."""
     waiting: dict[int, State] = field(default_factory=dict[int, State])
     size: int = 0
 
@@ -44,26 +47,40 @@ class PathWriter:
         """Write what waits."""
         if self.waiting:
             part = self.path.with_name(f"{self.path.stem}.part-{max(self.waiting):08d}{self.path.suffix}")
-            _write(part, self.waiting)
+            _write(part, self.waiting, self._about(part))
         self.waiting, self.size = {}, 0
 
     def finish(self) -> None:
         """Make one file of all parts, this one's and those of interrupted sessions."""
         parts = _parts(self.path)
         if parts or self.waiting:
-            _write(self.path, {**_read([self.path, *parts]), **self.waiting})
+            points = {**read_path(self.path, self.directory), **self.waiting}
+            _write(self.path, points, self._about(self.path))
         for part in parts:
             part.unlink(missing_ok=True)
         self.waiting, self.size = {}, 0
 
+    def _about(self, file: Path) -> dict[str, str]:
+        return self.directory.about(file) if self.directory else {}
 
-def read_path(path: Path) -> dict[int, dict[str, Tensor]]:
+
+def read_path(path: Path, directory: RunDirectory | None = None) -> dict[int, dict[str, Tensor]]:
     """Step -> parameters, by step, of a path that is finished or still being written; empty where there is none.
 
     Exactly the weights that training had, but for normalisation statistics and integers, which are left out.
-    Raises SwampError for a damaged file.
+    directory: the run's; its files must say that they belong there. Raises Damaged for a damaged file.
     """
-    return _read([path, *_parts(path)])
+    points: dict[int, dict[str, Tensor]] = {}
+    for file in path_files(path):
+        if directory:
+            directory.require_own(file)
+        points.update(_read(file))
+    return dict(sorted(points.items()))
+
+
+def path_files(path: Path) -> list[Path]:
+    """The files that a path is in, while it is written and afterwards."""
+    return [file for file in (path, *_parts(path)) if file.exists()]
 
 
 def _parts(path: Path) -> list[Path]:
@@ -74,7 +91,7 @@ def _belongs(name: str, value: Tensor) -> bool:
     return value.is_floating_point() and not name.endswith(("running_mean", "running_var"))
 
 
-def _write(path: Path, points: Mapping[int, State]) -> None:
+def _write(path: Path, points: Mapping[int, State], about: Mapping[str, str]) -> None:
     """Of each tensor where it is ever other than zero (a bit each), and its values there: (point, weight)."""
     steps = sorted(points)
     tensors: dict[str, Tensor] = {"steps": torch.tensor(steps)}
@@ -84,22 +101,19 @@ def _write(path: Path, points: Mapping[int, State]) -> None:
         tensors[f"alive/{name}"] = torch.from_numpy(np.packbits(alive.numpy()))  # pyright: ignore[reportUnknownMemberType]
         tensors[f"shape/{name}"] = torch.tensor(first.shape, dtype=torch.int64)
         tensors[f"values/{name}"] = rows[:, alive]
-    save_tensors(path, tensors, {"format": _FORMAT})
+    save_tensors(path, tensors, {**about, "format": _FORMAT})
 
 
-def _read(files: list[Path]) -> dict[int, dict[str, Tensor]]:
-    points: dict[int, dict[str, Tensor]] = {}
-    for file in files:
-        if not file.exists():
-            continue
-        tensors, metadata = load_tensors(file)
-        if metadata.get("format") != _FORMAT:
-            raise SwampError(f"{file} is not a particle's path (format {metadata.get('format')!r}). Delete it.")
+def _read(file: Path) -> dict[int, dict[str, Tensor]]:
+    tensors, metadata = load_tensors(file)
+    require_format(file, metadata, _FORMAT, "a particle's path")
+    try:
         numbers = [int(step) for step in tensors["steps"]]
         names = [key.removeprefix("values/") for key in tensors if key.startswith("values/")]
         whole = {name: _dense(tensors, name) for name in names}
-        points.update((step, {name: whole[name][row] for name in names}) for row, step in enumerate(numbers))
-    return dict(sorted(points.items()))
+        return {step: {name: whole[name][row] for name in names} for row, step in enumerate(numbers)}
+    except (KeyError, ValueError, IndexError, RuntimeError) as error:
+        raise Damaged(f"{file} is damaged: its parts do not fit together ({error}). Delete it.") from error
 
 
 def _dense(tensors: Mapping[str, Tensor], name: str) -> Tensor:

@@ -1,14 +1,15 @@
 """Trainings in progress as safetensors files: of one particle, or of all of a cycle whose masks change."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from swamp.errors import SwampError
-from swamp.files import digest, load_tensors, save_tensors
+from swamp.errors import Damaged
+from swamp.files import digest, load_tensors, require_format, save_tensors
 from swamp.methods import Phase
 from swamp.sparsity import Mask
 from swamp.training import Snapshot
@@ -16,19 +17,20 @@ from swamp.training import Snapshot
 _PARTS = ("weights", "optimizer", "mean", "gradient")
 
 
-def save_snapshot(path: Path, snapshot: Snapshot, run: str) -> None:
-    """Write a snapshot; `run` is the fingerprint of the run it belongs to."""
+def save_snapshot(path: Path, snapshot: Snapshot, about: Mapping[str, str]) -> None:
+    """Write a snapshot; `about`: which run it belongs to, and its place there."""
     tensors, numbers = _flat(snapshot)
-    _save(path, "swamp-snapshot-1", run, tensors, numbers)
+    _save(path, "swamp-snapshot-1", about, tensors, numbers)
 
 
-def load_snapshot(path: Path, run: str) -> Snapshot | None:
-    """Read a snapshot; None where there is none. Raises SwampError for a damaged file or one of another run."""
-    found = _load(path, "swamp-snapshot-1", run)
-    return None if found is None else _snapshot(*found)
+def load_snapshot(path: Path) -> Snapshot:
+    """Read a snapshot. Raises Damaged for a file that is not whole."""
+    tensors, numbers = _load(path, "swamp-snapshot-1")
+    with _whole(path):
+        return _snapshot(tensors, numbers)
 
 
-def save_phase(path: Path, phase: Phase, run: str) -> None:
+def save_phase(path: Path, phase: Phase, about: Mapping[str, str]) -> None:
     """Write all particles of a cycle whose masks change, as they stand after a change."""
     tensors = {f"mean/{name}": value for name, value in phase.mean.items()}
     numbers: list[Any] = []
@@ -46,24 +48,22 @@ def save_phase(path: Path, phase: Phase, run: str) -> None:
         "seconds": phase.seconds,
         "particles": numbers,
     }
-    _save(path, "swamp-phase-1", run, tensors, whole)
+    _save(path, "swamp-phase-1", about, tensors, whole)
 
 
-def load_phase(path: Path, run: str) -> Phase | None:
-    """Read what `save_phase` wrote; None where there is nothing. Raises SwampError as `load_snapshot` does."""
-    found = _load(path, "swamp-phase-1", run)
-    if found is None:
-        return None
-    tensors, numbers = found
-    return Phase(
-        numbers["step"],
-        tuple(Mask(_below(tensors, f"mask/{i}/")) for i in range(numbers["masks"])),
-        tuple(_snapshot(_below(tensors, f"particle/{i}/"), own) for i, own in enumerate(numbers["particles"])),
-        _below(tensors, "mean/"),
-        numbers["averaged"],
-        numbers["operations"],
-        numbers["seconds"],
-    )
+def load_phase(path: Path) -> Phase:
+    """Read what `save_phase` wrote. Raises Damaged as `load_snapshot` does."""
+    tensors, numbers = _load(path, "swamp-phase-1")
+    with _whole(path):
+        return Phase(
+            numbers["step"],
+            tuple(Mask(_below(tensors, f"mask/{i}/")) for i in range(numbers["masks"])),
+            tuple(_snapshot(_below(tensors, f"particle/{i}/"), own) for i, own in enumerate(numbers["particles"])),
+            _below(tensors, "mean/"),
+            numbers["averaged"],
+            numbers["operations"],
+            numbers["seconds"],
+        )
 
 
 def _flat(snapshot: Snapshot) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -97,17 +97,23 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _save(path: Path, kind: str, run: str, tensors: Mapping[str, Tensor], numbers: Any) -> None:
-    metadata = {"format": kind, "run": run, "numbers": json.dumps(numbers), "digest": digest(tensors)}
-    save_tensors(path, tensors, metadata)
+def _save(path: Path, kind: str, about: Mapping[str, str], tensors: Mapping[str, Tensor], numbers: Any) -> None:
+    save_tensors(path, tensors, {**about, "format": kind, "numbers": json.dumps(numbers)})
 
 
-def _load(path: Path, kind: str, run: str) -> tuple[dict[str, Tensor], Any] | None:
-    if not path.exists():
-        return None
+def _load(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
     tensors, metadata = load_tensors(path)
-    if metadata.get("format") != kind or digest(tensors) != metadata.get("digest"):
-        raise SwampError(f"{path} is damaged. Delete it and resume: what it held is trained again.")
-    if metadata["run"] != run:
-        raise SwampError(f"{path} belongs to another run. Delete it and resume.")
-    return tensors, json.loads(metadata["numbers"])
+    require_format(path, metadata, kind, "a training in progress")
+    # Those of before files had checksums have one of their tensors.
+    if "digest" in metadata and digest(tensors) != metadata["digest"]:
+        raise Damaged(f"{path} is damaged: its tensors do not match their checksum.")
+    with _whole(path):
+        return tensors, json.loads(metadata["numbers"])
+
+
+@contextmanager
+def _whole(path: Path) -> Generator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"{path} is damaged: its description is not whole ({error!r}).") from error

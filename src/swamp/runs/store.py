@@ -1,21 +1,29 @@
 """The loop's store on disk: finished tickets, particles and cycles are read back, never computed again."""
 
+import hashlib
 import json
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from threading import Event
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from swamp.errors import Interrupted, SwampError
-from swamp.files import digest, load_tensors, save_tensors, write_atomic
+from swamp.errors import Damaged, Interrupted, SwampError
+from swamp.files import digest, load_metadata, load_tensors, save_tensors, set_aside, write_atomic
 from swamp.methods import Cycle, Phase
 from swamp.particles import Choice, Particle, Ticket
-from swamp.runs.directory import RunDirectory, read_json, write_json
-from swamp.runs.path import PathWriter
+from swamp.runs.directory import RunDirectory, read_json
+from swamp.runs.path import PathWriter, path_files, read_path
+from swamp.runs.read import read_cycle, read_particle, read_record, read_ticket
 from swamp.runs.snapshot import load_phase, load_snapshot, save_phase, save_snapshot
 from swamp.sparsity import Mask
 from swamp.training import Snapshot
+
+T = TypeVar("T")
+_TRAINED = "Going on without it: it is trained again."
+_BEGUN = "Going on without it: this training begins again."
 
 
 class Reporter(Protocol):
@@ -40,75 +48,81 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True)
 class RunStore:
-    """Store of one run directory. `stop` is set from outside to end the run at the next step."""
+    """Store of one run directory. `stop` is set from outside to end the run at the next step.
+
+    What is damaged and can be trained or made again is: a warning says so, and the file is kept under another name.
+    What cannot be is refused.
+    """
 
     directory: RunDirectory
-    fingerprint: str
     reporter: Reporter
     stop: Event
     keep_particles: bool = True
     snapshot_seconds: float = 30.0
     announce: bool = True
     """Whether the reporter hears of finished cycles; members of an ensemble are not announced one by one."""
-    folder: str = ""
-    """Where `directory` lies below the run's own: a member's folder, or nothing."""
     phases: dict[int, float] = field(default_factory=dict[int, float])
     """When the phase of each cycle was last written, or first not."""
     path_every: int = 0
     """Steps between two points of a particle's path (0: none is kept)."""
+    chained: bool = True
+    """Whether each cycle is made from the one before; not so where single masks of another run are trained."""
 
     def ticket(self) -> Ticket | None:
         """The ticket on disk."""
-        return Ticket.load(self.directory.ticket) if self.directory.ticket.exists() else None
+        return self.found([self.directory.ticket], lambda: read_ticket(self.directory), _TRAINED)
 
     def keep_ticket(self, ticket: Ticket) -> None:
         """Write the ticket, then drop its snapshot."""
-        ticket.save(self.directory.ticket)
+        ticket.save(self.directory.ticket, self.directory.about(self.directory.ticket))
         self.directory.snapshot(None, 0).unlink(missing_ok=True)
 
     def particle(self, cycle: int, index: int) -> Particle | None:
         """A particle on disk."""
         path = self.directory.particle(cycle, index)
-        return Particle.load(path) if path.exists() else None
+        return self.found([path], lambda: read_particle(self.directory, cycle, index), _TRAINED)
 
     def choice(self) -> Choice | None:
         """How an earlier session chose to train particles: a resumed run keeps to it, as ways round differently."""
         path = self.directory.backend
-        return Choice.from_json(read_json(path)) if path.exists() else None
+        try:
+            return Choice.from_json(self.directory.read(path)) if path.exists() else None
+        except Damaged as error:
+            raise Damaged(
+                f"{error} It says how particles are trained, by which sums are rounded. Without a copy of it, delete "
+                "it and resume: the ways are timed anew."
+            ) from error
 
     def keep_choice(self, choice: Choice) -> None:
         """Write how particles are trained, and why."""
-        write_json(self.directory.backend, choice.to_json())
+        self.directory.write(self.directory.backend, choice.to_json())
         self.reporter.chosen(choice)
 
     def cycle(self, index: int) -> Cycle | None:
         """A finished cycle on disk, its files checked against the record."""
         if not self.directory.record(index).exists():
             return None
-        line = read_json(self.directory.record(index))
-        folder = self.directory.cycle(index)
-        mask = Mask.load(folder / "mask.safetensors")
-        weights, _ = load_tensors(folder / "mean.safetensors")
-        if (digest(weights), mask.digest) != (line["digest"]["weights"], line["digest"]["mask"]):
-            raise SwampError(
-                f"mean.safetensors or mask.safetensors in {folder} is not the file its record was written with. "
-                "Restore it, or delete that folder and all later cycle folders and resume."
-            )
-        cycle = Cycle.from_json(line, mask, weights)
+        try:
+            cycle = read_cycle(self.directory, index)
+        except Damaged as error:
+            self._set_aside(index, error)
+            return None
+        self._require_made_from(index)
         # A run killed right after the record was written has not told the world of this cycle yet.
-        if not self._published(index):
+        if index == self.directory.last and not self._published(cycle):
             self.publish(cycle)
         self._announce(cycle)
         return cycle
 
     def keep_cycle(self, cycle: Cycle) -> None:
         """Write a finished cycle, its record last: where the record lies, all of it lies."""
-        folder = self.directory.cycle(cycle.index)
+        directory, folder = self.directory, self.directory.cycle(cycle.index)
         cycle.mask.require_zeros(cycle.weights)
-        cycle.mask.save(folder / "mask.safetensors")
-        save_tensors(folder / "mean.safetensors", cycle.weights)
-        line = {**cycle.to_json(), "digest": {"weights": digest(cycle.weights), "mask": cycle.mask.digest}}
-        write_json(self.directory.record(cycle.index), line)
+        mask, mean, record = folder / "mask.safetensors", folder / "mean.safetensors", directory.record(cycle.index)
+        cycle.mask.save(mask, directory.about(mask))
+        save_tensors(mean, cycle.weights, directory.about(mean))
+        digests = {"weights": digest(cycle.weights), "mask": cycle.mask.digest, "made_from": self._origin(cycle.index)}
+        directory.write(record, {**cycle.to_json(), "digest": digests})
         self.publish(cycle)
         self.directory.phase(cycle.index).unlink(missing_ok=True)
         for index in range(len(cycle.particles)):
@@ -120,28 +134,98 @@ class RunStore:
 
     def publish(self, cycle: Cycle) -> None:
         """Bring the files that speak for the whole run up to this cycle."""
-        records = (self.directory.record(index) for index in range(cycle.index + 1))
-        # What trains single masks of another run has no cycles between.
-        lines = [path for path in records if path.exists()]
-        text = "".join(json.dumps(read_json(path)) + "\n" for path in lines)
-        cycle.mask.save(self.directory.mask)
-        save_tensors(self.directory.model, cycle.weights)
+        directory = self.directory
+        for path in (directory.mask, directory.model, directory.metrics):
+            if path.is_dir():
+                set_aside(path)
+        cycle.mask.save(directory.mask, directory.about(directory.mask))
+        save_tensors(directory.model, cycle.weights, directory.about(directory.model))
         # Last: it tells how far the other two are.
-        write_atomic(self.directory.metrics, text.encode())
+        write_atomic(directory.metrics, self._lines(cycle.index))
 
-    def _published(self, index: int) -> bool:
-        metrics = self.directory.metrics
-        return metrics.exists() and metrics.read_bytes().count(b"\n") > index
+    def _lines(self, index: int) -> bytes:
+        """The records up to a cycle, a line each."""
+        # What trains single masks of another run has no cycles between.
+        records = (self.directory.record(earlier) for earlier in range(index + 1))
+        return "".join(json.dumps(read_json(path)) + "\n" for path in records if path.exists()).encode()
+
+    def _published(self, cycle: Cycle) -> bool:
+        """Whether they are what `publish` would write; where they are neither that nor of before, a warning."""
+        directory, text = self.directory, self._lines(cycle.index)
+        try:
+            written = directory.metrics.read_bytes() if directory.metrics.exists() else b""
+            if written != text and (written.startswith(text) or _begins(written, text)):
+                return False
+            wrong = [] if written == text else [directory.metrics]
+            wrong += [] if Mask.load(directory.mask) == cycle.mask else [directory.mask]
+            weights, _ = load_tensors(directory.model)
+            wrong += [] if digest(weights) == digest(cycle.weights) else [directory.model]
+        except (Damaged, OSError) as error:
+            wrong = [error]
+        if wrong:
+            _warn(f"{wrong[0]}: not what the finished cycles say. It is written again from them.")
+        return not wrong
+
+    def found(self, paths: list[Path], read: Callable[[], T], again: str) -> T | None:
+        """What was kept in the first of `paths`, if it is there; where it is damaged, all of them are set aside."""
+        if not paths[0].exists():
+            return None
+        try:
+            return read()
+        except Damaged as error:
+            kept = [str(set_aside(path)) for path in paths if path.exists()]
+            _warn(f"{error} {again} (Kept as {', '.join(kept)}.)")
+            return None
+
+    def _set_aside(self, index: int, error: Damaged) -> None:
+        """Make a damaged cycle one that is not finished, if what it is made of was kept; else raise."""
+        folder, record = self.directory.cycle(index), self.directory.record(index)
+        if not [*folder.glob("particle-*.safetensors"), *self.directory.path.glob("member-*")]:
+            raise SwampError(
+                f"{error} Without a copy, delete {record} and resume: cycle {index} is trained again. Cycles after it "
+                "stay if it comes out as it was, to the last bit."
+            ) from error
+        files = [folder / "mask.safetensors", folder / "mean.safetensors", record]
+        kept = [str(set_aside(path)) for path in files if path.exists()]
+        _warn(f"{error} Going on without it: cycle {index} is made again. (Set aside: {', '.join(kept)}.)")
+
+    def _origin(self, index: int) -> str:
+        """Fingerprint of what a cycle is made from: the ticket, the cycle before it, and those of members."""
+        directory = self.directory
+        ticket = load_metadata(directory.ticket).get("id", "") if directory.ticket.exists() else ""
+        members = (RunDirectory(path) for path in sorted(directory.path.glob("member-*")))
+        records = [directory.record(index - 1)] if index else []
+        records += [member.record(index) for member in members]
+        found = [read_json(record)["digest"]["weights"] for record in records if record.exists()]
+        return hashlib.sha256(" ".join([ticket, *found]).encode()).hexdigest()[:16] if self.chained else ""
+
+    def _require_made_from(self, index: int) -> None:
+        record = read_record(self.directory, index)
+        # Records of before format 2 do not say.
+        stated = record["digest"].get("made_from", "")
+        if self.chained and stated and stated != self._origin(index):
+            before = f"cycle {index - 1}" if index else "ticket"
+            raise SwampError(
+                f"{self.directory.record(index)} was made from another {before} than lies there now. Put back the one "
+                f"it was made from, or move the folder of cycle {index} and all later ones away and resume."
+            )
 
     def phase(self, cycle: int) -> Phase | None:
         """The particles of a cycle whose masks change, on disk."""
-        return load_phase(self.directory.phase(cycle), self.fingerprint)
+        path = self.directory.phase(cycle)
+
+        def read() -> Phase:
+            self.directory.require_own(path)
+            return load_phase(path)
+
+        return self.found([path], read, "Going on without it: the cycle is begun again.")
 
     def keep_phase(self, cycle: int, phase: Phase, *, due: bool = False) -> None:
         """Write them, if they are due or the last time is long enough ago."""
         now = time.monotonic()
         if due or now - self.phases.setdefault(cycle, now) > self.snapshot_seconds:
-            save_phase(self.directory.phase(cycle), phase, self.fingerprint)
+            path = self.directory.phase(cycle)
+            save_phase(path, phase, self.directory.about(path))
             self.phases[cycle] = now
 
     def progress(self, cycle: int | None, particles: int, *, keep: bool = True) -> "RunProgress":
@@ -150,13 +234,12 @@ class RunStore:
 
     def member(self, index: int) -> "RunStore":
         """The store of one member of an ensemble, in a folder of its own."""
-        directory = self.directory.member(index)
-        return replace(self, directory=directory, announce=False, folder=directory.path.name)
+        return replace(self, directory=self.directory.member(index), announce=False)
 
     def opened(self, address: Any) -> "RunProgress":
         """The progress that another process, on the same run, has at this address."""
-        directory = RunDirectory(self.directory.path / address["folder"])
-        return replace(self, directory=directory, folder=address["folder"]).progress(address["cycle"], address["count"])
+        directory = self.directory.below(address["folder"])
+        return replace(self, directory=directory).progress(address["cycle"], address["count"])
 
     def _announce(self, cycle: Cycle) -> None:
         if self.announce:
@@ -176,6 +259,8 @@ class RunProgress:
         self.began = time.monotonic()
         self.saved: dict[int, float] = {}
         self.paths: dict[int, PathWriter] = {}
+        self.begins: dict[int, str] = {}
+        """The step of the first point of each path, which snapshots keep: a missing file is noticed by it."""
 
     def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         """Show, save now and then, and stop where asked."""
@@ -188,11 +273,14 @@ class RunProgress:
             taken = snapshot()
             if path:
                 path.add(step, taken.weights)
+                self.begins.setdefault(index, str(step))
             if due:
                 # The path first: a training that goes on from the snapshot does not come by these points again.
                 if index in self.paths:
                     self.paths[index].flush()
-                save_snapshot(store.directory.snapshot(self.cycle, index), taken, store.fingerprint)
+                file = store.directory.snapshot(self.cycle, index)
+                begins = {"path": self.begins[index]} if index in self.begins else {}
+                save_snapshot(file, taken, {**store.directory.about(file), **begins})
                 self.saved[index] = time.monotonic()
         store.check_stop()
 
@@ -200,20 +288,40 @@ class RunProgress:
         """Where the path of a particle is kept; None for the ticket, and for masks that change."""
         if self.cycle is None or not self.keep:
             return None
-        return self.paths.setdefault(index, PathWriter(self.store.directory.trajectory(self.cycle, index)))
+        directory = self.store.directory
+        return self.paths.setdefault(index, PathWriter(directory.trajectory(self.cycle, index), directory))
 
     @property
     def address(self) -> Any:
         """See Addressed in particles/ranks.py: the run directory is on a file system that all ranks share."""
-        return {"folder": self.store.folder, "cycle": self.cycle, "count": self.count}
+        return {"folder": self.store.directory.folder, "cycle": self.cycle, "count": self.count}
 
     def elsewhere(self, index: int, step: int, total: int) -> None:
         """Show the step of a particle that another rank trains."""
         self.store.reporter.training(self.cycle, index, self.count, step, total)
 
     def unfinished(self, index: int) -> Snapshot | None:
-        """The snapshot on disk."""
-        return load_snapshot(self.store.directory.snapshot(self.cycle, index), self.store.fingerprint)
+        """The snapshot on disk; where it, or the path up to it, is damaged, training begins again."""
+        directory = self.store.directory
+        file, path = directory.snapshot(self.cycle, index), None
+        if self.cycle is not None and self.store.path_every:
+            path = directory.trajectory(self.cycle, index)
+
+        def read() -> Snapshot:
+            directory.require_own(file)
+            snapshot = load_snapshot(file)
+            if path and (begins := load_metadata(file).get("path")):
+                self._require_whole(path, int(begins), snapshot.step)
+                self.begins[index] = begins
+            return snapshot
+
+        files = [file, *(path_files(path) if path else [])]
+        return self.store.found(files, read, _BEGUN)
+
+    def _require_whole(self, path: Path, begins: int, step: int) -> None:
+        """Raise Damaged unless all points of a path up to `step` are there; it does not come by them again."""
+        if not {*range(begins, step + 1, self.store.path_every)} <= {*read_path(path, self.store.directory)}:
+            raise Damaged(f"{path} lacks points before step {step}: a file of it is missing.")
 
     def finished(self, particle: Particle) -> None:
         """Write the particle, then drop its snapshot. The ticket's training is kept as the ticket."""
@@ -224,5 +332,14 @@ class RunProgress:
                 taken.finish()
             # The rank that trained it wrote it at once; rank 0, told of it later, need not write it again.
             if not path.exists():
-                particle.save(path)
+                particle.save(path, self.store.directory.about(path))
             self.store.directory.snapshot(self.cycle, particle.index).unlink(missing_ok=True)
+
+
+def _begins(written: bytes, text: bytes) -> bool:
+    """Whether `written` is the first whole lines of `text`."""
+    return text.startswith(written) and (not written or written.endswith(b"\n"))
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=3)

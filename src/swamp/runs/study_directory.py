@@ -12,11 +12,13 @@ from typing import Any, Literal, cast
 
 import msgspec
 
-from swamp.errors import SwampError, shortened
+from swamp.errors import Damaged, SwampError, shortened
 from swamp.files import one_at_a_time
 from swamp.methods import method_named
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, read_json, write_json
+from swamp.runs.read import open_run
+from swamp.runs.seal import sealed, unsealed
 from swamp.runs.study import View
 
 State = Literal["finished", "failed", "running", "waiting"]
@@ -55,12 +57,19 @@ class StudyDirectory:
         file = _listing(path)
         if not file.exists():
             raise SwampError(f"{path} holds no study: there is no {file.name} in it.")
-        values = read_json(file)
+        values, _ = unsealed(read_json(file), str(file))
         try:
             runs, compare = cast("dict[str, Any]", values["runs"]).items(), msgspec.convert(values["compare"], View)
         except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
-            raise SwampError(f"{file} is damaged: expected runs and compare. Restore it, or start anew.") from error
-        return cls(path, {name: RunConfig.from_json(value) for name, value in runs}, compare)
+            raise Damaged(f"{file} is damaged: expected runs and compare. Restore it, or start anew.") from error
+        try:
+            study = cls(path, {name: RunConfig.from_json(value) for name, value in runs}, compare)
+        except SwampError as error:
+            raise SwampError(f"{file}: {error}") from error
+        others = sorted(config.parent.name for config in path.glob("*/config.json"))
+        if others and not any(name in study.runs for name in others):
+            raise Damaged(f"{file} is of another study: it lists no run of those that lie there ({shortened(others)}).")
+        return study
 
     @classmethod
     def join(cls, path: Path, runs: Mapping[str, RunConfig], compare: View | None = None) -> "StudyDirectory":
@@ -84,7 +93,7 @@ class StudyDirectory:
             study = cls(path, runs, compare or View())
             if study != there_already:
                 listed = {name: config.to_json() for name, config in runs.items()}
-                write_json(_listing(path), {"runs": listed, "compare": asdict(study.compare)})
+                write_json(_listing(path), sealed({"runs": listed, "compare": asdict(study.compare)}))
         return study
 
     def run(self, name: str) -> RunDirectory:
@@ -127,7 +136,7 @@ class StudyDirectory:
     def fail(self, name: str, error: BaseException, text: str) -> None:
         """Record that the run failed; workers leave it alone until `retry`."""
         record = {"error": text, "kind": type(error).__name__, "worker": worker_name(), "time": time.time()}
-        write_json(self._failed(name), record)
+        self.run(name).write(self._failed(name), record)
 
     def retry(self) -> list[str]:
         """Put failed runs back into the queue; returns their names."""
@@ -142,7 +151,23 @@ class StudyDirectory:
 
     def summary(self, name: str) -> dict[str, Any]:
         """The last word of a finished run."""
-        return read_json(self.run(name).summary)
+        directory, _ = open_run(self.path / name)
+        done = directory.read(directory.summary)
+        if not {"sparsity", "test", "seconds"} <= {*done}:
+            raise Damaged(f"{directory.summary} is damaged: it is not whole. To write it again: swamp resume {name}")
+        return done
+
+    def begun(self) -> list[Path]:
+        """The runs that have a finished cycle. Raises SwampError for one that is another than study.json says."""
+        found = [run for run in map(self.run, self.runs) if run.metrics.exists() or run.last >= 0]
+        for run in found:
+            other = differences(open_run(run.path)[1], self.runs[run.path.name])
+            if other:
+                raise SwampError(
+                    f"{run.path} holds another run than {_listing(self.path)} says ({'; '.join(other)}). One of them "
+                    "was moved there: put it back."
+                )
+        return [run.path for run in found]
 
     def state(self, name: str) -> RunState:
         """What the directory of one run says."""
@@ -151,7 +176,7 @@ class StudyDirectory:
         if self.run(name).summary.exists():
             return RunState(name, "finished", done=total, total=total)
         if self._failed(name).exists():
-            return RunState(name, "failed", done=0.0, total=0.0, error=read_json(self._failed(name))["error"])
+            return RunState(name, "failed", done=0.0, total=0.0, error=self._error(name))
         done = _trainings_done(self.run(name), config) * _epochs(config)
         holder = self.holder(name)
         return RunState(name, "running" if holder else "waiting", holder, done, total)
@@ -164,6 +189,10 @@ class StudyDirectory:
         # Hidden: `start` refuses a directory in which it sees anything.
         return self.path / name / ".claim"
 
+    def _error(self, name: str) -> str:
+        path = self._failed(name)
+        return str(self.run(name).read(path).get("error", f"{path} does not say why."))
+
     def _failed(self, name: str) -> Path:
         return self.path / name / "failed.json"
 
@@ -175,7 +204,7 @@ def worker_name() -> str:
 
 def is_study(path: Path) -> bool:
     """Whether `path` is the folder of a study that was begun."""
-    return _listing(path).is_file()
+    return _listing(path).exists()
 
 
 def _listing(path: Path) -> Path:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from swamp.errors import MaskError, shortened
-from swamp.files import digest, load_tensors, save_tensors
+from swamp.errors import Damaged, MaskError, shortened
+from swamp.files import digest, load_tensors, require_format, save_tensors
 from swamp.sparsity.scope import Scope
 from swamp.sparsity.spread import own, own_part, whole
 
@@ -157,27 +157,26 @@ class Mask(Mapping[str, Tensor]):
                     "applied: an optimizer that swamp.hold does not know, or a step outside the `with` block."
                 )
 
-    def save(self, path: Path | str) -> None:
-        """Write the mask bit-packed (one bit a weight) as safetensors."""
+    def save(self, path: Path | str, about: Mapping[str, str] | None = None) -> None:
+        """Write the mask bit-packed (one bit a weight) as safetensors, and what is said `about` it as metadata."""
         packed = {name: _packed(tensor) for name, tensor in self.items()}
         shapes = {name: list(tensor.shape) for name, tensor in self.items()}
-        metadata = {"format": "swamp-mask-1", "shapes": json.dumps(shapes), "digest": self.digest}
-        save_tensors(Path(path), packed, metadata)
+        own = {"format": "swamp-mask-1", "shapes": json.dumps(shapes), "digest": self.digest}
+        save_tensors(Path(path), packed, {**(about or {}), **own})
 
     @classmethod
     def load(cls, path: Path | str) -> "Mask":
         """Read a mask that `save` wrote. Raises SwampError for a file that is missing, altered or anything else."""
         packed, metadata = load_tensors(Path(path))
-        if metadata.get("format") != "swamp-mask-1":
-            raise MaskError(f"{path} is not a mask file (format {metadata.get('format')!r}, expected 'swamp-mask-1').")
+        require_format(path, metadata, "swamp-mask-1", "a mask file")
         try:
             shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
             mask = cls({name: _unpacked(packed.pop(name), shape) for name, shape in shapes.items()})
             whole = mask.digest == metadata["digest"] and not packed
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise MaskError(f"{path} is damaged: its description is not whole. Restore it or run again.") from error
+            raise Damaged(f"{path} is damaged: its description is not whole. Restore it or run again.") from error
         if not whole:
-            raise MaskError(f"{path} is damaged: its bits do not match its own checksum. Restore it or run again.")
+            raise Damaged(f"{path} is damaged: its bits do not match its own checksum. Restore it or run again.")
         return mask
 
     def _same_layout(self, other: "Mask") -> None:
