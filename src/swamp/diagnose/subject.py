@@ -10,7 +10,7 @@ from torch import nn
 
 from swamp.errors import SwampError
 from swamp.files import load_tensors
-from swamp.methods import Cycle
+from swamp.methods import Cycle, particle_index
 from swamp.particles import Particle, Ticket
 from swamp.runs import RunConfig, RunDirectory, prepare
 from swamp.runs.directory import read_json
@@ -57,6 +57,11 @@ class Subject:
         weights, _ = load_tensors(folder / "mean.safetensors")
         return Cycle.from_json(read_json(self.directory.record(index)), Mask.load(folder / "mask.safetensors"), weights)
 
+    def numbers(self, index: int) -> list[int]:
+        """The numbers of a cycle's particles: those that broke and were left out are not among them."""
+        records = read_json(self.directory.record(index))["particles"]
+        return [particle_index(record, place) for place, record in enumerate(records)]
+
     def particles(self, index: int) -> list[Particle]:
         """The particles of a cycle, all of them or none: a run with --keep means has deleted its own."""
         return [Particle.load(path) for path in self._particles(index)]
@@ -77,8 +82,7 @@ class Subject:
         return (index for index in range(self.cycles) if len(self._particles(index)) >= least)
 
     def _particles(self, index: int) -> list[Path]:
-        count = len(read_json(self.directory.record(index))["particles"])
-        paths = [self.directory.particle(index, number) for number in range(count)]
+        paths = [self.directory.particle(index, number) for number in self.numbers(index)]
         return paths if all(path.exists() for path in paths) else []
 
     @cached_property

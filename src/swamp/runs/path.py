@@ -56,6 +56,11 @@ class PathWriter:
             part.unlink(missing_ok=True)
         self.waiting, self.size = {}, 0
 
+    def forget(self) -> None:
+        """Remove all that was written of a path that is taken anew."""
+        for part in (self.path, *_parts(self.path)):
+            part.unlink(missing_ok=True)
+
 
 def read_path(path: Path) -> dict[int, dict[str, Tensor]]:
     """Step -> parameters, by step, of a path that is finished or still being written; empty where there is none.

@@ -3,13 +3,13 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from threading import Event
 from typing import Any, Protocol
 
-from swamp.errors import Interrupted, SwampError
+from swamp.errors import Diverged, Interrupted, SwampError
 from swamp.files import digest, load_tensors, save_tensors, write_atomic
-from swamp.methods import Cycle, Phase
+from swamp.methods import Break, Cycle, Phase
 from swamp.particles import Choice, Particle, Ticket
 from swamp.runs.directory import RunDirectory, read_json, write_json
 from swamp.runs.path import PathWriter
@@ -111,10 +111,10 @@ class RunStore:
         write_json(self.directory.record(cycle.index), line)
         self.publish(cycle)
         self.directory.phase(cycle.index).unlink(missing_ok=True)
-        for index in range(len(cycle.particles)):
-            self.directory.snapshot(cycle.index, index).unlink(missing_ok=True)
+        for particle in cycle.particles:
+            self.directory.snapshot(cycle.index, particle.index).unlink(missing_ok=True)
             if not self.keep_particles:
-                self.directory.particle(cycle.index, index).unlink(missing_ok=True)
+                self.directory.particle(cycle.index, particle.index).unlink(missing_ok=True)
         self._announce(cycle)
         self.check_stop()
 
@@ -132,6 +132,21 @@ class RunStore:
     def _published(self, index: int) -> bool:
         metrics = self.directory.metrics
         return metrics.exists() and metrics.read_bytes().count(b"\n") > index
+
+    def breaks(self) -> tuple[Break, ...]:
+        """Trainings that broke, on disk."""
+        path = self.directory.broken
+        return tuple(Break(**one) for one in read_json(path)) if path.exists() else ()
+
+    def keep_break(self, broke: Break) -> None:
+        """Drop what the training left half done, then write that it broke: killed in between, it breaks once more."""
+        snapshot = self.directory.snapshot(broke.cycle, broke.particle)
+        snapshot.unlink(missing_ok=True)
+        if broke.cycle is not None:
+            self.directory.phase(broke.cycle).unlink(missing_ok=True)
+            self.phases.pop(broke.cycle, None)
+            PathWriter(self.directory.trajectory(broke.cycle, broke.particle)).forget()
+        write_json(self.directory.broken, [asdict(one) for one in (*self.breaks(), broke)])
 
     def phase(self, cycle: int) -> Phase | None:
         """The particles of a cycle whose masks change, on disk."""
@@ -226,3 +241,7 @@ class RunProgress:
             if not path.exists():
                 particle.save(path)
             self.store.directory.snapshot(self.cycle, particle.index).unlink(missing_ok=True)
+
+    def broke(self, index: int, error: Diverged) -> None:
+        """Nobody said that the others should go on; the loop does."""
+        raise error
