@@ -14,6 +14,7 @@ from swamp.report.comparison import BEST, Cell, Comparison, Point, Row
 from swamp.report.cost import DENSE, Unit, cost_of, mean_total, total_of, unit_of
 from swamp.report.label import label_runs, show
 from swamp.report.ladder import ladder
+from swamp.report.marks import broken_notes, unknown_notes
 from swamp.report.metric import Metric
 from swamp.report.read import SPLITS, RunRecord, number
 from swamp.report.statistics import Paired, interval, paired
@@ -39,6 +40,7 @@ def compare(
     each, notes = label_runs(runs)
     labels = tuple(dict.fromkeys(each))
     first = _first(baseline, labels)
+    notes = [*notes, *broken_notes(each, runs), *unknown_notes(each, runs, metric, split)]
     points = _points(sorted(zip(each, runs, strict=True), key=lambda pair: pair[0] != first), metric, split)
     dense_label, dense = _dense(points)
     points = _at(points, sparsities)

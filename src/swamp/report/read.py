@@ -1,6 +1,7 @@
 """A run directory, read back: its configuration and its finished cycles."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -55,8 +56,9 @@ def read_run(path: Path | str) -> RunRecord:
 
 
 def number(value: object) -> float | None:
-    """The value as a float; None for anything that is not a number, such as a metric that was not measured."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """The value as a float; None for what is no number: a metric that was not measured, or is NaN or infinite."""
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None
 
 
 def _hint(path: Path) -> str:
