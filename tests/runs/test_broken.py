@@ -1,6 +1,7 @@
 """Runs with particles that broke: stopped and killed in the middle of mending, they end as if they had not been."""
 
 import json
+import os
 import random
 import re
 from dataclasses import replace
@@ -45,21 +46,22 @@ def steps_of(config, path) -> int:
     return 10**6 - counter.left
 
 
-@pytest.mark.parametrize("policy", ["restart", "drop"])
-@pytest.mark.parametrize("backend", ["sequential", "threads"])
-def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(backend, policy, spoil, tmp_path):
+@pytest.mark.parametrize(
+    ("backend", "policy", "stops"), [("sequential", "restart", 3), ("threads", "restart", 1), ("sequential", "drop", 2)]
+)
+def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(backend, policy, stops, spoil, tmp_path):
     spoil(WHO, WHO.at("restart", 1), Seed(0).at("cycle", 0, "particle", 0), epoch=2)
-    config = tiny(backend=backend, path_every=3)
+    config = tiny(backend=backend, path_every=3, snapshot_seconds=0.02)
     config = replace(config, plan=replace(config.plan, broken=policy))
     steps = steps_of(config, tmp_path / "whole")
-    for step in sorted(random.Random(3).sample(range(1, steps), 8)):
+    for step in sorted(random.Random(3).sample(range(1, steps), stops)):
         run, stop = tmp_path / str(step), Event()
         with pytest.raises(Interrupted, match="swamp resume"):
             start(config, run, StopAt(step, stop), stop)
         counter = StopAt(10**6, Event())
         resume(run, counter, Event())
         # Nothing that was finished is trained again, a training that broke among it.
-        assert 10**6 - counter.left <= steps - step + 2 * 10
+        assert 10**6 - counter.left <= steps - step + 2 * 20
         assert_same_outcome(tmp_path / "whole", run)
         assert not list(run.rglob("unfinished*"))
         assert not list(run.rglob("*.part-*"))
@@ -67,10 +69,10 @@ def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(backend, policy, spoi
 
 def test_killed_in_the_middle_of_mending_it_goes_on_bit_for_bit(spoil, tmp_path):
     spoil(WHO, WHO.at("restart", 1), epoch=2)
-    config = tiny()
+    config = tiny(snapshot_seconds=0.02)
     seconds = go(config, tmp_path / "whole")["seconds"]
     run, moments = tmp_path / "run", random.Random(4)
-    for _ in range(6):
+    for _ in range(4):
         kill_after(
             in_child(lambda: go_on(run) if (run / "config.json").exists() else go(config, run)),
             moments.uniform(0.05, seconds * 0.5),
@@ -87,10 +89,7 @@ def test_a_crash_before_any_single_write_or_removal_while_mending_loses_nothing(
     spoil(WHO, epoch=2)
     config = tiny(snapshot_seconds=1e9)
     config = replace(config, plan=replace(config.plan, sparsity=0.5))
-    steps, before, after = [], Path.unlink, None
-    import os
-
-    rename = os.replace
+    steps, before, rename = [], Path.unlink, os.replace
 
     def counted(work):
         def step(*given, **more):
@@ -107,8 +106,7 @@ def test_a_crash_before_any_single_write_or_removal_while_mending_loses_nothing(
     go(config, tmp_path / "whole")
     broke = next(i for i, name in enumerate(steps, 1) if "broken.json" in name)
     total = len(steps)
-    assert after is None
-    for number in range(broke - 6, min(broke + 5, total)):
+    for number in range(broke - 3, min(broke + 2, total)):
         steps.clear()
         stop_at[0] = number
         run = tmp_path / str(number)
@@ -127,7 +125,7 @@ def test_where_masks_change_it_goes_on_to_the_same_bits_too(method, spoil, tmp_p
     config = tiny(plan=replace(plan, dynamic=Dynamic(interval=6, fraction=0.5)))
     steps = steps_of(config, tmp_path / "whole")
     assert json.loads((tmp_path / "whole" / "broken.json").read_text())[0]["again"] == 0.025
-    for step in sorted(random.Random(5).sample(range(1, steps), 5)):
+    for step in sorted(random.Random(5).sample(range(1, steps), 2)):
         run, stop = tmp_path / str(step), Event()
         with pytest.raises(Interrupted, match="swamp resume"):
             start(config, run, StopAt(step, stop), stop)
@@ -146,7 +144,7 @@ def test_a_ticket_and_a_member_of_an_ensemble_keep_what_broke(spoil, tmp_path):
     assert [[(b["cycle"], b["particle"]) for b in c["broken"]] for c in whole["cycles"]] == [[(None, 1)], [(1, 1)], []]
     stop = Event()
     with pytest.raises(Interrupted):
-        start(config, tmp_path / "run", StopAt(steps_of(config, tmp_path / "again") - 5, stop), stop)
+        start(config, tmp_path / "run", StopAt(150, stop), stop)
     go_on(tmp_path / "run")
     assert_same_outcome(tmp_path / "whole", tmp_path / "run")
 
@@ -179,8 +177,10 @@ def test_a_broken_particle_that_was_left_out_is_nowhere_on_disk_and_analyses_do_
         "particle-2.safetensors",
     ]
     assert all(bool(v.isfinite().all()) for v in load_tensors(run / "cycle-01" / "mean.safetensors")[0].values())
-    assert main(["analyze", str(run), "--quick", "--only", "curvature"]) in (0, None)
-    assert (run / "analysis").exists()
+    given = "--only curvature connectivity predictions --corners 2 --examples 60 --curvature-examples 20 --points 3"
+    main(["analyze", str(run), *given.split(), "--quiet"])
+    assert list((run / "analysis").rglob("curvature/cycle-01/particle-2*"))
+    assert not list((run / "analysis").rglob("curvature/cycle-01/particle-1*"))
 
 
 def test_compare_says_who_broke_and_what_became_of_it(spoil, tmp_path, capsys):
@@ -191,7 +191,7 @@ def test_compare_says_who_broke_and_what_became_of_it(spoil, tmp_path, capsys):
         "swamp (2): 2 trainings broke (loss or weights not finite): seed 0, the ticket at learning rate 0.05, trained "
         "again with 0.025, seed 0, cycle 1, particle 1 at learning rate 0.05, trained again with 0.025."
     )
-    main(["compare", str(tmp_path / "run")])
+    main(["compare", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
     assert "2 trainings broke" in re.sub(r"\s+", " ", capsys.readouterr().out)
 
 

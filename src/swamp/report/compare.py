@@ -16,7 +16,7 @@ from swamp.report.label import label_runs, show
 from swamp.report.ladder import ladder
 from swamp.report.marks import broken_notes, unknown_notes
 from swamp.report.metric import Metric
-from swamp.report.read import SPLITS, RunRecord, number
+from swamp.report.read import SPLITS, RunRecord, measured, number
 from swamp.report.statistics import Paired, interval, paired
 
 
@@ -88,8 +88,8 @@ def metric_of(runs: Sequence[RunRecord], metric: str, split: str) -> str:
             raise SwampError(f"runs of different {key}s cannot share a table: {found}. Compare one {key} at a time.")
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    measured = (name for run in runs for cycle in run.cycles for name, _ in _measured(cycle, (split,)))
-    known = [name.partition(".")[2] for name in dict.fromkeys(measured)]
+    there = (name for run in runs for cycle in run.cycles for name, _ in _measured(cycle, (split,)))
+    known = [name.partition(".")[2] for name in dict.fromkeys(there)]
     if not known:
         raise SwampError(f"none of the runs measured the {split} split; choose one of {', '.join(SPLITS)}.")
     if metric and metric not in known:
@@ -100,9 +100,9 @@ def metric_of(runs: Sequence[RunRecord], metric: str, split: str) -> str:
 def _measured(holder: Mapping[str, Any], splits: Iterable[str] = SPLITS) -> Iterator[tuple[str, float]]:
     for split in splits:
         metrics: Mapping[str, object] = holder.get(split) or {}
-        for name, value in metrics.items():
-            if (measured := number(value)) is not None:
-                yield f"{split}.{name}", measured
+        for name in metrics:
+            if (value := measured(metrics, name)) is not None:
+                yield f"{split}.{name}", value
 
 
 def _points(runs: Sequence[tuple[str, RunRecord]], metric: str, split: str) -> list[Point]:

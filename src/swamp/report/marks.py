@@ -1,39 +1,47 @@
 """What a comparison must say of its runs: particles that broke, and metrics that were no numbers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from swamp.errors import shortened
-from swamp.report.read import RunRecord, number
+from swamp.report.read import RunRecord, measured
+
+Said = Callable[[Mapping[str, Any]], Iterator[str]]
+"""What is to be said of a cycle."""
 
 
 def broken_notes(labels: Sequence[str], runs: Sequence[RunRecord]) -> list[str]:
     """For each label the trainings that broke: who, at which learning rate, and what became of it."""
-    found = _by_label(labels, runs, lambda cycle: (_break(one) for one in cycle.get("broken") or ()))
+
+    def broken(cycle: Mapping[str, Any]) -> Iterator[str]:
+        return map(_break, cycle.get("broken") or ())
+
     return [
         f"{label}: {_times(len(said), 'training')} broke (loss or weights not finite): {shortened(said)}."
-        for label, said in found.items()
+        for label, said in _by_label(labels, runs, broken).items()
     ]
 
 
 def unknown_notes(labels: Sequence[str], runs: Sequence[RunRecord], metric: str, split: str) -> list[str]:
-    """For each label the cycles whose metric was measured and is no number: they are in no mean."""
+    """For each label the cycles whose metric was measured and is no number, as then no mean over seeds is."""
 
     def said(cycle: Mapping[str, Any]) -> Iterator[str]:
         holders = {"": cycle, **{f", particle {i}": one for i, one in enumerate(cycle["particles"])}}
         for who, holder in holders.items():
             metrics: Mapping[str, object] = holder.get(split) or {}
-            if metric in metrics and number(metrics[metric]) is None:
+            value = measured(metrics, metric)
+            if value is not None and not math.isfinite(value):
                 yield f"cycle {cycle['cycle']}{who}"
 
     return [
-        f"{label}: {split} {metric} was NaN or infinite {_times(len(where), 'time')} and is in no mean: "
+        f"{label}: {split} {metric} was NaN or infinite {_times(len(where), 'time')}, and so is a mean with it: "
         f"{shortened(where)}."
         for label, where in _by_label(labels, runs, said).items()
     ]
 
 
-def _by_label(labels: Sequence[str], runs: Sequence[RunRecord], said: Any) -> dict[str, list[str]]:
+def _by_label(labels: Sequence[str], runs: Sequence[RunRecord], said: Said) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for label, run in zip(labels, runs, strict=True):
         for cycle in run.cycles:

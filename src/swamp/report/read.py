@@ -56,9 +56,13 @@ def read_run(path: Path | str) -> RunRecord:
 
 
 def number(value: object) -> float | None:
-    """The value as a float; None for what is no number: a metric that was not measured, or is NaN or infinite."""
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if usable else None
+    """The value as a float; None for anything that is not a number, such as a metric that was not measured."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def measured(metrics: Mapping[str, object], name: str) -> float | None:
+    """A metric; None where it was not measured, NaN where it was and is no number, which JSON holds as null."""
+    return math.nan if name in metrics and metrics[name] is None else number(metrics.get(name))
 
 
 def _hint(path: Path) -> str:
