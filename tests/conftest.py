@@ -5,6 +5,8 @@ from torch import nn
 
 from swamp.training import Seed, Task, TensorData, isolated
 
+from . import poison
+
 # One thread: other numbers of threads round differently, and tests run beside each other.
 torch.set_num_threads(1)
 
@@ -36,3 +38,13 @@ def mlp() -> nn.Module:
 def normed() -> nn.Module:
     with isolated(Seed(7).at("init")):
         return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 3))
+
+
+@pytest.fixture
+def poisoned():
+    return poison.poisoned
+
+
+@pytest.fixture
+def loses_its_gradient():
+    return poison.loses_its_gradient

@@ -23,6 +23,11 @@ class Diverged(SwampError):  # noqa: N818
 
     exit_code = 3
 
+    def __init__(self, message: str, steps: int = 0) -> None:
+        """`steps` is the step of its training at which it was seen."""
+        super().__init__(message)
+        self.steps = steps
+
 
 class Busy(SwampError):  # noqa: N818
     """A run that another process is writing."""

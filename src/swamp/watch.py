@@ -92,11 +92,12 @@ def last_line(text: str) -> str:
 
 def reached(done: dict[str, Any]) -> str:
     """The accuracy of a summary, or the first metric where none is measured."""
-    test: dict[str, float] = done["test"]
-    if "accuracy" in test:
-        return f"accuracy {100 * test['accuracy']:.2f} %"
-    name, value = next(iter(test.items()))
-    return f"{name} {value:.4f}"
+    test: dict[str, float | None] = done["test"]
+    name = "accuracy" if "accuracy" in test else next(iter(test))
+    value = test[name]
+    if value is None:
+        return f"{name} not finite"
+    return f"accuracy {100 * value:.2f} %" if name == "accuracy" else f"{name} {value:.4f}"
 
 
 def _duration(seconds: float) -> str:

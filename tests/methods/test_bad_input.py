@@ -93,7 +93,7 @@ def test_several_alphas_and_cycles_may_be_given_where_they_agree():
 def test_a_training_that_diverges_names_particle_and_cycle_and_keeps_the_cycles_before(mlp, task):
     wild = Training(epochs=4, batch_size=16, lr=0.1, tail=0, swa=False, schedule="constant")
     generator = swamp.cycles(
-        mlp, Exploding.after(task, steps=60), swamp.Plan(method="imp", sparsity=0.8, alpha=(0.5,)), wild
+        mlp, Exploding.after(task, steps=60), swamp.Plan(method="imp", sparsity=0.8, alpha=(0.5,), broken="stop"), wild
     )
     assert [next(generator).index, next(generator).index] == [0, 1]
     with pytest.raises(swamp.Diverged, match=r"cycle 2, particle 0: .*nan.*What was finished before is kept"):
@@ -102,7 +102,7 @@ def test_a_training_that_diverges_names_particle_and_cycle_and_keeps_the_cycles_
 
 def test_a_ticket_that_diverges_is_named(mlp, task):
     with pytest.raises(swamp.Diverged, match=r"the ticket, particle 0: .*nan"):
-        list(swamp.cycles(mlp, Exploding.after(task, steps=3), swamp.Plan(), TRAINING))
+        list(swamp.cycles(mlp, Exploding.after(task, steps=3), swamp.Plan(broken="stop"), TRAINING))
 
 
 class Exploding:

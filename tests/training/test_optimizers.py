@@ -33,3 +33,21 @@ def test_names_that_do_not_exist_are_refused_with_the_nearest_ones():
 def test_an_optimizer_of_other_options_is_refused_with_the_way_out():
     with pytest.raises(SwampError, match=r"Rprop cannot be built .* pass optimizer=lambda"):
         built(optimizer="Rprop")
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_sixteen_bits_move_on_cpu_as_torch_moves_them_one_by_one(name, dtype):
+    """torch's fused kernels left whole vectors of them as they were, and nobody was told."""
+    weights = [nn.Parameter(torch.ones(100, dtype=dtype)) for _ in range(2)]
+    plain = torch.optim.SGD if name == "sgd" else torch.optim.AdamW
+    more = {"momentum": 0.9} if name == "sgd" else {}
+    training = Training(optimizer=name, lr=0.1, weight_decay=0.0)
+    ours = build_optimizer(weights[:1], training)
+    theirs = plain(weights[1:], lr=0.1, weight_decay=0.0, fused=False, **more)
+    for step in range(3):
+        for weight, optimizer in zip(weights, (ours, theirs), strict=True):
+            weight.grad = torch.full_like(weight, 0.5 + step)
+            optimizer.step()
+    assert torch.equal(weights[0], weights[1])
+    assert not (weights[0] == 1).any()

@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 
 from swamp.errors import Interrupted
+from swamp.runs.directory import finite
 
 T = TypeVar("T")
 Out = Console()
@@ -71,8 +72,8 @@ def warnings_to(console: Console) -> Generator[None]:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One JSON object as one line of standard output."""
-    sys.stdout.write(json.dumps(value) + "\n")
+    """One JSON object as one line of standard output; numbers that are not finite become null."""
+    sys.stdout.write(json.dumps(finite(value), allow_nan=False) + "\n")
     sys.stdout.flush()
 
 

@@ -13,7 +13,6 @@ from swamp.diagnose.hessian import Hessian
 from swamp.diagnose.hutchinson import Trace, hutchinson, signs
 from swamp.diagnose.lanczos import Density, Eigenvalue, density, lanczos, top
 from swamp.diagnose.subject import Subject
-from swamp.runs import read_record
 from swamp.sparsity import Mask
 from swamp.training import Seed, State, Task
 
@@ -66,8 +65,7 @@ def curvature(subject: Subject, settings: Settings) -> Iterator[Unit]:
     """
     for cycle in range(subject.cycles):
         yield Unit(f"curvature/cycle-{cycle:02d}/mean", partial(_of_mean, subject, settings, cycle))
-        count = len(read_record(subject.directory, cycle)["particles"])
-        for number in range(min(count, settings.corners) if cycle in spread(subject.cycles) else 0):
+        for number in subject.numbers(cycle)[: settings.corners] if cycle in spread(subject.cycles) else ():
             path = subject.directory.particle(cycle, number)
             if path.exists():
                 work = partial(_of_particle, subject, settings, cycle, number)

@@ -106,7 +106,7 @@ def paths(subject: Subject, settings: Settings) -> Iterator[Unit]:
 def _paths(subject: Subject, settings: Settings, values: Points, index: int) -> dict[str, Any]:
     cycle = subject.cycle(index)
     heading = {"cycle": index, "sparsity": cycle.sparsity}
-    files = [subject.directory.trajectory(index, number) for number in range(len(cycle.particles))]
+    files = [subject.directory.trajectory(index, number) for number in subject.numbers(index)]
     taken = [_thinned(read_path(file, subject.directory), MOST_POINTS) for file in files]
     if not all(taken):
         return {

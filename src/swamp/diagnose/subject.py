@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from swamp.errors import Damaged, SwampError
-from swamp.methods import Cycle
+from swamp.methods import Cycle, particle_index
 from swamp.particles import Particle, Ticket
 from swamp.runs import (
     RunConfig,
@@ -61,9 +61,14 @@ class Subject:
         """A finished cycle: its record, mask and weights."""
         return read_cycle(self.directory, index)
 
+    def numbers(self, index: int) -> list[int]:
+        """The numbers of a cycle's particles: those that broke and were left out are not among them."""
+        records = read_record(self.directory, index)["particles"]
+        return [particle_index(record, place) for place, record in enumerate(records)]
+
     def particles(self, index: int) -> list[Particle]:
         """The particles of a cycle, all of them or none: a run with --keep means has deleted its own."""
-        return [self.particle(index, number) for number in range(self._particles(index))]
+        return [self.particle(index, number) for number in self._particles(index)]
 
     def particle(self, index: int, number: int) -> Particle:
         """One of them."""
@@ -82,12 +87,12 @@ class Subject:
 
     def with_particles(self, least: int = 2) -> Iterator[int]:
         """The cycles that have at least so many particles on disk."""
-        return (index for index in range(self.cycles) if self._particles(index) >= least)
+        return (index for index in range(self.cycles) if len(self._particles(index)) >= least)
 
-    def _particles(self, index: int) -> int:
-        """How many are on disk; none where one of them is not."""
-        count = len(read_record(self.directory, index)["particles"])
-        return count if all(self.directory.particle(index, number).exists() for number in range(count)) else 0
+    def _particles(self, index: int) -> list[int]:
+        """The numbers of those on disk; none where one of them is not."""
+        numbers = self.numbers(index)
+        return numbers if all(self.directory.particle(index, number).exists() for number in numbers) else []
 
     @cached_property
     def ticket(self) -> Ticket | None:

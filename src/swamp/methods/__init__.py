@@ -1,6 +1,6 @@
 """The cycle loop, and the methods that are settings of it."""
 
-from swamp.methods.cycle import Cost, Cycle, Measured, ParticleRecord
+from swamp.methods.cycle import Break, Cost, Cycle, Measured, ParticleRecord, particle_index
 from swamp.methods.cycles import cycles, train_on
 from swamp.methods.ensemble import ensemble, ensemble_predict, member_seed
 from swamp.methods.method import Method
@@ -14,6 +14,7 @@ from swamp.methods.trainer import backend_of
 __all__ = [
     "METHODS",
     "Barrier",
+    "Break",
     "Cost",
     "Cycle",
     "Measured",
@@ -31,6 +32,7 @@ __all__ = [
     "ensemble_predict",
     "member_seed",
     "method_named",
+    "particle_index",
     "prune",
     "retrain",
     "train_on",

@@ -8,7 +8,7 @@ from torch import nn
 from swamp.methods.measure import Measure
 from swamp.methods.method import Method
 from swamp.methods.plan import Plan
-from swamp.particles import Particle, mean_of
+from swamp.particles import Particle, mean_of, require_unbroken
 from swamp.sparsity import Mask
 from swamp.training import State, mean, within_budget
 
@@ -41,6 +41,7 @@ def chosen(trained: Trained, plan: Plan, measure: Measure) -> tuple[Mask, State,
 
 def combined(particles: Sequence[Particle], method: Method, measure: Measure) -> tuple[State, bool]:
     """The weights that stand for particles, and whether they are an average."""
+    require_unbroken(particles)
     if method.combine == "mean" or len(particles) == 1:
         # Particles with masks of their own cannot have one in common; those of one mask must.
         average = mean(p.weights for p in particles) if method.own_masks else mean_of(particles)

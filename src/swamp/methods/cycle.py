@@ -1,8 +1,8 @@
 """Cycle: the record of one train-average-evaluate round, and the sparse model it made."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from math import nan
 from typing import Any
 
 from swamp.methods.stability import Barrier
@@ -34,6 +34,30 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Break:
+    """A training that broke: its loss or weights were not finite any more."""
+
+    cycle: int | None
+    """None: the ticket's."""
+    particle: int
+    lr: float
+    """The learning rate at which it did."""
+    steps: int
+    """Steps it had taken, as far as is known: losses are read once an epoch."""
+    why: str
+    again: float | None
+    """The learning rate with which it was trained anew; None: it was left out of the mean."""
+
+    @property
+    def sentence(self) -> str:
+        """What became of whom."""
+        where = "The ticket" if self.cycle is None else f"Cycle {self.cycle}, particle {self.particle}"
+        if self.again is None:
+            return f"{where}, broke: {self.why} It is left out of the mean."
+        return f"{where}, broke: {self.why} It is trained again with learning rate {self.again:g}."
+
+
+@dataclass(frozen=True)
 class Measured:
     """Metrics on each split; `validation` is None where nothing was held out."""
 
@@ -51,10 +75,18 @@ class ParticleRecord:
     seconds: float
     loss: float
     """Mean training loss of its last epoch."""
+    index: int = 0
+    """Which particle of its cycle: not its place where another one was left out."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {**asdict(self.measured), "steps": self.steps, "seconds": self.seconds, "loss": self.loss}
+        own = {"index": self.index, "steps": self.steps, "seconds": self.seconds, "loss": self.loss}
+        return {**asdict(self.measured), **own}
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any], place: int) -> "ParticleRecord":
+        """The record that `to_json` described, at this place among those of its cycle."""
+        return cls(_measured(line), line["steps"], line["seconds"], _number(line["loss"]), particle_index(line, place))
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +111,8 @@ class Cycle:
     warnings: tuple[str, ...] = ()
     heads: Mapping[str, list[float]] = field(default_factory=dict[str, list[float]])
     """Density of each attention head, by attention module: see sparsity/heads.py."""
+    broken: tuple[Break, ...] = ()
+    """Trainings of it that broke and were made good, or left out; the first cycle has the ticket's too."""
 
     @property
     def sparsity(self) -> float:
@@ -105,6 +139,7 @@ class Cycle:
             **asdict(self.cost),
             "total": asdict(self.total),
             "warnings": list(self.warnings),
+            "broken": [asdict(one) for one in self.broken],
         }
 
     @classmethod
@@ -116,21 +151,38 @@ class Cycle:
             weights,
             line["density"]["all"],
             _measured(line),
-            tuple(ParticleRecord(_measured(p), p["steps"], p["seconds"], p["loss"]) for p in line["particles"]),
-            Barrier(**line["barrier"]) if line["barrier"] else None,
-            line.get("stale"),
+            tuple(ParticleRecord.from_json(p, place) for place, p in enumerate(line["particles"])),
+            Barrier(*(_number(line["barrier"][name]) for name in ("pair", "mean"))) if line["barrier"] else None,
+            _numbers(line.get("stale")),
             _cost(line),
             _cost(line["total"]),
             tuple(line["warnings"]),
             line["density"].get("heads", {}),
+            tuple(Break(**one) for one in line.get("broken", ())),
         )
 
 
 def _cost(fields: Mapping[str, Any]) -> Cost:
     # The first records had no operations.
     operations = fields.get("operations")
-    return Cost(fields["steps"], fields["samples"], nan if operations is None else operations, fields["seconds"])
+    return Cost(fields["steps"], fields["samples"], _number(operations), fields["seconds"])
 
 
-def _measured(fields: dict[str, Any]) -> Measured:
-    return Measured(fields["train"], fields["validation"], fields["test"])
+def particle_index(line: Mapping[str, Any], place: int) -> int:
+    """Which particle of its cycle a record of one is about, at this place among them."""
+    # Records from before particles could be left out do not say.
+    return line.get("index", place)
+
+
+def _measured(fields: Mapping[str, Any]) -> Measured:
+    train, test = (_numbers(fields[split]) or {} for split in ("train", "test"))
+    return Measured(train, _numbers(fields["validation"]), test)
+
+
+def _numbers(metrics: Mapping[str, float | None] | None) -> Metrics | None:
+    return None if metrics is None else {name: _number(value) for name, value in metrics.items()}
+
+
+def _number(value: float | None) -> float:
+    # JSON knows no NaN: what was not finite was written as null.
+    return math.nan if value is None else value

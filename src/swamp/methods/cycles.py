@@ -11,10 +11,11 @@ from torch import nn
 from swamp.errors import Diverged, SwampError
 from swamp.methods.combine import Trained, chosen
 from swamp.methods.cycle import Cost, Cycle
-from swamp.methods.dynamic import Changing
+from swamp.methods.dynamic import Changing, StartOver
 from swamp.methods.judge import judge
 from swamp.methods.masks import Masks
 from swamp.methods.measure import Measure
+from swamp.methods.mending import Mending
 from swamp.methods.plan import Plan
 from swamp.methods.pools import pooled
 from swamp.methods.store import NoStore, Store
@@ -28,6 +29,8 @@ from swamp.training import (
     Training,
     arrange,
     norm_change,
+    require_finite_given,
+    require_finite_start,
     retraining,
 )
 
@@ -45,7 +48,8 @@ def cycles(
 
     backend: what trains the particles, or its name (default: chosen by timing those there are on the task itself).
     store: where finished steps are kept; what it holds already is not computed again.
-    Raises SwampError before any training where the plan cannot be, Diverged where a training blows up.
+    Raises SwampError before any training where the plan cannot be, or weights or data are not finite; Diverged where a
+    training blows up and `plan.broken` has no way to go on.
     """
     method, kept = plan.setting, store or NoStore()
     backend = trainer(model, task, plan, training, backend, kept)
@@ -79,6 +83,9 @@ def train_on(
         )
     kept = store or NoStore()
     loop = _Loop(model, task, plan, training, trainer(model, task, plan, training, backend, kept), kept)
+    require_finite_given(
+        {n: ticket.weights[n] for n, _ in model.named_parameters() if n in ticket.weights}, "the ticket's weights"
+    )
     for index, mask in masks.items():
         mask.overlap(loop.dense)  # refuses masks of different models
         if not 0 <= index < len(loop.schedule):
@@ -116,9 +123,10 @@ class _Loop:
             )
         check_structure(plan.structure, self.dense, last, plan.floor)
         self.model, self.plan = copy.deepcopy(model), plan
-        self.backend, self.store = backend, store
+        self.mending, self.store = Mending(plan, backend, store), store
         arrange(self.model, narrow=False)
         self.task = task.to(next(model.parameters()).device)
+        require_finite_start(self.model, self.task)
         self.measure = Measure(model, self.task, plan.evaluation_examples)
         self.operations = Operations.of(model, self.task)
         self.initial = Ticket(model.state_dict(), 0)
@@ -172,13 +180,13 @@ class _Loop:
             return stored
         ticket = self.initial
         if self.ticket_steps:
-            seeds, progress = [(0, self.seed.at("ticket"))], self.store.progress(None, 1)
+            seeds = [(0, self.seed.at("ticket"))]
             try:
-                (trained,) = self.backend.train(
-                    ticket, self.dense, self.ticket_training, seeds, last=self.ticket_steps, progress=progress
+                (trained,) = self.mending.train(
+                    None, 1, ticket, self.dense, self.ticket_training, seeds, last=self.ticket_steps
                 )
             except Diverged as error:
-                raise Diverged(f"the ticket, {error}") from error
+                raise Diverged(f"the ticket, {error}", error.steps) from error
             ticket = Ticket(trained.weights, self.ticket_steps)
         self.store.keep_ticket(ticket)
         return ticket
@@ -227,6 +235,7 @@ class _Loop:
         trained = self.changing(index, setting) if changing else self.particles(index, setting)
         particles, masks = trained.particles, trained.masks
         mask, weights, averaged = chosen(trained, self.plan, self.measure)
+        broken = (*(self.mending.of(None) if index == 0 and not self.method.alone else ()), *self.mending.of(index))
         notes = [*setting.notes, *filter(None, [emptied(setting.mask, mask) if changing else None])]
         points = self.plan.barrier_points if self.method.combine == "mean" else 0
         judged = judge(self.model, self.measure, particles, masks, weights, averaged, mask, points)
@@ -237,9 +246,10 @@ class _Loop:
         self.model.load_state_dict(dict(judged.model.state))
         steps, operations = trained.steps, trained.operations + setting.scoring
         if index == 0 and not self.method.alone:
-            steps += self.ticket_steps
+            ticket_steps = self.ticket_steps + sum(one.steps for one in self.mending.of(None))
+            steps += ticket_steps
             dense = self.operations.training_step(self.dense, self.ticket_training)
-            operations += self.ticket_steps * self.batch * dense
+            operations += ticket_steps * self.batch * dense
         cost = Cost(steps, steps * self.batch, operations, time.perf_counter() - began + trained.earlier)
         cycle = Cycle(
             index,
@@ -254,6 +264,7 @@ class _Loop:
             setting.before + cost,
             tuple(notes),
             head_densities(self.model, mask),
+            broken,
         )
         self.store.keep_cycle(cycle)
         return cycle
@@ -271,25 +282,26 @@ class _Loop:
                 )
         seeds = [(i, self.seed.at("cycle", index, "particle", i)) for i in range(count) if i not in found]
         try:
-            trained = self.backend.train(
-                start, mask, setting.training, seeds, first=setting.first, progress=self.store.progress(index, count)
-            )
+            trained = self.mending.train(index, count, start, mask, setting.training, seeds, first=setting.first)
         except Diverged as error:
-            raise Diverged(f"cycle {index}, {error} What was finished before is kept.") from error
+            raise Diverged(f"cycle {index}, {error} What was finished before is kept.", error.steps) from error
         earlier = sum(particle.seconds for particle in found.values())
         found.update((particle.index, particle) for particle in trained)
-        particles = [found[i] for i in range(count)]
+        particles = [found[i] for i in sorted(found)]
         a_step = self.batch * self.operations.training_step(mask, setting.training)
-        steps = sum(particle.steps for particle in particles)
-        return Trained(particles, (mask,) * count, steps, steps * a_step, earlier)
+        # What was trained in vain was paid for all the same.
+        steps = sum(one.steps for one in (*particles, *self.mending.of(index)))
+        return Trained(particles, (mask,) * len(particles), steps, steps * a_step, earlier)
 
     def changing(self, index: int, setting: _Setting) -> Trained:
         """Particles whose masks change while they train."""
-        changing = Changing(
-            self.model, self.task, self.plan, setting.training, self.operations, self.backend, self.store
-        )
-        kept = self.schedule.kept(index, self.dense.prunable)
+        kept, count = self.schedule.kept(index, self.dense.prunable), self.schedule.particles[index]
+        parts = self.model, self.task, self.plan, setting.training, self.operations, self.mending
         try:
-            return changing.run(index, setting.start, setting.mask, kept, self.schedule.particles[index])
+            while True:
+                try:
+                    return Changing(*parts).run(index, setting.start, setting.mask, kept, count)
+                except StartOver:
+                    continue
         except Diverged as error:
-            raise Diverged(f"cycle {index}, {error} What was finished before is kept.") from error
+            raise Diverged(f"cycle {index}, {error} What was finished before is kept.", error.steps) from error

@@ -2,17 +2,18 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from swamp.errors import Interrupted
+from swamp.errors import Diverged, Interrupted
 from swamp.methods.combine import Trained
+from swamp.methods.mending import Mending, again, gentler
 from swamp.methods.plan import Plan
-from swamp.methods.store import Phase, Store
-from swamp.particles import Backend, Particle, Progress, Ticket
+from swamp.methods.store import Phase
+from swamp.particles import Particle, Progress, Ticket
 from swamp.sparsity import Mask, shrink
 from swamp.training import (
     Operations,
@@ -31,6 +32,10 @@ from swamp.training import (
 )
 
 
+class StartOver(Exception):  # noqa: N818
+    """A particle broke, and the cycle is to be trained anew: its weights had a share in the masks of all."""
+
+
 class Changing:
     """One cycle of a method whose masks change: fixed-mask trainings, by any backend, between one change and the next.
 
@@ -45,10 +50,10 @@ class Changing:
         plan: Plan,
         training: Training,
         operations: Operations,
-        backend: Backend,
-        store: Store,
+        mending: Mending,
     ) -> None:
-        self.model, self.task, self.plan, self.backend, self.store = copy.deepcopy(model), task, plan, backend, store
+        self.model, self.task, self.plan, self.mending = copy.deepcopy(model), task, plan, mending
+        self.backend, self.store = mending.backend, mending.store
         arrange(self.model, narrow=training.precision == "bfloat16")
         self.method, self.training, self.operations = plan.setting, training, operations
         self.batch = min(training.batch_size, len(task.train))
@@ -62,9 +67,15 @@ class Changing:
         self.tail_ends = tuple(step for step in ends if training.samples_at(step, self.per_epoch))
 
     def run(self, index: int, start: Ticket, mask: Mask, kept: int, count: int) -> Trained:
-        """Train `count` particles of cycle `index` from `mask`, to `kept` weights where masks shrink."""
+        """Train `count` particles of cycle `index` from `mask`, to `kept` weights where masks shrink.
+
+        Raises StartOver where one breaks and the plan has a way to go on: called again, it is gone.
+        """
+        times = self.mending.times(index)
+        self.members, self.training = self.mending.whole(index, count), gentler(self.training, times)
+        self.index, count = index, len(self.members)
         # Particles have the seeds that those of other methods have.
-        self.seed = Seed(self.plan.seed).at("cycle", index)
+        self.seed = again(Seed(self.plan.seed).at("cycle", index), times)
         phase = self.store.phase(index) or Phase(0, (mask,), (), {}, 0, 0.0, 0.0)
         earlier = phase.seconds
         self.count, self.split = count, round(self.plan.ticket_epochs * self.per_epoch) if count > 1 else 0
@@ -92,23 +103,35 @@ class Changing:
         particles = [replace(particle, seconds=seconds) for particle in particles]
         for particle in particles:
             self.store.progress(index, count).finished(particle)
+        # What was trained in vain was paid for all the same.
+        lost = sum(broke.steps for broke in self.mending.of(index))
         masks = phase.masks * count if len(phase.masks) == 1 else phase.masks
         samples = self._mean(phase).mean() if self.sampled else None
-        steps = self.split + count * (self.total - self.split)
-        return Trained(particles, masks, steps, phase.operations, earlier, samples)
+        steps = self.split + count * (self.total - self.split) + lost
+        operations = phase.operations + lost * self.batch * self.operations.training_step(mask, self.training)
+        return Trained(particles, masks, steps, operations, earlier, samples)
 
     def advance(
         self, index: int, start: Ticket, training: Training, phase: Phase, count: int, until: int
     ) -> tuple[list[Particle], tuple[Snapshot, ...]]:
         """Train to step `until` on masks that stay."""
-        seeds = [(i, self._seed(i, count)) for i in range(count)]
+        # While they are still one, the first stands for all.
+        numbers = self.members[:count]
+        seeds = [(i, self._seed(i, count)) for i in numbers]
         shared = len(phase.masks) == 1
         groups = [(phase.masks[0], seeds)] if shared else [(phase.masks[i], [seeds[i]]) for i in range(count)]
-        relay = _Relay(self.store.progress(index, count, keep=False), phase.snapshots, until, self.total)
+        kept = dict(zip(numbers, phase.snapshots, strict=False))
+        relay = _Relay(self.store.progress(index, count, keep=False), kept, until, self.total, self.broke)
         particles: list[Particle] = []
         for mask, members in groups:
             particles += self.backend.train(start, mask, training, members, first=0, last=until, progress=relay)
-        return particles, tuple(relay.taken[i] for i in range(count))
+        return particles, tuple(relay.taken[i] for i in numbers)
+
+    def broke(self, number: int, error: Diverged) -> None:
+        """Raise StartOver where the cycle is to be trained anew, else `error`."""
+        count = len(self.members) if error.steps > self.split else 1
+        self.mending.broke(self.index, number, count, self.training.lr, 0, error)
+        raise StartOver
 
     def after(
         self,
@@ -144,10 +167,10 @@ class Changing:
     ) -> tuple[Mask, ...]:
         """The masks after the change that follows `step`."""
         if len(masks) == 1:
-            return (self._one_changed(masks[0], first, snapshots, range(len(snapshots)), step, kept),)
+            return (self._one_changed(masks[0], first, snapshots, self.members[: len(snapshots)], step, kept),)
         return tuple(
-            self._one_changed(mask, first, [snapshot], [i], step, kept)
-            for i, (mask, snapshot) in enumerate(zip(masks, snapshots, strict=True))
+            self._one_changed(mask, first, [snapshot], [number], step, kept)
+            for number, mask, snapshot in zip(self.members, masks, snapshots, strict=True)
         )
 
     def _one_changed(
@@ -181,7 +204,10 @@ class Changing:
         for i, snapshot in zip(indices, snapshots, strict=True):
             self.model.load_state_dict(dict(snapshot.weights))
             seed = self._seed(i, self.count if step > self.split else len(snapshots))
-            found.append(dense_gradients(self.model, self.task, self.training, seed, step))
+            gradients = dense_gradients(self.model, self.task, self.training, seed, step)
+            if not all(bool(gradient.isfinite().all()) for gradient in gradients.values()):
+                self.broke(i, Diverged(f"particle {i}: the gradients that grow weights broke at step {step}.", step))
+            found.append(gradients)
         return mean(found)
 
     def _seed(self, index: int, several: int) -> Seed:
@@ -203,8 +229,15 @@ class Changing:
 class _Relay:
     """Progress of one part of a training: hands each particle its snapshot, and takes the one at the end."""
 
-    def __init__(self, progress: Progress, snapshots: Sequence[Snapshot], until: int, total: int) -> None:
-        self.progress, self.snapshots = progress, snapshots
+    def __init__(
+        self,
+        progress: Progress,
+        snapshots: Mapping[int, Snapshot],
+        until: int,
+        total: int,
+        broke: Callable[[int, Diverged], None],
+    ) -> None:
+        self.progress, self.snapshots, self.tell = progress, snapshots, broke
         self.until, self.total = until, total
         self.taken: dict[int, Snapshot] = {}
 
@@ -215,9 +248,13 @@ class _Relay:
             self.taken[index] = snapshot()
         self.progress.stepped(index, step, self.total, snapshot)
 
+    def broke(self, index: int, error: Diverged) -> None:
+        """Pass it on."""
+        self.tell(index, error)
+
     def unfinished(self, index: int) -> Snapshot | None:
         """Where the part before ended."""
-        return self.snapshots[index] if self.snapshots else None
+        return self.snapshots.get(index)
 
     def finished(self, particle: Particle) -> None:
         """Nothing yet: the training goes on."""

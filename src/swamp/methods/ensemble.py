@@ -69,13 +69,17 @@ def _joined(members: tuple[Cycle, ...], model: nn.Module, task: Task, examples: 
         first.weights,
         first.density_of_all,
         Measured(measured(task.train, examples), validation, measured(task.test)),
-        tuple(ParticleRecord(m.measured, m.cost.steps, m.cost.seconds, m.particles[0].loss) for m in members),
+        tuple(
+            ParticleRecord(m.measured, m.cost.steps, m.cost.seconds, m.particles[0].loss, number)
+            for number, m in enumerate(members)
+        ),
         None,
         None,
         sum((m.cost for m in members), Cost()),
         sum((m.total for m in members), Cost()),
         tuple(warning for m in members for warning in m.warnings),
         first.heads,
+        tuple(replace(broke, particle=number) for number, m in enumerate(members) for broke in m.broken),
     )
 
 

@@ -68,7 +68,7 @@ def judge(
     ends = errors[: len(particles)] if again else [one.error for one in of_particles]
     height = barrier(ends, of_chosen.error, errors[len(particles) :] if again else errors) if wanted else None
     records = [
-        ParticleRecord(one.measured, particle.steps, particle.seconds, particle.losses[-1])
+        ParticleRecord(one.measured, particle.steps, particle.seconds, particle.losses[-1], particle.index)
         for one, particle in zip(of_particles, particles, strict=True)
     ]
     return Judgement(tuple(records), of_chosen, stale, height)

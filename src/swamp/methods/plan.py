@@ -18,6 +18,8 @@ from swamp.sparsity import (
 )
 from swamp.training import Dynamic, Retraining
 
+Broken = Literal["stop", "restart", "drop"]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -61,6 +63,9 @@ class Plan:
     retrain_epochs: int = 0
     """Epochs for which pruned weights train on (0: as many as the dense network trained)."""
     dynamic: Dynamic = field(default_factory=Dynamic)
+    broken: Broken = "restart"
+    """A particle whose loss or weights are not finite: stop ends the run; restart trains it again from the ticket with
+    half the learning rate, up to three times; drop leaves it out of the mean. The record says so in any case."""
     barrier_points: int = 9
     """Points between two particles at which the error barrier is measured each cycle (0: not measured)."""
     barrier_threshold: float = 0.02
@@ -77,6 +82,8 @@ class Plan:
                 f"{self.method} rewinds its weights, and trains them as before: retrain and retrain_epochs are of "
                 "methods whose pruned weights train on, such as lrr, sms and one-shot. Leave them out, or take one."
             )
+        if self.broken not in get_args(Broken):
+            raise unknown("broken", str(self.broken), get_args(Broken))
         structure_named(self.structure).check_allocation(self.allotment)
         wrong = [
             (self.cycles < 0, "cycles", "0 or more"),

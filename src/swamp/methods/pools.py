@@ -85,4 +85,5 @@ def _record(target: Cycle, best: tuple[Mask, State], used: Sequence[Cycle], meas
         target.cost,
         total,
         target.warnings,
+        broken=target.broken,
     )

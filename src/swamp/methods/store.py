@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from swamp.methods.cycle import Cycle
+from swamp.methods.cycle import Break, Cycle
 from swamp.particles import Choice, Particle, Progress, Silent, Ticket
 from swamp.sparsity import Mask
 from swamp.training import Snapshot, State
@@ -56,6 +56,14 @@ class Store(Protocol):
         """Keep a finished cycle; its particles were kept before."""
         ...
 
+    def breaks(self) -> tuple[Break, ...]:
+        """Trainings that broke, if that was kept."""
+        ...
+
+    def keep_break(self, broke: Break) -> None:
+        """Keep that a training broke, and nothing that it left half done."""
+        ...
+
     def phase(self, cycle: int) -> Phase | None:
         """Where the particles of a cycle whose masks change were stopped, if that was kept."""
         ...
@@ -100,6 +108,13 @@ class NoStore:
         return None
 
     def keep_cycle(self, cycle: Cycle) -> None:
+        """Nothing to do."""
+
+    def breaks(self) -> tuple[Break, ...]:
+        """Nothing was kept."""
+        return ()
+
+    def keep_break(self, broke: Break) -> None:
         """Nothing to do."""
 
     def phase(self, cycle: int) -> Phase | None:

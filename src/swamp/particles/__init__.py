@@ -7,8 +7,8 @@ from swamp.particles.auto import WAYS, Auto, Choice
 from swamp.particles.backend import Backend, Progress, Silent
 from swamp.particles.beat import Member
 from swamp.particles.own import Own, Work
-from swamp.particles.particle import Particle, mean_of
-from swamp.particles.ranks import Ranks
+from swamp.particles.particle import Particle, mean_of, require_unbroken
+from swamp.particles.ranks import Addressed, Ranks
 from swamp.particles.sequential import Sequential, rewind
 from swamp.particles.serving import serve
 from swamp.particles.sharding import can_shard
@@ -30,6 +30,7 @@ def backend_named(name: str) -> Callable[..., Backend]:
 
 __all__ = [
     "BACKENDS",
+    "Addressed",
     "Auto",
     "Backend",
     "Choice",
@@ -53,6 +54,7 @@ __all__ = [
     "mean_of",
     "rank",
     "ranks",
+    "require_unbroken",
     "rewind",
     "serve",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from swamp.errors import Interrupted, SwampError, unknown
+from swamp.errors import Diverged, Interrupted, SwampError, unknown
 from swamp.particles.backend import Backend, Progress, Silent
 from swamp.particles.particle import Particle
 from swamp.particles.sequential import Sequential
@@ -195,6 +195,9 @@ class _Trial:
 
 class _Stopwatch(Silent):
     """Lets a training run for a moment, then stops it."""
+
+    def broke(self, index: int, error: Diverged) -> None:
+        """Its time is all that was asked: whoever trains it in earnest is told."""
 
     def __init__(self, particles: int) -> None:
         self.particles = particles

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from swamp.errors import Diverged
 from swamp.particles.particle import Particle
 from swamp.particles.ticket import Ticket
 from swamp.sparsity import Mask
@@ -24,6 +25,10 @@ class Progress(Protocol):
         """A particle is trained; called as soon as it is, so that it can be stored."""
         ...
 
+    def broke(self, index: int, error: Diverged) -> None:
+        """Particle `index` has a loss or weights that are not finite. Raise `error`, or let the others go on alone."""
+        ...
+
 
 class Silent:
     """Progress that reports nothing and keeps nothing."""
@@ -37,6 +42,10 @@ class Silent:
 
     def finished(self, particle: Particle) -> None:
         """Nothing to do."""
+
+    def broke(self, index: int, error: Diverged) -> None:
+        """Nobody said that the others should go on."""
+        raise error
 
 
 class Backend(Protocol):
@@ -58,7 +67,8 @@ class Backend(Protocol):
     ) -> list[Particle]:
         """One particle for each (index, seed), in their order, trained from step `first` to `last` (default: the end).
 
-        Each starts at `mask * ticket.weights` with fresh optimizer state; its weights are zero off the mask.
-        Raises Diverged naming the particle when a loss or weight is not finite.
+        Each starts at `mask * ticket.weights` with fresh optimizer state; its weights are zero off the mask. One whose
+        loss or weights are not finite is told to `progress`, which raises Diverged or has the others go on: then it is
+        left out of what is returned, and the others are what they would be without it.
         """
         ...

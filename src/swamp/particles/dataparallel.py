@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from swamp.errors import Interrupted, SwampError
+from swamp.errors import Diverged, Interrupted, SwampError
 from swamp.files import digest
 from swamp.particles.backend import Progress
 from swamp.particles.particle import Particle
@@ -131,6 +131,10 @@ class Alone:
         """Report it."""
         self.told.finished(particle)
 
+    def broke(self, index: int, error: Diverged) -> None:
+        """Pass it on."""
+        self.told.broke(index, error)
+
 
 class OneForAll:
     """Progress of a particle that several processes train: the first of them reports and saves, all stop together.
@@ -180,3 +184,16 @@ class OneForAll:
             )
         if self.share.first:
             self.told.finished(particle)
+
+    def broke(self, index: int, error: Diverged) -> None:
+        """Report it, and go on or raise together: all of them saw it at the same step."""
+        raised: Exception | None = None
+        if self.share.first:
+            try:
+                self.told.broke(index, error)
+            except SwampError as refused:
+                raised = refused
+        if not self.share.agree(int(raised is not None)) and raised is None:
+            raise error
+        if raised is not None:
+            raise raised

@@ -10,7 +10,7 @@ from torch import nn
 from swamp.errors import Diverged, SwampError
 from swamp.particles.backend import Progress, Silent
 from swamp.particles.particle import Particle
-from swamp.particles.sequential import Job
+from swamp.particles.sequential import Job, unbroken
 from swamp.particles.ticket import Ticket
 from swamp.sparsity import Mask
 from swamp.training import (
@@ -111,7 +111,7 @@ class Own:
     ) -> list[Particle]:
         """See Backend.train. Raises SwampError where the function took another number of steps than it was asked."""
         job = Job(self.model, self.task, None, ticket, mask, training, first, last, progress or Silent())
-        return [job.trained_by(partial(self._one, job), index, seed) for index, seed in seeds]
+        return unbroken([job.trained_by(partial(self._one, job), index, seed) for index, seed in seeds])
 
     def _one(self, job: Job, model: nn.Module, index: int, seed: Seed) -> Fit:
         per_epoch = self.task.train.steps(job.training.batch_size)
@@ -132,8 +132,8 @@ class Own:
                 "work.stepped() after each optimizer step, and give the loop the task whose batches the trainer takes."
             )
         if not math.isfinite(loss):
-            raise Diverged(f"the mean training loss is {loss} after step {last}. Lower the learning rate.")
-        require_finite_weights(dict(model.named_parameters()), last)
+            raise Diverged(f"the mean training loss is {loss} after step {last}. Lower the learning rate.", last)
+        require_finite_weights(dict(model.named_parameters()), last, job.training)
         weights = work.mean.mean() if work.mean.count else copied(model.state_dict())
         whole = {name: value.contiguous() for name, value in weights.items()}
         return Fit(whole, work.mean.count, work.steps, (loss,))

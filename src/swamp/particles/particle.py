@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from swamp.errors import Damaged, SwampError
@@ -78,4 +79,24 @@ def mean_of(particles: Sequence[Particle]) -> State:
                 f"these particles come from {len(origins)} different {what}s ({', '.join(sorted(origins))}); "
                 "the mean of unrelated networks is meaningless. Train them from one ticket on one mask."
             )
+    require_unbroken(particles)
     return mean(particle.weights for particle in particles)
+
+
+def require_unbroken(particles: Sequence[Particle]) -> None:
+    """Raise SwampError naming the particle with weights that are not finite: a mean of it would be as broken.
+
+    Infinities that all have in common are let through: those of a buffer, which masks attention.
+    """
+    first = particles[0].weights
+    wrong = {name: p.index for p in particles for name, value in p.weights.items() if not _is_finite(value)}
+    for name, index in wrong.items():
+        if not all(torch.equal(first[name], particle.weights[name]) for particle in particles):
+            raise SwampError(
+                f"particle {index} has {name!r} with NaN or infinity in it, and no mean is taken over a broken one. "
+                "Leave it out, or train it again with a smaller learning rate."
+            )
+
+
+def _is_finite(value: Tensor) -> bool:
+    return not value.is_floating_point() or bool(value.isfinite().all())

@@ -93,13 +93,14 @@ class Ranks:
         for rank in others:
             if (failed := self.failure(rank, answers[rank])) is not None:
                 raise failed
+        told.hear_of_broken()
         for rank in others:
             like = particles[0] if particles else None
             for particle in self._collected(rank, answers[rank], ticket, mask, like):
                 told.finished(particle)
                 particles.append(particle)
         found = {particle.index: particle for particle in particles}
-        return [found[index] for index, _ in seeds]
+        return [found[index] for index, _ in seeds if index in found]
 
     def failure(self, rank: int, answer: Any) -> Exception | None:
         """What a rank's answer says went wrong."""
@@ -185,6 +186,7 @@ class _Leading:
     def __init__(self, told: Progress, ranks: Ranks) -> None:
         self.told, self.ranks, self.world = told, ranks, ranks.world
         self.watched = time.monotonic()
+        self.broken: set[int] = set()
         self.trouble: Exception | None = None
         """What went wrong elsewhere, once it did."""
 
@@ -208,6 +210,18 @@ class _Leading:
     def finished(self, particle: Particle) -> None:
         self.told.finished(particle)
 
+    def broke(self, index: int, error: Diverged) -> None:
+        self.told.broke(index, error)
+
+    def hear_of_broken(self) -> None:
+        """Tell of particles that broke on other ranks, each once."""
+        for rank in range(1, self.world.size):
+            for broken in self.world.find(f"broke-{self.ranks.number}", rank):
+                for index, (text, steps) in broken:
+                    if index not in self.broken:
+                        self.broken.add(index)
+                        self.told.broke(index, Diverged(text, steps))
+
     def watch(self) -> None:
         """Now and then: raise what went wrong elsewhere, relay how far the others are."""
         if time.monotonic() - self.watched < _RELAY:
@@ -218,6 +232,7 @@ class _Leading:
                 failed = self.ranks.failure(rank, answer)
                 if failed is not None:
                     raise failed
+        self.hear_of_broken()
         self.world.check()
         if isinstance(self.told, Addressed):
             for beat, _ in self.world.pulse.read().values():

@@ -2,8 +2,9 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from torch import nn
 
@@ -12,7 +13,20 @@ from swamp.particles.backend import Progress, Silent
 from swamp.particles.particle import Particle
 from swamp.particles.ticket import Ticket
 from swamp.sparsity import Mask
-from swamp.training import Fit, OptimizerFactory, Seed, Share, Snapshot, Task, Training, fit, reset_statistics
+from swamp.training import (
+    Fit,
+    OptimizerFactory,
+    Seed,
+    Share,
+    Snapshot,
+    Task,
+    Training,
+    fit,
+    require_finite_weights,
+    reset_statistics,
+)
+
+T = TypeVar("T")
 
 
 class Sequential:
@@ -43,7 +57,7 @@ class Sequential:
         """See Backend.train."""
         job = Job(self.model, self.task, self.optimizer, ticket, mask, training, first, last, progress or Silent())
         job = replace(job, share=self.share)
-        return [job.particle(index, seed) for index, seed in seeds]
+        return job.particles(seeds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,22 +80,36 @@ class Job:
     share: Share | None = None
     """This process's part of each training."""
 
-    def particle(self, index: int, seed: Seed) -> Particle:
-        """Train one particle and report it."""
+    def particles(self, seeds: Sequence[tuple[int, Seed]]) -> list[Particle]:
+        """Train one after the other, and report each; those that broke are left out."""
+        return unbroken([self.particle(index, seed) for index, seed in seeds])
+
+    def particle(self, index: int, seed: Seed) -> Particle | None:
+        """Train one particle and report it; None where it broke."""
         return self.trained_by(self.fitted, index, seed)
 
-    def trained_by(self, train: Callable[[nn.Module, int, Seed], Fit], index: int, seed: Seed) -> Particle:
-        """Report what `train` makes, in place, of a model at `mask * ticket.weights`."""
+    def trained_by(self, train: Callable[[nn.Module, int, Seed], Fit], index: int, seed: Seed) -> Particle | None:
+        """Report what `train` makes, in place, of a model at `mask * ticket.weights`; None where it broke."""
+        return self.unless_broken(index, lambda: self._trained_by(train, index, seed))
+
+    def unless_broken(self, index: int, work: Callable[[], T]) -> T | None:
+        """What `work` gives; None where it raises Diverged and `progress` lets the others go on."""
+        try:
+            return work()
+        except Diverged as error:
+            told = Diverged(f"particle {index}: {error}", error.steps)
+            told.__cause__ = error
+            self.progress.broke(index, told)
+            return None
+
+    def _trained_by(self, train: Callable[[nn.Module, int, Seed], Fit], index: int, seed: Seed) -> Particle:
         began = time.perf_counter()
         # A copy each: what a state dict leaves out (a buffer that is not persistent) stays with its own particle.
         model = copy.deepcopy(self.model)
         rewind(model, self.ticket, self.mask)
         if self.training.fresh_batchnorm:
             reset_statistics(model)
-        try:
-            trained = train(model, index, seed)
-        except Diverged as error:
-            raise Diverged(f"particle {index}: {error}") from error
+        trained = train(model, index, seed)
         return self.reported(index, trained, (time.perf_counter() - began) / self.beside)
 
     def fitted(self, model: nn.Module, index: int, seed: Seed) -> Fit:
@@ -106,7 +134,10 @@ class Job:
         )
 
     def reported(self, index: int, trained: Fit, seconds: float) -> Particle:
-        """The particle that a training gave, checked and handed to `progress`."""
+        """The particle that a training gave, checked and handed to `progress`. Raises Diverged for one that broke."""
+        # The average too, and running statistics: one bad batch spoils these though the weights may be finite again.
+        step = self.first + trained.steps
+        require_finite_weights(trained.weights, step, self.training, beside=self.ticket.weights)
         self.mask.require_zeros(trained.weights)
         particle = Particle(
             trained.weights,
@@ -120,6 +151,11 @@ class Job:
         )
         self.progress.finished(particle)
         return particle
+
+
+def unbroken(particles: Iterable[Particle | None]) -> list[Particle]:
+    """Those that did not break."""
+    return [particle for particle in particles if particle is not None]
 
 
 def rewind(model: nn.Module, ticket: Ticket, mask: Mask) -> None:

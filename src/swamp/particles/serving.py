@@ -92,8 +92,9 @@ def own_part(
 class _Serving:
     """Progress of a rank that serves: its steps go into its signs of life."""
 
-    def __init__(self, told: Progress, world: World) -> None:
-        self.told, self.world = told, world
+    def __init__(self, told: Progress, world: World, number: int) -> None:
+        self.told, self.world, self.number = told, world, number
+        self.broken: dict[int, tuple[str, int]] = {}
 
     def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         self.world.pulse.at = index, step, total
@@ -104,6 +105,11 @@ class _Serving:
 
     def finished(self, particle: Particle) -> None:
         self.told.finished(particle)
+
+    def broke(self, index: int, error: Diverged) -> None:
+        # Rank 0 says what becomes of it; where nothing is to go on without it, it ends the job.
+        self.broken[index] = str(error), error.steps
+        self.world.post(f"broke-{self.number}", list(self.broken.items()))
 
 
 def serve(
@@ -142,7 +148,7 @@ def serve(
         if not job.groups and (inner is None or job.choice != choice):
             inner, choice = build(job.choice), job.choice
         told = Silent() if job.address is None else progress(job.address)
-        train = partial(own_part, world, job, inner, shared, ticket, mask, _Serving(told, world))
+        train = partial(own_part, world, job, inner, shared, ticket, mask, _Serving(told, world, number))
         particles = _answered(world, job, train)
         if particles:
             world.hear(f"take-{number}-{world.rank}", [0])

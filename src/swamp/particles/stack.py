@@ -4,13 +4,13 @@ import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from swamp.errors import Diverged, Interrupted
+from swamp.errors import Interrupted
 from swamp.particles.graphed import Graphed
 from swamp.particles.sequential import Job
 from swamp.particles.step import Step, Tensors
@@ -25,10 +25,13 @@ from swamp.training import (
     build_optimizer,
     copied,
     require_finite,
+    require_finite_memory,
     require_finite_weights,
     shuffled_together,
 )
 from swamp.training.snapshot import load_optimizer, optimizer_tensors
+
+T = TypeVar("T")
 
 
 class Stack:
@@ -61,12 +64,14 @@ class Stack:
         self.running_loss = torch.tensor(seen, dtype=torch.float64, device=step.device)
         self.losses_seen = snapshots[0].losses_seen
         self.at = snapshots[0].step
+        self.broken: set[int] = set()
+        """Places of particles that go on with the others, as one step moves all, and count no more."""
 
     def run(self, until: int, last: int) -> None:
         """Go on to step `until`, of a training that ends at `last`."""
         task, training = self.job.task, self.job.training
         per_epoch = task.train.steps(training.batch_size)
-        while self.at < until:
+        while self.at < until and len(self.broken) < len(self.seeds):
             epoch, within = divmod(self.at, per_epoch)
             end = min((epoch + 1) * per_epoch, last)
             device = self.step.device
@@ -78,9 +83,14 @@ class Stack:
                 if self.at == end:
                     self.end_epoch(per_epoch)
                 if training.samples_at(self.at, per_epoch):
-                    for place, mean in enumerate(self.means):
-                        mean.add(self.state(place))
+                    for place in self.whole_places:
+                        self.means[place].add(self.state(place))
                 self.report(last)
+
+    @property
+    def whole_places(self) -> list[int]:
+        """Places of the particles that did not break."""
+        return [place for place in range(len(self.seeds)) if place not in self.broken]
 
     def advance(self, rate: float, inputs: Any, targets: Tensor) -> None:
         """One step of all particles."""
@@ -100,24 +110,34 @@ class Stack:
         self.losses_seen += 1
 
     def end_epoch(self, per_epoch: int) -> None:
-        """Read the losses back and refuse what is not a number."""
+        """Read the losses back; a particle whose loss is not a number broke."""
         training = self.job.training
         sums = self.running_loss.cpu()
-        for place, (index, log) in enumerate(zip(self.indices, self.losses, strict=True)):
-            log.append(float(sums[place]) / self.losses_seen)
-            try:
-                require_finite(log[-1], self.at, training, per_epoch)
-            except Diverged as error:
-                raise Diverged(f"particle {index}: {error}") from error
+        for place in self.whole_places:
+            loss = float(sums[place]) / self.losses_seen
+            self.losses[place].append(loss)
+            weight = next(iter(self.weights.values()))
+            self.unless_broken(place, partial(require_finite, loss, self.at, training, per_epoch, weight))
         self.running_loss.zero_()
         self.losses_seen = 0
+
+    def unless_broken(self, place: int, work: Callable[[], T]) -> T | None:
+        """What `work` gives of one particle; None where that shows that it broke, and the others go on."""
+
+        def told() -> tuple[T]:
+            return (work(),)
+
+        found = self.job.unless_broken(self.indices[place], told)
+        if found is None:
+            self.broken.add(place)
+        return found and found[0]
 
     def report(self, last: int) -> None:
         """Tell the progress of every particle, also when the first is told to stop: each saves itself."""
         stopped: Interrupted | None = None
-        for place, index in enumerate(self.indices):
+        for place in self.whole_places:
             try:
-                self.job.progress.stepped(index, self.at, last, partial(self.snapshot, place))
+                self.job.progress.stepped(self.indices[place], self.at, last, partial(self.snapshot, place))
             except Interrupted as error:
                 stopped = error
         if stopped is not None:
@@ -148,10 +168,9 @@ class Stack:
     def trained(self, place: int, first: int) -> Fit:
         """What the training of one particle gave. Raises Diverged where a weight is not finite."""
         state = copied(self.state(place))
-        try:
-            require_finite_weights(dict(self.scratch.named_parameters()), self.at)
-        except Diverged as error:
-            raise Diverged(f"particle {self.indices[place]}: {error}") from error
+        weights = dict(self.scratch.named_parameters())
+        require_finite_weights(weights, self.at, self.job.training)
+        require_finite_memory(self._memory(place), [name for name, p in weights.items() if p.requires_grad], self.at)
         mean = self.means[place]
         return Fit(mean.mean() if mean.count else state, mean.count, self.at - first, tuple(self.losses[place]))
 

@@ -4,6 +4,7 @@ import copy
 import time
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from swamp.particles.backend import Progress, Silent
 from swamp.particles.particle import Particle
-from swamp.particles.sequential import Job, rewind
+from swamp.particles.sequential import Job, rewind, unbroken
 from swamp.particles.stack import Stack
 from swamp.particles.step import Step
 from swamp.particles.ticket import Ticket
@@ -75,12 +76,14 @@ class Stacked:
         step = self.step(training)
         if isinstance(step, str):
             warnings.warn(f"particles are trained one after the other, not stacked: {step}", stacklevel=2)
-            return [job.particle(index, seed) for index, seed in seeds]
+            return job.particles(seeds)
         particles: list[Particle] = []
-        while len(particles) < len(seeds):
-            part = seeds[len(particles) :][: self.most]
+        left = seeds
+        while left:
+            part = left[: self.most]
             try:
                 particles += self._stack(job, step, part)
+                left = left[len(part) :]
             except RuntimeError as error:
                 if not _out_of_memory(error) or len(part) == 1:
                     raise
@@ -132,18 +135,28 @@ class Stacked:
         last = job.last
         if last is None:
             last = job.training.epochs * self.task.train.steps(job.training.batch_size)
-        while True:
+        together = False
+        stack: Stack | None = None
+        while snapshots and not together:
             # Particles that an interruption left at different steps: those behind catch up first.
             behind = min(snapshot.step for snapshot in snapshots.values())
-            group = [(index, seed) for index, seed in seeds if snapshots[index].step == behind]
+            group = [(index, seed) for index, seed in seeds if index in snapshots and snapshots[index].step == behind]
             until = min([s.step for s in snapshots.values() if s.step > behind], default=last)
             stack = Stack(step, job, group, [snapshots[index] for index, _ in group], compiled=self.compiled)
             stack.run(until, last)
-            if len(group) == len(seeds):
-                break
-            snapshots.update((index, stack.snapshot(place)) for place, (index, _) in enumerate(group))
-        seconds = (time.perf_counter() - began) / len(seeds)
-        return [job.reported(index, stack.trained(place, job.first), seconds) for place, (index, _) in enumerate(seeds)]
+            together = len(group) == len(snapshots)
+            for place, (index, _) in enumerate(group):
+                if place in stack.broken:
+                    del snapshots[index]
+                elif not together:
+                    snapshots[index] = stack.snapshot(place)
+        return [] if stack is None else self._reported(job, stack, (time.perf_counter() - began) / len(seeds))
+
+    def _reported(self, job: Job, stack: Stack, seconds: float) -> list[Particle]:
+        def reported(place: int) -> Particle:
+            return job.reported(stack.indices[place], stack.trained(place, job.first), seconds)
+
+        return unbroken(stack.unless_broken(place, partial(reported, place)) for place in stack.whole_places)
 
     def _try_compiling(self, job: Job, step: Step, seeds: Sequence[tuple[int, Seed]]) -> None:
         """Compile the step on particles that are thrown away; where it cannot be, say so and do without."""

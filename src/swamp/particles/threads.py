@@ -11,9 +11,10 @@ from threading import Lock
 import torch
 from torch import nn
 
+from swamp.errors import Diverged
 from swamp.particles.backend import Progress, Silent
 from swamp.particles.particle import Particle
-from swamp.particles.sequential import Job
+from swamp.particles.sequential import Job, unbroken
 from swamp.particles.ticket import Ticket
 from swamp.sparsity import Mask
 from swamp.training import (
@@ -58,7 +59,7 @@ class Threads:
             warnings.warn(f"particles are trained one after the other, not in threads: {why_not}", stacklevel=2)
         job = Job(self.model, self.task, self.optimizer, ticket, mask, training, first, last, progress or Silent())
         if workers < 2 or why_not:
-            return [job.particle(index, seed) for index, seed in seeds]
+            return job.particles(seeds)
         return _side_by_side(job, seeds, workers)
 
 
@@ -95,12 +96,12 @@ def _side_by_side(job: Job, seeds: Sequence[tuple[int, Seed]], workers: int) -> 
     return _results(futures)
 
 
-def _results(futures: Sequence[Future[Particle]]) -> list[Particle]:
+def _results(futures: Sequence[Future[Particle | None]]) -> list[Particle]:
     errors = [error for future in futures if not future.cancelled() and (error := future.exception())]
     # Those that were only told to stop say nothing of what happened.
     for error in sorted(errors, key=lambda error: isinstance(error, _Cancelled)):
         raise error
-    return [future.result() for future in futures]
+    return unbroken(future.result() for future in futures)
 
 
 class _Cancelled(Exception):  # noqa: N818
@@ -132,3 +133,8 @@ class _Together:
         """Pass it on."""
         with self.lock:
             self.progress.finished(particle)
+
+    def broke(self, index: int, error: Diverged) -> None:
+        """Pass it on."""
+        with self.lock:
+            self.progress.broke(index, error)

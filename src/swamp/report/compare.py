@@ -14,8 +14,9 @@ from swamp.report.comparison import BEST, Cell, Comparison, Point, Row
 from swamp.report.cost import DENSE, Unit, cost_of, mean_total, total_of, unit_of
 from swamp.report.label import label_runs, show
 from swamp.report.ladder import ladder
+from swamp.report.marks import broken_notes, unknown_notes
 from swamp.report.metric import Metric
-from swamp.report.read import SPLITS, RunRecord, number
+from swamp.report.read import SPLITS, RunRecord, measured, number
 from swamp.report.statistics import Paired, interval, paired
 
 
@@ -39,6 +40,7 @@ def compare(
     each, notes = label_runs(runs)
     labels = tuple(dict.fromkeys(each))
     first = _first(baseline, labels)
+    notes = [*notes, *broken_notes(each, runs), *unknown_notes(each, runs, metric, split)]
     points = _points(sorted(zip(each, runs, strict=True), key=lambda pair: pair[0] != first), metric, split)
     dense_label, dense = _dense(points)
     points = _at(points, sparsities)
@@ -86,8 +88,8 @@ def metric_of(runs: Sequence[RunRecord], metric: str, split: str) -> str:
             raise SwampError(f"runs of different {key}s cannot share a table: {found}. Compare one {key} at a time.")
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    measured = (name for run in runs for cycle in run.cycles for name, _ in _measured(cycle, (split,)))
-    known = [name.partition(".")[2] for name in dict.fromkeys(measured)]
+    there = (name for run in runs for cycle in run.cycles for name, _ in _measured(cycle, (split,)))
+    known = [name.partition(".")[2] for name in dict.fromkeys(there)]
     if not known:
         raise SwampError(f"none of the runs measured the {split} split; choose one of {', '.join(SPLITS)}.")
     if metric and metric not in known:
@@ -98,9 +100,9 @@ def metric_of(runs: Sequence[RunRecord], metric: str, split: str) -> str:
 def _measured(holder: Mapping[str, Any], splits: Iterable[str] = SPLITS) -> Iterator[tuple[str, float]]:
     for split in splits:
         metrics: Mapping[str, object] = holder.get(split) or {}
-        for name, value in metrics.items():
-            if (measured := number(value)) is not None:
-                yield f"{split}.{name}", measured
+        for name in metrics:
+            if (value := measured(metrics, name)) is not None:
+                yield f"{split}.{name}", value
 
 
 def _points(runs: Sequence[tuple[str, RunRecord]], metric: str, split: str) -> list[Point]:

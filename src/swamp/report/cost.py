@@ -87,7 +87,10 @@ def unit_of(runs: Iterable[RunRecord]) -> Unit:
     cycles = [cycle for run in runs for cycle in run.cycles]
     known = all(cycle["total"]["operations"] is not None for cycle in cycles)
     measure = "operations" if known else "steps"
-    alone = [c for c in cycles if c["density"]["prunable"] >= DENSE and len(c["particles"]) <= 1]
+    # One that broke and was trained again took more than a dense training does.
+    alone = [
+        c for c in cycles if c["density"]["prunable"] >= DENSE and len(c["particles"]) <= 1 and not c.get("broken")
+    ]
     return Unit(measure, min((float(c[measure]) for c in alone if c[measure]), default=None))
 
 

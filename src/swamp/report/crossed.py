@@ -10,7 +10,7 @@ from swamp.report.comparison import plain
 from swamp.report.evidence import sparse, sparsity_axis
 from swamp.report.metric import Metric
 from swamp.report.picture import Axis, Curve, Number, Panel, Picture
-from swamp.report.read import number
+from swamp.report.read import measured
 from swamp.report.sheet import Column, Sheet, counted
 from swamp.report.statistics import Paired, interval, paired
 
@@ -66,8 +66,7 @@ class Crossed:
             steps, seconds = cost.get(pair, (0, 0.0))
             cost[pair] = steps + record["steps"], seconds + record["seconds"]
             for split in SPLITS:
-                measured: Mapping[str, object] = record[split] or {}
-                if (value := number(measured.get(metric))) is not None:
+                if (value := measured(record[split] or {}, metric)) is not None:
                     values.setdefault((split, cell["row"], *pair), {})[cell["seed"]] = value
         return cls(tuple(labels), tuple(rows), metric, values, cost)
 

@@ -1,6 +1,7 @@
 """A run directory, read back: its configuration and its finished cycles."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -72,6 +73,11 @@ def read_run(path: Path | str) -> RunRecord:
 def number(value: object) -> float | None:
     """The value as a float; None for anything that is not a number, such as a metric that was not measured."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def measured(metrics: Mapping[str, object], name: str) -> float | None:
+    """A metric; None where it was not measured, NaN where it was and is no number, which JSON holds as null."""
+    return math.nan if name in metrics and metrics[name] is None else number(metrics.get(name))
 
 
 def _hint(path: Path) -> str:

@@ -72,6 +72,11 @@ class RunDirectory:
         """The ticket."""
         return self.path / "ticket.safetensors"
 
+    @property
+    def broken(self) -> Path:
+        """Trainings that broke, and what became of them."""
+        return self.path / "broken.json"
+
     def cycle(self, index: int) -> Path:
         """Folder of one cycle."""
         return self.path / f"cycle-{index:02d}"

@@ -60,6 +60,11 @@ class PathWriter:
             part.unlink(missing_ok=True)
         self.waiting, self.size = {}, 0
 
+    def forget(self) -> None:
+        """Remove all that was written of a path that is taken anew."""
+        for part in (self.path, *_parts(self.path)):
+            part.unlink(missing_ok=True)
+
     def _about(self, file: Path) -> dict[str, str]:
         return self.directory.about(file) if self.directory else {}
 

@@ -5,14 +5,14 @@ import json
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Event
 from typing import Any, Protocol, TypeVar
 
-from swamp.errors import Damaged, Interrupted, SwampError
+from swamp.errors import Damaged, Diverged, Interrupted, SwampError
 from swamp.files import digest, load_metadata, load_tensors, save_tensors, set_aside, write_atomic
-from swamp.methods import Cycle, Phase
+from swamp.methods import Break, Cycle, Phase
 from swamp.particles import Choice, Particle, Ticket
 from swamp.runs.directory import RunDirectory, read_json
 from swamp.runs.path import PathWriter, path_files, read_path
@@ -125,10 +125,10 @@ class RunStore:
         directory.write(record, {**cycle.to_json(), "digest": digests})
         self.publish(cycle)
         self.directory.phase(cycle.index).unlink(missing_ok=True)
-        for index in range(len(cycle.particles)):
-            self.directory.snapshot(cycle.index, index).unlink(missing_ok=True)
+        for particle in cycle.particles:
+            self.directory.snapshot(cycle.index, particle.index).unlink(missing_ok=True)
             if not self.keep_particles:
-                self.directory.particle(cycle.index, index).unlink(missing_ok=True)
+                self.directory.particle(cycle.index, particle.index).unlink(missing_ok=True)
         self._announce(cycle)
         self.check_stop()
 
@@ -209,6 +209,21 @@ class RunStore:
                 f"{self.directory.record(index)} was made from another {before} than lies there now. Put back the one "
                 f"it was made from, or move the folder of cycle {index} and all later ones away and resume."
             )
+
+    def breaks(self) -> tuple[Break, ...]:
+        """Trainings that broke, on disk."""
+        path = self.directory.broken
+        return tuple(Break(**one) for one in self.directory.read(path)["trainings"]) if path.exists() else ()
+
+    def keep_break(self, broke: Break) -> None:
+        """Drop what the training left half done, then write that it broke: killed in between, it breaks once more."""
+        snapshot = self.directory.snapshot(broke.cycle, broke.particle)
+        snapshot.unlink(missing_ok=True)
+        if broke.cycle is not None:
+            self.directory.phase(broke.cycle).unlink(missing_ok=True)
+            self.phases.pop(broke.cycle, None)
+            PathWriter(self.directory.trajectory(broke.cycle, broke.particle)).forget()
+        self.directory.write(self.directory.broken, {"trainings": [asdict(one) for one in (*self.breaks(), broke)]})
 
     def phase(self, cycle: int) -> Phase | None:
         """The particles of a cycle whose masks change, on disk."""
@@ -334,6 +349,10 @@ class RunProgress:
             if not path.exists():
                 particle.save(path, self.store.directory.about(path))
             self.store.directory.snapshot(self.cycle, particle.index).unlink(missing_ok=True)
+
+    def broke(self, index: int, error: Diverged) -> None:
+        """Nobody said that the others should go on; the loop does."""
+        raise error
 
 
 def _begins(written: bytes, text: bytes) -> bool:

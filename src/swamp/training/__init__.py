@@ -5,7 +5,14 @@ from swamp.training.average import RunningMean, State, copied, interpolate, mean
 from swamp.training.batchnorm import norm_layers, refresh, refreshed
 from swamp.training.data import BatchList, Data, DatasetData, TensorData, as_batch, batch_to
 from swamp.training.dynamic import Dynamic, dense_gradients, density_at, regrown, within_budget
-from swamp.training.fit import Fit, Watch, fit, require_finite, require_finite_weights, reset_statistics, smoothed
+from swamp.training.finite import (
+    require_finite,
+    require_finite_given,
+    require_finite_memory,
+    require_finite_start,
+    require_finite_weights,
+)
+from swamp.training.fit import Fit, Watch, fit, reset_statistics, smoothed
 from swamp.training.layout import arrange
 from swamp.training.noise import draws_globally
 from swamp.training.operations import Operations
@@ -64,6 +71,9 @@ __all__ = [
     "refreshed",
     "regrown",
     "require_finite",
+    "require_finite_given",
+    "require_finite_memory",
+    "require_finite_start",
     "require_finite_weights",
     "reset_statistics",
     "retraining",

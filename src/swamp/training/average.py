@@ -16,7 +16,8 @@ class RunningMean:
     """Mean of states, one pass, one state of memory: of equal weights, or an exponential moving average.
 
     Integer tensors (such as num_batches_tracked) are not averaged: the latest value stays. Zeros that all states
-    share stay exactly zero, and the mean of one state is that state.
+    share stay exactly zero, and the mean of one state is that state. So does a tensor with infinities in it (a buffer
+    that masks attention) that is the same in all; where it is not, the mean is no number either.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class RunningMean:
         """
         self.count, self.decay = count, decay
         self._mean: dict[str, Tensor] = dict(total or {})
+        self._infinite = {name for name, tensor in self._mean.items() if _has_infinity(tensor)}
         self._types = {name: tensor.dtype for name, tensor in (like or {}).items()}
 
     @torch.no_grad()
@@ -40,6 +42,8 @@ class RunningMean:
         added: list[Tensor] = []
         for name, tensor in state.items():
             self._types[name] = tensor.dtype
+            if name in self._infinite and torch.equal(self._mean[name], tensor.to(self._mean[name])):
+                continue
             if name in self._mean and tensor.is_floating_point():
                 # A particle read back from disk may lie on another device than one just trained.
                 place = own(self._mean[name])
@@ -47,6 +51,8 @@ class RunningMean:
                 added.append(own(tensor.detach()).to(place))
             else:
                 self._mean[name] = tensor.detach().to(_wide(tensor.dtype), copy=True)
+                if _has_infinity(tensor):
+                    self._infinite.add(name)
         if kept:
             torch._foreach_lerp_(kept, added, self._share())  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         self.count += 1
@@ -86,13 +92,20 @@ def interpolate(a: State, b: State, share: float) -> dict[str, Tensor]:
     if share in (0, 1):
         return dict(b if share else a)
     return {
-        name: (torch.lerp(tensor, b[name], share) if tensor.is_floating_point() else tensor)
+        # What is equal stays, as the difference of two infinities is no number.
+        name: torch.where(tensor == b[name], tensor, tensor.lerp(b[name], share))
+        if tensor.is_floating_point()
+        else tensor
         for name, tensor in a.items()
     }
 
 
 def _shapes(state: State) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in state.items()}
+
+
+def _has_infinity(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and not bool(own(tensor).isfinite().all())
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -87,7 +87,8 @@ def regrown(
         replaced = max(0, min(round(fraction * kept), size - kept, kept - least))
         staying = _kept(name, weights[name].abs(), alive, kept - replaced, structure)
         # What stays comes before whatever may grow.
-        scores = growth[name].to(staying.device).masked_fill(staying, torch.inf)
+        scores = growth[name].to(staying.device).nan_to_num(torch.nan, torch.finfo(growth[name].dtype).max)
+        scores = scores.masked_fill(staying, torch.inf)
         grown[name] = _kept(name, scores, torch.ones_like(staying), kept, structure)
     return Mask(grown)
 
@@ -105,6 +106,9 @@ def within_budget(weights: State, budget: Mask, structure: str = "unstructured")
 
 
 def _kept(name: str, score: Tensor, alive: Tensor, kept: int, structure: str) -> Tensor:
+    # A number that is none would be ranked somewhere, and nobody would notice; what stays is infinite.
+    if bool(score.isnan().any()):
+        raise SwampError(f"the weights or gradients of {name!r} are NaN, so that no mask can be made of them.")
     return structure_named(structure).shrink(Mask({name: alive}), {name: score}, kept, "uniform", 0)[name]
 
 

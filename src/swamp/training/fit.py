@@ -1,7 +1,6 @@
 """The one training loop."""
 
-import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from swamp.errors import Diverged, SwampError
+from swamp.errors import SwampError
 from swamp.sparsity import Mask, gathered, hold, hold_gradients, leaves_zeros, spread_like, whole
 from swamp.training.average import RunningMean, copied
 from swamp.training.batchnorm import norm_layers
 from swamp.training.data import Batch, batch_to, rows_of
+from swamp.training.finite import require_finite, require_finite_memory, require_finite_weights
 from swamp.training.layout import arrange, arranged
 from swamp.training.noise import Randomness
 from swamp.training.optimizers import OptimizerFactory, build_optimizer
@@ -96,7 +96,7 @@ def fit(
                 given = step - epoch * run.per_epoch
                 raise SwampError(f"the training data promised {run.per_epoch} batches an epoch and gave {given}.")
         # Before the mask is looked at: to it, a NaN among the pruned weights would be a mask that was not kept.
-        require_finite_weights(dict(model.named_parameters()), step)
+        run.require_finite(step)
     averaged = run.mean.count
     weights = run.mean.mean() if averaged else copied(model.state_dict())
     # However it was fastest to train in, in memory and over processes: what is averaged, hashed and stored has the
@@ -223,7 +223,19 @@ class _Run:
         self.losses.append(mean_loss)
         self.running_loss.zero_()
         self.losses_seen = 0
-        require_finite(mean_loss, step, self.training, self.per_epoch)
+        require_finite(mean_loss, step, self.training, self.per_epoch, self.trainable[0])
+
+    def require_finite(self, step: int) -> None:
+        """Raise Diverged where a weight is not finite, or what the optimizer keeps of one."""
+        weights = dict(self.model.named_parameters())
+        require_finite_weights(weights, step, self.training)
+        memory = {
+            f"{place}/{key}": value
+            for place, parameter in enumerate(weights.values())
+            for key, value in sorted(self.optimizer.state.get(parameter, {}).items())
+            if isinstance(value, Tensor) and value.shape == parameter.shape
+        }
+        require_finite_memory(memory, list(weights), step)
 
     def snapshot(self, step: int) -> Snapshot:
         # A loss sum in mid-epoch must come back to the last bit, so that the resumed record is the same.
@@ -253,22 +265,6 @@ class _Run:
         self.running_loss.fill_(snapshot.running_loss)
         self.losses_seen = snapshot.losses_seen
         return snapshot.step
-
-
-def require_finite(loss: float, step: int, training: Training, per_epoch: int) -> None:
-    """Raise Diverged where the mean loss of the epoch that ends with `step` is not a number."""
-    if not math.isfinite(loss):
-        raise Diverged(
-            f"the training loss became {loss} in epoch {(step - 1) // per_epoch + 1} (before step {step}, learning "
-            f"rate {training.rate(step - 1, per_epoch):.4g}). Lower the learning rate, or clip the gradient."
-        )
-
-
-def require_finite_weights(weights: Mapping[str, Tensor], step: int) -> None:
-    """Raise Diverged naming the first tensor that is not finite."""
-    wrong = [name for name, weight in weights.items() if not bool(torch.isfinite(whole(weight)).all())]
-    if wrong:
-        raise Diverged(f"the weights of {wrong[0]!r} are not finite after step {step}. Lower the learning rate.")
 
 
 def reset_statistics(model: nn.Module) -> None:

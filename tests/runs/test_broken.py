@@ -1,0 +1,208 @@
+"""Runs with particles that broke: stopped and killed in the middle of mending, they end as if they had not been."""
+
+import json
+import os
+import random
+import re
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from swamp.cli import main
+from swamp.errors import Diverged, Interrupted
+from swamp.files import load_tensors
+from swamp.methods import Plan
+from swamp.report import compare, read_run
+from swamp.runs import RunDirectory, execute, resume, start
+from swamp.runs.path import read_path
+from swamp.training import Dynamic, Seed
+
+from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, kill_after, tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*broke")
+WHO = Seed(0).at("cycle", 1, "particle", 1)
+
+
+@pytest.fixture
+def spoil(monkeypatch, poisoned):
+    """Have every run from here on a spoilt batch in trainings with these seeds, in this process and its children."""
+    honest = execute.build_problem
+
+    def plant(*seeds, **where):
+        def built(*given):
+            problem = honest(*given)
+            return replace(problem, task=poisoned(problem.task, seeds, **where))
+
+        monkeypatch.setattr(execute, "build_problem", built)
+
+    return plant
+
+
+def steps_of(config, path) -> int:
+    counter = StopAt(10**6, Event())
+    start(config, path, counter, Event())
+    return 10**6 - counter.left
+
+
+@pytest.mark.parametrize(
+    ("backend", "policy", "stops"), [("sequential", "restart", 3), ("threads", "restart", 1), ("sequential", "drop", 2)]
+)
+def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(backend, policy, stops, spoil, tmp_path):
+    spoil(WHO, WHO.at("restart", 1), Seed(0).at("cycle", 0, "particle", 0), epoch=2)
+    config = tiny(backend=backend, path_every=3, snapshot_seconds=0.02)
+    config = replace(config, plan=replace(config.plan, broken=policy))
+    steps = steps_of(config, tmp_path / "whole")
+    for step in sorted(random.Random(3).sample(range(1, steps), stops)):
+        run, stop = tmp_path / str(step), Event()
+        with pytest.raises(Interrupted, match="swamp resume"):
+            start(config, run, StopAt(step, stop), stop)
+        counter = StopAt(10**6, Event())
+        resume(run, counter, Event())
+        # Nothing that was finished is trained again, a training that broke among it.
+        assert 10**6 - counter.left <= steps - step + 2 * 20
+        assert_same_outcome(tmp_path / "whole", run)
+        assert not list(run.rglob("unfinished*"))
+        assert not list(run.rglob("*.part-*"))
+
+
+def test_killed_in_the_middle_of_mending_it_goes_on_bit_for_bit(spoil, tmp_path):
+    spoil(WHO, WHO.at("restart", 1), epoch=2)
+    config = tiny(snapshot_seconds=0.02)
+    seconds = go(config, tmp_path / "whole")["seconds"]
+    run, moments = tmp_path / "run", random.Random(4)
+    for _ in range(4):
+        kill_after(
+            in_child(lambda: go_on(run) if (run / "config.json").exists() else go(config, run)),
+            moments.uniform(0.05, seconds * 0.5),
+        )
+    go_on(run) if (run / "config.json").exists() else go(config, run)
+    assert_same_outcome(tmp_path / "whole", run)
+
+
+class Crash(BaseException):
+    """The machine stops here."""
+
+
+def test_a_crash_before_any_single_write_or_removal_while_mending_loses_nothing(spoil, tmp_path, monkeypatch):
+    spoil(WHO, epoch=2)
+    config = tiny(snapshot_seconds=1e9)
+    config = replace(config, plan=replace(config.plan, sparsity=0.5))
+    steps, before, rename = [], Path.unlink, os.replace
+
+    def counted(work):
+        def step(*given, **more):
+            steps.append(str(given[0]))
+            if len(steps) == stop_at[0]:
+                raise Crash
+            return work(*given, **more)
+
+        return step
+
+    stop_at = [0]
+    monkeypatch.setattr("os.replace", counted(rename))
+    monkeypatch.setattr(Path, "unlink", counted(before))
+    go(config, tmp_path / "whole")
+    broke = next(i for i, name in enumerate(steps, 1) if "broken.json" in name)
+    total = len(steps)
+    for number in range(broke - 3, min(broke + 2, total)):
+        steps.clear()
+        stop_at[0] = number
+        run = tmp_path / str(number)
+        with pytest.raises(Crash):
+            go(config, run)
+        stop_at[0] = 0
+        go_on(run)
+        assert_same_outcome(tmp_path / "whole", run)
+
+
+@pytest.mark.parametrize("method", ["rigl-swamp", "sup-tickets"])
+def test_where_masks_change_it_goes_on_to_the_same_bits_too(method, spoil, tmp_path):
+    who = Seed(0).at("cycle", 0, "particle", 1 if method == "rigl-swamp" else 0)
+    spoil(who, epoch=2)
+    plan = Plan(method, particles=(2,), densities=(0.5,), ticket_epochs=0.5, barrier_threshold=1.0)
+    config = tiny(plan=replace(plan, dynamic=Dynamic(interval=6, fraction=0.5)))
+    steps = steps_of(config, tmp_path / "whole")
+    assert json.loads((tmp_path / "whole" / "broken.json").read_text())["trainings"][0]["again"] == 0.025
+    for step in sorted(random.Random(5).sample(range(1, steps), 2)):
+        run, stop = tmp_path / str(step), Event()
+        with pytest.raises(Interrupted, match="swamp resume"):
+            start(config, run, StopAt(step, stop), stop)
+        go_on(run)
+        assert_same_outcome(tmp_path / "whole", run)
+
+
+def test_a_ticket_and_a_member_of_an_ensemble_keep_what_broke(spoil, tmp_path):
+    from swamp.methods import member_seed
+
+    second = Seed(member_seed(0, 1))
+    spoil(second.at("ticket"), second.at("cycle", 1, "particle", 0), epoch=0)
+    config = tiny()
+    config = replace(config, plan=replace(config.plan, method="imp-ensemble"))
+    whole = go(config, tmp_path / "whole")
+    assert [[(b["cycle"], b["particle"]) for b in c["broken"]] for c in whole["cycles"]] == [[(None, 1)], [(1, 1)], []]
+    stop = Event()
+    with pytest.raises(Interrupted):
+        start(config, tmp_path / "run", StopAt(150, stop), stop)
+    go_on(tmp_path / "run")
+    assert_same_outcome(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_run_that_broke_for_good_says_so_again_at_once(spoil, tmp_path):
+    spoil(*(WHO.at("restart", times) for times in range(1, 4)), WHO)
+    with pytest.raises(Diverged, match=r"cycle 1, particle 1: .* It broke 4 times.* --config .* --lr"):
+        go(tiny(), tmp_path / "run")
+    counter = StopAt(10**6, Event())
+    with pytest.raises(Diverged, match=r"cycle 1, particle 1: .* It broke 4 times"):
+        resume(tmp_path / "run", counter, Event())
+    assert counter.left == 10**6
+
+
+def test_the_path_of_a_particle_that_was_trained_again_has_no_point_of_the_broken_one(spoil, tmp_path):
+    spoil(WHO, epoch=2)
+    config = tiny(path_every=3, snapshot_seconds=1e-9)
+    go(config, tmp_path / "run")
+    path = read_path(RunDirectory(tmp_path / "run").trajectory(1, 1))
+    assert all(bool(value.isfinite().all()) for point in path.values() for value in point.values())
+
+
+def test_a_broken_particle_that_was_left_out_is_nowhere_on_disk_and_analyses_do_without(spoil, tmp_path, capsys):
+    spoil(WHO)
+    config = tiny()
+    run = tmp_path / "run"
+    go(replace(config, plan=replace(config.plan, broken="drop", particles=(3,))), run)
+    assert sorted(path.name for path in (run / "cycle-01").glob("particle-*")) == [
+        "particle-0.safetensors",
+        "particle-2.safetensors",
+    ]
+    assert all(bool(v.isfinite().all()) for v in load_tensors(run / "cycle-01" / "mean.safetensors")[0].values())
+    given = "--only curvature connectivity predictions --corners 2 --examples 60 --curvature-examples 20 --points 3"
+    main(["analyze", str(run), *given.split(), "--quiet"])
+    made = (run / "analysis.jsonl").read_text()
+    assert "curvature/cycle-01/particle-2" in made
+    assert "curvature/cycle-01/particle-1" not in made
+
+
+def test_compare_says_who_broke_and_what_became_of_it(spoil, tmp_path, capsys):
+    spoil(WHO, Seed(0).at("ticket"), epoch=0)
+    go(tiny(), tmp_path / "run")
+    (note,) = compare([read_run(tmp_path / "run")]).notes
+    assert note == (
+        "swamp (2): 2 trainings broke (loss or weights not finite): seed 0, the ticket at learning rate 0.05, trained "
+        "again with 0.025, seed 0, cycle 1, particle 1 at learning rate 0.05, trained again with 0.025."
+    )
+    main(["compare", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+    assert "2 trainings broke" in re.sub(r"\s+", " ", capsys.readouterr().out)
+
+
+def test_the_command_warns_and_the_summary_is_strict_json(spoil, tmp_path, capsys, monkeypatch):
+    spoil(WHO)
+    config = tiny()
+    go_config = tmp_path / "config.json"
+    go_config.write_text(json.dumps(config.to_json()))
+    main(["run", "--config", str(go_config), "--out", str(tmp_path / "run"), "--json", "--broken", "drop"])
+    said = capsys.readouterr()
+    assert "warning: Cycle 1, particle 1, broke" in said.err
+    done = json.loads(said.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert done["cycles"][1]["broken"][0]["again"] is None
