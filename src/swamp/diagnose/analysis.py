@@ -8,7 +8,7 @@ from typing import Any
 
 from swamp.diagnose.subject import Subject
 from swamp.errors import SwampError
-from swamp.files import one_at_a_time, write_atomic
+from swamp.files import one_at_a_time, remove_unfinished, write_atomic
 from swamp.runs.directory import finite
 
 FILE = "analysis.jsonl"
@@ -71,6 +71,7 @@ def analyze(subject: Subject, chosen: Mapping[str, Analysis], settings: Settings
 def _added(folder: Path, record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """All records, with this one, once they are written."""
     with one_at_a_time(folder / f".{FILE}.lock"):
+        remove_unfinished(folder / FILE)
         # Read again: another process may have added some.
         done = {other["key"]: other for other in read_analysis(folder)} | {record["key"]: record}
         write_atomic(folder / FILE, "".join(json.dumps(line) + "\n" for line in done.values()).encode())

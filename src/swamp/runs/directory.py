@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from swamp.errors import Busy, SwampError
-from swamp.files import remove_unfinished, write_atomic
+from swamp.files import make_folder, remove_unfinished, sign, write_atomic
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class RunDirectory:
         Raises Busy where another process is in, and SwampError for a directory that cannot be written.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise SwampError(f"cannot write to the run directory {self.path}: {error.strerror}.") from error
@@ -118,8 +118,7 @@ class RunDirectory:
                 raise Busy(
                     f"{self.path} is being written by process {owner}. Wait for it, stop it, or choose another --out."
                 ) from error
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            sign(handle, f"{os.getpid()} on {socket.gethostname()}\n")
             remove_unfinished(self.path)
             yield
         finally:

@@ -98,6 +98,7 @@ class RunStore:
         # A run killed right after the record was written has not told the world of this cycle yet.
         if not self._published(index):
             self.publish(cycle)
+        self._tidy(cycle)
         self._announce(cycle)
         return cycle
 
@@ -110,13 +111,17 @@ class RunStore:
         line = {**cycle.to_json(), "digest": {"weights": digest(cycle.weights), "mask": cycle.mask.digest}}
         write_json(self.directory.record(cycle.index), line)
         self.publish(cycle)
+        self._tidy(cycle)
+        self._announce(cycle)
+        self.check_stop()
+
+    def _tidy(self, cycle: Cycle) -> None:
+        """Delete what a finished cycle needs no more."""
         self.directory.phase(cycle.index).unlink(missing_ok=True)
         for index in range(len(cycle.particles)):
             self.directory.snapshot(cycle.index, index).unlink(missing_ok=True)
             if not self.keep_particles:
                 self.directory.particle(cycle.index, index).unlink(missing_ok=True)
-        self._announce(cycle)
-        self.check_stop()
 
     def publish(self, cycle: Cycle) -> None:
         """Bring the files that speak for the whole run up to this cycle."""
