@@ -1,6 +1,7 @@
 """The ways in which swamp runs, each as processes that begin or go on with what lies in a folder."""
 
 import json
+import re
 import shutil
 import socket
 import sys
@@ -229,7 +230,7 @@ def _files(run: Path) -> set[Path]:
 
 
 def _values(run: Path, name: Path) -> list[Any]:
-    text = (run / name).read_text().replace(str(run), "")
+    text = re.sub(rf"{re.escape(str(run.parent))}/[\w-]+", "", (run / name).read_text())
     values = [json.loads(line) for line in text.splitlines()] if name.suffix == ".jsonl" else [json.loads(text)]
     # Analyses are done in the order in which they were cheap, which a resume may change.
     return sorted((_without_time(value) for value in values), key=lambda value: str(value.get("key", "")))
