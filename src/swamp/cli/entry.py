@@ -15,7 +15,7 @@ from swamp.cli.masks import masks_command
 from swamp.cli.noise import noise_command
 from swamp.cli.report import figure_command, report_command, watch_command
 from swamp.cli.run import resume_command, run_command
-from swamp.cli.session import Err, Out, escaped
+from swamp.cli.session import Err, Out, deaf, escaped
 from swamp.cli.study import study_command
 from swamp.cli.ticket import ticket_command
 from swamp.errors import SwampError, refused, unknown
@@ -50,7 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     a run of a study failed, 4 another rank was lost, 130 and 143 stopped.
     """
     with one_voice():
-        _main(arguments)
+        try:
+            _main(arguments)
+        except KeyboardInterrupt:
+            # Here, as a second Ctrl-C may come while the first one is being answered.
+            _say("stopped at once. What was saved stays: swamp resume RUN goes on from it.")
+            sys.exit(130)
 
 
 def _main(arguments: Sequence[str] | None) -> None:
@@ -69,11 +74,6 @@ def _main(arguments: Sequence[str] | None) -> None:
         _COMMANDS[given[0]][0](given[1:])
     except SwampError as error:
         _end(error)
-    except KeyboardInterrupt:
-        Err.print(
-            "[bold red]swamp:[/bold red] stopped at once. What was saved stays: swamp resume RUN goes on from it."
-        )
-        sys.exit(130)
     except BrokenPipeError:
         # The reader of our output (head, say) has had enough; nothing is wrong.
         sys.stderr.close()
@@ -85,8 +85,13 @@ def _main(arguments: Sequence[str] | None) -> None:
 
 
 def _end(error: SwampError) -> NoReturn:
-    Err.print(f"[bold red]swamp:[/bold red] {escaped(str(error))}", soft_wrap=True, highlight=False)
+    _say(str(error))
     sys.exit(error.exit_code)
+
+
+def _say(last: str) -> None:
+    with deaf():
+        Err.print(f"[bold red]swamp:[/bold red] {escaped(last)}", soft_wrap=True, highlight=False)
 
 
 def _overview() -> None:

@@ -56,6 +56,8 @@ class RunStore:
     """When the phase of each cycle was last written, or first not."""
     path_every: int = 0
     """Steps between two points of a particle's path (0: none is kept)."""
+    lines: dict[int, str] = field(default_factory=dict[int, str])
+    """The line of each cycle in metrics.jsonl, as far as they were needed: each record is read once."""
 
     def ticket(self) -> Ticket | None:
         """The ticket on disk."""
@@ -125,10 +127,11 @@ class RunStore:
 
     def publish(self, cycle: Cycle) -> None:
         """Bring the files that speak for the whole run up to this cycle."""
-        records = (self.directory.record(index) for index in range(cycle.index + 1))
-        # What trains single masks of another run has no cycles between.
-        lines = [path for path in records if path.exists()]
-        text = "".join(json.dumps(read_json(path)) + "\n" for path in lines)
+        for index in range(cycle.index + 1):
+            # What trains single masks of another run has no cycles between.
+            if index not in self.lines and self.directory.record(index).exists():
+                self.lines[index] = json.dumps(read_json(self.directory.record(index))) + "\n"
+        text = "".join(self.lines[index] for index in sorted(self.lines) if index <= cycle.index)
         cycle.mask.save(self.directory.mask)
         save_tensors(self.directory.model, cycle.weights)
         # Last: it tells how far the other two are.
@@ -156,7 +159,7 @@ class RunStore:
     def member(self, index: int) -> "RunStore":
         """The store of one member of an ensemble, in a folder of its own."""
         directory = self.directory.member(index)
-        return replace(self, directory=directory, announce=False, folder=directory.path.name)
+        return replace(self, directory=directory, announce=False, folder=directory.path.name, phases={}, lines={})
 
     def opened(self, address: Any) -> "RunProgress":
         """The progress that another process, on the same run, has at this address."""
