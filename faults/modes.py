@@ -31,7 +31,7 @@ def nothing(number: int) -> None:
 
 
 def tiny(**changes: Any) -> RunConfig:
-    """A run of a second with everything in it: a ticket, BatchNorm, a tail with averaging, three cycles of two."""
+    """A run of a second with everything in it: a ticket, paths, a tail with averaging, three cycles of two."""
     plan = Plan(sparsity=0.75, particles=(2,), alpha=(0.5,), ticket_epochs=1, barrier_threshold=1.0)
     training = Training(epochs=4, batch_size=64, lr=0.05, tail=0.5)
     config = RunConfig("tiny", "digits", "mlp-16", plan, training, DataOptions(examples=640), threads=1)

@@ -45,7 +45,14 @@ _DISK = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
     errno.EMFILE, errno.ENFILE,
 }  # fmt: skip
-_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "start new thread", "failed to map segment")
+_MEMORY = (
+    "allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "start new thread",
+    "failed to map segment",
+    "temporarily unavailable",
+)
 _READER = "DataLoader worker"
 
 
@@ -61,10 +68,7 @@ def refused(error: BaseException) -> SwampError | None:
             f"{where}{error.strerror}. What was finished is kept; make room or give the right to write, then go on."
         )
     if isinstance(error, RuntimeError) and short.startswith(_READER):
-        return Refused(
-            f"a process that reads the data has ended ({short.removesuffix('.')}), most often for want of memory. What "
-            "was finished is kept; go on with fewer of them (--workers), or with more memory."
-        )
+        return reader_lost(short)
     # torch and the loader of libraries have no type of their own for it.
     memory = isinstance(error, RuntimeError | OSError | ImportError) and any(part in words for part in _MEMORY)
     if memory or isinstance(error, MemoryError):
@@ -73,6 +77,14 @@ def refused(error: BaseException) -> SwampError | None:
             "batches (--batch-size) or one particle at a time (--backend sequential)."
         )
     return None
+
+
+def reader_lost(why: str) -> SwampError:
+    """The error for a process of a DataLoader that is gone."""
+    return Refused(
+        f"a process that reads the data has ended ({why.removesuffix('.')}), most often for want of memory. What was "
+        "finished is kept; go on with fewer of them (--workers), or with more memory."
+    )
 
 
 def shortened(names: Sequence[str], most: int = 6) -> str:

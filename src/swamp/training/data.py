@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate  # pyright: ignore[reportUnknownVariableType]
 
-from swamp.errors import SwampError
+from swamp.errors import SwampError, reader_lost
 from swamp.training.augment import Augment
 from swamp.training.order import Seed, isolated, permutation
 
@@ -180,10 +180,14 @@ class DatasetData:
             # Without one the loader would draw its workers' seeds from the global generator.
             generator=seed.generator(),
         )
-        for batch in loader:
-            if isinstance(batch, SwampError):
-                raise batch
-            yield batch
+        try:
+            for batch in loader:
+                if isinstance(batch, SwampError):
+                    raise batch
+                yield batch
+        except (ConnectionError, EOFError) as error:
+            # What is seen first of a process that was killed while it handed over a batch.
+            raise reader_lost(str(error) or type(error).__name__) from error
 
 
 class _Batches(Dataset[Any]):
