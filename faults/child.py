@@ -57,6 +57,8 @@ class Child:
             if time.monotonic() > until:
                 os.kill(self.pid, signal.SIGKILL)
             time.sleep(0.002)
+        if self.process is not None and self.process.stdin is not None:
+            self.process.stdin.close()
         for end in self.closing:
             os.close(end)
         self.closing = []
