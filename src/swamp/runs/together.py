@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 from threading import Event
 
-from swamp.errors import Interrupted, Lost, refused
+from swamp.errors import Interrupted, Lost, SwampError, refused
 from swamp.methods import Cycle
 from swamp.particles import Choice, Member, Over, World, rank, ranks
 from swamp.runs.config import RunConfig
