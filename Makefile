@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # pip resolves everything from constraints.txt, so that a new machine gets what this one was tested with.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test setup check format coverage docs bench ranks results clean
+.PHONY: demo test setup check format coverage docs bench faults ranks results clean
 
 demo: $(VENV)/.core
 	@rm -rf build/demo
@@ -36,6 +36,11 @@ docs: $(VENV)/.docs
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/run.py
+
+# What docs/reliability.md counts: hours on two busy cores, each campaign alone has --cases and --seed.
+faults: $(VENV)/.dev
+	@for campaign in kill signals disk power memory reader frozen clock leak load; do \
+	  $(BIN)/python faults/$$campaign.py || exit; done
 
 # Runs over two hosts, which are network namespaces of this machine: as root, with iproute2.
 ranks: $(VENV)/.dev

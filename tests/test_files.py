@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from swamp.errors import SwampError, unknown
-from swamp.files import digest, load_tensors, remove_unfinished, save_tensors, write_atomic
+from swamp.errors import SwampError, refused, unknown
+from swamp.files import digest, load_tensors, make_folder, remove_unfinished, save_tensors, write_atomic
 
 
 def test_a_file_is_written_whole_with_its_directories(tmp_path: Path) -> None:
@@ -237,3 +237,63 @@ def test_an_unknown_name_comes_with_the_nearest_ones() -> None:
         "unknown score 'magnitud'. Did you mean magnitude?"
     )
     assert str(unknown("score", "zzz", ["random", "magnitude"])) == "unknown score 'zzz'. There is: magnitude, random."
+
+
+def test_a_new_folder_is_synced_with_the_one_it_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    sync = os.fsync
+
+    def noted(handle: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    make_folder(tmp_path / "run" / "cycle-00")
+    assert synced == [tmp_path.name, "run"]
+    make_folder(tmp_path / "run" / "cycle-00")
+    assert synced == [tmp_path.name, "run"], "nothing was made"
+
+
+def test_a_folder_that_cannot_be_synced_for_want_of_space_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def full(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SwampError, match="No space left"):
+        write_atomic(tmp_path / "file", b"data")
+
+
+def test_halves_of_one_file_are_removed_and_no_others(tmp_path: Path) -> None:
+    for name in (".analysis.jsonl.0123abcd", ".metrics.jsonl.0123abcd", ".analysis.jsonl.lock"):
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path / "analysis.jsonl")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".analysis.jsonl.lock", ".metrics.jsonl.0123abcd"]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/runs/x/lock"), "/runs/x/lock: No space left"),
+        (OSError(errno.EROFS, "Read-only file system"), "Read-only file system. What was finished is kept"),
+        (MemoryError(), "no memory left"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."), "no memory left"),
+        (RuntimeError("can't start new thread"), "no memory left"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "reads the data has ended"),
+    ],
+)
+def test_what_the_machine_refuses_is_told_in_words(error: Exception, words: str) -> None:
+    told = refused(error)
+    assert told is not None
+    assert words in str(told)
+    assert told.exit_code == 2
+
+
+@pytest.mark.parametrize("error", [ValueError("memory"), RuntimeError("size mismatch"), FileNotFoundError(2, "gone")])
+def test_a_fault_of_the_program_is_not_put_on_the_machine(error: Exception) -> None:
+    assert refused(error) is None

@@ -1,6 +1,7 @@
 """Every error a user can cause or must act on; the command line prints the message alone and exits with `exit_code`."""
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
 
 
@@ -39,10 +40,60 @@ class Interrupted(SwampError):  # noqa: N818
     exit_code = 130
 
 
+class Refused(SwampError):  # noqa: N818
+    """The machine had no memory or no disk left, or did not allow something. What was finished is kept."""
+
+
 class Lost(SwampError):  # noqa: N818
     """Another process of the job died or fell silent. What was finished is kept, and the run can go on."""
 
     exit_code = 4
+
+
+_DISK = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
+    errno.EMFILE, errno.ENFILE,
+}  # fmt: skip
+_MEMORY = (
+    "allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "start new thread",
+    "failed to map segment",
+    "temporarily unavailable",
+)
+_READER = "DataLoader worker"
+
+
+def refused(error: BaseException) -> SwampError | None:
+    """What to tell the user of `error` where the machine is its cause; None for every other one."""
+    if isinstance(error, SwampError):
+        return error
+    words = str(error).strip() or type(error).__name__
+    short = words.splitlines()[0]
+    if isinstance(error, OSError) and error.errno in _DISK:
+        where = f"{error.filename}: " if error.filename else ""
+        return Refused(
+            f"{where}{error.strerror}. What was finished is kept; make room or give the right to write, then go on."
+        )
+    if isinstance(error, RuntimeError) and short.startswith(_READER):
+        return reader_lost(short)
+    # torch and the loader of libraries have no type of their own for it.
+    memory = isinstance(error, RuntimeError | OSError | ImportError) and any(part in words for part in _MEMORY)
+    if memory or isinstance(error, MemoryError):
+        return Refused(
+            f"this process has no memory left ({short}). What was finished is kept; go on with more of it, smaller "
+            "batches (--batch-size) or one particle at a time (--backend sequential)."
+        )
+    return None
+
+
+def reader_lost(why: str) -> SwampError:
+    """The error for a process of a DataLoader that is gone."""
+    return Refused(
+        f"a process that reads the data has ended ({why.removesuffix('.')}), most often for want of memory. What was "
+        "finished is kept; go on with fewer of them (--workers), or with more memory."
+    )
 
 
 def shortened(names: Sequence[str], most: int = 6) -> str:

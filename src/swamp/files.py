@@ -1,6 +1,7 @@
 """Files that are whole or not there: written beside, synced, renamed. Tensors go as safetensors; nothing is pickled."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -30,12 +31,13 @@ def write_atomic(path: Path, data: bytes) -> None:
     # Not tempfile.mkstemp: its files are private to the user, and a run directory is often shared.
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with beside.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+        _sync_directory(path.parent)
     except OSError as error:
         raise SwampError(
             f"could not write {path}: {error.strerror or error}. Nothing that was there is lost; "
@@ -44,7 +46,25 @@ def write_atomic(path: Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
-    _sync_directory(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and those above it where they are missing, so that a power cut does not take them away again.
+
+    Raises OSError where that cannot be.
+    """
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_directory(folder.parent)
+
+
+def sign(handle: int, name: str) -> None:
+    """Write into a lock who holds it. It is for people to read, so that a full disk is none of its business."""
+    with contextlib.suppress(OSError):
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, name.encode(), 0)
 
 
 @contextlib.contextmanager
@@ -54,7 +74,7 @@ def one_at_a_time(path: Path) -> Generator[None]:
     Raises SwampError where the file cannot be made.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise SwampError(f"cannot write to the folder {path.parent}: {error.strerror}.") from error
@@ -65,10 +85,14 @@ def one_at_a_time(path: Path) -> Generator[None]:
         os.close(handle)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Delete what a killed process left half-written anywhere below `folder`; nobody else may be writing there."""
-    for beside in folder.rglob(".*"):
-        if re.fullmatch(r"\..+\.[0-9a-f]{8}", beside.name):
+def remove_unfinished(path: Path) -> None:
+    """Delete what a killed process left half-written of the file `path`, or of any file below the folder `path`.
+
+    Nobody else may be writing there.
+    """
+    folder, name = (path, ".+") if path.is_dir() else (path.parent, re.escape(path.name))
+    for beside in folder.rglob(".*") if path.is_dir() else folder.glob(".*"):
+        if re.fullmatch(rf"\.{name}\.[0-9a-f]{{8}}", beside.name):
             beside.unlink(missing_ok=True)
 
 
@@ -167,9 +191,12 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
 def _sync_directory(directory: Path) -> None:
     # Without this the rename itself may not survive a power cut. Some systems cannot sync a directory: the file is
     # whole there all the same.
-    with contextlib.suppress(OSError):
+    try:
         handle = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES):
+            raise

@@ -1,7 +1,8 @@
 """The short form of faults/damage.py: every kind of damage, to some of the files."""
 
-import damage
 import pytest
+
+import damage
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,16 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from threading import Event
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed import TCPStore
 
 from swamp.errors import Diverged, Interrupted, Lost, SwampError
-from swamp.particles import Member, Sequential, Silent, Ticket, serve
+from swamp.particles import Member, Sequential, Silent, Ticket, World, serve
 from swamp.particles.synchronised import Synchronised
 from swamp.sparsity import Mask
 from swamp.training import Seed, isolated
@@ -178,3 +180,16 @@ def test_a_process_of_another_machine_is_never_taken_for_dead():
 def test_no_seeds_no_work(small, ticket_of, two_thirds):
     with small.led(2) as backend:
         assert backend.train(Ticket({}, 0), Mask({}), TRAINING, []) == []
+
+
+def test_words_for_a_leader_that_is_gone_raise_lost_and_no_fault():
+    server = TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+    world = World(TCPStore("127.0.0.1", server.port, 2, is_master=False), 1, 2, Event())
+    del server
+    try:
+        with pytest.raises(Lost, match="is gone: nothing answers"):
+            [world.post("done-1", n) for n in range(1000)]  # the first ones may still go into a buffer
+        with pytest.raises(Lost, match="is gone: nothing answers"):
+            world.find("over", 0)
+    finally:
+        world.leave("was stopped")

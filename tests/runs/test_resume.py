@@ -13,7 +13,7 @@ from swamp.errors import Interrupted, SwampError
 from swamp.live import Quiet
 from swamp.particles import Particle
 from swamp.particles.sequential import Job
-from swamp.runs import RunDirectory, RunStore, open_run, resume, start
+from swamp.runs import RunDirectory, RunStore, open_run, resume, start, store
 
 from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, kill_after, tiny
 
@@ -172,3 +172,21 @@ def test_the_lock_of_a_killed_process_is_lifted(config, tmp_path):
         go(config, tmp_path / "run")
     kill_after(pid, 0)
     go(config, tmp_path / "run")
+
+
+def test_what_a_kill_left_of_a_finished_cycle_is_removed(reference, tmp_path, monkeypatch):
+    config = replace(tiny(), keep="means")
+    monkeypatch.setattr(RunStore, "_tidy", lambda self, cycle: self.stop.set() if cycle.index == 1 else None)
+    with pytest.raises(Interrupted):
+        start(config, tmp_path / "run", Quiet(), Event())
+    monkeypatch.undo()
+    assert list((tmp_path / "run").glob("cycle-01/particle-*"))
+    go_on(tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("particle-*"))
+
+
+def test_each_record_is_read_once_however_many_cycles_are_published(tmp_path, monkeypatch):
+    read, read_json = [], store.read_json
+    monkeypatch.setattr(store, "read_json", lambda path: read.append(path) or read_json(path))
+    go(tiny(), tmp_path / "run")
+    assert [path.name for path in read] == ["record.json"] * 3

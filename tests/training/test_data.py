@@ -225,3 +225,18 @@ def test_a_batch_moves_with_all_its_tensors():
     fields, targets = batch_to(({"x": INPUTS}, TARGETS), device)
     plain, _ = batch_to((INPUTS, TARGETS), device)
     assert {fields["x"].device.type, targets.device.type, plain.device.type} == {"meta"}
+
+
+class Damaged(Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int):
+        raise SwampError("cat.png is not a whole image.")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_reading_process_refuses_comes_back_in_its_words_alone(workers: int) -> None:
+    with pytest.raises(SwampError) as raised:
+        list(DatasetData(Damaged(), workers=workers).in_order(2))
+    assert str(raised.value) == "cat.png is not a whole image."

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from rich.table import Table
 
@@ -14,10 +15,10 @@ from swamp.cli.masks import masks_command
 from swamp.cli.noise import noise_command
 from swamp.cli.report import figure_command, report_command, watch_command
 from swamp.cli.run import resume_command, run_command
-from swamp.cli.session import Err, Out, escaped
+from swamp.cli.session import Err, Out, deaf, escaped
 from swamp.cli.study import study_command
 from swamp.cli.ticket import ticket_command
-from swamp.errors import SwampError, unknown
+from swamp.errors import SwampError, refused, unknown
 from swamp.runs import one_voice
 
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
@@ -45,11 +46,16 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point.
 
-    Exit codes: 0 done, 1 a fault of swamp, 2 bad input, 3 training diverged or a run of a study failed, 4 another rank
-    was lost, 130 and 143 stopped.
+    Exit codes: 0 done, 1 a fault of swamp, 2 bad input or a machine that refuses (memory, disk), 3 training diverged or
+    a run of a study failed, 4 another rank was lost, 130 and 143 stopped.
     """
     with one_voice():
-        _main(arguments)
+        try:
+            _main(arguments)
+        except KeyboardInterrupt:
+            # Here, as a second Ctrl-C may come while the first one is being answered.
+            _say("stopped at once. What was saved stays: swamp resume RUN goes on from it.")
+            sys.exit(130)
 
 
 def _main(arguments: Sequence[str] | None) -> None:
@@ -67,17 +73,25 @@ def _main(arguments: Sequence[str] | None) -> None:
             raise unknown("command", given[0], _COMMANDS)
         _COMMANDS[given[0]][0](given[1:])
     except SwampError as error:
-        Err.print(f"[bold red]swamp:[/bold red] {escaped(str(error))}", soft_wrap=True, highlight=False)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        Err.print(
-            "[bold red]swamp:[/bold red] stopped at once. What was saved stays: swamp resume RUN goes on from it."
-        )
-        sys.exit(130)
+        _end(error)
     except BrokenPipeError:
         # The reader of our output (head, say) has had enough; nothing is wrong.
         sys.stderr.close()
         sys.exit(0)
+    except Exception as error:
+        if (told := refused(error)) is None:
+            raise
+        _end(told)
+
+
+def _end(error: SwampError) -> NoReturn:
+    _say(str(error))
+    sys.exit(error.exit_code)
+
+
+def _say(last: str) -> None:
+    with deaf():
+        Err.print(f"[bold red]swamp:[/bold red] {escaped(last)}", soft_wrap=True, highlight=False)
 
 
 def _overview() -> None:

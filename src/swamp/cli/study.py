@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import tyro
 
-from swamp.cli.session import Err, Out, escaped, parse, print_json, signals, stoppable
+from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
 from swamp.cli.workers import local_workers, stop_with_parent, submit, work_here
 from swamp.errors import Interrupted, SwampError, unknown
 from swamp.recipes import DEFAULT, STUDIES, recipe_named
@@ -103,7 +103,7 @@ def _joined(given: str, out: Path | None) -> StudyDirectory:
 def _worker(given: WorkerArgs) -> None:
     stop = Event()
     stop_with_parent(stop)
-    with signals(stop):
+    with stoppable(stop):
         work_here(given.study, wait=given.wait, stop=stop)
 
 

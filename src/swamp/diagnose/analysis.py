@@ -8,7 +8,7 @@ from typing import Any
 
 from swamp.diagnose.subject import Subject
 from swamp.errors import Damaged
-from swamp.files import one_at_a_time, write_atomic
+from swamp.files import one_at_a_time, remove_unfinished, write_atomic
 from swamp.runs import RunDirectory
 from swamp.runs.seal import finite, sealed
 
@@ -73,6 +73,7 @@ def _added(directory: RunDirectory, record: Mapping[str, Any]) -> dict[str, Mapp
     """All records, with this one, once they are written."""
     file = directory.path / FILE
     with one_at_a_time(directory.path / f".{FILE}.lock"):
+        remove_unfinished(file)
         # Read again: another process may have added some.
         done = {other["key"]: other for other in read_analysis(directory)} | {record["key"]: record}
         lines = [json.dumps(sealed(line, directory.about(file))) + "\n" for line in done.values()]

@@ -11,6 +11,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+from swamp.errors import Lost
+
 _EVERY = 0.25
 _MISSING = 5.0
 """Seconds without a beat after which a process counts as gone, once the job has stopped for a reason not known yet."""
@@ -129,6 +131,6 @@ class Pulse:
             try:
                 self.say()
                 self.look()
-            except RuntimeError as error:  # torch's errors of a store that is gone
+            except (RuntimeError, Lost) as error:  # torch's errors of a store that is gone
                 self.broken = error
                 return

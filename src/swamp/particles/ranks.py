@@ -235,6 +235,6 @@ class _Leading:
         self.hear_of_broken()
         self.world.check()
         if isinstance(self.told, Addressed):
-            for beat, _ in self.world.pulse.read().values():
+            for beat, _ in self.world.beats().values():
                 if beat.at is not None:
                     self.told.elsewhere(*beat.at)

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from torch import Tensor
 
-from swamp.errors import Diverged, Interrupted, Lost, SwampError
+from swamp.errors import Diverged, Interrupted, Lost, SwampError, refused
 from swamp.particles.backend import Backend, Progress, Silent
 from swamp.particles.dataparallel import Alone, DataParallel, OneForAll
 from swamp.particles.particle import Particle
@@ -152,8 +152,15 @@ def serve(
         particles = _answered(world, job, train)
         if particles:
             world.hear(f"take-{number}-{world.rank}", [0])
-            for data in particles:
-                send(data)
+            _sent(world, particles)
+
+
+def _sent(world: World, particles: list[Tensor]) -> None:
+    try:
+        for data in particles:
+            send(data)
+    except RuntimeError as error:
+        raise world.blame(error) from error
 
 
 def _answered(world: World, job: Job, train: Callable[[], list[Particle]]) -> list[Tensor]:
@@ -161,7 +168,8 @@ def _answered(world: World, job: Job, train: Callable[[], list[Particle]]) -> li
     done = f"done-{job.number}"
     try:
         particles = train()
-    except Exception as error:
+    except Exception as fault:
+        error = refused(fault) or fault
         known = next((kind for kind in (Diverged, Interrupted, Lost, SwampError) if isinstance(error, kind)), None)
         text = str(error) if known else "".join(traceback.format_exception(error))
         world.post(done, {"error": [known.__name__ if known else "fault", text], "particles": []})

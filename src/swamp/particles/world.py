@@ -11,8 +11,8 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from threading import Event
@@ -25,7 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.rendezvous import rendezvous  # pyright: ignore[reportUnknownVariableType]
 
 from swamp.errors import Interrupted, Lost, SwampError
-from swamp.particles.beat import Member, Pulse
+from swamp.particles.beat import Beat, Member, Pulse
 
 _SIOCGIFADDR = 0x8915
 _FAREWELL = 25.0
@@ -72,13 +72,16 @@ class World:
     @classmethod
     def meet(cls, asked: Event, patience: float) -> "World":
         """Find the store of the job that torchrun described in the environment, and say that this rank is there."""
-        store, rank, size = next(rendezvous("env://"))
+        try:
+            store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=_meeting(patience))))
+        except RuntimeError as error:
+            raise Lost(f"the first host is not there: nothing answers at {_first_host()} ({_short(error)}).") from error
         return cls(PrefixStore(f"swamp/{_attempt()}", store), rank, size, asked, patience)
 
     def compare(self, facts: Mapping[str, Any]) -> None:
         """Wait for all ranks, and learn who they are. Raises SwampError naming those whose `facts` differ."""
         self.post("hello", {"member": asdict(self.me), "facts": facts})
-        until = time.monotonic() + max(self.patience, 300.0)
+        until = time.monotonic() + _meeting(self.patience)
 
         def check() -> None:
             if self.over is not None:
@@ -95,13 +98,16 @@ class World:
     def connect(self) -> None:
         """Open the connections that tensors take: gloo, and NCCL where there are GPUs."""
         _choose_interface()
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            store=PrefixStore(f"groups/{_attempt()}", self.store),
-            rank=self.rank,
-            world_size=self.size,
-            timeout=timedelta(seconds=self.patience),
-        )
+        try:
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                store=PrefixStore(f"groups/{_attempt()}", self.store),
+                rank=self.rank,
+                world_size=self.size,
+                timeout=timedelta(seconds=self.patience),
+            )
+        except RuntimeError as error:
+            raise self.blame(error) from error
 
     def mesh(self, groups: int) -> DeviceMesh:
         """The ranks as ("particle", "data"): so many groups of equal size. All ranks ask for it at the same time."""
@@ -113,13 +119,20 @@ class World:
         return self.meshes[groups]
 
     def post(self, name: str, value: Any) -> None:
-        """Let all others find `value` under `name` and this rank."""
-        self.store.set(f"{name}/{self.rank}", json.dumps(value))
+        """Let all others find `value` under `name` and this rank. Raises Lost where there is nobody to tell."""
+        with self._reached():
+            self.store.set(f"{name}/{self.rank}", json.dumps(value))
 
     def find(self, name: str, rank: int) -> Any:
         """What `rank` posted under `name`, in a list of one; an empty list while there is nothing."""
         key = f"{name}/{rank}"
-        return [json.loads(self.store.get(key))] if self.store.check([key]) else []
+        with self._reached():
+            return [json.loads(self.store.get(key))] if self.store.check([key]) else []
+
+    def beats(self) -> dict[int, tuple[Beat, float]]:
+        """What the others said last of themselves, and how many seconds ago."""
+        with self._reached():
+            return self.pulse.read()
 
     def hear(self, name: str, ranks: Iterable[int], check: Callable[[], None] | None = None) -> dict[int, Any]:
         """What each of `ranks` posts under `name`, waiting for it.
@@ -128,18 +141,15 @@ class World:
         """
         heard: dict[int, Any] = {}
         wanted, pause = list(ranks), 0.002
-        try:
-            while True:
-                for rank in wanted:
-                    if rank not in heard and (found := self.find(name, rank)):
-                        heard[rank] = found[0]
-                if len(heard) == len(wanted):
-                    return heard
-                (check or self.check)()
-                time.sleep(pause)
-                pause = min(0.05, pause * 1.5)
-        except RuntimeError as error:
-            raise self.store_lost(error) from error
+        while True:
+            for rank in wanted:
+                if rank not in heard and (found := self.find(name, rank)):
+                    heard[rank] = found[0]
+            if len(heard) == len(wanted):
+                return heard
+            (check or self.check)()
+            time.sleep(pause)
+            pause = min(0.05, pause * 1.5)
 
     def check(self) -> None:
         """Raise Over, Interrupted or Lost where there is reason to; cheap enough for every step of a training."""
@@ -152,7 +162,7 @@ class World:
         for member in self.members:
             if member.rank not in self.pulse.latest:
                 continue
-            beat, silent = self.pulse.read()[member.rank]
+            beat, silent = self.beats()[member.rank]
             if beat.left is not None:
                 raise Interrupted(f"{member} {beat.left}.")
             if member.is_dead(self.me):
@@ -160,11 +170,14 @@ class World:
             if silent > self.patience:
                 raise Lost(f"{member} has been silent for {silent:.0f} s: it froze, or its host is gone.")
 
-    def store_lost(self, error: Exception) -> SwampError:
+    def store_lost(self, error: Exception) -> Lost:
         """The error for a store that does not answer."""
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        if isinstance(error, Lost):
+            return error
         first = f"{self.members[0]}, or " if self.rank else ""
-        return Lost(f"{first}torchrun on the first host, is gone: nothing answers at {where} ({_short(error)}).")
+        return Lost(
+            f"{first}torchrun on the first host, is gone: nothing answers at {_first_host()} ({_short(error)})."
+        )
 
     def blame(self, error: RuntimeError) -> SwampError | RuntimeError:
         """The process that is gone, where that is why a transfer failed with `error`; else the error itself."""
@@ -180,7 +193,7 @@ class World:
 
     def end(self, code: int) -> list[Member]:
         """Rank 0: end the job for all, wait until they have saved and left; those that are gone without a word."""
-        with suppress(RuntimeError):
+        with suppress(RuntimeError, Lost):
             self.post("over", code)
             self.pulse.read(now=True)
             return self.pulse.missing(self.members[1:], self.me, _FAREWELL)
@@ -192,11 +205,28 @@ class World:
         if dist.is_initialized():
             dist.destroy_process_group()
 
+    @contextmanager
+    def _reached(self) -> Generator[None]:
+        """Around every use of the store: it is gone when the process that keeps it is."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise self.store_lost(error) from error
+
     def _look(self) -> None:
         if self.rank and self.over is None and (found := self.find("over", 0)):
             self.over = int(found[0])
             # A training in progress hears of it at its next step, and saves.
             self.asked.set()
+
+
+def _meeting(patience: float) -> float:
+    """Seconds in which all ranks must have come."""
+    return max(patience, 300.0)
+
+
+def _first_host() -> str:
+    return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
 
 
 def _attempt() -> str:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from swamp.errors import Busy, Damaged, SwampError
-from swamp.files import load_metadata, remove_unfinished, write_atomic
+from swamp.files import load_metadata, make_folder, remove_unfinished, sign, write_atomic
 from swamp.runs.seal import finite, require_own, sealed, unsealed
 
 
@@ -150,7 +150,7 @@ class RunDirectory:
         Raises Busy where another process is in, and SwampError for a directory that cannot be written.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise SwampError(f"cannot write to the run directory {self.path}: {error.strerror}.") from error
@@ -162,8 +162,7 @@ class RunDirectory:
                 raise Busy(
                     f"{self.path} is being written by process {owner}. Wait for it, stop it, or choose another --out."
                 ) from error
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            sign(handle, f"{os.getpid()} on {socket.gethostname()}\n")
             remove_unfinished(self.path)
             yield
         finally:

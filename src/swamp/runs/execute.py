@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -112,9 +112,17 @@ def initial_network(config: RunConfig, problem: Problem, seed: int) -> nn.Module
         return network_for(problem, config.model).to(_device(config.device))
 
 
-def summary(directory: RunDirectory, config: RunConfig, records: list[Cycle]) -> dict[str, Any]:
-    """The last word on a run: where it lies, what it reached, what it cost."""
-    last, dense = records[-1], records[0] if records[0].sparsity == 0 else None
+def summary(directory: RunDirectory, config: RunConfig, records: Iterable[Cycle]) -> dict[str, Any]:
+    """The last word on a run: where it lies, what it reached, what it cost. At most two cycles' weights are held."""
+    cycles: list[dict[str, Any]] = []
+    first = last = None
+    for record in records:
+        # Not the records themselves: their weights, of all cycles at once, would fill the memory.
+        cycles.append(record.to_json())
+        first, last = first or record, record
+    assert first is not None
+    assert last is not None
+    dense = first if first.sparsity == 0 else None
     return {
         "run": str(directory.path),
         "method": config.plan.method,
@@ -128,8 +136,8 @@ def summary(directory: RunDirectory, config: RunConfig, records: list[Cycle]) ->
             "density": {"prunable": dense.mask.density, "all": dense.density_of_all},
             "test": dense.measured.test,
         },
-        "cycles": [record.to_json() for record in records],
-        "seconds": sum(record.cost.seconds for record in records),
+        "cycles": cycles,
+        "seconds": sum(record["seconds"] for record in cycles),
     }
 
 
@@ -151,14 +159,14 @@ def _execute(
         write_json(directory.environment, [*_sessions(directory), here])
         reporter.started(len(config.plan.schedule()))
         try:
-            records = list(_records(config, problem, model, store, world))
+            done = summary(directory, config, _records(config, problem, model, store, world))
         except Diverged as error:
             raise Diverged(
                 f"{error} Start a gentler one: swamp run --config {directory.config} --lr ... --clip 1 --out NEW"
             ) from error
         except Interrupted as error:
             raise Interrupted(f"{error} Go on with: swamp resume {directory.path}") from error
-        done = finite(summary(directory, config, records))
+        done = finite(done)
         if directory.summary.is_dir():
             set_aside(directory.summary)
         directory.write(directory.summary, done)

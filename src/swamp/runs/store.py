@@ -67,6 +67,8 @@ class RunStore:
     """Steps between two points of a particle's path (0: none is kept)."""
     chained: bool = True
     """Whether each cycle is made from the one before; not so where single masks of another run are trained."""
+    lines: dict[int, str] = field(default_factory=dict[int, str])
+    """The line of each cycle in metrics.jsonl, as far as they were needed: each record is read once."""
 
     def ticket(self) -> Ticket | None:
         """The ticket on disk."""
@@ -111,6 +113,7 @@ class RunStore:
         # A run killed right after the record was written has not told the world of this cycle yet.
         if index == self.directory.last and not self._published(cycle):
             self.publish(cycle)
+        self._tidy(cycle)
         self._announce(cycle)
         return cycle
 
@@ -124,13 +127,17 @@ class RunStore:
         digests = {"weights": digest(cycle.weights), "mask": cycle.mask.digest, "made_from": self._origin(cycle.index)}
         directory.write(record, {**cycle.to_json(), "digest": digests})
         self.publish(cycle)
+        self._tidy(cycle)
+        self._announce(cycle)
+        self.check_stop()
+
+    def _tidy(self, cycle: Cycle) -> None:
+        """Delete what a finished cycle needs no more."""
         self.directory.phase(cycle.index).unlink(missing_ok=True)
         for particle in cycle.particles:
             self.directory.snapshot(cycle.index, particle.index).unlink(missing_ok=True)
             if not self.keep_particles:
                 self.directory.particle(cycle.index, particle.index).unlink(missing_ok=True)
-        self._announce(cycle)
-        self.check_stop()
 
     def publish(self, cycle: Cycle) -> None:
         """Bring the files that speak for the whole run up to this cycle."""
@@ -145,9 +152,11 @@ class RunStore:
 
     def _lines(self, index: int) -> bytes:
         """The records up to a cycle, a line each."""
-        # What trains single masks of another run has no cycles between.
-        records = (self.directory.record(earlier) for earlier in range(index + 1))
-        return "".join(json.dumps(read_json(path)) + "\n" for path in records if path.exists()).encode()
+        for earlier in range(index + 1):
+            # What trains single masks of another run has no cycles between.
+            if earlier not in self.lines and self.directory.record(earlier).exists():
+                self.lines[earlier] = json.dumps(read_json(self.directory.record(earlier))) + "\n"
+        return "".join(self.lines[earlier] for earlier in sorted(self.lines) if earlier <= index).encode()
 
     def _published(self, cycle: Cycle) -> bool:
         """Whether they are what `publish` would write; where they are neither that nor of before, a warning."""
@@ -185,6 +194,7 @@ class RunStore:
                 f"{error} Without a copy, delete {record} and resume: cycle {index} is trained again. Cycles after it "
                 "stay if it comes out as it was, to the last bit."
             ) from error
+        self.lines.pop(index, None)
         files = [folder / "mask.safetensors", folder / "mean.safetensors", record]
         kept = [str(set_aside(path)) for path in files if path.exists()]
         _warn(f"{error} Going on without it: cycle {index} is made again. (Set aside: {', '.join(kept)}.)")
@@ -249,7 +259,7 @@ class RunStore:
 
     def member(self, index: int) -> "RunStore":
         """The store of one member of an ensemble, in a folder of its own."""
-        return replace(self, directory=self.directory.member(index), announce=False)
+        return replace(self, directory=self.directory.member(index), announce=False, phases={}, lines={})
 
     def opened(self, address: Any) -> "RunProgress":
         """The progress that another process, on the same run, has at this address."""

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import msgspec
 
 from swamp.errors import Damaged, SwampError, shortened
-from swamp.files import one_at_a_time
+from swamp.files import make_folder, one_at_a_time, remove_unfinished, sign
 from swamp.methods import method_named
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, read_json, write_json
@@ -78,6 +78,7 @@ class StudyDirectory:
         Raises SwampError naming the differences if a run is another one there, or is there and not in `runs`.
         """
         with one_at_a_time(path / ".lock"):
+            remove_unfinished(_listing(path))
             there_already = cls.open(path) if _listing(path).exists() else None
             before: Mapping[str, RunConfig] = there_already.runs if there_already else {}
             wrong = [f"{name} (not in the study given)" for name in before if name not in runs]
@@ -107,13 +108,15 @@ class StudyDirectory:
         It is not the run's own lock, which `start` and `resume` take only after they have read the data.
         """
         claim = self._claim(name)
-        claim.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(claim, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            make_folder(claim.parent)
+            handle = os.open(claim, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise SwampError(f"cannot write to the run directory {claim.parent}: {error.strerror}.") from error
         try:
             got = _exclusively(handle)
             if got:
-                os.ftruncate(handle, 0)
-                os.pwrite(handle, worker_name().encode(), 0)
+                sign(handle, worker_name())
             yield got
         finally:
             os.close(handle)

@@ -3,7 +3,7 @@
 import traceback
 from threading import Event
 
-from swamp.errors import Busy, Interrupted, SwampError
+from swamp.errors import Busy, Interrupted, SwampError, refused
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.execute import resume, start
 from swamp.runs.store import Reporter
@@ -46,11 +46,10 @@ def _settle(study: StudyDirectory, name: str, reporter: Reporter, stop: Event) -
         raise
     except Busy:
         return False
-    except SwampError as error:
-        study.fail(name, error, str(error))
     except Exception as error:
-        # Memory that ran out, or a fault of ours: it must not take the other runs along, nor be lost.
-        study.fail(name, error, "".join(traceback.format_exception(error)))
+        # Bad input, memory that ran out, or a fault of ours: it must not take the other runs along, nor be lost.
+        told = refused(error)
+        study.fail(name, told or error, str(told) if told else "".join(traceback.format_exception(error)))
     return True
 
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 from threading import Event
 
-from swamp.errors import Interrupted, Lost, SwampError
+from swamp.errors import Interrupted, Lost, SwampError, refused
 from swamp.methods import Cycle
 from swamp.particles import Choice, Member, Over, World, rank, ranks
 from swamp.runs.config import RunConfig
@@ -86,7 +86,8 @@ def _leading(world: World, path: Path) -> Generator[None]:
     try:
         yield
     except BaseException as error:
-        gone = world.end(error.exit_code if isinstance(error, SwampError) else 1)
+        told = refused(error)
+        gone = world.end(told.exit_code if told else 1)
         world.leave("ended the job")
         # A signal from torchrun is most often its answer to a rank that died.
         if isinstance(error, Lost) or (isinstance(error, Interrupted) and gone):

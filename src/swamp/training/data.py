@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate  # pyright: ignore[reportUnknownVariableType]
 
-from swamp.errors import SwampError
+from swamp.errors import SwampError, reader_lost
 from swamp.training.augment import Augment
 from swamp.training.order import Seed, isolated, permutation
 
@@ -175,12 +175,19 @@ class DatasetData:
             _Batches(dataset, self.collate),
             batch_size=None,
             sampler=cast(Any, [(seed.at(step), index) for step, index in enumerate(chosen, first)]),
-            collate_fn=as_batch,
+            collate_fn=_itself,
             num_workers=self.workers,
             # Without one the loader would draw its workers' seeds from the global generator.
             generator=seed.generator(),
         )
-        yield from loader
+        try:
+            for batch in loader:
+                if isinstance(batch, SwampError):
+                    raise batch
+                yield batch
+        except (ConnectionError, EOFError) as error:
+            # What is seen first of a process that was killed while it handed over a batch.
+            raise reader_lost(str(error) or type(error).__name__) from error
 
 
 class _Batches(Dataset[Any]):
@@ -192,8 +199,16 @@ class _Batches(Dataset[Any]):
     def __getitem__(self, chosen: tuple[Seed, list[int]]) -> Any:
         seed, index = chosen
         together = getattr(self.dataset, "__getitems__", None)
-        with isolated(seed):
-            return self.collate(together(index) if together else [self.dataset[i] for i in index])
+        try:
+            with isolated(seed):
+                return as_batch(self.collate(together(index) if together else [self.dataset[i] for i in index]))
+        except SwampError as error:
+            # Given back, to be raised by who asked: raised here, torch would wrap a worker's traceback around it.
+            return error
+
+
+def _itself(batch: Any) -> Any:
+    return batch
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,88 @@
+"""What a run's processes did, in one file that all append to: steps taken, snapshots and particles kept."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swamp.methods import Cycle
+from swamp.particles import Particle
+from swamp.runs import store
+from swamp.training import Snapshot
+
+
+def note(file: Path) -> None:
+    """From now on this process notes down what it does."""
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def line(*words: object) -> None:
+        os.write(handle, (" ".join(map(str, words)) + "\n").encode())
+
+    stepped, finished, keep = store.RunProgress.stepped, store.RunProgress.finished, store.RunStore.keep_cycle
+
+    def noted_stepped(
+        self: store.RunProgress, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]
+    ) -> None:
+        line("step", _place(self, index), step)
+        stepped(self, index, step, total, snapshot)
+
+    def noted_finished(self: store.RunProgress, particle: Particle) -> None:
+        finished(self, particle)
+        if self.cycle is not None:
+            line("particle", _place(self, particle.index), particle.steps)
+
+    def noted_cycle(self: store.RunStore, cycle: Cycle) -> None:
+        keep(self, cycle)
+        line("cycle", f"{self.directory.path}/{cycle.index}", 0)
+
+    save: Any = store.save_snapshot
+
+    def noted_save(path: Path, snapshot: Snapshot, run: str) -> None:
+        save(path, snapshot, run)
+        line("snapshot", path, snapshot.step)
+
+    store.RunProgress.stepped, store.RunProgress.finished = noted_stepped, noted_finished
+    store.RunStore.keep_cycle, store.save_snapshot = noted_cycle, noted_save
+
+
+def _place(progress: store.RunProgress, index: int) -> Path:
+    return progress.store.directory.snapshot(progress.cycle, index)
+
+
+@dataclass(frozen=True)
+class Redone:
+    """Work that was done twice."""
+
+    particles: int = 0
+    """Steps of particles that were finished, or from before a snapshot that was kept: must be none."""
+    steps: int = 0
+    """Steps taken again since the last snapshot."""
+    most: int = 0
+    """The most of them in one particle after one fault."""
+    interval: int = 0
+    """The most steps between two snapshots that lie one after the other in one particle."""
+
+
+def redone(file: Path) -> Redone:
+    """What the notes say."""
+    taken: dict[str, int] = {}
+    kept: dict[str, int] = {}
+    again: dict[str, int] = {}
+    over: set[str] = set()
+    particles = steps = most = interval = 0
+    for line in file.read_text().splitlines() if file.exists() else []:
+        what, place, text = line.split(" ")
+        number = int(text)
+        if what == "step":
+            particles += place in over or number <= kept.get(place, 0)
+            again[place] = again.get(place, 0) + 1 if number <= taken.get(place, 0) else 0
+            steps += again[place] > 0
+            most = max(most, again[place])
+            taken[place] = max(number, taken.get(place, 0))
+        elif what == "snapshot":
+            interval = max(interval, number - kept.get(place, 0))
+            kept[place] = number
+        else:
+            over.add(place)
+    return Redone(particles, steps, most, interval)

@@ -1,0 +1,128 @@
+"""Children that run a command of swamp and can be killed: forked, as torch takes seconds to import, or real ones."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+import swamp.cli.entry
+
+# Before any child: a parent that has threads cannot be forked safely.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+# Seconds in each child: what is compiled is tried in processes of its own.
+UNCOMPILED = {"TORCH_COMPILE_DISABLE": "1"}
+os.environ.update(UNCOMPILED)
+
+Fault = Callable[[], None]
+"""Called in the child before the command runs: it prepares what will go wrong."""
+
+
+@dataclass
+class Child:
+    """One process, and the file that all it says goes to."""
+
+    pid: int
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    status: int | None = None
+    closing: list[int] = field(default_factory=list[int])
+    """Ends of pipes that stay open as long as the child is wanted."""
+
+    def code(self) -> int | None:
+        """Exit code, minus the signal that ended it, or None while it runs."""
+        if self.process is not None:
+            return self.process.poll()
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.status = os.waitstatus_to_exitcode(status) if pid else None
+        return self.status
+
+    def signal(self, number: int) -> None:
+        if self.code() is None:
+            os.kill(self.pid, number)
+
+    def wait(self, seconds: float = 600.0) -> int:
+        """Its exit code; after so long it is killed, which the caller sees as -9."""
+        until = time.monotonic() + seconds
+        while (code := self.code()) is None:
+            if time.monotonic() > until:
+                os.kill(self.pid, signal.SIGKILL)
+            time.sleep(0.002)
+        if self.process is not None and self.process.stdin is not None:
+            self.process.stdin.close()
+        for end in self.closing:
+            os.close(end)
+        self.closing = []
+        return code
+
+    def told(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+def forked(
+    arguments: Sequence[object], log: Path, fault: Fault | None = None, environment: Mapping[str, str] | None = None
+) -> Child:
+    """Run `swamp ARGUMENTS` in a fork of this process."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(read)
+        return Child(pid, log, closing=[write])
+    try:
+        os.close(write)
+        os.dup2(read, 0)
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        # What pytest put in their place does not lead there.
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        swamp.cli.entry.Out.file, swamp.cli.entry.Err.file = sys.stdout, sys.stderr
+        os.environ.update(environment or {})
+        if fault is not None:
+            fault()
+        code = _run([str(argument) for argument in arguments])
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        swamp.cli.entry.main(arguments)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return 0
+
+
+def started(command: Sequence[object], log: Path, environment: Mapping[str, str] | None = None) -> Child:
+    """Run a command in a process of its own, and of its own process group."""
+    inherited = {name: value for name, value in os.environ.items() if name not in UNCOMPILED}
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=file,
+            env={**inherited, "PYTHONPATH": os.pathsep.join(sys.path), **(environment or {})},
+            start_new_session=True,
+        )
+    return Child(process.pid, log, process)
+
+
+def traceback_in(log: Path) -> str:
+    """A traceback of swamp among what processes said; torchrun's own, of a rank that died, is none of swamp's."""
+    told = log.read_text(errors="replace") if log.exists() else ""
+    _, *found = told.split("Traceback (most recent call last)")
+    return "\n".join(one[-3000:] for one in found if re.search(r'File ".*/swamp/', one))
