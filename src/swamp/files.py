@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -16,6 +17,9 @@ import torch
 from torch import Tensor
 
 from swamp.errors import SwampError
+
+_MOST_TEXT = 2**28
+"""Bytes. The largest records are a hundredth of it, and a device such as /dev/zero never ends."""
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -87,6 +91,23 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise SwampError(f"{path} may not be read ({error}); ask its owner for the right to.") from error
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise SwampError(f"{path} is not a whole safetensors file ({error}); restore it or delete it.") from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of settings or records. Raises OSError, and ValueError where it is no UTF-8 or has no end."""
+    with path.open("rb") as file:
+        data = file.read(_MOST_TEXT + 1)
+    if len(data) > _MOST_TEXT:
+        raise ValueError(f"it is longer than {_MOST_TEXT >> 20} MiB")
+    return data.decode()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says. Raises ValueError for anything else, also for what is nested deeper than Python can follow."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -28,7 +28,7 @@ def attempt(model, task, training=TRAINING, **options):
     [
         ({"sparsity": 1.0}, r"sparsity must lie in \[0, 1\), got 1"),
         ({"sparsity": -0.1}, r"sparsity must lie"),
-        ({"sparsity": math.nan}, r"sparsity must lie"),
+        ({"sparsity": math.nan}, "sparsity must be a finite number, got nan"),
         ({"particles": (0,)}, "particles must be 1 or more"),
         ({"particles": (-2,)}, "particles must be 1 or more"),
         ({"particles": ()}, "particles must be 1 or more"),

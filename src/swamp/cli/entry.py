@@ -1,5 +1,6 @@
 """The entry point: finds the command, and turns errors into messages and exit codes."""
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -48,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Exit codes: 0 done, 1 a fault of swamp, 2 bad input, 3 training diverged or a run of a study failed, 4 another rank
     was lost, 130 and 143 stopped.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A file's name may be no text at all; that must not end a run in the line that tells of it.
+            stream.reconfigure(errors="backslashreplace")
     with one_voice():
         _main(arguments)
 
@@ -78,6 +83,18 @@ def _main(arguments: Sequence[str] | None) -> None:
         # The reader of our output (head, say) has had enough; nothing is wrong.
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # What a path leads to is the user's: a name too long, a folder that may not be entered.
+        name = str(error.filename)
+        given = name if len(name) < 200 else f"{name[:80]} ... ({len(name)} characters)"
+        Err.print(
+            f"[bold red]swamp:[/bold red] {escaped(f'cannot use {given}: {error.strerror}. Give another path.')}",
+            soft_wrap=True,
+            highlight=False,
+        )
+        sys.exit(SwampError.exit_code)
 
 
 def _overview() -> None:

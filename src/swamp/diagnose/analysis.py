@@ -8,7 +8,7 @@ from typing import Any
 
 from swamp.diagnose.subject import Subject
 from swamp.errors import SwampError
-from swamp.files import one_at_a_time, write_atomic
+from swamp.files import one_at_a_time, parse_json, write_atomic
 from swamp.runs.directory import finite
 
 FILE = "analysis.jsonl"
@@ -80,11 +80,12 @@ def _added(folder: Path, record: Mapping[str, Any]) -> dict[str, Mapping[str, An
 def read_analysis(path: Path) -> list[Mapping[str, Any]]:
     """What was computed of the run in `path` so far. Raises SwampError naming a damaged line."""
     file = path / FILE
-    lines = file.read_text().splitlines() if file.exists() else []
+    # Lines end with \n alone: what other ends text knows may stand inside one.
+    lines = file.read_bytes().splitlines() if file.exists() else []
     found: list[Mapping[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             found.append({"key": record["key"], "settings": record["settings"], **record})
         except (ValueError, TypeError, KeyError) as error:
             raise SwampError(f"{file}, line {number} is damaged ({error}). Delete it: it is made anew.") from error

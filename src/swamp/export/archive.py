@@ -18,7 +18,7 @@ from torch import Tensor
 
 from swamp.errors import SwampError
 from swamp.export.program import Input, Program, Ref, Step, operation
-from swamp.files import digest, load_tensors, save_tensors
+from swamp.files import digest, load_tensors, parse_json, save_tensors
 
 _FORMAT = "swamp-sparse-1"
 _FAR = 255
@@ -59,7 +59,7 @@ def read(path: Path | str) -> Program:
     if metadata.get("digest") != digest(stored):
         raise SwampError(f"{path} is damaged: its bytes do not match its own checksum. Export again or restore it.")
     try:
-        described = json.loads(_inflated(stored["program"], 2**28))
+        described = parse_json(_inflated(stored["program"], 2**28))
         tensors = {**_sparse(described["sparse"], stored), **_rest(described["rest"], stored["rest"])}
         return _from_json(described["program"], {name: tensors[name] for name in described["order"]})
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, zlib.error) as error:

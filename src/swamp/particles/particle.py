@@ -51,18 +51,21 @@ class Particle:
         weights, metadata = load_tensors(Path(path))
         if metadata.get("format") != "swamp-particle-1":
             raise SwampError(f"{path} is not a particle (format {metadata.get('format')!r}).")
-        if digest(weights) != metadata["weights"]:
+        if digest(weights) != metadata.get("weights"):
             raise SwampError(f"{path} is damaged: its weights do not match its own checksum. Delete it and resume.")
-        return cls(
-            weights,
-            int(metadata["index"]),
-            metadata["ticket"],
-            metadata["mask"],
-            int(metadata["averaged"]),
-            int(metadata["steps"]),
-            tuple(map(float, metadata["losses"].split())),
-            float(metadata["seconds"]),
-        )
+        try:
+            return cls(
+                weights,
+                int(metadata["index"]),
+                metadata["ticket"],
+                metadata["mask"],
+                int(metadata["averaged"]),
+                int(metadata["steps"]),
+                tuple(map(float, metadata["losses"].split())),
+                float(metadata["seconds"]),
+            )
+        except (KeyError, ValueError) as error:
+            raise SwampError(f"{path} is damaged: its description is not whole ({error}). Delete it.") from error
 
 
 def mean_of(particles: Sequence[Particle]) -> State:

@@ -40,7 +40,10 @@ class Ticket:
         weights, metadata = load_tensors(Path(path))
         if metadata.get("format") != "swamp-ticket-1":
             raise SwampError(f"{path} is not a ticket (format {metadata.get('format')!r}, expected 'swamp-ticket-1').")
-        ticket = cls(weights, int(metadata["steps"]))
-        if ticket.id != metadata["id"]:
+        try:
+            ticket, stated = cls(weights, int(metadata["steps"])), metadata["id"]
+        except (KeyError, ValueError) as error:
+            raise SwampError(f"{path} is damaged: its description is not whole ({error}). Restore it.") from error
+        if ticket.id != stated:
             raise SwampError(f"{path} is damaged: its weights do not match its own checksum. Restore it or run again.")
         return ticket

@@ -1,6 +1,5 @@
 """A run directory, read back: its configuration and its finished cycles."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from swamp.errors import SwampError
+from swamp.files import parse_json
 
 SPLITS = ("train", "validation", "test")
 CONFIG, METRICS = "config.json", "metrics.jsonl"
@@ -117,7 +117,7 @@ def _metrics(holder: Mapping[str, Any], where: str) -> None:
 
 def _object(data: bytes, where: str) -> dict[str, Any]:
     try:
-        value: Any = json.loads(data)
+        value: Any = parse_json(data)
     except ValueError as error:
         raise _damaged(where, str(error)) from error
     if not isinstance(value, dict):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from swamp.errors import Busy, SwampError
-from swamp.files import remove_unfinished, write_atomic
+from swamp.files import parse_json, read_text, remove_unfinished, write_atomic
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read JSON. Raises SwampError naming the file when it is damaged."""
     try:
-        return json.loads(path.read_text())
+        return parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise SwampError(f"{path} is damaged or unreadable ({error}). Restore it, or delete it and resume.") from error
 

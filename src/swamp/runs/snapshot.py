@@ -1,18 +1,19 @@
 """Trainings in progress as safetensors files: of one particle, or of all of a cycle whose masks change."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from swamp.errors import SwampError
-from swamp.files import digest, load_tensors, save_tensors
+from swamp.files import digest, load_tensors, parse_json, save_tensors
 from swamp.methods import Phase
 from swamp.sparsity import Mask
 from swamp.training import Snapshot
 
+T = TypeVar("T")
 _PARTS = ("weights", "optimizer", "mean", "gradient")
 
 
@@ -25,7 +26,7 @@ def save_snapshot(path: Path, snapshot: Snapshot, run: str) -> None:
 def load_snapshot(path: Path, run: str) -> Snapshot | None:
     """Read a snapshot; None where there is none. Raises SwampError for a damaged file or one of another run."""
     found = _load(path, "swamp-snapshot-1", run)
-    return None if found is None else _snapshot(*found)
+    return None if found is None else _whole(path, lambda: _snapshot(*found))
 
 
 def save_phase(path: Path, phase: Phase, run: str) -> None:
@@ -55,6 +56,10 @@ def load_phase(path: Path, run: str) -> Phase | None:
     if found is None:
         return None
     tensors, numbers = found
+    return _whole(path, lambda: _phase(tensors, numbers))
+
+
+def _phase(tensors: Mapping[str, Tensor], numbers: Any) -> Phase:
     return Phase(
         numbers["step"],
         tuple(Mask(_below(tensors, f"mask/{i}/")) for i in range(numbers["masks"])),
@@ -64,6 +69,15 @@ def load_phase(path: Path, run: str) -> Phase | None:
         numbers["operations"],
         numbers["seconds"],
     )
+
+
+def _whole(path: Path, build: Callable[[], T]) -> T:
+    try:
+        return build()
+    except (KeyError, TypeError, ValueError) as error:
+        raise SwampError(
+            f"{path} is damaged ({error}). Delete it and resume: what it held is trained again."
+        ) from error
 
 
 def _flat(snapshot: Snapshot) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -108,6 +122,11 @@ def _load(path: Path, kind: str, run: str) -> tuple[dict[str, Tensor], Any] | No
     tensors, metadata = load_tensors(path)
     if metadata.get("format") != kind or digest(tensors) != metadata.get("digest"):
         raise SwampError(f"{path} is damaged. Delete it and resume: what it held is trained again.")
-    if metadata["run"] != run:
+    if metadata.get("run") != run:
         raise SwampError(f"{path} belongs to another run. Delete it and resume.")
-    return tensors, json.loads(metadata["numbers"])
+    try:
+        return tensors, parse_json(metadata["numbers"])
+    except (KeyError, ValueError) as error:
+        raise SwampError(
+            f"{path} is damaged ({error}). Delete it and resume: what it held is trained again."
+        ) from error

@@ -17,7 +17,7 @@ from swamp.files import one_at_a_time
 from swamp.methods import method_named
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, read_json, write_json
-from swamp.runs.study import View
+from swamp.runs.study import View, names_a_run
 
 State = Literal["finished", "failed", "running", "waiting"]
 _LOOKS = 5
@@ -60,6 +60,9 @@ class StudyDirectory:
             runs, compare = cast("dict[str, Any]", values["runs"]).items(), msgspec.convert(values["compare"], View)
         except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
             raise SwampError(f"{file} is damaged: expected runs and compare. Restore it, or start anew.") from error
+        for name, _ in runs:
+            if not names_a_run(name):
+                raise SwampError(f"{file} is damaged: {name!r} cannot be the name of a run: it names a directory.")
         return cls(path, {name: RunConfig.from_json(value) for name, value in runs}, compare)
 
     @classmethod

@@ -1,7 +1,7 @@
 """Local tables of text: CSV, TSV, JSON lines and Parquet, a file for training, for test and, by choice, validation."""
 
 import csv
-import json
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 import torch
 
 from swamp.errors import SwampError, shortened
+from swamp.files import parse_json
 from swamp.tasks.cache import given_folder
 from swamp.tasks.optional import need
 from swamp.tasks.problem import DataOptions, Problem, TextOptions
@@ -157,7 +158,7 @@ def _json_rows(path: Path) -> list[Row]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError as error:
                 raise SwampError(f"{path}, line {number} is not JSON ({error}); one object a line is expected.") from (
                     error
@@ -170,6 +171,12 @@ def _json_rows(path: Path) -> list[Row]:
 
 def _texts(table: Table, columns: Sequence[str], targets: torch.Tensor) -> Texts:
     parts = [[str(value) for value in table.column(name)] for name in columns]
+    for place, text in enumerate(itertools.chain(*parts)):
+        # JSON may spell halves of characters, which no text has.
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise SwampError(
+                f"{table.where}: example {place % len(table.rows)} (from 0) is no Unicode text. Correct it."
+            )
     try:
         return Texts(parts[0], targets, parts[1] if len(parts) > 1 else None)
     except SwampError as error:
