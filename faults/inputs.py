@@ -50,7 +50,7 @@ from swamp.tasks.problem import in_memory
 from swamp.training import Seed, TensorData, Training
 from swamp.training.optimizers import torch_optimizers
 
-CHUNK = 100
+CHUNK = 500
 # Compiling takes half a minute a run, and asking the hub again and again a minute: neither is what is tried here.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 torch._dynamo.config.disable = True
