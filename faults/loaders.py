@@ -4,7 +4,8 @@
 
 Cases are shared out over the loaders. Where atheris is installed (pip install 'swamp[fuzz]') it chooses the bytes by
 what code they reach; elsewhere, and always for the structured half, a plain mutator does. Structured changes keep a
-file whole (lengths, compression, checksums) and alter what it says. The short form is tests/faults/test_loaders.py.
+file whole (lengths, compression, checksums) and alter what it says. Loaders that are done are kept in build/faults, and
+a campaign that was stopped goes on with the next. The short form is tests/faults/test_loaders.py.
 """
 
 import argparse
@@ -37,7 +38,7 @@ from torch import nn
 from swamp.diagnose import read_analysis
 from swamp.errors import SwampError
 from swamp.export import Dense, finalise, folded, load, read, save, trace
-from swamp.files import digest, save_tensors
+from swamp.files import digest, save_tensors, write_atomic
 from swamp.methods import Cycle
 from swamp.particles import Choice, Particle, Ticket
 from swamp.particles.wire import unpacked
@@ -508,46 +509,15 @@ def campaign(loader: Loader, cases: int, seed: int) -> Counter[str]:
     return counts
 
 
-def _guided(name: str, cases: int, seed: int) -> None:
-    """So many files of one kind, chosen by atheris; does not return."""
-    import atheris
-
-    loader = loaders()[name]
-    folder = Path(tempfile.mkdtemp())
-    (folder / "corpus").mkdir()
-    (folder / "corpus" / "whole").write_bytes(loader.whole)
-    limit_memory()
-
-    def one(data: bytes) -> None:
-        outcome = tried(loader, data, folder)
-        print(f"@{outcome if outcome in ('loaded', 'refused') else 'fault'}", flush=True)
-        if outcome not in ("loaded", "refused"):
-            print(f"{name}: {data[:300]!r}: {outcome}", flush=True)
-
-    options = [
-        f"-runs={cases}",
-        f"-seed={seed + 1}",
-        "-max_len=20000",
-        "-rss_limit_mb=0",
-        "-timeout=60",
-        "-verbosity=0",
-    ]
-    atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={folder}/", str(folder / "corpus")], one)
-    atheris.Fuzz()
-
-
 def main() -> int:
     """Run the campaign, each loader in a process of its own; 1 if anything is a fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="one loader, in this process")
-    parser.add_argument("--guided", action="store_true", help="with --only: by atheris")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.only:
-        if given.guided:
-            _guided(given.only, given.cases, given.seed)
         loader = loaders()[given.only]
         limit_memory()
         counts = campaign(loader, given.cases, given.seed)
@@ -557,11 +527,16 @@ def main() -> int:
     costs = {name: loader.cost for name, loader in loaders().items()}
     ways = [False, True] if _has_atheris() else [False]
     each = given.cases / (sum(1 / cost for cost in costs.values()) * len(ways))
+    kept = Path("build/faults") / f"loaders-{given.seed}-{given.cases}.json"
+    done: dict[str, dict[str, int]] = json.loads(kept.read_text()) if kept.exists() else {}
     for name, cost in costs.items():
         for guided in ways:
-            counts = _in_process(name, math.ceil(each / cost), given.seed, guided=guided)
-            total += counts
-            print(f"{name}{' (atheris)' if guided else ''}: {dict(counts)}", flush=True)
+            key = f"{name} (atheris)" if guided else name
+            if key not in done:
+                done[key] = _in_process(name, math.ceil(each / cost), given.seed, guided=guided)
+                write_atomic(kept, json.dumps(done).encode())
+            total += Counter(done[key])
+            print(f"{key}: {dict(done[key])}", flush=True)
     faults = sum(count for outcome, count in total.items() if outcome not in ("loaded", "refused"))
     engine = "half by atheris" if len(ways) > 1 else "by the plain mutator, as atheris is not installed"
     tried_all = f"{sum(total.values())} tried ({engine})"
@@ -576,9 +551,10 @@ def _has_atheris() -> bool:
 
 
 def _in_process(name: str, cases: int, seed: int, *, guided: bool) -> Counter[str]:
-    command = [sys.executable, __file__, "--only", name, "--cases", str(cases), "--seed", str(seed)]
+    alone = [__file__, "--only", name, "--cases", str(cases), "--seed", str(seed)]
+    chosen = [str(Path(__file__).with_name("guided.py")), name, str(cases), str(seed)]
     done = subprocess.run(
-        [*command, *(["--guided"] if guided else [])],
+        [sys.executable, *(chosen if guided else alone)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

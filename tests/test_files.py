@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from swamp.errors import SwampError, unknown
-from swamp.files import digest, load_tensors, remove_unfinished, save_tensors, write_atomic
+from swamp.files import digest, load_tensors, parse_json, read_text, remove_unfinished, save_tensors, write_atomic
 
 
 def test_a_file_is_written_whole_with_its_directories(tmp_path: Path) -> None:
@@ -237,3 +237,13 @@ def test_an_unknown_name_comes_with_the_nearest_ones() -> None:
         "unknown score 'magnitud'. Did you mean magnitude?"
     )
     assert str(unknown("score", "zzz", ["random", "magnitude"])) == "unknown score 'zzz'. There is: magnitude, random."
+
+
+def test_what_has_no_end_or_is_nested_too_deep_is_no_json(tmp_path):
+    with pytest.raises(ValueError, match="longer than 256 MiB"):
+        read_text(Path("/dev/zero"))
+    for text in ("[" * 200_000, b'{"a":' * 200_000):
+        with pytest.raises(ValueError, match="nested too deep"):
+            parse_json(text)
+    (tmp_path / "file").write_text("é")
+    assert read_text(tmp_path / "file") == "é"
