@@ -5,7 +5,7 @@ import numbers
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from functools import cache
 from typing import Any, Literal, cast, get_args, get_origin
 
@@ -57,9 +57,8 @@ def _check_each(name: str, hint: Any, values: Any) -> None:
 def _fits(hint: Any, value: Any) -> bool:
     if hint in (int, float):
         # Those of numpy too; but true is no number.
-        kind = numbers.Integral if hint is int else numbers.Real
-        return isinstance(value, kind) and not isinstance(value, bool)
-    return isinstance(value, hint) if hint in _KINDS or is_dataclass(hint) else True
+        return type(value) is not bool and isinstance(value, numbers.Integral if hint is int else numbers.Real)
+    return isinstance(value, hint)
 
 
 def _check_size(name: str, hint: Any, value: Any) -> None:
@@ -67,7 +66,7 @@ def _check_size(name: str, hint: Any, value: Any) -> None:
         raise _wrong(name, "a whole number of at most 64 bits", value)
     if hint is float and not (abs(value) < _MOST if isinstance(value, int) else math.isfinite(value)):
         raise _wrong(name, "a finite number", value)
-    if hint is str and "\0" in value:
+    if hint is str and "\0" in str(value):
         raise _wrong(name, "text without zero bytes", value)
 
 

@@ -21,8 +21,7 @@ from swamp.export.program import Dense, Input, Program, Ref, Step, operation
 from swamp.files import digest, load_tensors, parse_json, save_tensors
 
 _FORMAT = "swamp-sparse-1"
-_WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RuntimeError, MemoryError)
-_WRONG += (NotImplementedError, RecursionError, zlib.error)
+_WRONG = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, MemoryError, zlib.error)
 _FAR = 255
 """A gap of so much is followed by another: no weight is there."""
 
@@ -186,8 +185,8 @@ def _plain(value: Any) -> Any:
 
 def _of_torch(name: str, kind: str) -> Any:
     """The type, layout or memory format of that name; nothing else that torch has."""
-    found = getattr(torch, name, None)
-    if _TORCH.get(type(found)) != kind:
+    found: Any = getattr(torch, name, None)
+    if _TORCH.get(cast("type[torch.dtype]", type(found))) != kind:
         raise ValueError(f"torch has no {kind} {name!r}")
     return found
 
