@@ -11,6 +11,7 @@ a campaign that was stopped goes on with the next. The short form is tests/fault
 import argparse
 import gzip
 import io
+import itertools
 import json
 import math
 import os
@@ -510,35 +511,29 @@ def campaign(loader: Loader, cases: int, seed: int) -> Counter[str]:
 
 
 def main() -> int:
-    """Run the campaign, each loader in a process of its own; 1 if anything is a fault."""
+    """Run the campaign; 1 if anything is a fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="one loader, in this process")
+    parser.add_argument("--plain", action="store_true", help="without atheris, where it is installed too")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    if given.only:
-        loader = loaders()[given.only]
-        limit_memory()
-        counts = campaign(loader, given.cases, given.seed)
-        print(f"@@{json.dumps(counts)}")
-        return int(counts["fault"] > 0)
-    total: Counter[str] = Counter()
-    costs = {name: loader.cost for name, loader in loaders().items()}
-    ways = [False, True] if _has_atheris() else [False]
-    each = given.cases / (sum(1 / cost for cost in costs.values()) * len(ways))
-    kept = Path("build/faults") / f"loaders-{given.seed}-{given.cases}.json"
+    ways = [False, True] if _has_atheris() and not given.plain else [False]
+    found = loaders()
+    each = given.cases / (sum(1 / loader.cost for loader in found.values()) * len(ways))
+    kept = Path("build/faults") / f"loaders-{given.seed}-{given.cases}{'-plain' if given.plain else ''}.json"
     done: dict[str, dict[str, int]] = json.loads(kept.read_text()) if kept.exists() else {}
-    for name, cost in costs.items():
-        for guided in ways:
-            key = f"{name} (atheris)" if guided else name
-            if key not in done:
-                done[key] = _in_process(name, math.ceil(each / cost), given.seed, guided=guided)
-                write_atomic(kept, json.dumps(done).encode())
-            total += Counter(done[key])
-            print(f"{key}: {dict(done[key])}", flush=True)
+    total: Counter[str] = Counter()
+    for guided, (name, loader) in itertools.product(ways, found.items()):
+        key = f"{name} (atheris)" if guided else name
+        if key not in done:
+            cases = math.ceil(each / loader.cost)
+            done[key] = _guided(name, cases, given.seed) if guided else _plain(loader, cases, given.seed)
+            write_atomic(kept, json.dumps(done).encode())
+        total += Counter(done[key])
+        print(f"{key}: {dict(done[key])}", flush=True)
     faults = sum(count for outcome, count in total.items() if outcome not in ("loaded", "refused"))
-    engine = "half by atheris" if len(ways) > 1 else "by the plain mutator, as atheris is not installed"
+    engine = "half by atheris" if len(ways) > 1 else "by the plain mutator"
     tried_all = f"{sum(total.values())} tried ({engine})"
     print(f"files: {tried_all}, {total['loaded']} loaded, {total['refused']} refused, {faults} faults")
     return int(faults > 0)
@@ -550,21 +545,31 @@ def _has_atheris() -> bool:
     return importlib.util.find_spec("atheris") is not None
 
 
-def _in_process(name: str, cases: int, seed: int, *, guided: bool) -> Counter[str]:
-    alone = [__file__, "--only", name, "--cases", str(cases), "--seed", str(seed)]
-    chosen = [str(Path(__file__).with_name("guided.py")), name, str(cases), str(seed)]
+def _plain(loader: Loader, cases: int, seed: int) -> Counter[str]:
+    """In a forked process: what a file does to its memory, or ends it with, does not touch the others."""
+    sys.stdout.flush()
+    with tempfile.NamedTemporaryFile() as found:
+        child = os.fork()
+        if child == 0:
+            limit_memory()
+            Path(found.name).write_text(json.dumps(campaign(loader, cases, seed)))
+            os._exit(0)
+        os.waitpid(child, 0)
+        text = Path(found.name).read_text()
+    return Counter(json.loads(text)) if text else Counter({"died": 1})
+
+
+def _guided(name: str, cases: int, seed: int) -> Counter[str]:
+    """By atheris, in a process of its own, as it must see modules before they are imported."""
     done = subprocess.run(
-        [sys.executable, *(chosen if guided else alone)],
+        [sys.executable, str(Path(__file__).with_name("guided.py")), name, str(cases), str(seed)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )
     text = done.stdout.decode(errors="replace")
-    if guided:
-        counts = Counter(re.findall(r"^@(loaded|refused|fault)$", text, re.M))
-    else:
-        counts = Counter(json.loads(text.rpartition("@@")[2])) if "@@" in text else Counter[str]()
+    counts = Counter(re.findall(r"^@(loaded|refused|fault)$", text, re.M))
     ended = sum(counts.values()) >= cases
     if not ended:
         counts["died"] += 1
