@@ -136,3 +136,10 @@ def test_a_number_that_is_none_is_named(tmp_path: Path):
     rows = [{"text": "a", "label": "high"}]
     with pytest.raises(SwampError, match=r"example 0 .* has 'high', expected a number"):
         build("text-folder-number", write(tmp_path, ".csv", {"train": rows, "test": rows}))
+
+
+def test_a_row_with_too_many_fields_does_not_hide_what_is_wrong(tmp_path: Path):
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.csv").write_text("text,kind\na film,good,1,2\n")
+    with pytest.raises(SwampError, match="which column is the label. It has text, kind"):
+        build("text-folder", DataOptions(folder=str(tmp_path)))

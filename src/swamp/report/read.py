@@ -37,7 +37,10 @@ def read_run(path: Path | str) -> RunRecord:
         raise SwampError(f"{path} is not a run directory: expected {CONFIG} and {METRICS} there. {_hint(path)}")
     config = _object((path / CONFIG).read_bytes(), str(path / CONFIG))
     # What the plan says (method, seed, particles ...) is what labels speak of: it stands at the top.
-    config |= config.pop("plan", {})
+    plan: Any = config.pop("plan", {})
+    if not isinstance(plan, dict):
+        raise _damaged(str(path / CONFIG), "'plan' is not an object")
+    config |= cast(dict[str, Any], plan)
     for key in ("task", "model", "method", "seed"):
         if key not in config:
             raise SwampError(f"{path / CONFIG} has no {key!r}; expected task, model, plan.method and plan.seed.")

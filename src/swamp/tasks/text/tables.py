@@ -90,7 +90,9 @@ def read_table(path: Path) -> Table:
             # GLUE's own .tsv files do not quote: a quotation mark is one more character there.
             quoting = csv.QUOTE_NONE if path.suffix == ".tsv" else csv.QUOTE_MINIMAL
             with path.open(encoding="utf-8-sig", newline="") as file:
-                rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", quoting=quoting))
+                # A row with more fields than there are names has the rest under no name: an empty one, as all are text.
+                separator = "\t" if path.suffix == ".tsv" else ","
+                rows = list(csv.DictReader(file, delimiter=separator, quoting=quoting, restkey=""))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SwampError(f"{path} cannot be read ({error}); give a whole file in UTF-8.") from error
     except ValueError as error:  # what pyarrow's own errors are
