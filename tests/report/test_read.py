@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -69,5 +70,5 @@ def test_a_plan_that_is_none_is_named(tmp_path):
     run = write_run(tmp_path / "run", [cycle(0, 1.0, 0.9)])
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "plan": [0]}))
-    with pytest.raises(SwampError, match="config.json is damaged: 'plan' is not an object"):
+    with pytest.raises(SwampError, match=r"config.json is damaged: 'plan' is not an object"):
         read_run(run)

@@ -141,5 +141,5 @@ def test_a_number_that_is_none_is_named(tmp_path: Path):
 def test_a_row_with_too_many_fields_does_not_hide_what_is_wrong(tmp_path: Path):
     for part in ("train", "test"):
         (tmp_path / f"{part}.csv").write_text("text,kind\na film,good,1,2\n")
-    with pytest.raises(SwampError, match="which column is the label. It has text, kind"):
+    with pytest.raises(SwampError, match=r"which column is the label. It has text, kind"):
         build("text-folder", DataOptions(folder=str(tmp_path)))
