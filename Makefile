@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # pip resolves everything from constraints.txt, so that a new machine gets what this one was tested with.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test setup check format coverage docs bench faults ranks results clean
+.PHONY: demo test setup check format coverage docs bench faults ranks results lock locked clean
 
 demo: $(VENV)/.core
 	@rm -rf build/demo
@@ -53,6 +53,22 @@ results: $(VENV)/.core
 	  $(BIN)/swamp study benchmarks/studies/$$study.toml --out build/results/$$study --workers 2 || exit; done
 	$(BIN)/swamp study baselines --out build/results/baselines-mnist1d --workers 2
 	$(BIN)/swamp study baselines-fashion-mnist --out build/results/baselines-fashion-mnist --workers 2
+
+# The development environment with the SHA-256 of every file that this machine's index gives for it, in
+# build/requirements.lock; kept somewhere safe, it makes `make locked` refuse a file that was exchanged since.
+lock: $(BIN)/pip
+	@mkdir -p build
+	$(BIN)/pip install --quiet --disable-pip-version-check --dry-run --ignore-installed --report build/lock.json \
+	  --constraint constraints.txt '.[dev]'
+	@$(BIN)/python -c 'import json; found = json.load(open("build/lock.json"))["install"]; \
+	  print(*sorted("{}=={} --hash=sha256:{}".format(one["metadata"]["name"], one["metadata"]["version"], \
+	  one["download_info"]["archive_info"]["hashes"]["sha256"]) for one in found \
+	  if "archive_info" in one["download_info"]), sep="\n")' > build/requirements.lock
+
+locked: $(BIN)/pip
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps --requirement build/requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(VENV)/.core $(VENV)/.dev
 
 clean:
 	rm -rf build $(VENV)

@@ -280,3 +280,23 @@ def test_progress_bars_appear_on_a_terminal(tmp_path):
     assert "steps/s" in text
     assert "particles of cycle" in text
     assert "cycles" in text
+
+
+@pytest.mark.parametrize("command", ["compare", "resume", "report", "export", "study", "masks", "analyze"])
+def test_a_path_that_cannot_be_is_named_in_one_line(command, capsys):
+    for path in ("x" * 300, "a/" * 3000):
+        assert swamp(command, path) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert "Traceback" not in said
+
+
+def test_a_name_that_is_no_text_does_not_end_a_command_that_prints_it(tmp_path):
+    """In a process of its own, whose standard output takes UTF-8 alone."""
+    path = tmp_path / os.fsdecode(b"run-\xff")
+    command = [sys.executable, "-m", "swamp", "run", *TINY, "--out", str(path)]
+    done = subprocess.run(
+        command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"run-\\udcff" in done.stdout

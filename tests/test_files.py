@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from swamp.errors import SwampError, refused, unknown
-from swamp.files import digest, load_tensors, make_folder, remove_unfinished, save_tensors, write_atomic
+from swamp.files import (
+    digest,
+    load_tensors,
+    make_folder,
+    parse_json,
+    read_text,
+    remove_unfinished,
+    save_tensors,
+    write_atomic,
+)
 
 
 def test_a_file_is_written_whole_with_its_directories(tmp_path: Path) -> None:
@@ -297,3 +306,13 @@ def test_what_the_machine_refuses_is_told_in_words(error: Exception, words: str)
 @pytest.mark.parametrize("error", [ValueError("memory"), RuntimeError("size mismatch"), FileNotFoundError(2, "gone")])
 def test_a_fault_of_the_program_is_not_put_on_the_machine(error: Exception) -> None:
     assert refused(error) is None
+
+
+def test_what_has_no_end_or_is_nested_too_deep_is_no_json(tmp_path):
+    with pytest.raises(ValueError, match="longer than 256 MiB"):
+        read_text(Path("/dev/zero"))
+    for text in ("[" * 200_000, b'{"a":' * 200_000):
+        with pytest.raises(ValueError, match="nested too deep"):
+            parse_json(text)
+    (tmp_path / "file").write_text("é")
+    assert read_text(tmp_path / "file") == "é"

@@ -22,6 +22,9 @@ from swamp.errors import Damaged, SwampError
 
 _CHECKSUM = "swamp-checksum"
 
+_MOST_TEXT = 2**28
+"""Bytes. The largest records are a hundredth of it, and a device such as /dev/zero never ends."""
+
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between.
@@ -170,6 +173,23 @@ def set_aside(path: Path) -> Path:
     except OSError as error:
         raise SwampError(f"could not move the damaged file {path} aside: {error.strerror}.") from error
     return aside
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of settings or records. Raises OSError, and ValueError where it is no UTF-8 or has no end."""
+    with path.open("rb") as file:
+        data = file.read(_MOST_TEXT + 1)
+    if len(data) > _MOST_TEXT:
+        raise ValueError(f"it is longer than {_MOST_TEXT >> 20} MiB")
+    return data.decode()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says. Raises ValueError for anything else, also for what is nested deeper than Python can follow."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import swamp
 from swamp.errors import SwampError
 from swamp.export import Dense, finalise, folded, read, save, state_dict, trace
 from swamp.export.archive import _gaps, _places
-from swamp.files import load_tensors, save_tensors
+from swamp.files import digest, load_tensors, save_tensors
 from swamp.tasks import build_network
 
 from .networks import built, numbers
@@ -118,3 +119,15 @@ def test_a_fresh_process_loads_it_without_what_training_needs(file, model):
     with torch.no_grad():
         assert torch.allclose(torch.tensor(json.loads(first)), model(inputs), atol=1e-4)
     assert second == "['errors', 'export', 'files', 'sparsity'] []"
+
+
+@pytest.mark.parametrize("stated", [[None, 500_000], [2, 10], [None], "text", [2**40, 2**40]])
+def test_a_shape_that_no_step_gives_is_refused_before_kernels_are_built_for_it(stated, file):
+    stored = load_tensors(file)[0]
+    described = json.loads(zlib.decompress(stored["program"].numpy().tobytes()))
+    step = next(one for one in described["program"]["steps"] if one["target"].startswith("linear"))
+    step["shape"] = stated
+    stored["program"] = torch.frombuffer(bytearray(zlib.compress(json.dumps(described).encode())), dtype=torch.uint8)
+    save_tensors(file, stored, {"format": "swamp-sparse-1", "digest": digest(stored)})
+    with pytest.raises(SwampError, match="its description is not whole"):
+        read(file)

@@ -28,7 +28,7 @@ def attempt(model, task, training=TRAINING, **options):
     [
         ({"sparsity": 1.0}, r"sparsity must lie in \[0, 1\), got 1"),
         ({"sparsity": -0.1}, r"sparsity must lie"),
-        ({"sparsity": math.nan}, r"sparsity must lie"),
+        ({"sparsity": math.nan}, "sparsity must be a finite number, got nan"),
         ({"particles": (0,)}, "particles must be 1 or more"),
         ({"particles": (-2,)}, "particles must be 1 or more"),
         ({"particles": ()}, "particles must be 1 or more"),
@@ -36,6 +36,12 @@ def attempt(model, task, training=TRAINING, **options):
         ({"alpha": (1.0,)}, r"alpha.*\(0, 1\)"),
         ({"alpha": (0.5, 0.2), "cycles": 2, "sparsity": 0.9}, "end at sparsity 0.6000, not at 0.9"),
         ({"cycles": -1}, "cycles must be 0 or more"),
+        ({"cycles": 2**31}, "cycles must be 0 or more, and 10000 at most"),
+        ({"alpha": (1e-12,)}, "takes [0-9]+ cycles, and 10000 are the most"),
+        ({"alpha": (0.5, 1e-12)}, "takes 10001 cycles, and 10000 are the most"),
+        ({"structure": "1:100000"}, "structure 1:100000 takes 99999 cycles"),
+        ({"ticket_epochs": 1e308}, "ticket_epochs must be 0 or more, and a billion at most"),
+        ({"sparsity": "0.5"}, "sparsity must be a number, got '0.5'"),
         ({"densities": (0.5, 0.1)}, "densities start at 1"),
         ({"densities": (1.0, 0.1, 0.5)}, "densities must fall"),
         ({"method": "swmp"}, "unknown method 'swmp'. Did you mean .*swamp"),
@@ -78,6 +84,11 @@ def test_averaging_without_a_tail_is_refused_but_only_where_a_method_averages(ml
 def test_choosing_the_best_particle_needs_validation_data(mlp, task):
     with pytest.raises(swamp.SwampError, match="chooses on validation data"):
         attempt(mlp, replace(task, validation=None), method="imp-best")
+
+
+def test_a_backend_that_cannot_train_is_refused(mlp, task):
+    with pytest.raises(swamp.SwampError, match=r"backend must be a name or an object with the method train, got \[\]"):
+        swamp.prune(mlp, task, backend=[])
 
 
 def test_an_unknown_option_of_prune_is_named(mlp, task):

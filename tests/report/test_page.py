@@ -8,6 +8,7 @@ import pytest
 
 from swamp.errors import SwampError
 from swamp.report import Evidence, render, write_report
+from swamp.report.page import waiting
 from swamp.report.pictures import CHAPTERS
 
 from .analysed import records, write_analysis
@@ -115,6 +116,24 @@ def test_hostile_names_are_text_everywhere(tmp_path):
     # In the drawings too: plotly would make bold of <b> and a picture of nothing.
     assert "<img" not in document
     assert not re.search(r'<tspan[^>]*style="[^"]*font-weight: ?bold', document)
+
+
+def test_what_waits_is_left_out_or_is_told_of_a_machine_is_text_too(tmp_path):
+    """Names of folders, recipes, machines and packages, and reasons: all that stands on a page beside the records."""
+    place = tmp_path / HOSTILE.replace("/", "∕")
+    path = write_run(place, [cycle(0, 1.0, 0.9)], recipe=HOSTILE, model=HOSTILE, data={"folder": HOSTILE})
+    facts = {"device": HOSTILE, "git": HOSTILE, "packages": {HOSTILE: HOSTILE}, "platform": [HOSTILE]}
+    (path / "environment.json").write_text(json.dumps([facts]))
+    left = {"key": "landscape/cycle-00", "settings": {}, "cycle": 0, "sparsity": 0.0, "skipped": HOSTILE}
+    write_analysis(path, [left, {"key": f"masks/{HOSTILE}", "settings": {}}])
+    pages = {"report": render(Evidence.read([path])), "waiting": waiting(place, HOSTILE)}
+    for name, page in pages.items():
+        assert "<script>document" not in page, name
+        assert "<img" not in page, name
+        (tmp_path / f"{name}.html").write_text(page)
+        document, _ = opened((tmp_path / f"{name}.html").as_uri(), tmp_path / "profile")
+        assert "<img" not in document, name
+        assert "<title>owned" not in document, name
 
 
 def test_a_browser_draws_every_picture_without_a_complaint_or_a_request(runs, tmp_path):

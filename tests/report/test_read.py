@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,11 @@ def test_a_config_without_a_method_names_the_missing_key(tmp_path: Path) -> None
     (path / "config.json").write_text('{"task": "t", "model": "m", "seed": 0}')
     with pytest.raises(SwampError, match="has no 'method'"):
         read_run(path)
+
+
+def test_a_plan_that_is_none_is_named(tmp_path):
+    run = write_run(tmp_path / "run", [cycle(0, 1.0, 0.9)])
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "plan": [0]}))
+    with pytest.raises(SwampError, match=r"config.json is damaged: 'plan' is not an object"):
+        read_run(run)

@@ -110,6 +110,7 @@ def test_glue_has_its_columns_and_classes_and_its_validation_is_the_test(tmp_pat
         ({"train": [{"words": "a", "label": 1}], "test": ROWS}, "which columns are text.*words, label.*--columns"),
         ({"train": [{"text": "a", "kind": 1}], "test": ROWS}, "which column is the label"),
         ({"train": [{"text": " ", "label": 1}], "test": ROWS}, "train.jsonl: 1 of 1 texts are empty"),
+        ({"train": [{"text": "\ud800", "label": 1}], "test": ROWS}, "train.jsonl: example 0 .* is no Unicode text"),
         ({"train": ROWS, "test": [{"text": "a", "label": "?"}]}, "test.jsonl: example 0 .* has the label '.'"),
         ({"train": [{"text": "a", "label": -1}], "test": ROWS}, "there is a label -1"),
         ({"train": [ROWS[0], {"text": "a"}], "test": ROWS}, "example 1 .* has nothing in the column 'label'"),
@@ -135,3 +136,10 @@ def test_a_number_that_is_none_is_named(tmp_path: Path):
     rows = [{"text": "a", "label": "high"}]
     with pytest.raises(SwampError, match=r"example 0 .* has 'high', expected a number"):
         build("text-folder-number", write(tmp_path, ".csv", {"train": rows, "test": rows}))
+
+
+def test_a_row_with_too_many_fields_does_not_hide_what_is_wrong(tmp_path: Path):
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.csv").write_text("text,kind\na film,good,1,2\n")
+    with pytest.raises(SwampError, match=r"which column is the label. It has text, kind"):
+        build("text-folder", DataOptions(folder=str(tmp_path)))

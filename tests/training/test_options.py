@@ -64,7 +64,7 @@ def test_tail_is_whole_epochs_and_at_least_one(tail: float, epochs: int, expecte
     [
         ({"epochs": 0}, "epochs must be 1 or more, got 0"),
         ({"batch_size": 0}, "batch_size"),
-        ({"lr": float("nan")}, "lr must be above 0, got nan"),
+        ({"lr": float("nan")}, "lr must be a finite number, got nan"),
         ({"lr": -1.0}, "lr"),
         ({"momentum": 1.0}, "momentum"),
         ({"momentum": 0.0, "nesterov": True}, "momentum must be above 0"),

@@ -1,5 +1,6 @@
 """The entry point: finds the command, and turns errors into messages and exit codes."""
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -49,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Exit codes: 0 done, 1 a fault of swamp, 2 bad input or a machine that refuses (memory, disk), 3 training diverged or
     a run of a study failed, 4 another rank was lost, 130 and 143 stopped.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A file's name may be no text at all; that must not end a run in the line that tells of it.
+            stream.reconfigure(errors="backslashreplace")
     with one_voice():
         try:
             _main(arguments)
@@ -79,9 +84,18 @@ def _main(arguments: Sequence[str] | None) -> None:
         sys.stderr.close()
         sys.exit(0)
     except Exception as error:
-        if (told := refused(error)) is None:
+        if (told := refused(error) or _unusable(error)) is None:
             raise
         _end(told)
+
+
+def _unusable(error: Exception) -> SwampError | None:
+    """What a path leads to is the user's: a name too long, a folder that may not be entered."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return None
+    name = str(error.filename)
+    given = name if len(name) < 200 else f"{name[:80]} ... ({len(name)} characters)"
+    return SwampError(f"cannot use {given}: {error.strerror}. Give another path.")
 
 
 def _end(error: SwampError) -> NoReturn:

@@ -8,7 +8,7 @@ from typing import Any
 
 from swamp.diagnose.subject import Subject
 from swamp.errors import Damaged
-from swamp.files import one_at_a_time, remove_unfinished, write_atomic
+from swamp.files import one_at_a_time, parse_json, remove_unfinished, write_atomic
 from swamp.runs import RunDirectory
 from swamp.runs.seal import finite, sealed
 
@@ -98,7 +98,7 @@ def read_analysis(run: RunDirectory | Path) -> list[Mapping[str, Any]]:
     for number, line in enumerate(lines, 1):
         where = f"{file}, line {number}"
         try:
-            record = directory.unsealed(json.loads(line), where, file)
+            record = directory.unsealed(parse_json(line), where, file)
             found.append({"key": record["key"], "settings": record["settings"], **record})
         except Damaged as error:
             raise Damaged(f"{error} Without a copy, delete the line: it is made anew.") from error

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from swamp.errors import SwampError
-from swamp.export.program import Input, Program, Ref, Step, operation
-from swamp.files import digest, load_tensors, save_tensors
+from swamp.export.program import Dense, Input, Program, Ref, Step, operation
+from swamp.files import digest, load_tensors, parse_json, save_tensors
 
 _FORMAT = "swamp-sparse-1"
+_WRONG = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, MemoryError, zlib.error)
 _FAR = 255
 """A gap of so much is followed by another: no weight is there."""
 
@@ -59,10 +60,12 @@ def read(path: Path | str) -> Program:
     if metadata.get("digest") != digest(stored):
         raise SwampError(f"{path} is damaged: its bytes do not match its own checksum. Export again or restore it.")
     try:
-        described = json.loads(_inflated(stored["program"], 2**28))
+        described = parse_json(_inflated(stored["program"], 2**28))
         tensors = {**_sparse(described["sparse"], stored), **_rest(described["rest"], stored["rest"])}
-        return _from_json(described["program"], {name: tensors[name] for name in described["order"]})
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, zlib.error) as error:
+        program = _from_json(described["program"], {name: tensors[name] for name in described["order"]})
+        Dense(program).check_shapes()
+        return program
+    except _WRONG as error:
         raise SwampError(f"{path} is damaged: its description is not whole ({error}). Export again.") from error
 
 
@@ -149,12 +152,14 @@ def _to_json(program: Program) -> dict[str, Any]:
 
 
 def _from_json(values: Any, tensors: Mapping[str, Tensor]) -> Program:
-    inputs = [Input(one["name"], tuple(one["shape"]), getattr(torch, one["dtype"])) for one in values["inputs"]]
+    inputs = [Input(one["name"], tuple(one["shape"]), _of_torch(one["dtype"], "dtype")) for one in values["inputs"]]
     steps: list[Step] = []
     for one in values["steps"]:
         operation(one["target"])
         shape = None if one["shape"] is None else tuple(one["shape"])
         steps.append(Step(one["name"], one["target"], _rich(one["args"]), _rich(one["kwargs"]), one["module"], shape))
+    if not isinstance(values["about"], dict):
+        raise ValueError("about is no object")
     return Program(tuple(inputs), tuple(steps), _rich(values["output"]), tensors, values["about"])
 
 
@@ -178,6 +183,14 @@ def _plain(value: Any) -> Any:
     raise SwampError(f"a program cannot be written with an argument of type {type(value).__name__}.")
 
 
+def _of_torch(name: str, kind: str) -> Any:
+    """The type, layout or memory format of that name; nothing else that torch has."""
+    found: Any = getattr(torch, name, None)
+    if _TORCH.get(cast("type[torch.dtype]", type(found))) != kind:
+        raise ValueError(f"torch has no {kind} {name!r}")
+    return found
+
+
 def _rich(value: Any) -> Any:
     if isinstance(value, list):
         return [_rich(inner) for inner in cast("list[Any]", value)]
@@ -193,5 +206,5 @@ def _rich(value: Any) -> Any:
     if kind == "device":
         return torch.device(inner)
     if kind in _TORCH.values():
-        return getattr(torch, inner)
+        return _of_torch(inner, kind)
     raise ValueError(f"an argument of kind {kind!r}")

@@ -5,6 +5,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from functools import cache
@@ -30,7 +31,8 @@ def kernels() -> Any:
 
     The compiler is $CC, cc, gcc or clang; the cache is $SWAMP_CACHE/kernels or ~/.cache/swamp/kernels. A file is named
     after the digest of source, compiler, flags and processor, so that another machine that shares the cache builds its
-    own, and after that of its content: a damaged one is built again.
+    own, and after that of its content: a damaged one is built again. A folder or file that anybody but this user and
+    root can write to is passed over, since what lies in it would run here.
     Raises NoCompiler.
     """
     compiler = _compiler()
@@ -58,8 +60,10 @@ def _built(compiler: str, flags: tuple[str, ...]) -> Path:
     source = SOURCE.read_bytes()
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
     key = _digest(b"\0".join([source, version, " ".join(flags).encode(), _processor()]))
-    for folder in _folders():
+    for folder in filter(_made_private, _folders()):
         for path in folder.glob(f"{key}-*.so"):
+            if not _private(path):
+                continue
             if path.stem.endswith(_digest(path.read_bytes())):
                 return path
             path.unlink(missing_ok=True)
@@ -76,7 +80,10 @@ def _built(compiler: str, flags: tuple[str, ...]) -> Path:
                 return path
             except SwampError:
                 continue
-    raise NoCompiler("no folder can be written to keep the compiled kernels in; set SWAMP_CACHE to one that can.")
+    raise NoCompiler(
+        f"no folder of {' and '.join(map(str, _folders()))} can be written by you and by nobody else, as the compiled "
+        "kernels need; set SWAMP_CACHE to one that can."
+    )
 
 
 def _digest(data: bytes) -> str:
@@ -86,9 +93,29 @@ def _digest(data: bytes) -> str:
 def _folders() -> list[Path]:
     chosen = os.environ.get("SWAMP_CACHE", "")
     usual = Path(os.environ.get("XDG_CACHE_HOME", "") or "~/.cache") / "swamp"
-    # Under the user's own name: nobody else may put a library where this process loads one.
+    # In /tmp anybody may have made it first: see `_private`.
     own = Path(tempfile.gettempdir()) / f"swamp-{os.getuid() if hasattr(os, 'getuid') else 0}"
     return [folder.expanduser() / "kernels" for folder in (Path(chosen) if chosen else usual, own)]
+
+
+def _made_private(folder: Path) -> bool:
+    """Whether the folder is there, made now if need be, and nobody else can put anything in its place."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder = folder.resolve()
+        return _private(folder) and all(_private(above, sticky=True) for above in folder.parents)
+    except OSError:
+        return False
+
+
+def _private(path: Path, *, sticky: bool = False) -> bool:
+    """Whether only this user and root can write there; sticky: or others too, but only what is theirs, as in /tmp."""
+    if not hasattr(os, "getuid"):
+        return True  # where there are no such rights, caches lie in the user's own profile
+    found = path.stat()
+    writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return found.st_uid in (0, os.getuid()) and (not writable or (sticky and bool(found.st_mode & stat.S_ISVTX)))
 
 
 def _processor() -> bytes:

@@ -1,7 +1,7 @@
 """Program: a network as a list of operations and named tensors, without its Python classes."""
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
@@ -180,15 +180,39 @@ class Dense(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         """The network's output."""
+        return self._run(inputs, lambda step, value: None)
+
+    def _run(self, inputs: Sequence[Tensor], tell: Callable[[Step, Any], None]) -> Any:
         values: dict[str, Any] = {name: getattr(self, attribute) for name, attribute in self._names.items()}
         for given, tensor in zip(self.program.inputs, inputs, strict=True):
             values[given.name] = tensor
         for step, call in self._calls:
             args, kwargs = mapped((step.args, step.kwargs), lambda ref: values[ref.name])
             values[step.name] = call(*args, **kwargs)
+            tell(step, values[step.name])
             for name in self._last.get(step.name, ()):
                 del values[name]
         return mapped(self.program.output, lambda ref: values[ref.name])
+
+    @torch.no_grad()
+    def check_shapes(self) -> None:
+        """Raise ValueError, or whatever torch does, unless every step gives a value of the shape that it states.
+
+        Kernels are built for these shapes and write that far: a file must not say another than it has. Tried on two
+        sizes, as None stands for that of the batch.
+        """
+        for size in (2, 3):
+
+            def compare(step: Step, value: Any, size: int = size) -> None:
+                stated = step.shape and tuple(size if length is None else length for length in step.shape)
+                if stated is not None and not (isinstance(value, Tensor) and tuple(value.shape) == stated):
+                    raise ValueError(f"{step.name} has not the shape {step.shape}")
+
+            sizes = ([size if length is None else length for length in given.shape] for given in self.program.inputs)
+            inputs = [
+                torch.zeros(own, dtype=given.dtype) for own, given in zip(sizes, self.program.inputs, strict=True)
+            ]
+            self._run(inputs, compare)
 
 
 def _last_uses(program: Program) -> dict[str, list[str]]:

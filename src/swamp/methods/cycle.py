@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from swamp.errors import SwampError
 from swamp.methods.stability import Barrier
 from swamp.sparsity import Mask
 from swamp.training import State
@@ -144,7 +145,16 @@ class Cycle:
 
     @classmethod
     def from_json(cls, line: dict[str, Any], mask: Mask, weights: State) -> "Cycle":
-        """The cycle that `to_json` described, with its mask and weights."""
+        """The cycle that `to_json` described, with its mask and weights. Raises SwampError for anything else."""
+        try:
+            return cls._of(line, mask, weights)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SwampError(
+                f"the record of a cycle is damaged ({type(error).__name__}: {error}). Restore it."
+            ) from error
+
+    @classmethod
+    def _of(cls, line: dict[str, Any], mask: Mask, weights: State) -> "Cycle":
         return cls(
             line["cycle"],
             mask,

@@ -4,10 +4,12 @@ from dataclasses import dataclass, field
 from typing import Literal, cast, get_args
 
 from swamp.errors import SwampError, unknown
+from swamp.fields import check_fields
 from swamp.methods.method import Method
 from swamp.methods.registry import method_named
 from swamp.scores import score_named
 from swamp.sparsity import (
+    MOST_CYCLES,
     Groups,
     Schedule,
     Scope,
@@ -74,6 +76,7 @@ class Plan:
     """Examples that training metrics and barriers are measured on, at most."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         score_named(self.ranking)
         if self.retrain and self.retrain not in get_args(Retraining):
             raise unknown("retrain", self.retrain, get_args(Retraining))
@@ -86,8 +89,8 @@ class Plan:
             raise unknown("broken", str(self.broken), get_args(Broken))
         structure_named(self.structure).check_allocation(self.allotment)
         wrong = [
-            (self.cycles < 0, "cycles", "0 or more"),
-            (self.ticket_epochs < 0, "ticket_epochs", "0 or more"),
+            (not 0 <= self.cycles <= MOST_CYCLES, "cycles", f"0 or more, and {MOST_CYCLES} at most"),
+            (not 0 <= self.ticket_epochs <= 1e9, "ticket_epochs", "0 or more, and a billion at most"),
             (self.floor < 0, "floor", "0 or more"),
             (self.score_examples < 1, "score_examples", "1 or more"),
             (self.retrain_epochs < 0, "retrain_epochs", "0 or more"),

@@ -38,6 +38,8 @@ def trainer(
     if method.needs_validation and task.validation is None:
         raise SwampError(f"{plan.method} chooses on validation data, and the task has none: hold some examples out.")
     if backend is not None and not isinstance(backend, str):
+        if not hasattr(backend, "train"):
+            raise SwampError(f"backend must be a name or an object with the method train, got {backend!r}.")
         return backend
     build_optimizer(model.parameters(), training)  # an optimizer that cannot be is refused now, not in a while
     return backend_of(backend or "auto", model, task, plan, chosen=kept.choice(), tell=kept.keep_choice)

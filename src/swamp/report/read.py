@@ -1,6 +1,5 @@
 """A run directory, read back: its configuration and its finished cycles."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from swamp.errors import Damaged, SwampError
+from swamp.files import parse_json
 from swamp.runs import RunDirectory, open_run
 
 SPLITS = ("train", "validation", "test")
@@ -49,7 +49,10 @@ def read_run(path: Path | str) -> RunRecord:
     directory = open_run(path)[0] if known else RunDirectory(path)
     config = _object((path / CONFIG).read_bytes(), str(path / CONFIG))
     # What the plan says (method, seed, particles ...) is what labels speak of: it stands at the top.
-    config |= config.pop("plan", {})
+    plan: Any = config.pop("plan", {})
+    if not isinstance(plan, dict):
+        raise _damaged(str(path / CONFIG), "'plan' is not an object")
+    config |= cast(dict[str, Any], plan)
     for key in ("task", "model", "method", "seed"):
         if key not in config:
             raise SwampError(f"{path / CONFIG} has no {key!r}; expected task, model, plan.method and plan.seed.")
@@ -148,7 +151,7 @@ def _metrics(holder: Mapping[str, Any], where: str) -> None:
 
 def _object(data: bytes, where: str) -> dict[str, Any]:
     try:
-        value: Any = json.loads(data)
+        value: Any = parse_json(data)
     except ValueError as error:
         raise _damaged(where, str(error)) from error
     if not isinstance(value, dict):

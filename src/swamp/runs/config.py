@@ -9,6 +9,8 @@ from typing import Any, Literal, cast
 import msgspec
 
 from swamp.errors import SwampError
+from swamp.fields import check_fields
+from swamp.files import parse_json, read_text
 from swamp.methods import Plan, method_named
 from swamp.particles import backend_named
 from swamp.tasks import DataOptions
@@ -50,6 +52,7 @@ class RunConfig:
     is kept of them, over its ranks (FSDP2). For networks that do not fit; slower otherwise."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.threads < 0:
             raise SwampError(f"threads must be 0 or more, got {self.threads}.")
         if self.path_every < 0:
@@ -72,7 +75,7 @@ class RunConfig:
         """Build from what `to_json` gave. Raises SwampError naming the field that is unknown or of a wrong type."""
         try:
             config = msgspec.convert(values, cls)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeEncodeError) as error:
             raise SwampError(f"the configuration does not fit: {error} ('$' is the whole of it).") from error
         known = flattened(config.to_json())
         for name in flattened(values):
@@ -84,7 +87,7 @@ class RunConfig:
     def load(cls, path: Path) -> "RunConfig":
         """Read a config.json."""
         try:
-            values = json.loads(path.read_text())
+            values = parse_json(read_text(path))
         except OSError as error:
             raise SwampError(f"cannot read the configuration {path}: {error.strerror}.") from error
         except ValueError as error:

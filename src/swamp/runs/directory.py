@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from swamp.errors import Busy, Damaged, SwampError
-from swamp.files import load_metadata, make_folder, remove_unfinished, sign, write_atomic
+from swamp.files import load_metadata, make_folder, parse_json, read_text, remove_unfinished, sign, write_atomic
 from swamp.runs.seal import finite, require_own, sealed, unsealed
 
 
@@ -177,7 +177,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read JSON. Raises Damaged, naming the file, where it is not whole."""
     try:
-        return json.loads(path.read_text())
+        return parse_json(read_text(path))
     except PermissionError as error:
         raise SwampError(f"{path} may not be read ({error.strerror}); ask its owner for the right to.") from error
     except (OSError, ValueError) as error:

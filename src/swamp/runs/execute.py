@@ -106,10 +106,23 @@ def prepare(config: RunConfig) -> tuple[Problem, nn.Module]:
 
 def initial_network(config: RunConfig, problem: Problem, seed: int) -> nn.Module:
     """The network with the initial weights of `seed`."""
-    with isolated(Seed(seed).at("init")):
+    with isolated(Seed(seed).at("init")), _fitting(config.model):
         if config.model.startswith(timm.PREFIX):
             return timm.network(config.model, problem.classes).to(_device(config.device))
         return network_for(problem, config.model).to(_device(config.device))
+
+
+@contextmanager
+def _fitting(model: str) -> Generator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # torch has no error of its own for it on the CPU.
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise SwampError(
+            f"the network {model} does not fit into memory. Choose a smaller one, or free some."
+        ) from error
 
 
 def summary(directory: RunDirectory, config: RunConfig, records: Iterable[Cycle]) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def _read(file: Path) -> dict[int, dict[str, Tensor]]:
         names = [key.removeprefix("values/") for key in tensors if key.startswith("values/")]
         whole = {name: _dense(tensors, name) for name in names}
         return {step: {name: whole[name][row] for name in names} for row, step in enumerate(numbers)}
-    except (KeyError, ValueError, IndexError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         raise Damaged(f"{file} is damaged: its parts do not fit together ({error}). Delete it.") from error
 
 
@@ -126,6 +126,8 @@ def _dense(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     values = tensors[f"values/{name}"]
     shape = [int(length) for length in tensors[f"shape/{name}"]]
     size = math.prod(shape)
+    if not 0 <= size <= 8 * tensors[f"alive/{name}"].numel():
+        raise ValueError(f"{name} has not a bit for each of {size} weights")
     bits = np.unpackbits(tensors[f"alive/{name}"].numpy(), count=size).astype(bool)
     rows = torch.zeros(len(values), size, dtype=values.dtype)
     rows[:, torch.from_numpy(bits)] = values  # pyright: ignore[reportUnknownMemberType]

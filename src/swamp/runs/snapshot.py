@@ -4,16 +4,17 @@ import json
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from swamp.errors import Damaged
-from swamp.files import digest, load_tensors, require_format, save_tensors
+from swamp.files import digest, load_tensors, parse_json, require_format, save_tensors
 from swamp.methods import Phase
 from swamp.sparsity import Mask
 from swamp.training import Snapshot
 
+T = TypeVar("T")
 _PARTS = ("weights", "optimizer", "mean", "gradient")
 
 
@@ -108,7 +109,7 @@ def _load(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
     if "digest" in metadata and digest(tensors) != metadata["digest"]:
         raise Damaged(f"{path} is damaged: its tensors do not match their checksum.")
     with _whole(path):
-        return tensors, json.loads(metadata["numbers"])
+        return tensors, parse_json(metadata["numbers"])
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any, cast
 import msgspec
 
 from swamp.errors import SwampError, unknown
+from swamp.files import read_text
 from swamp.methods import method_named
 from swamp.runs.config import RunConfig, flattened
 from swamp.tasks import task_named
@@ -21,7 +22,7 @@ Recipe = Callable[[str], Callable[[], RunConfig]]
 
 BESIDE_RUNS = ("study.json", "comparison")
 """What lies in a study's folder beside its runs."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,+=-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,+=-]{0,199}")
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ class Study:
     def load(cls, path: Path) -> "Study":
         """Read a TOML file. Raises SwampError for what is no TOML, an unknown key or a value of a wrong type."""
         try:
-            values = tomllib.loads(path.read_text())
+            values = tomllib.loads(read_text(path))
         except OSError as error:
             raise SwampError(f"cannot read the study {path}: {error.strerror}.") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SwampError(f"{path} is not TOML: {error}.") from error
         return cls.from_toml(values, str(path))
 
@@ -89,7 +90,7 @@ class Study:
                     f"{where}: two runs are named {name!r}: {origins[name]}, and {origin}. "
                     "Say in `name` what tells the runs of a grid apart, e.g. name = '{method}-{lr}-{seed}'."
                 )
-            if not _NAME.fullmatch(name) or name in BESIDE_RUNS:
+            if not names_a_run(name):
                 raise SwampError(f"{where}: {name!r} cannot be the name of a run: it names a directory. ({origin})")
             origins[name] = origin
             found[name] = self._configuration(options, recipe, f"{where}: run {name!r}")
@@ -145,6 +146,11 @@ class Study:
         except SwampError as error:
             raise SwampError(f"{where}: {error}") from error
         return config
+
+
+def names_a_run(name: str) -> bool:
+    """Whether a run may be called so: its directory is, and lies in the study's folder and nowhere else."""
+    return bool(_NAME.fullmatch(name)) and name not in BESIDE_RUNS
 
 
 def _resolved(options: Options, where: str, *, varied: bool) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, read_json, write_json
 from swamp.runs.read import open_run
 from swamp.runs.seal import sealed, unsealed
-from swamp.runs.study import View
+from swamp.runs.study import View, names_a_run
 
 State = Literal["finished", "failed", "running", "waiting"]
 _LOOKS = 5
@@ -62,6 +62,9 @@ class StudyDirectory:
             runs, compare = cast("dict[str, Any]", values["runs"]).items(), msgspec.convert(values["compare"], View)
         except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
             raise Damaged(f"{file} is damaged: expected runs and compare. Restore it, or start anew.") from error
+        for name, _ in runs:
+            if not names_a_run(name):
+                raise Damaged(f"{file} is damaged: {name!r} cannot be the name of a run: it names a directory.")
         try:
             study = cls(path, {name: RunConfig.from_json(value) for name, value in runs}, compare)
         except SwampError as error:

@@ -5,7 +5,7 @@ from swamp.sparsity.groups import Groups
 from swamp.sparsity.heads import head_densities
 from swamp.sparsity.hold import hold, hold_gradients, leaves_zeros
 from swamp.sparsity.mask import Mask
-from swamp.sparsity.schedule import Schedule, densities_by_rate, densities_to, particles_for
+from swamp.sparsity.schedule import MOST_CYCLES, Schedule, densities_by_rate, densities_to, particles_for
 from swamp.sparsity.scope import Scope
 from swamp.sparsity.shrink import emptied, shrink
 from swamp.sparsity.spread import gathered, is_spread, own, spread_like, whole
@@ -13,6 +13,7 @@ from swamp.sparsity.structure import STRUCTURES, Structure, check_structure, str
 
 __all__ = [
     "ALLOCATIONS",
+    "MOST_CYCLES",
     "STRUCTURES",
     "Groups",
     "Mask",

@@ -9,6 +9,7 @@ from torch import Tensor
 from swamp.errors import SwampError
 from swamp.sparsity.allocate import allocation_named, floors, global_allocation
 from swamp.sparsity.mask import Mask
+from swamp.sparsity.schedule import check_cycles
 from swamp.sparsity.unstructured import largest
 
 
@@ -62,6 +63,7 @@ class Groups:
         if cycles > most:
             raise SwampError(f"structure {self} has {most} prunings at most, one weight of each group at a time.")
         steps = cycles or most
+        check_cycles(steps, f"structure {self}")
         return tuple((self.m - round(step * most / steps)) / self.m for step in range(steps + 1))
 
     def shrink(self, mask: Mask, scores: Mapping[str, Tensor], kept: int, allocation: str, floor: int) -> Mask:

@@ -191,5 +191,9 @@ def _packed(tensor: Tensor) -> Tensor:
 
 
 def _unpacked(packed: Tensor, shape: list[int]) -> Tensor:
-    bits = np.unpackbits(packed.numpy(), count=math.prod(shape)).astype(bool)
+    count = math.prod(shape)
+    # Asked for more bits than there are, numpy makes them, however many.
+    if not 0 <= count <= 8 * packed.numel():
+        raise ValueError(f"{packed.numel()} bytes are no mask of shape {shape}")
+    bits = np.unpackbits(packed.numpy(), count=count).astype(bool)
     return torch.from_numpy(bits).reshape(shape)  # pyright: ignore[reportUnknownMemberType]

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from swamp.errors import SwampError
 
+MOST_CYCLES = 10_000
+"""More would take longer to write down than anybody trains; what asks for them is a slip."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -50,6 +53,7 @@ def densities_to(sparsity: float, *, cycles: int | None = None, alpha: Sequence[
         return _in_given_steps(target, alpha)
     # The small allowance keeps 0.8^3 from asking for a fourth cycle on the way to 0.512.
     steps = cycles or max(1, math.ceil(math.log(target) / math.log(1 - alpha[0]) - 1e-9))
+    check_cycles(steps, f"sparsity {sparsity:g} by alpha {alpha[0]:g}")
     return (*(target ** (step / steps) for step in range(steps)), target)
 
 
@@ -58,6 +62,7 @@ def densities_by_rate(alpha: Sequence[float], cycles: int) -> tuple[float, ...]:
     check_alpha(alpha)
     if cycles < 0:
         raise SwampError(f"cycles must be 0 or more, got {cycles}.")
+    check_cycles(cycles, "the plan")
     densities = [1.0]
     for step in range(cycles):
         densities.append(densities[-1] * (1 - alpha[min(step, len(alpha) - 1)]))
@@ -94,3 +99,12 @@ def _in_given_steps(target: float, alpha: Sequence[float]) -> tuple[float, ...]:
         if after <= target * (1 + 1e-9):
             return (*densities, target)
         densities.append(after)
+        check_cycles(len(densities), f"density {target:g} by alpha {alpha[-1]:g}")
+
+
+def check_cycles(cycles: int, what: str) -> None:
+    """Raise SwampError where `what` takes more cycles than there may be."""
+    if cycles > MOST_CYCLES:
+        raise SwampError(
+            f"{what} takes {cycles} cycles, and {MOST_CYCLES} are the most. Ask for fewer (cycles, alpha)."
+        )

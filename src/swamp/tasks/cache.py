@@ -3,8 +3,10 @@
 import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from torch import Tensor
 
@@ -40,8 +42,16 @@ def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
 def download(url: str, checksum: str, task: str) -> Path:
     """The file at `url` in the cache folder of `task`, fetched unless it is there whole.
 
-    checksum: "sha256:..." or "md5:...". Raises SwampError where it cannot be had, saying what to do instead.
+    checksum: "sha256:..." or "md5:...". Raises SwampError where it cannot be had, saying what to do instead; and for a
+    url that is not https (but of this machine) or has no checksum, before anything is asked for.
     """
+    place = urlsplit(url)
+    if place.scheme != "https" and place.hostname not in ("127.0.0.1", "localhost"):
+        raise SwampError(f"{task}: {url} is not fetched: only https is, where nobody between can change what arrives.")
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}", checksum):
+        raise SwampError(
+            f"{task}: {url} is not fetched without its checksum (sha256:... or md5:...), got {checksum!r}."
+        )
     name = url.rpartition("/")[2]
     folder = cache_folder() / task
     try:

@@ -148,6 +148,7 @@ def _from_archive(source: CifarSource, path: Path) -> dict[str, bytes]:
     if (found := checksum_of(_read(source, path), "md5")) != source.md5:
         raise SwampError(f"{path} has the MD5 {found}, expected {source.md5}; replace it with a fresh copy.")
     wanted = {f"{source.folder}/{name}": name for name in (*source.train, source.test)}
+    largest = max(source.train_records, source.test_records) * (source.label_bytes + _PIXELS)
     files: dict[str, bytes] = {}
     try:
         with tarfile.open(path, "r:gz") as archive:
@@ -155,7 +156,8 @@ def _from_archive(source: CifarSource, path: Path) -> dict[str, bytes]:
             for member in archive:
                 contents: IO[bytes] | None = archive.extractfile(member) if member.name in wanted else None
                 if contents is not None:
-                    files[wanted[member.name]] = contents.read()
+                    # No more than a whole file has, and a byte: a few bytes can unpack to gigabytes.
+                    files[wanted[member.name]] = contents.read(largest + 1)
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, KeyError) as error:
         raise SwampError(f"{path} cannot be read ({error}); replace it with a fresh copy.") from error
     if missing := sorted(set(wanted.values()) - set(files)):

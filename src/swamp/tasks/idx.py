@@ -13,7 +13,7 @@ from swamp.errors import SwampError
 from swamp.tasks.cache import checksum_of
 
 _UNSIGNED_BYTE = 8
-_LARGEST = 1 << 30
+_LARGEST, _PIECE = 1 << 30, 1 << 20
 
 
 def read_idx(path: Path, dimensions: int, sha256: str | None = None) -> Tensor:
@@ -22,7 +22,7 @@ def read_idx(path: Path, dimensions: int, sha256: str | None = None) -> Tensor:
     sha256: of the contents before compression, as distributors compress anew. Raises SwampError for any file that
     is not exactly such an array: it names the file, what is wrong and what to do.
     """
-    contents = _contents(path)
+    contents = _contents(path, 4 + 4 * dimensions)
     if sha256 is not None and checksum_of(contents, "sha256") != sha256:
         raise _damaged(path, f"its SHA-256 is not that of the published file ({sha256[:16]}...)")
     try:
@@ -47,17 +47,23 @@ def parse_idx(contents: bytes, dimensions: int) -> Tensor:
     return torch.as_tensor(np.frombuffer(contents, np.uint8, offset=header).copy()).view(sizes)
 
 
-def _contents(path: Path) -> bytes:
+def _contents(path: Path, header: int) -> bytes:
+    """The file, and one byte more than it says that it has, if it does: a few bytes can unpack to gigabytes."""
     try:
         with path.open("rb") as file:
             gzipped = file.read(2) == b"\x1f\x8b"
         with gzip.open(path) if gzipped else path.open("rb") as file:
-            contents = file.read(_LARGEST + 1)
+            contents = bytearray(file.read(header))
+            said = math.prod(int.from_bytes(contents[i : i + 4], "big") for i in range(4, header, 4))
+            most = header + min(said, _LARGEST) + 1
+            # By the piece: room for all that is said to come would be taken at once.
+            while len(contents) < most and (more := file.read(min(most - len(contents), _PIECE))):
+                contents += more
     except (OSError, EOFError, zlib.error) as error:
         raise _damaged(path, f"it cannot be read: {error}") from error
     if len(contents) > _LARGEST:
         raise _damaged(path, f"it holds more than {_LARGEST} bytes")
-    return contents
+    return bytes(contents)
 
 
 def _damaged(path: Path, reason: str) -> SwampError:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from swamp.errors import SwampError
+from swamp.fields import check_fields
 from swamp.training.data import TensorData
 from swamp.training.order import Seed
 from swamp.training.task import Task
@@ -28,6 +29,7 @@ class TextOptions:
     """Share of the movie reviews, those rated nearest to neutral, that are left out as neither good nor bad."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.length < 2:
             raise SwampError(f"length is {self.length}; give the most tokens of an example, 2 or more, e.g. 128.")
         if len(self.columns) > 2:
@@ -53,6 +55,7 @@ class DataOptions:
     text: TextOptions = field(default_factory=TextOptions)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.examples < 0:
             raise SwampError(f"examples is {self.examples}; give the number of training examples, or 0 for all.")
         if not 0 <= self.validation < 1:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from swamp.errors import SwampError
+from swamp.fields import check_fields
 from swamp.sparsity import Mask, structure_named
 from swamp.training.average import State
 from swamp.training.batchnorm import frozen_statistics
@@ -32,6 +33,7 @@ class Dynamic:
     """Share of the training after which the mask stays, at the latest where the tail begins."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         wrong = [
             (self.interval < 1, "interval", "1 or more"),
             (not 0 < self.fraction < 1, "fraction", "in (0, 1)"),

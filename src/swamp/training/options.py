@@ -2,9 +2,10 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
-from swamp.errors import SwampError, unknown
+from swamp.errors import SwampError
+from swamp.fields import check_fields
 
 RateShape = Literal["cosine", "linear", "step", "constant"]
 AfterRewind = Literal["restart", "advance"]
@@ -65,20 +66,12 @@ class Training:
     """Reset running statistics at every rewind instead of rewinding them too."""
 
     def __post_init__(self) -> None:
-        kinds = (
-            ("schedule", RateShape),
-            ("after_rewind", AfterRewind),
-            ("sharpness", Sharpness),
-            ("precision", Precision),
-        )
-        for name, choices in kinds:
-            if getattr(self, name) not in get_args(choices):
-                raise unknown(name, str(getattr(self, name)), get_args(choices))
+        check_fields(self)
         wrong = [
             (self.epochs < 1, "epochs", "1 or more"),
             (self.batch_size < 1, "batch_size", "1 or more"),
             (not 1 <= self.accumulate <= self.batch_size, "accumulate", "from 1 to batch_size"),
-            (not (math.isfinite(self.lr) and self.lr > 0), "lr", "above 0"),
+            (self.lr <= 0, "lr", "above 0"),
             (not 0 <= self.momentum < 1, "momentum", "in [0, 1)"),
             (self.nesterov and not self.momentum, "momentum", "above 0 for Nesterov's form of it"),
             (self.weight_decay < 0, "weight_decay", "0 or more"),

@@ -1,7 +1,7 @@
 """Local tables of text: CSV, TSV, JSON lines and Parquet, a file for training, for test and, by choice, validation."""
 
 import csv
-import json
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 import torch
 
 from swamp.errors import SwampError, shortened
+from swamp.files import parse_json
 from swamp.tasks.cache import given_folder
 from swamp.tasks.optional import need
 from swamp.tasks.problem import DataOptions, Problem, TextOptions
@@ -89,7 +90,9 @@ def read_table(path: Path) -> Table:
             # GLUE's own .tsv files do not quote: a quotation mark is one more character there.
             quoting = csv.QUOTE_NONE if path.suffix == ".tsv" else csv.QUOTE_MINIMAL
             with path.open(encoding="utf-8-sig", newline="") as file:
-                rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", quoting=quoting))
+                # A row with more fields than there are names has the rest under no name: an empty one, as all are text.
+                separator = "\t" if path.suffix == ".tsv" else ","
+                rows = list(csv.DictReader(file, delimiter=separator, quoting=quoting, restkey=""))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SwampError(f"{path} cannot be read ({error}); give a whole file in UTF-8.") from error
     except ValueError as error:  # what pyarrow's own errors are
@@ -157,7 +160,7 @@ def _json_rows(path: Path) -> list[Row]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError as error:
                 raise SwampError(f"{path}, line {number} is not JSON ({error}); one object a line is expected.") from (
                     error
@@ -170,6 +173,12 @@ def _json_rows(path: Path) -> list[Row]:
 
 def _texts(table: Table, columns: Sequence[str], targets: torch.Tensor) -> Texts:
     parts = [[str(value) for value in table.column(name)] for name in columns]
+    for place, text in enumerate(itertools.chain(*parts)):
+        # JSON may spell halves of characters, which no text has.
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise SwampError(
+                f"{table.where}: example {place % len(table.rows)} (from 0) is no Unicode text. Correct it."
+            )
     try:
         return Texts(parts[0], targets, parts[1] if len(parts) > 1 else None)
     except SwampError as error:

@@ -1,0 +1,75 @@
+"""Fields of option classes hold what they say: values of their type, finite numbers, whole ones of 64 bits."""
+
+import math
+import numbers
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import cache
+from typing import Any, Literal, cast, get_args, get_origin
+
+from swamp.errors import SwampError, unknown
+
+_MOST = 2**63
+_KINDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def check_fields(options: object) -> None:
+    """Raise SwampError, naming the field, for one that has not its declared type, or a number that cannot be used.
+
+    From a file or the command line values have their types; from Python they may be anything. NaN would slip through
+    every comparison that follows.
+    """
+    for name, hint in _hints(type(options)).items():
+        _check(name, hint, getattr(options, name))
+
+
+@cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def _check(name: str, hint: Any, value: Any) -> None:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value not in inner:
+            raise unknown(name, str(value), inner)
+    elif origin in (typing.Union, types.UnionType):
+        if value is not None:
+            _check(name, next(one for one in inner if one is not type(None)), value)
+    elif origin is tuple:
+        _check_each(name, inner[0], value)
+    elif not _fits(hint, value):
+        raise _wrong(name, _KINDS.get(hint) or f"a {hint.__name__}", value)
+    else:
+        _check_size(name, hint, value)
+
+
+def _check_each(name: str, hint: Any, values: Any) -> None:
+    if not isinstance(values, list | tuple):
+        raise _wrong(name, f"a sequence, each of it {_KINDS.get(hint, 'a value')}", values)
+    for value in cast("Sequence[Any]", values):
+        _check(name, hint, value)
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    if hint in (int, float):
+        # Those of numpy too; but true is no number.
+        return type(value) is not bool and isinstance(value, numbers.Integral if hint is int else numbers.Real)
+    return isinstance(value, hint)
+
+
+def _check_size(name: str, hint: Any, value: Any) -> None:
+    if hint is int and not -_MOST <= value < _MOST:
+        raise _wrong(name, "a whole number of at most 64 bits", value)
+    if hint is float and not (abs(value) < _MOST if isinstance(value, int) else math.isfinite(value)):
+        raise _wrong(name, "a finite number", value)
+    if hint is str and "\0" in str(value):
+        raise _wrong(name, "text without zero bytes", value)
+
+
+def _wrong(name: str, expected: str, value: Any) -> SwampError:
+    given = repr(value)
+    return SwampError(f"{name} must be {expected}, got {given if len(given) < 100 else given[:80] + '...'}.")
