@@ -41,6 +41,9 @@ bench: $(VENV)/.dev
 faults: $(VENV)/.dev
 	@for campaign in kill signals disk power memory reader frozen clock leak load; do \
 	  $(BIN)/python faults/$$campaign.py || exit; done
+	$(BIN)/python faults/damage.py --cases 5000
+	$(BIN)/python faults/inputs.py --cases 10000
+	$(BIN)/python faults/loaders.py --cases 20000
 
 # Runs over two hosts, which are network namespaces of this machine: as root, with iproute2.
 ranks: $(VENV)/.dev

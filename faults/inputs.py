@@ -27,7 +27,6 @@ from unittest import mock
 import hypothesis
 import numpy as np
 import torch
-import torch._dynamo
 from hypothesis import strategies as st
 from torch import nn
 
@@ -51,9 +50,8 @@ from swamp.training.optimizers import torch_optimizers
 from values import OTHERS, TEXT, any_value, flags, flat_fields, typed, words
 
 CHUNK = 500
-# Compiling takes half a minute a run, and asking the hub again and again a minute: neither is what is tried here.
+# Asking the hub again and again takes a minute, and is not what is tried here.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-torch._dynamo.config.disable = True
 
 COMMANDS: dict[str, tuple[type[Any], int]] = {
     "run": (run.RunArgs, 8),

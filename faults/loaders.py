@@ -36,6 +36,7 @@ import torch
 from torch import nn
 
 from sandbox import limit_memory
+from swamp import files
 from swamp.diagnose import read_analysis
 from swamp.errors import SwampError
 from swamp.export import Dense, finalise, folded, load, read, save, trace
@@ -145,8 +146,8 @@ def _tensor_files(place: Path) -> list[Loader]:
     add("ticket", Ticket.load, lambda tensors: {"id": digest(tensors)})
     Particle(weights, 0, "ticket", "mask", 1, 7, (0.5, 0.25), 1.5).save(file)
     add("particle", Particle.load, lambda tensors: {"weights": digest(tensors)})
-    save_snapshot(file, Snapshot(3, weights, {"a/x": weights["b"]}, {}, 0, (0.5,), 0.1, 2, {}), "run")
-    add("snapshot", lambda path: load_snapshot(path, "run"), lambda tensors: {"digest": digest(tensors)})
+    save_snapshot(file, Snapshot(3, weights, {"a/x": weights["b"]}, {}, 0, (0.5,), 0.1, 2, {}), {"run": "run"})
+    add("snapshot", load_snapshot, no_seal)
     writer = PathWriter(place / "path.safetensors")
     writer.add(0, weights)
     writer.add(1, weights)
@@ -383,7 +384,10 @@ def _resealed(data: bytes, chance: random.Random, sealed: Callable[[dict[str, An
     if isinstance(header, dict) and isinstance(header.get("__metadata__"), dict):
         whole = _assembled(header, body)
         try:
-            header["__metadata__"] |= sealed(safetensors.torch.load(whole))
+            tensors, words = safetensors.torch.load(whole), header["__metadata__"]
+            words |= sealed(tensors)
+            words.pop(files._CHECKSUM, None)
+            words[files._CHECKSUM] = files._checksum(tensors, words)
         except Exception:
             return whole
     return _assembled(header, body)

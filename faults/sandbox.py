@@ -18,6 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+import torch._dynamo
+
 from swamp import cli
 from swamp.errors import SwampError
 
@@ -86,7 +89,9 @@ class Sandbox:
         os.chdir(self.case)
         self.outside.clear()
         try:
-            with without_rights(), _offline(), _alarm(self.patience, seconds):
+            # Compiling takes half a minute a run, and is not what is tried here.
+            uncompiled = torch._dynamo.config.patch(disable=True)
+            with without_rights(), _offline(), _alarm(self.patience, seconds), uncompiled:
                 self.watching = True
                 yield
         finally:

@@ -291,12 +291,13 @@ def test_a_path_that_cannot_be_is_named_in_one_line(command, capsys):
         assert "Traceback" not in said
 
 
-def test_a_name_that_is_no_text_does_not_end_a_command_that_prints_it(tmp_path):
-    """In a process of its own, whose standard output takes UTF-8 alone."""
+def test_a_name_that_is_no_text_is_refused_in_text(tmp_path):
+    """In a process of its own, whose standard streams take UTF-8 alone."""
     path = tmp_path / os.fsdecode(b"run-\xff")
     command = [sys.executable, "-m", "swamp", "run", *TINY, "--out", str(path)]
     done = subprocess.run(
         command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"}, check=False
     )
-    assert done.returncode == 0, done.stderr
-    assert b"run-\\udcff" in done.stdout
+    assert done.returncode == 2, done.stderr
+    assert b"run-\\udcff" in done.stderr
+    assert b"is no text" in done.stderr

@@ -150,7 +150,7 @@ def test_compare_takes_a_study_by_its_folder_or_everything_in_it(finished, tmp_p
 def test_a_failed_run_makes_exit_code_3_and_is_tried_again_only_where_asked(finished, tmp_path, capsys):
     out = tmp_path / "out"
     shutil.copytree(finished, out)
-    study = written(tmp_path, more="[runs.wild]\nlr = 1e30\nticket_epochs = 0\n")
+    study = written(tmp_path, more='[runs.wild]\nlr = 1e30\nticket_epochs = 0\nbroken = "stop"\n')
     assert swamp("study", study, "--out", out, "--workers", 0, "--quiet") == 0
     work(StudyDirectory.open(out), Quiet(), Event())
     for options in ([], ["--json"]):

@@ -308,9 +308,10 @@ def test_a_particle_on_a_mask_of_its_own_is_judged_on_it(run):
     name = next(iter(subject.cycle(2).mask))
     weights[name] = torch.where(torch.arange(weights[name].numel()).view_as(weights[name]) % 10 == 0, weights[name], 0)
     copied = type(particle)(weights, 0, particle.ticket, "another", 0, 1, (1.0,), 0.0)
-    copied.save(subject.directory.particle(2, 0))
+    path = subject.directory.particle(2, 0)
+    copied.save(path, subject.directory.about(path))
     try:
         units = {unit.key: unit for unit in curvature(subject, Settings(examples=50))}
         assert units["curvature/cycle-02/particle-0"].work()["sparsity"] > 0.9
     finally:
-        particle.save(subject.directory.particle(2, 0))
+        particle.save(path, subject.directory.about(path))

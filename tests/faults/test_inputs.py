@@ -42,7 +42,7 @@ def test_a_new_field_would_be_tried():
     drawn: set[str] = set()
 
     @hypothesis.given(configs())
-    @hypothesis.settings(max_examples=600, database=None, phases=[hypothesis.Phase.generate], deadline=None)
+    @hypothesis.settings(max_examples=1500, database=None, phases=[hypothesis.Phase.generate], deadline=None)
     @hypothesis.seed(0)
     def draw(found):
         drawn.update(found[1])

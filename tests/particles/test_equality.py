@@ -251,3 +251,29 @@ def test_one_compiled_step_serves_every_cycle_and_other_masks():
         expected = Sequential(model, task).train(ticket, mask, TEN_STEPS, SEEDS)
         for one, other in zip(found, expected, strict=True):
             assert all(torch.allclose(one.weights[n], w, rtol=0, atol=1e-10) for n, w in other.weights.items())
+
+
+def test_a_stack_goes_on_to_the_same_bits_from_particles_at_different_steps():
+    # Large enough that a stack of two rounds otherwise than one of three.
+    generator = torch.Generator().manual_seed(3)
+    data = TensorData(torch.randn(192, 64, generator=generator), torch.randint(0, 10, (192,), generator=generator))
+    with isolated(Seed(0).at("init")):
+        model = nn.Sequential(nn.Linear(64, 100), nn.BatchNorm1d(100), nn.ReLU(), nn.Linear(100, 10))
+    task, training = Task(data, data), replace(TEN_STEPS, batch_size=48)
+    ticket, mask, kept = Ticket(model.state_dict(), 0), Mask.ones(model), {}
+
+    class Keeps(Silent):
+        def stepped(self, index, step, total, snapshot):
+            # What is on disk when a process dies between the snapshots of two particles.
+            if step == (3 if index == 1 else 5):
+                kept[index] = snapshot()
+
+    class GoesOn(Silent):
+        def unfinished(self, index):
+            return kept.get(index)
+
+    backend = Stacked(model, task, compiled=False)
+    whole = backend.train(ticket, mask, training, SEEDS, progress=Keeps())
+    found = backend.train(ticket, mask, training, SEEDS, progress=GoesOn())
+    for one, other in zip(found, whole, strict=True):
+        assert all(torch.equal(one.weights[name], value) for name, value in other.weights.items())

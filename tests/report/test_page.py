@@ -84,7 +84,7 @@ def test_a_damaged_record_costs_its_section_alone(runs):
 
 
 def test_a_record_that_was_left_out_says_why(runs):
-    write_analysis(runs[3], [])
+    (runs[3] / "analysis.jsonl").unlink(missing_ok=True)
     reason = "two particles span no plane"
     left = {"key": "landscape/cycle-00", "settings": {}, "cycle": 0, "sparsity": 0.0, "skipped": reason}
     write_analysis(runs[2], [left])

@@ -233,7 +233,9 @@ def test_a_snapshot_of_another_run_is_set_aside(config, finished, tmp_path):
 
 
 def test_a_training_that_diverges_says_who_where_and_how_to_go_on(config, tmp_path):
-    wild = replace(config, training=replace(config.training, lr=1e30), plan=replace(config.plan, ticket_epochs=0))
+    wild = replace(
+        config, training=replace(config.training, lr=1e30), plan=replace(config.plan, ticket_epochs=0, broken="stop")
+    )
     with pytest.raises(Diverged, match=r"cycle 0, particle 0: .* --config .*/run/config.json --lr .* --out NEW"):
         go(wild, tmp_path / "run")
     assert Ticket.load(tmp_path / "run" / "ticket.safetensors").steps == 0

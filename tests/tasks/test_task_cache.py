@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from swamp.errors import SwampError
-from swamp.files import save_tensors
+from swamp.files import load_tensors, save_tensors
 from swamp.tasks.cache import cache_folder, cached, checksum_of, download, given_folder
 from swamp.tasks.optional import need
 
@@ -53,7 +53,7 @@ def test_a_damaged_cache_is_made_anew(cache: Path, harm: str):
     assert torch.equal(cached("a", make)["numbers"], torch.arange(10.0))
     assert make.times == 2
     if harm != "folder":
-        assert path.read_bytes() == whole
+        assert torch.equal(load_tensors(path)[0]["numbers"], torch.arange(10.0))
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

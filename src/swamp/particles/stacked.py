@@ -138,14 +138,20 @@ class Stacked:
         together = False
         stack: Stack | None = None
         while snapshots and not together:
-            # Particles that an interruption left at different steps: those behind catch up first.
-            behind = min(snapshot.step for snapshot in snapshots.values())
-            group = [(index, seed) for index, seed in seeds if index in snapshots and snapshots[index].step == behind]
-            until = min([s.step for s in snapshots.values() if s.step > behind], default=last)
-            stack = Stack(step, job, group, [snapshots[index] for index, _ in group], compiled=self.compiled)
+            # Particles that an interruption left at different steps: those behind catch up first. Copies that count for
+            # nothing take the places of the others, as a smaller stack would round differently.
+            all_of_them = [(index, seed) for index, seed in seeds if index in snapshots]
+            behind = min(snapshots, key=lambda index: snapshots[index].step)
+            group = [index for index in snapshots if snapshots[index].step == snapshots[behind].step]
+            starts = [snapshots[index if index in group else behind] for index, _ in all_of_them]
+            until = min([s.step for s in snapshots.values() if s.step > snapshots[behind].step], default=last)
+            stack = Stack(step, job, all_of_them, starts, compiled=self.compiled)
+            stack.broken |= {place for place, index in enumerate(stack.indices) if index not in group}
             stack.run(until, last)
             together = len(group) == len(snapshots)
-            for place, (index, _) in enumerate(group):
+            for place, index in enumerate(stack.indices):
+                if index not in group:
+                    continue
                 if place in stack.broken:
                     del snapshots[index]
                 elif not together:

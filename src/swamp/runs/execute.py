@@ -279,6 +279,11 @@ def _device(name: str) -> torch.device:
 
 
 def _refuse_foreign(directory: RunDirectory, config: RunConfig) -> None:
+    try:
+        str(directory.path).encode()
+    except UnicodeEncodeError as error:
+        # The library that reads the files of tensors takes UTF-8 alone: such a run could not be resumed.
+        raise SwampError(f"{directory.path} is no text in UTF-8. Choose another --out.") from error
     if not directory.path.exists() or not any(
         entry.name != "lock" and not entry.name.startswith(".") for entry in directory.path.iterdir()
     ):

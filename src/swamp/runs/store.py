@@ -152,11 +152,13 @@ class RunStore:
 
     def _lines(self, index: int) -> bytes:
         """The records up to a cycle, a line each."""
-        for earlier in range(index + 1):
-            # What trains single masks of another run has no cycles between.
-            if earlier not in self.lines and self.directory.record(earlier).exists():
-                self.lines[earlier] = json.dumps(read_json(self.directory.record(earlier))) + "\n"
-        return "".join(self.lines[earlier] for earlier in sorted(self.lines) if earlier <= index).encode()
+        return "".join(map(self._line, range(index + 1))).encode()
+
+    def _line(self, index: int) -> str:
+        """The record of a cycle; nothing where there is none, as what trains single masks of another run skips some."""
+        if index not in self.lines and self.directory.record(index).exists():
+            self.lines[index] = json.dumps(read_json(self.directory.record(index))) + "\n"
+        return self.lines.get(index, "")
 
     def _published(self, cycle: Cycle) -> bool:
         """Whether they are what `publish` would write; where they are neither that nor of before, a warning."""
@@ -204,9 +206,9 @@ class RunStore:
         directory = self.directory
         ticket = load_metadata(directory.ticket).get("id", "") if directory.ticket.exists() else ""
         members = (RunDirectory(path) for path in sorted(directory.path.glob("member-*")))
-        records = [directory.record(index - 1)] if index else []
-        records += [member.record(index) for member in members]
-        found = [read_json(record)["digest"]["weights"] for record in records if record.exists()]
+        records = [json.loads(line)] if index and (line := self._line(index - 1)) else []
+        records += [read_json(member.record(index)) for member in members if member.record(index).exists()]
+        found = [record["digest"]["weights"] for record in records]
         return hashlib.sha256(" ".join([ticket, *found]).encode()).hexdigest()[:16] if self.chained else ""
 
     def _require_made_from(self, index: int) -> None:
