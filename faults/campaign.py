@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from child import alone
+
 
 @dataclass
 class Campaign:
@@ -54,7 +56,8 @@ def main(campaign: Callable[[Campaign], None], cases: int) -> None:
     memory = Path("/dev/shm")
     with TemporaryDirectory(prefix="swamp-faults-", dir=memory if os.access(memory, os.W_OK) else None) as folder:
         done = Campaign(Path(folder), given.cases, given.seed)
-        campaign(done)
+        with alone():
+            campaign(done)
     name = Path(sys.argv[0]).stem
     print(f"{name}: {done.line()}, {len(done.wrong)} wrong ({time.monotonic() - began:.0f} s, seed {given.seed})")
     sys.exit(bool(done.wrong))

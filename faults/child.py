@@ -7,20 +7,17 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch._dynamo
 
 import swamp.cli.entry
 
-# Before any child: a parent that has threads cannot be forked safely.
-torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"
-# Seconds in each child: what is compiled is tried in processes of its own.
-UNCOMPILED = {"TORCH_COMPILE_DISABLE": "1"}
-os.environ.update(UNCOMPILED)
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 Fault = Callable[[], None]
 """Called in the child before the command runs: it prepares what will go wrong."""
@@ -68,10 +65,21 @@ class Child:
         return self.log.read_text(errors="replace")
 
 
+@contextmanager
+def alone() -> Generator[None]:
+    """One thread of torch inside the block: a process that has more cannot be forked safely."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def forked(
     arguments: Sequence[object], log: Path, fault: Fault | None = None, environment: Mapping[str, str] | None = None
 ) -> Child:
-    """Run `swamp ARGUMENTS` in a fork of this process."""
+    """Run `swamp ARGUMENTS` in a fork of this process, which must have one thread: see `alone`."""
     read, write = os.pipe()
     pid = os.fork()
     if pid:
@@ -86,7 +94,9 @@ def forked(
         # What pytest put in their place does not lead there.
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         swamp.cli.entry.Out.file, swamp.cli.entry.Err.file = sys.stdout, sys.stderr
-        os.environ.update(environment or {})
+        os.environ.update({**ONE_THREAD, **(environment or {})})
+        # Seconds in each child: what is compiled is tried in processes of its own.
+        torch._dynamo.config.disable = True
         if fault is not None:
             fault()
         code = _run([str(argument) for argument in arguments])
@@ -108,14 +118,13 @@ def _run(arguments: list[str]) -> int:
 
 def started(command: Sequence[object], log: Path, environment: Mapping[str, str] | None = None) -> Child:
     """Run a command in a process of its own, and of its own process group."""
-    inherited = {name: value for name, value in os.environ.items() if name not in UNCOMPILED}
     with log.open("ab") as file:
         process = subprocess.Popen(
             [str(word) for word in command],
             stdin=subprocess.PIPE,
             stdout=file,
             stderr=file,
-            env={**inherited, "PYTHONPATH": os.pathsep.join(sys.path), **(environment or {})},
+            env={**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(sys.path), **(environment or {})},
             start_new_session=True,
         )
     return Child(process.pid, log, process)
