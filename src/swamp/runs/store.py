@@ -309,7 +309,9 @@ class RunProgress:
                 begins = {"path": self.begins[index]} if index in self.begins else {}
                 save_snapshot(file, taken, {**store.directory.about(file), **begins})
                 self.saved[index] = time.monotonic()
-        store.check_stop()
+        if stopping:
+            # Asked for since the look above, it is for the next step: nothing is saved of this one.
+            raise Interrupted("stopped.")
 
     def path(self, index: int) -> PathWriter | None:
         """Where the path of a particle is kept; None for the ticket, and for masks that change."""
