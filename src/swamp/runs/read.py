@@ -103,23 +103,32 @@ def _total(directory: RunDirectory, index: int) -> dict[str, float]:
 
 def read_mask(directory: RunDirectory, index: int) -> Mask:
     """The mask of a finished cycle."""
+    return _mask_of(directory, index, read_record(directory, index))
+
+
+def _mask_of(directory: RunDirectory, index: int, line: dict[str, Any]) -> Mask:
     path = directory.cycle(index) / "mask.safetensors"
     mask = Mask.load(path)
-    _require(path, mask.digest, read_record(directory, index)["digest"].get("mask"))
+    _require(path, mask.digest, line["digest"].get("mask"))
     return mask
 
 
 def read_weights(directory: RunDirectory, index: int) -> dict[str, Tensor]:
     """The weights of a finished cycle's model."""
+    return _weights_of(directory, index, read_record(directory, index))
+
+
+def _weights_of(directory: RunDirectory, index: int, line: dict[str, Any]) -> dict[str, Tensor]:
     path = directory.cycle(index) / "mean.safetensors"
     weights, _ = load_tensors(path)
-    _require(path, digest(weights), read_record(directory, index)["digest"].get("weights"))
+    _require(path, digest(weights), line["digest"].get("weights"))
     return weights
 
 
 def read_cycle(directory: RunDirectory, index: int) -> Cycle:
     """A finished cycle: its record, mask and weights. Raises Damaged, naming the file that is."""
-    line, mask, weights = read_record(directory, index), read_mask(directory, index), read_weights(directory, index)
+    line = read_record(directory, index)
+    mask, weights = _mask_of(directory, index, line), _weights_of(directory, index, line)
     try:
         return Cycle.from_json(line, mask, weights)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
