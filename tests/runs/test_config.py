@@ -31,7 +31,10 @@ def test_every_recipe_survives_the_way_through_json(name):
         particles=st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple),
         alpha=st.floats(0.05, 0.9).map(lambda a: (a,)),
         seed=st.integers(-(2**40), 2**40),
-        exclude=st.lists(st.text(max_size=5), max_size=2).map(tuple),
+        # Text without zero bytes, which a configuration refuses.
+        exclude=st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=5), max_size=2).map(
+            tuple
+        ),
     ),
     st.builds(Training, epochs=st.integers(1, 99), lr=st.floats(1e-6, 10), clip=st.floats(0, 10)),
 )
