@@ -291,6 +291,16 @@ def test_a_path_that_cannot_be_is_named_in_one_line(command, capsys):
         assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("given", [["resume", "a/" * 3000], ["run", "--lr", "1" * 5000], ["x" * 5000]])
+def test_an_argument_without_end_is_refused_in_a_line(given, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(given)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert f"argument {len(given)} (" in said
+    assert len(said) < 300
+
+
 def test_a_name_that_is_no_text_is_refused_in_text(tmp_path):
     """In a process of its own, whose standard streams take UTF-8 alone."""
     path = tmp_path / os.fsdecode(b"run-\xff")

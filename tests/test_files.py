@@ -308,6 +308,13 @@ def test_a_fault_of_the_program_is_not_put_on_the_machine(error: Exception) -> N
     assert refused(error) is None
 
 
+@pytest.mark.parametrize("text", ['["\\ud800"]', b'{"\\uDBFF": 1}', '["\ud800"]'])
+def test_half_a_character_is_no_json(text):
+    with pytest.raises(ValueError, match="half of a character"):
+        parse_json(text)
+    assert parse_json(b'["\\ud83d\\ude00 \\\\ud"]') == ["\N{GRINNING FACE} \\ud"]
+
+
 def test_what_has_no_end_or_is_nested_too_deep_is_no_json(tmp_path):
     with pytest.raises(ValueError, match="longer than 256 MiB"):
         read_text(Path("/dev/zero"))

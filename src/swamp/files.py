@@ -25,6 +25,9 @@ _CHECKSUM = "swamp-checksum"
 _MOST_TEXT = 2**28
 """Bytes. The largest records are a hundredth of it, and a device such as /dev/zero never ends."""
 
+_HALVES = re.compile(rb"\\u[dD]")
+"""Where JSON may escape half of a character: between \\ud800 and \\udfff."""
+
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between.
@@ -185,11 +188,20 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What JSON says. Raises ValueError for anything else, also for what is nested deeper than Python can follow."""
+    """What JSON says.
+
+    Raises ValueError for anything else, for what is nested deeper than Python can follow, and for an escaped half of a
+    character, which would end in a traceback wherever the text is written, printed or converted.
+    """
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if _HALVES.search(text if isinstance(text, bytes) else text.encode()):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("it has half of a character") from error
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -43,6 +43,9 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     ),
 }
 
+_LONGEST = 4096
+"""Characters of one argument: what Linux takes as a path."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point.
@@ -74,6 +77,7 @@ def _main(arguments: Sequence[str] | None) -> None:
         print(__version__)
         return
     try:
+        _refuse_endless(given)
         if given[0] not in _COMMANDS:
             raise unknown("command", given[0], _COMMANDS)
         _COMMANDS[given[0]][0](given[1:])
@@ -87,6 +91,16 @@ def _main(arguments: Sequence[str] | None) -> None:
         if (told := refused(error) or _unusable(error)) is None:
             raise
         _end(told)
+
+
+def _refuse_endless(given: Sequence[str]) -> None:
+    """What is longer than any path is no argument of ours; messages that repeat it would be as long."""
+    for number, argument in enumerate(given, 1):
+        if len(argument) > _LONGEST:
+            raise SwampError(
+                f"argument {number} ({argument[:40]}...) has {len(argument):,} characters; {_LONGEST:,} are the most."
+                " Options with many values take them one by one, apart from each other."
+            )
 
 
 def _unusable(error: Exception) -> SwampError | None:
