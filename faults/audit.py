@@ -8,7 +8,7 @@ from typing import Any
 
 from swamp.methods import Cycle
 from swamp.particles import Particle
-from swamp.runs import store
+from swamp.runs import progress, store
 from swamp.training import Snapshot
 
 
@@ -19,15 +19,15 @@ def note(file: Path) -> None:
     def line(*words: object) -> None:
         os.write(handle, (" ".join(map(str, words)) + "\n").encode())
 
-    stepped, finished, keep = store.RunProgress.stepped, store.RunProgress.finished, store.RunStore.keep_cycle
+    stepped, finished, keep = progress.RunProgress.stepped, progress.RunProgress.finished, store.RunStore.keep_cycle
 
     def noted_stepped(
-        self: store.RunProgress, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]
+        self: progress.RunProgress, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]
     ) -> None:
         line("step", _place(self, index), step)
         stepped(self, index, step, total, snapshot)
 
-    def noted_finished(self: store.RunProgress, particle: Particle) -> None:
+    def noted_finished(self: progress.RunProgress, particle: Particle) -> None:
         finished(self, particle)
         if self.cycle is not None:
             line("particle", _place(self, particle.index), particle.steps)
@@ -36,18 +36,18 @@ def note(file: Path) -> None:
         keep(self, cycle)
         line("cycle", f"{self.directory.path}/{cycle.index}", 0)
 
-    save: Any = store.save_snapshot
+    save: Any = progress.save_snapshot
 
     def noted_save(path: Path, snapshot: Snapshot, run: str) -> None:
         save(path, snapshot, run)
         line("snapshot", path, snapshot.step)
 
-    store.RunProgress.stepped, store.RunProgress.finished = noted_stepped, noted_finished
-    store.RunStore.keep_cycle, store.save_snapshot = noted_cycle, noted_save
+    progress.RunProgress.stepped, progress.RunProgress.finished = noted_stepped, noted_finished
+    store.RunStore.keep_cycle, progress.save_snapshot = noted_cycle, noted_save
 
 
-def _place(progress: store.RunProgress, index: int) -> Path:
-    return progress.store.directory.snapshot(progress.cycle, index)
+def _place(told: progress.RunProgress, index: int) -> Path:
+    return told.directory.snapshot(told.cycle, index)
 
 
 @dataclass(frozen=True)

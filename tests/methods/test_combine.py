@@ -10,7 +10,7 @@ from swamp.methods import NoStore
 from swamp.methods.combine import combined
 from swamp.methods.measure import Measure
 from swamp.methods.registry import method_named
-from swamp.particles import Particle
+from swamp.particles import Particle, Silent
 from swamp.training import TensorData, evaluate, interpolate, mean, refreshed
 
 from .conftest import PLAN, TRAINING, run, same
@@ -25,13 +25,7 @@ class Kept(NoStore):
     def progress(self, cycle, particles, *, keep=True):
         outer = self
 
-        class Noting:
-            def stepped(self, *_):
-                pass
-
-            def unfinished(self, index):
-                return None
-
+        class Noting(Silent):
             def finished(self, particle):
                 outer.particles[cycle, particle.index] = particle
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import swamp
 from swamp.methods import METHODS
-from swamp.particles import Particle, Sequential
+from swamp.particles import Particle, Sequential, Silent
 from swamp.training import TensorData, Training, evaluate, mean
 
 from .conftest import PLAN, TRAINING, Spy, Tickets, run, same, spied, swamp_initial
@@ -179,12 +179,7 @@ def test_a_mean_of_particles_is_their_mean(mlp, task):
         def progress(self, cycle, particles):
             store = self
 
-            class Kept:
-                def stepped(self, *_): ...
-
-                def unfinished(self, _):
-                    return None
-
+            class Kept(Silent):
                 def finished(self, particle):
                     store.starts.append(particle)
 

@@ -103,6 +103,9 @@ class Recorder:
     def unfinished(self, index: int) -> Snapshot | None:
         return self.kept.get(index)
 
+    def ready(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
+        assert self.steps[-1][1] == snapshot().step
+
     def finished(self, particle: Particle) -> None:
         self.done.append(particle)
 

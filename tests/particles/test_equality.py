@@ -253,14 +253,18 @@ def test_one_compiled_step_serves_every_cycle_and_other_masks():
             assert all(torch.allclose(one.weights[n], w, rtol=0, atol=1e-10) for n, w in other.weights.items())
 
 
-def test_a_stack_goes_on_to_the_same_bits_from_particles_at_different_steps():
-    # Large enough that a stack of two rounds otherwise than one of three.
+def wide_stack():
+    """Large enough that a stack of two rounds otherwise than one of three."""
     generator = torch.Generator().manual_seed(3)
     data = TensorData(torch.randn(192, 64, generator=generator), torch.randint(0, 10, (192,), generator=generator))
     with isolated(Seed(0).at("init")):
         model = nn.Sequential(nn.Linear(64, 100), nn.BatchNorm1d(100), nn.ReLU(), nn.Linear(100, 10))
     task, training = Task(data, data), replace(TEN_STEPS, batch_size=48)
-    ticket, mask, kept = Ticket(model.state_dict(), 0), Mask.ones(model), {}
+    return Stacked(model, task, compiled=False), (Ticket(model.state_dict(), 0), Mask.ones(model), training)
+
+
+def test_a_stack_goes_on_to_the_same_bits_from_particles_at_different_steps():
+    (backend, given), kept = wide_stack(), {}
 
     class Keeps(Silent):
         def stepped(self, index, step, total, snapshot):
@@ -272,8 +276,41 @@ def test_a_stack_goes_on_to_the_same_bits_from_particles_at_different_steps():
         def unfinished(self, index):
             return kept.get(index)
 
-    backend = Stacked(model, task, compiled=False)
-    whole = backend.train(ticket, mask, training, SEEDS, progress=Keeps())
-    found = backend.train(ticket, mask, training, SEEDS, progress=GoesOn())
+    whole = backend.train(*given, SEEDS, progress=Keeps())
+    found = backend.train(*given, SEEDS, progress=GoesOn())
     for one, other in zip(found, whole, strict=True):
         assert all(torch.equal(one.weights[name], value) for name, value in other.weights.items())
+
+
+@pytest.mark.parametrize("saved", range(4))
+@pytest.mark.parametrize("written", range(3))
+def test_a_process_that_dies_while_a_stacks_particles_are_finished_one_by_one_goes_on_to_the_same_bits(saved, written):
+    """It had saved so many of three at the last step, and written so many."""
+    (backend, given), kept, done = wide_stack(), {}, []
+
+    class Dies(Silent):
+        def stepped(self, index, step, total, snapshot):
+            if step == 5:
+                kept[index] = snapshot()
+
+        def ready(self, index, snapshot):
+            if index == saved:
+                raise Interrupted("killed")
+            kept[index] = snapshot()
+
+        def finished(self, particle):
+            if len(done) == written:
+                raise Interrupted("killed")
+            done.append(particle)
+
+    class GoesOn(Silent):
+        def unfinished(self, index):
+            return kept.get(index)
+
+    whole = backend.train(*given, SEEDS)
+    with pytest.raises(Interrupted):
+        backend.train(*given, SEEDS, progress=Dies())
+    found = [*done, *backend.train(*given, SEEDS[len(done) :], progress=GoesOn())]
+    for one, other in zip(found, whole, strict=True):
+        assert all(torch.equal(one.weights[name], value) for name, value in other.weights.items())
+        assert (one.averaged, one.losses) == (other.averaged, other.losses)

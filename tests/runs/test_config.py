@@ -53,6 +53,7 @@ def test_any_configuration_survives_the_way_through_json(plan, training):
         ({"plan": {"method": "swimp"}}, "unknown method"),
         ({"keep": "all"}, "Invalid enum value 'all'"),
         ({"threads": -1}, "threads must be 0 or more"),
+        ({"threads": 10_000}, "1024 at most, got 10000"),
         ({"snapshot_seconds": 0}, "snapshot_seconds must be above 0"),
         ([], "Expected `object`"),
         (7, "Expected `object`"),

@@ -113,6 +113,11 @@ def test_a_run_that_fails_is_recorded_and_left_alone_until_it_is_tried_again(tmp
     assert mended.retry() == ["wild", "nowhere"]
     work(mended, Quiet(), Event())
     assert states(mended) == ["failed", "finished", "finished"]
+    # As a disk leaves it that fails right after the last word of a run.
+    mended.fail("good", OSError("the disk is gone"), "the disk is gone")
+    assert states(mended) == ["failed", "finished", "finished"]
+    assert mended.retry() == ["wild"]
+    assert not (study.path / "good" / "failed.json").exists()
 
 
 def test_a_fault_of_the_program_costs_one_run_and_its_traceback_is_kept(tmp_path, monkeypatch):

@@ -256,5 +256,8 @@ class _Relay:
         """Where the part before ended."""
         return self.snapshots.get(index)
 
+    def ready(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Nothing: the parts of a training are kept together, as a phase."""
+
     def finished(self, particle: Particle) -> None:
         """Nothing yet: the training goes on."""

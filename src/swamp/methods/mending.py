@@ -123,7 +123,8 @@ class _Told:
         self.mending, self.progress = mending, progress
         self.place = cycle, count, lr, first
         # Handed through, not wrapped: called at every step.
-        self.stepped, self.unfinished, self.finished = progress.stepped, progress.unfinished, progress.finished
+        self.stepped, self.unfinished = progress.stepped, progress.unfinished
+        self.ready, self.finished = progress.ready, progress.finished
 
     def broke(self, index: int, error: Diverged) -> None:
         cycle, count, lr, first = self.place

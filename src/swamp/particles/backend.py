@@ -21,6 +21,11 @@ class Progress(Protocol):
         """The snapshot that an earlier, interrupted training of particle `index` left."""
         ...
 
+    def ready(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Particle `index` took its last step together with others. Save it: they are finished one by one, and a
+        process that dies meanwhile would train those that are left in other company, which rounds differently."""
+        ...
+
     def finished(self, particle: Particle) -> None:
         """A particle is trained; called as soon as it is, so that it can be stored."""
         ...
@@ -39,6 +44,9 @@ class Silent:
     def unfinished(self, index: int) -> Snapshot | None:
         """Nothing was kept."""
         return None
+
+    def ready(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Nothing to do."""
 
     def finished(self, particle: Particle) -> None:
         """Nothing to do."""

@@ -127,6 +127,10 @@ class Alone:
         """What it goes on from."""
         return self.told.unfinished(index)
 
+    def ready(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Pass it on."""
+        self.told.ready(index, snapshot)
+
     def finished(self, particle: Particle) -> None:
         """Report it."""
         self.told.finished(particle)
@@ -173,6 +177,9 @@ class OneForAll:
                 "lie on a file system that all hosts share."
             )
         return found
+
+    def ready(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Nothing: they train one particle after the other."""
 
     def finished(self, particle: Particle) -> None:
         """Report a particle that came out alike everywhere. Raises SwampError where it did not."""

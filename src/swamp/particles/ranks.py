@@ -207,6 +207,9 @@ class _Leading:
     def unfinished(self, index: int) -> Snapshot | None:
         return self.told.unfinished(index)
 
+    def ready(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
+        self.told.ready(index, snapshot)
+
     def finished(self, particle: Particle) -> None:
         self.told.finished(particle)
 

@@ -103,6 +103,9 @@ class _Serving:
     def unfinished(self, index: int) -> Snapshot | None:
         return self.told.unfinished(index)
 
+    def ready(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
+        self.told.ready(index, snapshot)
+
     def finished(self, particle: Particle) -> None:
         self.told.finished(particle)
 

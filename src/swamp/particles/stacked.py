@@ -159,6 +159,10 @@ class Stacked:
         return [] if stack is None else self._reported(job, stack, (time.perf_counter() - began) / len(seeds))
 
     def _reported(self, job: Job, stack: Stack, seconds: float) -> list[Particle]:
+        if len(stack.whole_places) > 1:
+            for place in stack.whole_places:
+                job.progress.ready(stack.indices[place], partial(stack.snapshot, place))
+
         def reported(place: int) -> Particle:
             return job.reported(stack.indices[place], stack.trained(place, job.first), seconds)
 

@@ -129,6 +129,11 @@ class _Together:
         with self.lock:
             return self.progress.unfinished(index)
 
+    def ready(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Pass it on."""
+        with self.lock:
+            self.progress.ready(index, snapshot)
+
     def finished(self, particle: Particle) -> None:
         """Pass it on."""
         with self.lock:

@@ -4,6 +4,7 @@ from swamp.runs.config import RunConfig, differences, flattened
 from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import executing, prepare, resume, start
 from swamp.runs.path import read_path
+from swamp.runs.progress import Reporter
 from swamp.runs.read import (
     open_run,
     read_cycle,
@@ -14,7 +15,7 @@ from swamp.runs.read import (
     read_ticket,
     read_weights,
 )
-from swamp.runs.store import Reporter, RunStore
+from swamp.runs.store import RunStore
 from swamp.runs.study import BESIDE_RUNS, Study, View
 from swamp.runs.study_directory import RunState, StudyDirectory, is_study
 from swamp.runs.study_worker import work

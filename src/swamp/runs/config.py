@@ -16,6 +16,8 @@ from swamp.particles import backend_named
 from swamp.tasks import DataOptions
 from swamp.training import Training
 
+_MOST_THREADS = 1024
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -53,8 +55,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.threads < 0:
-            raise SwampError(f"threads must be 0 or more, got {self.threads}.")
+        if not 0 <= self.threads <= _MOST_THREADS:
+            # Where the system refuses one of many thousands, the library that starts them ends the process.
+            raise SwampError(f"threads must be 0 or more and {_MOST_THREADS} at most, got {self.threads}.")
         if self.path_every < 0:
             raise SwampError(f"path_every must be 0 or more, got {self.path_every}.")
         if self.path_every and self.keep != "particles":

@@ -20,10 +20,11 @@ from swamp.particles import Backend, Choice, Ranks, Sequential, World, can_shard
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, read_json, write_json
 from swamp.runs.environment import environment
+from swamp.runs.progress import Reporter
 from swamp.runs.read import open_run, read_original, read_sessions
 from swamp.runs.seal import finite, sealed
 from swamp.runs.space import check_space
-from swamp.runs.store import Reporter, RunStore
+from swamp.runs.store import RunStore
 from swamp.runs.together import Nobody, joined, prepared, restarted
 from swamp.tasks import Problem, build_problem, network_for
 from swamp.training import Seed, build_optimizer, isolated
@@ -275,6 +276,12 @@ def _device(name: str) -> torch.device:
         raise SwampError(f"device {name!r} is not one that torch knows; use auto, cpu or cuda.") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SwampError(f"device {name!r} is not here: torch sees {torch.cuda.device_count()} GPUs. Use --device cpu.")
+    if device.type != "cuda":
+        try:
+            torch.zeros(1, device=device).item()
+        except Exception as error:  # Each kind of device has a way of its own to say that it is not there.
+            why = str(error).strip().splitlines()[0].split(". ")[0]
+            raise SwampError(f"device {name!r} cannot be used here ({why}). Use auto, cpu or cuda.") from error
     return device
 
 

@@ -1,18 +1,22 @@
 """What lies in a run directory, read back and checked: nothing is taken that is not what the run has written there."""
 
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
 from swamp.errors import Damaged, SwampError
-from swamp.files import digest, load_tensors
+from swamp.files import digest, load_tensors, set_aside
 from swamp.methods import Cycle
 from swamp.particles import Particle, Ticket
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, read_json
 from swamp.runs.seal import unsealed
 from swamp.sparsity import Mask
+
+T = TypeVar("T")
 
 
 def open_run(path: Path | str) -> tuple[RunDirectory, RunConfig]:
@@ -155,3 +159,18 @@ def read_ticket(directory: RunDirectory) -> Ticket:
 def _require(path: Path, found: str, expected: object) -> None:
     if found != expected:
         raise Damaged(f"{path} is not the file its record was written with. Restore it from a copy.")
+
+
+def unless_damaged(paths: Sequence[Path], read: Callable[[], T], again: str) -> T | None:
+    """What was kept in the first of `paths`, if it is there.
+
+    Where it is damaged, all of them get other names, and a warning says so and what comes of it (`again`).
+    """
+    if not paths[0].exists():
+        return None
+    try:
+        return read()
+    except Damaged as error:
+        kept = [str(set_aside(path)) for path in paths if path.exists()]
+        warnings.warn(f"{error} {again} (Kept as {', '.join(kept)}.)", stacklevel=3)
+        return None

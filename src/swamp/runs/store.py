@@ -4,46 +4,22 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from threading import Event
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-from swamp.errors import Damaged, Diverged, Interrupted, SwampError
+from swamp.errors import Damaged, Interrupted, SwampError
 from swamp.files import digest, load_metadata, load_tensors, save_tensors, set_aside, write_atomic
 from swamp.methods import Break, Cycle, Phase
 from swamp.particles import Choice, Particle, Ticket
 from swamp.runs.directory import RunDirectory, read_json
-from swamp.runs.path import PathWriter, path_files, read_path
-from swamp.runs.read import read_cycle, read_particle, read_record, read_ticket
-from swamp.runs.snapshot import load_phase, load_snapshot, save_phase, save_snapshot
+from swamp.runs.path import PathWriter
+from swamp.runs.progress import Reporter, RunProgress
+from swamp.runs.read import read_cycle, read_particle, read_record, read_ticket, unless_damaged
+from swamp.runs.snapshot import load_phase, save_phase
 from swamp.sparsity import Mask
-from swamp.training import Snapshot
 
-T = TypeVar("T")
 _TRAINED = "Going on without it: it is trained again."
-_BEGUN = "Going on without it: this training begins again."
-
-
-class Reporter(Protocol):
-    """Told how far a run is; shows it to a person, or not."""
-
-    def started(self, cycles: int) -> None:
-        """A run of so many cycles begins or goes on."""
-        ...
-
-    def chosen(self, choice: Choice) -> None:
-        """How particles are trained was chosen by timing."""
-        ...
-
-    def training(self, cycle: int | None, index: int, count: int, step: int, total: int) -> None:
-        """Particle `index` of `count` of a cycle (None: the ticket) has taken `step` of `total` steps."""
-        ...
-
-    def finished(self, cycle: Cycle) -> None:
-        """A cycle is finished, now or by an earlier session."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -72,7 +48,7 @@ class RunStore:
 
     def ticket(self) -> Ticket | None:
         """The ticket on disk."""
-        return self.found([self.directory.ticket], lambda: read_ticket(self.directory), _TRAINED)
+        return unless_damaged([self.directory.ticket], lambda: read_ticket(self.directory), _TRAINED)
 
     def keep_ticket(self, ticket: Ticket) -> None:
         """Write the ticket, then drop its snapshot."""
@@ -82,7 +58,7 @@ class RunStore:
     def particle(self, cycle: int, index: int) -> Particle | None:
         """A particle on disk."""
         path = self.directory.particle(cycle, index)
-        return self.found([path], lambda: read_particle(self.directory, cycle, index), _TRAINED)
+        return unless_damaged([path], lambda: read_particle(self.directory, cycle, index), _TRAINED)
 
     def choice(self) -> Choice | None:
         """How an earlier session chose to train particles: a resumed run keeps to it, as ways round differently."""
@@ -177,17 +153,6 @@ class RunStore:
             _warn(f"{wrong[0]}: not what the finished cycles say. It is written again from them.")
         return not wrong
 
-    def found(self, paths: list[Path], read: Callable[[], T], again: str) -> T | None:
-        """What was kept in the first of `paths`, if it is there; where it is damaged, all of them are set aside."""
-        if not paths[0].exists():
-            return None
-        try:
-            return read()
-        except Damaged as error:
-            kept = [str(set_aside(path)) for path in paths if path.exists()]
-            _warn(f"{error} {again} (Kept as {', '.join(kept)}.)")
-            return None
-
     def _set_aside(self, index: int, error: Damaged) -> None:
         """Make a damaged cycle one that is not finished, if what it is made of was kept; else raise."""
         folder, record = self.directory.cycle(index), self.directory.record(index)
@@ -245,7 +210,7 @@ class RunStore:
             self.directory.require_own(path)
             return load_phase(path)
 
-        return self.found([path], read, "Going on without it: the cycle is begun again.")
+        return unless_damaged([path], read, "Going on without it: the cycle is begun again.")
 
     def keep_phase(self, cycle: int, phase: Phase, *, due: bool = False) -> None:
         """Write them, if they are due or the last time is long enough ago."""
@@ -255,15 +220,17 @@ class RunStore:
             save_phase(path, phase, self.directory.about(path))
             self.phases[cycle] = now
 
-    def progress(self, cycle: int | None, particles: int, *, keep: bool = True) -> "RunProgress":
+    def progress(self, cycle: int | None, particles: int, *, keep: bool = True) -> RunProgress:
         """Progress of one cycle's particles."""
-        return RunProgress(self, cycle, particles, keep)
+        return RunProgress(
+            self.directory, self.reporter, self.stop, self.snapshot_seconds, self.path_every, cycle, particles, keep
+        )
 
     def member(self, index: int) -> "RunStore":
         """The store of one member of an ensemble, in a folder of its own."""
         return replace(self, directory=self.directory.member(index), announce=False, phases={}, lines={})
 
-    def opened(self, address: Any) -> "RunProgress":
+    def opened(self, address: Any) -> RunProgress:
         """The progress that another process, on the same run, has at this address."""
         directory = self.directory.below(address["folder"])
         return replace(self, directory=directory).progress(address["cycle"], address["count"])
@@ -276,97 +243,6 @@ class RunStore:
         """Raise Interrupted if the run was asked to stop."""
         if self.stop.is_set():
             raise Interrupted("stopped.")
-
-
-class RunProgress:
-    """Keeps particles and snapshots of one cycle as they come."""
-
-    def __init__(self, store: RunStore, cycle: int | None, count: int, keep: bool) -> None:
-        self.store, self.cycle, self.count, self.keep = store, cycle, count, keep
-        self.began = time.monotonic()
-        self.saved: dict[int, float] = {}
-        self.paths: dict[int, PathWriter] = {}
-        self.begins: dict[int, str] = {}
-        """The step of the first point of each path, which snapshots keep: a missing file is noticed by it."""
-
-    def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
-        """Show, save now and then, and stop where asked."""
-        store = self.store
-        store.reporter.training(self.cycle, index, self.count, step, total)
-        stopping = store.stop.is_set()
-        due = stopping or time.monotonic() - self.saved.get(index, self.began) > store.snapshot_seconds
-        path = self.path(index) if store.path_every and (step % store.path_every == 0 or step == total) else None
-        if self.keep and (due or path):
-            taken = snapshot()
-            if path:
-                path.add(step, taken.weights)
-                self.begins.setdefault(index, str(step))
-            if due:
-                # The path first: a training that goes on from the snapshot does not come by these points again.
-                if index in self.paths:
-                    self.paths[index].flush()
-                file = store.directory.snapshot(self.cycle, index)
-                begins = {"path": self.begins[index]} if index in self.begins else {}
-                save_snapshot(file, taken, {**store.directory.about(file), **begins})
-                self.saved[index] = time.monotonic()
-        if stopping:
-            # Asked for since the look above, it is for the next step: nothing is saved of this one.
-            raise Interrupted("stopped.")
-
-    def path(self, index: int) -> PathWriter | None:
-        """Where the path of a particle is kept; None for the ticket, and for masks that change."""
-        if self.cycle is None or not self.keep:
-            return None
-        directory = self.store.directory
-        return self.paths.setdefault(index, PathWriter(directory.trajectory(self.cycle, index), directory))
-
-    @property
-    def address(self) -> Any:
-        """See Addressed in particles/ranks.py: the run directory is on a file system that all ranks share."""
-        return {"folder": self.store.directory.folder, "cycle": self.cycle, "count": self.count}
-
-    def elsewhere(self, index: int, step: int, total: int) -> None:
-        """Show the step of a particle that another rank trains."""
-        self.store.reporter.training(self.cycle, index, self.count, step, total)
-
-    def unfinished(self, index: int) -> Snapshot | None:
-        """The snapshot on disk; where it, or the path up to it, is damaged, training begins again."""
-        directory = self.store.directory
-        file, path = directory.snapshot(self.cycle, index), None
-        if self.cycle is not None and self.store.path_every:
-            path = directory.trajectory(self.cycle, index)
-
-        def read() -> Snapshot:
-            directory.require_own(file)
-            snapshot = load_snapshot(file)
-            if path and (begins := load_metadata(file).get("path")):
-                self._require_whole(path, int(begins), snapshot.step)
-                self.begins[index] = begins
-            return snapshot
-
-        files = [file, *(path_files(path) if path else [])]
-        return self.store.found(files, read, _BEGUN)
-
-    def _require_whole(self, path: Path, begins: int, step: int) -> None:
-        """Raise Damaged unless all points of a path up to `step` are there; it does not come by them again."""
-        if not {*range(begins, step + 1, self.store.path_every)} <= {*read_path(path, self.store.directory)}:
-            raise Damaged(f"{path} lacks points before step {step}: a file of it is missing.")
-
-    def finished(self, particle: Particle) -> None:
-        """Write the particle, then drop its snapshot. The ticket's training is kept as the ticket."""
-        if self.cycle is not None:
-            path = self.store.directory.particle(self.cycle, particle.index)
-            # Also where none of it waits: a training may have been stopped at its last step.
-            if self.store.path_every and (taken := self.path(particle.index)):
-                taken.finish()
-            # The rank that trained it wrote it at once; rank 0, told of it later, need not write it again.
-            if not path.exists():
-                particle.save(path, self.store.directory.about(path))
-            self.store.directory.snapshot(self.cycle, particle.index).unlink(missing_ok=True)
-
-    def broke(self, index: int, error: Diverged) -> None:
-        """Nobody said that the others should go on; the loop does."""
-        raise error
 
 
 def _begins(written: bytes, text: bytes) -> bool:

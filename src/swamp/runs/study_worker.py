@@ -6,7 +6,7 @@ from threading import Event
 from swamp.errors import Busy, Interrupted, SwampError, refused
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.execute import resume, start
-from swamp.runs.store import Reporter
+from swamp.runs.progress import Reporter
 from swamp.runs.study_directory import StudyDirectory
 
 _POLL_SECONDS = 2.0
