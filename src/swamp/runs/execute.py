@@ -1,6 +1,5 @@
 """Execute a configuration in a run directory, from the start or from wherever it stopped."""
 
-import os
 import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,12 +15,21 @@ from swamp.errors import Damaged, Diverged, Interrupted, SwampError
 from swamp.files import set_aside
 from swamp.integrations import timm
 from swamp.methods import Cycle, NoStore, Store, backend_of, cycles, ensemble, method_named
-from swamp.particles import Backend, Choice, Ranks, Sequential, World, can_shard, ranks, serve
+from swamp.particles import Backend, Choice, Ranks, Sequential, World, serve
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, read_json, write_json
 from swamp.runs.environment import environment
 from swamp.runs.progress import Reporter
 from swamp.runs.read import open_run, read_original, read_sessions
+from swamp.runs.refusals import (
+    device_kind,
+    device_named,
+    most_particles,
+    refuse_changing,
+    refuse_foreign,
+    refuse_idle,
+    refuse_lonely_shards,
+)
 from swamp.runs.seal import finite, sealed
 from swamp.runs.space import check_space
 from swamp.runs.store import RunStore
@@ -38,16 +46,16 @@ def start(config: RunConfig, path: Path, reporter: Reporter, stop: Event) -> dic
     directory = RunDirectory(path, config.digest(), strict=True)
     if restarted() and directory.config.exists() and not differences(RunConfig.load(directory.config), config):
         return resume(path, reporter, stop)
-    _refuse_lonely_shards(config)
-    with joined(config, _device_kind(config), path, stop) as world:
+    refuse_lonely_shards(config)
+    with joined(config, device_kind(config), path, stop) as world:
         if world is not None and world.rank:
             return _serve(config, directory, world)
-        _refuse_foreign(directory, config)
-        _refuse_changing(config, world)
+        refuse_foreign(directory, config)
+        refuse_changing(config, world)
         problem, model = prepare(config)
-        _refuse_idle(config, problem, world)
+        refuse_idle(config, problem, world)
         with directory.locked():
-            _refuse_foreign(directory, config)
+            refuse_foreign(directory, config)
             check_space(directory, config, model, problem.task.train.steps(config.training.batch_size))
             prepared(world)
             directory.write(directory.original, config.to_json())
@@ -61,12 +69,12 @@ def resume(path: Path, reporter: Reporter, stop: Event) -> dict[str, Any]:
     _restore_config(RunDirectory(path))
     directory, config = open_run(path)
     read_original(directory)
-    with joined(config, _device_kind(config), path, stop) as world:
+    with joined(config, device_kind(config), path, stop) as world:
         if world is not None and world.rank:
             return _serve(config, directory, world)
-        _refuse_changing(config, world)
+        refuse_changing(config, world)
         problem, model = prepare(config)
-        _refuse_idle(config, problem, world)
+        refuse_idle(config, problem, world)
         with directory.locked():
             check_space(directory, config, model, problem.task.train.steps(config.training.batch_size))
             prepared(world)
@@ -96,7 +104,7 @@ def _serve(config: RunConfig, directory: RunDirectory, world: World) -> dict[str
 
 def prepare(config: RunConfig) -> tuple[Problem, nn.Module]:
     """Data and initial network of a configuration. Every error of either comes before any training."""
-    _device(config.device)  # refused before the data is read, which may take long
+    device_named(config.device)  # refused before the data is read, which may take long
     problem = build_problem(config.task, config.model, config.data, Seed(config.plan.seed))
     if config.model.startswith(timm.PREFIX):
         problem = timm.preprocessed(problem, config.model)
@@ -109,8 +117,8 @@ def initial_network(config: RunConfig, problem: Problem, seed: int) -> nn.Module
     """The network with the initial weights of `seed`."""
     with isolated(Seed(seed).at("init")), _fitting(config.model):
         if config.model.startswith(timm.PREFIX):
-            return timm.network(config.model, problem.classes).to(_device(config.device))
-        return network_for(problem, config.model).to(_device(config.device))
+            return timm.network(config.model, problem.classes).to(device_named(config.device))
+        return network_for(problem, config.model).to(device_named(config.device))
 
 
 @contextmanager
@@ -169,7 +177,7 @@ def _execute(
     store = _store(config, directory, reporter, stop)
     with executing(config):
         members = [] if world is None else [str(member) for member in world.members]
-        here = sealed(environment(_device(config.device), members), directory.about(directory.environment))
+        here = sealed(environment(device_named(config.device), members), directory.about(directory.environment))
         write_json(directory.environment, [*_sessions(directory), here])
         reporter.started(len(config.plan.schedule()))
         try:
@@ -232,7 +240,7 @@ def _records(
             backend,
             world,
             lambda: (chosen := store.choice()) and chosen.to_json(),
-            particles=_most(config),
+            particles=most_particles(config),
             shared=lambda share: Sequential(model, task, share=share),
             sharded=config.shard,
         )
@@ -254,85 +262,3 @@ def executing(config: RunConfig) -> Generator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, benchmark
-
-
-def _device_kind(config: RunConfig) -> str:
-    """cpu or cuda, for ranks to compare; why not, where there is no such device."""
-    try:
-        return _device(config.device).type
-    except SwampError as error:
-        return str(error)
-
-
-def _device(name: str) -> torch.device:
-    if name in ("auto", "cuda") and torch.cuda.is_available() and ranks() > 1:
-        # Each rank of a host takes a GPU of its own, as far as they go.
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise SwampError(f"device {name!r} is not one that torch knows; use auto, cpu or cuda.") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SwampError(f"device {name!r} is not here: torch sees {torch.cuda.device_count()} GPUs. Use --device cpu.")
-    if device.type != "cuda":
-        try:
-            torch.zeros(1, device=device).item()
-        except Exception as error:  # Each kind of device has a way of its own to say that it is not there.
-            why = str(error).strip().splitlines()[0].split(". ")[0]
-            raise SwampError(f"device {name!r} cannot be used here ({why}). Use auto, cpu or cuda.") from error
-    return device
-
-
-def _refuse_foreign(directory: RunDirectory, config: RunConfig) -> None:
-    try:
-        str(directory.path).encode()
-    except UnicodeEncodeError as error:
-        # The library that reads the files of tensors takes UTF-8 alone: such a run could not be resumed.
-        raise SwampError(f"{directory.path} is no text in UTF-8. Choose another --out.") from error
-    if not directory.path.exists() or not any(
-        entry.name != "lock" and not entry.name.startswith(".") for entry in directory.path.iterdir()
-    ):
-        return
-    if not directory.config.exists():
-        raise SwampError(f"{directory.path} is not empty and holds no run of swamp. Choose another --out.")
-    other = differences(RunConfig.load(directory.config), config)
-    if other:
-        raise SwampError(f"{directory.path} holds another run ({'; '.join(other)}). Choose another --out.")
-    state = "is finished" if directory.summary.exists() else f"can go on: swamp resume {directory.path}"
-    raise SwampError(f"{directory.path} holds this very run, which {state}. Choose another --out to run it anew.")
-
-
-def _most(config: RunConfig) -> int:
-    """The most particles that are trained from one ticket; the members of an ensemble are runs of one each."""
-    return max(config.plan.schedule().particles)
-
-
-def _refuse_idle(config: RunConfig, problem: Problem, world: World | None) -> None:
-    particles = _most(config)
-    rows = min(config.training.batch_size, len(problem.task.train))
-    if world is not None and world.size > particles * rows:
-        raise SwampError(
-            f"{world.size} ranks are more than {particles} particles of {rows} examples a step can use. "
-            f"Start at most {particles * rows}, better {particles}."
-        )
-
-
-def _refuse_changing(config: RunConfig, world: World | None) -> None:
-    if world is not None and config.plan.setting.masks == "dynamic":
-        raise SwampError(
-            f"the masks of {config.plan.method} change while it trains, which several ranks cannot do together. Leave "
-            "torchrun out; several such runs at once are a study: swamp study --help."
-        )
-
-
-def _refuse_lonely_shards(config: RunConfig) -> None:
-    particles = _most(config)
-    if config.shard and ranks() < 2 * particles:
-        raise SwampError(
-            f"--shard spreads each of {particles} particles over two ranks or more, and there are {ranks()} in all. "
-            f"Start {2 * particles} or more with torchrun --nproc-per-node={2 * particles}, or leave --shard out."
-        )
-    if config.shard and not can_shard():
-        raise SwampError(f"--shard needs a newer torch than {torch.__version__}. Update it, or leave --shard out.")
