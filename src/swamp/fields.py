@@ -12,6 +12,8 @@ from typing import Any, Literal, cast, get_args, get_origin
 from swamp.errors import SwampError, unknown
 
 _MOST = 2**63
+_LARGEST = 3.4e38
+"""What is larger is infinite in the arithmetic of the weights, and refused by torch at the first step."""
 _KINDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -64,10 +66,15 @@ def _fits(hint: Any, value: Any) -> bool:
 def _check_size(name: str, hint: Any, value: Any) -> None:
     if hint is int and not -_MOST <= value < _MOST:
         raise _wrong(name, "a whole number of at most 64 bits", value)
-    if hint is float and not (abs(value) < _MOST if isinstance(value, int) else math.isfinite(value)):
-        raise _wrong(name, "a finite number", value)
+    if hint is float and not abs(value) <= _LARGEST:
+        raise _wrong(name, "a finite number" if _infinite(value) else "a number that float32 holds", value)
     if hint is str and "\0" in str(value):
         raise _wrong(name, "text without zero bytes", value)
+
+
+def _infinite(value: Any) -> bool:
+    # A whole number has no end that a float would see.
+    return not isinstance(value, int) and not math.isfinite(value)
 
 
 def _wrong(name: str, expected: str, value: Any) -> SwampError:

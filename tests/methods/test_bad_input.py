@@ -40,7 +40,7 @@ def attempt(model, task, training=TRAINING, **options):
         ({"alpha": (1e-12,)}, "takes [0-9]+ cycles, and 10000 are the most"),
         ({"alpha": (0.5, 1e-12)}, "takes 10001 cycles, and 10000 are the most"),
         ({"structure": "1:100000"}, "structure 1:100000 takes 99999 cycles"),
-        ({"ticket_epochs": 1e308}, "ticket_epochs must be 0 or more, and a billion at most"),
+        ({"ticket_epochs": 1e30}, "ticket_epochs must be 0 or more, and a billion at most"),
         ({"sparsity": "0.5"}, "sparsity must be a number, got '0.5'"),
         ({"densities": (0.5, 0.1)}, "densities start at 1"),
         ({"densities": (1.0, 0.1, 0.5)}, "densities must fall"),
@@ -89,6 +89,12 @@ def test_choosing_the_best_particle_needs_validation_data(mlp, task):
 def test_a_backend_that_cannot_train_is_refused(mlp, task):
     with pytest.raises(swamp.SwampError, match=r"backend must be a name or an object with the method train, got \[\]"):
         swamp.prune(mlp, task, backend=[])
+
+
+@pytest.mark.parametrize("particles", [None, 2.5, (None,), object()])
+def test_particles_that_are_no_numbers_are_refused_by_prune(particles, mlp, task):
+    with pytest.raises(swamp.SwampError, match="particles must be"):
+        swamp.prune(mlp, task, particles=particles, backend=NeverCalled())
 
 
 def test_an_unknown_option_of_prune_is_named(mlp, task):

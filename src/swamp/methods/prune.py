@@ -1,7 +1,7 @@
 """One call that prunes a model."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,8 @@ def prune(
     options: any other field of swamp.Plan, e.g. seed=1, ticket_epochs=2, exclude=("head.*",).
     Raises SwampError for what cannot be, before any training; Diverged where a training blows up.
     """
-    counts = (particles,) if isinstance(particles, int) else tuple(particles)
+    # Whatever else it is, the plan says what was expected.
+    counts = tuple(particles) if isinstance(particles, Iterable) else (particles,)
     plan = _plan(method=method, sparsity=sparsity, particles=counts, **options)
     return _sparse(model, tuple(cycles(model, task, plan, training or Training(), backend=backend)))
 
