@@ -117,6 +117,17 @@ def test_sums_in_parts(width, batch, size):
     same(model, numbers(batch, 64, size, size), width)
 
 
+@pytest.mark.parametrize("width", [1, 16, 32, 48])
+def test_sums_of_a_long_vector_in_parts(width):
+    model = nn.Sequential(built(lambda: nn.Linear(3000, 40), 0.3), nn.ReLU(), nn.Linear(40, 3))
+    program = trace(model, numbers(2, 3000))
+    (part,) = segments(program)
+    chains = lower(program, part, width, 16).steps[:, FIELDS.index("chain")]
+    # One example gathers what it needs, whatever it is next to.
+    assert (chains.max() > 0) == (width > 1)
+    same(model, numbers(50, 3000), width)
+
+
 class Sliced(nn.Module):
     """Rows, columns or both of an image left out, then read with a border."""
 

@@ -123,7 +123,7 @@ static inline vec activated(vec v, i64 act) {
         (void)residual;                                                                                                \
     }
 #define TILES(NAME, IN, OUT)                                                                                           \
-    TILE(NAME, 1, 6, IN, OUT) TILE(NAME, 2, 4, IN, OUT) TILE(NAME, 3, 3, IN, OUT) TILE(NAME, 4, 2, IN, OUT)            \
+    TILE(NAME, 1, 6, IN, OUT) TILE(NAME, 2, 2, IN, OUT) TILE(NAME, 3, 3, IN, OUT) TILE(NAME, 4, 2, IN, OUT)            \
     TILE(NAME, 5, 2, IN, OUT) TILE(NAME, 6, 1, IN, OUT) TILE(NAME, 7, 1, IN, OUT) TILE(NAME, 8, 1, IN, OUT)
 TILES(near, LANES, LANES) /* vectors side by side */
 TILES(far, s->in_step, s->out_step)

@@ -130,7 +130,7 @@ class _Emission:
             self.work.emit(self.waiting.layer, op=GATHER, **fields)
             return
         fields |= self._ways(source, target, residual)
-        parts = taps.parts(source.shape[0], int(fields["length"]), self.width, self.lanes)
+        parts = taps.parts(source.shape, int(fields["length"]), self.width, self.lanes)
         chain = int(parts.max(initial=0))
         for number in range(chain + 1):
             mine = parts == number

@@ -16,6 +16,8 @@ Ints = NDArray[np.int64]
 
 _CACHE = 48 * 1024
 """Bytes of a processor's first cache; with 40 and 64 kB VGG-11 is as fast."""
+_SECOND = 128 * 1024
+"""Bytes of inputs that a part of a linear layer reads: more than fit the first cache, as its weights are few."""
 _LEAST = 16
 """Weights of one part in one output channel, on average."""
 
@@ -81,20 +83,25 @@ class Taps:
         )
         return (image[0] * len(self.phases), height, width), shifted.border((height, width), own)
 
-    def parts(self, channels: int, length: int, examples: int, lanes: int) -> Ints:
+    def parts(self, shape: tuple[int, int, int], length: int, examples: int, lanes: int) -> Ints:
         """Which part of the sums each tap is in, from 0 on: the inputs that one part reads for a tile stay in a cache.
 
-        Only convolutions gain: they read an input several times for a tile. length: floats of a run of outputs.
+        shape: of the input. length: floats of a run of outputs.
         """
         count = len(self.values)
-        if self.op != SUM or self.elementwise or self.given is not None or not count:
+        if self.op != SUM or self.elementwise or not count:
             return np.zeros(count, np.int64)
         tile = min(8, -(-length // lanes))
-        down, across = int(np.ptp(self.dy)) + 1, tile * self.stride[1] + int(np.ptp(self.dx)) * examples // lanes
-        parts = -(-channels * down * across * lanes * 4 // _CACHE)
+        if self.given is None:
+            place, places, cache = self.channel, shape[0], _CACHE
+            down, across = int(np.ptp(self.dy)) + 1, tile * self.stride[1] + int(np.ptp(self.dx)) * examples // lanes
+            size = places * down * across * lanes * 4
+        else:
+            place, places, cache = self.given, int(self.given.max()) + 1, _SECOND
+            size = int(np.prod(shape)) * tile * lanes * 4
         # Each part reads and writes the sums once more.
-        parts = max(1, min(parts, count // (_LEAST * (len(self.rows) - 1))))
-        return self.channel * parts // channels
+        parts = max(1, min(-(-size // cache), count // (_LEAST * (len(self.rows) - 1))))
+        return place * parts // places
 
     def table(self, place: Place, *, phased: bool) -> tuple[Ints, Ints, NDArray[Any]]:
         """Rows, offsets in floats from the input's first pixel, and weights, for an input that lies there."""
