@@ -308,6 +308,19 @@ def test_a_fault_of_the_program_is_not_put_on_the_machine(error: Exception) -> N
     assert refused(error) is None
 
 
+def test_a_panic_of_the_library_for_want_of_memory_is_a_memory_error(tmp_path, monkeypatch):
+    class PanicException(BaseException):
+        """As pyo3 has it."""
+
+    def panic(*_, **__):
+        raise PanicException("PyObject pointer is null")
+
+    monkeypatch.setattr("safetensors.torch.save", panic)
+    with pytest.raises(MemoryError, match="for a file of tensors: PyObject pointer is null"):
+        save_tensors(tmp_path / "file", {"a": torch.zeros(3)})
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("text", ['["\\ud800"]', b'{"\\uDBFF": 1}', '["\ud800"]'])
 def test_half_a_character_is_no_json(text):
     with pytest.raises(ValueError, match="half of a character"):

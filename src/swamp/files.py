@@ -109,7 +109,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """
     apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     about = dict(metadata or {})
-    write_atomic(path, safetensors.torch.save(apart, metadata={**about, _CHECKSUM: _checksum(apart, about)}))
+    write_atomic(path, _serialized(apart, {**about, _CHECKSUM: _checksum(apart, about)}))
+
+
+def _serialized(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    try:
+        return safetensors.torch.save(tensors, metadata=metadata)
+    except BaseException as error:
+        # What the library's Rust raises where memory runs out is no Exception, and of a type that nobody can import.
+        if type(error).__name__ == "PanicException":
+            raise MemoryError(f"for a file of tensors: {error}") from error
+        raise
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
