@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from threading import Event
@@ -193,3 +195,34 @@ def test_words_for_a_leader_that_is_gone_raise_lost_and_no_fault():
             world.find("over", 0)
     finally:
         world.leave("was stopped")
+
+
+_ALONE = """
+import os, socket, sys
+from threading import Event, Timer
+from torch.distributed import TCPStore
+from swamp.errors import Interrupted
+from swamp.particles import World
+asked = Event()
+Timer(0.5, asked.set).start()
+try:
+    if sys.argv[1] == "meet":
+        # A port that somebody holds and nobody answers at.
+        held = socket.create_server(("127.0.0.1", 0), backlog=0)
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(held.getsockname()[1])}
+        os.environ.update({**address, "RANK": "1", "WORLD_SIZE": "2"})
+        World.meet(asked, 120.0)
+    else:
+        store = TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+        World(store, 0, 2, asked).connect()
+except Interrupted as error:
+    print("interrupted:", error, flush=True)
+"""
+
+
+@pytest.mark.parametrize("where", ["meet", "connect"])
+def test_asked_to_stop_while_torch_waits_for_a_rank_that_never_comes_it_stops(where):
+    """In a process of its own, which must end too; torch by itself would wait for minutes."""
+    done = subprocess.run([sys.executable, "-c", _ALONE, where], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("interrupted: stopped"), done.stderr
+    assert done.returncode == 0, done.stderr

@@ -15,8 +15,9 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
-from threading import Event
-from typing import Any
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,7 @@ from torch.distributed.rendezvous import rendezvous  # pyright: ignore[reportUnk
 from swamp.errors import Interrupted, Lost, SwampError
 from swamp.particles.beat import Beat, Member, Pulse
 
+T = TypeVar("T")
 _SIOCGIFADDR = 0x8915
 _FAREWELL = 25.0
 """Seconds that rank 0 waits for the others to save and leave: torchrun kills what is left 30 s after a signal."""
@@ -72,8 +74,14 @@ class World:
     @classmethod
     def meet(cls, asked: Event, patience: float) -> "World":
         """Find the store of the job that torchrun described in the environment, and say that this rank is there."""
+
+        def look() -> None:
+            if asked.is_set():
+                raise Interrupted("stopped while the ranks met.")
+
         try:
-            store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=_meeting(patience))))
+            wait = timedelta(seconds=_meeting(patience))
+            store, rank, size = _meanwhile(lambda: next(rendezvous("env://", timeout=wait)), look)
         except RuntimeError as error:
             raise Lost(f"the first host is not there: nothing answers at {_first_host()} ({_short(error)}).") from error
         return cls(PrefixStore(f"swamp/{_attempt()}", store), rank, size, asked, patience)
@@ -99,12 +107,15 @@ class World:
         """Open the connections that tensors take: gloo, and NCCL where there are GPUs."""
         _choose_interface()
         try:
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-                store=PrefixStore(f"groups/{_attempt()}", self.store),
-                rank=self.rank,
-                world_size=self.size,
-                timeout=timedelta(seconds=self.patience),
+            _meanwhile(
+                lambda: dist.init_process_group(
+                    "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                    store=PrefixStore(f"groups/{_attempt()}", self.store),
+                    rank=self.rank,
+                    world_size=self.size,
+                    timeout=timedelta(seconds=self.patience),
+                ),
+                self.check,
             )
         except RuntimeError as error:
             raise self.blame(error) from error
@@ -218,6 +229,31 @@ class World:
             self.over = int(found[0])
             # A training in progress hears of it at its next step, and saves.
             self.asked.set()
+
+
+def _meanwhile(work: Callable[[], T], look: Callable[[], None]) -> T:
+    """What `work` gives, which waits inside torch, deaf to signals and to who is gone; `look` may raise meanwhile.
+
+    Then the work is left to itself in its thread, which ends with the process.
+    """
+    answers: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
+
+    def wait() -> None:
+        try:
+            answers.put((work(), None))
+        except Exception as error:
+            answers.put((None, error))
+
+    Thread(target=wait, daemon=True).start()
+    while True:
+        try:
+            found, error = answers.get(timeout=0.1)
+        except Empty:
+            look()
+            continue
+        if error is not None:
+            raise error
+        return found
 
 
 def _meeting(patience: float) -> float:
