@@ -61,6 +61,11 @@ class Child:
         self.closing = []
         return code
 
+    def wait_at_most(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while self.code() is None and time.monotonic() < until:
+            time.sleep(0.002)
+
     def told(self) -> str:
         return self.log.read_text(errors="replace")
 

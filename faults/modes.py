@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -182,7 +183,14 @@ def undisturbed(mode: Mode, folder: Path) -> tuple[Path, float]:
 
 def finish(mode: Mode, run: Path, faults: Faults = nothing) -> list[int]:
     """Go on to the end; the exit codes."""
-    return [child.wait() for child in mode.go(run, faults)]
+    children = mode.go(run, faults)
+    while not any(codes := [child.code() for child in children]) and None in codes:
+        time.sleep(0.002)
+    if isinstance(mode, ForkedRanks) and any(codes):
+        # As torchrun does: one ended badly, so all are asked to, a moment after they may have noticed by themselves.
+        [child.wait_at_most(5.0) for child in children]
+        [child.signal(signal.SIGTERM) for child in children]
+    return [child.wait() for child in children]
 
 
 def log(run: Path) -> Path:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.rendezvous import rendezvous  # pyright: ignore[reportUnknownVariableType]
 
@@ -110,7 +110,7 @@ class World:
             _meanwhile(
                 lambda: dist.init_process_group(
                     "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-                    store=PrefixStore(f"groups/{_attempt()}", self.store),
+                    store=PrefixStore(f"groups/{_attempt()}", _apart(self.store)),
                     rank=self.rank,
                     world_size=self.size,
                     timeout=timedelta(seconds=self.patience),
@@ -229,6 +229,15 @@ class World:
             self.over = int(found[0])
             # A training in progress hears of it at its next step, and saves.
             self.asked.set()
+
+
+def _apart(store: Any) -> Any:
+    """A connection of its own to the same store: while torch waits in one, it lets nobody else ask there."""
+    while isinstance(store, PrefixStore):
+        store = store.underlying_store
+    if not isinstance(store, TCPStore):
+        return store
+    return TCPStore(store.host, store.port, is_master=False, wait_for_workers=False)
 
 
 def _meanwhile(work: Callable[[], T], look: Callable[[], None]) -> T:
