@@ -36,6 +36,6 @@ def check_space(directory: RunDirectory, config: RunConfig, model: nn.Module, pe
     if needed > free:
         seldom = " or paths with fewer points (--path-every)" if config.path_every else ""
         raise SwampError(
-            f"the run needs up to {needed / 1e6:,.0f} MB in {directory.path} and {free / 1e6:,.0f} MB are free. "
+            f"the run needs up to {needed / 1e6:,.2f} MB in {directory.path} and {free / 1e6:,.2f} MB are free. "
             f"Free some space, choose another --out, or keep less with --keep means{seldom}."
         )
