@@ -110,7 +110,7 @@ def test_glue_has_its_columns_and_classes_and_its_validation_is_the_test(tmp_pat
         ({"train": [{"words": "a", "label": 1}], "test": ROWS}, "which columns are text.*words, label.*--columns"),
         ({"train": [{"text": "a", "kind": 1}], "test": ROWS}, "which column is the label"),
         ({"train": [{"text": " ", "label": 1}], "test": ROWS}, "train.jsonl: 1 of 1 texts are empty"),
-        ({"train": [{"text": "\ud800", "label": 1}], "test": ROWS}, "train.jsonl: example 0 .* is no Unicode text"),
+        ({"train": [{"text": "\ud800", "label": 1}], "test": ROWS}, "train.jsonl, line 1 .*half of a character"),
         ({"train": ROWS, "test": [{"text": "a", "label": "?"}]}, "test.jsonl: example 0 .* has the label '.'"),
         ({"train": [{"text": "a", "label": -1}], "test": ROWS}, "there is a label -1"),
         ({"train": [ROWS[0], {"text": "a"}], "test": ROWS}, "example 1 .* has nothing in the column 'label'"),

@@ -1,7 +1,6 @@
 """Local tables of text: CSV, TSV, JSON lines and Parquet, a file for training, for test and, by choice, validation."""
 
 import csv
-import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -173,12 +172,6 @@ def _json_rows(path: Path) -> list[Row]:
 
 def _texts(table: Table, columns: Sequence[str], targets: torch.Tensor) -> Texts:
     parts = [[str(value) for value in table.column(name)] for name in columns]
-    for place, text in enumerate(itertools.chain(*parts)):
-        # JSON may spell halves of characters, which no text has.
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            raise SwampError(
-                f"{table.where}: example {place % len(table.rows)} (from 0) is no Unicode text. Correct it."
-            )
     try:
         return Texts(parts[0], targets, parts[1] if len(parts) > 1 else None)
     except SwampError as error:
