@@ -49,10 +49,9 @@ class Child:
 
     def wait(self, seconds: float = 600.0) -> int:
         """Its exit code; after so long it is killed, which the caller sees as -9."""
-        until = time.monotonic() + seconds
+        self.wait_at_most(seconds)
         while (code := self.code()) is None:
-            if time.monotonic() > until:
-                os.kill(self.pid, signal.SIGKILL)
+            os.kill(self.pid, signal.SIGKILL)
             time.sleep(0.002)
         if self.process is not None and self.process.stdin is not None:
             self.process.stdin.close()
@@ -62,6 +61,7 @@ class Child:
         return code
 
     def wait_at_most(self, seconds: float) -> None:
+        """Until it ended, or so long."""
         until = time.monotonic() + seconds
         while self.code() is None and time.monotonic() < until:
             time.sleep(0.002)

@@ -188,8 +188,9 @@ def finish(mode: Mode, run: Path, faults: Faults = nothing) -> list[int]:
         time.sleep(0.002)
     if isinstance(mode, ForkedRanks) and any(codes):
         # As torchrun does: one ended badly, so all are asked to, a moment after they may have noticed by themselves.
-        [child.wait_at_most(5.0) for child in children]
-        [child.signal(signal.SIGTERM) for child in children]
+        for child in children:
+            child.wait_at_most(5.0)
+            child.signal(signal.SIGTERM)
     return [child.wait() for child in children]
 
 
