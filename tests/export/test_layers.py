@@ -128,6 +128,24 @@ def test_sums_of_a_long_vector_in_parts(width):
     same(model, numbers(50, 3000), width)
 
 
+@pytest.mark.parametrize("width", [16, 32, 64])
+def test_parts_of_a_sum_share_channels_out_alike(width):
+    """Threads do not wait for each other between parts: a channel that changed its thread might lose one."""
+    program = trace(built(lambda: nn.Linear(3000, 203), 0.9), numbers(2, 3000))
+    (part,) = segments(program)
+    lowered = lower(program, part, width, 16)
+    kept = {array.ctypes.data: array for array in lowered.kept}
+    steps = [dict(zip(FIELDS, map(int, row), strict=True)) for row in lowered.steps if row[FIELDS.index("slice")] > 1]
+    assert len(steps) > 1
+    orders = [kept[step["order"]].reshape(-1) for step in steps]
+    assert not all((order == orders[0]).all() for order in orders)
+    for step, order in zip(steps, orders, strict=True):
+        for at in range(0, len(order), step["slice"] * step["group"]):
+            groups = [set(one[at : at + step["slice"] * step["group"]]) for one in (order, orders[0])]
+            assert groups[0] == groups[1]
+    same(built(lambda: nn.Linear(3000, 203), 0.9), numbers(70, 3000), width)
+
+
 class Sliced(nn.Module):
     """Rows, columns or both of an image left out, then read with a border."""
 

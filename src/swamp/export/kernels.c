@@ -36,6 +36,7 @@ typedef struct {
     i64 runs, in_run, out_run, residual_run, length; /* a channel is so many runs, each of `length` floats of output */
     i64 in_step, out_step, parts;         /* floats between vectors of a run; runs that a row is cut into, a vector apart */
     i64 chain;                            /* so many steps after this one add to its sums, tile by tile */
+    i64 slice, group;                     /* channels of a slice, and slices of a group that one thread sums */
     i64 gaps, row, pitch;                 /* an image in one run: its rows (floats, distance) and the borders between */
     i64 in_channel, pixels, width;        /* MEAN */
     i64 rows, offsets, values, bias, order; /* addresses */
@@ -132,32 +133,68 @@ typedef void tile(const step *, const float *, float *, const float *, i64, i64)
 #define ALL(NAME) {0, NAME##1, NAME##2, NAME##3, NAME##4, NAME##5, NAME##6, NAME##7, NAME##8}
 static tile *const tiles_of[2][2][9] = {{ALL(sumnear), ALL(sumfar)}, {ALL(maxnear), ALL(maxfar)}};
 
-/* The channels [*from, *to) of thread `self`: equal shares of the weights. */
-static void by_weight(const int32_t *rows, i64 channels, i64 self, i64 threads, i64 *from, i64 *to) {
-    i64 bounds[2];
+/* Slices of K channels that have about equal numbers of weights, in R vectors: the loop's end is foreseen, and K sums
+   hide each other's latency. */
+#define SLICES(R, K)                                                                                                   \
+    static void sliced##R(const step *s, const float *in, float *out, const float *residual, i64 from, i64 to) {       \
+        const int32_t *rows = (const int32_t *)s->rows, *offsets = (const int32_t *)s->offsets + (i64)rows[from] * K;  \
+        const int32_t *order = (const int32_t *)s->order;                                                              \
+        const float *values = (const float *)s->values + (i64)rows[from] * K, *bias = (const float *)s->bias;          \
+        for (i64 slice = from; slice < to; slice++) {                                                                  \
+            vec sums[K][R];                                                                                            \
+            _Pragma("GCC unroll 8") for (int u = 0; u < K; u++)                                                        \
+                _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) sums[u][r] = (vec){0} + bias[slice * K + u];       \
+            for (i64 k = rows[slice + 1] - rows[slice]; k > 0; k--, offsets += K, values += K)                         \
+                _Pragma("GCC unroll 8") for (int u = 0; u < K; u++) {                                                  \
+                    const float *p = in + offsets[u];                                                                  \
+                    _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) sums[u][r] += values[u] * load(p + r * LANES); \
+                }                                                                                                      \
+            _Pragma("GCC unroll 8") for (int u = 0; u < K; u++) {                                                      \
+                i64 c = order[slice * K + u];                                                                          \
+                if (c < 0) break; /* the last slice may not be full */                                                 \
+                _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                                  \
+                    vec sum = sums[u][r];                                                                              \
+                    if (residual) sum += load(residual + c * s->residual_channel + r * LANES);                         \
+                    store(out + c * s->out_channel + r * LANES, activated(sum, s->act));                               \
+                }                                                                                                      \
+            }                                                                                                          \
+        }                                                                                                              \
+    }
+SLICES(1, 4) SLICES(2, 4) SLICES(3, 2) SLICES(4, 2)
+static tile *const slices_of[] = {0, sliced1, sliced2, sliced3, sliced4};
+
+/* Weights of all steps of a chain before slice n, which costs something even without. */
+static i64 weights(const step *s, i64 n) {
+    i64 found = 4 * n;
+    for (const step *t = s; t <= s + s->chain; t++) found += ((const int32_t *)t->rows)[n];
+    return found;
+}
+
+/* The slices [*from, *to) of thread `self`, whole groups: equal shares of the weights. */
+static void by_weight(const step *s, i64 self, i64 threads, i64 *from, i64 *to) {
+    i64 slices = (s->channels + s->slice - 1) / s->slice, bounds[2];
     for (int side = 0; side < 2; side++) {
-        /* A channel costs something even without weights. */
-        i64 total = rows[channels] + 4 * channels, want = total * (self + side) / threads, low = 0, high = channels;
+        i64 want = weights(s, slices) * (self + side) / threads, low = 0, high = (slices + s->group - 1) / s->group;
         while (low < high) {
             i64 middle = (low + high) / 2;
-            if (rows[middle] + 4 * middle < want) low = middle + 1; else high = middle;
+            if (weights(s, middle * s->group) < want) low = middle + 1; else high = middle;
         }
-        bounds[side] = low;
+        bounds[side] = low * s->group < slices ? low * s->group : slices;
     }
     *from = bounds[0], *to = bounds[1];
 }
 
 static void taps(const step *s, float *arena, i64 self, i64 threads) {
     i64 vectors = (s->length + LANES - 1) / LANES, tiles = (vectors + 7) / 8, all = s->runs * tiles;
-    i64 first = 0, last = all, from = 0, to = s->channels;
+    i64 first = 0, last = all, from = 0, to = (s->channels + s->slice - 1) / s->slice;
     if (all >= 4 * threads) first = all * self / threads, last = all * (self + 1) / threads;
-    else by_weight((const int32_t *)s->rows, s->channels, self, threads, &from, &to);
+    else by_weight(s, self, threads, &from, &to);
     for (i64 item = first; item < last; item++) {
         i64 row = item / tiles / s->parts, part = item / tiles % s->parts, number = item % tiles;
         i64 begin = vectors * number / tiles, wide = vectors * (number + 1) / tiles - begin;
         for (const step *t = s; t <= s + s->chain; t++) {
             i64 far = t->in_step != LANES || t->out_step != LANES, at = part * LANES + begin * t->out_step;
-            tiles_of[t->op != SUM][far][wide](
+            (t->slice > 1 ? slices_of[wide] : tiles_of[t->op != SUM][far][wide])(
                 t, arena + t->in + row * t->in_run + part * LANES + begin * t->in_step, arena + t->out + row * t->out_run + at,
                 t->residual < 0 ? 0 : arena + t->residual + row * t->residual_run + at, from, to);
         }
@@ -180,8 +217,8 @@ static void gather(const step *s, float *arena, i64 self, i64 threads) {
     const int32_t *rows = (const int32_t *)s->rows, *offsets = (const int32_t *)s->offsets;
     const int32_t *order = (const int32_t *)s->order;
     const float *values = (const float *)s->values, *bias = (const float *)s->bias, *in = arena + s->in;
-    i64 slices = (s->channels + LANES - 1) / LANES, from, to;
-    by_weight(rows, slices, self, threads, &from, &to);
+    i64 from, to;
+    by_weight(s, self, threads, &from, &to);
     for (i64 slice = from; slice < to; slice++) {
         float total[LANES];
         const int32_t *at = offsets + (i64)rows[slice] * LANES;
@@ -226,6 +263,70 @@ static void mean(const step *s, float *arena, i64 self, i64 threads) {
     }
 }
 
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLES
+#endif
+#endif
+
+#ifdef SHUFFLES
+#if LANES == 16
+#define MIX(A, B, F) __builtin_shufflevector(A, B, F(0), F(1), F(2), F(3), F(4), F(5), F(6), F(7), F(8), F(9), F(10), F(11), F(12), F(13), F(14), F(15))
+#elif LANES == 8
+#define MIX(A, B, F) __builtin_shufflevector(A, B, F(0), F(1), F(2), F(3), F(4), F(5), F(6), F(7))
+#else
+#define MIX(A, B, F) __builtin_shufflevector(A, B, F(0), F(1), F(2), F(3))
+#endif
+/* Lanes of two rows that are H apart change places; H is a power of two. */
+#define LEFT(I) ((I) & H ? LANES + (I) - H : (I))
+#define RIGHT(I) ((I) & H ? LANES + (I) : (I) + H)
+#define EXCHANGE                                                                                                       \
+    _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) if (!(i & H)) {                                            \
+        vec a = v[i], b = v[i + H];                                                                                    \
+        v[i] = MIX(a, b, LEFT), v[i + H] = MIX(a, b, RIGHT);                                                           \
+    }
+
+/* LANES rows of LANES numbers become columns. */
+static inline void turn_tile(const float *p, i64 from, float *q, i64 to) {
+    vec v[LANES];
+    _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) v[i] = load(p + i * from);
+#define H 1
+    EXCHANGE
+#undef H
+#define H 2
+    EXCHANGE
+#undef H
+#if LANES > 4
+#define H 4
+    EXCHANGE
+#undef H
+#endif
+#if LANES > 8
+#define H 8
+    EXCHANGE
+#undef H
+#endif
+    _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) store(q + i * to, v[i]);
+}
+#endif
+
+/* A transpose: pixels, in_pixel and out_pixel apart, by examples. A tile of LANES pixels stays in the first cache. */
+static void turn(const float *p, float *q, i64 pixels, i64 in_pixel, i64 out_pixel, i64 examples, i64 in_example, i64 out_example) {
+    for (i64 x = 0; x < pixels; x += LANES) {
+        i64 wide = pixels - x < LANES ? pixels - x : LANES, v = 0;
+        const float *from = p + x * in_pixel;
+        float *to = q + x * out_pixel;
+#ifdef SHUFFLES
+        if (wide == LANES && in_pixel == 1 && out_example == 1)
+            for (; v + LANES <= examples; v += LANES) turn_tile(from + v * in_example, in_example, to + v, out_pixel);
+        else if (wide == LANES && out_pixel == 1 && in_example == 1)
+            for (; v + LANES <= examples; v += LANES) turn_tile(from + v, in_pixel, to + v * out_example, out_example);
+#endif
+        for (; v < examples; v++)
+            for (i64 i = 0; i < wide; i++) to[i * out_pixel + v * out_example] = from[i * in_pixel + v * in_example];
+    }
+}
+
 static void copy(const step *s, const float *in, float *out, i64 examples, i64 self, i64 threads) {
     i64 from[5] = {0}, to[5];
     memcpy(to, s->size, sizeof to);
@@ -245,11 +346,7 @@ static void copy(const step *s, const float *in, float *out, i64 examples, i64 s
                     for (i64 x = 0; x < pixels; x++) q[x * os[3]] = p[x * is[3]];
                 else if (plain)
                     for (i64 x = 0; x < pixels; x++) memcpy(q + x * os[3], p + x * is[3], examples * 4);
-                else /* a transpose: a tile of 16 pixels stays in the first cache */
-                    for (i64 x = 0; x < pixels; x += 16)
-                        for (i64 v = 0; v < examples; v++)
-                            for (i64 i = x; i < x + 16 && i < pixels; i++)
-                                q[i * os[3] + v * os[4]] = p[i * is[3] + v * is[4]];
+                else turn(p, q, pixels, is[3], os[3], examples, is[4], os[4]);
             }
 }
 

@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Ints = NDArray[np.int64]
+
 FIELDS = (
     *("op", "act", "in", "out", "residual", "in_tensor", "in_example", "out_tensor", "out_example"),
     *("channels", "out_channel", "residual_channel", "runs", "in_run", "out_run", "residual_run", "length"),
-    *("in_step", "out_step", "parts", "chain"),
+    *("in_step", "out_step", "parts", "chain", "slice", "group"),
     *("gaps", "row", "pitch", "in_channel", "pixels", "width", "rows", "offsets", "values", "bias", "order"),
     *(f"{name}{axis}" for name in ("size", "in_stride", "out_stride") for axis in range(5)),
     "split",
@@ -22,8 +24,8 @@ LINE = 16
 
 
 def record(**values: int) -> NDArray[np.int64]:
-    """One step for the kernels; what is not named is 0, and no tensor or residual."""
-    given = {"residual": -1, "in_tensor": -1, "out_tensor": -1, **values}
+    """One step for the kernels; what is not named is 0, no tensor or residual, and channels are on their own."""
+    given = {"residual": -1, "in_tensor": -1, "out_tensor": -1, "slice": 1, "group": 1, **values}
     return np.array([given.get(name, 0) for name in FIELDS], dtype=np.int64)
 
 

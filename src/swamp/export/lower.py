@@ -6,17 +6,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from swamp.export.layout import (
-    GELU,
-    MEAN,
-    RELU,
-    SUM,
-)
+from swamp.export.layout import GELU, MEAN, RELU, SUM, Ints
 from swamp.export.program import Program, Step
 from swamp.export.segments import CONVOLUTIONS, Segment, values
 from swamp.export.sums import Pending, emit_sum, taken_apart
 from swamp.export.taps import Taps, convolution, dense_taps, pooling
-from swamp.export.workspace import Ints, Workspace
+from swamp.export.workspace import Workspace
 
 
 @dataclass(frozen=True, eq=False)

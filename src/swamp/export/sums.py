@@ -1,14 +1,20 @@
 """Kernel steps of a weighted sum: how it goes over its image, what is copied first, and what is fused into it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from swamp.export.layout import GATHER, NONE, SUM, Layout, Place, runs, with_pitch
+from swamp.export.layout import GATHER, NONE, SUM, Ints, Layout, Place, runs, with_pitch
 from swamp.export.taps import Taps
-from swamp.export.workspace import Ints, Workspace
+from swamp.export.workspace import Workspace
+
+_GROUPS = 16
+"""Of channels, where threads share a layer in groups: few, as channels are only sorted within theirs."""
+_SLICES = {1: 4, 2: 4, 3: 2, 4: 2}
+"""Vectors of a run -> channels that kernels sum at once; the SLICES of kernels.c. One, where a run is longer."""
 
 
 @dataclass(eq=False)
@@ -126,26 +132,27 @@ class _Emission:
         fields |= {"out_channel": target.strides[0]}
         bias = taps.bias.astype(np.float32)
         if single:
-            fields |= {"act": self.waiting.act, **_added(residual)} | self._sliced(rows, offsets, weights, bias)
+            fields |= {"act": self.waiting.act, **_added(residual)}
+            fields |= self._tables(rows, offsets, weights, bias, self.lanes)
             self.work.emit(self.waiting.layer, op=GATHER, **fields)
             return
         fields |= self._ways(source, target, residual)
-        parts = taps.parts(source.shape, int(fields["length"]), self.width, self.lanes)
+        slice = self._slice(fields)
+        parts = taps.parts(source.shape, int(fields["length"]), self.width, self.lanes, sliced=slice > 1)
         chain = int(parts.max(initial=0))
         for number in range(chain + 1):
             mine = parts == number
-            starts = np.concatenate([[0], mine.cumsum()])[rows].astype(np.int32)
-            tables = (
-                starts,
-                offsets[mine].astype(np.int32),
-                weights[mine].astype(np.float32),
-                0 * bias if number else bias,
-            )
-            part = dict(zip(("rows", "offsets", "values", "bias"), map(self.work.keep, tables), strict=True))
+            starts = np.concatenate([[0], mine.cumsum()])[rows]
             # Each part adds to what the one before has written; the first to the residual.
-            part |= _added(target if number else residual)
+            part = _added(target if number else residual)
             part |= {"act": self.waiting.act if number == chain else NONE, "chain": 0 if number else chain}
+            shift = 0 * bias if number else bias
+            part |= self._tables(starts, offsets[mine], weights[mine], shift, slice, alone=not chain)
             self.work.emit(self.waiting.layer, op=taps.op, **fields, **part)
+
+    def _slice(self, fields: Mapping[str, int]) -> int:
+        near = fields["in_step"] == fields["out_step"] == self.lanes
+        return _SLICES.get(-(-fields["length"] // self.lanes), 1) if near and self.taps.op == SUM else 1
 
     def _ways(self, source: Place, target: Place, residual: Place | None) -> dict[str, int]:
         """How the kernels go over an image: in runs, whose vectors lie side by side or, with a stride, apart."""
@@ -163,29 +170,44 @@ class _Emission:
         fields |= {"runs": found["count"], "length": found["length"], "gaps": found["gaps"]}
         return fields | self.side_by_side | {"row": width * self.width if clears else 0}
 
-    def _sliced(self, rows: Ints, offsets: Ints, weights: NDArray[Any], bias: NDArray[Any]) -> dict[str, int]:
-        """Channels in slices of one a lane, sorted by how many weights they have, so that a slice is nearly full."""
-        counts, lanes = np.diff(rows), self.lanes
-        order = np.argsort(-counts, kind="stable")
-        slices = -(-len(order) // lanes)
-        padded = np.concatenate([order, np.full(slices * lanes - len(order), -1)]).reshape(slices, lanes)
+    def _tables(
+        self,
+        rows: Ints,
+        offsets: Ints,
+        weights: NDArray[Any],
+        bias: NDArray[Any],
+        slice: int,
+        *,
+        alone: bool = True,
+    ) -> dict[str, int]:
+        """Weights and where they read, channel by channel or in slices of channels with about equal numbers of weights.
+
+        alone: whether no other step adds to these sums; else a channel stays in the group that one thread sums.
+        """
+        if slice == 1:
+            tables = {"rows": rows.astype(np.int32), "offsets": offsets.astype(np.int32)}
+            tables |= {"values": weights.astype(np.float32), "bias": bias}
+            return {name: self.work.keep(table) for name, table in tables.items()}
+        counts = np.diff(rows)
+        group = len(counts) if alone else -(-len(counts) // (_GROUPS * slice)) * slice
+        order = np.lexsort((-counts, np.arange(len(counts)) // group))
+        slices = -(-len(order) // slice)
+        padded = np.concatenate([order, np.full(slices * slice - len(order), -1)]).reshape(slices, slice)
         depths = np.array([counts[one[0]] for one in padded])
         starts = np.concatenate([[0], depths.cumsum()])
-        at, value = np.zeros((starts[-1], lanes), np.int32), np.zeros((starts[-1], lanes), np.float32)
-        shift = np.zeros((slices, lanes), np.float32)
+        at, value = np.zeros((starts[-1], slice), np.int32), np.zeros((starts[-1], slice), np.float32)
+        shift = np.zeros((slices, slice), np.float32)
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
         owner = np.repeat(np.arange(len(counts)), counts)
         depth = np.arange(len(owner)) - np.repeat(rows[:-1], counts)
-        row, lane = starts[place[owner] // lanes] + depth, place[owner] % lanes
+        row, lane = starts[place[owner] // slice] + depth, place[owner] % slice
         at[row, lane], value[row, lane] = offsets, weights
         shift.reshape(-1)[: len(order)] = bias[order]
-        fields = {
-            "rows": self.work.keep(starts.astype(np.int32)),
-            "offsets": self.work.keep(at),
-            "values": self.work.keep(value),
-        }
-        return fields | {"bias": self.work.keep(shift), "order": self.work.keep(padded.astype(np.int32))}
+        tables = {"rows": starts.astype(np.int32), "offsets": at, "values": value, "bias": shift}
+        tables["order"] = padded.astype(np.int32)
+        fields = {name: self.work.keep(table) for name, table in tables.items()}
+        return fields | {"slice": slice, "group": 1 if alone else group // slice}
 
 
 def _added(place: Place | None) -> dict[str, int]:

@@ -8,18 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from swamp.export.layout import MAX, SUM, Place
+from swamp.export.layout import MAX, SUM, Ints, Place
 from swamp.export.program import Step
 from swamp.export.segments import Kind, pair
 
-Ints = NDArray[np.int64]
-
 _CACHE = 48 * 1024
 """Bytes of a processor's first cache; with 40 and 64 kB VGG-11 is as fast."""
-_SECOND = 128 * 1024
-"""Bytes of inputs that a part of a linear layer reads: more than fit the first cache, as its weights are few."""
+_FIRST, _SECOND = 40 * 1024, 128 * 1024
+"""Bytes of inputs that a part of a linear layer reads: in slices, where short sums cost little, and one by one."""
 _LEAST = 16
-"""Weights of one part in one output channel, on average."""
+"""Weights of one part in one output channel, on average; half as many in slices."""
 
 
 @dataclass(eq=False)
@@ -83,10 +81,10 @@ class Taps:
         )
         return (image[0] * len(self.phases), height, width), shifted.border((height, width), own)
 
-    def parts(self, shape: tuple[int, int, int], length: int, examples: int, lanes: int) -> Ints:
+    def parts(self, shape: tuple[int, int, int], length: int, examples: int, lanes: int, *, sliced: bool) -> Ints:
         """Which part of the sums each tap is in, from 0 on: the inputs that one part reads for a tile stay in a cache.
 
-        shape: of the input. length: floats of a run of outputs.
+        shape: of the input. length: floats of a run of outputs. sliced: whether channels are summed in slices.
         """
         count = len(self.values)
         if self.op != SUM or self.elementwise or not count:
@@ -97,10 +95,11 @@ class Taps:
             down, across = int(np.ptp(self.dy)) + 1, tile * self.stride[1] + int(np.ptp(self.dx)) * examples // lanes
             size = places * down * across * lanes * 4
         else:
-            place, places, cache = self.given, int(self.given.max()) + 1, _SECOND
+            place, places, cache = self.given, int(self.given.max()) + 1, _FIRST if sliced else _SECOND
             size = int(np.prod(shape)) * tile * lanes * 4
         # Each part reads and writes the sums once more.
-        parts = max(1, min(-(-size // cache), count // (_LEAST * (len(self.rows) - 1))))
+        least = _LEAST // 2 if sliced else _LEAST
+        parts = max(1, min(-(-size // cache), count // (least * (len(self.rows) - 1))))
         return place * parts // places
 
     def table(self, place: Place, *, phased: bool) -> tuple[Ints, Ints, NDArray[Any]]:

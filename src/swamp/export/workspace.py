@@ -6,10 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from swamp.export.layout import COPY, Arena, Layout, Place, record
+from swamp.export.layout import COPY, Arena, Ints, Layout, Place, record
 from swamp.export.segments import Segment, values
-
-Ints = NDArray[np.int64]
 
 
 class Workspace:
