@@ -35,7 +35,7 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py $(PARTS)
 
 # What docs/reliability.md counts: hours on two busy cores, each campaign alone has --cases and --seed.
 faults: $(VENV)/.dev

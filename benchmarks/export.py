@@ -8,6 +8,8 @@ Weights are random and pruned by magnitude, since speed depends on where zeros a
 import argparse
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import asdict
@@ -19,7 +21,7 @@ from torch import nn
 
 from line import Line
 from swamp.export import finalise, kernels, read, save, trace
-from swamp.export.benchmark import OURS, benchmark, best_dense, size_of
+from swamp.export.benchmark import OURS, Latency, benchmark, best_dense, size_of
 from swamp.sparsity import Mask, shrink
 from swamp.tasks import build_network
 from swamp.training import Seed, isolated
@@ -84,19 +86,59 @@ RUNTIMES: tuple[str, ...] = ()
 
 
 def exported() -> list[Line]:
-    """The goals, as lines of `make bench`."""
+    """The goals of speed, as lines of `make bench`."""
     lines: list[Line] = []
     for name, sparsity in dict.fromkeys((name, sparsity) for name, sparsity, _ in GOALS):
         model, mask, inputs = pruned(name, sparsity)
         found = benchmark(trace(finalise(model, mask), inputs), [1, 32], ("torch", *DENSE, OURS))
         for batch in (1, 32):
-            rival = best_dense(found, batch)
-            ours = next(one for one in found if one.batch == batch and one.runtime == OURS)
             goal = f"at least {GOALS.get((name, sparsity, batch), 1)}"
-            spread = rival.median / ours.low - rival.median / ours.high
-            label = f"best dense / exported, {name}, {100 * sparsity:.0f} %, batch {batch}"
-            lines.append(Line(label, rival.median / ours.median, spread, "ratio", goal))
+            rival, ours = best_dense(found, batch), _of(found, OURS, batch)
+            assert rival is not None
+            lines.append(
+                _over(f"best dense / exported, {name}, {100 * sparsity:.0f} %, batch {batch}", rival, ours, goal)
+            )
+    model, mask, inputs = pruned("linear-4096", 0.95)
+    found = benchmark(trace(finalise(model, mask), inputs), [32], ("torch", "torch csr", OURS))
+    for rival, goal in (("torch", "at least 10"), ("torch csr", "at least 2")):
+        label = f"{rival} / exported, linear-4096, 95 %, batch 32"
+        lines.append(_over(label, _of(found, rival, 32), _of(found, OURS, 32), goal))
     return lines
+
+
+def _of(found: list[Latency], runtime: str, batch: int) -> Latency:
+    return next(one for one in found if one.batch == batch and one.runtime == runtime)
+
+
+def _over(label: str, rival: Latency, ours: Latency, goal: str) -> Line:
+    spread = rival.median / ours.low - rival.median / ours.high
+    return Line(label, rival.median / ours.median, spread, "ratio", goal)
+
+
+def sizes() -> list[Line]:
+    """The goals of size on disk and of the time to compile, as lines of `make bench`."""
+    model, mask, inputs = pruned("resnet-20", 0.95)
+    program = trace(finalise(model, mask), inputs)
+    lines: list[Line] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for values, goal in ((torch.float32, "at least 12"), (torch.bfloat16, "at least 20")):
+            path = Path(folder) / "export.safetensors"
+            save(program, path, values=values)
+            size = size_of(program, path)
+            label = f"dense float32 / file, resnet-20, 95 %, {str(values).removeprefix('torch.')}"
+            lines.append(Line(label, size.dense_bytes / size.file_bytes, 0.0, "ratio", goal))
+        # Compiled for the first time, and tuned.
+        first = {**os.environ, "SWAMP_CACHE": folder}
+        script = f"import swamp; swamp.load({str(path)!r}, batch=32)"
+        took = [_seconds([sys.executable, "-c", script], first if cold else None) for cold in (True, False, False)]
+    lines.append(Line("load resnet-20, first time on a machine", took[0], 0.0, "s", "at most 10"))
+    return [*lines, Line("load resnet-20, later", min(took[1:]), abs(took[1] - took[2]), "s", "")]
+
+
+def _seconds(command: list[str], environment: dict[str, str] | None) -> float:
+    began = time.perf_counter()
+    subprocess.run(command, env=environment, check=True)
+    return time.perf_counter() - began
 
 
 DENSE = tuple(name for name in ("onnxruntime", "openvino") if find_spec(name))

@@ -1,11 +1,16 @@
-"""`make bench`: ratios measured side by side in one process, medians with their spread, written to build/bench.json."""
+"""`make bench`: ratios measured side by side in one process, medians with their spread, written to build/bench.json.
 
+python benchmarks/run.py [PART ...]     # all parts, or those alone: the other lines of build/bench.json stay
+"""
+
+import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
-from export import exported
+from export import exported, sizes
 from line import Line, median, ratio, ratios, seconds
 from particles import CASES, throughput
 from reference import swamp_by_hand
@@ -155,28 +160,48 @@ def ranks(network: str) -> Line:
     return median(f"2 ranks / 1, {network}", json.loads(done.stdout), "ratio", "at least 1.9")
 
 
-def measured() -> list[Line]:
-    lines = [masked_step("mlp-300-100", (40,), 64_000), masked_step("resnet-20", (1, 28, 28), 256)]
-    lines += [data_path(), pruning(), overhead()]
-    torch.set_num_threads(os.cpu_count() or 1)
-    for name, case in CASES.items():
-        lines += throughput(name, case)
-    lines += [job("lenet-300-100", 2560, 4, "at least 3"), job("resnet-20", 640, 4, "at least 2", "bfloat16", 500)]
-    lines += exported()
-    return [*lines, ranks("mlp-bn-600-200"), ranks("resnet-20"), memory()]
+def _particles(name: str) -> Callable[[], list[Line]]:
+    def measured() -> list[Line]:
+        torch.set_num_threads(os.cpu_count() or 1)
+        return throughput(name, CASES[name])
+
+    return measured
+
+
+PARTS: dict[str, Callable[[], list[Line]]] = {
+    "masked": lambda: [masked_step("mlp-300-100", (40,), 64_000), masked_step("resnet-20", (1, 28, 28), 256)],
+    "data": lambda: [data_path()],
+    "pruning": lambda: [pruning()],
+    "overhead": lambda: [overhead()],
+    **{name: _particles(name) for name in CASES},
+    "lenet-job": lambda: [job("lenet-300-100", 2560, 4, "at least 3")],
+    "resnet-job": lambda: [job("resnet-20", 640, 4, "at least 2", "bfloat16", 500)],
+    "exported": exported,
+    "sizes": sizes,
+    "ranks": lambda: [ranks("mlp-bn-600-200"), ranks("resnet-20")],
+    "memory": lambda: [memory()],
+}
 
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    lines = measured()
-    table = Table("what", "value", "spread (IQR)", "unit", "goal")
-    for line in lines:
-        table.add_row(line.name, f"{line.value:.4g}", f"{line.spread:.2g}", line.unit, line.goal)
-    Console(width=140).print(table)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all of them if none is named")
+    given = parser.parse_args()
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}; there is {', '.join(PARTS)}.")
     out = Path("build/bench.json")
     out.parent.mkdir(exist_ok=True)
-    values = {x.name: {"value": x.value, "spread": x.spread, "unit": x.unit, "goal": x.goal} for x in lines}
-    out.write_text(json.dumps(values, indent=1) + "\n")
+    values = json.loads(out.read_text()) if given.parts and out.exists() else {}
+    for part in given.parts or PARTS:
+        console = Console(width=140)
+        table = Table("what", "value", "spread (IQR)", "unit", "goal", title=part)
+        for line in PARTS[part]():
+            table.add_row(line.name, f"{line.value:.4g}", f"{line.spread:.2g}", line.unit, line.goal)
+            values[line.name] = {"value": line.value, "spread": line.spread, "unit": line.unit, "goal": line.goal}
+        # After each part: hours of measuring may be interrupted.
+        out.write_text(json.dumps(values, indent=1) + "\n")
+        console.print(table)
 
 
 if __name__ == "__main__":
