@@ -69,12 +69,13 @@ def measured(name: str, sparsity: float, batches: list[int], seconds: float) -> 
     for batch in batches:
         rival = best_dense(found, batch)
         ours = next(one for one in found if one.batch == batch and one.runtime == OURS)
-        narrow = next((one for one in found if one.batch == batch and one.runtime == "torch bf16"), None)
+        bf16 = [one for one in found if one.batch == batch and one.runtime.endswith("bf16")]
+        narrow = min(bf16, key=lambda one: one.median, default=None)
         goal = GOALS.get((name, sparsity, batch), 1 if batch == 1 else None)
         print(
             f"{name:14} {sparsity:.2f} batch {batch:4}: {1e3 * ours.median:8.3f} ms, "
             f"{rival.median / ours.median:5.2f} x {rival.runtime} ({1e3 * rival.median:.3f} ms)"
-            + (f", {narrow.median / ours.median:5.2f} x bf16" if narrow else "")
+            + (f", {narrow.median / ours.median:5.2f} x {narrow.runtime}" if narrow else "")
             + (f"   goal {goal}" if goal else "")
             + f"   [{ours.note}]",
             flush=True,

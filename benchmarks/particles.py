@@ -60,6 +60,7 @@ CASES = {
     "resnet-bf16": Case(named("resnet-20", IMAGE), IMAGE, 128, 8, "bfloat16", 5, "at least 2.3"),
     "wrn-bf16": Case(named("wrn-16-2", IMAGE), IMAGE, 128, 4, "bfloat16", 5, "at least 2.5"),
     "transformer": Case(Transformer, (64, 32), 32, 4, "float32", 8, "at least 1.5"),
+    "transformer-bf16": Case(Transformer, (64, 32), 32, 4, "bfloat16", 8, "at least 1.5"),
 }
 
 

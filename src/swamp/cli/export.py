@@ -136,8 +136,8 @@ class BenchmarkArgs:
     batch: str = "1,32,128"
     """Batch sizes."""
     runtimes: tuple[str, ...] = ()
-    """Of torch, torch.compile, onnxruntime, openvino, swamp and, beside the dense ones in float32, "torch bf16" and
-    "torch csr" (default: all that are installed)."""
+    """Of torch, torch.compile, onnxruntime, openvino, swamp and, beside the dense ones in float32, "torch bf16",
+    "openvino bf16" and "torch csr" (default: all that are installed)."""
     seconds: float = 4.0
     """Of measuring for each batch size."""
     threads: int = 0

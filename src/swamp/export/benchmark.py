@@ -24,6 +24,7 @@ from swamp.export.runtime import Sparse
 from swamp.export.sparse import Csr
 
 OURS = "swamp"
+_NARROW = "dense, not float32"
 Call = Callable[[Sequence[Tensor]], Any]
 
 
@@ -102,7 +103,7 @@ def benchmark(
     found: list[Latency] = []
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         onnx = Path(folder) / "model.onnx"
-        if {"onnxruntime", "openvino"} & set(chosen):
+        if {"onnxruntime", "openvino", "openvino bf16"} & set(chosen):
             to_onnx(program, onnx)
         for batch in batches:
             calls = {name: RUNTIMES[name][1](program, batch, onnx) for name in chosen}
@@ -175,7 +176,7 @@ def _bf16(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
         given = [x.to(torch.bfloat16) if x.is_floating_point() else x for x in given]
         return narrow(*given)
 
-    return call, "dense, not float32"
+    return call, _NARROW
 
 
 def _compile(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
@@ -205,16 +206,21 @@ def _onnxruntime(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
     return call, ""
 
 
-def _openvino(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
+def _openvino(program: Program, batch: int, onnx: Path, precision: str = "f32") -> tuple[Call, str]:
     import openvino  # pyright: ignore
 
     engine: Any = openvino
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     model = engine.Core().read_model(str(onnx))
     shapes = [list(x.shape) for x in example(program, batch)]
     model.reshape(dict(enumerate(shapes)) if len(shapes) > 1 else shapes[0])
     request = engine.Core().compile_model(model, "CPU", settings).create_infer_request()
-    return lambda given: request.infer([x.numpy() for x in given], share_inputs=True), ""
+    note = "" if precision == "f32" else _NARROW
+    return lambda given: request.infer([x.numpy() for x in given], share_inputs=True), note
+
+
+def _openvino_bf16(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
+    return _openvino(program, batch, onnx, "bf16")
 
 
 def _csr(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
@@ -234,10 +240,11 @@ RUNTIMES: Mapping[str, tuple[str, Callable[[Program, int, Path], tuple[Call, str
     "onnxruntime": ("onnxruntime", _onnxruntime),
     "openvino": ("openvino", _openvino),
     "torch bf16": ("torch", _bf16),
+    "openvino bf16": ("openvino", _openvino_bf16),
     "torch csr": ("torch", _csr),
     OURS: ("torch", _ours),
 }
 """Name -> (the package it needs, what makes a call of it)."""
-_BESIDE = (OURS, "torch bf16", "torch csr")
+_BESIDE = (OURS, "torch bf16", "openvino bf16", "torch csr")
 """What is no dense runtime in float32."""
 logging.getLogger("torch.onnx").setLevel(logging.ERROR)

@@ -19,6 +19,7 @@ from swamp.training.batchnorm import norm_layers
 from swamp.training.data import Batch, batch_to, rows_of
 from swamp.training.finite import require_finite, require_finite_memory, require_finite_weights
 from swamp.training.layout import arrange, arranged
+from swamp.training.narrow import Narrow
 from swamp.training.noise import Randomness
 from swamp.training.optimizers import OptimizerFactory, build_optimizer
 from swamp.training.options import Training
@@ -129,6 +130,7 @@ class _Run:
         self.total = training.epochs * self.per_epoch
         self.loss = smoothed(task.loss, training.label_smoothing)
         self.random = Randomness(model, seed.at("noise").number(), self.device, alone)
+        self.narrow: Callable[[], AbstractContextManager[None]] = Narrow(self.device) if narrow else nullcontext
         self.mask_gradients: Callable[[], None] | None = None
         self.mean = RunningMean(decay=training.decay)
         self.gradient: dict[str, Tensor] = {}
@@ -208,15 +210,10 @@ class _Run:
             inputs, targets, weight = rows_of(inputs, own), targets[own], (own.stop - own.start) / examples
         inputs = arranged(inputs, self.layout)
         with self.share.together() if self.share else nullcontext():
-            with self.random.at(step, own, examples), self.autocast():
+            with self.narrow(), self.random.at(step, own, examples):
                 loss = self.loss(self.task.forward(self.model, inputs), targets)
             (loss if weight == 1 else loss * weight).backward()  # pyright: ignore[reportUnknownMemberType]
         return loss.detach() * weight
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        if self.training.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def end_epoch(self, step: int) -> None:
         mean_loss = float(self.running_loss) / self.losses_seen

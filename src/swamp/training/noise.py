@@ -185,16 +185,16 @@ def _never(*tensors: Any) -> bool:
     return False
 
 
-def _inside(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of torch.nn.functional made of others, run so that its inner calls are seen too."""
+def inside(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of torch.nn.functional made of others, run under a mode that sees its inner calls too."""
     # torch asks once, at the door, and then runs the body unseen: this is the same body without the door.
     original = cast(FunctionType, function)
     opened: dict[str, Any] = {**original.__globals__, "has_torch_function": _never}
     body = FunctionType(original.__code__, opened, original.__name__, original.__defaults__, original.__closure__)
     body.__kwdefaults__ = original.__kwdefaults__
 
-    def run(noise: Noise, *args: Any, **kwargs: Any) -> Any:
-        with noise:
+    def run(mode: TorchFunctionMode, *args: Any, **kwargs: Any) -> Any:
+        with mode:
             return body(*args, **kwargs)
 
     return run
@@ -207,5 +207,5 @@ _REPLACED: dict[Any, Callable[..., Any]] = {
     F.dropout2d: _channels(2),
     F.dropout3d: _channels(3),
     F.scaled_dot_product_attention: _attention,
-    F.multi_head_attention_forward: _inside(F.multi_head_attention_forward),
+    F.multi_head_attention_forward: inside(F.multi_head_attention_forward),
 }

@@ -61,7 +61,7 @@ class Training:
     label_smoothing: float = 0.0
     """Label smoothing of the cross-entropy."""
     precision: Precision = "float32"
-    """bfloat16 runs forward passes of training under autocast; weights stay float32."""
+    """bfloat16 runs forward passes of training under autocast; weights stay float32, and on CPU short attention."""
     fresh_batchnorm: bool = False
     """Reset running statistics at every rewind instead of rewinding them too."""
 
