@@ -15,6 +15,9 @@ from swamp.particles import Particle
 from swamp.sparsity import Mask
 from swamp.training import State, interpolate, norm_layers
 
+_STATISTICS = 2048
+"""Training examples that the normalisation statistics of a barrier's points are made on."""
+
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
@@ -49,7 +52,8 @@ def judge(
 
     def error(model: nn.Module, point: Point) -> float:
         # A dozen points: statistics from all of a large training set would cost like another particle.
-        return measure.error(measure.loaded(model, point(), common, refresh=True, examples=measure.examples))
+        examples = min(measure.examples, _STATISTICS)
+        return measure.error(measure.loaded(model, point(), common, refresh=True, examples=examples))
 
     members = [(p.weights, own, p.averaged > 1) for p, own in zip(particles, masks, strict=True)]
     # What stands for a single particle is that particle, most often: it is measured once.

@@ -15,6 +15,7 @@ from swamp.methods.cycle import Measured, Metrics
 from swamp.particles import cores
 from swamp.sparsity import Mask
 from swamp.training import BatchList, State, Task, TensorData, TokenData, arrange, copied, evaluate, predict, refreshed
+from swamp.training.options import Precision
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -32,10 +33,15 @@ class Judged:
 
 
 class Measure:
-    """Loads weights into scratch models and measures them, on at most `examples` training examples."""
+    """Loads weights into scratch models and measures them, on at most `examples` training examples.
 
-    def __init__(self, model: nn.Module, task: Task, examples: int) -> None:
+    precision: of training, whose forward passes fresh normalisation statistics are made by; what is measured with them
+    is so in float32.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, examples: int, precision: Precision = "float32") -> None:
         self.task, self.examples = task, examples
+        self.narrow = precision == "bfloat16"
         self.scratch: SimpleQueue[nn.Module] = SimpleQueue()
         self.workers = _workers(model, task)
         for _ in range(self.workers):
@@ -72,7 +78,9 @@ class Measure:
         if not refresh:
             return model
         batches = None if examples is None else math.ceil(examples / 256)
-        return refreshed(model, self.task.train, forward=self.task.forward, batch_size=256, batches=batches)
+        device = next(model.parameters()).device
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.narrow):
+            return refreshed(model, self.task.train, forward=self.task.forward, batch_size=256, batches=batches)
 
     def judged(self, model: nn.Module, weights: State, mask: Mask, *, refresh: bool, with_error: bool) -> "Judged":
         """Measure weights on each split; with the error too where a task has one and it is asked for."""
