@@ -7,6 +7,7 @@ from swamp.export.archive import read, save, state_dict
 from swamp.export.compact import compacted
 from swamp.export.compiler import NoCompiler, kernels
 from swamp.export.finalise import finalise
+from swamp.export.gpu import OnGpu
 from swamp.export.program import Dense, Program
 from swamp.export.rewrite import folded
 from swamp.export.runtime import Sparse, Tuned, load
@@ -15,6 +16,7 @@ from swamp.export.trace import trace
 __all__ = [
     "Dense",
     "NoCompiler",
+    "OnGpu",
     "Program",
     "Sparse",
     "Tuned",

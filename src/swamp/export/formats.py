@@ -15,7 +15,7 @@ from torch import Tensor
 
 from swamp.errors import SwampError
 from swamp.export.archive import read, save
-from swamp.export.program import Dense, Program
+from swamp.export.program import Dense, Program, pattern
 from swamp.export.rewrite import folded
 from swamp.export.sparse import csr
 from swamp.files import digest, load_tensors, save_tensors, write_atomic
@@ -119,13 +119,7 @@ FORMATS: Mapping[str, tuple[Callable[[Program, Path], None], str, str]] = {
 
 def example(program: Program, batch: int) -> tuple[Tensor, ...]:
     """Inputs of the program's shapes and types, of a fixed pattern."""
-    found: list[Tensor] = []
-    for given in program.inputs:
-        sizes = [batch if size is None else size for size in given.shape]
-        pattern = torch.arange(math.prod(sizes), dtype=torch.float32) % 7 - 3
-        floating = given.dtype.is_floating_point
-        found.append((pattern if floating else pattern * 0).reshape(sizes).to(given.dtype))
-    return tuple(found)
+    return tuple(pattern(given.shape, given.dtype, batch) for given in program.inputs)
 
 
 def need(package: str) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -226,3 +227,12 @@ def _last_uses(program: Program) -> dict[str, list[str]]:
     for name, step in last.items():
         done.setdefault(step, []).append(name)
     return done
+
+
+def pattern(shape: Sequence[int | None], dtype: torch.dtype, size: int) -> Tensor:
+    """A tensor to time with: numbers of a fixed pattern, since the global generator is not ours."""
+    sizes = [size if length is None else length for length in shape]
+    if not dtype.is_floating_point:
+        return torch.zeros(sizes, dtype=dtype)
+    count = int(np.prod(sizes))
+    return (torch.arange(count, dtype=torch.float32) % 7 - 3).reshape(sizes).to(dtype)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +15,8 @@ from swamp.errors import SwampError
 from swamp.export.archive import read
 from swamp.export.compact import compacted
 from swamp.export.compiler import NoCompiler, kernels
-from swamp.export.program import LAYERS, Dense, Program, Step
+from swamp.export.gpu import OnGpu
+from swamp.export.program import LAYERS, Dense, Program, Step, pattern
 from swamp.export.rewrite import folded
 from swamp.export.segments import segments
 from swamp.export.sparse import Choice, Csr, Plan, in_torch
@@ -77,7 +77,7 @@ class Sparse(nn.Module):
         return [f"{step.module or 'the model'}: {step.target}" for step in found]
 
     def _tune(self, size: int) -> None:
-        inputs = [_example(given.shape, given.dtype, size) for given in self.program.inputs]
+        inputs = [pattern(given.shape, given.dtype, size) for given in self.program.inputs]
         ways: dict[str, Callable[[Sequence[Tensor]], Any]] = {"dense": lambda given: self.dense(*given)}
         try:
             kernels()
@@ -110,22 +110,46 @@ class Sparse(nn.Module):
             if shape is None or step.name not in spent:
                 continue
             values: dict[str, Any] = dict(self.program.tensors)
-            values[step.args[0].name] = _example(shape, torch.float32, size)
+            values[step.args[0].name] = pattern(shape, torch.float32, size)
             run = in_torch(step)
             if _quartile(lambda run=run, values=values: run(values)) < spent[step.name]:
                 slow.append(step.name)
         return tuple(slow)
 
 
-def load(path: Path | str, *, batch: int | Sequence[int] = (1, 32), dense: bool = False) -> nn.Module:
+def load(
+    path: Path | str,
+    *,
+    batch: int | Sequence[int] = (1, 32),
+    dense: bool = False,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
     """The network in a file that `swamp export` or `swamp.export.save` wrote, ready for inference.
 
-    batch: sizes that the sparse runtime is tuned for (see Sparse). dense: run by torch alone, as the network it was.
+    batch: sizes that it is tuned for (see Sparse; on a GPU the largest). dense: run by torch alone, as the network it
+    was. device, dtype: on a GPU the network is dense, but for 2:4 layers in float16 or bfloat16 (see OnGpu).
     Needs torch, numpy and safetensors, and a C compiler to be fast. Raises SwampError for a file that is cut short,
-    altered, or of another kind.
+    altered, or of another kind, and for a device that is not here.
     """
+    place = _device(device)
+    if place.type == "cpu" and dtype != torch.float32:
+        raise SwampError(f"on CPU exported networks compute in float32, got {dtype}; leave dtype out.")
     program = read(path)
+    if place.type != "cpu":
+        sizes = (batch,) if isinstance(batch, int) else tuple(batch)
+        return OnGpu(program, place, dtype, batch=max(sizes))
     return Dense(folded(program)).eval() if dense else Sparse(program, batch=batch)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SwampError(f"the device {name!r} cannot be used here: {reason} Take cpu, or cuda on a GPU.") from error
+    return device
 
 
 def _choices(size: int) -> list[Choice]:
@@ -134,15 +158,6 @@ def _choices(size: int) -> list[Choice]:
     if torch.get_num_threads() > 1:
         choices += [replace(choice, alone=True) for choice in choices if choice.width in (1, 16)]
     return choices
-
-
-def _example(shape: Sequence[int | None], dtype: torch.dtype, size: int) -> Tensor:
-    """A tensor to time with: numbers of a fixed pattern, since the global generator is not ours."""
-    sizes = [size if length is None else length for length in shape]
-    if not dtype.is_floating_point:
-        return torch.zeros(sizes, dtype=dtype)
-    count = int(np.prod(sizes))
-    return (torch.arange(count, dtype=torch.float32) % 7 - 3).reshape(sizes).to(dtype)
 
 
 def _times(ways: dict[str, Callable[[Sequence[Tensor]], Any]], inputs: list[Tensor]) -> dict[str, float]:
