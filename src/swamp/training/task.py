@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swamp.errors import SwampError
-from swamp.training.data import Data, batch_to
+from swamp.training.data import Data, TensorData, batch_to
 from swamp.training.layout import arranged_for
 from swamp.training.sources import as_data
 
@@ -117,10 +117,14 @@ def evaluating(model: nn.Module) -> Generator[None]:
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, task: Task, data: Data, *, examples: int | None = None, batch_size: int = 1024
+    model: nn.Module, task: Task, data: Data, *, examples: int | None = None, batch_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Outputs and targets of all examples (or the first `examples`), in order, in eval mode, on the model's device."""
+    """Outputs and targets of all examples (or the first `examples`), in order, in eval mode, on the model's device.
+
+    batch_size: of a call of the model; by itself what is fast there.
+    """
     device = next(model.parameters()).device
+    batch_size = batch_size or _fast_batch(data, device)
     outputs: list[Tensor] = []
     targets: list[Tensor] = []
     seen = 0
@@ -133,6 +137,12 @@ def predict(
             if examples is not None and seen >= examples:
                 break
     return torch.cat(outputs)[:examples], torch.cat(targets)[:examples]
+
+
+def _fast_batch(data: Data, device: torch.device) -> int:
+    """On CPU activations of many images or texts leave the caches: 1,024 at once take 1.5 times as long as 256."""
+    vectors = isinstance(data, TensorData) and isinstance(data.inputs, Tensor) and data.inputs.dim() == 2
+    return 256 if device.type == "cpu" and not vectors else 1024
 
 
 def evaluate(model: nn.Module, task: Task, data: Data, *, examples: int | None = None) -> dict[str, float]:
