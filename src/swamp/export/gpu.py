@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.sparse import to_sparse_semi_structured  # pyright: ignore[reportUnknownVariableType]
 
-from swamp.errors import SwampError
 from swamp.export.program import Dense, Program, Ref, Step, pattern
 from swamp.export.rewrite import folded
 
@@ -59,11 +58,7 @@ class OnGpu(nn.Module):
     @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Any:
         """The network's output, on the device."""
-        if len(inputs) != len(self.program.inputs):
-            raise SwampError(f"the exported network takes {len(self.program.inputs)} inputs, got {len(inputs)}.")
-        for given, tensor in zip(self.program.inputs, inputs, strict=True):
-            if given.check(tensor).requires_grad:
-                raise SwampError("the exported network has no gradients; call it with inputs that need none.")
+        self.program.check(inputs)
         found = self.dense(*(self._narrow(tensor.to(self.device)) for tensor in inputs))
         return torch.utils._pytree.tree_map(_wide, found)  # pyright: ignore
 

@@ -108,6 +108,14 @@ class Program:
             return tuple(self.tensors[name].shape)
         return next((given.shape for given in self.inputs if given.name == name), None)
 
+    def check(self, inputs: Sequence[Any]) -> None:
+        """Raise SwampError for inputs that it cannot be called with, and where gradients are asked for."""
+        if len(inputs) != len(self.inputs):
+            raise SwampError(f"the exported network takes {len(self.inputs)} inputs, got {len(inputs)}.")
+        for given, tensor in zip(self.inputs, inputs, strict=True):
+            if given.check(tensor).requires_grad:
+                raise SwampError("the sparse runtime has no gradients; call it with inputs that need none (detach()).")
+
     def pruned_of_dead(self) -> "Program":
         """Without steps and tensors that nothing reads."""
         steps: list[Step] = []

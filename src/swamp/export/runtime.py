@@ -62,11 +62,7 @@ class Sparse(nn.Module):
     @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Any:
         """The network's output."""
-        if len(inputs) != len(self.program.inputs):
-            raise SwampError(f"the exported network takes {len(self.program.inputs)} inputs, got {len(inputs)}.")
-        for given, tensor in zip(self.program.inputs, inputs, strict=True):
-            if given.check(tensor).requires_grad:
-                raise SwampError("the sparse runtime has no gradients; call it with inputs that need none (detach()).")
+        self.program.check(inputs)
         size = len(inputs[0]) if inputs and inputs[0].dim() else 1
         below = [tuned for tuned in self._ways if tuned <= size]
         return self._ways[max(below) if below else min(self._ways)](inputs)
