@@ -98,6 +98,8 @@ def forked(
         os.dup2(handle, 2)
         # What pytest put in their place does not lead there.
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        # pytest's parses source; CPython 3.11 cannot while the collector interrupts a parse, as tyro's of docstrings.
+        sys.unraisablehook = sys.__unraisablehook__
         swamp.cli.entry.Out.file, swamp.cli.entry.Err.file = sys.stdout, sys.stderr
         os.environ.update({**ONE_THREAD, **(environment or {})})
         # Seconds in each child: what is compiled is tried in processes of its own.

@@ -3,6 +3,7 @@
 import copy
 import shutil
 import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from swamp.errors import MaskError, SwampError
-from swamp.export import Sparse, compiler, finalise, folded, trace
+from swamp.export import Sparse, compiler, finalise, folded, save, trace
 from swamp.export.benchmark import benchmark, best_dense, size_of
 from swamp.export.formats import FORMATS, read_csr
 from swamp.files import digest, load_tensors
@@ -216,6 +217,25 @@ def test_a_benchmark_measures_each_runtime_at_each_batch_size(program, tmp_path)
     assert size.dense_operations == 2 * (8 * 9 * 64 + 5 * 128)
     kept = int(program.tensors["0.weight"].count_nonzero()) * 64 + int(program.tensors["6.weight"].count_nonzero())
     assert size.operations == 2 * kept
+
+
+_SIGNALLED = """
+import os, signal, sys
+from swamp.export.benchmark import benchmark
+from swamp.export import read
+signal.signal(signal.SIGINT, lambda *_: print("heard", flush=True))
+benchmark(read(sys.argv[1]), (1, 4), ("openvino",), seconds=0.01)
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_a_signal_after_a_benchmark_is_heard(program, tmp_path):
+    """OpenVINO's cores replace the stack on which signals are handled, and can leave one that is gone."""
+    pytest.importorskip("openvino")
+    save(program, tmp_path / "x.safetensors")
+    command = [sys.executable, "-c", _SIGNALLED, str(tmp_path / "x.safetensors")]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (child.returncode, child.stdout) == (0, "heard\n"), child.stderr
 
 
 def test_a_sparse_network_runs_in_threads_that_call_it_at_once(model, program):

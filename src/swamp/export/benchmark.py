@@ -9,6 +9,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -206,15 +207,25 @@ def _onnxruntime(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
     return call, ""
 
 
-def _openvino(program: Program, batch: int, onnx: Path, precision: str = "f32") -> tuple[Call, str]:
+@cache
+def _openvino_core() -> Any:
+    """One for the process: each core gives the thread a stack for signals and, at its end, brings back the one before.
+
+    When two end in the order in which they began, what is brought back no longer exists, and the next signal (Ctrl-C,
+    a child that ended) kills the process without a word.
+    """
     import openvino  # pyright: ignore
 
     engine: Any = openvino
+    return engine.Core()
+
+
+def _openvino(program: Program, batch: int, onnx: Path, precision: str = "f32") -> tuple[Call, str]:
     settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    model = engine.Core().read_model(str(onnx))
+    model = _openvino_core().read_model(str(onnx))
     shapes = [list(x.shape) for x in example(program, batch)]
     model.reshape(dict(enumerate(shapes)) if len(shapes) > 1 else shapes[0])
-    request = engine.Core().compile_model(model, "CPU", settings).create_infer_request()
+    request = _openvino_core().compile_model(model, "CPU", settings).create_infer_request()
     note = "" if precision == "f32" else _NARROW
     return lambda given: request.infer([x.numpy() for x in given], share_inputs=True), note
 

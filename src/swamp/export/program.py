@@ -114,7 +114,9 @@ class Program:
             raise SwampError(f"the exported network takes {len(self.inputs)} inputs, got {len(inputs)}.")
         for given, tensor in zip(self.inputs, inputs, strict=True):
             if given.check(tensor).requires_grad:
-                raise SwampError("the sparse runtime has no gradients; call it with inputs that need none (detach()).")
+                raise SwampError(
+                    "the exported network has no gradients; call it with inputs that need none (detach())."
+                )
 
     def pruned_of_dead(self) -> "Program":
         """Without steps and tensors that nothing reads."""
