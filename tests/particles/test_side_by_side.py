@@ -79,7 +79,7 @@ def test_what_cannot_be_compiled_goes_on_uncompiled_and_says_so_once(mlp, image_
     def refuse(*_, **__):
         raise RuntimeError("no compiler in this house")
 
-    monkeypatch.setattr(torch, "compile", refuse)
+    monkeypatch.setattr("torch._inductor.compile", refuse)
     backend, ticket, mask = Stacked(mlp, image_task), Ticket(mlp.state_dict(), 0), Mask.ones(mlp)
     with pytest.warns(UserWarning, match="uncompiled: RuntimeError: no compiler in this house"):
         found = backend.train(ticket, mask, TRAINING, SEEDS)

@@ -11,27 +11,26 @@ _WARM_UPS = 3
 
 
 class Graphed:
-    """`step` with the same results, replayed from a graph of its first call; `state` are the tensors it changes.
+    """`step` with the same effect, replayed from a graph of its first call; `state` are the tensors it changes.
 
-    Inputs must keep their shapes and are copied to where the graph reads them; results lie where the graph writes
-    them and are overwritten by the next call. Capturing takes a few real steps, whose changes are undone.
+    Inputs must keep their shapes and are copied to where the graph reads them. Capturing takes a few real steps, whose
+    changes are undone.
     """
 
-    def __init__(self, step: Callable[..., Tensor], state: Sequence[Tensor]) -> None:
+    def __init__(self, step: Callable[..., None], state: Sequence[Tensor]) -> None:
         self.step, self.state = step, state
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: Any = None
-        self.result: Tensor | None = None
 
-    def __call__(self, *inputs: Any) -> Tensor:
+    def __call__(self, *inputs: Any) -> None:
         """One step on these tensors (or nested lists and mappings of them)."""
-        if self.graph is None or self.result is None:
-            return self._captured(inputs)
-        tree_map(_copy, self.inputs, inputs)
+        if self.graph is None:
+            self.graph = self._captured(inputs)
+        else:
+            tree_map(_copy, self.inputs, inputs)
         self.graph.replay()
-        return self.result
 
-    def _captured(self, inputs: tuple[Any, ...]) -> Tensor:
+    def _captured(self, inputs: tuple[Any, ...]) -> torch.cuda.CUDAGraph:
         self.inputs = tree_map(torch.clone, inputs)
         before = [tensor.clone() for tensor in self.state]
         aside = torch.cuda.Stream()
@@ -40,13 +39,12 @@ class Graphed:
             for _ in range(_WARM_UPS):
                 self.step(*self.inputs)
         torch.cuda.current_stream().wait_stream(aside)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.result = self.step(*self.inputs)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.step(*self.inputs)
         for tensor, original in zip(self.state, before, strict=True):
             tensor.copy_(original)
-        self.graph.replay()
-        return self.result
+        return graph
 
 
 def _copy(kept: Tensor, given: Tensor) -> None:

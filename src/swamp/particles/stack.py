@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from swamp.errors import Interrupted
 from swamp.particles.graphed import Graphed
@@ -21,9 +22,9 @@ from swamp.training import (
     Seed,
     Snapshot,
     State,
-    batch_to,
     build_optimizer,
     copied,
+    gathered,
     require_finite,
     require_finite_memory,
     require_finite_weights,
@@ -51,6 +52,8 @@ class Stack:
         # What the optimizers know as parameters: the stacked weights themselves, or each particle's slices of them.
         self.together, self.parameters = True, [[nn.Parameter(weight) for weight in self.weights.values()]]
         self.optimizers = self._optimizers([snapshot.optimizer for snapshot in snapshots])
+        seen = [snapshot.running_loss for snapshot in snapshots]
+        self.running_loss = torch.tensor(seen, dtype=torch.float64, device=step.device)
         # On a GPU the whole step is captured and replayed, compiled or not.
         on_gpu = step.device.type == "cuda"
         whole = (compiled or on_gpu) and self.together and has_formula(self.optimizers[0])
@@ -60,8 +63,6 @@ class Stack:
         decay = job.training.decay
         self.means = [RunningMean(copied(s.mean), s.averaged, like=like, decay=decay) for s in snapshots]
         self.losses = [list(snapshot.losses) for snapshot in snapshots]
-        seen = [snapshot.running_loss for snapshot in snapshots]
-        self.running_loss = torch.tensor(seen, dtype=torch.float64, device=step.device)
         self.losses_seen = snapshots[0].losses_seen
         self.at = snapshots[0].step
         self.broken: set[int] = set()
@@ -77,8 +78,7 @@ class Stack:
             device = self.step.device
             batches = shuffled_together(task.train, training.batch_size, self.seeds, epoch, within, device)
             for batch in islice(batches, min(end, until) - self.at):
-                inputs, targets = batch_to(batch, self.step.device)
-                self.advance(training.rate(self.at, per_epoch), inputs, targets)
+                self.advance(training.rate(self.at, per_epoch), *batch)
                 self.at += 1
                 if self.at == end:
                     self.end_epoch(per_epoch)
@@ -99,14 +99,15 @@ class Stack:
                 group["lr"] = rate
         noise = self.step.draws(inputs, targets, [seed + self.at for seed in self.noise])
         if self.formula is not None and self.whole is not None:
-            with self.step.trusted():
-                losses = self.whole(self.formula.next_numbers().to(self.step.device), inputs, targets, noise)
+            if self.step.device.type == "cuda":
+                inputs = gathered(inputs)  # a graph copies what it is given
+            self.whole(self.formula.next_numbers().to(self.step.device), inputs, targets, noise)
         else:
             gradients, losses = self.step.moved(
-                self.weights, self.others, self.masks, self.earlier, inputs, targets, noise
+                self.weights, self.others, self.masks, self.earlier, gathered(inputs), targets, noise
             )
             self._move(gradients)
-        self.running_loss += losses
+            self.running_loss += losses
         self.losses_seen += 1
 
     def end_epoch(self, per_epoch: int) -> None:
@@ -217,13 +218,12 @@ class Stack:
             load_optimizer(optimizer, memory)
         return apart
 
-    def _whole(self, compiled: bool, on_gpu: bool) -> Callable[..., Tensor]:
+    def _whole(self, compiled: bool, on_gpu: bool) -> Callable[..., None]:
         assert self.formula is not None
-        body = self.step.whole(self.formula.update, compiled=compiled)
-        step = partial(body, self.weights, self.others, self.masks, self.earlier, self.formula.state)
-        own = (self.weights, self.others, self.earlier)
-        tensors = [*(t for each in own for t in each.values()), *(t for kept in self.formula.state for t in kept)]
-        return Graphed(step, tensors) if on_gpu else step
+        own = self.weights, self.others, self.masks, self.earlier, self.formula.state, self.running_loss
+        step = self.step.whole(self.formula.update, compiled=compiled)(*own)
+        changed = self.weights, self.others, self.earlier, self.formula.state, self.running_loss
+        return Graphed(step, tree_leaves(changed)) if on_gpu else step
 
     def _joined(self, memories: Sequence[State]) -> Tensors:
         """The optimizer memory of the stack from that of its particles; counts and options are the same in all."""

@@ -28,7 +28,6 @@ from swamp.training import (
     TokenData,
     Training,
     as_batch,
-    batch_to,
     copied,
     draws_globally,
     reset_statistics,
@@ -176,9 +175,7 @@ class Stacked:
             with warnings.catch_warnings():
                 # What torch's compiler has to say of its own parts is nothing a user could act on.
                 warnings.simplefilter("ignore")
-                step.compiled = False
                 scratch.advance(0.0, *_batch(self.task, job.training.batch_size, len(seeds), step.device))
-            step.compiled = True
         except Exception as error:  # Whatever a compiler may raise, training goes on without it.
             if _out_of_memory(error):
                 raise
@@ -210,8 +207,7 @@ def _shape(tensor: Tensor) -> str:
 
 def _batch(task: Task, size: int, particles: int, device: torch.device) -> tuple[Any, Tensor]:
     """One batch of the training data for each particle, the same for all."""
-    inputs, targets = next(shuffled_together(task.train, size, [Seed(0)] * particles, 0, 0, device))
-    return batch_to((inputs, targets), device)
+    return next(shuffled_together(task.train, size, [Seed(0)] * particles, 0, 0, device))
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap  # pyright: ignore[reportUnknownVariableType]
 from torch.utils._pytree import tree_map
 
+from swamp.particles.compiled import Compiled
 from swamp.particles.update import Update
-from swamp.training import Task, Training, smoothed
+from swamp.training import Task, Training, gathered, smoothed
 from swamp.training.data import rows_of
 from swamp.training.noise import Noise, scaled
 from swamp.training.sam import ascent
@@ -45,9 +46,7 @@ class Step:
         self.loss = smoothed(task.loss, training.label_smoothing)
         self.shapes: dict[Any, list[tuple[tuple[int, ...], float, torch.dtype]]] = {}
         self.streams: list[torch.cuda.Stream] = []
-        self.compiled = False
-        """Set by who has seen the compiled step run on tensors of the shapes to come."""
-        self._compiled: Callable[..., Tensor] | None = None
+        self._compiled: Compiled | None = None
 
     def gradients(
         self, weights: Tensors, others: Tensors, masks: Tensors, inputs: Any, targets: Tensor, noise: list[Tensor]
@@ -156,22 +155,17 @@ class Step:
             asked.append((shape, kept, like.dtype))
             return torch.ones(shape, dtype=like.dtype, device=like.device)
 
-        first = rows_of(inputs, 0)
+        first = rows_of(gathered(inputs), 0)
         narrow = self.training.precision == "bfloat16"
         with torch.no_grad(), Noise(record), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=narrow):
             copy.deepcopy(self.network)(first)
         return asked
 
-    def trusted(self) -> AbstractContextManager[Any]:
-        """Around calls of a compiled step after its first: torch need not look at each tensor again.
+    def whole(self, update: Update, *, compiled: bool) -> Callable[..., Callable[..., None]]:
+        """The step with the optimizer's update in it: a function of what it changes, which gives one of a batch.
 
-        Every batch of a stack has the shape of its first, and its tensors are the same ones: asking takes a tenth
-        of a small network's step.
+        compiled: at the first batch; the function that is compiled is that of the first `update`.
         """
-        return _skip_guards() if self.compiled else nullcontext()
-
-    def whole(self, update: Update, *, compiled: bool) -> Callable[..., Tensor]:
-        """The step with the optimizer's update in it; compiled at its first call. The losses come back."""
 
         def body(
             weights: Tensors,
@@ -179,22 +173,21 @@ class Step:
             masks: Tensors,
             earlier: Tensors,
             state: Any,
+            running_loss: Tensor,
             numbers: Tensor,
-            *batch: Any,
-        ) -> Tensor:
-            gradients, losses = self.moved(weights, others, masks, earlier, *batch)
+            inputs: Any,
+            targets: Tensor,
+            noise: list[Tensor],
+        ) -> None:
+            gradients, losses = self.moved(weights, others, masks, earlier, gathered(inputs), targets, noise)
+            running_loss.add_(losses)
             update([*weights.values()], [gradients[name] for name in weights], state, numbers)
-            return losses
 
         if not compiled:
-            return body
+            return lambda *own: partial(body, *own)
         if self._compiled is None:
-            self._compiled = torch.compile(body, fullgraph=True, dynamic=False)  # pyright: ignore[reportUnknownMemberType]
-        return self._compiled
-
-
-def _skip_guards() -> AbstractContextManager[Any]:
-    return torch.compiler.set_stance("default", skip_guard_eval_unsafe=True)
+            self._compiled = Compiled(body)
+        return self._compiled.bound
 
 
 def _norms(gradients: Mapping[str, Tensor]) -> Tensor:

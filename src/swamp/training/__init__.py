@@ -24,7 +24,7 @@ from swamp.training.share import Share
 from swamp.training.snapshot import Snapshot, masked
 from swamp.training.sources import as_data
 from swamp.training.task import Task, evaluate, predict
-from swamp.training.together import shuffled_together
+from swamp.training.together import gathered, shuffled_together
 from swamp.training.tokens import TokenData
 
 __all__ = [
@@ -60,6 +60,7 @@ __all__ = [
     "draws_globally",
     "evaluate",
     "fit",
+    "gathered",
     "interpolate",
     "isolated",
     "masked",
