@@ -1,10 +1,14 @@
 """Particles over ranks against one rank, interleaved in one job, one torch thread a rank.
 
 torchrun --standalone --nproc-per-node=2 benchmarks/ranks.py [--network resnet-20] [--particles 4] [--rounds 5]
+
+python benchmarks/ranks.py --apart: two processes that know nothing of each other, each with half of the particles, over
+one with all of them. No ranks can be faster.
 """
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import time
 from threading import Event
@@ -44,7 +48,7 @@ def measure(world: World, name: str, particles: int, rounds: int, as_json: bool)
     alone = Sequential(model, task)
     together = Ranks(alone, world)
     work = Ticket(model.state_dict(), 0), Mask.ones(model), training
-    seeds = [(index, Seed(0).at("particle", index)) for index in range(particles)]
+    seeds = _seeds(particles)
     found = [(seconds(alone, *work, seeds), seconds(together, *work, seeds)) for _ in range(rounds + 1)][1:]
     if as_json:
         print(json.dumps([one[0] / many[0] for one, many in found]))
@@ -56,14 +60,55 @@ def measure(world: World, name: str, particles: int, rounds: int, as_json: bool)
     print(f"{name}, {world.size} ranks: {rate:,.0f} samples/s")
 
 
+def apart(name: str, particles: int, rounds: int) -> list[float]:
+    """The machine's own limit: two processes with half of the particles each, over one with all."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    other = context.Process(target=_answer, args=(there, name), daemon=True)
+    other.start()
+    model, task, training = problem(name)
+    work = Sequential(model, task), Ticket(model.state_dict(), 0), Mask.ones(model), training
+    half = particles // 2
+    found: list[float] = []
+    for _ in range(rounds + 1):
+        alone, _ = seconds(*work, _seeds(particles))
+        began = time.perf_counter()
+        here.send(half)
+        seconds(*work, _seeds(particles - half))
+        here.recv()
+        found.append(alone / (time.perf_counter() - began))
+    here.send(None)
+    other.join()
+    return found[1:]
+
+
+def _answer(pipe: Any, name: str) -> None:
+    torch.set_num_threads(1)
+    model, task, training = problem(name)
+    while particles := pipe.recv():
+        pipe.send(
+            seconds(
+                Sequential(model, task), Ticket(model.state_dict(), 0), Mask.ones(model), training, _seeds(particles)
+            )
+        )
+
+
+def _seeds(particles: int) -> list[tuple[int, Seed]]:
+    return [(index, Seed(0).at("particle", index)) for index in range(particles)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--network", default="mlp-bn-600-200", choices=STEPS)
     parser.add_argument("--particles", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print the ratios on the clock and nothing else")
+    parser.add_argument("--apart", action="store_true", help="two processes without ranks: see above")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.apart:
+        print(json.dumps(apart(given.network, given.particles, given.rounds)))
+        return
     world = World.meet(Event(), 600.0)
     world.compare({})
     world.connect()
