@@ -11,6 +11,7 @@ import pytest
 
 from swamp.errors import Interrupted, SwampError
 from swamp.live import Quiet
+from swamp.methods.measure import Measure
 from swamp.particles import Particle
 from swamp.particles.sequential import Job
 from swamp.runs import RunDirectory, RunStore, open_run, resume, start, store
@@ -42,6 +43,29 @@ def test_killed_at_ten_random_moments_the_run_ends_like_one_never_interrupted(re
     assert_same_outcome(path, run)
     assert not list(run.rglob("unfinished-*")), "a snapshot was left behind"
     assert {path.name for path in run.rglob(".*")} == {".config.json"}, "half-written files were left behind"
+
+
+def test_asked_to_stop_while_a_cycle_is_measured_it_does_not_measure_the_rest(reference, tmp_path, monkeypatch):
+    run, stop, measured, judged = tmp_path / "run", Event(), [], Measure.judged
+
+    def stopping(self, *given, **options):
+        measured.append(given)
+        stop.set()
+        return judged(self, *given, **options)
+
+    with monkeypatch.context() as inside:
+        inside.setattr(Measure, "judged", stopping)
+        inside.setattr("swamp.methods.measure.cores", lambda: 2)
+        with pytest.raises(Interrupted, match="Go on with: swamp resume"):
+            start(tiny(), run, Quiet(), stop)
+    assert len(measured) <= 2
+    assert not RunDirectory(run).record(0).exists()
+    trained, original = [], Job.particle
+    monkeypatch.setattr(Job, "particle", lambda self, *given: trained.append(given[0]) or original(self, *given))
+    go_on(run)
+    plan = tiny().plan
+    assert len(trained) == plan.particles[0] * (len(plan.schedule()) - 1), "particles of the first cycle trained again"
+    assert_same_outcome(reference[0], run)
 
 
 class Crash(BaseException):

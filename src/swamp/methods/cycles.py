@@ -127,7 +127,7 @@ class _Loop:
         arrange(self.model, narrow=False)
         self.task = task.to(next(model.parameters()).device)
         require_finite_start(self.model, self.task)
-        self.measure = Measure(model, self.task, plan.evaluation_examples, training.precision)
+        self.measure = Measure(model, self.task, plan.evaluation_examples, training.precision, store.check_stop)
         self.operations = Operations.of(model, self.task)
         self.initial = Ticket(model.state_dict(), 0)
         self.seed = Seed(plan.seed)

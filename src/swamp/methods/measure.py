@@ -37,10 +37,18 @@ class Measure:
 
     precision: of training, whose forward passes fresh normalisation statistics are made by; what is measured with them
     is so in float32.
+    check_stop: called before each model is measured; may raise Interrupted, as measuring many may take minutes.
     """
 
-    def __init__(self, model: nn.Module, task: Task, examples: int, precision: Precision = "float32") -> None:
-        self.task, self.examples = task, examples
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        examples: int,
+        precision: Precision = "float32",
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.task, self.examples, self.check_stop = task, examples, check_stop
         self.narrow = precision == "bfloat16"
         self.scratch: SimpleQueue[nn.Module] = SimpleQueue()
         self.workers = _workers(model, task)
@@ -53,6 +61,7 @@ class Measure:
         """`work(scratch model, item)` for every item, as many at once as there are cores to spare."""
 
         def one(item: T) -> R:
+            self.check_stop()
             model = self.scratch.get()
             try:
                 return work(model, item)

@@ -76,6 +76,10 @@ class Store(Protocol):
         """Where the training of a cycle's particles (of the ticket: None) reports and, if `keep`, is kept."""
         ...
 
+    def check_stop(self) -> None:
+        """Asked between pieces of long work that are no training. May raise Interrupted."""
+        ...
+
     def member(self, index: int) -> "Store":
         """The store of one member of an ensemble."""
         ...
@@ -127,6 +131,9 @@ class NoStore:
     def progress(self, cycle: int | None, particles: int, *, keep: bool = True) -> Progress:
         """Silence."""
         return Silent()
+
+    def check_stop(self) -> None:
+        """Nobody asks to stop."""
 
     def member(self, index: int) -> "NoStore":
         """The same."""
