@@ -66,8 +66,9 @@ def wait_for(condition):
 
 
 def owner(out: Path, name: str) -> int:
-    """Process that works on a run, 0 for none."""
-    return int(StudyDirectory(out, {}).holder(name).rpartition(":")[2] or 0)
+    """Process that works on a run, 0 for none and for one that has its lock and has not yet written who it is."""
+    process = StudyDirectory(out, {}).holder(name).rpartition(":")[2]
+    return int(process) if process.isdigit() else 0
 
 
 def measured(out: Path) -> dict[str, object]:
