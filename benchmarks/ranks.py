@@ -3,7 +3,7 @@
 torchrun --standalone --nproc-per-node=2 benchmarks/ranks.py [--network resnet-20] [--particles 4] [--rounds 5]
 
 python benchmarks/ranks.py --apart: two processes that know nothing of each other, each with half of the particles, over
-one with all of them. No ranks can be faster.
+one with all of them: about what ranks can reach on the machine.
 """
 
 import argparse
@@ -61,13 +61,12 @@ def measure(world: World, name: str, particles: int, rounds: int, as_json: bool)
 
 
 def apart(name: str, particles: int, rounds: int) -> list[float]:
-    """The machine's own limit: two processes with half of the particles each, over one with all."""
+    """What the machine allows: two processes with half of the particles each, over one with all."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     other = context.Process(target=_answer, args=(there, name), daemon=True)
     other.start()
-    model, task, training = problem(name)
-    work = Sequential(model, task), Ticket(model.state_dict(), 0), Mask.ones(model), training
+    work = _alone(name)
     half = particles // 2
     found: list[float] = []
     for _ in range(rounds + 1):
@@ -84,13 +83,14 @@ def apart(name: str, particles: int, rounds: int) -> list[float]:
 
 def _answer(pipe: Any, name: str) -> None:
     torch.set_num_threads(1)
-    model, task, training = problem(name)
+    work = _alone(name)
     while particles := pipe.recv():
-        pipe.send(
-            seconds(
-                Sequential(model, task), Ticket(model.state_dict(), 0), Mask.ones(model), training, _seeds(particles)
-            )
-        )
+        pipe.send(seconds(*work, _seeds(particles)))
+
+
+def _alone(name: str) -> tuple[Any, ...]:
+    model, task, training = problem(name)
+    return Sequential(model, task), Ticket(model.state_dict(), 0), Mask.ones(model), training
 
 
 def _seeds(particles: int) -> list[tuple[int, Seed]]:

@@ -104,7 +104,7 @@ class Stack:
             self.whole(self.formula.next_numbers().to(self.step.device), inputs, targets, noise)
         else:
             gradients, losses = self.step.moved(
-                self.weights, self.others, self.masks, self.earlier, gathered(inputs), targets, noise
+                self.weights, self.others, self.masks, self.earlier, inputs, targets, noise
             )
             self._move(gradients)
             self.running_loss += losses
@@ -220,9 +220,8 @@ class Stack:
 
     def _whole(self, compiled: bool, on_gpu: bool) -> Callable[..., None]:
         assert self.formula is not None
-        own = self.weights, self.others, self.masks, self.earlier, self.formula.state, self.running_loss
-        step = self.step.whole(self.formula.update, compiled=compiled)(*own)
         changed = self.weights, self.others, self.earlier, self.formula.state, self.running_loss
+        step = self.step.whole(self.formula.update, compiled=compiled)(self.masks, *changed)
         return Graphed(step, tree_leaves(changed)) if on_gpu else step
 
     def _joined(self, memories: Sequence[State]) -> Tensors:

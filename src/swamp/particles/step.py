@@ -67,10 +67,11 @@ class Step:
         targets: Tensor,
         noise: list[Tensor],
     ) -> tuple[Tensors, Tensor]:
-        """The gradients that the optimizer gets, with SAM and clipping; buffers move in place.
+        """The gradients that the optimizer gets, with SAM and clipping; buffers move in place. `Rows` are gathered.
 
         earlier: the gradients of the step before, where s2-sam needs them; those of this step take their place.
         """
+        inputs = gathered(inputs)
         there = self._perturbed(weights, earlier) if self.training.looks_back else weights
         gradients, losses, after = self.gradients(there, others, masks, inputs, targets, noise)
         for name, value in after.items():
@@ -162,15 +163,15 @@ class Step:
         return asked
 
     def whole(self, update: Update, *, compiled: bool) -> Callable[..., Callable[..., None]]:
-        """The step with the optimizer's update in it: a function of what it changes, which gives one of a batch.
+        """The step with the optimizer's update in it: a function of masks and what changes, which gives one of a batch.
 
         compiled: at the first batch; the function that is compiled is that of the first `update`.
         """
 
         def body(
+            masks: Tensors,
             weights: Tensors,
             others: Tensors,
-            masks: Tensors,
             earlier: Tensors,
             state: Any,
             running_loss: Tensor,
@@ -179,7 +180,7 @@ class Step:
             targets: Tensor,
             noise: list[Tensor],
         ) -> None:
-            gradients, losses = self.moved(weights, others, masks, earlier, gathered(inputs), targets, noise)
+            gradients, losses = self.moved(weights, others, masks, earlier, inputs, targets, noise)
             running_loss.add_(losses)
             update([*weights.values()], [gradients[name] for name in weights], state, numbers)
 
