@@ -101,7 +101,7 @@ class Stack:
         if self.formula is not None and self.whole is not None:
             if self.step.device.type == "cuda":
                 inputs = gathered(inputs)  # a graph copies what it is given
-            self.whole(self.formula.next_numbers().to(self.step.device), inputs, targets, noise)
+            self.whole(self.formula.next_numbers(), inputs, targets, noise)
         else:
             gradients, losses = self.step.moved(
                 self.weights, self.others, self.masks, self.earlier, inputs, targets, noise

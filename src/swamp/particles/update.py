@@ -52,11 +52,13 @@ class Formula:
         self.taken = int(self.steps[0]) if self.steps else 0
         # A view of numpy's: making a new tensor of Python's numbers takes ten times as long as writing into this one.
         self.numbers = np.zeros(3 if adam else 1)
-        self.as_tensor = torch.from_numpy(self.numbers)  # pyright: ignore[reportUnknownMemberType]
+        on_cpu = torch.from_numpy(self.numbers)  # pyright: ignore[reportUnknownMemberType]
+        device = weights[0].device
+        self.as_tensor = on_cpu if device.type == "cpu" else on_cpu.to(device)
         self.update: Update = _adamw(self.group) if adam else _sgd(self.group)
 
     def next_numbers(self) -> Tensor:
-        """The numbers of the next step (float64, on CPU, overwritten by the step after it), which is counted."""
+        """The numbers of the next step (float64, where the weights are, overwritten by the step after it), counted."""
         group = self.group
         if self.steps:
             self.taken += 1
@@ -66,6 +68,10 @@ class Formula:
             self.numbers[:] = 1 - group["lr"] * group["weight_decay"], group["lr"] / first, second**0.5
         else:
             self.numbers[0] = group["lr"]
+        if self.as_tensor.device.type != "cpu":
+            # One by one: a copy from the CPU's memory waits for all that the GPU has still to do.
+            for place, number in zip(self.as_tensor, self.numbers.tolist(), strict=True):
+                place.fill_(number)
         return self.as_tensor
 
 

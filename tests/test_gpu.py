@@ -1,0 +1,170 @@
+"""Whatever runs on a GPU has its tensors there, gives what it gives on the CPU, and takes its steps without waiting."""
+
+import copy
+from contextlib import suppress
+from dataclasses import replace
+from threading import Event
+
+import pytest
+import torch
+from torch import nn
+
+import swamp
+from swamp.cli import entry
+from swamp.errors import Interrupted
+from swamp.export import finalise, save, trace
+from swamp.live import Quiet
+from swamp.methods import Plan
+from swamp.particles import Forked, Sequential, Silent, Stacked, Ticket
+from swamp.runs import RunConfig, resume, start
+from swamp.sparsity import Mask
+from swamp.tasks import DataOptions, build_network
+from swamp.training import Dynamic, Seed, Task, TensorData, Training, crop_flip, isolated
+
+from .gpu import CUDA, OnGpu, pretended, waits
+
+TRAINING = Training(epochs=2, batch_size=15, lr=0.05, tail=0.5)
+PLAN = Plan(sparsity=0.6, alpha=(0.4,), particles=(2,), ticket_epochs=1, barrier_threshold=9.0)
+PLAN = replace(PLAN, dynamic=Dynamic(interval=2))
+METHODS = ["swamp", "imp-sam", "lottery-pools", "sms-greedy", "one-shot-fisher", "grasp", "synflow", "rigl-swamp-own"]
+OPTIONS = [{}, {"optimizer": "adamw", "lr": 0.01}, {"sam": 0.1, "clip": 0.05}, {"sam": 0.1, "sharpness": "s2-sam"}]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    with pretended(monkeypatch):
+        yield
+
+
+@pytest.fixture
+def images() -> Task:
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(60, 1, 4, 4, generator=generator, dtype=torch.float64)
+    targets = torch.arange(60) % 3
+    train = TensorData(inputs, targets, crop_flip(1), lambda x: 2 * x)
+    return Task(train, TensorData(inputs + 0.1, targets), TensorData(inputs - 0.1, targets))
+
+
+def network(name: str) -> nn.Module:
+    with isolated(Seed(0).at("init")):
+        if name == "encoder":
+            layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.2, batch_first=True)
+            return nn.Sequential(nn.Flatten(1, 2), layer, nn.Flatten(), nn.Linear(16, 3)).double()
+        if name == "normed":
+            parts = nn.Linear(16, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3)
+            return nn.Sequential(nn.Flatten(), *parts).double()
+        return build_network(name, (1, 4, 4), 3).double()
+
+
+def assert_the_same_on_a_gpu(model: nn.Module, task: Task, plan: Plan, backend: str) -> None:
+    expected = list(swamp.cycles(model, task, plan, TRAINING, backend="sequential"))
+    found = list(swamp.cycles(copy.deepcopy(model).to(CUDA), task, plan, TRAINING, backend=backend))
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.mask == other.mask
+        for name, weight in other.weights.items():
+            assert isinstance(one.weights[name], OnGpu), name
+            assert torch.allclose(one.weights[name].cpu(), weight, rtol=0, atol=1e-10), name
+
+
+def test_the_pretended_gpu_is_as_strict_as_one(gpu):
+    there, here = torch.ones(3).to("cuda"), torch.ones(3)
+    assert there.device == CUDA
+    assert (there + 1).device == CUDA
+    assert type(there.cpu()) is torch.Tensor
+    for wrong in (lambda: there + here, lambda: torch.stack([there, here]), lambda: there.mul_(here)):
+        with pytest.raises(RuntimeError, match="found some on the CPU"):
+            wrong()
+    with pytest.raises(TypeError, match="numpy"):
+        there.numpy()
+    for waiting in (lambda: float(there.sum()), lambda: there[there > 0], lambda: here.to(CUDA), lambda: there.cpu()):
+        waits.clear()
+        waiting()
+        assert waits.total()
+    waits.clear()
+    there[torch.tensor([0, 2])].add_(1.0).sum()
+    assert not waits
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods(method, images, gpu):
+    assert_the_same_on_a_gpu(network("normed"), images, replace(PLAN, method=method), "sequential")
+
+
+@pytest.mark.parametrize("name", ["normed", "encoder", "resnet-8"])
+@pytest.mark.parametrize("backend", ["sequential", "stacked", "forked"])
+def test_backends(backend, name, images, gpu):
+    assert_the_same_on_a_gpu(network(name), images, PLAN, backend)
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: "-".join(map(str, option.values())) or "plain")
+@pytest.mark.parametrize("backend", [Sequential, Stacked, Forked])
+def test_no_step_waits_for_the_gpu(backend, option, images, gpu):
+    """Neither does one that a CUDA graph captures read or copy anything, which would end the capture."""
+    model = network("normed").to(CUDA)
+    before: list[dict[str, int]] = []
+
+    class Watching(Silent):
+        def stepped(self, index, step, total, snapshot):
+            if index == 0:
+                before.append(dict(waits))
+                waits.clear()
+
+    training = Training(epochs=1, batch_size=10, tail=0, swa=False, **option)
+    seeds = [(0, Seed(0)), (1, Seed(1))]
+    mask = Mask({name: torch.arange(p.numel()).view(p.shape) % 3 > 0 for name, p in Mask.ones(model).items()})
+    backend(model, images).train(Ticket(model.state_dict(), 0), mask, training, seeds, progress=Watching())
+    # The first step makes what the others find; the loss is read at the end of the epoch, with the last.
+    assert len(before) == 6
+    assert before[1:-1] == [{}] * 4
+
+
+class StopAt(Quiet):
+    """Asks the run to stop at that of all its steps."""
+
+    def __init__(self, step: int, stop: Event) -> None:
+        self.left, self.stop = step, stop
+
+    def training(self, cycle, index, count, step, total):
+        self.left -= 1
+        if self.left == 0:
+            self.stop.set()
+
+
+def command(*arguments: object) -> None:
+    with suppress(SystemExit):
+        entry.main([str(one) for one in arguments])
+
+
+@pytest.mark.parametrize("backend", ["sequential", "stacked", "forked"])
+def test_a_run_that_was_interrupted_its_analyses_and_its_export(backend, tmp_path, gpu, capfd):
+    """Snapshots go to the disk and come back to the GPU; what looks into a run computes where the run did."""
+    config = RunConfig(
+        "tiny", "digits", "mlp-bn-8", PLAN, TRAINING, DataOptions(examples=200), "cuda", 1, backend, path_every=4
+    )
+    stop = Event()
+    with pytest.raises(Interrupted):
+        start(config, tmp_path / "run", StopAt(70, stop), stop)
+    done = resume(tmp_path / "run", Quiet(), Event())
+    whole = start(config, tmp_path / "whole", Quiet(), Event())
+    on_cpu = start(replace(config, device="cpu", backend="sequential"), tmp_path / "cpu", Quiet(), Event())
+    accuracies = [[cycle["test"]["accuracy"] for cycle in run["cycles"]] for run in (done, whole, on_cpu)]
+    assert accuracies[0] == accuracies[1] == accuracies[2]
+    if backend == "sequential":
+        command("analyze", tmp_path / "run", "--examples", 50, "--curvature-examples", 20, "--points", 3, "--quiet")
+        command("export", tmp_path / "run", "--out", tmp_path / "small.safetensors")
+        said = capfd.readouterr()
+        assert "analysed, 0 skipped" in said.out
+        assert "outputs differ by at most" in said.out
+        assert "swamp:" not in said.err
+
+
+def test_an_exported_network_on_a_gpu(tmp_path, gpu):
+    model, inputs = network("resnet-8").float(), torch.randn(4, 1, 4, 4)
+    mask = Mask({name: torch.arange(p.numel()).view(p.shape) % 5 > 0 for name, p in Mask.ones(model).items()})
+    mask.apply_(model)
+    save(trace(finalise(model, mask), inputs[:2]), tmp_path / "small.safetensors")
+    for given in (inputs, inputs.to(CUDA)):
+        found = swamp.load(tmp_path / "small.safetensors", device="cuda")(given)
+        assert found.device == CUDA
+        assert torch.allclose(found.cpu(), model.eval()(inputs), atol=1e-6)
