@@ -75,6 +75,13 @@ def test_a_forward_pass_that_cannot_be_stacked_is_not(image_task):
     assert_trained_alone(Stacked(model, image_task), model, image_task, "its forward pass cannot be stacked")
 
 
+def test_attention_is_tried_as_a_stack_without_torchs_advice(image_task):
+    """torch has no rule to stack it on CPU, and says so for its own developers."""
+    layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+    model = nn.Sequential(nn.Flatten(1, 2), layer, nn.Flatten(), nn.Linear(16, 3)).double()
+    assert not isinstance(Stacked(model, image_task).step(TRAINING), str)
+
+
 def test_what_cannot_be_compiled_goes_on_uncompiled_and_says_so_once(mlp, image_task, monkeypatch, recwarn):
     def refuse(*_, **__):
         raise RuntimeError("no compiler in this house")
