@@ -6,7 +6,7 @@ from torch import nn
 import swamp
 from swamp.methods import Cycle, NoStore
 from swamp.particles import Sequential
-from swamp.training import Dynamic, Seed, Task, Training
+from swamp.training import Dynamic, Seed, Task, TensorData, Training
 
 TRAINING = Training(epochs=4, batch_size=16, lr=0.1, tail=0.5)
 
@@ -22,6 +22,13 @@ def run(model: nn.Module, task: Task, method: str, training: Training = TRAINING
 
 def same(a: Cycle, b: Cycle) -> bool:
     return a.mask == b.mask and all(torch.equal(a.weights[name], b.weights[name]) for name in a.weights)
+
+
+def exact(model, task: Task) -> tuple:
+    """Model and data in float64, where two ways of the same sum agree."""
+    parts = (task.train, task.test, task.validation)
+    train, test, held = (TensorData(part.inputs.double(), part.targets) for part in parts)
+    return model.double(), replace(task, train=train, test=test, validation=held)
 
 
 def fresh_mlp() -> nn.Module:
@@ -42,6 +49,20 @@ class Tickets(NoStore):
 
     def keep_ticket(self, ticket):
         self.tickets.append(ticket)
+
+
+class AtOnce(Sequential):
+    """Remembers of how many runs particles were trained at once, and of how many particles they were."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__(model, task)
+        self.calls: list[tuple[list[int], int]] = []
+
+    def train_groups(self, groups, training, *, first=0, last=None, of=0):
+        self.calls.append(([len(group.seeds) for group in groups], of))
+        return [
+            self.train(g.ticket, g.mask, training, g.seeds, first=first, last=last, progress=g.progress) for g in groups
+        ]
 
 
 class Spy(Sequential):

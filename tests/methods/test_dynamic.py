@@ -11,19 +11,12 @@ import swamp
 from swamp.methods import METHODS
 from swamp.particles import Sequential, Stacked, Threads
 from swamp.sparsity import Mask
-from swamp.training import Dynamic, Seed, Task, TensorData, Training
+from swamp.training import Dynamic, Seed, Task, Training
 
-from .conftest import PLAN, TRAINING, Spy, run, same
+from .conftest import PLAN, TRAINING, AtOnce, Spy, exact, run, same
 
 CHANGING = [name for name, method in METHODS.items() if method.masks == "dynamic"]
 INTERVAL, BATCH, EPOCHS, PER_EPOCH = 4, 16, 4, 6
-
-
-def exact(model, task: Task) -> tuple:
-    """Model and data in float64, where two ways of the same sum agree."""
-    parts = (task.train, task.test, task.validation)
-    train, test, held = (TensorData(part.inputs.double(), part.targets) for part in parts)
-    return model.double(), replace(task, train=train, test=test, validation=held)
 
 
 def rigl_by_hand(model, task: Task, mask: dict, seed: Seed) -> tuple[dict, dict]:
@@ -109,6 +102,13 @@ def test_particles_share_each_topology_or_each_has_its_own(normed, task):
         else:
             assert together == [1, 1, *[3] * 5]
         assert cycle.cost.steps == 6 + 3 * 18
+
+
+def test_particles_with_masks_of_their_own_are_trained_at_once(normed, task):
+    backend = AtOnce(normed, task)
+    plan = replace(PLAN, method="rigl-swamp-own", dynamic=Dynamic(interval=4, fraction=0.9))
+    list(swamp.cycles(normed, task, plan, TRAINING, backend=backend))
+    assert [parts for parts, _ in backend.calls] == [[1], [1], [3], *[[1, 1, 1]] * 4]
 
 
 def test_grown_weights_start_at_zero_and_without_momentum(mlp, task):

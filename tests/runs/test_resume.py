@@ -12,7 +12,7 @@ import pytest
 from swamp.errors import Interrupted, SwampError
 from swamp.live import Quiet
 from swamp.methods.measure import Measure
-from swamp.particles import Particle
+from swamp.particles import Particle, threads
 from swamp.particles.sequential import Job
 from swamp.runs import RunDirectory, RunStore, open_run, resume, start, store
 
@@ -214,3 +214,20 @@ def test_each_record_is_read_once_however_many_cycles_are_published(tmp_path, mo
     monkeypatch.setattr(store, "read_json", lambda path: read.append(path) or read_json(path))
     go(tiny(), tmp_path / "run")
     assert [path.name for path in read] == ["record.json"] * 3
+
+
+@pytest.mark.parametrize("step", [30, 50])
+def test_the_last_particle_left_in_threads_goes_on_to_the_same_bits(step, tmp_path, monkeypatch):
+    # With both of torch's threads for itself it would round otherwise: it is as large as it must be for that.
+    monkeypatch.setattr(threads, "cores", lambda: 2)
+    config = tiny(model="lenet-300-100", backend="threads", threads=2)
+    config = replace(config, plan=replace(config.plan, particles=(3,), densities=(1.0,)))
+    config = replace(config, training=replace(config.training, batch_size=128))
+    go(config, tmp_path / "whole")
+    ticket, run, stop = 5, tmp_path / "run", Event()
+    with pytest.raises(Interrupted):
+        start(config, run, StopAt(ticket + step, stop), stop)
+    left = [i for i in range(3) if not RunDirectory(run).particle(0, i).exists()]
+    assert len(left) == (3 if step == 30 else 1)
+    go_on(run)
+    assert_same_outcome(tmp_path / "whole", run)

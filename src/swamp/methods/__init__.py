@@ -1,7 +1,7 @@
 """The cycle loop, and the methods that are settings of it."""
 
 from swamp.methods.cycle import Break, Cost, Cycle, Measured, ParticleRecord, particle_index
-from swamp.methods.cycles import cycles, train_on
+from swamp.methods.cycles import cycles, cycles_in_step, train_on
 from swamp.methods.ensemble import ensemble, ensemble_predict, member_seed
 from swamp.methods.method import Method
 from swamp.methods.plan import Plan
@@ -28,6 +28,7 @@ __all__ = [
     "backend_of",
     "barrier",
     "cycles",
+    "cycles_in_step",
     "ensemble",
     "ensemble_predict",
     "member_seed",

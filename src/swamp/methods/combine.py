@@ -23,8 +23,8 @@ class Trained:
     steps: int
     """Steps that were taken for them; those of a common trunk count once."""
     operations: float
-    earlier: float
-    """Seconds of what an earlier session had trained of them."""
+    seconds: float
+    """What training them took, in earlier sessions too."""
     samples: State | None = None
     """The mean over a cyclic tail whose samples have masks of their own; None where the particles are averaged."""
 

@@ -13,7 +13,7 @@ from swamp.methods.combine import Trained
 from swamp.methods.mending import Mending, again, gentler
 from swamp.methods.plan import Plan
 from swamp.methods.store import Phase
-from swamp.particles import Particle, Progress, Ticket
+from swamp.particles import Group, Particle, Progress, Ticket, train_groups
 from swamp.sparsity import Mask, shrink
 from swamp.training import (
     Operations,
@@ -119,13 +119,12 @@ class Changing:
         numbers = self.members[:count]
         seeds = [(i, self._seed(i, count)) for i in numbers]
         shared = len(phase.masks) == 1
-        groups = [(phase.masks[0], seeds)] if shared else [(phase.masks[i], [seeds[i]]) for i in range(count)]
+        apart = [(phase.masks[0], seeds)] if shared else [(phase.masks[i], [seeds[i]]) for i in range(count)]
         kept = dict(zip(numbers, phase.snapshots, strict=False))
         relay = _Relay(self.store.progress(index, count, keep=False), kept, until, self.total, self.broke)
-        particles: list[Particle] = []
-        for mask, members in groups:
-            particles += self.backend.train(start, mask, training, members, first=0, last=until, progress=relay)
-        return particles, tuple(relay.taken[i] for i in numbers)
+        groups = [Group(start, mask, members, relay) for mask, members in apart]
+        trained = train_groups(self.backend, groups, training, first=0, last=until)
+        return [particle for group in trained for particle in group], tuple(relay.taken[i] for i in numbers)
 
     def broke(self, number: int, error: Diverged) -> None:
         """Raise StartOver where the cycle is to be trained anew, else `error`."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from swamp.methods.cycle import Cost, Cycle, Measured, ParticleRecord
-from swamp.methods.cycles import cycles
+from swamp.methods.cycles import cycles_in_step
 from swamp.methods.plan import Plan
 from swamp.methods.store import NoStore, Store
 from swamp.particles import Backend
@@ -28,25 +28,30 @@ def ensemble(
     plan: Plan,
     training: Training,
     *,
-    backend: Backend | None = None,
+    backend: Backend | str | None = None,
     store: Store | None = None,
 ) -> Iterator[Cycle]:
     """Yield the cycles of N = max(plan.particles) whole IMP runs as one; `particles` of each record are its members.
+
+    They go through the cycles together, and in each their single particles are trained at once.
 
     initial: seed -> model with that seed's initial weights. Steps and seconds are the sum over members; the weights
     and mask of a record are its first member's, as no single network has the ensemble's predictions.
     """
     kept = store or NoStore()
-    runs: list[Iterator[Cycle]] = []
-    for member in range(plan.most_particles):
-        seed = member_seed(plan.seed, member)
-        own = replace(plan, method=MEMBER_METHOD, particles=(1,), seed=seed)
-        runs.append(cycles(initial(seed), task, own, training, backend=backend, store=kept.member(member)))
-    return _in_step(runs, copy.deepcopy(initial(plan.seed)), task, plan.evaluation_examples, kept)
+    numbers = range(plan.most_particles)
+    own = replace(plan, method=MEMBER_METHOD, particles=(1,))
+    plans = [replace(own, seed=member_seed(plan.seed, number)) for number in numbers]
+    models = [initial(one.seed) for one in plans]
+    stores = [kept.member(number, len(numbers)) for number in numbers]
+    members = cycles_in_step(models, task, plans, training, backend=backend, stores=stores)
+    return _together(members, copy.deepcopy(models[0]), task, plan.evaluation_examples, kept)
 
 
-def _in_step(runs: list[Iterator[Cycle]], model: nn.Module, task: Task, examples: int, store: Store) -> Iterator[Cycle]:
-    for members in zip(*runs, strict=True):
+def _together(
+    runs: Iterator[tuple[Cycle, ...]], model: nn.Module, task: Task, examples: int, store: Store
+) -> Iterator[Cycle]:
+    for members in runs:
         cycle = store.cycle(members[0].index)
         if cycle is None:
             cycle = _joined(members, model, task, examples)

@@ -2,14 +2,14 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from swamp.errors import Diverged
 from swamp.methods.cycle import Break
 from swamp.methods.plan import Plan
 from swamp.methods.store import Store
-from swamp.particles import Addressed, Backend, Particle, Progress, Ticket
+from swamp.particles import Addressed, Backend, Group, Particle, Progress, Ticket, train_groups
 from swamp.sparsity import Mask
 from swamp.training import Seed, Training
 
@@ -18,7 +18,7 @@ RESTARTS = 3
 
 
 class Mending:
-    """Trains the particles of a run and does with broken ones what the plan says; `store` keeps what broke.
+    """What trains the particles of a run, and what its plan says of those that break; `store` keeps what broke.
 
     A particle that is trained again starts at its ticket, with noise of its own that its seed names: so a run that was
     killed meanwhile goes on to the same bits.
@@ -32,40 +32,13 @@ class Mending:
         """What broke in a cycle (None: the ticket), in the order of particles and attempts."""
         return sorted((one for one in self.breaks if one.cycle == cycle), key=lambda one: (one.particle, -one.lr))
 
-    def train(
-        self,
-        cycle: int | None,
-        count: int,
-        start: Ticket,
-        mask: Mask,
-        training: Training,
-        seeds: Sequence[tuple[int, Seed]],
-        *,
-        first: int = 0,
-        last: int | None = None,
-    ) -> list[Particle]:
-        """Backend.train of a cycle that has `count` particles, until each is whole or left out.
-
-        Raises Diverged where the plan says so, where none is left, and where a particle broke at every learning rate.
-        """
-        found: list[Particle] = []
-        left = list(seeds)
-        while left := self._left(cycle, count, left, found):
-            # Those that broke as often have the same learning rate, and are trained at once.
-            times = min(self._times(cycle, index) for index, _ in left)
-            group = [(i, again(seed, times)) for i, seed in left if self._times(cycle, i) == times]
-            gentle = gentler(training, times)
-            told = _Told(self, self.store.progress(cycle, count), cycle, count, gentle.lr, first)
-            found += self.backend.train(start, mask, gentle, group, first=first, last=last, progress=told)
-        return found
-
     def times(self, cycle: int) -> int:
         """How often a cycle broke whose particles all start over where one breaks."""
         return len(self.of(cycle)) if self.policy == "restart" else 0
 
-    def whole(self, cycle: int, count: int) -> list[int]:
+    def whole(self, cycle: int | None, count: int) -> list[int]:
         """The particles of a cycle that are not left out."""
-        return [i for i in range(count) if not (self.policy == "drop" and self._times(cycle, i))]
+        return [i for i in range(count) if not (self.policy == "drop" and self.times_of(cycle, i))]
 
     def broke(self, cycle: int | None, index: int, count: int, lr: float, first: int, error: Diverged) -> None:
         """Keep that a training with this learning rate, which began at step `first`, broke.
@@ -82,26 +55,81 @@ class Mending:
         self._refuse(cycle, index, count, error)
         warnings.warn(broke.sentence, stacklevel=2)
 
-    def _left(
-        self, cycle: int | None, count: int, seeds: Sequence[tuple[int, Seed]], found: Sequence[Particle]
-    ) -> list[tuple[int, Seed]]:
-        done = {particle.index for particle in found}
+    def check(self, cycle: int | None, count: int) -> None:
+        """Raise Diverged where one broke, in an earlier session perhaps, after which nothing is to go on."""
         for broke in self.of(cycle):
-            # Kept by an earlier session, which ended with it.
             self._refuse(cycle, broke.particle, count, Diverged(f"particle {broke.particle}: {broke.why}"))
-        out = [i for i, _ in seeds if self.policy == "drop" and self._times(cycle, i)]
-        return [(i, seed) for i, seed in seeds if i not in done and i not in out]
+
+    def times_of(self, cycle: int | None, index: int) -> int:
+        """How often a particle broke."""
+        return sum(one.particle == index for one in self.of(cycle))
 
     def _refuse(self, cycle: int | None, index: int, count: int, error: Diverged) -> None:
-        if self.policy == "restart" and self._times(cycle, index) > RESTARTS:
+        if self.policy == "restart" and self.times_of(cycle, index) > RESTARTS:
             raise Diverged(
                 f"{error} It broke {RESTARTS + 1} times, with half the learning rate each time.", error.steps
             )
         if self.policy == "drop" and len({one.particle for one in self.of(cycle)}) >= count:
             raise Diverged(f"{error} No particle is left to go on with.", error.steps)
 
-    def _times(self, cycle: int | None, index: int) -> int:
-        return sum(one.particle == index for one in self.of(cycle))
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """Particles of a cycle (None: the ticket) that a run wants trained from step `first` to `last`."""
+
+    mending: Mending
+    cycle: int | None
+    count: int
+    """Particles of the cycle, those included that are finished."""
+    start: Ticket
+    mask: Mask
+    training: Training
+    seeds: Sequence[tuple[int, Seed]]
+    first: int = 0
+    last: int | None = None
+
+    @property
+    def span(self) -> tuple[Training, int, int | None]:
+        """How, from where and up to where."""
+        return self.training, self.first, self.last
+
+    def left(self, found: Sequence[Particle]) -> list[tuple[int, Seed]]:
+        """Those that are neither found nor left out."""
+        self.mending.check(self.cycle, self.count)
+        left = {*self.mending.whole(self.cycle, self.count)} - {particle.index for particle in found}
+        return [(i, seed) for i, seed in self.seeds if i in left]
+
+    def times(self, index: int) -> int:
+        """How often a particle broke."""
+        return self.mending.times_of(self.cycle, index)
+
+    def at(self, times: int, left: Sequence[tuple[int, Seed]]) -> Group:
+        """Those of `left` that broke so many times."""
+        seeds = [(i, again(seed, times)) for i, seed in left if self.times(i) == times]
+        progress = self.mending.store.progress(self.cycle, self.count)
+        lr = gentler(self.training, times).lr
+        told = _Told(self.mending, progress, self.cycle, self.count, lr, self.first)
+        return Group(self.start, self.mask, seeds, told)
+
+
+def train_wanted(wanted: Sequence[Wanted], of: int) -> list[list[Particle]]:
+    """What each of some runs wants, until every particle is whole or left out.
+
+    Trained at once are those whose trainings are alike, by the backend of all these runs. of: see AtOnce. Raises
+    Diverged where the plan says so, where none is left, and where a particle broke at every learning rate.
+    """
+    found: list[list[Particle]] = [[] for _ in wanted]
+    while left := {n: some for n, one in enumerate(wanted) if (some := one.left(found[n]))}:
+        lead = wanted[min(left)]
+        alike = [n for n in left if wanted[n].span == lead.span]
+        # Those that broke as often have the same learning rate.
+        times = min(wanted[n].times(i) for n in alike for i, _ in left[n])
+        groups = [wanted[n].at(times, left[n]) for n in alike]
+        training = gentler(lead.training, times)
+        trained = train_groups(lead.mending.backend, groups, training, first=lead.first, last=lead.last, of=of)
+        for n, particles in zip(alike, trained, strict=True):
+            found[n] += particles
+    return found
 
 
 def again(seed: Seed, times: int) -> Seed:

@@ -80,8 +80,8 @@ class Store(Protocol):
         """Asked between pieces of long work that are no training. May raise Interrupted."""
         ...
 
-    def member(self, index: int) -> "Store":
-        """The store of one member of an ensemble."""
+    def member(self, index: int, of: int = 1) -> "Store":
+        """The store of one of so many members of an ensemble."""
         ...
 
 
@@ -135,6 +135,6 @@ class NoStore:
     def check_stop(self) -> None:
         """Nobody asks to stop."""
 
-    def member(self, index: int) -> "NoStore":
+    def member(self, index: int, of: int = 1) -> "NoStore":
         """The same."""
         return self

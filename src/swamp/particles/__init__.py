@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from swamp.errors import unknown
 from swamp.particles.auto import WAYS, Auto, Choice
-from swamp.particles.backend import Backend, Progress, Silent
+from swamp.particles.backend import AtOnce, Backend, Group, Progress, Silent, train_groups
 from swamp.particles.beat import Member
 from swamp.particles.own import Own, Work
 from swamp.particles.particle import Particle, mean_of, require_unbroken
@@ -31,10 +31,12 @@ def backend_named(name: str) -> Callable[..., Backend]:
 __all__ = [
     "BACKENDS",
     "Addressed",
+    "AtOnce",
     "Auto",
     "Backend",
     "Choice",
     "Forked",
+    "Group",
     "Member",
     "Over",
     "Own",
@@ -57,4 +59,5 @@ __all__ = [
     "require_unbroken",
     "rewind",
     "serve",
+    "train_groups",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from swamp.errors import Diverged, Interrupted, SwampError, unknown
-from swamp.particles.backend import Backend, Progress, Silent
+from swamp.particles.backend import Backend, Group, Progress, Silent, train_groups
 from swamp.particles.particle import Particle
 from swamp.particles.sequential import Sequential
 from swamp.particles.stacked import Forked, Stacked
@@ -97,32 +97,34 @@ class Auto:
         progress: Progress | None = None,
     ) -> list[Particle]:
         """See Backend.train."""
-        self.decide(ticket, mask, training, seeds, first, last)
-        backend = self.sequential if len(seeds) < 2 or self.chosen is None else self.chosen[1]
-        return backend.train(ticket, mask, training, seeds, first=first, last=last, progress=progress)
+        groups = [Group(ticket, mask, seeds, progress or Silent())]
+        return self.train_groups(groups, training, first=first, last=last)[0]
 
-    def decide(
-        self,
-        ticket: Ticket,
-        mask: Mask,
-        training: Training,
-        seeds: Sequence[tuple[int, Seed]],
-        first: int,
-        last: int | None,
-    ) -> None:
+    def train_groups(
+        self, groups: Sequence[Group], training: Training, *, first: int = 0, last: int | None = None, of: int = 0
+    ) -> list[list[Particle]]:
+        """See AtOnce."""
+        self.decide(groups, training, first, last)
+        alone = max(of, sum(len(group.seeds) for group in groups)) < 2
+        backend = self.sequential if alone or self.chosen is None else self.chosen[1]
+        return train_groups(backend, groups, training, first=first, last=last, of=of)
+
+    def decide(self, groups: Sequence[Group], training: Training, first: int, last: int | None) -> None:
         """Choose before training, where training these particles would: other ranks are told of it first."""
+        count = sum(len(group.seeds) for group in groups)
         steps = training.epochs * self.parts[1].train.steps(training.batch_size)
-        steps = ((steps if last is None else last) - first) * len(seeds) * self.cycles
-        if len(seeds) < 2 or self.chosen is not None or steps < FEW_STEPS:
+        # Up to the end though `last` comes earlier: masks that change are trained a part at a time.
+        steps = (steps - first) * count * self.cycles
+        if count < 2 or self.chosen is not None or steps < FEW_STEPS:
             return
-        self.chosen = self._choose(_Trial(ticket, mask, training, seeds, first, last), steps)
+        self.chosen = self._choose(_Trial(groups, count, training, first, last), steps)
         if self.tell is not None:
             self.tell(self.chosen[0])
 
     def _choose(self, trial: "_Trial", steps: int) -> tuple[Choice, Backend]:
         model, task, _ = self.parts
         backends: dict[str, Backend] = {"sequential": self.sequential}
-        times = {"sequential": trial.seconds(self.sequential, trial.seeds[:1])}
+        times = {"sequential": trial.seconds(self.sequential, 1)}
         whole = steps * times["sequential"]
         if whole < FEW_SECONDS:
             why = f"all of the training takes about {whole:.1f} s, too little to time other ways for."
@@ -133,7 +135,7 @@ class Auto:
             why_not = obstacle(model, task, trial.training)
             if why_not is None:
                 backends["threads"] = Threads(*self.parts)
-                times["threads"] = trial.seconds(backends["threads"], trial.seeds[: cores()])
+                times["threads"] = trial.seconds(backends["threads"], cores())
             else:
                 left_out.append(f"no threads: {why_not}")
         why_not = _not_stacked(model, whole) if on_cpu else None
@@ -146,7 +148,7 @@ class Auto:
                 {"stacked": stacked} if on_cpu else {"stacked": stacked, "forked": Forked(*self.parts)}
             )
             backends.update(ways)
-            times.update((name, trial.seconds(way, trial.seeds)) for name, way in ways.items())
+            times.update((name, trial.seconds(way, trial.count)) for name, way in ways.items())
         else:
             left_out.append(f"not stacked: {why_not}")
         best = min(times, key=lambda name: times[name])
@@ -176,20 +178,23 @@ def _explained(best: str, times: Mapping[str, float], left_out: Sequence[str]) -
 class _Trial:
     """The first steps of a training, taken only to time them."""
 
-    ticket: Ticket
-    mask: Mask
+    groups: Sequence[Group]
+    count: int
+    """Particles in all groups."""
     training: Training
-    seeds: Sequence[tuple[int, Seed]]
     first: int
     last: int | None
 
-    def seconds(self, backend: Backend, seeds: Sequence[tuple[int, Seed]]) -> float:
-        """Time of one step of one particle, where `seeds` are trained at once."""
-        watch = _Stopwatch(len(seeds))
+    def seconds(self, backend: Backend, most: int) -> float:
+        """Time of one step of one particle, where the first `most` of them are trained at once."""
+        left = min(most, self.count)
+        watch, groups = _Stopwatch(left), list[Group]()
+        for group in self.groups:
+            seeds = group.seeds[:left]
+            left -= len(seeds)
+            groups.append(Group(group.ticket, group.mask, seeds, watch))
         with contextlib.suppress(Interrupted):
-            backend.train(
-                self.ticket, self.mask, self.training, seeds, first=self.first, last=self.last, progress=watch
-            )
+            train_groups(backend, groups, self.training, first=self.first, last=self.last)
         return watch.seconds()
 
 

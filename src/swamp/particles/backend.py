@@ -1,7 +1,8 @@
 """Backend: whatever can train copies of a ticket. The cycle loop needs nothing else."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from swamp.errors import Diverged
 from swamp.particles.particle import Particle
@@ -80,3 +81,48 @@ class Backend(Protocol):
         left out of what is returned, and the others are what they would be without it.
         """
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Particles to train that have their ticket, their mask and those they report to in common."""
+
+    ticket: Ticket
+    mask: Mask
+    seeds: Sequence[tuple[int, Seed]]
+    progress: Progress = field(default_factory=Silent)
+
+
+@runtime_checkable
+class AtOnce(Protocol):
+    """A backend that trains particles of several groups at once."""
+
+    def train_groups(
+        self, groups: Sequence[Group], training: Training, *, first: int = 0, last: int | None = None, of: int = 0
+    ) -> list[list[Particle]]:
+        """The particles of each group, as `Backend.train` gives them.
+
+        of: how many there are with those that an earlier session finished, where there are any. It shared the machine
+        out among so many, and what is left must have the same share to come to the same bits.
+        """
+        ...
+
+
+def train_groups(
+    backend: Backend,
+    groups: Sequence[Group],
+    training: Training,
+    *,
+    first: int = 0,
+    last: int | None = None,
+    of: int = 0,
+) -> list[list[Particle]]:
+    """See AtOnce; one group after the other where the backend can do no more."""
+    if isinstance(backend, AtOnce):
+        return backend.train_groups(groups, training, first=first, last=last, of=of)
+    return [
+        backend.train(g.ticket, g.mask, training, g.seeds, first=first, last=last, progress=g.progress)
+        if g.seeds
+        else []
+        for g in groups
+    ]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from swamp.errors import Diverged, Interrupted, Lost, SwampError
 from swamp.particles.auto import Auto
-from swamp.particles.backend import Backend, Progress, Silent
+from swamp.particles.backend import Backend, Group, Progress, Silent
 from swamp.particles.particle import Particle
 from swamp.particles.serving import Job, Shared, Trained, own_part
 from swamp.particles.ticket import Ticket
@@ -82,7 +82,7 @@ class Ranks:
             return []
         told = _Leading(progress or Silent(), self)
         if self.apart and isinstance(self.inner, Auto):
-            self.inner.decide(ticket, mask, training, seeds[0 :: self.world.size], first, last)
+            self.inner.decide([Group(ticket, mask, seeds[0 :: self.world.size])], training, first, last)
         job = self._announce(ticket, mask, training, tuple(seeds), first, last, told.address)
         try:
             particles = own_part(self.world, job, self.inner, self.shared, ticket, mask, told)

@@ -4,12 +4,13 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 from torch import nn
 
 from swamp.errors import Diverged, SwampError
-from swamp.particles.backend import Progress, Silent
+from swamp.particles.backend import Group, Progress, Silent
 from swamp.particles.particle import Particle
 from swamp.particles.ticket import Ticket
 from swamp.sparsity import Mask
@@ -151,6 +152,38 @@ class Job:
         )
         self.progress.finished(particle)
         return particle
+
+
+class Row(NamedTuple):
+    """One particle of those that are trained at once, and the job of its group."""
+
+    job: Job
+    number: int
+    """The particle's index in its group."""
+    seed: Seed
+
+
+def rows_of(
+    model: nn.Module,
+    task: Task,
+    optimizer: OptimizerFactory | None,
+    groups: Sequence[Group],
+    training: Training,
+    first: int,
+    last: int | None,
+) -> list[Row]:
+    """The particles of all groups, in their order."""
+    rows: list[Row] = []
+    for group in groups:
+        job = Job(model, task, optimizer, group.ticket, group.mask, training, first, last, group.progress)
+        rows += [Row(job, index, seed) for index, seed in group.seeds]
+    return rows
+
+
+def regrouped(groups: Sequence[Group], particles: Sequence[Particle | None]) -> list[list[Particle]]:
+    """What the rows of `rows_of` gave, group by group; those that broke are left out."""
+    given = iter(particles)
+    return [unbroken(islice(given, len(group.seeds))) for group in groups]
 
 
 def unbroken(particles: Iterable[Particle | None]) -> list[Particle]:

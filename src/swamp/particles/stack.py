@@ -13,13 +13,12 @@ from torch.utils._pytree import tree_leaves
 
 from swamp.errors import Interrupted
 from swamp.particles.graphed import Graphed
-from swamp.particles.sequential import Job
+from swamp.particles.sequential import Row
 from swamp.particles.step import Step, Tensors
 from swamp.particles.update import Formula, has_formula, moves_each_number_alone
 from swamp.training import (
     Fit,
     RunningMean,
-    Seed,
     Snapshot,
     State,
     build_optimizer,
@@ -38,16 +37,14 @@ T = TypeVar("T")
 class Stack:
     """Particles that stand at the same step, made from one snapshot each."""
 
-    def __init__(
-        self, step: Step, job: Job, seeds: Sequence[tuple[int, Seed]], snapshots: Sequence[Snapshot], *, compiled: bool
-    ) -> None:
-        self.step, self.job = step, job
-        self.indices, self.seeds = [index for index, _ in seeds], [seed for _, seed in seeds]
+    def __init__(self, step: Step, rows: Sequence[Row], snapshots: Sequence[Snapshot], *, compiled: bool) -> None:
+        """rows: their jobs differ in ticket, mask and progress only."""
+        self.step, self.rows, self.job = step, rows, rows[0].job
+        job, self.seeds = self.job, [row.seed for row in rows]
         self.noise = [seed.at("noise").number() for seed in self.seeds]
         self.scratch = copy.deepcopy(job.model)
         self.weights, self.others = self._stacked([snapshot.weights for snapshot in snapshots])
-        prefixed = {f"model.{name}": alive for name, alive in job.mask.items()}
-        self.masks = {n: alive.to(self.weights[n]) for n, alive in prefixed.items() if n in self.weights}
+        self.masks = self._masks()
         self.earlier = self._earlier([snapshot.gradient for snapshot in snapshots])
         # What the optimizers know as parameters: the stacked weights themselves, or each particle's slices of them.
         self.together, self.parameters = True, [[nn.Parameter(weight) for weight in self.weights.values()]]
@@ -128,7 +125,8 @@ class Stack:
         def told() -> tuple[T]:
             return (work(),)
 
-        found = self.job.unless_broken(self.indices[place], told)
+        job, index, _ = self.rows[place]
+        found = job.unless_broken(index, told)
         if found is None:
             self.broken.add(place)
         return found and found[0]
@@ -138,7 +136,8 @@ class Stack:
         stopped: Interrupted | None = None
         for place in self.whole_places:
             try:
-                self.job.progress.stepped(self.indices[place], self.at, last, partial(self.snapshot, place))
+                job, index, _ = self.rows[place]
+                job.progress.stepped(index, self.at, last, partial(self.snapshot, place))
             except Interrupted as error:
                 stopped = error
         if stopped is not None:
@@ -190,6 +189,16 @@ class Stack:
         trained = {f"model.{name}" for name, p in self.scratch.named_parameters() if p.requires_grad}
         weights = {name: tensor for name, tensor in stacked.items() if name in trained}
         return weights, {name: tensor for name, tensor in stacked.items() if name not in trained}
+
+    def _masks(self) -> Tensors:
+        """That of all particles, or where groups have their own, one for each of them with the particles first."""
+        shared = all(row.job is self.job for row in self.rows)
+        found: Tensors = {}
+        for name in self.job.mask:
+            if (weight := self.weights.get(f"model.{name}")) is not None:
+                alive = self.job.mask[name] if shared else torch.stack([row.job.mask[name] for row in self.rows])
+                found[f"model.{name}"] = alive.to(weight)
+        return found
 
     def _earlier(self, gradients: Sequence[State]) -> Tensors:
         """The gradients of the step before, where the next one needs them; zeros, along which nothing is perturbed."""

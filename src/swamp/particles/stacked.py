@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from swamp.particles.backend import Progress, Silent
+from swamp.particles.backend import Group, Progress, Silent
 from swamp.particles.particle import Particle
-from swamp.particles.sequential import Job, rewind, unbroken
+from swamp.particles.sequential import Job, Row, regrouped, rewind, rows_of
 from swamp.particles.stack import Stack
 from swamp.particles.step import Step
 from swamp.particles.ticket import Ticket
@@ -55,7 +55,7 @@ class Stacked:
         self.task = task.to(next(model.parameters()).device)
         self.optimizer = optimizer
         self.compiled, self.forked = compiled, forked
-        self.compiled_for: set[int] = set()
+        self.compiled_for: set[tuple[int, bool]] = set()
         self.most: int | None = None
         self.known: dict[Training, Step | str] = {}
 
@@ -71,17 +71,24 @@ class Stacked:
         progress: Progress | None = None,
     ) -> list[Particle]:
         """See Backend.train. Equal to Sequential up to rounding."""
-        job = Job(self.model, self.task, self.optimizer, ticket, mask, training, first, last, progress or Silent())
+        groups = [Group(ticket, mask, seeds, progress or Silent())]
+        return self.train_groups(groups, training, first=first, last=last)[0]
+
+    def train_groups(
+        self, groups: Sequence[Group], training: Training, *, first: int = 0, last: int | None = None, of: int = 0
+    ) -> list[list[Particle]]:
+        """See AtOnce. No stack is smaller than it was: its particles are kept before the first of them is finished."""
+        rows = rows_of(self.model, self.task, self.optimizer, groups, training, first, last)
         step = self.step(training)
         if isinstance(step, str):
             warnings.warn(f"particles are trained one after the other, not stacked: {step}", stacklevel=2)
-            return job.particles(seeds)
-        particles: list[Particle] = []
-        left = seeds
+            return regrouped(groups, [job.particle(index, seed) for job, index, seed in rows])
+        particles: list[Particle | None] = []
+        left = rows
         while left:
             part = left[: self.most]
             try:
-                particles += self._stack(job, step, part)
+                particles += self._stack(step, part)
                 left = left[len(part) :]
             except RuntimeError as error:
                 if not _out_of_memory(error) or len(part) == 1:
@@ -90,7 +97,7 @@ class Stacked:
                 warnings.warn(
                     f"{len(part)} particles do not fit in memory at once; going on with {self.most}.", stacklevel=2
                 )
-        return particles
+        return regrouped(groups, particles)
 
     def step(self, training: Training) -> Step | str:
         """The step of stacked copies of this model, or why there is none."""
@@ -110,7 +117,7 @@ class Stacked:
         step = Step(self.model, self.task, training, forked=self.forked)
         job = Job(self.model, self.task, None, Ticket(self.model.state_dict(), 0), Mask({}), training, 0, 1, Silent())
         fresh = self._fresh(job)
-        stack = Stack(step, job, [(0, Seed(0)), (1, Seed(1))], [fresh, fresh], compiled=False)
+        stack = Stack(step, [Row(job, n, Seed(n)) for n in (0, 1)], [fresh, fresh], compiled=False)
         try:
             with warnings.catch_warnings():
                 # Which of its operations torch has no rule to stack for is nothing a user could act on.
@@ -128,57 +135,74 @@ class Stacked:
             reset_statistics(model)
         return Snapshot(job.first, copied(model.state_dict()), {}, {}, 0, (), 0.0, 0)
 
-    def _stack(self, job: Job, step: Step, seeds: Sequence[tuple[int, Seed]]) -> list[Particle]:
+    def _stack(self, step: Step, rows: Sequence[Row]) -> list[Particle | None]:
         began = time.perf_counter()
-        snapshots = {index: job.progress.unfinished(index) or self._fresh(job) for index, _ in seeds}
-        if self.compiled and len(seeds) not in self.compiled_for:
-            self.compiled_for.add(len(seeds))
-            self._try_compiling(job, step, seeds)
+        job = rows[0].job
+        snapshots = {n: job.progress.unfinished(index) or self._fresh(job) for n, (job, index, _) in enumerate(rows)}
+        kind = len(rows), all(row.job is job for row in rows)
+        if self.compiled and kind not in self.compiled_for:
+            self.compiled_for.add(kind)
+            self._try_compiling(step, rows)
         last = job.last
         if last is None:
             last = job.training.epochs * self.task.train.steps(job.training.batch_size)
         together = False
         stack: Stack | None = None
+        numbers: list[int] = []
         while snapshots and not together:
             # Particles that an interruption left at different steps: those behind catch up first. Copies that count for
             # nothing take the places of the others, as a smaller stack would round differently.
-            all_of_them = [(index, seed) for index, seed in seeds if index in snapshots]
-            behind = min(snapshots, key=lambda index: snapshots[index].step)
-            group = [index for index in snapshots if snapshots[index].step == snapshots[behind].step]
-            starts = [snapshots[index if index in group else behind] for index, _ in all_of_them]
+            numbers = [*snapshots]
+            behind = min(numbers, key=lambda n: snapshots[n].step)
+            group = [n for n in numbers if snapshots[n].step == snapshots[behind].step]
+            starts = [snapshots[n if n in group else behind] for n in numbers]
             until = min([s.step for s in snapshots.values() if s.step > snapshots[behind].step], default=last)
-            stack = Stack(step, job, all_of_them, starts, compiled=self.compiled)
-            stack.broken |= {place for place, index in enumerate(stack.indices) if index not in group}
+            stack = Stack(step, [rows[n] for n in numbers], starts, compiled=self.compiled)
+            stack.broken |= {place for place, n in enumerate(numbers) if n not in group}
             stack.run(until, last)
             together = len(group) == len(snapshots)
-            for place, index in enumerate(stack.indices):
-                if index not in group:
+            for place, n in enumerate(numbers):
+                if n not in group:
                     continue
                 if place in stack.broken:
-                    del snapshots[index]
+                    del snapshots[n]
                 elif not together:
-                    snapshots[index] = stack.snapshot(place)
-        return [] if stack is None else self._reported(job, stack, (time.perf_counter() - began) / len(seeds))
+                    snapshots[n] = stack.snapshot(place)
+        found: list[Particle | None] = [None] * len(rows)
+        if stack is not None:
+            for n, particle in zip(
+                numbers, self._reported(stack, (time.perf_counter() - began) / len(rows)), strict=True
+            ):
+                found[n] = particle
+        return found
 
-    def _reported(self, job: Job, stack: Stack, seconds: float) -> list[Particle]:
+    def _reported(self, stack: Stack, seconds: float) -> list[Particle | None]:
+        """The particles of a stack at its end, None in the places of those that broke."""
         if len(stack.whole_places) > 1:
             for place in stack.whole_places:
-                job.progress.ready(stack.indices[place], partial(stack.snapshot, place))
+                job, index, _ = stack.rows[place]
+                job.progress.ready(index, partial(stack.snapshot, place))
 
         def reported(place: int) -> Particle:
-            return job.reported(stack.indices[place], stack.trained(place, job.first), seconds)
+            job, index, _ = stack.rows[place]
+            return job.reported(index, stack.trained(place, job.first), seconds)
 
-        return unbroken(stack.unless_broken(place, partial(reported, place)) for place in stack.whole_places)
+        whole = stack.whole_places
+        return [
+            stack.unless_broken(place, partial(reported, place)) if place in whole else None
+            for place in range(len(stack.rows))
+        ]
 
-    def _try_compiling(self, job: Job, step: Step, seeds: Sequence[tuple[int, Seed]]) -> None:
+    def _try_compiling(self, step: Step, rows: Sequence[Row]) -> None:
         """Compile the step on particles that are thrown away; where it cannot be, say so and do without."""
+        job = rows[0].job
         try:
-            fresh = [self._fresh(job)] * len(seeds)
-            scratch = Stack(step, job, seeds, fresh, compiled=True)
+            fresh = [self._fresh(job)] * len(rows)
+            scratch = Stack(step, rows, fresh, compiled=True)
             with warnings.catch_warnings():
                 # What torch's compiler has to say of its own parts is nothing a user could act on.
                 warnings.simplefilter("ignore")
-                scratch.advance(0.0, *_batch(self.task, job.training.batch_size, len(seeds), step.device))
+                scratch.advance(0.0, *_batch(self.task, job.training.batch_size, len(rows), step.device))
         except Exception as error:  # Whatever a compiler may raise, training goes on without it.
             if _out_of_memory(error):
                 raise

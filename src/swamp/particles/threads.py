@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from swamp.errors import Diverged
-from swamp.particles.backend import Progress, Silent
+from swamp.particles.backend import Group, Progress, Silent
 from swamp.particles.particle import Particle
-from swamp.particles.sequential import Job, unbroken
+from swamp.particles.sequential import Row, regrouped, rows_of
 from swamp.particles.ticket import Ticket
 from swamp.sparsity import Mask
 from swamp.training import (
@@ -53,14 +53,21 @@ class Threads:
         progress: Progress | None = None,
     ) -> list[Particle]:
         """See Backend.train. Bit-equal to Sequential where each thread has as many of torch's threads."""
-        workers = min(len(seeds), cores())
+        groups = [Group(ticket, mask, seeds, progress or Silent())]
+        return self.train_groups(groups, training, first=first, last=last)[0]
+
+    def train_groups(
+        self, groups: Sequence[Group], training: Training, *, first: int = 0, last: int | None = None, of: int = 0
+    ) -> list[list[Particle]]:
+        """See AtOnce."""
+        rows = rows_of(self.model, self.task, self.optimizer, groups, training, first, last)
+        workers = min(max(of, len(rows)), cores())
         why_not = obstacle(self.model, self.task, training) if workers > 1 else None
         if why_not:
             warnings.warn(f"particles are trained one after the other, not in threads: {why_not}", stacklevel=2)
-        job = Job(self.model, self.task, self.optimizer, ticket, mask, training, first, last, progress or Silent())
         if workers < 2 or why_not:
-            return job.particles(seeds)
-        return _side_by_side(job, seeds, workers)
+            return regrouped(groups, [job.particle(index, seed) for job, index, seed in rows])
+        return regrouped(groups, _side_by_side(rows, workers))
 
 
 def obstacle(model: nn.Module, task: Task, training: Training) -> str | None:
@@ -78,50 +85,60 @@ def cores() -> int:
     return max(1, mine // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _side_by_side(job: Job, seeds: Sequence[tuple[int, Seed]], workers: int) -> list[Particle]:
+def _side_by_side(rows: Sequence[Row], workers: int) -> list[Particle | None]:
     threads = torch.get_num_threads()
     # Never more than the user asked for: another number rounds differently.
     each = min(threads, max(1, cores() // workers))
-    progress = _Together(job.progress)
-    beside = replace(job, progress=progress, alone=False, beside=workers)
+    turn = _Turn()
+    beside = min(workers, len(rows))
     with ThreadPoolExecutor(workers, "particle", initializer=torch.set_num_threads, initargs=(each,)) as pool:
-        futures = [pool.submit(beside.particle, index, seed) for index, seed in seeds]
+        futures: list[Future[Particle | None]] = []
+        for job, index, seed in rows:
+            told = _InTurn(job.progress, turn)
+            futures.append(pool.submit(replace(job, progress=told, alone=False, beside=beside).particle, index, seed))
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
-            progress.cancelled = True
+            turn.cancelled = True
             pool.shutdown(cancel_futures=True)
             # Their number of threads is in part the whole process's.
             torch.set_num_threads(threads)
     return _results(futures)
 
 
-def _results(futures: Sequence[Future[Particle | None]]) -> list[Particle]:
+def _results(futures: Sequence[Future[Particle | None]]) -> list[Particle | None]:
     errors = [error for future in futures if not future.cancelled() and (error := future.exception())]
     # Those that were only told to stop say nothing of what happened.
     for error in sorted(errors, key=lambda error: isinstance(error, _Cancelled)):
         raise error
-    return unbroken(future.result() for future in futures)
+    return [future.result() for future in futures]
 
 
 class _Cancelled(Exception):  # noqa: N818
     """Raised in a thread when another one failed or was stopped."""
 
 
-class _Together:
-    """Progress told by many threads, one at a time; stops them all when one stops."""
+class _Turn:
+    """What the threads of one training at once have in common."""
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    def __init__(self) -> None:
         self.lock = Lock()
         self.cancelled = False
+
+
+class _InTurn:
+    """Progress told by many threads, one at a time; stops them all when one stops."""
+
+    def __init__(self, progress: Progress, turn: _Turn) -> None:
+        self.progress, self.turn = progress, turn
+        self.lock = turn.lock
 
     def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         """Pass it on. Raises what it raises, and _Cancelled where another thread failed."""
         with self.lock:
             # Asked once more though cancelled: a run that was stopped saves each of its particles.
             self.progress.stepped(index, step, total, snapshot)
-        if self.cancelled:
+        if self.turn.cancelled:
             raise _Cancelled
 
     def unfinished(self, index: int) -> Snapshot | None:

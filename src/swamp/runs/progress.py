@@ -55,6 +55,8 @@ class RunProgress:
     count: int
     keep: bool = True
     """Whether trainings in progress are kept."""
+    one_of: tuple[int, int] = (0, 1)
+    """Which member of an ensemble it is, and of how many: its particle is told of as one of them."""
     began: float = field(default_factory=time.monotonic)
     saved: dict[int, float] = field(default_factory=dict[int, float])
     paths: dict[int, PathWriter] = field(default_factory=dict[int, PathWriter])
@@ -63,7 +65,7 @@ class RunProgress:
 
     def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         """Show, save now and then, and stop where asked."""
-        self.reporter.training(self.cycle, index, self.count, step, total)
+        self.elsewhere(index, step, total)
         stopping = self.stop.is_set()
         due = stopping or time.monotonic() - self.saved.get(index, self.began) > self.snapshot_seconds
         path = self.path(index) if self.path_every and (step % self.path_every == 0 or step == total) else None
@@ -99,8 +101,9 @@ class RunProgress:
         return {"folder": self.directory.folder, "cycle": self.cycle, "count": self.count}
 
     def elsewhere(self, index: int, step: int, total: int) -> None:
-        """Show the step of a particle that another rank trains."""
-        self.reporter.training(self.cycle, index, self.count, step, total)
+        """Show the step of a particle, which another rank may train."""
+        member, members = self.one_of
+        self.reporter.training(self.cycle, index + member * self.count, members * self.count, step, total)
 
     def unfinished(self, index: int) -> Snapshot | None:
         """The snapshot on disk; where it, or the path up to it, is damaged, training begins again."""

@@ -37,6 +37,8 @@ class RunStore:
     snapshot_seconds: float = 30.0
     announce: bool = True
     """Whether the reporter hears of finished cycles; members of an ensemble are not announced one by one."""
+    one_of: tuple[int, int] = (0, 1)
+    """Which member of an ensemble this is, and of how many: the reporter hears of its particle as of one of them."""
     phases: dict[int, float] = field(default_factory=dict[int, float])
     """When the phase of each cycle was last written, or first not."""
     path_every: int = 0
@@ -223,12 +225,22 @@ class RunStore:
     def progress(self, cycle: int | None, particles: int, *, keep: bool = True) -> RunProgress:
         """Progress of one cycle's particles."""
         return RunProgress(
-            self.directory, self.reporter, self.stop, self.snapshot_seconds, self.path_every, cycle, particles, keep
+            self.directory,
+            self.reporter,
+            self.stop,
+            self.snapshot_seconds,
+            self.path_every,
+            cycle,
+            particles,
+            keep,
+            self.one_of,
         )
 
-    def member(self, index: int) -> "RunStore":
-        """The store of one member of an ensemble, in a folder of its own."""
-        return replace(self, directory=self.directory.member(index), announce=False, phases={}, lines={})
+    def member(self, index: int, of: int = 1) -> "RunStore":
+        """The store of one of so many members of an ensemble, in a folder of its own."""
+        return replace(
+            self, directory=self.directory.member(index), announce=False, one_of=(index, of), phases={}, lines={}
+        )
 
     def opened(self, address: Any) -> RunProgress:
         """The progress that another process, on the same run, has at this address."""
