@@ -26,7 +26,8 @@ from line import Line, median, ratio, ratios, seconds
 from particles import CASES, throughput
 from reference import swamp_by_hand
 from swamp.live import Quiet
-from swamp.methods import Plan, cycles
+from swamp.methods import Plan, cycles, cycles_in_step
+from swamp.particles import Backend, Sequential, Stacked
 from swamp.recipes import recipe_named
 from swamp.runs import start
 from swamp.sparsity import Mask, shrink
@@ -141,6 +142,33 @@ def job(name: str, images: int, epochs: int, goal: str, precision: Precision = "
     return median(f"plain script / ours, SWAMP (4), {name}, {precision}", found, "ratio", goal)
 
 
+def seeds(method: str, particles: int, count: int = 5) -> Line:
+    """Runs of several seeds one after the other, each in the way that is fastest for it, over all as one stack."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn((9000, 40), generator=generator), torch.randint(0, 10, (9000,), generator=generator)
+    train, *held = ((inputs[part], targets[part]) for part in (slice(0, 4000), slice(4000, 5000), slice(5000, 9000)))
+    task = Task(TensorData(*train), *(TensorData(*one) for one in reversed(held)))
+    plans = [Plan(method, densities=(1.0, 0.6), particles=(particles,), seed=seed) for seed in range(count)]
+    training = Training(epochs=80, tail=0.25)
+    models: list[torch.nn.Module] = []
+    for plan in plans:
+        with isolated(Seed(plan.seed)):
+            models.append(build_network("mlp-100-100", (40,), 10))
+    stacked = Stacked(models[0], task)  # one for all: it compiles its step once
+    alone: Backend = stacked if particles > 1 else Sequential(models[0], task)
+
+    def one_by_one() -> None:
+        for model, plan in zip(models, plans, strict=True):
+            list(cycles(model, task, plan, training, backend=alone))
+
+    def at_once() -> None:
+        list(cycles_in_step(models, task, plans, training, backend=stacked))
+
+    name = f"{count} seeds one by one / at once, {method} ({particles}), mlp-100-100"
+    return median(name, ratios(one_by_one, at_once, rounds=5), "ratio", "")
+
+
 def memory(name: str = "resnet-20") -> Line:
     """Resident memory that one more particle in threads adds, in processes of their own."""
     found = [(_peak(name, 8) - _peak(name, 2)) / 6 for _ in range(3)]
@@ -185,6 +213,7 @@ PARTS: dict[str, Callable[[], list[Line]]] = {
     "lenet-job": lambda: [job("lenet-300-100", 2560, 40, "at least 3", held_out=427)],
     # Test data as many for each training example as Fashion-MNIST has; ten minutes.
     "resnet-job": lambda: [job("resnet-20", 640, 8, "at least 2", "bfloat16", 128)],
+    "seeds": lambda: [seeds("imp", 1), seeds("swamp", 4)],
     "exported": exported,
     "sizes": sizes,
     "ranks": lambda: [*ranks("mlp-bn-600-200"), *ranks("resnet-20")],

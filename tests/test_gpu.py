@@ -14,7 +14,7 @@ from swamp.cli import entry
 from swamp.errors import Interrupted
 from swamp.export import finalise, save, trace
 from swamp.live import Quiet
-from swamp.methods import Plan
+from swamp.methods import Cycle, Plan, cycles_in_step
 from swamp.particles import Forked, Sequential, Silent, Stacked, Ticket
 from swamp.runs import RunConfig, resume, start
 from swamp.sparsity import Mask
@@ -59,6 +59,10 @@ def network(name: str) -> nn.Module:
 def assert_the_same_on_a_gpu(model: nn.Module, task: Task, plan: Plan, backend: str) -> None:
     expected = list(swamp.cycles(model, task, plan, TRAINING, backend="sequential"))
     found = list(swamp.cycles(copy.deepcopy(model).to(CUDA), task, plan, TRAINING, backend=backend))
+    assert_the_same_but_there(found, expected)
+
+
+def assert_the_same_but_there(found: list[Cycle], expected: list[Cycle]) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         assert one.mask == other.mask
@@ -95,6 +99,16 @@ def test_methods(method, images, gpu):
 @pytest.mark.parametrize("backend", ["sequential", "stacked", "forked"])
 def test_backends(backend, name, images, gpu):
     assert_the_same_on_a_gpu(network(name), images, PLAN, backend)
+
+
+@pytest.mark.parametrize("backend", ["stacked", "forked"])
+def test_several_seeds_at_once(backend, images, gpu):
+    plans = [replace(PLAN, seed=seed) for seed in (0, 1)]
+    models = [network("normed") for _ in plans]
+    expected = list(cycles_in_step(models, images, plans, TRAINING, backend="sequential"))
+    found = list(cycles_in_step([m.to(CUDA) for m in models], images, plans, TRAINING, backend=backend))
+    for some, others in zip(found, expected, strict=True):
+        assert_the_same_but_there([*some], [*others])
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: "-".join(map(str, option.values())) or "plain")
