@@ -17,7 +17,11 @@ from campaign import Campaign, main
 from child import Child, traceback_in
 from modes import MODES, Analyze, Mode, finish, log, undisturbed, warm
 
-SHARES = ("sequential", "threads", "analyze", "ranks", "study", "stacked") * 6 + ("compiled", "torchrun", "swamp study")
+SHARES = ("sequential", "threads", "analyze", "ranks", "study", "stacked", "ensemble") * 6 + (
+    "compiled",
+    "torchrun",
+    "swamp study",
+)
 """Kills go round these: those that take long get fewer."""
 
 

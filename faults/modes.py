@@ -39,6 +39,11 @@ def tiny(**changes: Any) -> RunConfig:
     return replace(config, **{"snapshot_seconds": 0.02, "path_every": 8, "backend": "sequential", **changes})
 
 
+def of(particles: int, config: RunConfig, method: str = "swamp") -> RunConfig:
+    """The same of another method and as many particles, or members."""
+    return replace(config, plan=replace(config.plan, method=method, particles=(particles,)))
+
+
 def warm() -> None:
     """Import what a run imports on its way, once for all children."""
     for name in ("torch._dynamo", "torch.func", "swamp.report"):
@@ -159,8 +164,10 @@ class Study(Workers):
 
 MODES: dict[str, Mode] = {
     "sequential": Mode("sequential", tiny()),
-    "threads": Mode("threads", tiny(backend="threads")),
+    # One particle more than cores, left alone at the end, in a network that rounds otherwise with two threads.
+    "threads": Mode("threads", of(3, tiny(backend="threads", threads=2, model="lenet-300-100"))),
     "stacked": Mode("stacked", tiny(backend="stacked")),
+    "ensemble": Mode("ensemble", of(3, tiny(backend="stacked", model="mlp-100"), "imp-ensemble")),
     "ranks": ForkedRanks("ranks", tiny()),
     "study": Workers("study", tiny()),
     "analyze": Analyze("analyze", tiny()),

@@ -26,8 +26,8 @@ def done(campaign: Campaign) -> Campaign:
 
 
 def test_killed_at_any_moment_nothing_finished_is_redone_and_the_end_is_the_same(tmp_path: Path) -> None:
-    campaign = Campaign(tmp_path, 6)
-    kill.kills(campaign, ("sequential", "threads", "ranks"))
+    campaign = Campaign(tmp_path, 8)
+    kill.kills(campaign, ("sequential", "threads", "ranks", "ensemble"))
     assert sum(number for name, number in done(campaign).counts.items() if name.startswith("killed ")) >= 4
     assert campaign.counts["finished particles redone"] == 0
 
