@@ -58,8 +58,8 @@ class AtOnce(Sequential):
         super().__init__(model, task)
         self.calls: list[tuple[list[int], int]] = []
 
-    def train_groups(self, groups, training, *, first=0, last=None, of=0):
-        self.calls.append(([len(group.seeds) for group in groups], of))
+    def train_groups(self, groups, training, *, first=0, last=None):
+        self.calls.append(([len(group.seeds) for group in groups], sum(group.of for group in groups)))
         return [
             self.train(g.ticket, g.mask, training, g.seeds, first=first, last=last, progress=g.progress) for g in groups
         ]

@@ -97,7 +97,7 @@ def test_a_member_whose_particle_was_kept_is_not_trained_again_and_the_others_ke
     whole = list(ensemble(initial, task, plan, TRAINING, backend=spy))
     backend, (_, second, _) = AtOnce(initial(0), task), spy.done[3:6]
     again = list(ensemble(initial, task, plan, TRAINING, backend=backend, store=Kept({(1, 0): second})))
-    assert backend.calls[3:] == [([1, 1], 3), ([1, 1, 1], 3), ([1, 1, 1], 3)]
+    assert backend.calls[3:] == [([1, 0, 1], 3), ([1, 1, 1], 3), ([1, 1, 1], 3)]
     for one, other in zip(again, whole, strict=True):
         assert [p.measured for p in one.particles] == [p.measured for p in other.particles]
         assert one.measured == other.measured

@@ -16,7 +16,7 @@ from swamp.particles import threads as threads_module
 from swamp.sparsity import Mask
 from swamp.training import Seed, Task, TensorData, Training, isolated
 
-from .test_equality import COMPILER
+from .test_equality import COMPILER, wide_stack
 
 TRAINING = Training(epochs=4, batch_size=6, tail=0.5, lr=0.1)
 BACKENDS = {
@@ -102,10 +102,10 @@ def test_a_stack_that_does_not_fit_is_halved_wherever_a_group_ends(mlp, image_ta
     groups = [Group(ticket_of(mlp, n), mask_of(mlp, 2 + n), seeds(0, 1, 2)) for n in range(2)]
     backend, whole = Stacked(mlp, image_task, compiled=False), Stacked._stack
 
-    def small(self, step, rows):
-        if len(rows) > 4:
+    def small(self, step, rows, places, own_masks):
+        if len(places) > 4:
             raise torch.OutOfMemoryError("too large")
-        return whole(self, step, rows)
+        return whole(self, step, rows, places, own_masks)
 
     monkeypatch.setattr(Stacked, "_stack", small)
     with pytest.warns(UserWarning, match="6 particles do not fit in memory at once; going on with 3"):
@@ -156,7 +156,7 @@ class Wide:
         self.given = [(t, mask_of(self.model, 2 + n), seeds(0)) for n, t in enumerate(tickets)]
 
     def train(self, progress) -> list:
-        groups = [Group(*one, told) for one, told in zip(self.given, progress, strict=True)]
+        groups = [Group(*one, told, of=1) for one, told in zip(self.given, progress, strict=True)]
         return Stacked(self.model, self.task, compiled=False).train_groups(groups, self.training)
 
 
@@ -181,6 +181,61 @@ def test_a_stack_of_runs_that_were_saved_at_different_steps_goes_on_to_the_same_
     found = wide.train(progress)
     for (one,), (other,) in zip(found, whole, strict=True):
         assert all(torch.equal(one.weights[name], value) for name, value in other.weights.items())
+
+
+def same_bits(one, other) -> bool:
+    return all(torch.equal(one.weights[name], value) for name, value in other.weights.items())
+
+
+@pytest.mark.parametrize("left", [(0, 2), (1,), (2,)])
+def test_what_is_left_of_a_stack_goes_on_in_one_as_large(left):
+    # One that broke is trained again later, and a process that was killed meanwhile knows of it.
+    backend, (ticket, mask, training) = wide_stack()
+    group = Group(ticket, mask, seeds(0, 1, 2), of=3)
+    (whole,) = backend.train_groups([group], training)
+    (found,) = backend.train_groups([replace(group, seeds=seeds(*left))], training)
+    assert [one.index for one in found] == [*left]
+    assert all(same_bits(one, whole[one.index]) for one in found)
+
+
+@pytest.mark.parametrize("lacks", [0, 1])
+def test_a_run_whose_company_lacks_nothing_goes_on_to_the_same_bits(lacks):
+    wide = Wide()
+    whole = wide.train([Silent(), Silent()])
+    lacking = wide.given[lacks]
+    wide.given[lacks] = (*lacking[:2], [])
+    found = wide.train([Silent(), Silent()])
+    assert found[lacks] == []
+    assert same_bits(found[1 - lacks][0], whole[1 - lacks][0])
+
+
+@COMPILER
+def test_one_that_is_trained_again_alone_compiles_nothing_anew(mlp, image_task, ticket_of, monkeypatch, recwarn):
+    backend, group = Stacked(mlp, image_task), Group(ticket_of(mlp), mask_of(mlp, 3), seeds(0, 1, 2), of=3)
+    backend.train_groups([group], TRAINING)
+    monkeypatch.setattr(torch._inductor, "compile", None)
+    alone = [replace(group, seeds=seeds(1))]
+    assert_each_is_as_if_trained_alone(backend.train_groups(alone, TRAINING), alone, mlp, image_task)
+    assert not recwarn
+
+
+def test_nothing_is_compiled_for_what_took_its_last_step_before(mlp, image_task, ticket_of, monkeypatch, recwarn):
+    class Kept(Silent):
+        def __init__(self) -> None:
+            self.kept = {}
+
+        def ready(self, index, snapshot):
+            self.kept[index] = snapshot()
+
+        def unfinished(self, index):
+            return self.kept.get(index)
+
+    group = Group(ticket_of(mlp), mask_of(mlp, 3), seeds(0, 1, 2), Kept(), of=3)
+    (whole,) = Stacked(mlp, image_task, compiled=False).train_groups([group], TRAINING)
+    monkeypatch.setattr(torch._inductor, "compile", None)
+    (found,) = Stacked(mlp, image_task).train_groups([replace(group, seeds=seeds(2))], TRAINING)
+    assert same_bits(found[0], whole[2])
+    assert not recwarn
 
 
 def test_all_are_kept_at_the_last_step_before_the_first_is_finished():
@@ -232,8 +287,8 @@ def test_what_an_earlier_session_left_has_the_threads_that_it_had(of, left, each
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(8)
-        group = Group(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), seeds(*range(left)), Sees())
-        train_groups(build(mlp, image_task), [group], TRAINING, of=of)
+        group = Group(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), seeds(*range(left)), Sees(), of)
+        train_groups(build(mlp, image_task), [group], TRAINING)
         assert torch.get_num_threads() == 8
     finally:
         torch.set_num_threads(before)

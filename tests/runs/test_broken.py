@@ -5,6 +5,7 @@ import os
 import random
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -13,7 +14,8 @@ import pytest
 from swamp.cli import main
 from swamp.errors import Diverged, Interrupted
 from swamp.files import load_tensors
-from swamp.methods import Plan
+from swamp.methods import Plan, member_seed
+from swamp.particles import BACKENDS, Stacked
 from swamp.report import compare, read_run
 from swamp.runs import RunDirectory, execute, resume, start
 from swamp.runs.path import read_path
@@ -81,6 +83,27 @@ def test_killed_in_the_middle_of_mending_it_goes_on_bit_for_bit(spoil, tmp_path)
     assert_same_outcome(tmp_path / "whole", run)
 
 
+@pytest.mark.parametrize("method", ["swamp", "imp-ensemble"])
+def test_a_stack_of_which_one_broke_goes_on_to_the_same_bits(method, spoil, tmp_path, monkeypatch):
+    # Large enough that a smaller stack, and another place in it, round otherwise.
+    monkeypatch.setitem(BACKENDS, "stacked", partial(Stacked, compiled=False))
+    second = Seed(0).at("cycle", 0, "particle", 1)
+    spoil(second if method == "swamp" else Seed(member_seed(0, 1)).at("cycle", 0, "particle", 0), epoch=1)
+    plan = Plan(method, particles=(3,), densities=(1.0,), ticket_epochs=1, barrier_threshold=1.0)
+    config = tiny(plan=plan, backend="stacked", model="mlp-bn-100")
+    steps = steps_of(config, tmp_path / "whole")
+    broken = json.loads(next((tmp_path / "whole").rglob("broken.json")).read_text())["trainings"]
+    assert len(broken) == 1
+    # Two of three go on after it, and then it goes on alone.
+    for left in (20, 70):
+        run, stop = tmp_path / str(left), Event()
+        with pytest.raises(Interrupted):
+            start(config, run, StopAt(steps - left, stop), stop)
+        assert [*run.rglob("broken.json")]
+        go_on(run)
+        assert_same_outcome(tmp_path / "whole", run)
+
+
 class Crash(BaseException):
     """The machine stops here."""
 
@@ -134,8 +157,6 @@ def test_where_masks_change_it_goes_on_to_the_same_bits_too(method, spoil, tmp_p
 
 
 def test_a_ticket_and_a_member_of_an_ensemble_keep_what_broke(spoil, tmp_path):
-    from swamp.methods import member_seed
-
     second = Seed(member_seed(0, 1))
     spoil(second.at("ticket"), second.at("cycle", 1, "particle", 0), epoch=0)
     config = tiny()

@@ -116,22 +116,22 @@ def _in_step(loops: Sequence[Loop]) -> Iterator[tuple[Cycle, ...]]:
     """The loop itself, of one run or of several that go through their cycles together."""
     tickets = [loop.ticket() for loop in loops]
     sources: list[Cycle | None] = [None] * len(loops)
-    for index, count in enumerate(loops[0].schedule.particles):
+    for index in range(len(loops[0].schedule)):
         stored = [loop.store.cycle(index) for loop in loops]
         missing = [
             (loop, loop.setting(index, ticket, source))
             for loop, ticket, source, cycle in zip(loops, tickets, sources, stored, strict=True)
             if cycle is None
         ]
-        new = iter(_new(index, missing, count * len(loops)) if missing else [])
+        new = iter(_new(index, missing) if missing else [])
         found = tuple(cycle or next(new) for cycle in stored)
         yield found
         if index == 0 or loops[0].method.masks == "iterative":
             sources = [*found]
 
 
-def _new(index: int, missing: Sequence[tuple[Loop, Setting]], of: int) -> list[Cycle]:
-    """A cycle of each of these runs, whose particles are trained at once; `of`: see AtOnce."""
+def _new(index: int, missing: Sequence[tuple[Loop, Setting]]) -> list[Cycle]:
+    """A cycle of each of these runs, whose particles are trained at once."""
     began = time.perf_counter()
     try:
         if missing[0][0].method.masks == "dynamic":
@@ -139,7 +139,7 @@ def _new(index: int, missing: Sequence[tuple[Loop, Setting]], of: int) -> list[C
         else:
             found = [loop.found(index, setting) for loop, setting in missing]
             wanted = [loop.wanted(index, setting, kept) for (loop, setting), kept in zip(missing, found, strict=True)]
-            particles = train_wanted(wanted, of)
+            particles = train_wanted(wanted)
             trained = [
                 loop.trained(index, setting, kept, new)
                 for (loop, setting), kept, new in zip(missing, found, particles, strict=True)
@@ -162,4 +162,4 @@ def _on(loop: Loop, index: int, mask: Mask, ticket: Ticket) -> Cycle:
             "keep the new one elsewhere."
         )
     setting = Setting(ticket, mask, loop.training, loop.first)
-    return stored or _new(index, [(loop, setting)], loop.schedule.particles[index])[0]
+    return stored or _new(index, [(loop, setting)])[0]

@@ -110,7 +110,7 @@ class Loop:
                 self.mending, None, 1, ticket, self.dense, self.ticket_training, seeds, last=self.ticket_steps
             )
             try:
-                ((trained,),) = train_wanted([wanted], 1)
+                ((trained,),) = train_wanted([wanted])
             except Diverged as error:
                 raise Diverged(f"the ticket, {error}", error.steps) from error
             ticket = Ticket(trained.weights, self.ticket_steps)

@@ -109,24 +109,25 @@ class Wanted:
         progress = self.mending.store.progress(self.cycle, self.count)
         lr = gentler(self.training, times).lr
         told = _Told(self.mending, progress, self.cycle, self.count, lr, self.first)
-        return Group(self.start, self.mask, seeds, told)
+        return Group(self.start, self.mask, seeds, told, of=self.count)
 
 
-def train_wanted(wanted: Sequence[Wanted], of: int) -> list[list[Particle]]:
+def train_wanted(wanted: Sequence[Wanted]) -> list[list[Particle]]:
     """What each of some runs wants, until every particle is whole or left out.
 
-    Trained at once are those whose trainings are alike, by the backend of all these runs. of: see AtOnce. Raises
-    Diverged where the plan says so, where none is left, and where a particle broke at every learning rate.
+    Trained at once are those whose trainings are alike, by the backend of all these runs. Raises Diverged where
+    the plan says so, where none is left, and where a particle broke at every learning rate.
     """
     found: list[list[Particle]] = [[] for _ in wanted]
     while left := {n: some for n, one in enumerate(wanted) if (some := one.left(found[n]))}:
         lead = wanted[min(left)]
-        alike = [n for n in left if wanted[n].span == lead.span]
+        # Those that lack nothing too: what is trained must not hang on what was finished before.
+        alike = [n for n, one in enumerate(wanted) if one.span == lead.span]
         # Those that broke as often have the same learning rate.
-        times = min(wanted[n].times(i) for n in alike for i, _ in left[n])
-        groups = [wanted[n].at(times, left[n]) for n in alike]
+        times = min(wanted[n].times(i) for n in alike for i, _ in left.get(n, []))
+        groups = [wanted[n].at(times, left.get(n, [])) for n in alike]
         training = gentler(lead.training, times)
-        trained = train_groups(lead.mending.backend, groups, training, first=lead.first, last=lead.last, of=of)
+        trained = train_groups(lead.mending.backend, groups, training, first=lead.first, last=lead.last)
         for n, particles in zip(alike, trained, strict=True):
             found[n] += particles
     return found

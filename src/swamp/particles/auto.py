@@ -101,13 +101,13 @@ class Auto:
         return self.train_groups(groups, training, first=first, last=last)[0]
 
     def train_groups(
-        self, groups: Sequence[Group], training: Training, *, first: int = 0, last: int | None = None, of: int = 0
+        self, groups: Sequence[Group], training: Training, *, first: int = 0, last: int | None = None
     ) -> list[list[Particle]]:
         """See AtOnce."""
         self.decide(groups, training, first, last)
-        alone = max(of, sum(len(group.seeds) for group in groups)) < 2
+        alone = sum(group.size for group in groups) < 2
         backend = self.sequential if alone or self.chosen is None else self.chosen[1]
-        return train_groups(backend, groups, training, first=first, last=last, of=of)
+        return train_groups(backend, groups, training, first=first, last=last)
 
     def decide(self, groups: Sequence[Group], training: Training, first: int, last: int | None) -> None:
         """Choose before training, where training these particles would: other ranks are told of it first."""

@@ -91,6 +91,14 @@ class Group:
     mask: Mask
     seeds: Sequence[tuple[int, Seed]]
     progress: Progress = field(default_factory=Silent)
+    of: int = 0
+    """How many there are with those that broke, or that an earlier session finished, from index 0 on (0: only `seeds`).
+    The share of the machine that all of them had, and its place in a stack, each must have again for the same bits."""
+
+    @property
+    def size(self) -> int:
+        """Places for all."""
+        return self.of or len(self.seeds)
 
 
 @runtime_checkable
@@ -98,28 +106,18 @@ class AtOnce(Protocol):
     """A backend that trains particles of several groups at once."""
 
     def train_groups(
-        self, groups: Sequence[Group], training: Training, *, first: int = 0, last: int | None = None, of: int = 0
+        self, groups: Sequence[Group], training: Training, *, first: int = 0, last: int | None = None
     ) -> list[list[Particle]]:
-        """The particles of each group, as `Backend.train` gives them.
-
-        of: how many there are with those that an earlier session finished, where there are any. It shared the machine
-        out among so many, and what is left must have the same share to come to the same bits.
-        """
+        """The particles of each group, as `Backend.train` gives them."""
         ...
 
 
 def train_groups(
-    backend: Backend,
-    groups: Sequence[Group],
-    training: Training,
-    *,
-    first: int = 0,
-    last: int | None = None,
-    of: int = 0,
+    backend: Backend, groups: Sequence[Group], training: Training, *, first: int = 0, last: int | None = None
 ) -> list[list[Particle]]:
     """See AtOnce; one group after the other where the backend can do no more."""
     if isinstance(backend, AtOnce):
-        return backend.train_groups(groups, training, first=first, last=last, of=of)
+        return backend.train_groups(groups, training, first=first, last=last)
     return [
         backend.train(g.ticket, g.mask, training, g.seeds, first=first, last=last, progress=g.progress)
         if g.seeds

@@ -161,6 +161,8 @@ class Row(NamedTuple):
     number: int
     """The particle's index in its group."""
     seed: Seed
+    place: int
+    """Among all of all groups."""
 
 
 def rows_of(
@@ -174,9 +176,12 @@ def rows_of(
 ) -> list[Row]:
     """The particles of all groups, in their order."""
     rows: list[Row] = []
+    start = 0
     for group in groups:
         job = Job(model, task, optimizer, group.ticket, group.mask, training, first, last, group.progress)
-        rows += [Row(job, index, seed) for index, seed in group.seeds]
+        for n, (index, seed) in enumerate(group.seeds):
+            rows.append(Row(job, index, seed, start + (index if group.of else n)))
+        start += group.size
     return rows
 
 

@@ -37,14 +37,22 @@ T = TypeVar("T")
 class Stack:
     """Particles that stand at the same step, made from one snapshot each."""
 
-    def __init__(self, step: Step, rows: Sequence[Row], snapshots: Sequence[Snapshot], *, compiled: bool) -> None:
-        """rows: their jobs differ in ticket, mask and progress only."""
+    def __init__(
+        self,
+        step: Step,
+        rows: Sequence[Row],
+        snapshots: Sequence[Snapshot],
+        *,
+        compiled: bool,
+        own_masks: bool = False,
+    ) -> None:
+        """rows: their jobs differ in ticket, mask and progress only. own_masks: else all have the first one's mask."""
         self.step, self.rows, self.job = step, rows, rows[0].job
         job, self.seeds = self.job, [row.seed for row in rows]
         self.noise = [seed.at("noise").number() for seed in self.seeds]
         self.scratch = copy.deepcopy(job.model)
         self.weights, self.others = self._stacked([snapshot.weights for snapshot in snapshots])
-        self.masks = self._masks()
+        self.masks = self._masks(own_masks)
         self.earlier = self._earlier([snapshot.gradient for snapshot in snapshots])
         # What the optimizers know as parameters: the stacked weights themselves, or each particle's slices of them.
         self.together, self.parameters = True, [[nn.Parameter(weight) for weight in self.weights.values()]]
@@ -125,8 +133,8 @@ class Stack:
         def told() -> tuple[T]:
             return (work(),)
 
-        job, index, _ = self.rows[place]
-        found = job.unless_broken(index, told)
+        row = self.rows[place]
+        found = row.job.unless_broken(row.number, told)
         if found is None:
             self.broken.add(place)
         return found and found[0]
@@ -136,8 +144,8 @@ class Stack:
         stopped: Interrupted | None = None
         for place in self.whole_places:
             try:
-                job, index, _ = self.rows[place]
-                job.progress.stepped(index, self.at, last, partial(self.snapshot, place))
+                row = self.rows[place]
+                row.job.progress.stepped(row.number, self.at, last, partial(self.snapshot, place))
             except Interrupted as error:
                 stopped = error
         if stopped is not None:
@@ -190,13 +198,12 @@ class Stack:
         weights = {name: tensor for name, tensor in stacked.items() if name in trained}
         return weights, {name: tensor for name, tensor in stacked.items() if name not in trained}
 
-    def _masks(self) -> Tensors:
-        """That of all particles, or where groups have their own, one for each of them with the particles first."""
-        shared = all(row.job is self.job for row in self.rows)
+    def _masks(self, own: bool) -> Tensors:
+        """That of all particles, or one for each, with the particles first."""
         found: Tensors = {}
         for name in self.job.mask:
             if (weight := self.weights.get(f"model.{name}")) is not None:
-                alive = self.job.mask[name] if shared else torch.stack([row.job.mask[name] for row in self.rows])
+                alive = torch.stack([row.job.mask[name] for row in self.rows]) if own else self.job.mask[name]
                 found[f"model.{name}"] = alive.to(weight)
         return found
 

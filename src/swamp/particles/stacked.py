@@ -75,29 +75,29 @@ class Stacked:
         return self.train_groups(groups, training, first=first, last=last)[0]
 
     def train_groups(
-        self, groups: Sequence[Group], training: Training, *, first: int = 0, last: int | None = None, of: int = 0
+        self, groups: Sequence[Group], training: Training, *, first: int = 0, last: int | None = None
     ) -> list[list[Particle]]:
-        """See AtOnce. No stack is smaller than it was: its particles are kept before the first of them is finished."""
+        """See AtOnce."""
         rows = rows_of(self.model, self.task, self.optimizer, groups, training, first, last)
         step = self.step(training)
         if isinstance(step, str):
             warnings.warn(f"particles are trained one after the other, not stacked: {step}", stacklevel=2)
-            return regrouped(groups, [job.particle(index, seed) for job, index, seed in rows])
-        particles: list[Particle | None] = []
-        left = rows
-        while left:
-            part = left[: self.most]
+            return regrouped(groups, [row.job.particle(row.number, row.seed) for row in rows])
+        found: dict[int, Particle | None] = {}
+        size, start = sum(group.size for group in groups), 0
+        while start < size:
+            places = range(start, min(size, start + (self.most or size)))
             try:
-                particles += self._stack(step, part)
-                left = left[len(part) :]
+                found |= self._stack(step, [row for row in rows if row.place in places], places, len(groups) > 1)
+                start = places.stop
             except RuntimeError as error:
-                if not _out_of_memory(error) or len(part) == 1:
+                if not _out_of_memory(error) or len(places) == 1:
                     raise
-                self.most = (len(part) + 1) // 2
+                self.most = (len(places) + 1) // 2
                 warnings.warn(
-                    f"{len(part)} particles do not fit in memory at once; going on with {self.most}.", stacklevel=2
+                    f"{len(places)} particles do not fit in memory at once; going on with {self.most}.", stacklevel=2
                 )
-        return regrouped(groups, particles)
+        return regrouped(groups, [found[row.place] for row in rows])
 
     def step(self, training: Training) -> Step | str:
         """The step of stacked copies of this model, or why there is none."""
@@ -117,7 +117,7 @@ class Stacked:
         step = Step(self.model, self.task, training, forked=self.forked)
         job = Job(self.model, self.task, None, Ticket(self.model.state_dict(), 0), Mask({}), training, 0, 1, Silent())
         fresh = self._fresh(job)
-        stack = Stack(step, [Row(job, n, Seed(n)) for n in (0, 1)], [fresh, fresh], compiled=False)
+        stack = Stack(step, [Row(job, n, Seed(n), n) for n in (0, 1)], [fresh, fresh], compiled=False)
         try:
             with warnings.catch_warnings():
                 # Which of its operations torch has no rule to stack for is nothing a user could act on.
@@ -135,70 +135,62 @@ class Stacked:
             reset_statistics(model)
         return Snapshot(job.first, copied(model.state_dict()), {}, {}, 0, (), 0.0, 0)
 
-    def _stack(self, step: Step, rows: Sequence[Row]) -> list[Particle | None]:
+    def _stack(self, step: Step, rows: Sequence[Row], places: range, own_masks: bool) -> dict[int, Particle | None]:
+        """Place -> particle, None for those that broke, of `rows` in a stack of all `places`."""
+        if not rows:
+            return {}
         began = time.perf_counter()
-        job = rows[0].job
-        snapshots = {n: job.progress.unfinished(index) or self._fresh(job) for n, (job, index, _) in enumerate(rows)}
-        kind = len(rows), all(row.job is job for row in rows)
-        if self.compiled and kind not in self.compiled_for:
-            self.compiled_for.add(kind)
-            self._try_compiling(step, rows)
-        last = job.last
+        first = rows[0].job
+        last = first.last
         if last is None:
-            last = job.training.epochs * self.task.train.steps(job.training.batch_size)
-        together = False
-        stack: Stack | None = None
-        numbers: list[int] = []
-        while snapshots and not together:
-            # Particles that an interruption left at different steps: those behind catch up first. Copies that count for
-            # nothing take the places of the others, as a smaller stack would round differently.
-            numbers = [*snapshots]
-            behind = min(numbers, key=lambda n: snapshots[n].step)
-            group = [n for n in numbers if snapshots[n].step == snapshots[behind].step]
-            starts = [snapshots[n if n in group else behind] for n in numbers]
+            last = first.training.epochs * self.task.train.steps(first.training.batch_size)
+        by_place = {row.place: row for row in rows}
+        snapshots = {n: row.job.progress.unfinished(row.number) or self._fresh(row.job) for n, row in by_place.items()}
+        # Copies that count for nothing stand for what broke, was finished before or is ahead of the others: a smaller
+        # stack would round otherwise, and so do other places in it; and it would have to be compiled.
+        whole = [by_place.get(n, rows[0]) for n in places]
+        kind = len(whole), own_masks
+        if self.compiled and kind not in self.compiled_for and any(s.step < last for s in snapshots.values()):
+            self.compiled_for.add(kind)
+            self._try_compiling(step, whole, own_masks)
+        found: dict[int, Particle | None] = dict.fromkeys(by_place)
+        while snapshots:
+            # Particles that an interruption left at different steps: those behind catch up first.
+            behind = min(snapshots, key=lambda n: snapshots[n].step)
+            group = [n for n in snapshots if snapshots[n].step == snapshots[behind].step]
+            starts = [snapshots[n if n in group else behind] for n in places]
             until = min([s.step for s in snapshots.values() if s.step > snapshots[behind].step], default=last)
-            stack = Stack(step, [rows[n] for n in numbers], starts, compiled=self.compiled)
-            stack.broken |= {place for place, n in enumerate(numbers) if n not in group}
+            stack = Stack(step, whole, starts, compiled=self.compiled, own_masks=own_masks)
+            stack.broken |= {n - places.start for n in places if n not in group}
             stack.run(until, last)
-            together = len(group) == len(snapshots)
-            for place, n in enumerate(numbers):
-                if n not in group:
-                    continue
-                if place in stack.broken:
+            if len(group) == len(snapshots):
+                found |= self._reported(stack, (time.perf_counter() - began) / len(rows))
+                break
+            for n in group:
+                if n - places.start in stack.broken:
                     del snapshots[n]
-                elif not together:
-                    snapshots[n] = stack.snapshot(place)
-        found: list[Particle | None] = [None] * len(rows)
-        if stack is not None:
-            for n, particle in zip(
-                numbers, self._reported(stack, (time.perf_counter() - began) / len(rows)), strict=True
-            ):
-                found[n] = particle
+                else:
+                    snapshots[n] = stack.snapshot(n - places.start)
         return found
 
-    def _reported(self, stack: Stack, seconds: float) -> list[Particle | None]:
-        """The particles of a stack at its end, None in the places of those that broke."""
-        if len(stack.whole_places) > 1:
-            for place in stack.whole_places:
-                job, index, _ = stack.rows[place]
-                job.progress.ready(index, partial(stack.snapshot, place))
+    def _reported(self, stack: Stack, seconds: float) -> dict[int, Particle | None]:
+        """The particles of a stack at its end."""
+        whole = [(place, stack.rows[place]) for place in stack.whole_places]
+        if len(whole) > 1:
+            for place, row in whole:
+                row.job.progress.ready(row.number, partial(stack.snapshot, place))
 
-        def reported(place: int) -> Particle:
-            job, index, _ = stack.rows[place]
-            return job.reported(index, stack.trained(place, job.first), seconds)
+        def reported(place: int, row: Row) -> Particle:
+            return row.job.reported(row.number, stack.trained(place, row.job.first), seconds)
 
-        whole = stack.whole_places
-        return [
-            stack.unless_broken(place, partial(reported, place)) if place in whole else None
-            for place in range(len(stack.rows))
-        ]
+        return {row.place: stack.unless_broken(place, partial(reported, place, row)) for place, row in whole}
 
-    def _try_compiling(self, step: Step, rows: Sequence[Row]) -> None:
+    def _try_compiling(self, step: Step, rows: Sequence[Row], own_masks: bool) -> None:
         """Compile the step on particles that are thrown away; where it cannot be, say so and do without."""
         job = rows[0].job
         try:
             fresh = [self._fresh(job)] * len(rows)
-            scratch = Stack(step, rows, fresh, compiled=True)
+            scratch = Stack(step, rows, fresh, compiled=True, own_masks=own_masks)
             with warnings.catch_warnings():
                 # What torch's compiler has to say of its own parts is nothing a user could act on.
                 warnings.simplefilter("ignore")

@@ -57,16 +57,16 @@ class Threads:
         return self.train_groups(groups, training, first=first, last=last)[0]
 
     def train_groups(
-        self, groups: Sequence[Group], training: Training, *, first: int = 0, last: int | None = None, of: int = 0
+        self, groups: Sequence[Group], training: Training, *, first: int = 0, last: int | None = None
     ) -> list[list[Particle]]:
         """See AtOnce."""
         rows = rows_of(self.model, self.task, self.optimizer, groups, training, first, last)
-        workers = min(max(of, len(rows)), cores())
+        workers = min(sum(group.size for group in groups), cores())
         why_not = obstacle(self.model, self.task, training) if workers > 1 else None
         if why_not:
             warnings.warn(f"particles are trained one after the other, not in threads: {why_not}", stacklevel=2)
         if workers < 2 or why_not:
-            return regrouped(groups, [job.particle(index, seed) for job, index, seed in rows])
+            return regrouped(groups, [row.job.particle(row.number, row.seed) for row in rows])
         return regrouped(groups, _side_by_side(rows, workers))
 
 
@@ -93,9 +93,10 @@ def _side_by_side(rows: Sequence[Row], workers: int) -> list[Particle | None]:
     beside = min(workers, len(rows))
     with ThreadPoolExecutor(workers, "particle", initializer=torch.set_num_threads, initargs=(each,)) as pool:
         futures: list[Future[Particle | None]] = []
-        for job, index, seed in rows:
-            told = _InTurn(job.progress, turn)
-            futures.append(pool.submit(replace(job, progress=told, alone=False, beside=beside).particle, index, seed))
+        for row in rows:
+            told = _InTurn(row.job.progress, turn)
+            job = replace(row.job, progress=told, alone=False, beside=beside)
+            futures.append(pool.submit(job.particle, row.number, row.seed))
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
