@@ -19,6 +19,7 @@ from modes import MODES, Analyze, Mode, finish, log, undisturbed, warm
 
 SHARES = ("sequential", "threads", "analyze", "ranks", "study", "stacked", "ensemble") * 6 + (
     "compiled",
+    "alone",
     "torchrun",
     "swamp study",
 )
