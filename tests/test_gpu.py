@@ -102,11 +102,14 @@ def test_backends(backend, name, images, gpu):
 
 
 @pytest.mark.parametrize("backend", ["stacked", "forked"])
-def test_several_seeds_at_once(backend, images, gpu):
+@pytest.mark.parametrize("own_data", [False, True])
+def test_several_seeds_at_once(own_data, backend, images, gpu):
     plans = [replace(PLAN, seed=seed) for seed in (0, 1)]
     models = [network("normed") for _ in plans]
-    expected = list(cycles_in_step(models, images, plans, TRAINING, backend="sequential"))
-    found = list(cycles_in_step([m.to(CUDA) for m in models], images, plans, TRAINING, backend=backend))
+    other = replace(images, train=images.train.subset(torch.arange(60).flip(0)))
+    tasks = [images, other] if own_data else images
+    expected = list(cycles_in_step(models, tasks, plans, TRAINING, backend="sequential"))
+    found = list(cycles_in_step([m.to(CUDA) for m in models], tasks, plans, TRAINING, backend=backend))
     for some, others in zip(found, expected, strict=True):
         assert_the_same_but_there([*some], [*others])
 

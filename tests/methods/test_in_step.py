@@ -8,11 +8,14 @@ import torch
 import swamp
 from swamp.errors import SwampError
 from swamp.methods import NoStore, cycles_in_step
-from swamp.particles import Stacked
+from swamp.particles import Choice, Stacked
+from swamp.tasks import DataOptions
+from swamp.tasks.problem import split
+from swamp.training import Seed
 
 from .conftest import PLAN, TRAINING, AtOnce, exact, fresh_mlp, same, swamp_initial
 
-SEEDS = (0, 1, 2)
+SEEDS = (3, 1, 2)
 
 
 def models():
@@ -60,8 +63,6 @@ def test_as_one_stack_they_are_what_they_are_alone(task):
 
 
 def test_a_seed_that_breaks_is_trained_again_and_the_others_are_what_they_were(task, poisoned):
-    from swamp.training import Seed
-
     broken = poisoned(task, [Seed(1).at("cycle", 1, "particle", 2)])
     with pytest.warns(UserWarning, match="broke"):
         found = [*zip(*cycles_in_step(models(), broken, plans(), TRAINING, backend="sequential"), strict=True)]
@@ -71,11 +72,71 @@ def test_a_seed_that_breaks_is_trained_again_and_the_others_are_what_they_were(t
         assert all(same(one, other) for one, other in zip(found[number], whole[number], strict=True))
 
 
+def own(task: swamp.Task) -> list[swamp.Task]:
+    """The task of three runs that hold out other examples each."""
+    found = []
+    for seed in SEEDS:
+        train, held = split(task.train, DataOptions(validation=0.25), Seed(seed))
+        found.append(replace(task, train=train, validation=held))
+    return found
+
+
+@pytest.mark.parametrize("backend", ["sequential", "threads", "stacked", "auto"])
+@pytest.mark.parametrize("method", ["swamp", "rigl"])
+def test_runs_that_hold_out_examples_of_their_own_are_what_they_are_alone(method, backend, task):
+    _, task = exact(models()[0], task)
+    tasks, given = own(task), plans(method)
+    found = [*cycles_in_step([m.double() for m in models()], tasks, given, TRAINING, backend=backend)]
+    for number, (one, plan) in enumerate(zip(tasks, given, strict=True)):
+        expected = swamp.cycles(models()[number].double(), one, plan, TRAINING, backend="sequential")
+        for some, other in zip(found, expected, strict=True):
+            assert some[number].mask == other.mask
+            torch.testing.assert_close(dict(some[number].weights), dict(other.weights), rtol=0, atol=1e-10)
+            assert some[number].measured.validation == pytest.approx(other.measured.validation)
+
+
+def test_how_particles_are_trained_is_kept_with_each_run_and_kept_to(task, monkeypatch):
+    monkeypatch.setattr("swamp.particles.auto.FEW_STEPS", 1)
+
+    class Keeps(NoStore):
+        kept = None
+
+        def choice(self):
+            return self.kept
+
+        def keep_choice(self, choice):
+            self.kept = choice
+
+    stores = [Keeps() for _ in SEEDS]
+    [*cycles_in_step(models(), own(task), plans(), TRAINING, stores=stores)]
+    assert stores[0].kept is not None
+    assert all(store.kept is stores[0].kept for store in stores)
+    stores[0].kept, stores[1].kept = None, Choice("threads", "as before")
+    [*cycles_in_step(models(), own(task), plans(), TRAINING, stores=stores)]
+    assert stores[0].kept is None
+
+
+def test_data_of_their_own_needs_seeds_of_their_own_and_a_backend_by_name(task):
+    tasks = own(task)
+    with pytest.raises(SwampError, match="the name of a backend"):
+        cycles_in_step(models(), tasks, plans(), TRAINING, backend=Stacked(models()[0], task))
+    with pytest.raises(SwampError, match=r"seeds of their own, got \[3, 3, 2\]"):
+        cycles_in_step(models(), tasks, [plans()[0], plans()[0], plans()[2]], TRAINING)
+    with pytest.raises(SwampError, match="as many training examples"):
+        cycles_in_step(models(), [task, *tasks[1:]], plans(), TRAINING)
+
+
+def test_networks_of_other_shapes_are_refused(task):
+    given = [*models()[:2], torch.nn.Sequential(torch.nn.Linear(6, 3))]
+    with pytest.raises(SwampError, match="networks of one shape"):
+        cycles_in_step(given, task, plans(), TRAINING)
+
+
 @pytest.mark.parametrize(
     ("given", "options", "text"),
     [
-        (plans()[:2], {}, "got 3, 2 and 2"),
-        (plans(), {"stores": [NoStore()]}, "got 3, 3 and 1"),
+        (plans()[:2], {}, r"got \(3, 2, 2, 2\)"),
+        (plans(), {"stores": [NoStore()]}, r"got \(3, 3, 3, 1\)"),
         ([*plans()[:2], replace(plans()[2], sparsity=0.5)], {}, "differ in their seeds only"),
         (plans("lottery-pools"), {}, "one after the other"),
         (plans("imp-ensemble"), {}, "swamp.methods.ensemble"),

@@ -97,7 +97,7 @@ def _joined(given: str, out: Path | None) -> StudyDirectory:
     else:
         raise SwampError(f"{unknown('study', given, STUDIES)} Or give a TOML file, or the folder of a study.")
     runs = study.configurations(lambda recipe: recipe_named(recipe or DEFAULT), given)
-    return StudyDirectory.join(out or Path("studies") / name, runs, study.compare)
+    return StudyDirectory.join(out or Path("studies") / name, runs, study.compare, seeds_at_once=study.seeds_at_once)
 
 
 def _worker(given: WorkerArgs) -> None:

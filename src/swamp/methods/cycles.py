@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from swamp.errors import Diverged, SwampError
@@ -16,7 +17,7 @@ from swamp.methods.store import NoStore, Store
 from swamp.methods.trainer import trainer
 from swamp.particles import Backend, Ticket
 from swamp.sparsity import Mask
-from swamp.training import Task, Training, require_finite_given
+from swamp.training import BySeed, Task, Training, require_finite_given
 
 
 def cycles(
@@ -45,7 +46,7 @@ def cycles(
 
 def cycles_in_step(
     models: Sequence[nn.Module],
-    task: Task,
+    task: Task | Sequence[Task],
     plans: Sequence[Plan],
     training: Training,
     *,
@@ -54,24 +55,28 @@ def cycles_in_step(
 ) -> Iterator[tuple[Cycle, ...]]:
     """Yield cycle after cycle of several runs, whose particles are trained at once: S runs of N as one stack of S x N.
 
-    They differ in seed and initial weights; `task` is the same, with the same examples held out. Each is what `cycles`
-    yields of it, up to rounding where the backend's arithmetic differs. Tickets are trained one by one.
-    stores: that of each run. Raises SwampError as `cycles` does, and where the plans differ in more than their seeds.
+    They differ in seed and initial weights. Each is what `cycles` yields of it, up to rounding where the backend's
+    arithmetic differs. Tickets are trained one by one.
+
+    task: that of all, with the same examples held out, or one for each: these may differ in which of as many examples
+    they hold out, and in nothing else; the backend then goes by its name.
+    stores: that of each run. Raises SwampError as `cycles` does, and where the runs differ in more.
     """
     kept = [NoStore()] * len(plans) if stores is None else stores
-    if not models or not len(models) == len(plans) == len(kept):
-        raise SwampError(
-            f"as many models, plans and stores are needed as there are runs, got {len(models)}, {len(plans)} and "
-            f"{len(kept)}."
-        )
+    tasks = [task] * len(plans) if isinstance(task, Task) else task
+    counts = len(models), len(tasks), len(plans), len(kept)
+    if not models or len({*counts}) != 1:
+        raise SwampError(f"as many models, tasks, plans and stores are needed as there are runs, got {counts}.")
     for plan in plans:
         if replace(plan, seed=plans[0].seed) != plans[0]:
             raise SwampError("runs that are trained at once may differ in their seeds only, and these plans differ.")
     if plans[0].setting.pools:
         raise SwampError(f"runs of {plans[0].method} cannot be trained at once. Take one after the other.")
-    backend = trainer(models[0], task, plans[0], training, backend, kept[0])
-    runs = zip(models, plans, kept, strict=True)
-    return _in_step([Loop(model, task, plan, training, backend, store) for model, plan, store in runs])
+    if len({str(_shapes(model)) for model in models}) != 1:
+        raise SwampError("runs that are trained at once need networks of one shape, and these differ.")
+    backend = trainer(models[0], _of_all(tasks, plans, backend), plans[0], training, backend, *kept)
+    runs = zip(models, tasks, plans, kept, strict=True)
+    return _in_step([Loop(model, own, plan, training, backend, store) for model, own, plan, store in runs])
 
 
 def train_on(
@@ -106,6 +111,22 @@ def train_on(
         if not 0 <= index < len(loop.schedule):
             raise SwampError(f"the plan has cycles 0 to {len(loop.schedule) - 1}, and a mask was given for {index}.")
     return (_on(loop, index, mask, ticket) for index, mask in masks.items())
+
+
+def _of_all(tasks: Sequence[Task], plans: Sequence[Plan], backend: Backend | str | None) -> Task:
+    """The task that a backend trains the particles of all runs on."""
+    if all(task is tasks[0] for task in tasks):
+        return tasks[0]
+    if backend is not None and not isinstance(backend, str):
+        raise SwampError("runs with data of their own take the name of a backend: one that is made has data already.")
+    own = {plan.seed: task.train for plan, task in zip(plans, tasks, strict=True)}
+    if len(own) < len(tasks):
+        raise SwampError(f"runs with data of their own need seeds of their own, got {[plan.seed for plan in plans]}.")
+    return replace(tasks[0], train=BySeed.of(own))
+
+
+def _shapes(model: nn.Module) -> list[tuple[str, torch.Size]]:
+    return [(name, tensor.shape) for name, tensor in model.state_dict().items()]
 
 
 def _run(loop: Loop) -> Iterator[Cycle]:

@@ -71,6 +71,12 @@ class Method:
         return self.start == "ticket" and not (self.alone or self.ensemble or self.pools)
 
     @property
+    def in_step(self) -> bool:
+        """Whether runs of several seeds gain by going through their cycles together: particles of a changing mask are
+        trained a part at a time, those of one run after those of the other; an ensemble's are together already."""
+        return not (self.ensemble or self.pools or self.masks == "dynamic")
+
+    @property
     def needs_validation(self) -> bool:
         """Whether it chooses on validation data."""
         return self.combine != "mean" or self.pools

@@ -26,11 +26,12 @@ def backend_of(
 
 
 def trainer(
-    model: nn.Module, task: Task, plan: Plan, training: Training, backend: Backend | str | None, kept: Store
+    model: nn.Module, task: Task, plan: Plan, training: Training, backend: Backend | str | None, *kept: Store
 ) -> Backend:
     """What trains the particles: `backend`, or the one of this name, or (None) the one that `auto` chooses.
 
-    Raises SwampError for a method that no single loop can do, for missing data, and for an unknown optimizer.
+    kept: the stores of all runs whose particles it trains. Raises SwampError for a method that no single loop can do,
+    for missing data, and for an unknown optimizer.
     """
     method = plan.setting
     if method.ensemble:
@@ -42,4 +43,10 @@ def trainer(
             raise SwampError(f"backend must be a name or an object with the method train, got {backend!r}.")
         return backend
     build_optimizer(model.parameters(), training)  # an optimizer that cannot be is refused now, not in a while
-    return backend_of(backend or "auto", model, task, plan, chosen=kept.choice(), tell=kept.keep_choice)
+    chosen = next((choice for store in kept if (choice := store.choice()) is not None), None)
+
+    def tell(choice: Choice) -> None:
+        for store in kept:
+            store.keep_choice(choice)
+
+    return backend_of(backend or "auto", model, task, plan, chosen=chosen, tell=tell)

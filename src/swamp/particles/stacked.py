@@ -27,9 +27,11 @@ from swamp.training import (
     Task,
     TokenData,
     Training,
+    a_seed,
     as_batch,
     copied,
     draws_globally,
+    kinds,
     reset_statistics,
     shuffled_together,
 )
@@ -212,12 +214,13 @@ class Forked(Stacked):
 
 def _alike(data: Data) -> bool:
     """Whether every batch has the shape of every other."""
-    if isinstance(data, TokenData):
-        return data.alike
-    if not isinstance(data, BatchList):
-        return True
-    shapes = {str(tree_map(_shape, as_batch(batch))) for batch in data.batches}
-    return len(shapes) == 1
+    shapes: set[str] = set()
+    for part in kinds(data):
+        if isinstance(part, TokenData):
+            shapes |= {str(int(length)) for length in (part.lengths.min(), part.lengths.max())}
+        elif isinstance(part, BatchList):
+            shapes |= {str(tree_map(_shape, as_batch(batch))) for batch in part.batches}
+    return len(shapes) < 2
 
 
 def _shape(tensor: Tensor) -> str:
@@ -226,7 +229,7 @@ def _shape(tensor: Tensor) -> str:
 
 def _batch(task: Task, size: int, particles: int, device: torch.device) -> tuple[Any, Tensor]:
     """One batch of the training data for each particle, the same for all."""
-    return next(shuffled_together(task.train, size, [Seed(0)] * particles, 0, 0, device))
+    return next(shuffled_together(task.train, size, [a_seed(task.train)] * particles, 0, 0, device))
 
 
 def _out_of_memory(error: BaseException) -> bool:

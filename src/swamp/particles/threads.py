@@ -27,6 +27,7 @@ from swamp.training import (
     TokenData,
     Training,
     draws_globally,
+    kinds,
 )
 
 
@@ -72,7 +73,7 @@ class Threads:
 
 def obstacle(model: nn.Module, task: Task, training: Training) -> str | None:
     """Why trainings of this model cannot run in threads beside each other; None where they can."""
-    if not isinstance(task.train, TensorData | TokenData | BatchList):
+    if not all(isinstance(part, TensorData | TokenData | BatchList) for part in kinds(task.train)):
         return "examples are fetched one by one, with global random numbers that one training at a time may use."
     if draws_globally(model, task, training.batch_size):
         return "the model draws random numbers by other means than dropout, from torch's one global generator."

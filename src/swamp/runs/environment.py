@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ import torch
 _PACKAGES = ("swamp", "torch", "numpy", "safetensors", "mnist1d", "scikit-learn")
 
 
-def environment(device: torch.device, ranks: list[str] | None = None) -> dict[str, Any]:
-    """Versions, machine, device, threads and the git state of swamp's own source; the ranks, where there are some."""
+def environment(device: torch.device, *, ranks: Sequence[str] = (), at_once: Sequence[str] = ()) -> dict[str, Any]:
+    """Versions, machine, device, threads and the git state of swamp's own source.
+
+    ranks: of a job of several; at_once: the runs whose particles were trained at once with this one's, itself included.
+    """
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -26,7 +30,8 @@ def environment(device: torch.device, ranks: list[str] | None = None) -> dict[st
         "device": str(device) if device.type == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})",
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
         "git": _git(),
-        "ranks": ranks or [],
+        "ranks": [*ranks],
+        "at_once": [*at_once],
     }
 
 

@@ -58,17 +58,14 @@ def start(config: RunConfig, path: Path, reporter: Reporter, stop: Event) -> dic
             refuse_foreign(directory, config)
             check_space(directory, config, model, problem.task.train.steps(config.training.batch_size))
             prepared(world)
-            directory.write(directory.original, config.to_json())
-            write_json(directory.config, config.to_json())
+            write_configuration(directory, config)
             return _execute(config, directory, problem, model, reporter, stop, world)
     return {}
 
 
 def resume(path: Path, reporter: Reporter, stop: Event) -> dict[str, Any]:
     """Go on with the run in `path`; what is finished is read back. Returns the summary, as `start` does."""
-    _restore_config(RunDirectory(path))
-    directory, config = open_run(path)
-    read_original(directory)
+    directory, config = reopened(path)
     with joined(config, device_kind(config), path, stop) as world:
         if world is not None and world.rank:
             return _serve(config, directory, world)
@@ -82,6 +79,20 @@ def resume(path: Path, reporter: Reporter, stop: Event) -> dict[str, Any]:
     return {}
 
 
+def reopened(path: Path) -> tuple[RunDirectory, RunConfig]:
+    """A run that was begun, to go on with."""
+    _restore_config(RunDirectory(path))
+    directory, config = open_run(path)
+    read_original(directory)
+    return directory, config
+
+
+def write_configuration(directory: RunDirectory, config: RunConfig) -> None:
+    """Begin a run on disk."""
+    directory.write(directory.original, config.to_json())
+    write_json(directory.config, config.to_json())
+
+
 def _serve(config: RunConfig, directory: RunDirectory, world: World) -> dict[str, Any]:
     """The part of a rank other than 0: train what rank 0 asks for."""
     try:
@@ -91,7 +102,7 @@ def _serve(config: RunConfig, directory: RunDirectory, world: World) -> dict[str
         world.hear("nothing more", [0])  # until rank 0 has told of it and ended the job
         raise
     world.post("prepared", None)
-    store = _store(config, directory, Nobody(), world.agreed, announce=False)
+    store = store_of(config, directory, Nobody(), world.agreed, announce=False)
 
     def build(choice: Any) -> Backend:
         chosen = None if choice is None else Choice.from_json(choice)
@@ -174,11 +185,9 @@ def _execute(
 ) -> dict[str, Any]:
     if world is not None:
         stop = world.agreed
-    store = _store(config, directory, reporter, stop)
+    store = store_of(config, directory, reporter, stop)
     with executing(config):
-        members = [] if world is None else [str(member) for member in world.members]
-        here = sealed(environment(device_named(config.device), members), directory.about(directory.environment))
-        write_json(directory.environment, [*_sessions(directory), here])
+        note_session(directory, config, ranks=[] if world is None else [str(member) for member in world.members])
         reporter.started(len(config.plan.schedule()))
         try:
             done = summary(directory, config, _records(config, problem, model, store, world))
@@ -188,10 +197,21 @@ def _execute(
             ) from error
         except Interrupted as error:
             raise Interrupted(f"{error} Go on with: swamp resume {directory.path}") from error
-        done = finite(done)
-        if directory.summary.is_dir():
-            set_aside(directory.summary)
-        directory.write(directory.summary, done)
+        return conclude(directory, done)
+
+
+def note_session(directory: RunDirectory, config: RunConfig, **more: list[str]) -> None:
+    """Write down what this session runs on, after those before it. more: see `environment`."""
+    here = sealed(environment(device_named(config.device), **more), directory.about(directory.environment))
+    write_json(directory.environment, [*_sessions(directory), here])
+
+
+def conclude(directory: RunDirectory, done: dict[str, Any]) -> dict[str, Any]:
+    """Write the last word on a run; what lies there is finished."""
+    done = finite(done)
+    if directory.summary.is_dir():
+        set_aside(directory.summary)
+    directory.write(directory.summary, done)
     return done
 
 
@@ -214,9 +234,10 @@ def _restore_config(directory: RunDirectory) -> None:
         warnings.warn(f"{directory.config} was missing. It is written again from {directory.original}.", stacklevel=2)
 
 
-def _store(
+def store_of(
     config: RunConfig, directory: RunDirectory, reporter: Reporter, stop: Event, *, announce: bool = True
 ) -> RunStore:
+    """What keeps the steps of a run in its directory."""
     return RunStore(
         directory,
         reporter,

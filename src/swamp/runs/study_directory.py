@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -50,6 +50,8 @@ class StudyDirectory:
     runs: Mapping[str, RunConfig]
     """Name -> configuration, in the order in which workers take them."""
     compare: View = field(default_factory=View)
+    seeds_at_once: bool = False
+    """Whether runs that differ in their seeds only are done together."""
 
     @classmethod
     def open(cls, path: Path) -> "StudyDirectory":
@@ -60,13 +62,15 @@ class StudyDirectory:
         values, _ = unsealed(read_json(file), str(file))
         try:
             runs, compare = cast("dict[str, Any]", values["runs"]).items(), msgspec.convert(values["compare"], View)
+            # Those of before this option do not say.
+            at_once = msgspec.convert(values.get("seeds_at_once", False), bool)
         except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
             raise Damaged(f"{file} is damaged: expected runs and compare. Restore it, or start anew.") from error
         for name, _ in runs:
             if not names_a_run(name):
                 raise Damaged(f"{file} is damaged: {name!r} cannot be the name of a run: it names a directory.")
         try:
-            study = cls(path, {name: RunConfig.from_json(value) for name, value in runs}, compare)
+            study = cls(path, {name: RunConfig.from_json(value) for name, value in runs}, compare, at_once)
         except SwampError as error:
             raise SwampError(f"{file}: {error}") from error
         others = sorted(config.parent.name for config in path.glob("*/config.json"))
@@ -75,7 +79,9 @@ class StudyDirectory:
         return study
 
     @classmethod
-    def join(cls, path: Path, runs: Mapping[str, RunConfig], compare: View | None = None) -> "StudyDirectory":
+    def join(
+        cls, path: Path, runs: Mapping[str, RunConfig], compare: View | None = None, *, seeds_at_once: bool = False
+    ) -> "StudyDirectory":
         """Begin the study in `path`, or take part in it where it was begun; runs that it did not have are added.
 
         Raises SwampError naming the differences if a run is another one there, or is there and not in `runs`.
@@ -94,15 +100,33 @@ class StudyDirectory:
                     f"{path} holds another study. It differs in {shortened(wrong)}. Choose another --out, or put the "
                     "study back; runs may be added to it, not changed or left out."
                 )
-            study = cls(path, runs, compare or View())
+            study = cls(path, runs, compare or View(), seeds_at_once)
             if study != there_already:
                 listed = {name: config.to_json() for name, config in runs.items()}
-                write_json(_listing(path), sealed({"runs": listed, "compare": asdict(study.compare)}))
+                others = {"compare": asdict(study.compare), "seeds_at_once": seeds_at_once}
+                write_json(_listing(path), sealed({"runs": listed, **others}))
         return study
 
     def run(self, name: str) -> RunDirectory:
         """The directory of one run."""
         return RunDirectory(self.path / name)
+
+    def company(self, name: str) -> list[str]:
+        """The runs that are to be done together with this one, itself included, in order; those that are over are not.
+
+        Where one has failed the others are done one by one, as they were when it did.
+        """
+        mine = self.runs[name]
+        if not self.seeds_at_once or not method_named(mine.plan.method).in_step:
+            return [name]
+        alike = [
+            other
+            for other, config in self.runs.items()
+            if replace(config, plan=replace(config.plan, seed=mine.plan.seed)) == mine
+        ]
+        if any(self._failed(other).exists() for other in alike):
+            return [name]
+        return [other for other in alike if not self.over(other)]
 
     @contextmanager
     def claimed(self, name: str) -> Generator[bool]:

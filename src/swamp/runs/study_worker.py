@@ -1,11 +1,15 @@
 """A worker: takes the runs of a study one after the other, until none is left that it may take."""
 
 import traceback
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
 from threading import Event
 
 from swamp.errors import Busy, Interrupted, SwampError, refused
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.execute import resume, start
+from swamp.runs.in_step import do_in_step
 from swamp.runs.progress import Reporter
 from swamp.runs.study_directory import StudyDirectory
 
@@ -15,8 +19,9 @@ _POLL_SECONDS = 2.0
 def work(study: StudyDirectory, reporter: Reporter, stop: Event, *, wait: bool = False) -> None:
     """Finish every run of `study` that nobody else works on; one that an earlier worker left is gone on with.
 
-    A run that fails is recorded as failed, and the next one is taken. wait: stay for the runs that others hold, and
-    take over those that they leave. Raises Interrupted once `stop` is set; the run in progress is saved.
+    Runs that the study wants together are taken so, or not at all. One that fails is recorded as failed, and the next
+    is taken. wait: stay for the runs that others hold, and take over those that they leave. Raises Interrupted once
+    `stop` is set; the runs in progress are saved.
     """
     while True:
         held = False
@@ -25,9 +30,11 @@ def work(study: StudyDirectory, reporter: Reporter, stop: Event, *, wait: bool =
                 raise Interrupted("stopped.")
             if study.over(name):
                 continue
-            with study.claimed(name) as mine:
-                # Between the look and the claim, another worker may have finished it.
-                taken = mine and (study.over(name) or _settle(study, name, reporter, stop))
+            together = study.company(name)
+            with ExitStack() as claims:
+                mine = all(claims.enter_context(study.claimed(one)) for one in together)
+                # Between the look and the claim, another worker may have finished some.
+                taken = mine and _settle_all(study, [n for n in together if not study.over(n)], reporter, stop)
             held |= not taken
             if taken:
                 # From the top: what was abandoned meanwhile comes before what nobody began.
@@ -36,6 +43,21 @@ def work(study: StudyDirectory, reporter: Reporter, stop: Event, *, wait: bool =
             if not (held and wait):
                 return
             stop.wait(_POLL_SECONDS)
+
+
+def _settle_all(study: StudyDirectory, names: Sequence[str], reporter: Reporter, stop: Event) -> bool:
+    """Bring runs to their ends, together where they are several; what cannot go on so is settled one by one."""
+    if len(names) > 1:
+        try:
+            for name in names:
+                _require_own(study, name)
+            do_in_step({study.run(name).path: study.runs[name] for name in names}, reporter, stop)
+        except Interrupted:
+            raise
+        except Exception as error:
+            # Whose fault it was, each of them tells when it is done alone.
+            warnings.warn(f"{', '.join(names)} are done one by one: {refused(error) or repr(error)}", stacklevel=2)
+    return all([study.over(name) or _settle(study, name, reporter, stop) for name in names])
 
 
 def _settle(study: StudyDirectory, name: str, reporter: Reporter, stop: Event) -> bool:
@@ -55,10 +77,15 @@ def _settle(study: StudyDirectory, name: str, reporter: Reporter, stop: Event) -
 
 def _execute(study: StudyDirectory, name: str, reporter: Reporter, stop: Event) -> None:
     run, config = study.run(name), study.runs[name]
-    if not run.config.exists():
+    _require_own(study, name)
+    if run.config.exists():
+        resume(run.path, reporter, stop)
+    else:
         start(config, run.path, reporter, stop)
-        return
-    other = differences(RunConfig.load(run.config), config)
+
+
+def _require_own(study: StudyDirectory, name: str) -> None:
+    run = study.run(name)
+    other = differences(RunConfig.load(run.config), study.runs[name]) if run.config.exists() else []
     if other:
         raise SwampError(f"{run.path} holds another run than the study's ({'; '.join(other)}). Move it away.")
-    resume(run.path, reporter, stop)

@@ -24,12 +24,13 @@ from swamp.training.share import Share
 from swamp.training.snapshot import Snapshot, masked
 from swamp.training.sources import as_data
 from swamp.training.task import Task, evaluate, predict
-from swamp.training.together import gathered, shuffled_together
+from swamp.training.together import BySeed, a_seed, gathered, kinds, shuffled_together
 from swamp.training.tokens import TokenData
 
 __all__ = [
     "Augment",
     "BatchList",
+    "BySeed",
     "Data",
     "DatasetData",
     "Dynamic",
@@ -48,6 +49,7 @@ __all__ = [
     "TokenData",
     "Training",
     "Watch",
+    "a_seed",
     "arrange",
     "as_batch",
     "as_data",
@@ -63,6 +65,7 @@ __all__ = [
     "gathered",
     "interpolate",
     "isolated",
+    "kinds",
     "masked",
     "mean",
     "norm_change",
