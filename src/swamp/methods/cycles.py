@@ -74,7 +74,8 @@ def cycles_in_step(
         raise SwampError(f"runs of {plans[0].method} cannot be trained at once. Take one after the other.")
     if len({str(_shapes(model)) for model in models}) != 1:
         raise SwampError("runs that are trained at once need networks of one shape, and these differ.")
-    backend = trainer(models[0], _of_all(tasks, plans, backend), plans[0], training, backend, *kept)
+    of_all, tasks = _joined(tasks, plans, backend, next(models[0].parameters()).device)
+    backend = trainer(models[0], of_all, plans[0], training, backend, *kept)
     runs = zip(models, tasks, plans, kept, strict=True)
     return _in_step([Loop(model, own, plan, training, backend, store) for model, own, plan, store in runs])
 
@@ -113,16 +114,21 @@ def train_on(
     return (_on(loop, index, mask, ticket) for index, mask in masks.items())
 
 
-def _of_all(tasks: Sequence[Task], plans: Sequence[Plan], backend: Backend | str | None) -> Task:
-    """The task that a backend trains the particles of all runs on."""
+def _joined(
+    tasks: Sequence[Task], plans: Sequence[Plan], backend: Backend | str | None, device: torch.device
+) -> tuple[Task, Sequence[Task]]:
+    """The task that a backend trains the particles of all runs on, and that of each run, which shares its memory."""
     if all(task is tasks[0] for task in tasks):
-        return tasks[0]
+        return tasks[0], tasks
     if backend is not None and not isinstance(backend, str):
         raise SwampError("runs with data of their own take the name of a backend: one that is made has data already.")
-    own = {plan.seed: task.train for plan, task in zip(plans, tasks, strict=True)}
-    if len(own) < len(tasks):
-        raise SwampError(f"runs with data of their own need seeds of their own, got {[plan.seed for plan in plans]}.")
-    return replace(tasks[0], train=BySeed.of(own))
+    seeds = [plan.seed for plan in plans]
+    if len({*seeds}) < len(seeds):
+        raise SwampError(f"runs with data of their own need seeds of their own, got {seeds}.")
+    data = BySeed.of({seed: task.train.to(device) for seed, task in zip(seeds, tasks, strict=True)})
+    return replace(tasks[0], train=data), [
+        replace(task, train=data.parts[seed]) for seed, task in zip(seeds, tasks, strict=True)
+    ]
 
 
 def _shapes(model: nn.Module) -> list[tuple[str, torch.Size]]:

@@ -1,12 +1,12 @@
 """Runs that differ in their seeds only, done together: the particles of all are trained at once."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from threading import Event
 
-from swamp.methods import cycles_in_step
+from swamp.methods import Cycle, cycles_in_step
 from swamp.runs.config import RunConfig
 from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import (
@@ -39,28 +39,34 @@ def do_in_step(runs: Mapping[Path, RunConfig], reporter: Reporter, stop: Event) 
             if not begun:
                 refuse_foreign(new, config)
             locks.enter_context(new.locked())
-        configs = [config for _, config in found]
-        problems, models = zip(*map(prepare, configs), strict=True)
-        first = configs[0]
-        steps = problems[0].task.train.steps(first.training.batch_size)
-        for (directory, config), model in zip(found, models, strict=True):
-            check_space(directory, config, model, steps)
-            if not directory.config.exists():
-                write_configuration(directory, config)
-        stores = [store_of(config, directory, reporter, stop) for directory, config in found]
+        rounds, first = _rounds(found, reporter, stop), found[0][1]
         with executing(first):
-            rounds = cycles_in_step(
-                models,
-                [problem.task for problem in problems],
-                [config.plan for config in configs],
-                first.training,
-                backend=first.backend,
-                stores=stores,
-            )
             for directory, config in found:
+                if not directory.config.exists():
+                    write_configuration(directory, config)
                 note_session(directory, config, at_once=[path.name for path in runs])
             reporter.started(len(first.plan.schedule()))
             count = sum(1 for _ in rounds)
             for directory, config in found:
                 # Read back one by one: those of all runs at once would fill the memory.
                 conclude(directory, summary(directory, config, map(partial(read_cycle, directory), range(count))))
+
+
+def _rounds(
+    runs: Sequence[tuple[RunDirectory, RunConfig]], reporter: Reporter, stop: Event
+) -> Iterator[tuple[Cycle, ...]]:
+    """The cycles of all; what can be refused is refused here, before the first step."""
+    problems, models = zip(*(prepare(config) for _, config in runs), strict=True)
+    first = runs[0][1]
+    steps = problems[0].task.train.steps(first.training.batch_size)
+    for (directory, config), model in zip(runs, models, strict=True):
+        check_space(directory, config, model, steps)
+    # All problems go out of sight at the end of this function: what is trained on lies in one piece by then.
+    return cycles_in_step(
+        models,
+        [problem.task for problem in problems],
+        [config.plan for _, config in runs],
+        first.training,
+        backend=first.backend,
+        stores=[store_of(config, directory, reporter, stop) for directory, config in runs],
+    )
