@@ -128,7 +128,7 @@ def test_data_of_their_own_needs_seeds_of_their_own_and_a_backend_by_name(task):
 
 def test_networks_of_other_shapes_are_refused(task):
     given = [*models()[:2], torch.nn.Sequential(torch.nn.Linear(6, 3))]
-    with pytest.raises(SwampError, match="networks of one shape"):
+    with pytest.raises(SwampError, match=r"one shape, and these differ in 0.weight \(\(16, 6\) and \(3, 6\)\)"):
         cycles_in_step(given, task, plans(), TRAINING)
 
 

@@ -44,6 +44,7 @@ def test_the_runs_are_those_that_they_are_alone(tmp_path):
         assert_same_outcome(tmp_path / name, study.run(name).path)
         assert study.summary(name)["test"] == alone["test"]
         assert sessions(study, name) == [["seed0", "seed1", "seed2"]]
+        assert study.alone(name) == ""
 
 
 def test_those_of_a_method_and_a_setting_are_trained_at_once_and_ensembles_alone(tmp_path):
@@ -139,6 +140,7 @@ def test_one_that_breaks_takes_no_other_along(tmp_path, monkeypatch):
     assert states(study) == ["finished", "failed", "finished"]
     assert "became NaN" in study.state("seed1").error
     assert sessions(study, "seed0") == [["seed0", "seed1", "seed2"], []]
+    assert all("became NaN" in study.alone(name) for name in study.runs)
     monkeypatch.undo()
     go(study.runs["seed2"], tmp_path / "alone")
     assert_same_outcome(tmp_path / "alone", study.run("seed2").path)

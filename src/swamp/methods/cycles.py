@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from swamp.errors import Diverged, SwampError
+from swamp.errors import Diverged, SwampError, shortened
 from swamp.methods.cycle import Cycle
 from swamp.methods.loop import Loop, Setting
 from swamp.methods.mending import train_wanted
@@ -72,8 +72,7 @@ def cycles_in_step(
             raise SwampError("runs that are trained at once may differ in their seeds only, and these plans differ.")
     if plans[0].setting.pools:
         raise SwampError(f"runs of {plans[0].method} cannot be trained at once. Take one after the other.")
-    if len({str(_shapes(model)) for model in models}) != 1:
-        raise SwampError("runs that are trained at once need networks of one shape, and these differ.")
+    _require_alike(models)
     of_all, tasks = _joined(tasks, plans, backend, next(models[0].parameters()).device)
     backend = trainer(models[0], of_all, plans[0], training, backend, *kept)
     runs = zip(models, tasks, plans, kept, strict=True)
@@ -131,8 +130,13 @@ def _joined(
     ]
 
 
-def _shapes(model: nn.Module) -> list[tuple[str, torch.Size]]:
-    return [(name, tensor.shape) for name, tensor in model.state_dict().items()]
+def _require_alike(models: Sequence[nn.Module]) -> None:
+    first, *others = ({name: tuple(value.shape) for name, value in model.state_dict().items()} for model in models)
+    for other in others:
+        wrong = [n for n in {**first, **other} if first.get(n) != other.get(n)]
+        if wrong:
+            told = shortened([f"{name} ({first.get(name)} and {other.get(name)})" for name in wrong])
+            raise SwampError(f"runs that are trained at once need networks of one shape, and these differ in {told}.")
 
 
 def _run(loop: Loop) -> Iterator[Cycle]:

@@ -15,10 +15,13 @@ import torch
 _PACKAGES = ("swamp", "torch", "numpy", "safetensors", "mnist1d", "scikit-learn")
 
 
-def environment(device: torch.device, *, ranks: Sequence[str] = (), at_once: Sequence[str] = ()) -> dict[str, Any]:
+def environment(
+    device: torch.device, *, ranks: Sequence[str] = (), at_once: Sequence[str] = (), alone: str = ""
+) -> dict[str, Any]:
     """Versions, machine, device, threads and the git state of swamp's own source.
 
-    ranks: of a job of several; at_once: the runs whose particles were trained at once with this one's, itself included.
+    ranks: of a job of several; at_once: the runs whose particles were trained at once with this one's, itself included;
+    alone: why that could not be, where it was asked for.
     """
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -32,6 +35,7 @@ def environment(device: torch.device, *, ranks: Sequence[str] = (), at_once: Seq
         "git": _git(),
         "ranks": [*ranks],
         "at_once": [*at_once],
+        "alone": alone,
     }
 
 

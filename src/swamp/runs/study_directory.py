@@ -17,7 +17,7 @@ from swamp.files import make_folder, one_at_a_time, remove_unfinished, sign
 from swamp.methods import method_named
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, read_json, write_json
-from swamp.runs.read import open_run
+from swamp.runs.read import open_run, read_sessions
 from swamp.runs.seal import sealed, unsealed
 from swamp.runs.study import View, names_a_run
 
@@ -187,6 +187,16 @@ class StudyDirectory:
         if not {"sparsity", "test", "seconds"} <= {*done}:
             raise Damaged(f"{directory.summary} is damaged: it is not whole. To write it again: swamp resume {name}")
         return done
+
+    def alone(self, name: str) -> str:
+        """Why a run was not done together with its company, where the study asked for it; else empty."""
+        run = self.run(name)
+        if not (self.seeds_at_once and run.environment.exists()):
+            return ""
+        try:
+            return str(read_sessions(run)[-1].get("alone", ""))
+        except (Damaged, IndexError):
+            return ""  # whoever goes on with the run is told
 
     def begun(self) -> list[Path]:
         """The runs that have a finished cycle. Raises SwampError for one that is another than study.json says."""

@@ -47,6 +47,7 @@ def work(study: StudyDirectory, reporter: Reporter, stop: Event, *, wait: bool =
 
 def _settle_all(study: StudyDirectory, names: Sequence[str], reporter: Reporter, stop: Event) -> bool:
     """Bring runs to their ends, together where they are several; what cannot go on so is settled one by one."""
+    why = ""
     if len(names) > 1:
         try:
             for name in names:
@@ -56,14 +57,15 @@ def _settle_all(study: StudyDirectory, names: Sequence[str], reporter: Reporter,
             raise
         except Exception as error:
             # Whose fault it was, each of them tells when it is done alone.
-            warnings.warn(f"{', '.join(names)} are done one by one: {refused(error) or repr(error)}", stacklevel=2)
-    return all([study.over(name) or _settle(study, name, reporter, stop) for name in names])
+            why = str(refused(error) or repr(error))
+            warnings.warn(f"{', '.join(names)} are done one by one: {why}", stacklevel=2)
+    return all([study.over(name) or _settle(study, name, reporter, stop, why) for name in names])
 
 
-def _settle(study: StudyDirectory, name: str, reporter: Reporter, stop: Event) -> bool:
+def _settle(study: StudyDirectory, name: str, reporter: Reporter, stop: Event, alone: str) -> bool:
     """Bring a run to its end, good or bad; False where somebody holds it who is no worker of a study."""
     try:
-        _execute(study, name, reporter, stop)
+        _execute(study, name, reporter, stop, alone)
     except Interrupted:
         raise
     except Busy:
@@ -75,13 +77,13 @@ def _settle(study: StudyDirectory, name: str, reporter: Reporter, stop: Event) -
     return True
 
 
-def _execute(study: StudyDirectory, name: str, reporter: Reporter, stop: Event) -> None:
+def _execute(study: StudyDirectory, name: str, reporter: Reporter, stop: Event, alone: str) -> None:
     run, config = study.run(name), study.runs[name]
     _require_own(study, name)
     if run.config.exists():
-        resume(run.path, reporter, stop)
+        resume(run.path, reporter, stop, alone=alone)
     else:
-        start(config, run.path, reporter, stop)
+        start(config, run.path, reporter, stop, alone=alone)
 
 
 def _require_own(study: StudyDirectory, name: str) -> None:
