@@ -292,6 +292,8 @@ t.half(model).apply_(model)
 arguments = t.arguments({folder!r}, per_device_train_batch_size=4, ddp_backend="gloo", **t.SHARED)
 t.Trainer(model, arguments, train_dataset=t.examples(), callbacks=[t.HoldMask()]).train()
 save_file(dict(model.state_dict()), {folder!r} + f"/{{arguments.local_process_index}}.safetensors")
+# Else its threads may be found running at the end of the interpreter, which then aborts.
+torch.distributed.destroy_process_group()
 """
 SHARED = {
     "max_grad_norm": 0.1,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from threading import Event
 
@@ -26,6 +27,16 @@ def begun(path, runs: dict[str, RunConfig]) -> StudyDirectory:
     return StudyDirectory.join(path, runs, seeds_at_once=True)
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The runs of seeded(0, 1, 2), each done by itself: name -> directory."""
+    folder = tmp_path_factory.mktemp("alone")
+    runs = seeded(0, 1, 2)
+    for name, config in runs.items():
+        go(config, folder / name)
+    return {name: folder / name for name in runs}
+
+
 def states(study: StudyDirectory) -> list[str]:
     return [state.state for state in study.states()]
 
@@ -35,14 +46,13 @@ def sessions(study: StudyDirectory, name: str) -> list[list[str]]:
     return [one["at_once"] for one in json.loads(study.run(name).environment.read_text())]
 
 
-def test_the_runs_are_those_that_they_are_alone(tmp_path):
+def test_the_runs_are_those_that_they_are_alone(alone, tmp_path):
     study = begun(tmp_path / "s", seeded(0, 1, 2))
     work(study, Quiet(), Event())
     assert states(study) == ["finished"] * 3
-    for name, config in study.runs.items():
-        alone = go(config, tmp_path / name)
-        assert_same_outcome(tmp_path / name, study.run(name).path)
-        assert study.summary(name)["test"] == alone["test"]
+    for name in study.runs:
+        assert_same_outcome(alone[name], study.run(name).path)
+        assert study.summary(name)["test"] == json.loads((alone[name] / "summary.json").read_text())["test"]
         assert sessions(study, name) == [["seed0", "seed1", "seed2"]]
         assert study.alone(name) == ""
 
@@ -78,11 +88,8 @@ def test_all_particles_of_a_cycle_are_handed_over_at_once(tmp_path, monkeypatch)
     assert calls == [[1], [1], [2, 2], [2, 2], [2, 2]]
 
 
-def test_a_worker_that_is_stopped_or_killed_leaves_runs_that_end_like_those_never_interrupted(tmp_path):
-    runs = seeded(0, 1)
-    study = begun(tmp_path / "s", runs)
-    for name, config in runs.items():
-        go(config, tmp_path / name)
+def test_a_worker_that_is_stopped_or_killed_leaves_runs_that_end_like_those_never_interrupted(alone, tmp_path):
+    study = begun(tmp_path / "s", seeded(0, 1))
     stop = Event()
     with pytest.raises(Interrupted):
         work(study, StopAt(95, stop), stop)
@@ -100,14 +107,14 @@ def test_a_worker_that_is_stopped_or_killed_leaves_runs_that_end_like_those_neve
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
     work(study, Quiet(), Event())
     assert states(study) == ["finished", "finished"]
-    for name in runs:
-        assert_same_outcome(tmp_path / name, study.run(name).path)
+    for name in study.runs:
+        assert_same_outcome(alone[name], study.run(name).path)
         assert sessions(study, name) == [["seed0", "seed1"]] * 3
 
 
-def test_one_that_was_begun_alone_goes_on_in_company_and_one_that_is_over_is_left_out(tmp_path):
+def test_one_that_was_begun_alone_goes_on_in_company_and_one_that_is_over_is_left_out(alone, tmp_path):
     study = begun(tmp_path / "s", seeded(0, 1, 2))
-    go(study.runs["seed2"], study.run("seed2").path)
+    shutil.copytree(alone["seed2"], study.run("seed2").path)
     stop = Event()
     with pytest.raises(Interrupted):
         do_in_step({study.run("seed1").path: study.runs["seed1"]}, StopAt(50, stop), stop)
@@ -118,12 +125,11 @@ def test_one_that_was_begun_alone_goes_on_in_company_and_one_that_is_over_is_lef
         [["seed1"], ["seed0", "seed1"]],
         [[]],
     ]
-    for name, config in study.runs.items():
-        go(config, tmp_path / name)
-        assert_same_outcome(tmp_path / name, study.run(name).path)
+    for name in study.runs:
+        assert_same_outcome(alone[name], study.run(name).path)
 
 
-def test_one_that_breaks_takes_no_other_along(tmp_path, monkeypatch):
+def test_one_that_breaks_takes_no_other_along(alone, tmp_path, monkeypatch):
     from swamp.errors import Diverged
 
     study = begun(tmp_path / "s", seeded(0, 1, 2))
@@ -142,13 +148,11 @@ def test_one_that_breaks_takes_no_other_along(tmp_path, monkeypatch):
     assert sessions(study, "seed0") == [["seed0", "seed1", "seed2"], []]
     assert all("became NaN" in study.alone(name) for name in study.runs)
     monkeypatch.undo()
-    go(study.runs["seed2"], tmp_path / "alone")
-    assert_same_outcome(tmp_path / "alone", study.run("seed2").path)
     study.retry()
     work(study, Quiet(), Event())
     assert states(study) == ["finished"] * 3
-    go(study.runs["seed1"], tmp_path / "one")
-    assert_same_outcome(tmp_path / "one", study.run("seed1").path)
+    for name in study.runs:
+        assert_same_outcome(alone[name], study.run(name).path)
 
 
 def test_after_one_has_failed_those_that_are_left_are_done_one_by_one(tmp_path):
@@ -202,14 +206,13 @@ def test_a_run_that_cannot_be_gone_on_with_is_not_gone_on_with_in_company_either
     assert states(study) == ["finished", "failed"]
 
 
-def test_a_run_done_in_company_can_be_resumed_alone(tmp_path):
+def test_a_run_done_in_company_can_be_resumed_alone(alone, tmp_path):
     study = begun(tmp_path / "s", seeded(0, 1))
     stop = Event()
     with pytest.raises(Interrupted):
         work(study, StopAt(100, stop), stop)
     resume(study.run("seed1").path, Quiet(), Event())
-    go(study.runs["seed1"], tmp_path / "alone")
-    assert_same_outcome(tmp_path / "alone", study.run("seed1").path)
+    assert_same_outcome(alone["seed1"], study.run("seed1").path)
 
 
 def test_the_file_says_so_and_a_study_of_before_this_option_does_not(tmp_path):
