@@ -1,6 +1,7 @@
 """What threads and stacks do when they cannot: they fall back with a reason, stop together, and halve."""
 
 import math
+import os
 from dataclasses import replace
 
 import pytest
@@ -68,6 +69,28 @@ def test_a_model_that_draws_by_itself_is_trained_alone_with_the_reason(kind, ima
 def test_data_that_is_fetched_one_by_one_is_not_read_in_threads(mlp, image_task):
     task = replace(image_task, train=DatasetData(OneByOne(image_task)))
     assert_trained_alone(Threads(mlp, task), mlp, task, "examples are fetched one by one")
+
+
+@pytest.fixture
+def one_core():
+    """OpenMP leaves the thread that started it on one core, though torch has threads for more."""
+    affinity, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    os.sched_setaffinity(0, {min(affinity)})
+    torch.set_num_threads(2)
+    yield
+    os.sched_setaffinity(0, affinity)
+    torch.set_num_threads(threads)
+
+
+def test_a_process_bound_to_one_core_hears_of_the_setting(one_core, mlp, image_task, monkeypatch):
+    monkeypatch.setenv("OMP_PROC_BIND", "close")
+    assert_trained_alone(Threads(mlp, image_task), mlp, image_task, "OMP_PROC_BIND binds this process to one core")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_process_with_one_core_and_no_such_setting_hears_nothing(one_core, mlp, image_task, monkeypatch):
+    monkeypatch.setenv("OMP_PROC_BIND", "false")
+    Threads(mlp, image_task).train(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS)
 
 
 def test_a_forward_pass_that_cannot_be_stacked_is_not(image_task):

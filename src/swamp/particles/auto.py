@@ -131,13 +131,13 @@ class Auto:
             return Choice("sequential", why, {"sequential": 1000 * times["sequential"]}), self.sequential
         left_out: list[str] = []
         on_cpu = next(model.parameters()).device.type == "cpu"
-        if on_cpu and cores() > 1:
+        if on_cpu:
             why_not = obstacle(model, task, trial.training)
-            if why_not is None:
+            if why_not is not None:
+                left_out.append(f"no threads: {why_not}")
+            elif cores() > 1:
                 backends["threads"] = Threads(*self.parts)
                 times["threads"] = trial.seconds(backends["threads"], cores())
-            else:
-                left_out.append(f"no threads: {why_not}")
         why_not = _not_stacked(model, whole) if on_cpu else None
         stacked = Stacked(*self.parts)
         if why_not is None:

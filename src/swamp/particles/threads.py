@@ -30,6 +30,8 @@ from swamp.training import (
     kinds,
 )
 
+_BINDING = ("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
+
 
 class Threads:
     """One thread a particle, torch's own threads shared out among them: for convolutions and transformers on CPU.
@@ -62,8 +64,9 @@ class Threads:
     ) -> list[list[Particle]]:
         """See AtOnce."""
         rows = rows_of(self.model, self.task, self.optimizer, groups, training, first, last)
-        workers = min(sum(group.size for group in groups), cores())
-        why_not = obstacle(self.model, self.task, training) if workers > 1 else None
+        size = sum(group.size for group in groups)
+        workers = min(size, cores())
+        why_not = obstacle(self.model, self.task, training) if size > 1 else None
         if why_not:
             warnings.warn(f"particles are trained one after the other, not in threads: {why_not}", stacklevel=2)
         if workers < 2 or why_not:
@@ -72,7 +75,9 @@ class Threads:
 
 
 def obstacle(model: nn.Module, task: Task, training: Training) -> str | None:
-    """Why trainings of this model cannot run in threads beside each other; None where they can."""
+    """Why trainings of this model cannot run in threads beside each other; None where they can, given the cores."""
+    if cores() < 2:
+        return _bound()
     if not all(isinstance(part, TensorData | TokenData | BatchList) for part in kinds(task.train)):
         return "examples are fetched one by one, with global random numbers that one training at a time may use."
     if draws_globally(model, task, training.batch_size):
@@ -84,6 +89,14 @@ def cores() -> int:
     """Processor cores that this process may use; those of a machine are shared out among the ranks on it."""
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, mine // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _bound() -> str | None:
+    """Which setting leaves one core to a process that has more: OpenMP binds it, and its threads begin where it is."""
+    binding = [name for name in _BINDING if os.environ.get(name, "false").lower() != "false"]
+    if not binding or torch.get_num_threads() < 2:
+        return None
+    return f"{binding[0]} binds this process to one core, and its threads with it; unset it to train on all."
 
 
 def _side_by_side(rows: Sequence[Row], workers: int) -> list[Particle | None]:
