@@ -14,9 +14,9 @@ from time import process_time
 
 from torch import nn
 
-from swamp.diagnose import ANALYSES, Points, Settings, Subject, analyze
-from swamp.diagnose.blend import Blend
-from swamp.live import Quiet
+from swamp.analysis import ANALYSES, Points, Settings, Subject, analyze
+from swamp.analysis.blend import Blend
+from swamp.cli.progress import Quiet
 from swamp.recipes import recipe_named
 from swamp.runs import RunConfig, prepare, start
 from swamp.training import Task, evaluate, refreshed

@@ -15,8 +15,8 @@ from time import process_time
 import torch
 from torch import nn
 
-from swamp.diagnose import Hessian, hutchinson, lanczos, restricted, top
-from swamp.sparsity import Mask
+from swamp.analysis import Hessian, hutchinson, lanczos, restricted, top
+from swamp.masks import Mask
 from swamp.training import Seed, Task, TensorData, isolated
 
 

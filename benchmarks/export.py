@@ -20,10 +20,10 @@ import torch
 from torch import nn
 
 from line import Line
-from swamp.export import finalise, kernels, read, save, trace
-from swamp.export.benchmark import OURS, Latency, benchmark, best_dense, size_of
-from swamp.sparsity import Mask, shrink
-from swamp.tasks import build_network
+from swamp.datasets import build_network
+from swamp.masks import Mask, shrink
+from swamp.runtime import finalise, kernels, read, save, trace
+from swamp.runtime.benchmark import OURS, Latency, benchmark, best_dense, size_of
 from swamp.training import Seed, isolated
 
 GOALS = {

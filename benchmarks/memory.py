@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swamp.particles import Ranks, Sequential, Silent, Ticket, World, serve
-from swamp.sparsity import Mask, own
+from swamp.backends import Ranks, Sequential, Silent, Ticket, World, serve
+from swamp.masks import Mask, own
 from swamp.training import Seed, Task, Training, build_optimizer, isolated
 
 TRAINING = Training(epochs=4, batch_size=64, tail=0.5, optimizer="adamw", lr=1e-3)

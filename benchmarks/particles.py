@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from line import Line, median
-from swamp.particles import Backend, Forked, Sequential, Silent, Stacked, Threads, Ticket
-from swamp.sparsity import Mask
-from swamp.tasks import build_network
+from swamp.backends import Backend, Forked, Sequential, Silent, Stacked, Threads, Ticket
+from swamp.datasets import build_network
+from swamp.masks import Mask
 from swamp.training import Seed, Task, TensorData, Training, isolated
 
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from particles import CASES, prepared
-from swamp.particles import Threads, Ticket
+from swamp.backends import Threads, Ticket
 from swamp.training import Seed, Training
 
 model, task, mask = prepared(CASES["resnet"])

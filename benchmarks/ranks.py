@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from swamp.particles import Ranks, Sequential, Silent, Ticket, World, serve
-from swamp.sparsity import Mask
-from swamp.tasks import build_network
+from swamp.backends import Ranks, Sequential, Silent, Ticket, World, serve
+from swamp.datasets import build_network
+from swamp.masks import Mask
 from swamp.training import Seed, Task, Training, isolated
 
 STEPS = {"mlp-bn-600-200": 28 * 20, "lenet-300-100": 400, "resnet-20": 24}

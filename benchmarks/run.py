@@ -25,13 +25,13 @@ from export import exported, sizes
 from line import Line, median, ratio, ratios, seconds
 from particles import CASES, throughput
 from reference import swamp_by_hand
-from swamp.live import Quiet
-from swamp.methods import Plan, cycles, cycles_in_step
-from swamp.particles import Backend, Sequential, Stacked
+from swamp.algorithms import Plan, cycles, cycles_in_step
+from swamp.backends import Backend, Sequential, Stacked
+from swamp.cli.progress import Quiet
+from swamp.datasets import build_network
+from swamp.masks import Mask, shrink
 from swamp.recipes import recipe_named
 from swamp.runs import start
-from swamp.sparsity import Mask, shrink
-from swamp.tasks import build_network
 from swamp.training import Seed, Task, TensorData, Training, crop_flip, fit, isolated
 from swamp.training.options import Precision
 

@@ -20,9 +20,9 @@ from transformers import (
 )
 
 import swamp
+from swamp.backends import Work
 from swamp.integrations.huggingface import HoldMask, backend
 from swamp.integrations.pretrained import from_pretrained, save_pretrained
-from swamp.particles import Work
 
 GOOD, BAD = ["fine", "lovely", "bright", "clever", "warm"], ["dull", "broken", "grim", "silly", "cold"]
 OTHER = ["the", "a", "film", "book", "day", "it", "was", "and", "very", "quite"]

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import swamp
+from swamp.backends import Work
 from swamp.integrations.lightning import HoldMask, backend
-from swamp.particles import Work
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 # Lightning advises worker processes for any data, also for data in memory.

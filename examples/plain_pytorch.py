@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import swamp
-from swamp.particles import Own, Work
+from swamp.backends import Own, Work
 
 
 def data(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

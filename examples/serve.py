@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import swamp
-from swamp.export import read
+from swamp.runtime import read
 
 LARGEST = 64 * 2**20
 

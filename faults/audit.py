@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swamp.methods import Cycle
-from swamp.particles import Particle
+from swamp.algorithms import Cycle
+from swamp.backends import Particle
 from swamp.runs import progress, store
 from swamp.training import Snapshot
 

@@ -28,18 +28,18 @@ import safetensors.torch
 import torch
 
 from swamp import report
+from swamp.algorithms import Plan
+from swamp.analysis.ticket import Trial
+from swamp.analysis.trials import Trials
 from swamp.cli import main
-from swamp.diagnose.ticket import Trial
-from swamp.diagnose.trials import Trials
+from swamp.cli.progress import Quiet
+from swamp.datasets import DataOptions
 from swamp.errors import Interrupted, SwampError
-from swamp.export import read as read_archive
 from swamp.files import digest, load_tensors, save_tensors
-from swamp.live import Quiet
-from swamp.methods import Plan
 from swamp.report import LivePage
 from swamp.runs import RunConfig, StudyDirectory, execute, open_run, read_particle, read_path, start
 from swamp.runs.seal import sealed, unsealed
-from swamp.tasks import DataOptions
+from swamp.runtime import read as read_archive
 from swamp.training import Dynamic, Training
 
 KINDS = ("truncated", "bit", "digit", "emptied", "removed", "directory", "other run", "elsewhere", "older", "newer")

@@ -32,19 +32,19 @@ from torch import nn
 
 import swamp
 from sandbox import SECONDS, Sandbox, Verdict, limit_memory
+from swamp.algorithms import METHODS, Plan
+from swamp.analysis import ANALYSES, SOURCES
+from swamp.backends import BACKENDS
 from swamp.cli import analyze, compare, cross, export, listing, masks, noise, report, run, study, ticket
+from swamp.cli.progress import Quiet
 from swamp.cli.workers import Workers
-from swamp.diagnose import ANALYSES, SOURCES
-from swamp.live import Quiet
-from swamp.methods import METHODS, Plan
-from swamp.particles import BACKENDS
+from swamp.datasets import TASKS, DataOptions, Problem
+from swamp.datasets.problem import in_memory
+from swamp.masks import ALLOCATIONS, STRUCTURES
 from swamp.recipes import RECIPES, STUDIES
 from swamp.report import FORMATS, PageServer
 from swamp.runs import RunConfig, Study
 from swamp.scores import SCORES
-from swamp.sparsity import ALLOCATIONS, STRUCTURES
-from swamp.tasks import TASKS, DataOptions, Problem
-from swamp.tasks.problem import in_memory
 from swamp.training import Seed, TensorData, Training
 from swamp.training.optimizers import torch_optimizers
 from values import OTHERS, TEXT, any_value, flags, flat_fields, typed, words

@@ -11,8 +11,8 @@ import numpy as np
 import child  # noqa: F401 - one thread, before torch begins
 from campaign import Campaign, main
 from modes import tiny
-from swamp.live import Quiet
-from swamp.methods import Cycle
+from swamp.algorithms import Cycle
+from swamp.cli.progress import Quiet
 from swamp.runs import RunConfig, start
 
 MOST = 24_000

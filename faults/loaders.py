@@ -37,26 +37,26 @@ from torch import nn
 
 from sandbox import limit_memory
 from swamp import files
-from swamp.diagnose import read_analysis
+from swamp.algorithms import Cycle
+from swamp.analysis import read_analysis
+from swamp.backends import Choice, Particle, Ticket
+from swamp.backends.wire import unpacked
+from swamp.datasets import DataOptions, TextOptions
+from swamp.datasets.cifar import CifarSource, parse_records
+from swamp.datasets.idx import read_idx
+from swamp.datasets.images import check_images, read_fitted
+from swamp.datasets.normalise import Normalise
+from swamp.datasets.text.tables import from_tables, read_table
 from swamp.errors import SwampError
-from swamp.export import Dense, finalise, folded, load, read, save, trace
 from swamp.files import digest, save_tensors, write_atomic
-from swamp.methods import Cycle
-from swamp.particles import Choice, Particle, Ticket
-from swamp.particles.wire import unpacked
+from swamp.masks import Mask
 from swamp.recipes import recipe_named
 from swamp.report import read_run
 from swamp.runs import RunConfig, Study, StudyDirectory
 from swamp.runs.directory import read_json
 from swamp.runs.path import PathWriter, read_path
 from swamp.runs.snapshot import load_snapshot, save_snapshot
-from swamp.sparsity import Mask
-from swamp.tasks import DataOptions, TextOptions
-from swamp.tasks.cifar import CifarSource, parse_records
-from swamp.tasks.idx import read_idx
-from swamp.tasks.images import check_images, read_fitted
-from swamp.tasks.normalise import Normalise
-from swamp.tasks.text.tables import from_tables, read_table
+from swamp.runtime import Dense, finalise, folded, load, read, save, trace
 from swamp.training import Seed, Snapshot
 
 SECONDS = 10

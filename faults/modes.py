@@ -17,10 +17,10 @@ import torch
 
 import audit
 from child import Child, Fault, forked, started
+from swamp.algorithms import Plan
+from swamp.datasets import DataOptions
 from swamp.files import load_tensors
-from swamp.methods import Plan
 from swamp.runs import RunConfig, StudyDirectory, prepare
-from swamp.tasks import DataOptions
 from swamp.training import Training
 
 Faults = Callable[[int], Fault | None]

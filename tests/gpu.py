@@ -14,7 +14,7 @@ from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from swamp.particles.step import Step
+from swamp.backends.step import Step
 
 CUDA = torch.device("cuda", 0)
 waits: Counter[str] = Counter()
@@ -201,8 +201,8 @@ def pretended(monkeypatch) -> Iterator[None]:
     # A module moves by `parameter.data = moved` otherwise, which leaves a parameter the type it had.
     monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)
     monkeypatch.setattr(Step, "gradients", _stacked_gradients)
-    monkeypatch.setattr("swamp.particles.compiled._inductor", lambda function, inputs: function)
-    monkeypatch.setattr("swamp.particles.stack.Graphed", lambda step, state: step)
+    monkeypatch.setattr("swamp.backends.compiled._inductor", lambda function, inputs: function)
+    monkeypatch.setattr("swamp.backends.stack.Graphed", lambda step, state: step)
     stream = SimpleNamespace(wait_stream=lambda other: None)
     answers = {
         "_lazy_init": None,

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from swamp import cli
-from swamp.methods import METHODS
+from swamp.algorithms import METHODS
+from swamp.datasets import NETWORKS, TASKS
+from swamp.masks import ALLOCATIONS, STRUCTURES, Mask
 from swamp.recipes import RECIPES
 from swamp.runs import RunConfig
 from swamp.scores import SCORES
-from swamp.sparsity import ALLOCATIONS, STRUCTURES, Mask
-from swamp.tasks import NETWORKS, TASKS
 
 TINY = ["digits-mlp", "--epochs", "2", "--model", "mlp-16", "--sparsity", "0.75", "--tail", "0.5"]
 TINY += ["--barrier-threshold", "1", "--examples", "640"]

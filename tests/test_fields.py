@@ -7,11 +7,11 @@ from typing import Literal
 import numpy as np
 import pytest
 
+from swamp.algorithms import Plan
+from swamp.datasets import DataOptions, TextOptions
 from swamp.errors import SwampError
 from swamp.fields import check_fields
-from swamp.methods import Plan
 from swamp.runs import RunConfig
-from swamp.tasks import DataOptions, TextOptions
 from swamp.training import Dynamic, Training
 
 

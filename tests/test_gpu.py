@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 import swamp
+from swamp.algorithms import Cycle, Plan, cycles_in_step
+from swamp.backends import Forked, Sequential, Silent, Stacked, Ticket
 from swamp.cli import entry
+from swamp.cli.progress import Quiet
+from swamp.datasets import DataOptions, build_network
 from swamp.errors import Interrupted
-from swamp.export import finalise, save, trace
-from swamp.live import Quiet
-from swamp.methods import Cycle, Plan, cycles_in_step
-from swamp.particles import Forked, Sequential, Silent, Stacked, Ticket
+from swamp.masks import Mask
 from swamp.runs import RunConfig, resume, start
-from swamp.sparsity import Mask
-from swamp.tasks import DataOptions, build_network
+from swamp.runtime import finalise, save, trace
 from swamp.training import Dynamic, Seed, Task, TensorData, Training, crop_flip, isolated
 
 from .gpu import CUDA, OnGpu, pretended, waits

@@ -4,11 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from swamp.algorithms import Cycle, Plan, SparseModel, cycles, prune, retrain
+    from swamp.backends import Particle, Sequential, Ticket
     from swamp.errors import Diverged, Interrupted, MaskError, SwampError
-    from swamp.export import load
-    from swamp.methods import Cycle, Plan, SparseModel, cycles, prune, retrain
-    from swamp.particles import Particle, Sequential, Ticket
-    from swamp.sparsity import Mask, Scope, hold
+    from swamp.masks import Mask, Scope, hold
+    from swamp.runtime import load
     from swamp.training import Seed, Task, TensorData, TokenData, Training
 
 __version__ = "0.1.0"
@@ -45,9 +45,9 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "MaskError",
         "SwampError",
     ),
-    "export": ("load",),
+    "runtime": ("load",),
     "files": (),
-    "methods": (
+    "algorithms": (
         "Cycle",
         "Plan",
         "SparseModel",
@@ -55,13 +55,13 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "prune",
         "retrain",
     ),
-    "particles": (
+    "backends": (
         "Particle",
         "Sequential",
         "Ticket",
     ),
     "scores": (),
-    "sparsity": (
+    "masks": (
         "Mask",
         "Scope",
         "hold",

@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 
 from swamp import cli
-from swamp.diagnose import ANALYSES, Unit
+from swamp.analysis import ANALYSES, Unit
 from swamp.errors import SwampError
 
 TINY = ["digits-mlp", "--epochs", "1", "--model", "mlp-16", "--sparsity", "0.5", "--barrier-threshold", "1"]

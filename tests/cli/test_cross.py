@@ -8,9 +8,9 @@ import signal
 import pytest
 
 from swamp import cli
-from swamp.diagnose import Side
-from swamp.diagnose.cross import TOLERANCE, densities, pairs
-from swamp.live import Quiet
+from swamp.analysis import Side
+from swamp.analysis.cross import TOLERANCE, densities, pairs
+from swamp.cli.progress import Quiet
 from swamp.runs.directory import read_json
 
 TINY = ["digits-mlp", "--epochs", "2", "--model", "mlp-16", "--sparsity", "0.75", "--alpha", "0.5", "--tail", "0.5"]

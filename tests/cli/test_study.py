@@ -16,9 +16,9 @@ from threading import Event
 import pytest
 
 from swamp import cli
+from swamp.cli.progress import Quiet
 from swamp.cli.workers import Job, shares, submit
 from swamp.errors import SwampError
-from swamp.live import Quiet
 from swamp.recipes import STUDIES, recipe_named
 from swamp.runs import RunConfig, Study, StudyDirectory, work
 

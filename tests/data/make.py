@@ -9,11 +9,11 @@ from dataclasses import fields
 from pathlib import Path
 from threading import Event
 
+from swamp.algorithms import Plan
+from swamp.cli.progress import Quiet
+from swamp.datasets import DataOptions
 from swamp.errors import Interrupted
-from swamp.live import Quiet
-from swamp.methods import Plan
 from swamp.runs import RunConfig, start
-from swamp.tasks import DataOptions
 from swamp.training import Training
 
 

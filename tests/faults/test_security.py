@@ -16,12 +16,12 @@ import torch
 
 from loaders import loaders, tried
 from swamp import cli
+from swamp.datasets.cache import checksum_of, download
+from swamp.datasets.cifar import CIFAR_10, _from_archive
 from swamp.errors import SwampError
-from swamp.export import compiler
 from swamp.runs import RunConfig, StudyDirectory
 from swamp.runs.directory import write_json
-from swamp.tasks.cache import checksum_of, download
-from swamp.tasks.cifar import CIFAR_10, _from_archive
+from swamp.runtime import compiler
 
 LOADERS = loaders()
 SOURCE = Path(__file__).parents[2] / "src" / "swamp"
@@ -154,7 +154,7 @@ def test_of_a_bomb_no_more_is_unpacked_than_a_whole_file_has(tmp_path):
     ],
 )
 def test_nothing_is_fetched_in_the_open_or_without_a_checksum(url, checksum, message, monkeypatch):
-    monkeypatch.setattr("swamp.tasks.cache.need", lambda *_: pytest.fail("it was asked for"))
+    monkeypatch.setattr("swamp.datasets.cache.need", lambda *_: pytest.fail("it was asked for"))
     with pytest.raises(SwampError, match=message):
         download(url, checksum, "some-task")
 

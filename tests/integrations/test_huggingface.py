@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from swamp import Mask, MaskError, Plan, Seed, SwampError, Task, TensorData, Training, cycles
+from swamp.backends import Sequential, Ticket, Work
 from swamp.integrations.huggingface import HoldMask, backend
-from swamp.particles import Sequential, Ticket, Work
 from swamp.training import isolated
 
 WORDS, LENGTH, CLASSES = 16, 6, 3

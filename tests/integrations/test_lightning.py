@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from swamp import Mask, MaskError, Plan, Seed, SwampError, Task, TensorData, Training, cycles
+from swamp.backends import Sequential, Ticket, Work
 from swamp.integrations.lightning import HoldMask, backend
-from swamp.particles import Sequential, Ticket, Work
 from swamp.training import isolated
 
 # What Lightning says of small data on few cores, and of its own parts.

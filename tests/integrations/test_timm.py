@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from swamp import Seed, SwampError, Training
+from swamp.datasets import DataOptions, Problem, task_named
+from swamp.datasets.normalise import Normalise
 from swamp.integrations.timm import network, preprocessed
-from swamp.tasks import DataOptions, Problem, task_named
-from swamp.tasks.normalise import Normalise
 from swamp.training import Task, TensorData, isolated
 
 if importlib.util.find_spec("timm") is None:

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import swamp
+from swamp.algorithms import Cycle
 from swamp.cli import main
-from swamp.live import Live
-from swamp.methods import Cycle
+from swamp.cli.progress import Live
+from swamp.cli.study_progress import reached
 from swamp.report import compare, read_run
 from swamp.training import Training
-from swamp.watch import reached
 
 from .runs import cycle, metrics, write_run
 

@@ -10,11 +10,11 @@ from threading import Event
 import pytest
 import torch
 
+from swamp.algorithms import Plan
+from swamp.cli.progress import Quiet
+from swamp.datasets import DataOptions
 from swamp.files import load_tensors
-from swamp.live import Quiet
-from swamp.methods import Plan
 from swamp.runs import RunConfig, resume, start
-from swamp.tasks import DataOptions
 from swamp.training import Training
 
 

@@ -11,11 +11,11 @@ from threading import Event
 
 import pytest
 
+from swamp.algorithms import Plan, member_seed
+from swamp.backends import BACKENDS, Stacked
 from swamp.cli import main
 from swamp.errors import Diverged, Interrupted
 from swamp.files import load_tensors
-from swamp.methods import Plan, member_seed
-from swamp.particles import BACKENDS, Stacked
 from swamp.report import compare, read_run
 from swamp.runs import RunDirectory, execute, resume, start
 from swamp.runs.path import read_path

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from swamp.algorithms import METHODS, Plan
+from swamp.cli.progress import Quiet
 from swamp.errors import Damaged, Interrupted
 from swamp.files import load_tensors
-from swamp.live import Quiet
-from swamp.methods import METHODS, Plan
 from swamp.runs import RunConfig, open_run, resume, start, store
 from swamp.runs.directory import RunDirectory
 from swamp.runs.snapshot import load_phase, save_phase

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swamp.algorithms import METHODS, Plan
 from swamp.errors import SwampError
-from swamp.methods import METHODS, Plan
 from swamp.recipes import DEFAULT, RECIPES, recipe_named
 from swamp.runs import RunConfig
 from swamp.training import Training

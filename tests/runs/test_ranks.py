@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from swamp.methods import Plan
+from swamp.algorithms import Plan
 from swamp.runs import RunConfig
 
 from .conftest import go, go_on, tiny

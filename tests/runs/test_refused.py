@@ -12,8 +12,8 @@ from threading import Event
 
 import pytest
 
+from swamp.backends import Ticket
 from swamp.errors import Diverged, Interrupted, SwampError
-from swamp.particles import Ticket
 from swamp.runs import RunConfig, RunDirectory, execute, open_run, read_particle, start
 from swamp.runs.directory import write_json
 

@@ -9,11 +9,11 @@ from threading import Event
 
 import pytest
 
+from swamp.algorithms.measure import Measure
+from swamp.backends import Particle, threads
+from swamp.backends.sequential import Job
+from swamp.cli.progress import Quiet
 from swamp.errors import Interrupted, SwampError
-from swamp.live import Quiet
-from swamp.methods.measure import Measure
-from swamp.particles import Particle, threads
-from swamp.particles.sequential import Job
 from swamp.runs import RunDirectory, RunStore, open_run, resume, start, store
 
 from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, kill_after, tiny
@@ -55,7 +55,7 @@ def test_asked_to_stop_while_a_cycle_is_measured_it_does_not_measure_the_rest(re
 
     with monkeypatch.context() as inside:
         inside.setattr(Measure, "judged", stopping)
-        inside.setattr("swamp.methods.measure.cores", lambda: 2)
+        inside.setattr("swamp.algorithms.measure.cores", lambda: 2)
         with pytest.raises(Interrupted, match="Go on with: swamp resume"):
             start(tiny(), run, Quiet(), stop)
     assert len(measured) <= 2

@@ -8,14 +8,14 @@ from threading import Event
 import pytest
 import torch
 
+from swamp.backends import Ticket
+from swamp.cli.progress import Quiet
 from swamp.errors import Interrupted
 from swamp.files import load_tensors
-from swamp.live import Quiet
-from swamp.particles import Ticket
+from swamp.masks import Mask
 from swamp.runs import RunConfig, RunDirectory, differences, open_run, prepare, start
 from swamp.runs.directory import write_json
 from swamp.runs.environment import environment
-from swamp.sparsity import Mask
 from swamp.training import evaluate
 
 from .conftest import StopAt, go, go_on, tiny

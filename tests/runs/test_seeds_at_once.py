@@ -8,10 +8,10 @@ from threading import Event
 
 import pytest
 
+from swamp.backends import Sequential, Threads
+from swamp.cli.progress import Quiet
 from swamp.errors import Interrupted, SwampError
 from swamp.files import load_tensors
-from swamp.live import Quiet
-from swamp.particles import Sequential, Threads
 from swamp.runs import RunConfig, Study, StudyDirectory, resume, work
 from swamp.runs.in_step import do_in_step
 

@@ -3,11 +3,11 @@ from dataclasses import fields
 import pytest
 import torch
 
+from swamp.algorithms import Phase
 from swamp.errors import Damaged
-from swamp.methods import Phase
+from swamp.masks import Mask
 from swamp.runs import RunDirectory
 from swamp.runs.snapshot import load_phase, load_snapshot, save_phase, save_snapshot
-from swamp.sparsity import Mask
 from swamp.training import Snapshot
 
 

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from swamp.algorithms import Plan
 from swamp.errors import SwampError
-from swamp.methods import Plan
 from swamp.recipes import STUDIES, recipe_named
 from swamp.runs import RunConfig, Study, StudyDirectory, differences
 

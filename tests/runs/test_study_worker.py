@@ -11,8 +11,8 @@ from threading import Event
 
 import pytest
 
+from swamp.cli.progress import Quiet
 from swamp.errors import Interrupted
-from swamp.live import Quiet
 from swamp.runs import RunConfig, RunDirectory, StudyDirectory, work
 from swamp.runs.study_directory import worker_name
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from swamp.datasets import build_network
+from swamp.masks import Mask
 from swamp.scores import Evidence
-from swamp.sparsity import Mask
-from swamp.tasks import build_network
 from swamp.training import Seed, isolated
 
 LOOKING = ("snip", "grasp", "taylor", "fisher")

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from swamp.masks import Mask, shrink
 from swamp.scores import SCORES
-from swamp.sparsity import Mask, shrink
 
 from .probes import batches_of, by_backward, evidence, examples, mean_of, network, weights_of
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swamp.errors import SwampError
+from swamp.masks import Mask, Scope, shrink
 from swamp.scores import SCORES, Evidence
-from swamp.sparsity import Mask, Scope, shrink
 
 from .probes import LOOKING, Fields, batches_of, evidence, examples, network
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from swamp.masks import Mask
 from swamp.scores import fisher, snip, taylor
-from swamp.sparsity import Mask
 
 from .probes import (
     TWO,

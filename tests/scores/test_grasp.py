@@ -5,8 +5,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from swamp.errors import SwampError
+from swamp.masks import Mask
 from swamp.scores import grasp
-from swamp.sparsity import Mask
 
 from .probes import batches_of, evidence, examples, linear, network
 

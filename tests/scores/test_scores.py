@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from swamp.errors import SwampError
+from swamp.masks import Mask, shrink
 from swamp.scores import Evidence, magnitude, random, score_named
-from swamp.sparsity import Mask, shrink
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from swamp.errors import SwampError
+from swamp.masks import Mask
 from swamp.scores import synflow
-from swamp.sparsity import Mask
 
 from .probes import evidence, examples, linear, network, weights_of
 

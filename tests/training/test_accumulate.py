@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from swamp.backends import Sequential, Stacked, Ticket
 from swamp.errors import SwampError
-from swamp.particles import Sequential, Stacked, Ticket
-from swamp.sparsity import Mask
+from swamp.masks import Mask
 from swamp.training import Seed, Task, Training, fit
 
 SEED = Seed(0)

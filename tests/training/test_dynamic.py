@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from swamp import SwampError
-from swamp.sparsity import Mask
+from swamp.masks import Mask
 from swamp.training import (
     Dynamic,
     Snapshot,

@@ -121,7 +121,7 @@ def test_a_ticket_that_was_given_and_is_not_finite_is_refused(mlp, task):
     weights["0.weight"][0, 0] = math.nan
     ticket, mask = swamp.Ticket(weights, 0), swamp.Mask.ones(mlp)
     with pytest.raises(swamp.SwampError, match=r"ticket's weights are NaN or infinite in 0\.weight"):
-        swamp.methods.train_on({0: mask}, ticket, mlp, task, swamp.Plan(), Training(epochs=2, tail=0.5))
+        swamp.algorithms.train_on({0: mask}, ticket, mlp, task, swamp.Plan(), Training(epochs=2, tail=0.5))
 
 
 def test_masks_are_never_made_of_numbers_that_are_none():

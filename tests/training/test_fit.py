@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swamp.errors import Diverged, Interrupted, SwampError
-from swamp.sparsity import Mask
+from swamp.masks import Mask
 from swamp.training import Seed, Task, TensorData, Training, copied, fit, mean
 from swamp.training.order import permutation
 

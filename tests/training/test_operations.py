@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from swamp.sparsity import Mask
-from swamp.tasks.networks.resnet import resnet
+from swamp.masks import Mask
+from swamp.models.resnet import resnet
 from swamp.training import Operations, Task, Training
 
 

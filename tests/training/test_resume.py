@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from swamp.errors import SwampError
-from swamp.sparsity import Mask
+from swamp.masks import Mask
 from swamp.training import DatasetData, Fit, Seed, Snapshot, Task, Training, copied, fit
 from swamp.training.snapshot import load_optimizer, optimizer_tensors
 

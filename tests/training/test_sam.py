@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from swamp.sparsity import Mask, hold
+from swamp.masks import Mask, hold
 from swamp.training import Seed, Snapshot, Training, copied, fit
 from swamp.training.sam import perturbed, second_gradient
 

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from swamp.analysis import ANALYSES, Settings, Subject, Unit, analyze, read_analysis
 from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
-from swamp.diagnose import ANALYSES, Settings, Subject, Unit, analyze, read_analysis
 from swamp.errors import Interrupted, SwampError, unknown
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import tyro
 
+from swamp.algorithms import method_named
+from swamp.analysis import Pair, Side, cross
+from swamp.analysis.cross import densities, pairs
 from swamp.cli.compare import runs_of
+from swamp.cli.progress import Live, Quiet
 from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
-from swamp.diagnose import Pair, Side, cross
-from swamp.diagnose.cross import densities, pairs
 from swamp.errors import Interrupted, SwampError
-from swamp.live import Live, Quiet
-from swamp.methods import method_named
 
 
 @dataclass(frozen=True)

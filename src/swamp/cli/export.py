@@ -14,14 +14,14 @@ import tyro
 from rich.table import Table
 from torch import Tensor, nn
 
+from swamp.analysis import Subject
 from swamp.cli.session import Err, Out, parse, print_json, warnings_to
-from swamp.diagnose import Subject
 from swamp.errors import SwampError, unknown
-from swamp.export import Dense, Program, compacted, finalise, folded, load, read, save, trace
-from swamp.export.benchmark import OURS, Latency, Size, benchmark, best_dense, size_of
-from swamp.export.formats import FORMATS
 from swamp.files import write_atomic
 from swamp.runs import RunConfig, prepare
+from swamp.runtime import Dense, Program, compacted, finalise, folded, load, read, save, trace
+from swamp.runtime.benchmark import OURS, Latency, Size, benchmark, best_dense, size_of
+from swamp.runtime.formats import FORMATS
 from swamp.training import Data, Task, batch_to
 
 _NAMES = {**{name: name for name in FORMATS}, "safetensors": "sparse"}

@@ -41,19 +41,19 @@ def _first_line(documented: Any) -> str:
 
 
 def _listed_tasks() -> dict[str, str]:
-    from swamp.tasks import TASKS
+    from swamp.datasets import TASKS
 
     return {name: _first_line(builder) for name, builder in TASKS.items()}
 
 
 def _listed_models() -> dict[str, str]:
-    from swamp.tasks import NETWORKS
+    from swamp.datasets import NETWORKS
 
     return {**NETWORKS, "timm:NAME": "a model of timm with its own preprocessing (pip install 'swamp[timm]'); images"}
 
 
 def _listed_methods() -> dict[str, str]:
-    from swamp.methods import METHODS
+    from swamp.algorithms import METHODS
 
     return {name: method.summary for name, method in METHODS.items()}
 
@@ -65,25 +65,25 @@ def _listed_scores() -> dict[str, str]:
 
 
 def _listed_allocations() -> dict[str, str]:
-    from swamp.sparsity import ALLOCATIONS
+    from swamp.masks import ALLOCATIONS
 
     return {name: _first_line(allocation) for name, allocation in ALLOCATIONS.items()}
 
 
 def _listed_structures() -> dict[str, str]:
-    from swamp.sparsity import STRUCTURES
+    from swamp.masks import STRUCTURES
 
     return {name: _first_line(structure) for name, structure in STRUCTURES.items()}
 
 
 def _listed_backends() -> dict[str, str]:
-    from swamp.particles import BACKENDS
+    from swamp.backends import BACKENDS
 
     return {name: _first_line(backend) for name, backend in BACKENDS.items()}
 
 
 def _listed_analyses() -> dict[str, str]:
-    from swamp.diagnose import ANALYSES
+    from swamp.analysis import ANALYSES
 
     return {name: _first_line(analysis) for name, analysis in ANALYSES.items()}
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import tyro
 
+from swamp.algorithms import method_named
+from swamp.analysis import Side, overlaps
+from swamp.analysis.cross import densities
 from swamp.cli.compare import runs_of
 from swamp.cli.session import Out, parse, print_json
-from swamp.diagnose import Side, overlaps
-from swamp.diagnose.cross import densities
 from swamp.errors import SwampError
-from swamp.methods import method_named
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import Any
 import tyro
 from rich.text import Text
 
+from swamp.analysis import SOURCES, NoiseSettings, Sources, Subject, Unit, analyze
+from swamp.cli.progress import Live, Quiet
 from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
-from swamp.diagnose import SOURCES, NoiseSettings, Sources, Subject, Unit, analyze
 from swamp.errors import Interrupted, SwampError, unknown
-from swamp.live import Live, Quiet
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import tyro
 
+from swamp.cli.progress import Live, Quiet, print_summary
 from swamp.cli.session import Err, Out, parse, print_json, stoppable
 from swamp.errors import SwampError
-from swamp.live import Live, Quiet, print_summary
 from swamp.recipes import DEFAULT, recipe_named
 from swamp.runs import Reporter, RunConfig, resume, start
 

@@ -11,11 +11,11 @@ from typing import Any, Literal
 import tyro
 
 from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
+from swamp.cli.study_progress import Watch, counted, last_line
 from swamp.cli.workers import local_workers, stop_with_parent, submit, work_here
 from swamp.errors import Interrupted, SwampError, unknown
 from swamp.recipes import DEFAULT, STUDIES, recipe_named
 from swamp.runs import RunState, Study, StudyDirectory, is_study
-from swamp.watch import Watch, counted, last_line
 
 _LOOK_SECONDS = 0.25
 

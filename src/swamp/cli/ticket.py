@@ -10,12 +10,12 @@ from typing import Annotated, Any
 
 import tyro
 
+from swamp.algorithms import backend_of
+from swamp.analysis import Found, Instability, Trial, Trials, search
+from swamp.backends import Silent
 from swamp.cli.run import recipe_or_config
 from swamp.cli.session import Err, Out, parse, print_json, stoppable
-from swamp.diagnose import Found, Instability, Trial, Trials, search
 from swamp.errors import Interrupted, SwampError
-from swamp.methods import backend_of
-from swamp.particles import Silent
 from swamp.report.paper import draw
 from swamp.report.pictures.instability import against_steps
 from swamp.runs import RunConfig, executing, prepare

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from swamp.cli.progress import Quiet
 from swamp.cli.session import Err, warnings_to
 from swamp.errors import SwampError
-from swamp.live import Quiet
 from swamp.runs import StudyDirectory, work
 
 _LOGS = ".workers"

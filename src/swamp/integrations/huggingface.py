@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from swamp.backends import Own, Work
 from swamp.errors import MaskError, SwampError
 from swamp.integrations.settings import mask_to_hold, refuse_other_counts, refuse_untaken
-from swamp.particles import Own, Work
-from swamp.sparsity import Mask, Scope, hold
+from swamp.masks import Mask, Scope, hold
 from swamp.training import Task
 
 try:

@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any, cast
 
+from swamp.algorithms import SparseModel
 from swamp.errors import SwampError
 from swamp.files import write_atomic
-from swamp.methods import SparseModel
-from swamp.sparsity import Mask
+from swamp.masks import Mask
 
 try:
     import transformers

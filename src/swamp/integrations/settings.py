@@ -8,7 +8,7 @@ from dataclasses import fields
 from torch import nn
 
 from swamp.errors import SwampError
-from swamp.sparsity import Mask, Scope, is_spread
+from swamp.masks import Mask, Scope, is_spread
 from swamp.training import Training
 
 _TAKEN = {

@@ -8,9 +8,9 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from swamp.datasets import Problem
+from swamp.datasets.normalise import Normalise
 from swamp.errors import SwampError, unknown
-from swamp.tasks import Problem
-from swamp.tasks.normalise import Normalise
 
 PREFIX = "timm:"
 

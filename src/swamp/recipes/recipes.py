@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from swamp.methods import Plan
+from swamp.algorithms import Plan
+from swamp.datasets import DataOptions, TextOptions
 from swamp.runs import RunConfig
-from swamp.tasks import DataOptions, TextOptions
 from swamp.training import Training
 
 

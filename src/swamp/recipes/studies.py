@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from swamp.methods import METHODS
+from swamp.algorithms import METHODS
 from swamp.runs import Study, View
 
 SPARSITIES = (0.5, 0.75, 0.9, 0.95, 0.98)

@@ -8,7 +8,7 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any, cast
 
-from swamp.diagnose.cross import TOLERANCE
+from swamp.analysis.cross import TOLERANCE
 from swamp.errors import SwampError, unknown
 from swamp.report.comparison import BEST, Cell, Comparison, Point, Row
 from swamp.report.cost import DENSE, Unit, cost_of, mean_total, total_of, unit_of

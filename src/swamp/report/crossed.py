@@ -58,7 +58,7 @@ class Crossed:
     def of(
         cls, cells: Sequence[Mapping[str, Any]], labels: Sequence[str], rows: Sequence[float], metric: str
     ) -> "Crossed":
-        """Collect the cells that `swamp.diagnose.cross` gives."""
+        """Collect the cells that `swamp.analysis.cross` gives."""
         values: dict[tuple[str, int, str, str], dict[int, float]] = {}
         cost: dict[tuple[str, str], tuple[int, float]] = {}
         for cell in cells:

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
 
-from swamp.diagnose import read_analysis
+from swamp.analysis import read_analysis
 from swamp.report.compare import compare
 from swamp.report.comparison import Comparison
 from swamp.report.label import label_runs

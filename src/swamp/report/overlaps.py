@@ -18,7 +18,7 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Overlaps:
-    """What `swamp.diagnose.overlaps` found, and the densities of its rows."""
+    """What `swamp.analysis.overlaps` found, and the densities of its rows."""
 
     records: tuple[Record, ...]
     densities: tuple[float, ...]

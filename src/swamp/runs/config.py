@@ -8,12 +8,12 @@ from typing import Any, Literal, cast
 
 import msgspec
 
+from swamp.algorithms import Plan, method_named
+from swamp.backends import backend_named
+from swamp.datasets import DataOptions
 from swamp.errors import SwampError
 from swamp.fields import check_fields
 from swamp.files import parse_json, read_text
-from swamp.methods import Plan, method_named
-from swamp.particles import backend_named
-from swamp.tasks import DataOptions
 from swamp.training import Training
 
 _MOST_THREADS = 1024

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from swamp.algorithms import Cycle, NoStore, Store, backend_of, cycles, ensemble, method_named
+from swamp.backends import Backend, Choice, Ranks, Sequential, World, serve
+from swamp.datasets import Problem, build_problem, network_for
 from swamp.errors import Damaged, Diverged, Interrupted, SwampError
 from swamp.files import set_aside
 from swamp.integrations import timm
-from swamp.methods import Cycle, NoStore, Store, backend_of, cycles, ensemble, method_named
-from swamp.particles import Backend, Choice, Ranks, Sequential, World, serve
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, read_json, write_json
 from swamp.runs.environment import environment
@@ -34,7 +35,6 @@ from swamp.runs.seal import finite, sealed
 from swamp.runs.space import check_space
 from swamp.runs.store import RunStore
 from swamp.runs.together import Nobody, joined, prepared, restarted
-from swamp.tasks import Problem, build_problem, network_for
 from swamp.training import Seed, build_optimizer, isolated
 
 

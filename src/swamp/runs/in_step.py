@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
-from swamp.methods import Cycle, cycles_in_step
+from swamp.algorithms import Cycle, cycles_in_step
 from swamp.runs.config import RunConfig
 from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import (

@@ -7,10 +7,10 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Protocol
 
+from swamp.algorithms import Cycle
+from swamp.backends import Choice, Particle
 from swamp.errors import Damaged, Diverged, Interrupted
 from swamp.files import load_metadata
-from swamp.methods import Cycle
-from swamp.particles import Choice, Particle
 from swamp.runs.directory import RunDirectory
 from swamp.runs.path import PathWriter, path_files, read_path
 from swamp.runs.read import unless_damaged

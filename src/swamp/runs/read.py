@@ -7,14 +7,14 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
+from swamp.algorithms import Cycle
+from swamp.backends import Particle, Ticket
 from swamp.errors import Damaged, SwampError
 from swamp.files import digest, load_tensors, set_aside
-from swamp.methods import Cycle
-from swamp.particles import Particle, Ticket
+from swamp.masks import Mask
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, read_json
 from swamp.runs.seal import unsealed
-from swamp.sparsity import Mask
 
 T = TypeVar("T")
 

@@ -4,11 +4,11 @@ import os
 
 import torch
 
+from swamp.backends import World, can_shard, ranks
+from swamp.datasets import Problem
 from swamp.errors import SwampError
-from swamp.particles import World, can_shard, ranks
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory
-from swamp.tasks import Problem
 
 
 def device_kind(config: RunConfig) -> str:

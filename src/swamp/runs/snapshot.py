@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from swamp.algorithms import Phase
 from swamp.errors import Damaged
 from swamp.files import digest, load_tensors, parse_json, require_format, save_tensors
-from swamp.methods import Phase
-from swamp.sparsity import Mask
+from swamp.masks import Mask
 from swamp.training import Snapshot
 
 T = TypeVar("T")

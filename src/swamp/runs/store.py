@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass, field, replace
 from threading import Event
 from typing import Any
 
+from swamp.algorithms import Break, Cycle, Phase
+from swamp.backends import Choice, Particle, Ticket
 from swamp.errors import Damaged, Interrupted, SwampError
 from swamp.files import digest, load_metadata, load_tensors, save_tensors, set_aside, write_atomic
-from swamp.methods import Break, Cycle, Phase
-from swamp.particles import Choice, Particle, Ticket
+from swamp.masks import Mask
 from swamp.runs.directory import RunDirectory, read_json
 from swamp.runs.path import PathWriter
 from swamp.runs.progress import Reporter, RunProgress
 from swamp.runs.read import read_cycle, read_particle, read_record, read_ticket, unless_damaged
 from swamp.runs.snapshot import load_phase, save_phase
-from swamp.sparsity import Mask
 
 _TRAINED = "Going on without it: it is trained again."
 

@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import msgspec
 
+from swamp.algorithms import method_named
+from swamp.datasets import task_named
 from swamp.errors import SwampError, unknown
 from swamp.files import read_text
-from swamp.methods import method_named
 from swamp.runs.config import RunConfig, flattened
-from swamp.tasks import task_named
 
 Options = Mapping[str, Any]
 Recipe = Callable[[str], Callable[[], RunConfig]]

@@ -12,9 +12,9 @@ from typing import Any, Literal, cast
 
 import msgspec
 
+from swamp.algorithms import method_named
 from swamp.errors import Damaged, SwampError, shortened
 from swamp.files import make_folder, one_at_a_time, remove_unfinished, sign
-from swamp.methods import method_named
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, read_json, write_json
 from swamp.runs.read import open_run, read_sessions

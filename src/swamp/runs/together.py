@@ -8,9 +8,9 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 from threading import Event
 
+from swamp.algorithms import Cycle
+from swamp.backends import Choice, Member, Over, World, rank, ranks
 from swamp.errors import Interrupted, Lost, SwampError, refused
-from swamp.methods import Cycle
-from swamp.particles import Choice, Member, Over, World, rank, ranks
 from swamp.runs.config import RunConfig
 from swamp.runs.environment import facts
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
+from swamp.masks import Mask
 from swamp.scores.probe import check_loss, gradient, pruned_copy, rows, scored_weights, some_batches
 from swamp.scores.score import Evidence
-from swamp.sparsity import Mask
 
 _GRADIENTS_AT_ONCE = 2**26
 """Numbers that the gradients of the examples taken together may have: 256 MB in float32."""

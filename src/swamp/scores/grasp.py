@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from swamp.errors import SwampError
+from swamp.masks import Mask
 from swamp.scores.probe import all_batches, check_loss, gradient, pruned_copy, rows, scored_weights
 from swamp.scores.score import Evidence
-from swamp.sparsity import Mask
 
 PER_CLASS = 10
 """Examples of each class, as published for CIFAR."""

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
+from swamp.masks import Mask
 from swamp.scores.score import Evidence
-from swamp.sparsity import Mask
 
 
 def magnitude(model: nn.Module, mask: Mask, evidence: Evidence) -> dict[str, Tensor]:

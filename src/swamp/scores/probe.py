@@ -11,8 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from swamp.errors import SwampError
+from swamp.masks import Mask
 from swamp.scores.score import Evidence
-from swamp.sparsity import Mask
 
 
 @contextmanager

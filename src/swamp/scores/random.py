@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from swamp.masks import Mask
 from swamp.scores.score import Evidence
-from swamp.sparsity import Mask
 
 
 def random(model: nn.Module, mask: Mask, evidence: Evidence) -> dict[str, Tensor]:

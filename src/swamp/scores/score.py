@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swamp.errors import SwampError
-from swamp.sparsity import Mask
+from swamp.masks import Mask
 
 
 def call(model: nn.Module, inputs: Any) -> Tensor:

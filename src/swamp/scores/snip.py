@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from swamp.masks import Mask
 from swamp.scores.probe import check_loss, gradient, pruned_copy, scored_weights, some_batches
 from swamp.scores.score import Evidence
-from swamp.sparsity import Mask
 
 
 def snip(model: nn.Module, mask: Mask, evidence: Evidence) -> dict[str, Tensor]:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from swamp.errors import SwampError
+from swamp.masks import Mask
 from swamp.scores.probe import all_batches, gradient, pruned_copy, scored_weights
 from swamp.scores.score import Evidence
-from swamp.sparsity import Mask
 
 
 def synflow(model: nn.Module, mask: Mask, evidence: Evidence) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from swamp.errors import SwampError
-from swamp.sparsity import gathered, own
+from swamp.masks import gathered, own
 
 State = Mapping[str, Tensor]
 """A state dict: names to tensors."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from swamp.errors import Diverged, SwampError, shortened
-from swamp.sparsity import whole
+from swamp.masks import whole
 from swamp.training.average import State
 from swamp.training.data import Batch, BatchList, Data, TensorData, batch_to
 from swamp.training.layout import arranged_for

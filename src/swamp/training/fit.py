@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from swamp.errors import SwampError
-from swamp.sparsity import Mask, gathered, hold, hold_gradients, leaves_zeros, spread_like, whole
+from swamp.masks import Mask, gathered, hold, hold_gradients, leaves_zeros, spread_like, whole
 from swamp.training.average import RunningMean, copied
 from swamp.training.batchnorm import norm_layers
 from swamp.training.data import Batch, batch_to, rows_of

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[reportPrivateUsage]
 
-from swamp.sparsity import Mask
+from swamp.masks import Mask
 from swamp.training.data import batch_to
 from swamp.training.layout import arranged_for
 from swamp.training.options import Training

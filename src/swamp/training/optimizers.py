@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from swamp.errors import SwampError, unknown
-from swamp.sparsity import is_spread
+from swamp.masks import is_spread
 from swamp.training.options import Training
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from swamp.sparsity import whole
+from swamp.masks import whole
 from swamp.training.batchnorm import frozen_statistics
 from swamp.training.options import Sharpness
 

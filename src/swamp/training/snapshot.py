@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from swamp.errors import SwampError
-from swamp.sparsity import Mask, gathered, is_spread, spread_like
+from swamp.masks import Mask, gathered, is_spread, spread_like
 from swamp.training.average import State
 
 

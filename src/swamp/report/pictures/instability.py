@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from swamp.diagnose import Trial
+from swamp.analysis import Trial
 from swamp.report.picture import Axis, Curve, Panel, Picture
 
 _EARLIEST = 0.5

@@ -1,0 +1,198 @@
+"""Cycle: the record of one train-average-evaluate round, and the sparse model it made."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from swamp.algorithms.stability import Barrier
+from swamp.errors import SwampError
+from swamp.masks import Mask
+from swamp.training import State
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What training took."""
+
+    steps: int = 0
+    """Optimizer steps of all particles."""
+    samples: int = 0
+    """Training examples seen."""
+    operations: float = 0.0
+    """Floating-point operations of training and scoring, zeros left out: see training/operations.py. NaN: unknown."""
+    seconds: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.steps + other.steps,
+            self.samples + other.samples,
+            self.operations + other.operations,
+            self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Break:
+    """A training that broke: its loss or weights were not finite any more."""
+
+    cycle: int | None
+    """None: the ticket's."""
+    particle: int
+    lr: float
+    """The learning rate at which it did."""
+    steps: int
+    """Steps it had taken, as far as is known: losses are read once an epoch."""
+    why: str
+    again: float | None
+    """The learning rate with which it was trained anew; None: it was left out of the mean."""
+
+    @property
+    def sentence(self) -> str:
+        """What became of whom."""
+        where = "The ticket" if self.cycle is None else f"Cycle {self.cycle}, particle {self.particle}"
+        if self.again is None:
+            return f"{where}, broke: {self.why} It is left out of the mean."
+        return f"{where}, broke: {self.why} It is trained again with learning rate {self.again:g}."
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Metrics on each split; `validation` is None where nothing was held out."""
+
+    train: Metrics
+    validation: Metrics | None
+    test: Metrics
+
+
+@dataclass(frozen=True)
+class ParticleRecord:
+    """One particle in the record of its cycle."""
+
+    measured: Measured
+    steps: int
+    seconds: float
+    loss: float
+    """Mean training loss of its last epoch."""
+    index: int = 0
+    """Which particle of its cycle: not its place where another one was left out."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        own = {"index": self.index, "steps": self.steps, "seconds": self.seconds, "loss": self.loss}
+        return {**asdict(self.measured), **own}
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any], place: int) -> "ParticleRecord":
+        """The record that `to_json` described, at this place among those of its cycle."""
+        return cls(_measured(line), line["steps"], line["seconds"], _number(line["loss"]), particle_index(line, place))
+
+
+@dataclass(frozen=True, eq=False)
+class Cycle:
+    """One cycle, finished. `weights` under `mask` is a usable sparse model."""
+
+    index: int
+    mask: Mask
+    weights: State
+    """State dict of the cycle's model (of an ensemble: of its first member), normalisation statistics included."""
+    density_of_all: float
+    measured: Measured
+    particles: tuple[ParticleRecord, ...]
+    barrier: Barrier | None
+    stale: Metrics | None
+    """Test metrics with running statistics as averaged, not re-estimated: what forgetting it would cost. None where
+    nothing was averaged or the model has no BatchNorm."""
+    cost: Cost
+    """Of this cycle alone; the first one has the ticket's too."""
+    total: Cost
+    """Of all that this model needed: the cycles before it too, where it is made of them."""
+    warnings: tuple[str, ...] = ()
+    heads: Mapping[str, list[float]] = field(default_factory=dict[str, list[float]])
+    """Density of each attention head, by attention module: see masks/heads.py."""
+    broken: tuple[Break, ...] = ()
+    """Trainings of it that broke and were made good, or left out; the first cycle has the ticket's too."""
+
+    @property
+    def sparsity(self) -> float:
+        """1 - kept / prunable."""
+        return self.mask.sparsity
+
+    def to_json(self) -> dict[str, Any]:
+        """The line of metrics.jsonl: plain values, without weights and mask."""
+        return {
+            "cycle": self.index,
+            "sparsity": self.sparsity,
+            "density": {
+                "prunable": self.mask.density,
+                "all": self.density_of_all,
+                "layers": self.mask.density_by_layer,
+                "heads": dict(self.heads),
+            },
+            "kept": self.mask.kept,
+            "prunable": self.mask.prunable,
+            **asdict(self.measured),
+            "particles": [particle.to_json() for particle in self.particles],
+            "barrier": asdict(self.barrier) if self.barrier else None,
+            "stale": self.stale,
+            **asdict(self.cost),
+            "total": asdict(self.total),
+            "warnings": list(self.warnings),
+            "broken": [asdict(one) for one in self.broken],
+        }
+
+    @classmethod
+    def from_json(cls, line: dict[str, Any], mask: Mask, weights: State) -> "Cycle":
+        """The cycle that `to_json` described, with its mask and weights. Raises SwampError for anything else."""
+        try:
+            return cls._of(line, mask, weights)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SwampError(
+                f"the record of a cycle is damaged ({type(error).__name__}: {error}). Restore it."
+            ) from error
+
+    @classmethod
+    def _of(cls, line: dict[str, Any], mask: Mask, weights: State) -> "Cycle":
+        return cls(
+            line["cycle"],
+            mask,
+            weights,
+            line["density"]["all"],
+            _measured(line),
+            tuple(ParticleRecord.from_json(p, place) for place, p in enumerate(line["particles"])),
+            Barrier(*(_number(line["barrier"][name]) for name in ("pair", "mean"))) if line["barrier"] else None,
+            _numbers(line.get("stale")),
+            _cost(line),
+            _cost(line["total"]),
+            tuple(line["warnings"]),
+            line["density"].get("heads", {}),
+            tuple(Break(**one) for one in line.get("broken", ())),
+        )
+
+
+def _cost(fields: Mapping[str, Any]) -> Cost:
+    # The first records had no operations.
+    operations = fields.get("operations")
+    return Cost(fields["steps"], fields["samples"], _number(operations), fields["seconds"])
+
+
+def particle_index(line: Mapping[str, Any], place: int) -> int:
+    """Which particle of its cycle a record of one is about, at this place among them."""
+    # Records from before particles could be left out do not say.
+    return line.get("index", place)
+
+
+def _measured(fields: Mapping[str, Any]) -> Measured:
+    train, test = (_numbers(fields[split]) or {} for split in ("train", "test"))
+    return Measured(train, _numbers(fields["validation"]), test)
+
+
+def _numbers(metrics: Mapping[str, float | None] | None) -> Metrics | None:
+    return None if metrics is None else {name: _number(value) for name, value in metrics.items()}
+
+
+def _number(value: float | None) -> float:
+    # JSON knows no NaN: what was not finite was written as null.
+    return math.nan if value is None else value

@@ -1,0 +1,158 @@
+"""A run on the terminal: bars for cycles, particles and steps with rate and time left, and a line a finished cycle."""
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from swamp.algorithms import Cycle
+from swamp.backends import Choice
+
+_REDRAW_SECONDS = 0.1
+
+
+class Quiet:
+    """Says nothing."""
+
+    def started(self, cycles: int) -> None:
+        """Nothing to say."""
+
+    def chosen(self, choice: Choice) -> None:
+        """Nothing to say."""
+
+    def part(self, done: int, parts: int, what: str) -> None:
+        """Nothing to say."""
+
+    def training(self, cycle: int | None, index: int, count: int, step: int, total: int) -> None:
+        """Nothing to say."""
+
+    def finished(self, cycle: Cycle) -> None:
+        """Nothing to say."""
+
+
+class Live:
+    """Reporter for a person; use as a context."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.bars: dict[str, TaskID] = {
+            name: self.progress.add_task(name, total=None, rate="") for name in ("cycles", "particles", "steps")
+        }
+        self.headed = False
+        self.drawn = 0.0
+        self.began = time.monotonic()
+        self.steps = 0
+        self.stage: tuple[int | None, int] = (None, 0)
+        self.reached: dict[int, int] = {}
+
+    def __enter__(self) -> "Live":
+        self.progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.__exit__(kind, error, trace)
+
+    def started(self, cycles: int) -> None:
+        """A run of so many cycles begins."""
+        self.progress.update(self.bars["cycles"], total=cycles, completed=0)
+        if not self.console.is_terminal:
+            self.console.print(_heading())
+
+    def part(self, done: int, parts: int, what: str) -> None:
+        """Show how many of so many parts are done of what is no run."""
+        self.progress.update(self.bars["cycles"], description=what, total=parts, completed=done)
+
+    def chosen(self, choice: Choice) -> None:
+        """Print how particles are trained, and why."""
+        self.console.print(f"[dim]particles: {choice.backend}, {choice.why}[/dim]", highlight=False, soft_wrap=True)
+
+    def training(self, cycle: int | None, index: int, count: int, step: int, total: int) -> None:
+        """Move the bars, a few times a second at most; several particles may train at once."""
+        if (cycle, count) != self.stage:
+            self.stage, self.reached = (cycle, count), {}
+        # Of another rank's particle only every so many steps are reported.
+        self.steps += step - self.reached.get(index, step - 1)
+        self.reached[index] = step
+        now = time.monotonic()
+        if now - self.drawn < _REDRAW_SECONDS and step < total:
+            return
+        self.drawn = now
+        rate = f"{self.steps / (now - self.began):,.0f} steps/s"
+        name = "ticket" if cycle is None else f"particles of cycle {cycle}"
+        # Of particles that an earlier session finished nothing is heard: those of a lower number count as done.
+        before = min(self.reached)
+        steps = before * total + sum(self.reached.values())
+        self.progress.update(self.bars["particles"], description=name, total=count, completed=steps // total)
+        self.progress.update(self.bars["steps"], total=count * total, completed=steps, rate=rate)
+
+    def finished(self, cycle: Cycle) -> None:
+        """Print the cycle's line and move the bar of cycles."""
+        if not self.headed and self.console.is_terminal:
+            self.console.print(_heading())
+        self.headed = True
+        self.console.print(_line(cycle), highlight=False)
+        self.progress.advance(self.bars["cycles"])
+
+
+def print_summary(done: dict[str, Any], console: Console) -> None:
+    """What a finished run reached, beside the dense network, and where it lies."""
+    table = Table(title=f"{done['method']}: {done['run']}", title_justify="left", box=None, pad_edge=False)
+    names = list(done["test"])
+    for heading in ("", "sparsity %", "of all weights %", *(f"test {name}" for name in names)):
+        table.add_column(heading, justify="right")
+    for label, part in (("dense", done["dense"]), ("sparse", done)):
+        if part is None:
+            continue
+        density = part["density"]
+        values = (_number(part["test"][name], name) for name in names)
+        table.add_row(label, f"{100 * part['sparsity']:.2f}", f"{100 * density['all']:.2f}", *values)
+    console.print()
+    console.print(table)
+    console.print(
+        f"\n{done['seconds']:.0f} s of work. Sparse weights, for load_state_dict: {done['run']}/model.safetensors\n"
+        f"Put runs beside each other: swamp compare {done['run']} OTHER...",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def _heading() -> str:
+    return "[bold]cycle  sparsity      test   particles   barrier   seconds[/bold]"
+
+
+def _line(cycle: Cycle) -> str:
+    name = "accuracy" if "accuracy" in cycle.measured.test else next(iter(cycle.measured.test))
+    members = [particle.measured.test[name] for particle in cycle.particles]
+    inside = _number(sum(members) / len(members), name) if len(members) > 1 else "-"
+    height = f"{100 * max(cycle.barrier.pair, cycle.barrier.mean):.2f}" if cycle.barrier else "-"
+    test = _number(cycle.measured.test[name], name)
+    seconds = cycle.cost.seconds
+    return f"{cycle.index:5d}  {100 * cycle.sparsity:6.2f} %  {test:>8}  {inside:>10}  {height:>8}  {seconds:8.1f}"
+
+
+def _number(value: float | None, name: str) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.2f} %" if name in ("accuracy", "ece") else f"{value:.4f}"

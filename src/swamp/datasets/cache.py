@@ -1,0 +1,83 @@
+"""The user's cache folder: what was generated or downloaded once. It may be deleted at any time."""
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from torch import Tensor
+
+from swamp.errors import SwampError
+from swamp.files import digest, load_tensors, save_tensors
+from swamp.optional import need
+
+
+def cache_folder() -> Path:
+    """$SWAMP_CACHE, or the system's place for caches (on Linux ~/.cache/swamp)."""
+    chosen = os.environ.get("SWAMP_CACHE", "")
+    return Path(chosen).expanduser() if chosen else Path(need("pooch", "pooch").os_cache("swamp"))
+
+
+def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of cache file `name`.safetensors, made anew where it is absent, damaged or cannot be read.
+
+    A cache that cannot be written is no error: the tensors are then made in every run.
+    """
+    path = cache_folder() / f"{name}.safetensors"
+    try:
+        tensors, metadata = load_tensors(path)
+        if metadata.get("digest") == digest(tensors):
+            return tensors
+    except SwampError:
+        pass
+    tensors = make()
+    with contextlib.suppress(OSError, SwampError):
+        save_tensors(path, tensors, {"digest": digest(tensors)})
+    return tensors
+
+
+def download(url: str, checksum: str, task: str) -> Path:
+    """The file at `url` in the cache folder of `task`, fetched unless it is there whole.
+
+    checksum: "sha256:..." or "md5:...". Raises SwampError where it cannot be had, saying what to do instead; and for a
+    url that is not https (but of this machine) or has no checksum, before anything is asked for.
+    """
+    place = urlsplit(url)
+    if place.scheme != "https" and place.hostname not in ("127.0.0.1", "localhost"):
+        raise SwampError(f"{task}: {url} is not fetched: only https is, where nobody between can change what arrives.")
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}", checksum):
+        raise SwampError(
+            f"{task}: {url} is not fetched without its checksum (sha256:... or md5:...), got {checksum!r}."
+        )
+    name = url.rpartition("/")[2]
+    folder = cache_folder() / task
+    try:
+        return Path(need("pooch", "pooch").retrieve(url, known_hash=checksum, fname=name, path=folder))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SwampError(
+            f"{task}: could not download {url} to {folder} ({reason}). Put {name} into a folder of your choice "
+            "and give that folder as the data folder (or set SWAMP_CACHE if the cache cannot be written)."
+        ) from error
+
+
+def checksum_of(data: bytes, algorithm: str) -> str:
+    """Checksum of `data` in hexadecimal digits; algorithm: "sha256" or "md5"."""
+    return hashlib.new(algorithm, data, usedforsecurity=False).hexdigest()
+
+
+def given_folder(task: str, folder: str) -> Path:
+    """The data folder the user named. Raises SwampError unless it is there and readable."""
+    path = Path(folder).expanduser()
+    try:
+        empty = next(path.iterdir(), None) is None
+    except OSError as error:
+        raise SwampError(f"{task}: {path} is not a folder that can be read ({error.strerror}); check the path.") from (
+            error
+        )
+    if empty:
+        raise SwampError(f"{task}: the folder {path} is empty; put the data there or name another folder.")
+    return path

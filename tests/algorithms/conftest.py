@@ -1,0 +1,84 @@
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+import swamp
+from swamp.algorithms import Cycle, NoStore
+from swamp.backends import Sequential
+from swamp.training import Dynamic, Seed, Task, TensorData, Training
+
+TRAINING = Training(epochs=4, batch_size=16, lr=0.1, tail=0.5)
+
+
+PLAN = swamp.Plan(
+    sparsity=0.8, alpha=(0.5,), particles=(3,), ticket_epochs=1, barrier_threshold=1.0, dynamic=Dynamic(interval=4)
+)
+
+
+def run(model: nn.Module, task: Task, method: str, training: Training = TRAINING, **options) -> list[Cycle]:
+    return list(swamp.cycles(model, task, replace(PLAN, method=method, **options), training))
+
+
+def same(a: Cycle, b: Cycle) -> bool:
+    return a.mask == b.mask and all(torch.equal(a.weights[name], b.weights[name]) for name in a.weights)
+
+
+def exact(model, task: Task) -> tuple:
+    """Model and data in float64, where two ways of the same sum agree."""
+    parts = (task.train, task.test, task.validation)
+    train, test, held = (TensorData(part.inputs.double(), part.targets) for part in parts)
+    return model.double(), replace(task, train=train, test=test, validation=held)
+
+
+def fresh_mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def swamp_initial():
+    from swamp.training import isolated
+
+    return isolated(Seed(7).at("init"))
+
+
+class Tickets(NoStore):
+    """Remembers the ticket, and every particle."""
+
+    def __init__(self):
+        self.tickets, self.starts = [], []
+
+    def keep_ticket(self, ticket):
+        self.tickets.append(ticket)
+
+
+class AtOnce(Sequential):
+    """Remembers of how many runs particles were trained at once, and of how many particles they were."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__(model, task)
+        self.calls: list[tuple[list[int], int]] = []
+
+    def train_groups(self, groups, training, *, first=0, last=None):
+        self.calls.append(([len(group.seeds) for group in groups], sum(group.of for group in groups)))
+        return [
+            self.train(g.ticket, g.mask, training, g.seeds, first=first, last=last, progress=g.progress) for g in groups
+        ]
+
+
+class Spy(Sequential):
+    """Remembers where particles started and what they were trained with."""
+
+    def __init__(self, model, task):
+        super().__init__(model, task)
+        self.calls, self.last = [], []
+
+    def train(self, ticket, mask, training, seeds, **more):
+        self.calls.append((ticket, mask, training, [seed for _, seed in seeds], more))
+        self.last = super().train(ticket, mask, training, seeds, **more)
+        return self.last
+
+
+def spied(model, task, method, training=TRAINING, **options) -> tuple[list[Cycle], list]:
+    spy = Spy(model, task)
+    record = list(swamp.cycles(model, task, replace(PLAN, method=method, **options), training, backend=spy))
+    return record, spy.calls[1:]

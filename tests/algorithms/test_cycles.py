@@ -1,0 +1,211 @@
+"""What every cycle promises, and where the methods differ."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+import swamp
+from swamp.algorithms import METHODS
+from swamp.backends import Particle, Sequential, Silent
+from swamp.training import TensorData, Training, evaluate, mean
+
+from .conftest import PLAN, TRAINING, Spy, Tickets, run, same, spied, swamp_initial
+
+
+@pytest.mark.parametrize("method", [name for name, m in METHODS.items() if not m.ensemble])
+def test_every_method_gives_exact_counts_and_exact_zeros_and_iterative_ones_nested_masks(normed, task, method):
+    record = run(normed, task, method, cycles=3, floor=2)
+    assert [cycle.mask.kept for cycle in record] == [round(0.2 ** (k / 3) * 144) for k in range(4)]
+    for before, after in pairwise(record):
+        assert after.mask.issubset(before.mask) or METHODS[method].masks != "iterative" or METHODS[method].pools
+    for cycle in record:
+        for name, alive in cycle.mask.items():
+            assert not cycle.weights[name][~alive].any()
+
+
+def test_recorded_metrics_are_those_of_the_stored_weights(normed, task):
+    for cycle in run(normed, task, "swamp"):
+        normed.load_state_dict(cycle.weights)
+        assert evaluate(normed, task, task.test) == cycle.measured.test
+        assert evaluate(normed, task, task.validation) == cycle.measured.validation
+
+
+def test_both_numbers_are_told_with_statistics_fresh_and_stale(mlp, normed, task):
+    record = run(normed, task, "swamp")
+    assert all(cycle.stale.keys() == cycle.measured.test.keys() for cycle in record)
+    assert any(cycle.stale != cycle.measured.test for cycle in record)
+    # One particle that is a mean over its tail is an average too.
+    assert all(cycle.stale is not None for cycle in run(normed, task, "imp-swa"))
+    # Nothing was averaged, or there is nothing to go stale.
+    assert {cycle.stale for cycle in run(normed, task, "imp")} == {None}
+    assert {cycle.stale for cycle in run(mlp, task, "swamp")} == {None}
+
+
+def test_the_test_data_decides_nothing(normed, task):
+    poisoned = replace(task, test=TensorData(task.test.inputs, 2 - task.test.targets))
+    for method in ("imp-best", "swamp"):
+        a, b = run(normed, task, method), run(normed, poisoned, method)
+        assert all(same(x, y) for x, y in zip(a, b, strict=True))
+        assert a[0].measured.test != b[0].measured.test
+
+
+def test_the_best_particle_is_the_one_with_least_validation_error(normed, task):
+    for cycle in run(normed, task, "imp-best"):
+        scores = [particle.measured.validation["accuracy"] for particle in cycle.particles]
+        assert cycle.measured.validation["accuracy"] == max(scores)
+        assert cycle.barrier is None
+
+
+@pytest.mark.parametrize("method", [name for name, m in METHODS.items() if not m.ensemble and not m.alone])
+def test_every_method_with_a_dense_cycle_starts_from_the_same_ticket(mlp, task, method):
+    store, reference = Tickets(), Tickets()
+    list(swamp.cycles(mlp, task, replace(PLAN, method=method, sparsity=0.0), TRAINING, store=store))
+    list(swamp.cycles(mlp, task, replace(PLAN, method="imp", sparsity=0.0), TRAINING, store=reference))
+    assert [ticket.id for ticket in store.tickets] == [ticket.id for ticket in reference.tickets]
+    assert store.tickets[0].steps == 6
+
+
+def test_rewinding_methods_start_every_cycle_at_the_ticket_and_carrying_ones_at_their_own_weights(mlp, task):
+    for method in ("imp", "swamp"):
+        record, calls = spied(mlp, task, method)
+        assert len({ticket.id for ticket, *_ in calls}) == 1
+    for method in ("lrr", "sms"):
+        record, calls = spied(mlp, task, method)
+        for cycle, (ticket, *_) in zip(record, calls[1:], strict=False):
+            assert all(torch.equal(ticket.weights[name], cycle.weights[name]) for name in cycle.weights)
+
+
+def test_particles_differ_in_their_seed_alone(mlp, task):
+    _, calls = spied(mlp, task, "swamp")
+    seeds = [seed for call in calls for seed in call[3]]
+    assert len(seeds) == len(set(seeds)) == 12
+    assert {seed.root for seed in seeds} == {0}
+
+
+def test_swamp_plus_trains_one_particle_while_most_weights_live(mlp, task):
+    record, _ = spied(mlp, task, "swamp+")
+    assert [len(cycle.particles) for cycle in record] == [1, 1, 3, 3]
+
+
+def test_particles_may_be_given_cycle_by_cycle(mlp, task):
+    assert [len(cycle.particles) for cycle in run(mlp, task, "swamp", particles=(1, 2))] == [1, 2, 2, 2]
+
+
+def test_the_equal_cost_control_takes_as_many_steps_as_the_particles(mlp, task):
+    long, many = run(mlp, task, "imp-long"), run(mlp, task, "swamp")
+    assert [cycle.cost.steps for cycle in long] == [cycle.cost.steps for cycle in many]
+    assert [cycle.cost.samples for cycle in long] == [16 * cycle.cost.steps for cycle in long]
+    assert many[0].cost.steps == 3 * 24 + 6
+
+
+def test_the_three_things_that_averaging_changes_are_separate(mlp, task):
+    names = ("imp", "imp-tail", "imp-swa", "swamp-no-swa", "swamp")
+    settings = {name: spied(mlp, task, name)[1][0][2] for name in names}
+    assert {n: (s.tail, s.swa) for n, s in settings.items()} == {
+        "imp": (0.0, False),
+        "imp-tail": (0.5, False),
+        "imp-swa": (0.5, True),
+        "swamp-no-swa": (0.0, False),
+        "swamp": (0.5, True),
+    }
+    assert spied(mlp, task, "imp-sam")[1][0][2].sam == 0.05
+    assert spied(mlp, task, "imp-sam", replace(TRAINING, sam=0.2))[1][0][2].sam == 0.2
+    for method, radius, sharpness in (("imp-asam", 0.5, "asam"), ("imp-s2sam", 0.05, "s2-sam")):
+        chosen = spied(mlp, task, method)[1][0][2]
+        assert (chosen.sam, chosen.sharpness, chosen.ema) == (radius, sharpness, 0)
+    assert spied(mlp, task, "imp-ema")[1][0][2].ema == 0.999
+    assert spied(mlp, task, "imp-ema", replace(TRAINING, ema=0.9))[1][0][2].ema == 0.9
+
+
+def test_an_advanced_schedule_goes_on_from_the_tickets_step(mlp, task):
+    record, calls = spied(mlp, task, "imp", replace(TRAINING, after_rewind="advance"))
+    assert all(more["first"] == 6 for *_, more in calls)
+    assert record[1].cost.steps == 24 - 6
+
+
+def test_a_ticket_at_step_zero_is_the_initial_network(mlp, task):
+    store = Tickets()
+    list(swamp.cycles(mlp, task, replace(PLAN, ticket_epochs=0, sparsity=0.0), TRAINING, store=store))
+    assert all(torch.equal(store.tickets[0].weights[k], v) for k, v in mlp.state_dict().items())
+
+
+def test_cycles_come_one_at_a_time(mlp, task):
+    spy = Spy(mlp, task)
+    iterator = swamp.cycles(mlp, task, PLAN, TRAINING, backend=spy)
+    assert spy.calls == []
+    next(iterator)
+    assert len(spy.calls) == 2
+
+
+def test_the_users_model_is_left_alone(normed, task):
+    before = {name: tensor.clone() for name, tensor in normed.state_dict().items()}
+    result = swamp.prune(normed, task, sparsity=0.8, particles=2, training=TRAINING, alpha=(0.5,), barrier_threshold=1)
+    assert all(torch.equal(before[name], tensor) for name, tensor in normed.state_dict().items())
+    assert result.model is not normed
+    assert list(result.model.state_dict()) == list(normed.state_dict())
+
+
+def test_a_trainer_of_ones_own_plugs_in(mlp, task):
+    class Trainer:
+        def train(self, ticket, mask, training, seeds, *, first=0, last=None, progress=None):
+            made = []
+            for index, seed in seeds:
+                noise = seed.generator()
+                moved = {k: v + 0.01 * torch.randn(v.shape, generator=noise) for k, v in ticket.weights.items()}
+                moved |= {name: moved[name] * alive for name, alive in mask.items()}
+                made.append(Particle(moved, index, ticket.id, mask.digest, 0, 1, (0.5,), 0.1))
+            return made
+
+    record = list(swamp.cycles(mlp, task, replace(PLAN, floor=1), TRAINING, backend=Trainer()))
+    assert [cycle.mask.kept for cycle in record] == [144, 84, 49, 29]
+    assert record[2].cost.steps == 3
+
+
+def test_particles_are_averaged_in_any_order(mlp, task):
+    class Reversed(Sequential):
+        def train(self, ticket, mask, training, seeds, **more):
+            return list(reversed(super().train(ticket, mask, training, list(reversed(seeds)), **more)))[::-1]
+
+    plain = list(swamp.cycles(mlp, task, PLAN, TRAINING))
+    other = list(swamp.cycles(mlp, task, PLAN, TRAINING, backend=Reversed(mlp, task)))
+    assert all(same(a, b) for a, b in zip(plain, other, strict=True))
+
+
+def test_a_mean_of_particles_is_their_mean(mlp, task):
+    class Keeps(Tickets):
+        def progress(self, cycle, particles):
+            store = self
+
+            class Kept(Silent):
+                def finished(self, particle):
+                    store.starts.append(particle)
+
+            return Kept()
+
+    store = Keeps()
+    record = list(swamp.cycles(mlp, task, replace(PLAN, sparsity=0.0), TRAINING, store=store))
+    expected = mean(particle.weights for particle in store.starts[1:])
+    assert all(torch.equal(record[0].weights[name], expected[name]) for name in expected)
+
+
+def test_random_scores_prune_at_random_but_exactly(mlp, task):
+    record = run(mlp, task, "imp", score="random")
+    assert record[-1].mask.kept == 29
+    assert record[-1].mask != run(mlp, task, "imp")[-1].mask
+
+
+def test_a_layer_that_dies_is_named_and_a_floor_saves_it(task):
+    with swamp_initial():
+        model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    model[2].weight.data *= 1e-6
+    options = {"sparsity": 0.95, "alpha": (0.95,), "ticket_epochs": 0}
+    still = Training(epochs=1, batch_size=16, lr=1e-9, tail=0, swa=False)
+    with pytest.warns(UserWarning, match="2.weight"):
+        record = run(model, task, "imp", still, **options)
+    assert "2.weight" in record[1].warnings[0]
+    floored = run(model, task, "imp", still, floor=2, **options)
+    assert floored[1].mask.kept_by_layer == {"0.weight": 5, "2.weight": 2}
+    assert floored[1].warnings == ()

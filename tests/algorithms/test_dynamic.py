@@ -1,0 +1,237 @@
+"""Masks that change while particles train: against a hand-written RigL, segment by segment, on every backend."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import swamp
+from swamp.algorithms import METHODS
+from swamp.backends import Sequential, Stacked, Threads
+from swamp.masks import Mask
+from swamp.training import Dynamic, Seed, Task, Training
+
+from .conftest import PLAN, TRAINING, AtOnce, Spy, exact, run, same
+
+CHANGING = [name for name, method in METHODS.items() if method.masks == "dynamic"]
+INTERVAL, BATCH, EPOCHS, PER_EPOCH = 4, 16, 4, 6
+
+
+def rigl_by_hand(model, task: Task, mask: dict, seed: Seed) -> tuple[dict, dict]:
+    """RigL in plain PyTorch, sharing nothing with the library but the order of the examples."""
+    parameters = dict(model.named_parameters())
+    momentum = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    mask = {name: alive.double() for name, alive in mask.items()}
+    total, end = EPOCHS * PER_EPOCH, round(0.75 * EPOCHS * PER_EPOCH)
+
+    def batch(step):
+        order = torch.randperm(96, generator=seed.at("order", step // PER_EPOCH).generator())
+        part = order[step % PER_EPOCH * BATCH : (step % PER_EPOCH + 1) * BATCH]
+        return F.cross_entropy(model(task.train.inputs[part]), task.train.targets[part])
+
+    with torch.no_grad():
+        for name in mask:
+            parameters[name] *= mask[name]
+    for step in range(total):
+        gradients = dict(zip(parameters, torch.autograd.grad(batch(step), list(parameters.values())), strict=True))
+        rate = 0.05 * (1 + torch.cos(torch.tensor(step / total * torch.pi, dtype=torch.float64)).item())
+        with torch.no_grad():
+            for name, p in parameters.items():
+                own = mask.get(name, 1.0)
+                momentum[name] = 0.9 * momentum[name] + gradients[name] * own + 5e-4 * p
+                p -= rate * momentum[name] * own
+        done = step + 1
+        if done % INTERVAL == 0 and done < end:
+            dense = dict(zip(parameters, torch.autograd.grad(batch(done), list(parameters.values())), strict=True))
+            share = 0.15 * (1 + torch.cos(torch.tensor(done / end * torch.pi, dtype=torch.float64)).item())
+            with torch.no_grad():
+                for name, own in mask.items():
+                    kept = int(own.sum())
+                    count = min(round(share * kept), own.numel() - kept)
+                    size = parameters[name].abs().flatten().masked_fill(own.flatten() == 0, torch.inf)
+                    new = own.flatten().clone()
+                    new[size.argsort(stable=True)[:count]] = 0
+                    open_places = dense[name].abs().flatten().masked_fill(new == 1, -1)
+                    new[open_places.argsort(descending=True, stable=True)[:count]] = 1
+                    mask[name] = new.view_as(own)
+                    parameters[name] *= mask[name]
+                    momentum[name] *= mask[name]
+    return {name: p.detach().clone() for name, p in parameters.items()}, mask
+
+
+def test_rigl_equals_a_hand_written_one(mlp, task):
+    mlp, task = exact(mlp, task)
+    start = {name: value.clone() for name, value in mlp.state_dict().items()}
+    training = replace(TRAINING, weight_decay=5e-4, momentum=0.9)
+    plan = replace(PLAN, method="rigl", sparsity=0.7, dynamic=Dynamic(interval=INTERVAL))
+    spy = Spy(mlp, task)
+    (cycle,) = swamp.cycles(mlp, task, plan, training, backend=spy)
+    first = spy.calls[0][1]
+    mlp.load_state_dict(start)
+    weights, mask = rigl_by_hand(mlp, task, dict(first), Seed(0).at("cycle", 0, "particle", 0))
+    assert cycle.mask != first
+    assert all(torch.equal(alive, mask[name] == 1) for name, alive in cycle.mask.items())
+    assert all(torch.allclose(cycle.weights[name], value, rtol=0, atol=1e-10) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("method", ["set", "rigl", "set-swamp", "rigl-swamp", "set-swamp-own", "rigl-swamp-own"])
+def test_every_layer_keeps_its_exact_density_after_every_change(normed, task, method):
+    spy = Spy(normed, task)
+    plan = replace(PLAN, method=method)
+    (cycle,) = swamp.cycles(normed, task, plan, TRAINING, backend=spy)
+    masks = [mask for _, mask, *_ in spy.calls]
+    assert {tuple(mask.kept_by_layer.items()) for mask in masks} == {tuple(masks[0].kept_by_layer.items())}
+    assert cycle.mask.kept_by_layer == masks[0].kept_by_layer
+    assert len({mask.digest for mask in masks}) > 2
+
+
+def test_particles_share_each_topology_or_each_has_its_own(normed, task):
+    for method, own in (("rigl-swamp", False), ("rigl-swamp-own", True)):
+        spy = Spy(normed, task)
+        plan = replace(PLAN, method=method, dynamic=Dynamic(interval=4, fraction=0.9))
+        (cycle,) = swamp.cycles(normed, task, plan, TRAINING, backend=spy)
+        together = [len(seeds) for _, _, _, seeds, _ in spy.calls]
+        last = [mask.digest for _, mask, *_ in spy.calls[-3:]]
+        if own:
+            # A trunk of one epoch changes once; the particles part with its mask, and then change one by one.
+            assert together == [1, 1, 3, *[1] * 12]
+            assert len(set(last)) == 3
+            assert len(cycle.particles) == 3
+        else:
+            assert together == [1, 1, *[3] * 5]
+        assert cycle.cost.steps == 6 + 3 * 18
+
+
+def test_particles_with_masks_of_their_own_are_trained_at_once(normed, task):
+    backend = AtOnce(normed, task)
+    plan = replace(PLAN, method="rigl-swamp-own", dynamic=Dynamic(interval=4, fraction=0.9))
+    list(swamp.cycles(normed, task, plan, TRAINING, backend=backend))
+    assert [parts for parts, _ in backend.calls] == [[1], [1], [3], *[[1, 1, 1]] * 4]
+
+
+def test_grown_weights_start_at_zero_and_without_momentum(mlp, task):
+    seen = []
+
+    class Looking(Sequential):
+        def train(self, ticket, mask, training, seeds, **more):
+            seen.append((mask, more["progress"].unfinished(0)))
+            return super().train(ticket, mask, training, seeds, **more)
+
+    list(swamp.cycles(mlp, task, replace(PLAN, method="rigl"), TRAINING, backend=Looking(mlp, task)))
+    grown = 0
+    for (before, _), (mask, snapshot) in pairwise(seen):
+        for i, (name, alive) in enumerate(mask.items()):
+            new = alive & ~before[name]
+            grown += int(new.sum())
+            assert not snapshot.weights[name][new].any()
+            assert not snapshot.optimizer[f"{2 * i}/momentum_buffer"][new].any()
+    assert grown > 5
+
+
+def test_gradual_pruning_falls_along_its_cubic_and_ends_exactly(normed, task):
+    spy = Spy(normed, task)
+    plan = replace(PLAN, method="gmp", dynamic=Dynamic(interval=INTERVAL))
+    (cycle,) = swamp.cycles(normed, task, plan, TRAINING, backend=spy)
+    masks = [mask for _, mask, *_ in spy.calls]
+    end = 18
+    wanted = [144, *(round((0.2 + 0.8 * (1 - step / end) ** 3) * 144) for step in (4, 8, 12)), 29, 29]
+    assert [mask.kept for mask in masks] == wanted
+    assert all(after.issubset(before) for before, after in pairwise(masks))
+    assert cycle.mask.kept == 29
+
+
+def test_a_cyclic_tail_averages_networks_of_unlike_masks(normed, task):
+    spy = Spy(normed, task)
+    training = replace(TRAINING, tail_cycles=2)
+    (cycle,) = swamp.cycles(normed, task, replace(PLAN, method="sup-tickets"), training, backend=spy)
+    # Changes after 4 and 8 steps, then the tail of steps 12 to 24: its first cycle, a change, its second.
+    masks = {more["last"]: mask.digest for _, mask, *_, more in spy.calls}
+    assert list(masks) == [4, 8, 12, 16, 18, 20, 24]
+    assert masks[12] == masks[16] == masks[18] != masks[20] == masks[24]
+    assert cycle.mask.kept_by_layer == spy.calls[0][1].kept_by_layer
+    assert cycle.stale is not None
+
+
+@pytest.mark.parametrize("method", CHANGING)
+def test_backends_agree(normed, task, method):
+    model, data = exact(normed, task)
+    plan, training = replace(PLAN, method=method), replace(TRAINING, epochs=2)
+    plan = replace(plan, dynamic=Dynamic(interval=3, until=1.0), ticket_epochs=0.5)
+    record = {
+        kind: next(swamp.cycles(model, data, plan, training, backend=kind(model, data)))
+        for kind in (Sequential, Threads)
+    }
+    assert same(*record.values())
+    stacked = next(swamp.cycles(model, data, plan, training, backend=Stacked(model, data, compiled=False)))
+    assert stacked.mask == record[Sequential].mask
+    for name, value in record[Sequential].weights.items():
+        assert torch.allclose(stacked.weights[name], value, rtol=0, atol=1e-10), name
+
+
+@pytest.mark.parametrize("method", CHANGING)
+def test_the_global_generator_is_not_touched_and_the_seed_decides(normed, task, method):
+    state = torch.get_rng_state()
+    one, two = run(normed, task, method), run(normed, task, method)
+    assert torch.equal(state, torch.get_rng_state())
+    assert same(one[0], two[0])
+    assert not same(one[0], run(normed, task, method, seed=1)[0])
+
+
+def test_a_training_too_short_for_a_change_is_refused_before_it_begins(mlp, task):
+    plan = replace(PLAN, method="rigl", dynamic=Dynamic())
+    with pytest.raises(swamp.SwampError, match="the mask would never change"):
+        next(swamp.cycles(mlp, task, plan, Training(epochs=2, batch_size=16)))
+
+
+def test_steps_along_the_last_gradient_keep_to_the_new_mask(mlp, task):
+    training = replace(TRAINING, sharpness="s2-sam", sam=0.05)
+    seen = []
+
+    class Looking(Sequential):
+        def train(self, ticket, mask, training, seeds, **more):
+            seen.append((mask, more["progress"].unfinished(0)))
+            return super().train(ticket, mask, training, seeds, **more)
+
+    list(swamp.cycles(mlp, task, replace(PLAN, method="set"), training, backend=Looking(mlp, task)))
+    for mask, snapshot in seen[1:]:
+        assert snapshot.gradient
+        assert not any(snapshot.gradient[name][~alive].any() for name, alive in mask.items())
+
+
+@pytest.mark.parametrize("method", [name for name in CHANGING if name != "gmp"])
+def test_a_mask_of_fixed_density_begins_at_random(mlp, task, method):
+    def first(**options) -> tuple[Mask, dict[str, int]]:
+        spy = Spy(mlp, task)
+        next(swamp.cycles(mlp, task, replace(PLAN, method=method, **options), TRAINING, backend=spy))
+        return spy.calls[0][1], spy.calls[0][1].kept_by_layer
+
+    # Shares of ERK are 6 + 16 and 16 + 3: 29 weights in 22 : 19.
+    assert first() == first(score="random")
+    assert first()[1] == first(score="magnitude")[1] == {"0.weight": 16, "2.weight": 13}
+    assert first() != first(score="magnitude")
+
+
+@pytest.mark.parametrize("method", CHANGING)
+def test_a_moving_average_goes_on_over_changes_with_zeros_where_the_mask_has_them(mlp, task, method):
+    plain, averaged = (run(mlp, task, method, replace(TRAINING, swa=False, ema=ema))[0] for ema in (0.0, 0.9))
+    assert averaged.mask == plain.mask or method.endswith("own")
+    averaged.mask.require_zeros(averaged.weights)
+    assert not same(averaged, plain)
+
+
+def test_the_ends_of_a_cyclic_tail_are_averaged_once(mlp, task):
+    spy = Spy(mlp, task)
+    next(swamp.cycles(mlp, task, replace(PLAN, method="sup-tickets"), replace(TRAINING, ema=0.9), backend=spy))
+    assert {(training.swa, training.ema) for _, _, training, *_ in spy.calls} == {(False, 0.0)}
+
+
+def test_particles_that_never_part_are_refused_and_who_does_not_part_needs_no_ticket(mlp, task):
+    for method in ("set-swamp", "rigl-swamp-own"):
+        spy = Spy(mlp, task)
+        with pytest.raises(swamp.SwampError, match="taken after 4 epochs, the training has 4"):
+            next(swamp.cycles(mlp, task, replace(PLAN, method=method, ticket_epochs=4), TRAINING, backend=spy))
+        assert not spy.calls
+    for method in ("rigl", "snip"):
+        assert same(*(run(mlp, task, method, ticket_epochs=epochs)[0] for epochs in (1, 9)))

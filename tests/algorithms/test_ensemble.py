@@ -1,0 +1,136 @@
+"""Ensembles of whole runs."""
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import swamp
+from swamp.algorithms import NoStore, ensemble, ensemble_predict, member_seed
+from swamp.backends import Sequential, Stacked
+from swamp.training import Seed, Training, isolated
+
+from .conftest import AtOnce, exact
+
+TRAINING = Training(epochs=3, batch_size=16, tail=0, swa=False)
+PLAN = swamp.Plan(method="imp-ensemble", sparsity=0.75, alpha=(0.5,), particles=(2,))
+
+
+def initial(seed: int) -> nn.Module:
+    with isolated(Seed(seed).at("init")):
+        return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def test_the_first_member_is_the_plain_run_of_that_seed(task):
+    joined = list(ensemble(initial, task, PLAN, TRAINING))
+    plain = list(swamp.cycles(initial(0), task, replace(PLAN, method="imp"), TRAINING))
+    for a, b in zip(joined, plain, strict=True):
+        assert a.particles[0].measured == b.measured
+        assert all(torch.equal(a.weights[name], b.weights[name]) for name in b.weights)
+
+
+def test_members_have_seeds_of_their_own():
+    seeds = {member_seed(root, member) for root in range(3) for member in range(4)}
+    assert len(seeds) == 12
+    assert member_seed(5, 0) == 5
+
+
+def test_the_ensemble_predicts_with_the_mean_of_its_members_probabilities(task):
+    states = [initial(seed).state_dict() for seed in (0, 1, 2)]
+    outputs, targets = ensemble_predict(states, initial(0), task, task.test)
+    probabilities = torch.stack([initial(seed)(task.test.inputs).double().softmax(-1) for seed in (0, 1, 2)])
+    torch.testing.assert_close(outputs.exp(), probabilities.mean(0))
+    assert torch.equal(targets, task.test.targets)
+
+
+def test_the_record_is_measured_on_the_joint_prediction_and_costs_the_sum(task):
+    joined = list(ensemble(initial, task, PLAN, TRAINING))
+    members = [
+        list(swamp.cycles(initial(s), task, replace(PLAN, method="imp", seed=s), TRAINING))
+        for s in (0, member_seed(0, 1))
+    ]
+    for index, cycle in enumerate(joined):
+        states = [member[index].weights for member in members]
+        outputs, targets = ensemble_predict(states, initial(0), task, task.test)
+        assert cycle.measured.test["accuracy"] == float((outputs.argmax(-1) == targets).double().mean())
+        assert cycle.cost.steps == sum(member[index].cost.steps for member in members)
+        assert len(cycle.particles) == 2
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_an_ensemble_of_one_is_that_one(task, validation):
+    task = task if validation else replace(task, validation=None)
+    (joined,) = ensemble(initial, task, replace(PLAN, particles=(1,), sparsity=0.0), TRAINING)
+    (plain,) = swamp.cycles(initial(0), task, replace(PLAN, method="imp", sparsity=0.0), TRAINING)
+    assert joined.measured.test == pytest.approx(plain.measured.test)
+    assert (joined.measured.validation is None) is not validation
+
+
+class Kept(NoStore):
+    """Has what an interrupted run left of its members: particles by (member, cycle)."""
+
+    def __init__(self, particles, index=0):
+        self.particles, self.index = particles, index
+
+    def member(self, index, of=1):
+        return Kept(self.particles, index)
+
+    def particle(self, cycle, index):
+        return self.particles.get((self.index, cycle))
+
+
+def test_members_take_each_cycle_together_and_their_tickets_alone(task):
+    backend = AtOnce(initial(0), task)
+    list(ensemble(initial, task, replace(PLAN, particles=(3,), ticket_epochs=1), TRAINING, backend=backend))
+    assert backend.calls == [([1], 1)] * 3 + [([1, 1, 1], 3)] * 3
+
+
+def test_a_member_whose_particle_was_kept_is_not_trained_again_and_the_others_keep_their_share(task):
+    class Remembers(Sequential):
+        def train(self, *given, **more):
+            self.done = [*getattr(self, "done", []), *super().train(*given, **more)]
+            return self.done[-1:]
+
+    plan, spy = replace(PLAN, particles=(3,), ticket_epochs=1), Remembers(initial(0), task)
+    whole = list(ensemble(initial, task, plan, TRAINING, backend=spy))
+    backend, (_, second, _) = AtOnce(initial(0), task), spy.done[3:6]
+    again = list(ensemble(initial, task, plan, TRAINING, backend=backend, store=Kept({(1, 0): second})))
+    assert backend.calls[3:] == [([1, 0, 1], 3), ([1, 1, 1], 3), ([1, 1, 1], 3)]
+    for one, other in zip(again, whole, strict=True):
+        assert [p.measured for p in one.particles] == [p.measured for p in other.particles]
+        assert one.measured == other.measured
+        assert one.cost.steps == other.cost.steps
+
+
+@pytest.mark.parametrize("backend", ["threads", "stacked"])
+def test_members_trained_at_once_are_the_runs_they_are_alone(backend, task):
+    _, task = exact(initial(0), task)
+
+    def made(seed: int) -> nn.Module:
+        return initial(seed).double()
+
+    if backend == "stacked":
+        backend = Stacked(made(0), task, compiled=False)
+    found = list(ensemble(made, task, PLAN, TRAINING, backend=backend))
+    expected = list(ensemble(made, task, PLAN, TRAINING, backend="sequential"))
+    for one, other in zip(found, expected, strict=True):
+        assert one.mask == other.mask
+        torch.testing.assert_close(dict(one.weights), dict(other.weights), rtol=0, atol=1e-10)
+        assert one.measured.test["accuracy"] == other.measured.test["accuracy"]
+        assert [p.steps for p in one.particles] == [p.steps for p in other.particles]
+
+
+def test_the_seconds_of_members_trained_at_once_are_those_that_went_by(task):
+    class Slow(AtOnce):
+        def train_groups(self, groups, training, **options):
+            time.sleep(0.4 if len(groups) > 1 else 0)
+            return super().train_groups(groups, training, **options)
+
+    began = time.perf_counter()
+    joined = list(ensemble(initial, task, PLAN, TRAINING, backend=Slow(initial(0), task)))
+    went_by = time.perf_counter() - began
+    assert sum(cycle.cost.seconds for cycle in joined) <= went_by
+    for cycle in joined:
+        assert all(member.seconds >= 0.2 for member in cycle.particles)

@@ -1,0 +1,57 @@
+"""Masks that are handed in: the loop trains them as its own."""
+
+import pytest
+import torch
+
+import swamp
+from swamp.algorithms import train_on
+
+from .conftest import PLAN, TRAINING, Tickets, run, same
+
+
+def ticket_of(mlp, task) -> swamp.Ticket:
+    kept = Tickets()
+    next(swamp.cycles(mlp, task, PLAN, TRAINING, store=kept))
+    return kept.tickets[0]
+
+
+def test_a_runs_own_masks_give_its_own_cycles_again(mlp, task):
+    record = run(mlp, task, "swamp")
+    masks = {cycle.index: cycle.mask for cycle in record[1:]}
+    again = list(train_on(masks, ticket_of(mlp, task), mlp, task, PLAN, TRAINING))
+    assert [cycle.index for cycle in again] == [1, 2, 3]
+    for found, own in zip(again, record[1:], strict=True):
+        assert same(found, own)
+        assert found.measured == own.measured
+        # What was spent to find the mask is no part of training it.
+        assert found.total.steps == own.cost.steps
+
+
+def test_another_runs_mask_is_kept_and_trained_from_the_ticket(mlp, task):
+    imp, own = run(mlp, task, "imp"), run(mlp, task, "swamp")
+    assert imp[2].mask != own[2].mask
+    (found,) = train_on({2: imp[2].mask}, ticket_of(mlp, task), mlp, task, PLAN, TRAINING)
+    assert found.mask == imp[2].mask
+    assert len(found.particles) == 3
+    assert not same(found, imp[2])
+
+
+def test_what_cannot_be_trained_on_is_refused_before_training(mlp, task):
+    ticket, mask = ticket_of(mlp, task), swamp.Mask.ones(mlp)
+    for method in ("lrr", "snip"):
+        with pytest.raises(swamp.SwampError, match="cycle after cycle from one ticket"):
+            train_on({1: mask}, ticket, mlp, task, swamp.Plan(method=method), TRAINING)
+    with pytest.raises(swamp.SwampError, match="cycles 0 to 3, and a mask was given for 9"):
+        train_on({9: mask}, ticket, mlp, task, PLAN, TRAINING)
+    with pytest.raises(swamp.MaskError):
+        train_on({1: swamp.Mask({"other": torch.ones(2, dtype=torch.bool)})}, ticket, mlp, task, PLAN, TRAINING)
+
+
+def test_retrain_makes_a_sparse_model_of_any_mask(mlp, task):
+    mask = run(mlp, task, "imp")[-1].mask
+    before = {name: value.clone() for name, value in mlp.state_dict().items()}
+    found = swamp.retrain(mlp, task, ticket_of(mlp, task), mask, particles=2, training=TRAINING, barrier_threshold=1)
+    assert found.mask == mask
+    assert len(found.cycles[0].particles) == 2
+    mask.require_zeros(found.model.state_dict())
+    assert all(torch.equal(before[name], value) for name, value in mlp.state_dict().items())

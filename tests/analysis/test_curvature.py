@@ -1,0 +1,317 @@
+"""Products and traces are those of the written-out Hessian, and measuring them leaves everything as it was."""
+
+import copy
+import itertools
+import json
+import math
+import sys
+from threading import Event
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, jacrev
+from torch.nn import functional as F
+
+from swamp.algorithms import Plan
+from swamp.analysis import Hessian, Settings, Subject, analyze, curvature, curvature_at, hutchinson
+from swamp.cli.progress import Quiet
+from swamp.datasets import DataOptions
+from swamp.errors import MaskError, SwampError
+from swamp.masks import Mask
+from swamp.runs import RunConfig, start
+from swamp.training import Seed, Task, TensorData, Training, isolated, refreshed
+
+from .quadratic import planted, symmetric
+
+
+class Tied(nn.Module):
+    """One weight in two places, dropout, and a bias that the loss is linear in."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.again = nn.Linear(4, 4, bias=False)
+        self.again.weight = self.inner.weight
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, inputs):
+        return self.again(self.dropout(torch.tanh(self.inner(inputs))))
+
+
+def network(kind: str) -> tuple[nn.Module, tuple[int, ...]]:
+    with isolated(Seed(1)):
+        if kind == "mlp":
+            return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 4)).double(), (4,)
+        if kind == "normed":
+            return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 4)).double(), (4,)
+        if kind == "tied":
+            return Tied().double(), (4,)
+        layers = [nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 4)]
+        return nn.Sequential(*layers).double(), (1, 6, 6)
+
+
+def problem(kind: str, examples: int = 40) -> tuple[nn.Module, Task]:
+    model, shape = network(kind)
+    generator = torch.Generator().manual_seed(2)
+    inputs = torch.randn(examples, *shape, generator=generator, dtype=torch.float64) + 1
+    data = TensorData(inputs, torch.randint(0, 4, (examples,), generator=generator))
+    return model, Task(data, data)
+
+
+def exact(model: nn.Module, task: Task, examples: int) -> torch.Tensor:
+    """The Hessian of a model as it is, written out."""
+    model = copy.deepcopy(model).eval()
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    flat = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+    def loss(flat):
+        parts = flat.split([shape.numel() for shape in shapes.values()])
+        values = {name: part.view(shape) for part, (name, shape) in zip(parts, shapes.items(), strict=True)}
+        outputs = functional_call(model, values, (task.train.inputs[:examples],))
+        return F.cross_entropy(outputs, task.train.targets[:examples])
+
+    return jacrev(grad(loss))(flat)
+
+
+def half(model: nn.Module) -> Mask:
+    """Every other weight pruned, in the model too."""
+    mask = Mask(
+        {name: (torch.arange(p.numel()) % 2 == 0).view(p.shape) for name, p in model.named_parameters() if p.dim() > 1}
+    )
+    mask.apply_(model)
+    return mask
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("kind", ["mlp", "normed", "tied", "conv"])
+def test_products_are_those_of_the_written_out_hessian(kind, batched):
+    model, task = problem(kind)
+    hessian = Hessian(model, task, model.state_dict(), examples=31, batch_size=7)
+    hessian.batched = batched
+    found = hessian(torch.eye(hessian.size, dtype=torch.float64))
+    assert kind == "conv" or hessian.batched == batched
+    # 31 examples are within the one batch of statistics, that of all 40.
+    expected = exact(refreshed(model, task.train), task, 31)
+    assert float(expected.abs().max()) > 0.05
+    assert torch.allclose(found, expected, atol=1e-12)
+
+
+def test_a_network_that_cannot_be_vectorised_takes_one_vector_after_the_other():
+    class Awkward(torch.autograd.Function):
+        generate_vmap_rule = False
+
+        @staticmethod
+        def forward(ctx, inputs):
+            ctx.save_for_backward(inputs)
+            return inputs.square()
+
+        @staticmethod
+        def backward(ctx, slope):
+            (inputs,) = ctx.saved_tensors
+            return 2 * inputs * slope * (1.0 if float(slope.detach().sum()) < math.inf else 0.0)
+
+    class Looking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(4, 4).double()
+
+        def forward(self, inputs):
+            return Awkward.apply(self.inner(inputs))
+
+    _, task = problem("mlp")
+    model = Looking()
+    plain = Hessian(model, task, model.state_dict())
+    trying = Hessian(model, task, model.state_dict())
+    trying.batched = True
+    vectors = torch.eye(plain.size, dtype=torch.float64)[:5]
+    assert torch.equal(trying(vectors), plain(vectors))
+    assert not trying.batched
+
+
+def test_the_mean_over_all_signs_is_each_trace_exactly(monkeypatch):
+    matrix = symmetric(10)
+    model, task = planted(matrix)
+    model.second.data[1::2] = 0
+    mask = Mask({"second": model.second.data != 0})
+    table = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=10))).double()
+    # The name of the module is that of the function.
+    module = sys.modules["swamp.analysis.hutchinson"]
+    monkeypatch.setattr(module, "signs", lambda size, seed: table[seed.path[-1]])
+    found = hutchinson(Hessian(model, task, model.state_dict(), mask), most=1024, tolerance=0)
+    alive = torch.tensor([1, 1, 1, 1, 1, 0, 1, 0, 1, 0]).double()
+    diagonal = matrix.diag()
+    assert found.whole.probes == 1024
+    assert found.whole.mean == pytest.approx(float(diagonal.sum()), abs=1e-9)
+    assert found.alive.mean == pytest.approx(float(alive @ diagonal), abs=1e-9)
+    assert found.layers["first"].mean == pytest.approx(float(diagonal[:4].sum()), abs=1e-9)
+    assert found.layers["second"].mean == pytest.approx(float(diagonal[4:].sum()), abs=1e-9)
+    # The standard deviation over all signs is known too: sqrt(2 * sum of squares off the diagonal of the block).
+    block = (matrix - torch.diag(diagonal)) * alive[:, None] * alive
+    assert found.alive.error * math.sqrt(1023) == pytest.approx(math.sqrt(2 * float(block.square().sum())), rel=1e-9)
+
+
+def test_one_probe_is_exact_for_a_diagonal():
+    model, task = planted(torch.diag(torch.arange(9.0)))
+    model.second.data[2:] = 0
+    mask = Mask({"second": model.second.data != 0})
+    found = hutchinson(Hessian(model, task, model.state_dict(), mask), least=1, most=1)
+    assert found.whole.mean == pytest.approx(36, abs=1e-5)
+    assert found.alive.mean == pytest.approx(15, abs=1e-5)
+    assert (found.layers["first"].mean, found.layers["second"].mean) == pytest.approx((6, 30), abs=1e-5)
+    assert math.isnan(found.whole.error)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "normed"])
+def test_traces_of_a_network_lie_within_their_errors(kind):
+    model, task = problem(kind)
+    mask = half(model)
+    found = hutchinson(Hessian(model, task, model.state_dict(), mask, only=mask), least=300, most=300)
+    names = [name for name, p in model.named_parameters() for _ in range(p.numel())]
+    chosen = torch.tensor([name in mask for name in names])
+    whole = exact(refreshed(model, task.train), task, 40)[chosen][:, chosen]
+    alive = torch.cat([mask[name].flatten() for name in mask])
+    assert abs(found.whole.mean - float(whole.trace())) < 3 * found.whole.error < 0.2 * found.whole.mean
+    assert abs(found.alive.mean - float(whole.diag()[alive].sum())) < 3 * found.alive.error
+    assert list(found.layers) == list(mask)
+    assert sum(part.mean for part in found.layers.values()) == pytest.approx(found.whole.mean)
+
+
+def test_probes_depend_on_the_seed_and_their_number_alone():
+    model, task = problem("mlp")
+    hessian = Hessian(model, task, model.state_dict())
+    one, same, other = (hutchinson(hessian, most=20, tolerance=0, seed=seed) for seed in (0, 0, 1))
+    assert one == same
+    assert one.whole.mean != other.whole.mean
+    assert curvature_at(model, task, model.state_dict()) == curvature_at(model, task, model.state_dict())
+
+
+def test_probes_are_added_until_the_error_is_small_enough():
+    model, task = planted(torch.diag(torch.full((12,), 3.0).double()) + 0.3 * symmetric(12))
+    hessian = Hessian(model, task, model.state_dict())
+
+    def asked(tolerance, least=2, most=400):
+        return hutchinson(hessian, tolerance=tolerance, least=least, most=most).whole
+
+    assert asked(10).probes == 2
+    assert asked(10, least=7).probes == 7
+    assert asked(0, most=9).probes == 9
+    found = asked(0.02)
+    assert 10 < found.probes < 400
+    assert found.error <= 0.02 * found.mean
+    # At the round before it was not.
+    before = asked(0, most=found.probes - 4)
+    assert before.error > 0.02 * before.mean
+
+
+def test_survivors_decide_too_when_there_are_probes_enough():
+    # Nothing but the block of the first four is uncertain, and next to the whole trace it is little.
+    matrix = torch.diag(torch.full((12,), 100.0).double())
+    matrix[:4, :4] = symmetric(4)
+    model, task = planted(matrix)
+    model.second.data.zero_()
+    mask = Mask({"second": model.second.data != 0})
+    found = hutchinson(Hessian(model, task, model.state_dict(), mask), tolerance=0.1, most=60)
+    assert found.whole.error < 0.1 * found.whole.mean
+    assert found.alive.probes > 8
+
+
+def test_statistics_of_normalisation_are_made_at_the_weights():
+    model, task = problem("normed", examples=600)
+    stale = copy.deepcopy(model)
+    stale[1].running_mean += 5
+    found, again = (Hessian(m, task, m.state_dict(), examples=600) for m in (model, stale))
+    vector = torch.ones(1, found.size)
+    assert torch.equal(found(vector), again(vector))
+    # By hand: the layer's inputs over the two whole batches of 256.
+    seen = model[0](task.train.inputs[:512]).detach().view(2, 256, 3)
+    assert torch.allclose(found.model[1].running_mean, seen.mean((0, 1)))
+    assert torch.allclose(found.model[1].running_var, seen.var(1).mean(0))
+    assert torch.equal(stale[1].running_mean, torch.full((3,), 5.0).double())
+
+
+def test_everything_is_left_as_it_was():
+    model, task = problem("normed")
+    mask = half(model)
+    model[0].eval()
+    F.cross_entropy(model(task.train.inputs), task.train.targets).backward()
+    before = copy.deepcopy(model.state_dict())
+    slopes = [parameter.grad.clone() for parameter in model.parameters()]
+    modes = [module.training for module in model.modules()]
+    torch.manual_seed(5)
+    noise = torch.get_rng_state()
+    other = {name: value * 2 for name, value in before.items()}
+    kept = {name: value.clone() for name, value in other.items()}
+    curvature_at(model, task, other, mask, most=8, steps=3)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, kept[name]) for name, value in other.items())
+    assert all(torch.equal(p.grad, slope) for p, slope in zip(model.parameters(), slopes, strict=True))
+    assert modes == [module.training for module in model.modules()]
+    assert torch.equal(noise, torch.get_rng_state())
+
+
+def test_what_does_not_fit_is_refused():
+    model, task = problem("mlp")
+    dense = copy.deepcopy(model.state_dict())
+    mask = half(model)
+    with pytest.raises(MaskError, match="not zero"):
+        curvature_at(model, task, dense, mask)
+    with pytest.raises(SwampError, match="must name parameters of Sequential"):
+        Hessian(model, task, dense, only=["0.weights"])
+    with pytest.raises(SwampError, match="least=3, most=2"):
+        hutchinson(Hessian(model, task, dense), least=3, most=2)
+
+
+def test_weights_that_are_not_finite_are_told_as_they_are():
+    model, task = problem("mlp")
+    wild = {name: torch.full_like(value, math.nan) for name, value in model.state_dict().items()}
+    found = curvature_at(model, task, wild)
+    assert math.isnan(found.trace.whole.mean)
+    assert found.trace.whole.probes == 4
+    assert math.isnan(found.top[0].value)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    plan = Plan(sparsity=0.75, particles=(2,), alpha=(0.5,), ticket_epochs=1, barrier_threshold=1.0)
+    training = Training(epochs=2, batch_size=64, lr=0.05, tail=0.5)
+    config = RunConfig("tiny", "digits", "mlp-16", plan, training, DataOptions(examples=640), threads=1)
+    path = tmp_path_factory.mktemp("run") / "run"
+    start(config, path, Quiet(), Event())
+    return path
+
+
+def test_a_run_is_looked_into_model_by_model_once(run, monkeypatch):
+    subject, settings = Subject.open(run), Settings(examples=100, corners=2)
+    records = list(analyze(subject, {"curvature": curvature}, settings))
+    keys = [f"curvature/cycle-{c:02d}/{of}" for c in range(3) for of in ("mean", "particle-0", "particle-1")]
+    assert [record["key"] for record in records] == keys
+    dense, last = records[0], records[-1]
+    assert dense["trace"] == dense["alive"]
+    assert (last["cycle"], last["sparsity"], last["of"]) == (2, pytest.approx(0.75, abs=1e-3), "particle-1")
+    assert last["alive"]["mean"] < last["trace"]["mean"]
+    assert set(last["trace"]) == set(last["alive"]) == {"mean", "error", "probes"}
+    assert set(last["layers"]) == {name for name, _ in subject.model.named_parameters()}
+    assert len(last["top"]) == 5
+    assert last["top"][0]["value"] > 0
+    assert len(last["density"]["at"]) == len(last["density"]["value"]) == 128
+    json.dumps(records, allow_nan=False)
+    # A second look computes nothing.
+    monkeypatch.setattr(sys.modules["swamp.analysis.curvature"], "curvature_at", None)
+    assert list(analyze(Subject.open(run), {"curvature": curvature}, settings)) == json.loads(json.dumps(records))
+
+
+def test_a_particle_on_a_mask_of_its_own_is_judged_on_it(run):
+    subject = Subject.open(run)
+    particle = subject.particles(2)[0]
+    weights = dict(particle.weights)
+    name = next(iter(subject.cycle(2).mask))
+    weights[name] = torch.where(torch.arange(weights[name].numel()).view_as(weights[name]) % 10 == 0, weights[name], 0)
+    copied = type(particle)(weights, 0, particle.ticket, "another", 0, 1, (1.0,), 0.0)
+    path = subject.directory.particle(2, 0)
+    copied.save(path, subject.directory.about(path))
+    try:
+        units = {unit.key: unit for unit in curvature(subject, Settings(examples=50))}
+        assert units["curvature/cycle-02/particle-0"].work()["sparsity"] > 0.9
+    finally:
+        particle.save(path, subject.directory.about(path))

@@ -1,0 +1,241 @@
+"""Paths are kept exactly, change nothing, survive interruptions; what is said of them is true of a planted one."""
+
+import json
+import math
+from dataclasses import replace
+from itertools import pairwise
+from threading import Event
+
+import pytest
+import torch
+
+from swamp.analysis import Settings, Subject, analyze, between
+from swamp.analysis.dynamics import paths, principal, settled
+from swamp.analysis.space import Space, length_of, masked_weights
+from swamp.backends import Stacked
+from swamp.errors import Interrupted, SwampError
+from swamp.files import load_tensors
+from swamp.runs import RunConfig, RunDirectory, read_path
+from swamp.runs.path import PathWriter
+from swamp.training import Seed, fit
+
+from .conftest import StopAt, TwoWeights, assert_same_tensors, at, go, go_on, killed_after, tiny
+
+STEPS = 4 * 10
+"""Of a tiny training: 640 examples in batches of 64, four epochs."""
+
+
+def random_points(count: int) -> dict[int, dict]:
+    alive = {"a": torch.rand(5, 7) > 0.8, "b": torch.ones(3, dtype=torch.bool), "odd": torch.rand(11) > 0.5}
+    return {10 * k: {n: torch.randn(m.shape) * m for n, m in alive.items()} for k in range(1, count + 1)}
+
+
+def test_a_path_comes_back_bit_for_bit_without_statistics_and_counters(tmp_path):
+    points = random_points(4)
+    writer = PathWriter(tmp_path / "path-0.safetensors")
+    for step, state in points.items():
+        writer.add(step, {**state, "n.running_mean": torch.ones(3), "n.num_batches_tracked": torch.tensor(3)})
+        if step == 20:
+            writer.flush()
+    assert list(read_path(writer.path)) == [10, 20]
+    writer.finish()
+    assert [file.name for file in tmp_path.iterdir()] == ["path-0.safetensors"]
+    found = read_path(writer.path)
+    assert list(found) == list(points)
+    for step, state in points.items():
+        assert found[step].keys() == state.keys()
+        assert all(torch.equal(found[step][name], value) for name, value in state.items())
+        assert all(found[step][name].shape == value.shape for name, value in state.items())
+
+
+def test_a_path_takes_four_bytes_for_each_living_weight_and_point(tmp_path):
+    alive = torch.rand(300, 100) > 0.95
+    writer = PathWriter(tmp_path / "path-0.safetensors")
+    for step in range(20):
+        writer.add(step, {"w": torch.randn(300, 100) * alive})
+    writer.finish()
+    exact = 20 * 4 * int(alive.sum()) + 300 * 100 / 8
+    assert exact < writer.path.stat().st_size < exact + 1000
+
+
+def test_what_waits_is_written_before_it_fills_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("swamp.runs.path._MOST_BYTES", 1000)
+    writer = PathWriter(tmp_path / "path-0.safetensors")
+    for step in range(1, 8):
+        writer.add(step, {"w": torch.full((100,), float(step))})
+    assert len(list(tmp_path.iterdir())) == 2
+    assert len(writer.waiting) == 1
+    writer.finish()
+    assert {step: float(state["w"][0]) for step, state in read_path(writer.path).items()} == {k: k for k in range(1, 8)}
+
+
+def test_points_taken_again_after_a_kill_replace_the_first_ones(tmp_path):
+    first, again = random_points(3), random_points(3)
+    for points in (first, again):
+        writer = PathWriter(tmp_path / "path-0.safetensors")
+        for step, state in points.items():
+            writer.add(step, state)
+        writer.finish() if points is again else writer.flush()
+    assert torch.equal(read_path(writer.path)[20]["a"], again[20]["a"])
+
+
+@pytest.mark.parametrize("backend", ["sequential", "stacked", "threads"])
+def test_keeping_paths_does_not_change_the_run(backend, tmp_path, monkeypatch):
+    monkeypatch.setitem(Stacked.__init__.__kwdefaults__, "compiled", False)
+    config = replace(tiny(2), backend=backend)
+    go(config, tmp_path / "without")
+    go(replace(config, path_every=7), tmp_path / "with")
+    found = {file.relative_to(tmp_path / "with") for file in (tmp_path / "with").rglob("path-*")}
+    assert len(found) == 6
+    assert not list((tmp_path / "without").rglob("path-*"))
+    for file in found:
+        assert list(read_path(tmp_path / "with" / file)) == [7, 14, 21, 28, 35, STEPS]
+        (tmp_path / "with" / file).unlink()
+    assert_same_tensors(tmp_path / "without", tmp_path / "with")
+    digests = [RunConfig.load(tmp_path / name / "config.json").digest() for name in ("with", "without")]
+    assert digests[0] == digests[1]
+
+
+def test_points_are_the_weights_that_training_had(finished):
+    subject = Subject.open(finished)
+    cycle = subject.cycle(1)
+    subject.model.load_state_dict(masked_weights(subject.ticket.weights, cycle.mask))
+    taken = {}
+
+    def watch(step, total, snapshot):
+        taken[step] = snapshot().weights
+
+    training = subject.config.plan.setting.training(subject.config.training, 3)
+    seed = Seed(subject.config.plan.seed).at("cycle", 1, "particle", 2)
+    fit(subject.model, subject.task, training, seed, mask=cycle.mask, watch=watch)
+    found = read_path(subject.directory.trajectory(1, 2))
+    assert list(found) == list(range(4, STEPS + 1, 4))
+    for step, state in found.items():
+        assert set(state) == {name for name, _ in subject.model.named_parameters()}
+        assert all(torch.equal(value, taken[step][name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize("stop_at", [10 + 13, 10 + STEPS, 10 + 3 * STEPS - 1, 10 + 3 * STEPS, 10 + 3 * STEPS + 1])
+def test_a_run_stopped_anywhere_has_the_paths_of_one_never_stopped(stop_at, tmp_path):
+    """The ticket takes 10 steps: among the moments are a particle's last step and the first one of the next."""
+    config = replace(tiny(2), path_every=4)
+    config = replace(config, plan=replace(config.plan, sparsity=0.5))
+    go(config, tmp_path / "whole")
+    stop = Event()
+    with pytest.raises(Interrupted):
+        go(config, tmp_path / "run", stop, StopAt(stop_at, stop))
+    go_on(tmp_path / "run")
+    assert_same_tensors(tmp_path / "whole", tmp_path / "run")
+    assert {f.name for f in (tmp_path / "run").rglob("path-*")} == {"path-0.safetensors", "path-1.safetensors"}
+
+
+def test_a_run_killed_while_it_saves_all_the_time_has_the_same_paths(tmp_path):
+    config = replace(tiny(2), path_every=3, snapshot_seconds=1e-9)
+    seconds = go(config, tmp_path / "whole")["seconds"]
+    run = tmp_path / "run"
+    for share in (0.3, 0.5, 0.6):
+        killed_after(share * seconds, lambda: go_on(run) if (run / "config.json").exists() else go(config, run))
+    go_on(run) if (run / "config.json").exists() else go(config, run)
+    assert_same_tensors(tmp_path / "whole", run)
+    assert not list(run.rglob("*.part-*"))
+
+
+def test_settings_that_cannot_be_are_refused():
+    with pytest.raises(SwampError, match="path_every must be 0 or more, got -1"):
+        tiny(path_every=-1)
+    with pytest.raises(SwampError, match=r"path_every keeps the paths.*keep is means"):
+        tiny(path_every=5, keep="means")
+    with pytest.raises(SwampError, match="--shard"):
+        tiny(path_every=5, shard=True)
+
+
+def test_the_principal_components_of_a_planted_path_are_exact():
+    # Points on a rectangle of sides 6 and 2, tilted by 30 degrees: variances 9 and 1 along its sides.
+    cosine, sine = math.cos(math.pi / 6), math.sin(math.pi / 6)
+
+    def tilted(x, y):
+        return {"weight": torch.tensor([[5 + x * cosine - y * sine, -2 + x * sine + y * cosine]], dtype=torch.float64)}
+
+    corners = [(3.0, 1.0), (-3.0, 1.0), (-3.0, -1.0), (3.0, -1.0)]
+    space = Space(TwoWeights(0, 0))
+    found = principal(space, [[tilted(*c) for c in corners[:3]], [tilted(*corners[3])]], [tilted(1.0, 0.5)])
+    assert found.explained == pytest.approx((0.9, 0.1))
+    assert [len(path) for path in found.places] == [3, 1]
+    places = [place for path in found.places for place in path]
+    for a, b in zip(pairwise(places), pairwise(corners), strict=True):
+        assert math.dist(*a) == pytest.approx(math.dist(*b))
+    assert sorted({round(abs(x), 9) for x, _ in places}) == [3]
+    assert sorted({round(abs(y), 9) for _, y in places}) == [1]
+    assert (abs(found.others[0][0]), abs(found.others[0][1])) == pytest.approx((1, 0.5))
+
+
+def test_on_a_line_the_second_component_is_nothing():
+    found = principal(Space(TwoWeights(0, 0)), [[at(0.0, 0.0), at(3.0, 4.0), at(6.0, 8.0)]])
+    assert found.explained == pytest.approx((1, 0))
+    assert [y for _, y in found.places[0]] == [0, 0, 0]
+    assert sorted(x for x, _ in found.places[0]) == pytest.approx([-5, 0, 5])
+    with pytest.raises(SwampError, match="two points or more, got 1"):
+        principal(Space(TwoWeights(0, 0)), [[at(0.0, 0.0)]])
+
+
+@pytest.mark.parametrize(
+    ("barriers", "step"),
+    [
+        ([0.1, 0.01, 0.1, 0.01, 0.0], 40),
+        ([0.0, 0.0, 0.0, 0.0, 0.0], 10),
+        ([0.0, 0.0, 0.0, 0.0, 0.02], None),
+        ([0.0, 0.0, 0.0, math.nan, 0.01], 50),
+        ([0.0, 0.0, 0.0, 0.0, math.nan], None),
+    ],
+)
+def test_settled_is_the_first_step_from_which_on_there_is_no_barrier(barriers, step):
+    assert settled([10, 20, 30, 40, 50], barriers) == step
+
+
+def test_the_record_of_a_cycle(finished):
+    subject = Subject.open(finished)
+    records = {r["key"]: r for r in analyze(subject, {"paths": paths}, Settings(examples=10_000))}
+    assert set(records) == {f"paths/cycle-0{c}" for c in range(3)}
+    record = records["paths/cycle-01"]
+    assert set(record["points"]) == {"particle-0", "particle-1", "particle-2", "mean", "ticket"}
+    assert len(record["particles"]) == 3
+    one = record["particles"][1]
+    assert one["steps"] == list(range(4, STEPS + 1, 4))
+    assert {len(one[name]) for name in ("x", "y", "from_ticket", "between")} == {10}
+    assert record["particles"][0]["between"] == [0] * 10
+    taken = [read_path(subject.directory.trajectory(1, k)) for k in (0, 1)]
+    space = Space(subject.model)
+    start = space.vector(masked_weights(subject.ticket.weights, subject.cycle(1).mask))
+    assert one["between"][4] == pytest.approx(length_of(space.vector(taken[1][20]) - space.vector(taken[0][20])))
+    assert one["from_ticket"][4] == pytest.approx(length_of(space.vector(taken[1][20]) - start))
+    assert 0 < sum(record["explained"]) <= 1
+    assert record["explained"][0] >= record["explained"][1]
+    assert record["barriers"]["steps"] == one["steps"]
+    like = subject.cycle(1).weights
+    way = between(subject.model, subject.task, *({**like, **path[20]} for path in taken), points=7)
+    assert record["barriers"]["error"][4] == pytest.approx(way.barriers.error, abs=1e-12)
+    assert record["settled"] == settled(record["barriers"]["steps"], record["barriers"]["error"])
+
+
+def test_a_run_without_paths_says_how_to_have_them(tmp_path):
+    config = tiny(1)
+    go(replace(config, plan=replace(config.plan, sparsity=0.5)), tmp_path / "run")
+    records = list(analyze(Subject.open(tmp_path / "run"), {"paths": paths}, Settings()))
+    assert "--path-every" in records[0]["skipped"]
+    assert json.loads((tmp_path / "run" / "analysis.jsonl").read_text().splitlines()[0])["skipped"]
+
+
+def test_one_particle_has_a_path_and_nothing_to_be_apart_from(tmp_path):
+    config = tiny(1, path_every=10)
+    go(replace(config, plan=replace(config.plan, sparsity=0.5)), tmp_path / "run")
+    record = next(iter(analyze(Subject.open(tmp_path / "run"), {"paths": paths}, Settings())))
+    assert record["particles"][0]["steps"] == [10, 20, 30, 40]
+    assert record["settled"] is None
+    assert record["barriers"] == {"steps": [], "error": []}
+
+
+def test_members_of_an_ensemble_keep_theirs(tmp_path):
+    config = tiny(2, path_every=10)
+    go(replace(config, plan=replace(config.plan, method="imp-ensemble", sparsity=0.5)), tmp_path / "run")
+    assert list(read_path(RunDirectory(tmp_path / "run" / "member-1").trajectory(0, 0))) == [10, 20, 30, 40]
+    assert load_tensors(tmp_path / "run" / "member-0" / "cycle-01" / "path-0.safetensors")

@@ -1,0 +1,122 @@
+"""Many points at once give what each gives alone, and what evaluating the models gives."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from swamp.analysis import Points
+from swamp.analysis.blend import Blend
+from swamp.training import Seed, evaluate, interpolate, isolated, refreshed
+
+
+class Unstackable(nn.Module):
+    """Looks at its numbers, which a stack cannot."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(6, 3)
+
+    def forward(self, inputs):
+        return self.inner(inputs) * (2.0 if float(self.inner.weight.sum()) > 0 else 1.0)
+
+
+def states(model: nn.Module, count: int) -> list[dict]:
+    others = []
+    for number in range(2):
+        with isolated(Seed(number).at("init")):
+            other = copy.deepcopy(model)
+            for parameter in other.parameters():
+                parameter.data += 0.3 * torch.randn_like(parameter)
+            others.append({name: value.clone() for name, value in other.state_dict().items()})
+    return [interpolate(*others, k / (count - 1)) for k in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["mlp", "normed", "unstackable"])
+def test_points_are_worth_what_their_models_are(kind, task, request):
+    model = Unstackable() if kind == "unstackable" else request.getfixturevalue(kind)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    points = states(model, 7)
+    values = Points(model, task)([*points[:3], Blend([points[2], points[4]], (0.5, 0.5)), *points[4:]])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for state, value in zip(points, values, strict=True):
+        model.load_state_dict(state)
+        found = evaluate(refreshed(model, task.train), task, task.validation)
+        assert value.error == pytest.approx(1 - found["accuracy"], abs=1e-9)
+        assert value.loss == pytest.approx(found["nll"], rel=1e-5)
+
+
+class Twice(nn.Module):
+    """Uses its first layer again."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, inputs):
+        return self.outer(self.inner(self.inner(inputs)))
+
+
+class Peeking(nn.Module):
+    """Looks at its first layer's weights from elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, inputs):
+        return self.outer(self.inner(inputs)) * self.inner.weight.square().sum()
+
+
+class Scaled(nn.Module):
+    """Something learned comes before its first layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.scale = nn.Linear(6, 3), nn.Parameter(torch.ones(6))
+
+    def forward(self, inputs):
+        return self.inner(inputs * self.scale)
+
+
+@pytest.mark.parametrize(
+    ("kind", "first"), [("mlp", True), ("normed", True), (Twice, False), (Peeking, False), (Scaled, False)]
+)
+def test_blends_are_worth_what_their_weights_are_with_the_first_layer_computed_once(kind, first, task, request):
+    model = request.getfixturevalue(kind) if isinstance(kind, str) else kind()
+    one, *_, other = states(model, 3)
+    points = Points(model, task)
+    assert bool(points.first) is first
+    ends = (one, other)
+    blends = [Blend(ends, (1 - k / 8, k / 8)) for k in range(-1, 10)]
+    for found, alone in zip(points(blends), points([blend.weights() for blend in blends]), strict=True):
+        assert found.loss == pytest.approx(alone.loss, rel=1e-5)
+        assert found.error == alone.error
+
+
+def test_a_network_that_is_not_finite_spoils_only_the_points_it_has_a_share_in(mlp, task):
+    tame, other = states(mlp, 2)
+    wild = {name: torch.full_like(value, torch.nan) for name, value in mlp.state_dict().items()}
+    networks = (tame, other, wild)
+    found = Points(mlp, task)(
+        [Blend(networks, (1 - k / 4, k / 4, 0.0)) for k in range(5)] + [Blend(networks, (0, 0, 1))]
+    )
+    assert all(value.loss < 10 for value in found[:5])
+    assert found[5].loss != found[5].loss
+
+
+def test_only_so_many_examples_are_looked_at(normed, task):
+    points = states(normed, 3)
+    values = Points(normed, task, task.train, examples=40)(points)
+    for state, value in zip(points, values, strict=True):
+        normed.load_state_dict(state)
+        fresh = refreshed(normed, task.train, batches=1)
+        assert value.loss == pytest.approx(evaluate(fresh, task, task.train, examples=40)["nll"], rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_is_told_as_it_is(mlp, task):
+    wild = {name: torch.full_like(value, torch.nan) for name, value in mlp.state_dict().items()}
+    wild_value, tame_value = Points(mlp, task)([wild, states(mlp, 2)[0]])
+    assert wild_value.loss != wild_value.loss
+    assert tame_value.loss < 10

@@ -1,0 +1,208 @@
+"""What models predict: by hand on a few examples, and on a run by evaluating its models one by one."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from swamp.algorithms import ensemble_predict
+from swamp.analysis import ANALYSES, Settings, Subject, analyze
+from swamp.analysis.corrupt import blurred, corrupted, faded, noisy, standard_deviation, why_not
+from swamp.analysis.examples import first_examples
+from swamp.analysis.predictions import (
+    Examples,
+    compared,
+    disagreement,
+    ensemble_outputs,
+    models,
+    predictions_of_cycle,
+    robustness,
+)
+from swamp.errors import SwampError
+from swamp.training import BatchList, Seed, Task, TensorData, evaluate
+
+from .subjects import blind, run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("predictions") / "run", 3)
+
+
+class Says(nn.Module):
+    """Predicts the class that it is told for each example, with this confidence out of two classes."""
+
+    def __init__(self, *classes: int, sure: float = 0.8):
+        super().__init__()
+        logits = torch.full((len(classes), 2), 1 - sure).scatter_(1, torch.tensor(classes)[:, None], sure).log()
+        self.logits = nn.Parameter(logits)
+
+    def forward(self, inputs):
+        return self.logits[inputs[:, 0].long()]
+
+
+def numbered(targets) -> Task:
+    data = TensorData(torch.arange(float(len(targets)))[:, None], torch.tensor(targets))
+    return Task(data, data, data)
+
+
+def test_disagreement_ensemble_and_agreement_by_hand():
+    task = numbered([0, 0, 1, 1])
+    mean, particles = Says(0, 1, 1, 0), [Says(0, 0, 1, 1), Says(0, 1, 1, 0, sure=0.65), Says(1, 1, 1, 1, sure=0.7)]
+    found = compared(mean, particles, task, task.held_out)
+    assert found["disagreement"] == [[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
+    assert [one["accuracy"] for one in found["particles"]] == [1, 0.5, 0.5]
+    # Class 0 has 0.8 + 0.65 + 0.3, 0.8 + 0.35 + 0.3, 0.2 + 0.35 + 0.3 and 0.2 + 0.65 + 0.3, of 3.
+    share = torch.tensor([1.75, 1.45, 0.85, 1.15]).double() / 3
+    assert found["ensemble"]["nll"] == pytest.approx(float(-torch.cat([share[:2], 1 - share[2:]]).log().mean()))
+    assert found["mean"]["accuracy"] == 0.5
+    assert found["mean"]["ece"] == pytest.approx(0.8 - 0.5)
+    # The ensemble says 0 1 1 1.
+    assert found["agreement_of_mean_with_ensemble"] == 0.75
+
+
+def test_the_ensemble_averages_probabilities_and_not_logits():
+    found = ensemble_outputs([torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.2, 0.8]]).log()])
+    torch.testing.assert_close(found.exp(), torch.tensor([[0.55, 0.45]], dtype=torch.float64))
+
+
+def test_disagreement_counts_classes_and_not_outputs():
+    found = disagreement([torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[9.0, 3.0], [2.0, 1.0]])])
+    assert found.tolist() == [[0, 0.5], [0.5, 0]]
+
+
+def test_the_first_examples_are_taken_and_no_more():
+    data = TensorData({"a": torch.arange(700)}, torch.arange(700))
+    for count in (3, 300, 600, 700, 9000):
+        batches = first_examples(data, count, 512)
+        assert torch.cat([targets for _, targets in batches]).tolist() == list(range(min(count, 700)))
+        assert all(torch.equal(inputs["a"], targets) for inputs, targets in batches)
+
+
+def test_a_cycle_is_as_good_as_its_record_says(finished):
+    subject = blind(Subject.open(finished))
+    found = predictions_of_cycle(subject, 1, Examples(subject.task.held_out, Settings()))
+    cycle = subject.cycle(1)
+    assert found["data"] == "validation"
+    for name in ("accuracy", "nll", "ece"):
+        # The run measured the same models on the same examples, all there are.
+        assert found["mean"][name] == pytest.approx(cycle.measured.validation[name], rel=1e-5)
+        for one, particle in zip(found["particles"], cycle.particles, strict=True):
+            assert one[name] == pytest.approx(particle.measured.validation[name], rel=1e-5)
+    _, particles = models(subject, 1, 2000)
+    states = [model.state_dict() for model in particles]
+    together = ensemble_predict(states, subject.model, subject.task, subject.task.validation)
+    for name, metric in subject.task.metrics.items():
+        assert found["ensemble"][name] == pytest.approx(metric(*together), rel=1e-6)
+    kinds = {kind: [row["strength"] for row in rows] for kind, rows in found["corruptions"].items()}
+    assert kinds == {"noise": [0.25, 0.5, 1, 2], "blur": [3, 5, 7], "contrast": [0.25, 0.5, 0.75]}
+    data = corrupted(BatchList(first_examples(subject.task.validation, 2000, 512)), "blur", 3, Seed(0))
+    accuracies = [evaluate(model, subject.task, data)["accuracy"] for model in particles]
+    assert found["corruptions"]["blur"][0]["particle"] == pytest.approx(sum(accuracies) / 3)
+    assert min(row["mean"] for row in found["corruptions"]["noise"]) < found["mean"]["accuracy"]
+
+
+def test_noise_has_its_size_and_is_the_same_for_all_and_larger_where_it_is_stronger():
+    inputs = 3 * torch.randn(2, 500, 40, generator=torch.Generator().manual_seed(0)) + 7
+    data = BatchList([(inputs[0], torch.zeros(500)), (inputs[1], torch.zeros(500))])
+    deviation = standard_deviation([inputs[0], inputs[1]])
+    assert deviation == pytest.approx(float(inputs.double().std(correction=0)), rel=1e-6)
+    weak, again, strong = (list(corrupted(data, "noise", s, Seed(0)).in_order(1)) for s in (0.5, 0.5, 1.0))
+    noise = torch.stack([weak[n][0] - inputs[n] for n in range(2)])
+    assert float(noise.std()) == pytest.approx(0.5 * deviation, rel=0.01)
+    assert float((noise[0] * noise[1]).mean()) == pytest.approx(0, abs=0.05)  # each batch has its own
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(weak, again, strict=True))
+    torch.testing.assert_close(strong[0][0] - inputs[0], 2 * noise[0], rtol=1e-3, atol=1e-4)
+    other = list(corrupted(data, "noise", 0.5, Seed(1)).in_order(1))
+    assert not torch.equal(other[0][0], weak[0][0])
+    generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+    assert torch.equal(noisy(inputs, 1.0, generators[0]), noisy(inputs, 1.0, generators[1]))
+
+
+def test_blur_is_the_mean_of_neighbours_and_repeats_the_edges():
+    signal = torch.tensor([[3.0, 3.0, 6.0, 0.0]])
+    torch.testing.assert_close(blurred(signal, 3), torch.tensor([[3.0, 4.0, 3.0, 2.0]]))
+    image = torch.zeros(1, 2, 5, 5)
+    image[0, 1, 2, 2] = 9
+    expected = torch.zeros(1, 2, 5, 5)
+    expected[0, 1, 1:4, 1:4] = 1
+    torch.testing.assert_close(blurred(image, 3), expected)
+    torch.testing.assert_close(blurred(image[:, 1], 3), expected[:, 1])
+    torch.testing.assert_close(blurred(torch.full((2, 3), 5.0), 7), torch.full((2, 3), 5.0))
+
+
+def test_lost_contrast_moves_each_example_to_its_own_mean():
+    inputs = torch.tensor([[0.0, 4.0], [10.0, 20.0]])
+    torch.testing.assert_close(faded(inputs, 0.5), torch.tensor([[1.0, 3.0], [12.5, 17.5]]))
+    torch.testing.assert_close(faded(inputs, 1.0), torch.tensor([[2.0, 2.0], [15.0, 15.0]]))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "reason"),
+    [
+        ({"ids": torch.zeros(2, 3)}, "mapping (ids)"),
+        (torch.zeros(2, 3, dtype=torch.long), "torch.int64"),
+        (torch.zeros(2, 1, 2, 3, 4), "(1, 2, 3, 4) is no signal"),
+        (torch.zeros(2), "() is no signal"),
+    ],
+)
+def test_inputs_that_cannot_be_corrupted_are_left_out_with_the_reason(inputs, reason):
+    assert reason in why_not(inputs)
+    data = BatchList([(inputs, torch.zeros(2))])
+    assert reason in robustness(None, [], numbered([0, 1]), Examples(data, Settings()))["left_out"]
+
+
+def test_an_unknown_corruption_is_refused():
+    with pytest.raises(SwampError, match=r"unknown corruption 'blurr'.*blur"):
+        corrupted(BatchList([(torch.zeros(1, 2), torch.zeros(1))]), "blurr", 3, Seed(0))
+
+
+def test_a_task_without_classes_is_left_out_with_the_reason(finished):
+    subject = Subject.open(finished)
+    data = TensorData(subject.task.validation.inputs, torch.rand(len(subject.task.validation)))
+    normalised = replace(data, normalise=subject.task.validation.normalise)
+    regression = replace(subject, task=replace(subject.task, validation=normalised))
+    assert (
+        "no classification"
+        in predictions_of_cycle(regression, 0, Examples(regression.task.held_out, Settings()))["left_out"]
+    )
+
+
+def test_without_particles_the_mean_is_measured_alone(tmp_path):
+    subject = Subject.open(run(tmp_path / "run", keep="means", sparsity=0.5))
+    found = predictions_of_cycle(subject, 1, Examples(subject.task.held_out, Settings()))
+    assert found["mean"]["accuracy"] > 0
+    assert (found["disagreement"], found["particles"], found["ensemble"]) == ([], [], None)
+    assert found["agreement_of_mean_with_ensemble"] is None
+    row = found["corruptions"]["blur"][0]
+    assert (row["particle"], row["ensemble"]) == (None, None)
+    assert row["mean"] > 0
+
+
+def test_one_particle_that_was_not_averaged_keeps_its_own_statistics(tmp_path):
+    subject = Subject.open(run(tmp_path / "run", method="imp", sparsity=0.5))
+    found = predictions_of_cycle(subject, 1, Examples(subject.task.held_out, Settings()))
+    assert found["mean"] == found["particles"][0] == pytest.approx(subject.cycle(1).measured.validation, rel=1e-5)
+
+
+def test_the_particles_of_an_ensemble_are_its_members(tmp_path):
+    subject = Subject.open(run(tmp_path / "run", 2, method="imp-ensemble", sparsity=0.5))
+    found = predictions_of_cycle(subject, 1, Examples(subject.task.held_out, Settings()))
+    assert found["mean"] is None
+    assert found["ensemble"] == pytest.approx(subject.cycle(1).measured.validation, rel=1e-5)
+    assert found["disagreement"][0][1] > 0
+
+
+def test_units_are_done_once_and_the_same_each_time(finished, tmp_path):
+    paths = [tmp_path / name for name in ("one", "two")]
+    for path in paths:
+        shutil.copytree(finished, path)
+    analysis = {"predictions": ANALYSES["predictions"]}
+    one, two = (list(analyze(Subject.open(path), analysis, Settings(examples=100))) for path in paths)
+    assert one == two
+    assert [line["key"] for line in one] == [f"predictions/cycle-0{n}" for n in range(3)]
+    for file in paths[0].rglob("particle-*.safetensors"):
+        file.unlink()  # what is done needs them no more
+    assert list(analyze(Subject.open(paths[0]), analysis, Settings(examples=100))) == one

@@ -1,0 +1,235 @@
+"""Particles over several processes."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from threading import Event
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed import TCPStore
+
+from swamp.backends import Member, Sequential, Silent, Ticket, World, serve
+from swamp.backends.synchronised import Synchronised
+from swamp.errors import Diverged, Interrupted, Lost, SwampError
+from swamp.masks import Mask
+from swamp.training import Seed, isolated
+
+from .forked import SEEDS, TRAINING, Heard, assert_equal
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_particles_are_bit_equal_to_those_of_one_process(ranks, together, trained):
+    with together.led(ranks) as backend:
+        assert_equal(
+            trained(backend, together.model), trained(Sequential(together.model, together.task), together.model)
+        )
+
+
+@pytest.mark.parametrize(
+    "training",
+    [TRAINING, replace(TRAINING, clip=0.05), replace(TRAINING, sam=0.2)],
+    ids=["plain", "clip", "sam"],
+)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_particles_trained_by_several_ranks_each_equal_those_of_one(ranks, training, together, trained):
+    seeds = SEEDS[: ranks // 2]
+    with together.led(ranks, particles=1) as backend:
+        ours = trained(backend, together.model, training, seeds=seeds, last=10)
+    theirs = trained(Sequential(together.model, together.task), together.model, training, seeds=seeds, last=10)
+    assert_equal(ours, theirs, within=1e-10)
+
+
+def test_what_the_others_hold_already_is_not_sent_again(small, trained, monkeypatch):
+    with small.led(2) as backend:
+        jobs: list[Any] = []
+        post = backend.world.post
+        monkeypatch.setattr(backend.world, "post", lambda name, value: jobs.append((name, value)) or post(name, value))
+        for epochs in (1, 2):
+            trained(backend, small.model, replace(TRAINING, epochs=epochs))
+    sizes = [(job["ticket_bytes"], job["mask_bytes"]) for name, job in jobs if name.startswith("job-")]
+    assert sizes[0][0] > 0
+    assert sizes[0][1] > 0
+    assert sizes[1] == (0, 0)
+
+
+def test_ranks_that_differ_are_refused_by_name(small):
+    small.facts = lambda rank: {"torch": "2.0", "python": "3.11" if rank else "3.12"}
+    expected = rf"python is 3.12 on rank 0 \(host .*, pid {os.getpid()}\), 3.11 on rank 1 \(host .*, pid \d+\)\."
+    with pytest.raises(SwampError, match=expected), small.led(2):
+        pass
+
+
+def test_a_rank_that_holds_another_mask_is_named(small, trained, two_thirds):
+    arrived = Mask.__init__
+
+    class Damaged(Mask):
+        def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+            arrived(self, {name: ~tensor for name, tensor in tensors.items()})
+
+    before = serve.__globals__["Mask"]
+    serve.__globals__["Mask"] = Damaged
+    try:
+        with small.led(2) as backend, pytest.raises(SwampError, match=r"rank 1 \(host .* holds ticket .* and mask"):
+            trained(backend, small.model)
+    finally:
+        serve.__globals__["Mask"] = before
+
+
+class At(Silent):
+    """Does something at the third step that a serving rank takes."""
+
+    def __init__(self, what: Callable[[], None]) -> None:
+        self.what = what
+
+    def stepped(self, index, step, total, snapshot):
+        if step == 3:
+            self.what()
+
+
+LONG = replace(TRAINING, epochs=2000)
+
+
+def test_a_rank_that_dies_is_named_at_once(small, trained):
+    small.served = lambda world: At(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    with small.led(3) as backend, pytest.raises(Lost, match=r"rank [12] \(host .*, pid \d+\)") as error:
+        trained(backend, small.model, LONG, progress=Heard())
+    assert error.value.exit_code == 4
+
+
+def test_a_rank_that_freezes_is_named_after_the_patience(small, trained):
+    small.patience = 2.0
+    small.served = lambda world: At(lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    with small.led(2) as backend, pytest.raises(Lost, match=r"rank 1 \(host .*\) has been silent for"):
+        trained(backend, small.model, LONG, progress=Heard())
+
+
+def test_steps_taken_elsewhere_are_relayed(small, trained):
+    heard = Heard()
+    with small.led(2) as backend:
+        trained(backend, small.model, replace(TRAINING, epochs=900), progress=heard)
+    assert heard.steps
+    assert {(index, total) for index, _, total in heard.steps} == {(1, 2700)}
+
+
+def test_a_failure_elsewhere_is_raised_as_what_it_was(small, trained):
+    def diverge() -> None:
+        raise Diverged("particle 1: the loss became nan.")
+
+    def fault() -> None:
+        raise ZeroDivisionError("one over nothing")
+
+    for what, kind, text in ((diverge, Diverged, "particle 1"), (fault, RuntimeError, "rank 1(.|\n)*one over nothing")):
+        small.pids = []
+        small.served = lambda world, what=what: At(what)
+        with small.led(2) as backend, pytest.raises(kind, match=text):
+            trained(backend, small.model, LONG, progress=Heard())
+
+
+@pytest.mark.parametrize("particles", [99, 1])
+@pytest.mark.parametrize("who", [0, 1])
+def test_asked_on_any_rank_all_stop_and_save_at_once(who, particles, small, trained):
+    small.served = lambda world: At(world.asked.set if who else lambda: None)
+    with small.led(2, particles) as backend:
+
+        class Ask(Heard):
+            def stepped(self, index, step, total, snapshot):
+                if step == 5 and who == 0:
+                    backend.world.asked.set()
+
+        with pytest.raises(Interrupted):
+            trained(backend, small.model, LONG, progress=Ask())
+
+
+def test_batch_normalisation_of_one_process_is_torchs_own(tmp_path):
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        with isolated(Seed(0)):
+            inputs = torch.randn(5, 3, 4, 4, dtype=torch.float64)
+            target = torch.randn(5, 3, 4, 4, dtype=torch.float64)
+        results = []
+        for mode in (False, True):
+            layer = nn.BatchNorm2d(3).double()
+            given = inputs.clone().requires_grad_()
+            if mode:
+                with Synchronised(dist.group.WORLD):
+                    out = layer(given)
+                    (out * target).sum().backward()
+            else:
+                out = layer(given)
+                (out * target).sum().backward()
+            results.append((out, given.grad, layer.weight.grad, layer.bias.grad, layer.running_mean, layer.running_var))
+        for one, two in zip(*results, strict=True):
+            assert torch.allclose(one, two, rtol=0, atol=1e-12)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_process_of_another_machine_is_never_taken_for_dead():
+    me = Member.here(0)
+    assert Member(1, "other", 2**22 + 1, "another boot").is_dead(me) is False
+    assert Member(1, me.host, 2**22 + 1, me.machine).is_dead(me) is True
+    assert me.is_dead(me) is False
+
+
+def test_no_seeds_no_work(small, ticket_of, two_thirds):
+    with small.led(2) as backend:
+        assert backend.train(Ticket({}, 0), Mask({}), TRAINING, []) == []
+
+
+def test_words_for_a_leader_that_is_gone_raise_lost_and_no_fault():
+    server = TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+    world = World(TCPStore("127.0.0.1", server.port, 2, is_master=False), 1, 2, Event())
+    del server
+    try:
+        with pytest.raises(Lost, match="is gone: nothing answers"):
+            [world.post("done-1", n) for n in range(1000)]  # the first ones may still go into a buffer
+        with pytest.raises(Lost, match="is gone: nothing answers"):
+            world.find("over", 0)
+    finally:
+        world.leave("was stopped")
+
+
+_ALONE = """
+import os, socket, sys
+from threading import Event, Timer
+from torch.distributed import TCPStore
+from swamp.errors import Interrupted
+from swamp.backends import World
+asked = Event()
+if sys.argv[1] != "left":
+    Timer(0.5, asked.set).start()
+try:
+    if sys.argv[1] == "meet":
+        # A port that somebody holds and nobody answers at.
+        held = socket.create_server(("127.0.0.1", 0), backlog=0)
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(held.getsockname()[1])}
+        os.environ.update({**address, "RANK": "1", "WORLD_SIZE": "2"})
+        World.meet(asked, 120.0)
+    else:
+        store = TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+        world = World(store, 0, 2, asked)
+        if sys.argv[1] == "left":
+            other = World(TCPStore("127.0.0.1", store.port, 2, is_master=False), 1, 2, Event())
+            world.members.append(other.me)
+            Timer(0.5, lambda: other.leave("was stopped")).start()
+        world.connect()
+except Interrupted as error:
+    print("interrupted:", error, flush=True)
+"""
+
+
+@pytest.mark.parametrize("where", ["meet", "connect", "left"])
+def test_asked_to_stop_while_torch_waits_for_a_rank_that_never_comes_it_stops(where):
+    """In a process of its own, which must end too; torch by itself would wait for minutes."""
+    done = subprocess.run([sys.executable, "-c", _ALONE, where], capture_output=True, text=True, check=False)
+    assert re.match(r"interrupted: (stopped|rank 1 .*was stopped)", done.stdout), done.stderr
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,146 @@
+"""Particles whose weights are spread over the ranks that train them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.fsdp  # before the ranks are forked, or each of them imports it
+from torch import nn
+
+from swamp.backends import Sequential
+from swamp.backends.sharding import blocks
+from swamp.errors import Interrupted, SwampError
+from swamp.masks import is_spread, own
+from swamp.training import RunningMean, Snapshot, Task, build_optimizer, fit
+
+from .forked import SEEDS, TRAINING, Heard, Together, assert_equal
+
+KINDS = {
+    "plain": TRAINING,
+    "clip, no average": replace(TRAINING, clip=0.05, tail=0),
+    "sam": replace(TRAINING, sam=0.2),
+    "asam": replace(TRAINING, sam=0.5, sharpness="asam"),
+    "s2-sam, moving average": replace(TRAINING, sam=0.2, sharpness="s2-sam", swa=False, ema=0.4),
+    "adamw": replace(TRAINING, optimizer="adamw", lr=0.01),
+    "unknown optimizer": replace(TRAINING, optimizer="RMSprop", lr=0.01),
+}
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_sharded_particles_equal_those_of_one_process(ranks, together, trained):
+    seeds = SEEDS[: ranks // 2]
+    with together.led(ranks, particles=1, sharded=True) as backend:
+        ours = {kind: trained(backend, together.model, training, seeds=seeds) for kind, training in KINDS.items()}
+    for kind, training in KINDS.items():
+        theirs = trained(Sequential(together.model, together.task), together.model, training, seeds=seeds)
+        assert_equal(ours[kind], theirs, within=1e-10)
+
+
+def test_in_float32_too_gradients_are_sums(small, trained):
+    data = small.task.train
+    small.model.float()
+    small.task = Task.of((data.inputs.float(), data.targets), [(data.inputs.float(), data.targets)])
+    with small.led(2, particles=1, sharded=True) as backend:
+        ours = trained(backend, small.model, seeds=SEEDS[:1])
+    assert_equal(ours, trained(Sequential(small.model, small.task), small.model, seeds=SEEDS[:1]), within=1e-5)
+
+
+def test_each_rank_keeps_its_own_rows_of_all_that_training_keeps(small, trained, monkeypatch):
+    made: list[Any] = []
+
+    def recorded(kind: Callable[..., Any]) -> Callable[..., Any]:
+        def make(*args: Any, **kwargs: Any) -> Any:
+            made.append(kind(*args, **kwargs))
+            return made[-1]
+
+        return make
+
+    training = replace(TRAINING, optimizer="adamw")
+    for kind in (RunningMean, build_optimizer):
+        monkeypatch.setitem(fit.__globals__, kind.__name__, recorded(kind))
+    with small.led(2, particles=1, sharded=True) as backend:
+        trained(backend, small.model, training, seeds=SEEDS[:1])
+    optimizer, mean = made
+    kept = list(optimizer.param_groups[0]["params"])
+    kept += [weight.grad for weight in kept]
+    kept += [value for slots in optimizer.state.values() for value in slots.values() if value.dim()]
+    kept += mean._mean.values()
+    assert len(kept) == 4 * (2 + 2 + 1)
+    assert all(is_spread(tensor) for tensor in kept)
+    # 8 outputs are cut into 4 and 4, 3 into 2 and 1; this is the first rank.
+    assert sum(own(tensor).numel() for tensor in kept) == (4 * 16 + 4 + 2 * 8 + 2) * 5
+
+
+class Kept(Heard):
+    """Asks for a snapshot from the third step on, as if some seconds had passed, and stops after the seventh."""
+
+    def __init__(self, found: Snapshot | None = None) -> None:
+        super().__init__()
+        self.found, self.at, self.stop = found, 0, lambda: None
+
+    def unfinished(self, index: int) -> Snapshot | None:
+        return self.found
+
+    def stepped(self, index, step, total, snapshot):
+        if self.found is None and step >= 3:
+            self.found = snapshot()
+            self.at = step
+        if step == 7:
+            self.stop()
+
+
+@pytest.mark.parametrize("kind", ["adamw", "s2-sam, moving average"])
+def test_a_snapshot_is_whole_and_any_number_of_processes_goes_on_with_it(kind, together, trained):
+    training = KINDS[kind]
+    theirs = trained(Sequential(together.model, together.task), together.model, training, seeds=SEEDS[:1])
+    kept = Kept()
+    with together.led(2, particles=1, sharded=True) as backend:
+        kept.stop = backend.world.asked.set
+        with pytest.raises(Interrupted):
+            trained(backend, together.model, replace(training, epochs=4), seeds=SEEDS[:1], progress=kept)
+    assert kept.at == 4  # asked for after step 3, known to all after step 4
+    assert kept.found is not None
+    assert all(value.shape == together.model.state_dict()[name].shape for name, value in kept.found.weights.items())
+    assert bool(kept.found.gradient) == training.looks_back
+    assert_resumed(together, kept.found, trained, training, theirs)
+
+
+def assert_resumed(together: Together, found: Snapshot, trained: Any, training: Any, theirs: Any) -> None:
+    for ranks, sharded in ((4, True), (2, False)):
+        together.pids = []
+        together.served = lambda world: Kept(found)
+        with together.led(ranks, particles=1, sharded=sharded) as backend:
+            ours = trained(backend, together.model, training, seeds=SEEDS[:1], progress=Kept(found))
+        assert ours[0].steps == 12
+        assert_equal(ours, theirs, within=1e-10)
+    alone = Sequential(together.model, together.task)
+    assert_equal(trained(alone, together.model, training, seeds=SEEDS[:1], progress=Kept(found)), theirs, within=1e-10)
+
+
+def test_a_parameter_of_one_number_is_refused(small, trained):
+    class Scaled(nn.Module):
+        def __init__(self, body: nn.Module) -> None:
+            super().__init__()
+            self.body, self.scale = body, nn.Parameter(torch.ones((), dtype=torch.float64))
+
+        def forward(self, inputs):
+            return self.body(inputs) * self.scale
+
+    small.model = Scaled(small.model)
+    with small.led(2, particles=1, sharded=True) as backend, pytest.raises(SwampError, match="'scale' is one number"):
+        trained(backend, small.model, seeds=SEEDS[:1])
+
+
+def test_blocks_are_what_is_called_and_shares_nothing():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(5, 4)
+            self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 4))])
+            self.head = nn.Linear(4, 5, bias=False)
+            self.head.weight = self.embedding.weight
+
+    model = Tied()
+    assert blocks(model) == [model.layers[0], model.layers[1][1]]

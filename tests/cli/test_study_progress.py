@@ -1,0 +1,57 @@
+"""A study as a person sees it."""
+
+import io
+
+from rich.console import Console
+
+from swamp.cli.study_progress import Watch, counted
+from swamp.runs import RunState, StudyDirectory
+
+
+class Summaries(StudyDirectory):
+    """A study whose finished runs all reached the same."""
+
+    def summary(self, name):
+        return {"sparsity": 0.9, "seconds": 12.0, "test": {"accuracy": 0.8} if name == "a" else {"loss": 0.25}}
+
+
+def shown(tmp_path, looks, *, terminal: bool) -> str:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=terminal, width=120, _environ={"TERM": "xterm"})
+    with Watch(Summaries(tmp_path, {}), console) as watch:
+        for states in looks:
+            watch.show(states)
+    return file.getvalue()
+
+
+WAITING = [RunState(name, "waiting", total=10) for name in "abc"]
+RUNNING = [RunState("a", "finished", done=10, total=10), RunState("b", "running", "host:7", 5, 10), WAITING[2]]
+OVER = [RUNNING[0], RunState("b", "finished", done=10, total=10), RunState("c", "failed", error="Trace\nbad [thing]")]
+
+
+def test_a_person_sees_runs_workers_rate_and_time_left(tmp_path):
+    text = shown(tmp_path, [WAITING, RUNNING], terminal=True)
+    assert "no rate yet" in text
+    for part in ("1 finished, 1 running, 1 waiting", "host:7", "5/10 epochs", "epochs/s, about ", " left"):
+        assert part in text
+
+
+def test_many_running_runs_are_cut_short(tmp_path):
+    text = shown(tmp_path, [[RunState(f"r{n}", "running", "h:1", 0, 9) for n in range(20)]], terminal=True)
+    assert "r11 " in text
+    assert "r12 " not in text
+    assert "and 8 more" in text
+
+
+def test_without_a_terminal_there_is_one_line_a_finished_run_and_nothing_else(tmp_path):
+    text = shown(tmp_path, [WAITING, RUNNING, OVER, OVER], terminal=False)
+    assert text.splitlines() == [
+        "[1/3] a: sparsity 90.00 %, test accuracy 80.00 %, 12.0 s",
+        "[2/3] b: sparsity 90.00 %, test loss 0.2500, 12.0 s",
+        "[3/3] c failed: bad [thing]",
+    ]
+
+
+def test_what_was_over_before_is_counted_and_not_told_again(tmp_path):
+    assert shown(tmp_path, [OVER], terminal=False) == "3 of 3 runs were over before: they are not done again.\n"
+    assert counted(OVER) == "2 finished, 1 failed"
