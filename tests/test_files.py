@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from swamp.errors import SwampError, refused, unknown
+from swamp.errors import SwampError, as_swamp_error, unknown
 from swamp.files import (
     digest,
     load_tensors,
@@ -245,7 +245,10 @@ def test_an_unknown_name_comes_with_the_nearest_ones() -> None:
     assert str(unknown("score", "magnitud", ["random", "magnitude"])) == (
         "unknown score 'magnitud'. Did you mean magnitude?"
     )
-    assert str(unknown("score", "zzz", ["random", "magnitude"])) == "unknown score 'zzz'. There is: magnitude, random."
+    assert (
+        str(unknown("score", "zzz", ["random", "magnitude"]))
+        == "unknown score 'zzz'. Choose one of: magnitude, random."
+    )
 
 
 def test_a_new_folder_is_synced_with_the_one_it_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,15 +292,15 @@ def test_halves_of_one_file_are_removed_and_no_others(tmp_path: Path) -> None:
     ("error", "words"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "/runs/x/lock"), "/runs/x/lock: No space left"),
-        (OSError(errno.EROFS, "Read-only file system"), "Read-only file system. What was finished is kept"),
-        (MemoryError(), "no memory left"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."), "no memory left"),
-        (RuntimeError("can't start new thread"), "no memory left"),
-        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "reads the data has ended"),
+        (OSError(errno.EROFS, "Read-only file system"), "Read-only file system. Finished work is kept"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."), "out of memory"),
+        (RuntimeError("can't start new thread"), "out of memory"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "data loading process ended"),
     ],
 )
 def test_what_the_machine_refuses_is_told_in_words(error: Exception, words: str) -> None:
-    told = refused(error)
+    told = as_swamp_error(error)
     assert told is not None
     assert words in str(told)
     assert told.exit_code == 2
@@ -305,7 +308,7 @@ def test_what_the_machine_refuses_is_told_in_words(error: Exception, words: str)
 
 @pytest.mark.parametrize("error", [ValueError("memory"), RuntimeError("size mismatch"), FileNotFoundError(2, "gone")])
 def test_a_fault_of_the_program_is_not_put_on_the_machine(error: Exception) -> None:
-    assert refused(error) is None
+    assert as_swamp_error(error) is None
 
 
 def test_a_panic_of_the_library_for_want_of_memory_is_a_memory_error(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Every error a user can cause or must act on; the command line prints the message alone and exits with `exit_code`."""
+"""Errors that a user can cause or must act on; the command line prints the message and exits with `exit_code`."""
 
 import difflib
 import errno
@@ -6,46 +6,46 @@ from collections.abc import Iterable, Sequence
 
 
 class SwampError(Exception):
-    """Bad input or bad state. The message says what was given, what was expected and what to do."""
+    """Invalid input or state. The message says what was given, what was expected and what to do."""
 
     exit_code = 2
 
 
 class MaskError(SwampError):
-    """A mask that does not fit a model, or weights that are not zero where the mask says so."""
+    """A mask that does not fit a model, or pruned weights that are not zero."""
 
 
-class Damaged(SwampError):  # noqa: N818
-    """A file that is missing, cut short or altered, or lies where it does not belong."""
+class CorruptFile(SwampError):  # noqa: N818
+    """A file that is missing, truncated, altered or in the wrong place."""
 
 
 class Diverged(SwampError):  # noqa: N818
-    """A loss or weight became NaN or infinite. The cycle before it is kept as it was."""
+    """A loss or weight became NaN or infinite. Finished cycles are kept."""
 
     exit_code = 3
 
     def __init__(self, message: str, steps: int = 0) -> None:
-        """`steps` is the step of its training at which it was seen."""
+        """`steps`: training step at which it was detected."""
         super().__init__(message)
         self.steps = steps
 
 
-class Busy(SwampError):  # noqa: N818
-    """A run that another process is writing."""
+class RunLocked(SwampError):  # noqa: N818
+    """A run directory that another process is writing."""
 
 
 class Interrupted(SwampError):  # noqa: N818
-    """Training was asked to stop; what was done so far is saved."""
+    """Training was asked to stop. Progress so far is saved."""
 
     exit_code = 130
 
 
-class Refused(SwampError):  # noqa: N818
-    """The machine had no memory or no disk left, or did not allow something. What was finished is kept."""
+class ResourceExhausted(SwampError):  # noqa: N818
+    """The machine has no memory or disk space left, or denied access. Finished work is kept."""
 
 
-class Lost(SwampError):  # noqa: N818
-    """Another process of the job died or fell silent. What was finished is kept, and the run can go on."""
+class RankFailed(SwampError):  # noqa: N818
+    """Another process of the job died or stopped responding. Finished work is kept, and the run can be resumed."""
 
     exit_code = 4
 
@@ -62,48 +62,48 @@ _MEMORY = (
     "failed to map segment",
     "temporarily unavailable",
 )
-_READER = "DataLoader worker"
+_DATA_WORKER = "DataLoader worker"
 
 
-def refused(error: BaseException) -> SwampError | None:
-    """What to tell the user of `error` where the machine is its cause; None for every other one."""
+def as_swamp_error(error: BaseException) -> SwampError | None:
+    """Convert an error caused by the machine (disk, memory) to a SwampError; None for any other error."""
     if isinstance(error, SwampError):
         return error
-    words = str(error).strip() or type(error).__name__
-    short = words.splitlines()[0]
+    text = str(error).strip() or type(error).__name__
+    short = text.splitlines()[0]
     if isinstance(error, OSError) and error.errno in _DISK:
         where = f"{error.filename}: " if error.filename else ""
-        return Refused(
-            f"{where}{error.strerror}. What was finished is kept; make room or give the right to write, then go on."
+        return ResourceExhausted(
+            f"{where}{error.strerror}. Finished work is kept; free disk space or grant write access, then resume."
         )
-    if isinstance(error, RuntimeError) and short.startswith(_READER):
-        return reader_lost(short)
-    # torch and the loader of libraries have no type of their own for it.
-    memory = isinstance(error, RuntimeError | OSError | ImportError) and any(part in words for part in _MEMORY)
+    if isinstance(error, RuntimeError) and short.startswith(_DATA_WORKER):
+        return data_worker_died(short)
+    # torch and the dynamic linker report lack of memory as general errors.
+    memory = isinstance(error, RuntimeError | OSError | ImportError) and any(part in text for part in _MEMORY)
     if memory or isinstance(error, MemoryError):
-        return Refused(
-            f"this process has no memory left ({short}). What was finished is kept; go on with more of it, smaller "
-            "batches (--batch-size) or one particle at a time (--backend sequential)."
+        return ResourceExhausted(
+            f"out of memory ({short}). Finished work is kept; resume with more memory, smaller batches (--batch-size) "
+            "or one particle at a time (--backend sequential)."
         )
     return None
 
 
-def reader_lost(why: str) -> SwampError:
-    """The error for a process of a DataLoader that is gone."""
-    return Refused(
-        f"a process that reads the data has ended ({why.removesuffix('.')}), most often for want of memory. What was "
-        "finished is kept; go on with fewer of them (--workers), or with more memory."
+def data_worker_died(why: str) -> SwampError:
+    """The error for a DataLoader worker process that ended unexpectedly."""
+    return ResourceExhausted(
+        f"a data loading process ended ({why.removesuffix('.')}), usually for lack of memory. Finished work is kept; "
+        "resume with fewer of them (--workers) or with more memory."
     )
 
 
 def shortened(names: Sequence[str], most: int = 6) -> str:
-    """The first names of a list that may be long, and how many more there are."""
+    """The first `most` names, and the number of those left out."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def unknown(kind: str, given: str, choices: Iterable[str]) -> SwampError:
-    """The error for a name that does not exist, with the nearest names that do."""
+    """The error for a name that does not exist; it suggests the most similar names."""
     names = sorted(choices)
     near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"There is: {', '.join(names)}."
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Choose one of: {', '.join(names)}."
     return SwampError(f"unknown {kind} {given!r}. {hint}")

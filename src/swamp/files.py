@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from swamp.errors import Damaged, SwampError
+from swamp.errors import CorruptFile, SwampError
 
 _CHECKSUM = "swamp-checksum"
 
@@ -125,14 +125,14 @@ def _serialized(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read what `save_tensors` wrote, now or before there were checksums; or any other safetensors file.
 
-    Raises Damaged for a file that is missing, cut short or altered, SwampError for one that may not be read.
+    Raises CorruptFile for a file that is missing, cut short or altered, SwampError for one that may not be read.
     """
     with _opened(path) as file:
         metadata: dict[str, str] = dict(file.metadata() or {})
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     stated = metadata.pop(_CHECKSUM, None)
     if stated not in (None, _checksum(tensors, metadata)):
-        raise Damaged(f"{path} is damaged: its contents do not match its own checksum. Restore it or delete it.")
+        raise CorruptFile(f"{path} is damaged: its contents do not match its own checksum. Restore it or delete it.")
     return tensors, metadata
 
 
@@ -149,24 +149,24 @@ def _opened(path: Path) -> Generator[Any]:
         with opened as file:
             yield file
     except FileNotFoundError as error:
-        raise Damaged(f"{path} does not exist; expected a safetensors file there.") from error
+        raise CorruptFile(f"{path} does not exist; expected a safetensors file there.") from error
     except PermissionError as error:
         raise SwampError(f"{path} may not be read ({error}); ask its owner for the right to.") from error
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise Damaged(f"{path} is not a whole safetensors file ({error}); restore it or delete it.") from error
+        raise CorruptFile(f"{path} is not a whole safetensors file ({error}); restore it or delete it.") from error
 
 
 def require_format(path: Path | str, metadata: Mapping[str, str], expected: str, what: str) -> None:
     """Raise unless the metadata's "format" is `expected`, as in "swamp-mask-1"; `what` is its name for people.
 
-    SwampError where a later version of swamp wrote it, Damaged where it is something else.
+    SwampError where a later version of swamp wrote it, CorruptFile where it is something else.
     """
     found, (kind, _, number) = metadata.get("format"), expected.rpartition("-")
     later = re.fullmatch(re.escape(kind) + r"-(\d{1,9})", found or "")
     if later and int(later[1]) > int(number):
         raise newer(path, f"format {found!r}, this one reads up to {expected!r}")
     if found != expected:
-        raise Damaged(f"{path} is not {what} (format {found!r}, expected {expected!r}).")
+        raise CorruptFile(f"{path} is not {what} (format {found!r}, expected {expected!r}).")
 
 
 def newer(path: Path | str, what: str) -> SwampError:

@@ -17,7 +17,7 @@ from torch.distributed import TCPStore
 
 from swamp.backends import Member, Sequential, Silent, Ticket, World, serve
 from swamp.backends.synchronised import Synchronised
-from swamp.errors import Diverged, Interrupted, Lost, SwampError
+from swamp.errors import Diverged, Interrupted, RankFailed, SwampError
 from swamp.masks import Mask
 from swamp.training import Seed, isolated
 
@@ -98,7 +98,7 @@ LONG = replace(TRAINING, epochs=2000)
 
 def test_a_rank_that_dies_is_named_at_once(small, trained):
     small.served = lambda world: At(lambda: os.kill(os.getpid(), signal.SIGKILL))
-    with small.led(3) as backend, pytest.raises(Lost, match=r"rank [12] \(host .*, pid \d+\)") as error:
+    with small.led(3) as backend, pytest.raises(RankFailed, match=r"rank [12] \(host .*, pid \d+\)") as error:
         trained(backend, small.model, LONG, progress=Heard())
     assert error.value.exit_code == 4
 
@@ -106,7 +106,7 @@ def test_a_rank_that_dies_is_named_at_once(small, trained):
 def test_a_rank_that_freezes_is_named_after_the_patience(small, trained):
     small.patience = 2.0
     small.served = lambda world: At(lambda: os.kill(os.getpid(), signal.SIGSTOP))
-    with small.led(2) as backend, pytest.raises(Lost, match=r"rank 1 \(host .*\) has been silent for"):
+    with small.led(2) as backend, pytest.raises(RankFailed, match=r"rank 1 \(host .*\) has been silent for"):
         trained(backend, small.model, LONG, progress=Heard())
 
 
@@ -190,9 +190,9 @@ def test_words_for_a_leader_that_is_gone_raise_lost_and_no_fault():
     world = World(TCPStore("127.0.0.1", server.port, 2, is_master=False), 1, 2, Event())
     del server
     try:
-        with pytest.raises(Lost, match="is gone: nothing answers"):
+        with pytest.raises(RankFailed, match="is gone: nothing answers"):
             [world.post("done-1", n) for n in range(1000)]  # the first ones may still go into a buffer
-        with pytest.raises(Lost, match="is gone: nothing answers"):
+        with pytest.raises(RankFailed, match="is gone: nothing answers"):
             world.find("over", 0)
     finally:
         world.leave("was stopped")

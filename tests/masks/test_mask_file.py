@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swamp.errors import Damaged, SwampError
+from swamp.errors import CorruptFile, SwampError
 from swamp.files import load_tensors, save_tensors
 from swamp.masks import Mask
 
@@ -86,17 +86,17 @@ def test_a_flipped_weight_is_told_from_a_sound_file(tmp_path: Path) -> None:
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
     path.write_bytes(damaged)
-    with pytest.raises(Damaged, match="do not match its own checksum"):
+    with pytest.raises(CorruptFile, match="do not match its own checksum"):
         Mask.load(path)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(safetensors.torch.save({"w": torch.zeros(3)}))
-    with pytest.raises(Damaged, match="not a mask file"):
+    with pytest.raises(CorruptFile, match="not a mask file"):
         Mask.load(path)
     save_tensors(path, {"w": torch.zeros(3)}, {"format": "swamp-ticket-1"})
-    with pytest.raises(Damaged, match="'swamp-ticket-1'"):
+    with pytest.raises(CorruptFile, match="'swamp-ticket-1'"):
         Mask.load(path)
     path.write_text("not tensors at all")
     with pytest.raises(SwampError, match="not a whole safetensors file"):
@@ -125,7 +125,7 @@ def test_a_description_that_does_not_fit_the_bits_is_refused(tmp_path: Path, cha
     random_mask({"a": (3, 7)}).save(path)
     tensors, metadata = load_tensors(path)
     save_tensors(path, tensors, {**metadata, **change})
-    with pytest.raises(Damaged, match="is damaged"):
+    with pytest.raises(CorruptFile, match="is damaged"):
         Mask.load(path)
 
 
@@ -136,7 +136,7 @@ def test_a_missing_description_is_refused(tmp_path: Path, lost: str) -> None:
     tensors, metadata = load_tensors(path)
     del metadata[lost]
     save_tensors(path, tensors, metadata)
-    with pytest.raises(Damaged, match="is damaged"):
+    with pytest.raises(CorruptFile, match="is damaged"):
         Mask.load(path)
 
 
@@ -146,8 +146,8 @@ def test_bits_of_another_type_and_tensors_too_many_are_refused(tmp_path: Path, f
     random_mask({"a": (3, 7)}).save(path)
     tensors, metadata = load_tensors(path)
     save_tensors(path, {**tensors, "extra": foreign}, metadata)
-    with pytest.raises(Damaged, match="is damaged"):
+    with pytest.raises(CorruptFile, match="is damaged"):
         Mask.load(path)
     save_tensors(path, {"a": foreign}, metadata)
-    with pytest.raises(Damaged, match="is damaged"):
+    with pytest.raises(CorruptFile, match="is damaged"):
         Mask.load(path)

@@ -10,7 +10,7 @@ import torch
 
 from swamp.algorithms import METHODS, Plan
 from swamp.cli.progress import Quiet
-from swamp.errors import Damaged, Interrupted
+from swamp.errors import CorruptFile, Interrupted
 from swamp.files import load_tensors
 from swamp.runs import RunConfig, open_run, resume, start, store
 from swamp.runs.directory import RunDirectory
@@ -73,7 +73,7 @@ def test_what_is_kept_between_two_changes_comes_back_as_it_was(tmp_path):
     for mask, snapshot in zip(phase.masks, phase.snapshots, strict=True):
         mask.require_zeros(snapshot.weights)
         assert snapshot.step == phase.step
-    with pytest.raises(Damaged, match="belongs to another run"):
+    with pytest.raises(CorruptFile, match="belongs to another run"):
         RunDirectory(run, "other").require_own(path)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.warns(UserWarning, match=r"unfinished\.safetensors .* the cycle is begun again"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from swamp.algorithms import Phase
-from swamp.errors import Damaged
+from swamp.errors import CorruptFile
 from swamp.masks import Mask
 from swamp.runs import RunDirectory
 from swamp.runs.snapshot import load_phase, load_snapshot, save_phase, save_snapshot
@@ -33,10 +33,10 @@ def test_every_part_of_a_snapshot_comes_back_from_its_file(tmp_path):
     save_snapshot(tmp_path / "one", taken, directory.about(tmp_path / "one"))
     require_same(taken, load_snapshot(tmp_path / "one"))
     directory.require_own(tmp_path / "one")
-    with pytest.raises(Damaged, match="another run"):
+    with pytest.raises(CorruptFile, match="another run"):
         RunDirectory(tmp_path, "other").require_own(tmp_path / "one")
     (tmp_path / "one").rename(tmp_path / "two")
-    with pytest.raises(Damaged, match="two is one of its run, which was moved"):
+    with pytest.raises(CorruptFile, match="two is one of its run, which was moved"):
         directory.require_own(tmp_path / "two")
 
 

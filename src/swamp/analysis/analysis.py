@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from swamp.analysis.subject import Subject
-from swamp.errors import Damaged
+from swamp.errors import CorruptFile
 from swamp.files import one_at_a_time, parse_json, remove_unfinished, write_atomic
 from swamp.runs import RunDirectory
 from swamp.runs.seal import finite, sealed
@@ -84,24 +84,24 @@ def _added(directory: RunDirectory, record: Mapping[str, Any]) -> dict[str, Mapp
 def read_analysis(run: RunDirectory | Path) -> list[Mapping[str, Any]]:
     """What was computed of a run so far; of a path it is not known which run lies there, and lines of any are read.
 
-    Raises Damaged naming a line that is damaged, or of another run.
+    Raises CorruptFile naming a line that is damaged, or of another run.
     """
     directory = run if isinstance(run, RunDirectory) else RunDirectory(run)
     file = directory.path / FILE
     try:
         lines = file.read_bytes().splitlines() if file.exists() else []
     except OSError as error:
-        raise Damaged(f"{file} cannot be read ({error.strerror}). Move it away: it is made anew.") from error
+        raise CorruptFile(f"{file} cannot be read ({error.strerror}). Move it away: it is made anew.") from error
     if file.exists() and not lines:
-        raise Damaged(f"{file} is damaged: it is empty. Delete it: it is made anew.")
+        raise CorruptFile(f"{file} is damaged: it is empty. Delete it: it is made anew.")
     found: list[Mapping[str, Any]] = []
     for number, line in enumerate(lines, 1):
         where = f"{file}, line {number}"
         try:
             record = directory.unsealed(parse_json(line), where, file)
             found.append({"key": record["key"], "settings": record["settings"], **record})
-        except Damaged as error:
-            raise Damaged(f"{error} Without a copy, delete the line: it is made anew.") from error
+        except CorruptFile as error:
+            raise CorruptFile(f"{error} Without a copy, delete the line: it is made anew.") from error
         except (ValueError, KeyError) as error:
-            raise Damaged(f"{where} is damaged ({error}). Delete it: it is made anew.") from error
+            raise CorruptFile(f"{where} is damaged ({error}). Delete it: it is made anew.") from error
     return found

@@ -163,7 +163,7 @@ def trained(pair: Pair, out: Path, reporter: Reporter, stop: Event) -> Iterator[
     """Train the cells of a pair and yield their records; finished ones are read back, unfinished ones gone on with.
 
     Cells have the batch orders of the trainer's own cycles, so that only the mask differs.
-    Raises SwampError where `out` has cells of other masks, Busy where another process is at it.
+    Raises SwampError where `out` has cells of other masks, RunLocked where another process is at it.
     """
     config = pair.trainer.config
     directory = RunDirectory(pair.folder(out), f"{pair.source.config.digest()}-{config.digest()}")

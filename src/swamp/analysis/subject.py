@@ -10,7 +10,7 @@ from torch import nn
 
 from swamp.algorithms import Cycle, particle_index
 from swamp.backends import Particle, Ticket
-from swamp.errors import Damaged, SwampError
+from swamp.errors import CorruptFile, SwampError
 from swamp.runs import (
     RunConfig,
     RunDirectory,
@@ -29,7 +29,7 @@ def begun(path: Path | str) -> tuple[RunDirectory, RunConfig]:
     directory, config = open_run(path)
     told = directory.metrics.read_bytes().count(b"\n") if directory.metrics.is_file() else 0
     if directory.finished < max(directory.last + 1, told):
-        raise Damaged(f"{directory.record(directory.finished)} is missing. To make it again: swamp resume {path}")
+        raise CorruptFile(f"{directory.record(directory.finished)} is missing. To make it again: swamp resume {path}")
     if not directory.finished:
         raise SwampError(f"{path} has no finished cycle yet. Wait for the first one, or go on with the run.")
     return directory, config

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from swamp.analysis.ticket import Trial
-from swamp.errors import Damaged, SwampError
+from swamp.errors import CorruptFile, SwampError
 from swamp.files import one_at_a_time, write_atomic
 from swamp.runs.seal import sealed, unsealed
 
@@ -51,9 +51,9 @@ class Trials:
         try:
             lines = self.file.read_bytes().splitlines()
         except OSError as error:
-            raise Damaged(f"{self.file} cannot be read ({error.strerror}). Move it away.") from error
+            raise CorruptFile(f"{self.file} cannot be read ({error.strerror}). Move it away.") from error
         if not lines:
-            raise Damaged(f"{self.file} is damaged: it is empty. Delete it: its trials are made anew.")
+            raise CorruptFile(f"{self.file} is damaged: it is empty. Delete it: its trials are made anew.")
         for number, line in enumerate(lines):
             where = f"{self.file}, line {number + 1}"
             try:
@@ -62,8 +62,10 @@ class Trials:
                     yield msgspec.convert(values, Trial)
                     continue
                 question = values["question"]
-            except (ValueError, KeyError, TypeError, Damaged) as error:
-                raise Damaged(f"{where} is damaged ({error}). Delete the file: its trials are made anew.") from error
+            except (ValueError, KeyError, TypeError, CorruptFile) as error:
+                raise CorruptFile(
+                    f"{where} is damaged ({error}). Delete the file: its trials are made anew."
+                ) from error
             if question != self.question:
                 raise SwampError(
                     f"{self.file} holds the trials of another search ({question}, not {self.question}). "

@@ -14,7 +14,7 @@ from swamp.backends.sharding import can_shard
 from swamp.backends.stacked import Forked, Stacked
 from swamp.backends.threads import Threads, cores
 from swamp.backends.ticket import Ticket
-from swamp.backends.world import Over, World, rank, ranks
+from swamp.backends.world import JobEnded, World, rank, ranks
 from swamp.errors import unknown
 
 BACKENDS: dict[str, Callable[..., Backend]] = {"auto": Auto, **WAYS}
@@ -37,8 +37,8 @@ __all__ = [
     "Choice",
     "Forked",
     "Group",
+    "JobEnded",
     "Member",
-    "Over",
     "Own",
     "Particle",
     "Progress",

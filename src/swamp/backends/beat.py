@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from swamp.errors import Lost
+from swamp.errors import RankFailed
 
 _EVERY = 0.25
 _MISSING = 5.0
@@ -131,6 +131,6 @@ class Pulse:
             try:
                 self.say()
                 self.look()
-            except (RuntimeError, Lost) as error:  # torch's errors of a store that is gone
+            except (RuntimeError, RankFailed) as error:  # torch's errors of a store that is gone
                 self.broken = error
                 return

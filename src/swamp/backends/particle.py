@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from swamp.errors import Damaged, SwampError
+from swamp.errors import CorruptFile, SwampError
 from swamp.files import digest, load_tensors, require_format, save_tensors
 from swamp.training import State, mean
 
@@ -53,7 +53,7 @@ class Particle:
         require_format(path, metadata, "swamp-particle-1", "a particle")
         # Particles of before files had checksums have one of their weights.
         if "weights" in metadata and digest(weights) != metadata["weights"]:
-            raise Damaged(f"{path} is damaged: its weights do not match its own checksum. Delete it and resume.")
+            raise CorruptFile(f"{path} is damaged: its weights do not match its own checksum. Delete it and resume.")
         try:
             return cls(
                 weights,
@@ -66,7 +66,9 @@ class Particle:
                 float(metadata["seconds"]),
             )
         except (KeyError, ValueError) as error:
-            raise Damaged(f"{path} is damaged: its description is not whole ({error}). Delete it, resume.") from error
+            raise CorruptFile(
+                f"{path} is damaged: its description is not whole ({error}). Delete it, resume."
+            ) from error
 
 
 def mean_of(particles: Sequence[Particle]) -> State:

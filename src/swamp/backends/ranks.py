@@ -20,7 +20,7 @@ from swamp.backends.serving import Job, Shared, Trained, own_part
 from swamp.backends.ticket import Ticket
 from swamp.backends.wire import broadcast, packed, receive, unpacked
 from swamp.backends.world import World
-from swamp.errors import Diverged, Interrupted, Lost, SwampError
+from swamp.errors import Diverged, Interrupted, RankFailed, SwampError
 from swamp.masks import Mask
 from swamp.training import Seed, Snapshot, Training
 
@@ -77,7 +77,7 @@ class Ranks:
         last: int | None = None,
         progress: Progress | None = None,
     ) -> list[Particle]:
-        """See Backend.train. Raises Lost naming a rank that died or froze."""
+        """See Backend.train. Raises RankFailed naming a rank that died or froze."""
         if not seeds:
             return []
         told = _Leading(progress or Silent(), self)
@@ -113,8 +113,8 @@ class Ranks:
                 return Diverged(text)
             case "Interrupted":
                 return Interrupted(f"{member} was stopped.")
-            case "Lost":
-                return Lost(text)
+            case "RankFailed":
+                return RankFailed(text)
             case "SwampError":
                 return SwampError(f"{member}: {text}")
             case _:

@@ -15,8 +15,8 @@ from swamp.backends.dataparallel import Alone, DataParallel, OneForAll
 from swamp.backends.particle import Particle
 from swamp.backends.ticket import Ticket
 from swamp.backends.wire import broadcast, packed, send, unpacked
-from swamp.backends.world import Over, World
-from swamp.errors import Diverged, Interrupted, Lost, SwampError, refused
+from swamp.backends.world import JobEnded, World
+from swamp.errors import Diverged, Interrupted, RankFailed, SwampError, as_swamp_error
 from swamp.masks import Mask
 from swamp.training import Seed, Share, Snapshot, Training
 
@@ -121,7 +121,9 @@ def serve(
     progress: Callable[[Any], Progress],
     shared: Shared | None = None,
 ) -> None:
-    """Train what rank 0 asks for, until it ends the job well. Raises Over where it ends otherwise, Lost where it died.
+    """Train what rank 0 asks for, until it ends the job well.
+
+    Raises JobEnded where it ends otherwise, RankFailed where it died.
 
     build: rank 0's choice (see Ranks) to the backend for this rank's particles, called again where it changes.
     shared: makes the backend where several ranks train a particle together.
@@ -134,7 +136,7 @@ def serve(
         number += 1
         try:
             job = msgspec.convert(world.hear(f"job-{number}", [0])[0], Job)
-        except Over as over:
+        except JobEnded as over:
             if over.exit_code:
                 raise
             return
@@ -172,8 +174,10 @@ def _answered(world: World, job: Job, train: Callable[[], list[Particle]]) -> li
     try:
         particles = train()
     except Exception as fault:
-        error = refused(fault) or fault
-        known = next((kind for kind in (Diverged, Interrupted, Lost, SwampError) if isinstance(error, kind)), None)
+        error = as_swamp_error(fault) or fault
+        known = next(
+            (kind for kind in (Diverged, Interrupted, RankFailed, SwampError) if isinstance(error, kind)), None
+        )
         text = str(error) if known else "".join(traceback.format_exception(error))
         world.post(done, {"error": [known.__name__ if known else "fault", text], "particles": []})
         return []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from swamp.errors import Damaged
+from swamp.errors import CorruptFile
 from swamp.files import digest, load_tensors, require_format, save_tensors
 from swamp.training import copied
 
@@ -43,7 +43,7 @@ class Ticket:
         try:
             ticket, stated = cls(weights, int(metadata["steps"])), metadata["id"]
         except (KeyError, ValueError) as error:
-            raise Damaged(f"{path} is damaged: its description is not whole ({error}). Restore it.") from error
+            raise CorruptFile(f"{path} is damaged: its description is not whole ({error}). Restore it.") from error
         if ticket.id != stated:
-            raise Damaged(f"{path} is damaged: its weights do not match its own checksum. Restore it or run again.")
+            raise CorruptFile(f"{path} is damaged: its weights do not match its own checksum. Restore it or run again.")
         return ticket

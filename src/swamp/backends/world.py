@@ -26,7 +26,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.rendezvous import rendezvous  # pyright: ignore[reportUnknownVariableType]
 
 from swamp.backends.beat import Beat, Member, Pulse
-from swamp.errors import Interrupted, Lost, SwampError
+from swamp.errors import Interrupted, RankFailed, SwampError
 
 T = TypeVar("T")
 _SIOCGIFADDR = 0x8915
@@ -34,7 +34,7 @@ _FAREWELL = 25.0
 """Seconds that rank 0 waits for the others to save and leave: torchrun kills what is left 30 s after a signal."""
 
 
-class Over(SwampError):  # noqa: N818
+class JobEnded(SwampError):  # noqa: N818
     """Rank 0 has ended the job, and has said why; `exit_code` is its own."""
 
     def __init__(self, code: int) -> None:
@@ -83,7 +83,9 @@ class World:
             wait = timedelta(seconds=_meeting(patience))
             store, rank, size = _meanwhile(lambda: next(rendezvous("env://", timeout=wait)), look)
         except RuntimeError as error:
-            raise Lost(f"the first host is not there: nothing answers at {_first_host()} ({_short(error)}).") from error
+            raise RankFailed(
+                f"the first host is not there: nothing answers at {_first_host()} ({_short(error)})."
+            ) from error
         return cls(PrefixStore(f"swamp/{_attempt()}", store), rank, size, asked, patience)
 
     def compare(self, facts: Mapping[str, Any]) -> None:
@@ -93,7 +95,7 @@ class World:
 
         def check() -> None:
             if self.over is not None:
-                raise Over(self.over)
+                raise JobEnded(self.over)
             if self.asked.is_set():
                 raise Interrupted("stopped while the ranks met.")
             if time.monotonic() > until:
@@ -130,7 +132,7 @@ class World:
         return self.meshes[groups]
 
     def post(self, name: str, value: Any) -> None:
-        """Let all others find `value` under `name` and this rank. Raises Lost where there is nobody to tell."""
+        """Let all others find `value` under `name` and this rank. Raises RankFailed where there is nobody to tell."""
         with self._reached():
             self.store.set(f"{name}/{self.rank}", json.dumps(value))
 
@@ -148,7 +150,7 @@ class World:
     def hear(self, name: str, ranks: Iterable[int], check: Callable[[], None] | None = None) -> dict[int, Any]:
         """What each of `ranks` posts under `name`, waiting for it.
 
-        Raises Lost where a process is gone, Over where rank 0 ended the job, Interrupted when asked to stop.
+        Raises RankFailed where a process is gone, JobEnded where rank 0 ended the job, Interrupted when asked to stop.
         """
         heard: dict[int, Any] = {}
         wanted, pause = list(ranks), 0.002
@@ -163,9 +165,9 @@ class World:
             pause = min(0.05, pause * 1.5)
 
     def check(self) -> None:
-        """Raise Over, Interrupted or Lost where there is reason to; cheap enough for every step of a training."""
+        """Raise JobEnded, Interrupted or RankFailed where there is reason to. Cheap enough for every step."""
         if self.over is not None:
-            raise Over(self.over)
+            raise JobEnded(self.over)
         if self.asked.is_set():
             raise Interrupted("stopped.")
         if self.pulse.broken:
@@ -177,16 +179,16 @@ class World:
             if beat.left is not None:
                 raise Interrupted(f"{member} {beat.left}.")
             if member.is_dead(self.me):
-                raise Lost(f"{member} died.")
+                raise RankFailed(f"{member} died.")
             if silent > self.patience:
-                raise Lost(f"{member} has been silent for {silent:.0f} s: it froze, or its host is gone.")
+                raise RankFailed(f"{member} has been silent for {silent:.0f} s: it froze, or its host is gone.")
 
-    def store_lost(self, error: Exception) -> Lost:
+    def store_lost(self, error: Exception) -> RankFailed:
         """The error for a store that does not answer."""
-        if isinstance(error, Lost):
+        if isinstance(error, RankFailed):
             return error
         first = f"{self.members[0]}, or " if self.rank else ""
-        return Lost(
+        return RankFailed(
             f"{first}torchrun on the first host, is gone: nothing answers at {_first_host()} ({_short(error)})."
         )
 
@@ -200,11 +202,11 @@ class World:
             gone = self.pulse.missing(others, self.me, 6.0)
         except RuntimeError as lost:
             return self.store_lost(lost)
-        return Lost(f"{' and '.join(map(str, gone))} died.") if gone else error
+        return RankFailed(f"{' and '.join(map(str, gone))} died.") if gone else error
 
     def end(self, code: int) -> list[Member]:
         """Rank 0: end the job for all, wait until they have saved and left; those that are gone without a word."""
-        with suppress(RuntimeError, Lost):
+        with suppress(RuntimeError, RankFailed):
             self.post("over", code)
             self.pulse.read(now=True)
             return self.pulse.missing(self.members[1:], self.me, _FAREWELL)

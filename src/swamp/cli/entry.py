@@ -19,7 +19,7 @@ from swamp.cli.run import resume_command, run_command
 from swamp.cli.session import Err, Out, deaf, escaped
 from swamp.cli.study import study_command
 from swamp.cli.ticket import ticket_command
-from swamp.errors import SwampError, refused, unknown
+from swamp.errors import SwampError, as_swamp_error, unknown
 from swamp.runs import one_voice
 
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
@@ -88,7 +88,7 @@ def _main(arguments: Sequence[str] | None) -> None:
         sys.stderr.close()
         sys.exit(0)
     except Exception as error:
-        if (told := refused(error) or _unusable(error)) is None:
+        if (told := as_swamp_error(error) or _unusable(error)) is None:
             raise
         _end(told)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from swamp.errors import Damaged, MaskError, shortened
+from swamp.errors import CorruptFile, MaskError, shortened
 from swamp.files import digest, load_tensors, require_format, save_tensors
 from swamp.masks.scope import Scope
 from swamp.masks.spread import own, own_part, whole
@@ -174,9 +174,9 @@ class Mask(Mapping[str, Tensor]):
             mask = cls({name: _unpacked(packed.pop(name), shape) for name, shape in shapes.items()})
             whole = mask.digest == metadata["digest"] and not packed
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise Damaged(f"{path} is damaged: its description is not whole. Restore it or run again.") from error
+            raise CorruptFile(f"{path} is damaged: its description is not whole. Restore it or run again.") from error
         if not whole:
-            raise Damaged(f"{path} is damaged: its bits do not match its own checksum. Restore it or run again.")
+            raise CorruptFile(f"{path} is damaged: its bits do not match its own checksum. Restore it or run again.")
         return mask
 
     def _same_layout(self, other: "Mask") -> None:

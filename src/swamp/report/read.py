@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
-from swamp.errors import Damaged, SwampError
+from swamp.errors import CorruptFile, SwampError
 from swamp.files import parse_json
 from swamp.runs import RunDirectory, open_run
 
@@ -160,7 +160,7 @@ def _object(data: bytes, where: str) -> dict[str, Any]:
 
 
 def _damaged(where: str, why: str) -> SwampError:
-    return Damaged(
+    return CorruptFile(
         f"{where} is damaged: {why}. Restore the file from a copy; or delete it and go on with swamp resume, which "
         "writes it again."
     )

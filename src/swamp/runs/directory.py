@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from swamp.errors import Busy, Damaged, SwampError
+from swamp.errors import CorruptFile, RunLocked, SwampError
 from swamp.files import load_metadata, make_folder, parse_json, read_text, remove_unfinished, sign, write_atomic
 from swamp.runs.seal import finite, require_own, sealed, unsealed
 
@@ -130,7 +130,7 @@ class RunDirectory:
         write_json(path, sealed(value, self.about(path)))
 
     def read(self, path: Path) -> dict[str, Any]:
-        """Read what `write` wrote, or an older version did. Raises Damaged where it is not what was written here."""
+        """Read what `write` wrote, or an older version did. Raises CorruptFile for anything else."""
         return self.unsealed(read_json(path), str(path), path)
 
     def unsealed(self, value: Any, where: str, path: Path) -> dict[str, Any]:
@@ -140,14 +140,14 @@ class RunDirectory:
         return plain
 
     def require_own(self, path: Path) -> None:
-        """Raise Damaged unless the file of tensors in `path` was written for this run and place."""
+        """Raise CorruptFile unless the file of tensors in `path` was written for this run and place."""
         require_own(str(path), load_metadata(path), self.about(path), strict=self.strict)
 
     @contextmanager
     def locked(self) -> Generator[None]:
         """Keep every other process out of this run; the system lifts the lock of a process that dies.
 
-        Raises Busy where another process is in, and SwampError for a directory that cannot be written.
+        Raises RunLocked where another process is in, and SwampError for a directory that cannot be written.
         """
         try:
             make_folder(self.path)
@@ -159,7 +159,7 @@ class RunDirectory:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 owner = os.pread(handle, 128, 0).decode(errors="replace").strip() or "unknown"
-                raise Busy(
+                raise RunLocked(
                     f"{self.path} is being written by process {owner}. Wait for it, stop it, or choose another --out."
                 ) from error
             sign(handle, f"{os.getpid()} on {socket.gethostname()}\n")
@@ -175,10 +175,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON. Raises Damaged, naming the file, where it is not whole."""
+    """Read JSON. Raises CorruptFile, naming the file, where it is not whole."""
     try:
         return parse_json(read_text(path))
     except PermissionError as error:
         raise SwampError(f"{path} may not be read ({error.strerror}); ask its owner for the right to.") from error
     except (OSError, ValueError) as error:
-        raise Damaged(f"{path} is damaged or unreadable ({error}). Restore it from a copy.") from error
+        raise CorruptFile(f"{path} is damaged or unreadable ({error}). Restore it from a copy.") from error

@@ -14,7 +14,7 @@ from torch import nn
 from swamp.algorithms import Cycle, NoStore, Store, backend_of, cycles, ensemble, method_named
 from swamp.backends import Backend, Choice, Ranks, Sequential, World, serve
 from swamp.datasets import Problem, build_problem, network_for
-from swamp.errors import Damaged, Diverged, Interrupted, SwampError
+from swamp.errors import CorruptFile, Diverged, Interrupted, SwampError
 from swamp.files import set_aside
 from swamp.integrations import timm
 from swamp.runs.config import RunConfig, differences
@@ -226,7 +226,7 @@ def _sessions(directory: RunDirectory) -> list[Any]:
     try:
         read_sessions(directory)
         return read_json(path)
-    except Damaged as error:
+    except CorruptFile as error:
         warnings.warn(f"{error} It is begun again. (Kept as {set_aside(path)}.)", stacklevel=2)
         return []
 

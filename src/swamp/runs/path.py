@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swamp.errors import Damaged
+from swamp.errors import CorruptFile
 from swamp.files import load_tensors, require_format, save_tensors
 from swamp.runs.directory import RunDirectory
 from swamp.training import State
@@ -73,7 +73,7 @@ def read_path(path: Path, directory: RunDirectory | None = None) -> dict[int, di
     """Step -> parameters, by step, of a path that is finished or still being written; empty where there is none.
 
     Exactly the weights that training had, but for normalisation statistics and integers, which are left out.
-    directory: the run's; its files must say that they belong there. Raises Damaged for a damaged file.
+    directory: the run's; its files must say that they belong there. Raises CorruptFile for a damaged file.
     """
     points: dict[int, dict[str, Tensor]] = {}
     for file in path_files(path):
@@ -118,7 +118,7 @@ def _read(file: Path) -> dict[int, dict[str, Tensor]]:
         whole = {name: _dense(tensors, name) for name in names}
         return {step: {name: whole[name][row] for name in names} for row, step in enumerate(numbers)}
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
-        raise Damaged(f"{file} is damaged: its parts do not fit together ({error}). Delete it.") from error
+        raise CorruptFile(f"{file} is damaged: its parts do not fit together ({error}). Delete it.") from error
 
 
 def _dense(tensors: Mapping[str, Tensor], name: str) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from swamp.algorithms import Cycle
 from swamp.backends import Choice, Particle
-from swamp.errors import Damaged, Diverged, Interrupted
+from swamp.errors import CorruptFile, Diverged, Interrupted
 from swamp.files import load_metadata
 from swamp.runs.directory import RunDirectory
 from swamp.runs.path import PathWriter, path_files, read_path
@@ -124,9 +124,9 @@ class RunProgress:
         return unless_damaged(files, read, _BEGUN)
 
     def _require_whole(self, path: Path, begins: int, step: int) -> None:
-        """Raise Damaged unless all points of a path up to `step` are there; it does not come by them again."""
+        """Raise CorruptFile unless all points of a path up to `step` are there; it does not come by them again."""
         if not {*range(begins, step + 1, self.path_every)} <= {*read_path(path, self.directory)}:
-            raise Damaged(f"{path} lacks points before step {step}: a file of it is missing.")
+            raise CorruptFile(f"{path} lacks points before step {step}: a file of it is missing.")
 
     def ready(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
         """Save it where its training is to be kept."""

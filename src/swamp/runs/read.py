@@ -9,7 +9,7 @@ from torch import Tensor
 
 from swamp.algorithms import Cycle
 from swamp.backends import Particle, Ticket
-from swamp.errors import Damaged, SwampError
+from swamp.errors import CorruptFile, SwampError
 from swamp.files import digest, load_tensors, set_aside
 from swamp.masks import Mask
 from swamp.runs.config import RunConfig, differences
@@ -23,12 +23,12 @@ def open_run(path: Path | str) -> tuple[RunDirectory, RunConfig]:
     """A run that was begun, by its directory.
 
     Raises SwampError where there is none, where config.json is not what the run began with, or where a later version
-    of swamp wrote it; Damaged where one of the two configurations is.
+    of swamp wrote it; CorruptFile where one of the two configurations is.
     """
     directory = RunDirectory(Path(path))
     if not directory.config.exists():
         if directory.original.exists():
-            raise Damaged(f"{directory.config} is missing. To write it again: swamp resume {path}")
+            raise CorruptFile(f"{directory.config} is missing. To write it again: swamp resume {path}")
         raise SwampError(
             f"{path} holds no run: there is no {directory.config.name} in it. Give the directory of a run, or start "
             "one with swamp run."
@@ -47,10 +47,10 @@ def open_run(path: Path | str) -> tuple[RunDirectory, RunConfig]:
 
 
 def read_original(directory: RunDirectory) -> RunConfig:
-    """The configuration that the run began with. Raises Damaged where it is missing or not whole."""
+    """The configuration that the run began with. Raises CorruptFile where it is missing or not whole."""
     began, _ = _original(directory)
     if began is None:
-        raise Damaged(f"{directory.original} is missing.{_to_do(directory)}")
+        raise CorruptFile(f"{directory.original} is missing.{_to_do(directory)}")
     return began
 
 
@@ -60,12 +60,12 @@ def _original(directory: RunDirectory) -> tuple[RunConfig | None, dict[str, Any]
         return None, {}
     try:
         values, seal = unsealed(read_json(path), str(path))
-    except Damaged as error:
-        raise Damaged(f"{error}{_to_do(directory)}") from error
+    except CorruptFile as error:
+        raise CorruptFile(f"{error}{_to_do(directory)}") from error
     try:
         return RunConfig.from_json(values), seal
     except SwampError as error:
-        raise Damaged(f"{path} is damaged: {error}{_to_do(directory)}") from error
+        raise CorruptFile(f"{path} is damaged: {error}{_to_do(directory)}") from error
 
 
 def _to_do(directory: RunDirectory) -> str:
@@ -80,7 +80,7 @@ def read_sessions(directory: RunDirectory) -> list[dict[str, Any]]:
     path = directory.environment
     found = read_json(path)
     if not isinstance(found, list):
-        raise Damaged(f"{path} is damaged: it holds {type(found).__name__}, not a list. Restore it from a copy.")
+        raise CorruptFile(f"{path} is damaged: it holds {type(found).__name__}, not a list. Restore it from a copy.")
     sessions = cast("list[Any]", found)
     return [directory.unsealed(one, f"{path}, session {number}", path) for number, one in enumerate(sessions, 1)]
 
@@ -90,9 +90,9 @@ def read_record(directory: RunDirectory, index: int) -> dict[str, Any]:
     path = directory.record(index)
     line = directory.read(path)
     if line.get("cycle") != index:
-        raise Damaged(f"{path} is damaged: it is the record of cycle {line.get('cycle')}. Restore it from a copy.")
+        raise CorruptFile(f"{path} is damaged: it is the record of cycle {line.get('cycle')}. Restore it from a copy.")
     if not isinstance(line.get("digest"), dict):
-        raise Damaged(f"{path} is damaged: it has no digest of weights and mask. Restore it from a copy.")
+        raise CorruptFile(f"{path} is damaged: it has no digest of weights and mask. Restore it from a copy.")
     return line if "total" in line else {**line, "total": _total(directory, index)}
 
 
@@ -102,7 +102,7 @@ def _total(directory: RunDirectory, index: int) -> dict[str, float]:
     try:
         return {name: sum(line[name] for line in lines) for name in ("steps", "samples", "seconds")}
     except (KeyError, TypeError) as error:
-        raise Damaged(f"{directory.record(index)} is damaged: it does not say what it took ({error!r}).") from error
+        raise CorruptFile(f"{directory.record(index)} is damaged: it does not say what it took ({error!r}).") from error
 
 
 def read_mask(directory: RunDirectory, index: int) -> Mask:
@@ -130,13 +130,13 @@ def _weights_of(directory: RunDirectory, index: int, line: dict[str, Any]) -> di
 
 
 def read_cycle(directory: RunDirectory, index: int) -> Cycle:
-    """A finished cycle: its record, mask and weights. Raises Damaged, naming the file that is."""
+    """A finished cycle: its record, mask and weights. Raises CorruptFile, naming the file that is."""
     line = read_record(directory, index)
     mask, weights = _mask_of(directory, index, line), _weights_of(directory, index, line)
     try:
         return Cycle.from_json(line, mask, weights)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Damaged(f"{directory.record(index)} is damaged: it is not whole ({error!r}).") from error
+        raise CorruptFile(f"{directory.record(index)} is damaged: it is not whole ({error!r}).") from error
 
 
 def read_particle(directory: RunDirectory, cycle: int, index: int) -> Particle:
@@ -145,7 +145,7 @@ def read_particle(directory: RunDirectory, cycle: int, index: int) -> Particle:
     particle = Particle.load(path)
     directory.require_own(path)
     if particle.index != index:
-        raise Damaged(f"{path} is particle {particle.index} of its cycle, which was moved or copied here.")
+        raise CorruptFile(f"{path} is particle {particle.index} of its cycle, which was moved or copied here.")
     return particle
 
 
@@ -158,7 +158,7 @@ def read_ticket(directory: RunDirectory) -> Ticket:
 
 def _require(path: Path, found: str, expected: object) -> None:
     if found != expected:
-        raise Damaged(f"{path} is not the file its record was written with. Restore it from a copy.")
+        raise CorruptFile(f"{path} is not the file its record was written with. Restore it from a copy.")
 
 
 def unless_damaged(paths: Sequence[Path], read: Callable[[], T], again: str) -> T | None:
@@ -170,7 +170,7 @@ def unless_damaged(paths: Sequence[Path], read: Callable[[], T], again: str) -> 
         return None
     try:
         return read()
-    except Damaged as error:
+    except CorruptFile as error:
         kept = [str(set_aside(path)) for path in paths if path.exists()]
         warnings.warn(f"{error} {again} (Kept as {', '.join(kept)}.)", stacklevel=3)
         return None

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, cast
 
-from swamp.errors import Damaged
+from swamp.errors import CorruptFile
 from swamp.files import newer
 
 VERSION = 2
@@ -28,10 +28,12 @@ def sealed(value: Mapping[str, Any], about: Mapping[str, str] | None = None) -> 
 def unsealed(value: Any, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The values, and what their seal says; nothing where they have none, as all of before there were seals.
 
-    Raises Damaged for what is no object or does not match its checksum, SwampError for one of a later version.
+    Raises CorruptFile for what is no object or does not match its checksum, SwampError for one of a later version.
     """
     if not isinstance(value, dict):
-        raise Damaged(f"{where} is damaged: it holds {type(value).__name__}, not an object. Restore it from a copy.")
+        raise CorruptFile(
+            f"{where} is damaged: it holds {type(value).__name__}, not an object. Restore it from a copy."
+        )
     plain = dict(cast("dict[str, Any]", value))
     found = plain.pop(_SEAL, {})
     if not found and _SEAL not in value:
@@ -39,14 +41,14 @@ def unsealed(value: Any, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
     seal: dict[str, Any] = dict(cast("dict[str, Any]", found)) if isinstance(found, dict) else {}
     version = seal.get("version")
     if seal.pop("checksum", None) != _checksum(plain, seal) or not isinstance(version, int):
-        raise Damaged(f"{where} is damaged: it does not match its own checksum. Restore it from a copy.")
+        raise CorruptFile(f"{where} is damaged: it does not match its own checksum. Restore it from a copy.")
     if version > VERSION:
         raise newer(where, f"format {version}, this one reads up to {VERSION}")
     return plain, seal
 
 
 def require_own(where: str, said: Mapping[str, Any], about: Mapping[str, str], *, strict: bool) -> None:
-    """Raise Damaged unless a file says of itself that it is what `about` asks for.
+    """Raise CorruptFile unless a file says of itself that it is what `about` asks for.
 
     strict: also where it says nothing, as those of older versions do.
     """
@@ -57,11 +59,13 @@ def require_own(where: str, said: Mapping[str, Any], about: Mapping[str, str], *
         if found == expected:
             continue
         if found is None:
-            raise Damaged(f"{where} is not of this run: it does not say whose it is, as all of this run's files do.")
+            raise CorruptFile(
+                f"{where} is not of this run: it does not say whose it is, as all of this run's files do."
+            )
         if name == "run":
             other = "another run" if strict else "another run or version of swamp"
-            raise Damaged(f"{where} belongs to {other} ({found}, this one is {expected}).")
-        raise Damaged(f"{where} is {found} of its run, which was moved or copied here.")
+            raise CorruptFile(f"{where} belongs to {other} ({found}, this one is {expected}).")
+        raise CorruptFile(f"{where} is {found} of its run, which was moved or copied here.")
 
 
 def finite(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from swamp.algorithms import Phase
-from swamp.errors import Damaged
+from swamp.errors import CorruptFile
 from swamp.files import digest, load_tensors, parse_json, require_format, save_tensors
 from swamp.masks import Mask
 from swamp.training import Snapshot
@@ -25,7 +25,7 @@ def save_snapshot(path: Path, snapshot: Snapshot, about: Mapping[str, str]) -> N
 
 
 def load_snapshot(path: Path) -> Snapshot:
-    """Read a snapshot. Raises Damaged for a file that is not whole."""
+    """Read a snapshot. Raises CorruptFile for a file that is not whole."""
     tensors, numbers = _load(path, "swamp-snapshot-1")
     with _whole(path):
         return _snapshot(tensors, numbers)
@@ -53,7 +53,7 @@ def save_phase(path: Path, phase: Phase, about: Mapping[str, str]) -> None:
 
 
 def load_phase(path: Path) -> Phase:
-    """Read what `save_phase` wrote. Raises Damaged as `load_snapshot` does."""
+    """Read what `save_phase` wrote. Raises CorruptFile as `load_snapshot` does."""
     tensors, numbers = _load(path, "swamp-phase-1")
     with _whole(path):
         return Phase(
@@ -107,7 +107,7 @@ def _load(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
     require_format(path, metadata, kind, "a training in progress")
     # Those of before files had checksums have one of their tensors.
     if "digest" in metadata and digest(tensors) != metadata["digest"]:
-        raise Damaged(f"{path} is damaged: its tensors do not match their checksum.")
+        raise CorruptFile(f"{path} is damaged: its tensors do not match their checksum.")
     with _whole(path):
         return tensors, parse_json(metadata["numbers"])
 
@@ -117,4 +117,4 @@ def _whole(path: Path) -> Generator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError) as error:
-        raise Damaged(f"{path} is damaged: its description is not whole ({error!r}).") from error
+        raise CorruptFile(f"{path} is damaged: its description is not whole ({error!r}).") from error

@@ -10,7 +10,7 @@ from typing import Any
 
 from swamp.algorithms import Break, Cycle, Phase
 from swamp.backends import Choice, Particle, Ticket
-from swamp.errors import Damaged, Interrupted, SwampError
+from swamp.errors import CorruptFile, Interrupted, SwampError
 from swamp.files import digest, load_metadata, load_tensors, save_tensors, set_aside, write_atomic
 from swamp.masks import Mask
 from swamp.runs.directory import RunDirectory, read_json
@@ -67,8 +67,8 @@ class RunStore:
         path = self.directory.backend
         try:
             return Choice.from_json(self.directory.read(path)) if path.exists() else None
-        except Damaged as error:
-            raise Damaged(
+        except CorruptFile as error:
+            raise CorruptFile(
                 f"{error} It says how particles are trained, by which sums are rounded. Without a copy of it, delete "
                 "it and resume: the ways are timed anew."
             ) from error
@@ -84,7 +84,7 @@ class RunStore:
             return None
         try:
             cycle = read_cycle(self.directory, index)
-        except Damaged as error:
+        except CorruptFile as error:
             self._set_aside(index, error)
             return None
         self._require_made_from(index)
@@ -149,13 +149,13 @@ class RunStore:
             wrong += [] if Mask.load(directory.mask) == cycle.mask else [directory.mask]
             weights, _ = load_tensors(directory.model)
             wrong += [] if digest(weights) == digest(cycle.weights) else [directory.model]
-        except (Damaged, OSError) as error:
+        except (CorruptFile, OSError) as error:
             wrong = [error]
         if wrong:
             _warn(f"{wrong[0]}: not what the finished cycles say. It is written again from them.")
         return not wrong
 
-    def _set_aside(self, index: int, error: Damaged) -> None:
+    def _set_aside(self, index: int, error: CorruptFile) -> None:
         """Make a damaged cycle one that is not finished, if what it is made of was kept; else raise."""
         folder, record = self.directory.cycle(index), self.directory.record(index)
         if not [*folder.glob("particle-*.safetensors"), *self.directory.path.glob("member-*")]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import msgspec
 
 from swamp.algorithms import method_named
-from swamp.errors import Damaged, SwampError, shortened
+from swamp.errors import CorruptFile, SwampError, shortened
 from swamp.files import make_folder, one_at_a_time, remove_unfinished, sign
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, read_json, write_json
@@ -65,17 +65,19 @@ class StudyDirectory:
             # Those of before this option do not say.
             at_once = msgspec.convert(values.get("seeds_at_once", False), bool)
         except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
-            raise Damaged(f"{file} is damaged: expected runs and compare. Restore it, or start anew.") from error
+            raise CorruptFile(f"{file} is damaged: expected runs and compare. Restore it, or start anew.") from error
         for name, _ in runs:
             if not names_a_run(name):
-                raise Damaged(f"{file} is damaged: {name!r} cannot be the name of a run: it names a directory.")
+                raise CorruptFile(f"{file} is damaged: {name!r} cannot be the name of a run: it names a directory.")
         try:
             study = cls(path, {name: RunConfig.from_json(value) for name, value in runs}, compare, at_once)
         except SwampError as error:
             raise SwampError(f"{file}: {error}") from error
         others = sorted(config.parent.name for config in path.glob("*/config.json"))
         if others and not any(name in study.runs for name in others):
-            raise Damaged(f"{file} is of another study: it lists no run of those that lie there ({shortened(others)}).")
+            raise CorruptFile(
+                f"{file} is of another study: it lists no run of those that lie there ({shortened(others)})."
+            )
         return study
 
     @classmethod
@@ -185,7 +187,9 @@ class StudyDirectory:
         directory, _ = open_run(self.path / name)
         done = directory.read(directory.summary)
         if not {"sparsity", "test", "seconds"} <= {*done}:
-            raise Damaged(f"{directory.summary} is damaged: it is not whole. To write it again: swamp resume {name}")
+            raise CorruptFile(
+                f"{directory.summary} is damaged: it is not whole. To write it again: swamp resume {name}"
+            )
         return done
 
     def alone(self, name: str) -> str:
@@ -195,7 +199,7 @@ class StudyDirectory:
             return ""
         try:
             return str(read_sessions(run)[-1].get("alone", ""))
-        except (Damaged, IndexError):
+        except (CorruptFile, IndexError):
             return ""  # whoever goes on with the run is told
 
     def begun(self) -> list[Path]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from threading import Event
 
-from swamp.errors import Busy, Interrupted, SwampError, refused
+from swamp.errors import Interrupted, RunLocked, SwampError, as_swamp_error
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.execute import resume, start
 from swamp.runs.in_step import do_in_step
@@ -57,7 +57,7 @@ def _settle_all(study: StudyDirectory, names: Sequence[str], reporter: Reporter,
             raise
         except Exception as error:
             # Whose fault it was, each of them tells when it is done alone.
-            why = str(refused(error) or repr(error))
+            why = str(as_swamp_error(error) or repr(error))
             warnings.warn(f"{', '.join(names)} are done one by one: {why}", stacklevel=2)
     return all([study.over(name) or _settle(study, name, reporter, stop, why) for name in names])
 
@@ -68,11 +68,11 @@ def _settle(study: StudyDirectory, name: str, reporter: Reporter, stop: Event, a
         _execute(study, name, reporter, stop, alone)
     except Interrupted:
         raise
-    except Busy:
+    except RunLocked:
         return False
     except Exception as error:
         # Bad input, memory that ran out, or a fault of ours: it must not take the other runs along, nor be lost.
-        told = refused(error)
+        told = as_swamp_error(error)
         study.fail(name, told or error, str(told) if told else "".join(traceback.format_exception(error)))
     return True
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from threading import Event
 
 from swamp.algorithms import Cycle
-from swamp.backends import Choice, Member, Over, World, rank, ranks
-from swamp.errors import Interrupted, Lost, SwampError, refused
+from swamp.backends import Choice, JobEnded, Member, World, rank, ranks
+from swamp.errors import Interrupted, RankFailed, SwampError, as_swamp_error
 from swamp.runs.config import RunConfig
 from swamp.runs.environment import facts
 
@@ -86,11 +86,11 @@ def _leading(world: World, path: Path) -> Generator[None]:
     try:
         yield
     except BaseException as error:
-        told = refused(error)
+        told = as_swamp_error(error)
         gone = world.end(told.exit_code if told else 1)
         world.leave("ended the job")
         # A signal from torchrun is most often its answer to a rank that died.
-        if isinstance(error, Lost) or (isinstance(error, Interrupted) and gone):
+        if isinstance(error, RankFailed) or (isinstance(error, Interrupted) and gone):
             raise _lost(error, gone, path) from error
         raise
     world.end(0)
@@ -103,7 +103,7 @@ def _serving(world: World, path: Path) -> Generator[None]:
     try:
         yield
         why = "finished"
-    except Over:
+    except JobEnded:
         why = "finished"
         raise
     except Interrupted:
@@ -111,22 +111,22 @@ def _serving(world: World, path: Path) -> Generator[None]:
         if world.members[0].is_dead(world.me):
             _say_for_rank_0(world, _lost(None, [world.members[0]], path))
         raise
-    except Lost as error:
+    except RankFailed as error:
         _say_for_rank_0(world, _lost(error, [], path))
         raise
     finally:
         world.leave(why)
 
 
-def _lost(error: BaseException | None, gone: list[Member], path: Path) -> Lost:
-    what = str(error) if isinstance(error, Lost) else f"{' and '.join(map(str, gone))} died."
-    return Lost(
+def _lost(error: BaseException | None, gone: list[Member], path: Path) -> RankFailed:
+    what = str(error) if isinstance(error, RankFailed) else f"{' and '.join(map(str, gone))} died."
+    return RankFailed(
         f"{what} What was finished is kept. Go on, with any number of ranks: "
         f"torchrun --nproc-per-node=... -m swamp resume {path} (or, with one process, swamp resume {path})"
     )
 
 
-def _say_for_rank_0(world: World, error: Lost) -> None:
+def _say_for_rank_0(world: World, error: RankFailed) -> None:
     """Only rank 0 speaks; where it is gone, the next one does."""
     if world.rank == 1:
         assert sys.__stderr__ is not None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate  # pyright: ignore[reportUnknownVariableType]
 
-from swamp.errors import SwampError, reader_lost
+from swamp.errors import SwampError, data_worker_died
 from swamp.training.augment import Augment
 from swamp.training.order import Seed, isolated, permutation
 
@@ -187,7 +187,7 @@ class DatasetData:
                 yield batch
         except (ConnectionError, EOFError) as error:
             # What is seen first of a process that was killed while it handed over a batch.
-            raise reader_lost(str(error) or type(error).__name__) from error
+            raise data_worker_died(str(error) or type(error).__name__) from error
 
 
 class _Batches(Dataset[Any]):
