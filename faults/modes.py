@@ -141,11 +141,10 @@ class Workers(Mode):
     """Two workers of a study of three runs."""
 
     runs: int = 3
-    at_once: bool = False
 
     def prepared(self, run: Path, reference: Path) -> None:
         seeds = {f"seed-{n}": replace(self.config, plan=replace(self.config.plan, seed=n)) for n in range(self.runs)}
-        StudyDirectory.join(run, seeds, seeds_at_once=self.at_once).retry()
+        StudyDirectory.join(run, seeds).retry()
 
     def go(self, run: Path, faults: Faults = nothing) -> list[Child]:
         command = ["study", "--worker", run, "--wait"]
@@ -170,7 +169,6 @@ MODES: dict[str, Mode] = {
     "ensemble": Mode("ensemble", of(3, tiny(backend="stacked", model="mlp-100"), "imp-ensemble")),
     "ranks": ForkedRanks("ranks", tiny()),
     "study": Workers("study", tiny()),
-    "in-step": Workers("in-step", tiny(backend="stacked", model="mlp-100"), at_once=True),
     "analyze": Analyze("analyze", tiny()),
     "compiled": Process("compiled", tiny(backend="stacked"), slow=True),
     # One particle more than cores, left alone at the end, in a network that rounds otherwise with two threads. No fork:

@@ -248,26 +248,3 @@ def test_the_studies_of_the_results_can_be_resolved(path):
 def test_ready_made_studies_are_listed(capsys):
     assert swamp("list", "studies", "--json") == 0
     assert list(json.loads(capsys.readouterr().out)["studies"]) == list(STUDIES)
-
-
-def test_seeds_at_once_have_the_results_that_they_have_one_by_one(tmp_path, finished, capsys):
-    path = written(tmp_path)
-    path.write_text("seeds_at_once = true\n" + path.read_text())
-    assert swamp("study", path, "--out", tmp_path / "s", "--workers", 2, "--quiet") == 0
-    assert "not at once" not in capsys.readouterr().out
-    assert measured(tmp_path / "s") == measured(finished)
-
-
-def test_why_seeds_were_not_done_at_once_is_told(tmp_path, capsys):
-    path = tmp_path / "words.toml"
-    # Each seed counts the words of its own training examples, and so has a table of its own length for them.
-    path.write_text(
-        'seeds_at_once = true\nrecipe = "movie-reviews-transformer"\n[settings]\nexamples = 64\nsparsity = 0.5\n'
-        'method = "imp"\nepochs = 1\nticket_epochs = 0\nwarmup = 0\n[grid]\nseed = [0, 1]\n'
-    )
-    told = r"one by one, not at once: seed0, seed1: .* networks of one shape"
-    assert swamp("study", path, "--out", tmp_path / "s", "--quiet") == 0
-    assert re.search(told, capsys.readouterr().out)
-    assert swamp("study", tmp_path / "s", "--quiet", "--json") == 0
-    runs = json.loads(capsys.readouterr().out)["runs"]
-    assert all("one shape" in run["alone"] for run in runs.values())

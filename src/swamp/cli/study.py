@@ -97,7 +97,7 @@ def _joined(given: str, out: Path | None) -> StudyDirectory:
     else:
         raise SwampError(f"{unknown('study', given, STUDIES)} Or give a TOML file, or the folder of a study.")
     runs = study.configurations(lambda recipe: recipe_named(recipe or DEFAULT), given)
-    return StudyDirectory.join(out or Path("studies") / name, runs, study.compare, seeds_at_once=study.seeds_at_once)
+    return StudyDirectory.join(out or Path("studies") / name, runs, study.compare)
 
 
 def _worker(given: WorkerArgs) -> None:
@@ -162,22 +162,11 @@ def _outcome(study: StudyDirectory, states: Sequence[RunState]) -> dict[str, Any
     runs: dict[str, Any] = {}
     for state in states:
         runs[state.name] = {name: value for name, value in asdict(state).items() if name != "name" and value != ""}
-        if alone := study.alone(state.name):
-            runs[state.name]["alone"] = alone
         if state.state == "finished":
             done = study.summary(state.name)
             runs[state.name] |= {key: done[key] for key in ("sparsity", "test", "seconds")}
     counts = {name: sum(state.state == name for state in states) for name in _STATES}
     return {**counts, "runs": runs}
-
-
-def _alone(study: StudyDirectory, states: Sequence[RunState]) -> dict[str, list[str]]:
-    """Why runs were not done together -> these runs."""
-    found: dict[str, list[str]] = {}
-    for state in states:
-        if why := study.alone(state.name):
-            found.setdefault(why, []).append(state.name)
-    return found
 
 
 _STATES = ("finished", "failed", "running", "waiting")
@@ -193,8 +182,6 @@ def _print_outcome(study: StudyDirectory, states: Sequence[RunState], jobs: list
             say(f"  {state.name} failed: {last_line(state.error)}")
         elif state.state == "running":
             say(f"  {state.name}: {state.worker} works on it ({state.done:g} of {state.total:g} epochs)")
-    for why, names in _alone(study, states).items():
-        say(f"  one by one, not at once: {', '.join(names)}: {why}")
     if jobs:
         say(f"submitted: {' '.join(jobs)}. How far they are: swamp study {study.path} --workers 0")
     if comparison:

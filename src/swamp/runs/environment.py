@@ -15,14 +15,8 @@ import torch
 _PACKAGES = ("swamp", "torch", "numpy", "safetensors", "mnist1d", "scikit-learn")
 
 
-def environment(
-    device: torch.device, *, ranks: Sequence[str] = (), at_once: Sequence[str] = (), alone: str = ""
-) -> dict[str, Any]:
-    """Versions, machine, device, threads and the git state of swamp's own source.
-
-    ranks: of a job of several; at_once: the runs whose particles were trained at once with this one's, itself included;
-    alone: why that could not be, where it was asked for.
-    """
+def environment(device: torch.device, ranks: Sequence[str] = ()) -> dict[str, Any]:
+    """Versions, machine, device, threads, the git state of swamp's own source, and the ranks of a distributed job."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -34,8 +28,6 @@ def environment(
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
         "git": _git(),
         "ranks": [*ranks],
-        "at_once": [*at_once],
-        "alone": alone,
     }
 
 

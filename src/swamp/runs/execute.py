@@ -1,7 +1,7 @@
 """Execute a configuration in a run directory, from the start or from wherever it stopped."""
 
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -38,15 +38,14 @@ from swamp.runs.together import Nobody, joined, prepared, restarted
 from swamp.training import Seed, build_optimizer, isolated
 
 
-def start(config: RunConfig, path: Path, reporter: Reporter, stop: Event, *, alone: str = "") -> dict[str, Any]:
+def start(config: RunConfig, path: Path, reporter: Reporter, stop: Event) -> dict[str, Any]:
     """Run `config` in the new directory `path`; returns the summary. Raises SwampError if `path` holds a run.
 
-    alone: why it is not done together with other runs, where that was asked for; it is kept with the environment.
     Under torchrun the ranks do it together: rank 0 leads and returns the summary, the others return an empty one.
     """
     directory = RunDirectory(path, config.digest(), strict=True)
     if restarted() and directory.config.exists() and not differences(RunConfig.load(directory.config), config):
-        return resume(path, reporter, stop, alone=alone)
+        return resume(path, reporter, stop)
     refuse_lonely_shards(config)
     with joined(config, device_kind(config), path, stop) as world:
         if world is not None and world.rank:
@@ -60,11 +59,11 @@ def start(config: RunConfig, path: Path, reporter: Reporter, stop: Event, *, alo
             check_space(directory, config, model, problem.task.train.steps(config.training.batch_size))
             prepared(world)
             write_configuration(directory, config)
-            return _execute(config, directory, problem, model, reporter, stop, world, alone)
+            return _execute(config, directory, problem, model, reporter, stop, world)
     return {}
 
 
-def resume(path: Path, reporter: Reporter, stop: Event, *, alone: str = "") -> dict[str, Any]:
+def resume(path: Path, reporter: Reporter, stop: Event) -> dict[str, Any]:
     """Go on with the run in `path`; what is finished is read back. Returns the summary, as `start` does."""
     directory, config = reopened(path)
     with joined(config, device_kind(config), path, stop) as world:
@@ -76,7 +75,7 @@ def resume(path: Path, reporter: Reporter, stop: Event, *, alone: str = "") -> d
         with directory.locked():
             check_space(directory, config, model, problem.task.train.steps(config.training.batch_size))
             prepared(world)
-            return _execute(config, directory, problem, model, reporter, stop, world, alone)
+            return _execute(config, directory, problem, model, reporter, stop, world)
     return {}
 
 
@@ -183,14 +182,13 @@ def _execute(
     reporter: Reporter,
     stop: Event,
     world: World | None,
-    alone: str,
 ) -> dict[str, Any]:
     if world is not None:
         stop = world.agreed
     store = store_of(config, directory, reporter, stop)
     with executing(config):
         ranks = [] if world is None else [str(member) for member in world.members]
-        note_session(directory, config, ranks=ranks, alone=alone)
+        note_session(directory, config, ranks)
         reporter.started(len(config.plan.schedule()))
         try:
             done = summary(directory, config, _records(config, problem, model, store, world))
@@ -203,9 +201,9 @@ def _execute(
         return conclude(directory, done)
 
 
-def note_session(directory: RunDirectory, config: RunConfig, **more: Any) -> None:
-    """Write down what this session runs on, after those before it. more: see `environment`."""
-    here = sealed(environment(device_named(config.device), **more), directory.about(directory.environment))
+def note_session(directory: RunDirectory, config: RunConfig, ranks: Sequence[str]) -> None:
+    """Append this session's environment to environment.json. ranks: of a distributed job."""
+    here = sealed(environment(device_named(config.device), ranks), directory.about(directory.environment))
     write_json(directory.environment, [*_sessions(directory), here])
 
 

@@ -49,8 +49,6 @@ class Study:
     """Further single runs, by name: their options."""
     name: str = ""
     """Names of the grid's runs, e.g. '{method}-{seed}'; empty: made of the options that have a list."""
-    seeds_at_once: bool = False
-    """Whether runs that differ in their seeds only are done together, their particles trained at once."""
     compare: View = field(default_factory=View)
     """How they are compared at the end."""
 

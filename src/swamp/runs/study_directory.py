@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,7 +17,7 @@ from swamp.errors import CorruptFile, SwampError, shortened
 from swamp.files import make_folder, one_at_a_time, remove_unfinished, sign
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, read_json, write_json
-from swamp.runs.read import open_run, read_sessions
+from swamp.runs.read import open_run
 from swamp.runs.seal import sealed, unsealed
 from swamp.runs.study import View, names_a_run
 
@@ -50,8 +50,6 @@ class StudyDirectory:
     runs: Mapping[str, RunConfig]
     """Name -> configuration, in the order in which workers take them."""
     compare: View = field(default_factory=View)
-    seeds_at_once: bool = False
-    """Whether runs that differ in their seeds only are done together."""
 
     @classmethod
     def open(cls, path: Path) -> "StudyDirectory":
@@ -62,15 +60,13 @@ class StudyDirectory:
         values, _ = unsealed(read_json(file), str(file))
         try:
             runs, compare = cast("dict[str, Any]", values["runs"]).items(), msgspec.convert(values["compare"], View)
-            # Those of before this option do not say.
-            at_once = msgspec.convert(values.get("seeds_at_once", False), bool)
         except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
             raise CorruptFile(f"{file} is damaged: expected runs and compare. Restore it, or start anew.") from error
         for name, _ in runs:
             if not names_a_run(name):
                 raise CorruptFile(f"{file} is damaged: {name!r} cannot be the name of a run: it names a directory.")
         try:
-            study = cls(path, {name: RunConfig.from_json(value) for name, value in runs}, compare, at_once)
+            study = cls(path, {name: RunConfig.from_json(value) for name, value in runs}, compare)
         except SwampError as error:
             raise SwampError(f"{file}: {error}") from error
         others = sorted(config.parent.name for config in path.glob("*/config.json"))
@@ -81,9 +77,7 @@ class StudyDirectory:
         return study
 
     @classmethod
-    def join(
-        cls, path: Path, runs: Mapping[str, RunConfig], compare: View | None = None, *, seeds_at_once: bool = False
-    ) -> "StudyDirectory":
+    def join(cls, path: Path, runs: Mapping[str, RunConfig], compare: View | None = None) -> "StudyDirectory":
         """Begin the study in `path`, or take part in it where it was begun; runs that it did not have are added.
 
         Raises SwampError naming the differences if a run is another one there, or is there and not in `runs`.
@@ -102,33 +96,15 @@ class StudyDirectory:
                     f"{path} holds another study. It differs in {shortened(wrong)}. Choose another --out, or put the "
                     "study back; runs may be added to it, not changed or left out."
                 )
-            study = cls(path, runs, compare or View(), seeds_at_once)
+            study = cls(path, runs, compare or View())
             if study != there_already:
                 listed = {name: config.to_json() for name, config in runs.items()}
-                others = {"compare": asdict(study.compare), "seeds_at_once": seeds_at_once}
-                write_json(_listing(path), sealed({"runs": listed, **others}))
+                write_json(_listing(path), sealed({"runs": listed, "compare": asdict(study.compare)}))
         return study
 
     def run(self, name: str) -> RunDirectory:
         """The directory of one run."""
         return RunDirectory(self.path / name)
-
-    def company(self, name: str) -> list[str]:
-        """The runs that are to be done together with this one, itself included, in order; those that are over are not.
-
-        Where one has failed the others are done one by one, as they were when it did.
-        """
-        mine = self.runs[name]
-        if not self.seeds_at_once or not method_named(mine.plan.method).in_step:
-            return [name]
-        alike = [
-            other
-            for other, config in self.runs.items()
-            if replace(config, plan=replace(config.plan, seed=mine.plan.seed)) == mine
-        ]
-        if any(self._failed(other).exists() for other in alike):
-            return [name]
-        return [other for other in alike if not self.over(other)]
 
     @contextmanager
     def claimed(self, name: str) -> Generator[bool]:
@@ -191,16 +167,6 @@ class StudyDirectory:
                 f"{directory.summary} is damaged: it is not whole. To write it again: swamp resume {name}"
             )
         return done
-
-    def alone(self, name: str) -> str:
-        """Why a run was not done together with its company, where the study asked for it; else empty."""
-        run = self.run(name)
-        if not (self.seeds_at_once and run.environment.exists()):
-            return ""
-        try:
-            return str(read_sessions(run)[-1].get("alone", ""))
-        except (CorruptFile, IndexError):
-            return ""  # whoever goes on with the run is told
 
     def begun(self) -> list[Path]:
         """The runs that have a finished cycle. Raises SwampError for one that is another than study.json says."""

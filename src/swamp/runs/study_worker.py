@@ -1,15 +1,11 @@
 """A worker: takes the runs of a study one after the other, until none is left that it may take."""
 
 import traceback
-import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
 from threading import Event
 
 from swamp.errors import Interrupted, RunLocked, SwampError, as_swamp_error
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.execute import resume, start
-from swamp.runs.in_step import do_in_step
 from swamp.runs.progress import Reporter
 from swamp.runs.study_directory import StudyDirectory
 
@@ -19,9 +15,8 @@ _POLL_SECONDS = 2.0
 def work(study: StudyDirectory, reporter: Reporter, stop: Event, *, wait: bool = False) -> None:
     """Finish every run of `study` that nobody else works on; one that an earlier worker left is gone on with.
 
-    Runs that the study wants together are taken so, or not at all. One that fails is recorded as failed, and the next
-    is taken. wait: stay for the runs that others hold, and take over those that they leave. Raises Interrupted once
-    `stop` is set; the runs in progress are saved.
+    A run that fails is recorded as failed, and the next is taken. wait: stay for the runs that others hold, and take
+    over those that they leave. Raises Interrupted once `stop` is set; the run in progress is saved.
     """
     while True:
         held = False
@@ -30,11 +25,9 @@ def work(study: StudyDirectory, reporter: Reporter, stop: Event, *, wait: bool =
                 raise Interrupted("stopped.")
             if study.over(name):
                 continue
-            together = study.company(name)
-            with ExitStack() as claims:
-                mine = all(claims.enter_context(study.claimed(one)) for one in together)
-                # Between the look and the claim, another worker may have finished some.
-                taken = mine and _settle_all(study, [n for n in together if not study.over(n)], reporter, stop)
+            with study.claimed(name) as mine:
+                # Between the look and the claim, another worker may have finished it.
+                taken = mine and (study.over(name) or _settle(study, name, reporter, stop))
             held |= not taken
             if taken:
                 # From the top: what was abandoned meanwhile comes before what nobody began.
@@ -45,27 +38,10 @@ def work(study: StudyDirectory, reporter: Reporter, stop: Event, *, wait: bool =
             stop.wait(_POLL_SECONDS)
 
 
-def _settle_all(study: StudyDirectory, names: Sequence[str], reporter: Reporter, stop: Event) -> bool:
-    """Bring runs to their ends, together where they are several; what cannot go on so is settled one by one."""
-    why = ""
-    if len(names) > 1:
-        try:
-            for name in names:
-                _require_own(study, name)
-            do_in_step({study.run(name).path: study.runs[name] for name in names}, reporter, stop)
-        except Interrupted:
-            raise
-        except Exception as error:
-            # Whose fault it was, each of them tells when it is done alone.
-            why = str(as_swamp_error(error) or repr(error))
-            warnings.warn(f"{', '.join(names)} are done one by one: {why}", stacklevel=2)
-    return all([study.over(name) or _settle(study, name, reporter, stop, why) for name in names])
-
-
-def _settle(study: StudyDirectory, name: str, reporter: Reporter, stop: Event, alone: str) -> bool:
+def _settle(study: StudyDirectory, name: str, reporter: Reporter, stop: Event) -> bool:
     """Bring a run to its end, good or bad; False where somebody holds it who is no worker of a study."""
     try:
-        _execute(study, name, reporter, stop, alone)
+        _execute(study, name, reporter, stop)
     except Interrupted:
         raise
     except RunLocked:
@@ -77,13 +53,13 @@ def _settle(study: StudyDirectory, name: str, reporter: Reporter, stop: Event, a
     return True
 
 
-def _execute(study: StudyDirectory, name: str, reporter: Reporter, stop: Event, alone: str) -> None:
+def _execute(study: StudyDirectory, name: str, reporter: Reporter, stop: Event) -> None:
     run, config = study.run(name), study.runs[name]
     _require_own(study, name)
     if run.config.exists():
-        resume(run.path, reporter, stop, alone=alone)
+        resume(run.path, reporter, stop)
     else:
-        start(config, run.path, reporter, stop, alone=alone)
+        start(config, run.path, reporter, stop)
 
 
 def _require_own(study: StudyDirectory, name: str) -> None:
