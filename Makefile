@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # pip resolves everything from constraints.txt, so that a new machine gets what this one was tested with.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test setup check format coverage docs bench faults ranks results lock locked clean
+.PHONY: demo test test-all compat setup check format coverage docs bench faults ranks results lock locked clean
 
 demo: $(VENV)/.core
 	@rm -rf build/demo
@@ -13,8 +13,16 @@ demo: $(VENV)/.core
 	$(BIN)/swamp run --method swamp --out build/demo/swamp
 	$(BIN)/swamp compare build/demo/imp build/demo/swamp --out build/demo/comparison
 
+# The tests below about a second each; `make test-all` adds those marked slow.
 test: $(VENV)/.dev
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal -m "not slow"
+
+test-all: $(VENV)/.dev
+	$(BIN)/pytest -n auto --dist worksteal
+
+# The fast tests on the oldest, a middle and the newest supported Python and torch: see .ci/compat.
+compat:
+	.ci/compat
 
 setup: $(VENV)/.dev
 

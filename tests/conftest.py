@@ -1,3 +1,7 @@
+import math
+from collections import defaultdict
+from itertools import combinations
+
 import hypothesis
 import pytest
 import torch
@@ -15,6 +19,45 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("swamp", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=2000)
 hypothesis.settings.load_profile("swamp")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Apply the markers `pairwise` and `fast_cases` (described in pyproject.toml) to the cases of each test."""
+    tests: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        tests[item.nodeid.partition("[")[0]].append(item)
+    dropped: set[pytest.Item] = set()
+    for cases in tests.values():
+        if cases[0].get_closest_marker("pairwise"):
+            kept = _pairwise(cases)
+            dropped.update(set(cases).difference(kept))
+            cases[:] = kept
+        if marker := cases[0].get_closest_marker("fast_cases"):
+            fast = _spread(len(cases), *marker.args)
+            for index in set(range(len(cases))) - fast:
+                cases[index].add_marker("slow")
+    if dropped:
+        config.hook.pytest_deselected(items=sorted(dropped, key=lambda item: item.nodeid))
+        items[:] = [item for item in items if item not in dropped]
+
+
+def _pairwise(cases: list[pytest.Item]) -> list[pytest.Item]:
+    """Cases in which any two values of two parameters that meet in `cases` still meet; chosen greedily."""
+    values = {case: sorted((name, id(value)) for name, value in case.callspec.params.items()) for case in cases}
+    pairs = {case: set(combinations(values[case], 2)) for case in cases}
+    missing, kept = set().union(*pairs.values()), set()
+    while missing:
+        best = max(cases, key=lambda case: len(pairs[case] & missing))
+        missing -= pairs[best]
+        kept.add(best)
+    return [case for case in cases if case in kept]
+
+
+def _spread(count: int, number: int) -> set[int]:
+    """`number` of the indices below `count`, at a distance that visits every value of every parameter."""
+    step = next(n for n in range(max(count // number, 1), 2 * count + 2) if math.gcd(n, count) == 1)
+    return {index * step % count for index in range(number)}
 
 
 def blobs(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -132,6 +132,7 @@ def assert_same_weights(entry: Entry, particles: list[Particle], expected: list[
             assert torch.allclose(particle.weights[name], value, rtol=0, atol=0 if entry.exact else 1e-10), name
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("swa", [False, True])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_weights_are_those_of_the_reference(name, swa, entry, train, model, image_task, two_thirds, ticket_of):
@@ -210,6 +211,8 @@ def test_progress_hears_of_every_step_and_every_particle(train, mlp):
     assert sorted(recorder.done, key=lambda p: p.index) == particles
 
 
+@pytest.mark.pairwise
+@pytest.mark.fast_cases(10)
 @pytest.mark.parametrize("stop", [1, 3, 8, 11, 12, 13, 20, 29, 36])
 def test_an_interrupted_training_goes_on_to_the_same_particles(stop, entry, train, model):
     whole = train(model)

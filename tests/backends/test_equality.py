@@ -155,12 +155,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.pairwise
+@pytest.mark.fast_cases(12)
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_network_with_every_option(name, network, build):
     assert_equal_to_sequential(build, network_of(network), task_of(), replace(TEN_STEPS, **OPTIONS[name]))
 
 
+@pytest.mark.fast_cases(9)
 @pytest.mark.parametrize("name", sorted(set(torch_optimizers()) - {"Muon"}))
 def test_every_optimizer_of_torch(name, build):
     training = replace(TEN_STEPS, optimizer=name, lr=1e-3, weight_decay=0.0)
