@@ -76,8 +76,8 @@ def main() -> None:
     model, task = problem()
     counted = Counted()
 
-    def shared(share: Any) -> Sequential:
-        return Sequential(model, task, counted, share=share)
+    def shared(shard: Any) -> Sequential:
+        return Sequential(model, task, counted, shard=shard)
 
     if world.rank:
         serve(world, lambda choice: Sequential(model, task), lambda address: Silent(), shared)

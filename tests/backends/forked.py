@@ -33,8 +33,8 @@ class Together:
         self.served: Callable[[World], Progress] = lambda world: Silent()
         self.pids: list[int] = []
 
-    def shared(self, share: Any) -> Sequential:
-        return Sequential(self.model, self.task, share=share)
+    def shared(self, shard: Any) -> Sequential:
+        return Sequential(self.model, self.task, shard=shard)
 
     def world(self, store: TCPStore, rank: int, size: int) -> World:
         world = World(PrefixStore("test", store), rank, size, Event(), self.patience)

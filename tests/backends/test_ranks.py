@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed import TCPStore
 
 from swamp.backends import Member, Sequential, Silent, Ticket, World, serve
-from swamp.backends.synchronised import Synchronised
+from swamp.backends.data_parallel import SynchronisedBatchNorm
 from swamp.errors import Diverged, Interrupted, RankFailed, SwampError
 from swamp.masks import Mask
 from swamp.training import Seed, isolated
@@ -160,7 +160,7 @@ def test_batch_normalisation_of_one_process_is_torchs_own(tmp_path):
             layer = nn.BatchNorm2d(3).double()
             given = inputs.clone().requires_grad_()
             if mode:
-                with Synchronised(dist.group.WORLD):
+                with SynchronisedBatchNorm(dist.group.WORLD):
                     out = layer(given)
                     (out * target).sum().backward()
             else:

@@ -10,7 +10,7 @@ import torch.distributed.fsdp  # before the ranks are forked, or each of them im
 from torch import nn
 
 from swamp.backends import Sequential
-from swamp.backends.sharding import blocks
+from swamp.backends.data_parallel import fsdp_blocks
 from swamp.errors import Interrupted, SwampError
 from swamp.masks import is_spread, own
 from swamp.training import RunningMean, Snapshot, Task, build_optimizer, fit
@@ -143,4 +143,4 @@ def test_blocks_are_what_is_called_and_shares_nothing():
             self.head.weight = self.embedding.weight
 
     model = Tied()
-    assert blocks(model) == [model.layers[0], model.layers[1][1]]
+    assert fsdp_blocks(model) == [model.layers[0], model.layers[1][1]]

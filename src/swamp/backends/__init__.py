@@ -5,12 +5,12 @@ from collections.abc import Callable
 from swamp.backends.auto import WAYS, Auto, Choice
 from swamp.backends.backend import AtOnce, Backend, Group, Progress, Silent, train_groups
 from swamp.backends.beat import Member
+from swamp.backends.data_parallel import can_shard
 from swamp.backends.own import Own, Work
 from swamp.backends.particle import Particle, mean_of, require_unbroken
 from swamp.backends.ranks import Addressed, Ranks
 from swamp.backends.sequential import Sequential, rewind
 from swamp.backends.serving import serve
-from swamp.backends.sharding import can_shard
 from swamp.backends.stacked import Forked, Stacked
 from swamp.backends.threads import Threads, cores
 from swamp.backends.ticket import Ticket

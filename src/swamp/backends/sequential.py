@@ -18,7 +18,7 @@ from swamp.training import (
     Fit,
     OptimizerFactory,
     Seed,
-    Share,
+    Shard,
     Snapshot,
     Task,
     Training,
@@ -34,15 +34,15 @@ class Sequential:
     """One after the other, with all threads: the reference that every other backend must equal.
 
     `model` itself is left alone. optimizer: factory from parameters to any torch optimizer, in place of the one that
-    `training` names. share: the part of this process where several train each particle together.
+    `training` names. shard: the rows of this process where several processes train each particle (data parallelism).
     """
 
     def __init__(
-        self, model: nn.Module, task: Task, optimizer: OptimizerFactory | None = None, *, share: Share | None = None
+        self, model: nn.Module, task: Task, optimizer: OptimizerFactory | None = None, *, shard: Shard | None = None
     ) -> None:
         self.model = copy.deepcopy(model)
         self.task = task.to(next(model.parameters()).device)
-        self.optimizer, self.share = optimizer, share
+        self.optimizer, self.shard = optimizer, shard
 
     def train(
         self,
@@ -57,7 +57,7 @@ class Sequential:
     ) -> list[Particle]:
         """See Backend.train."""
         job = Job(self.model, self.task, self.optimizer, ticket, mask, training, first, last, progress or Silent())
-        job = replace(job, share=self.share)
+        job = replace(job, shard=self.shard)
         return job.particles(seeds)
 
 
@@ -78,8 +78,8 @@ class Job:
     """Whether no other training runs in this process at the same time."""
     beside: int = 1
     """Trainings that share the time of this one."""
-    share: Share | None = None
-    """This process's part of each training."""
+    shard: Shard | None = None
+    """The rows of this process where several processes train each particle."""
 
     def particles(self, seeds: Sequence[tuple[int, Seed]]) -> list[Particle]:
         """Train one after the other, and report each; those that broke are left out."""
@@ -131,7 +131,7 @@ class Job:
             resume=self.progress.unfinished(index),
             watch=watch,
             alone=self.alone,
-            share=self.share,
+            shard=self.shard,
         )
 
     def reported(self, index: int, trained: Fit, seconds: float) -> Particle:

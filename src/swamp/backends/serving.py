@@ -5,22 +5,23 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from threading import Event
 from typing import Any
 
 import msgspec
 from torch import Tensor
 
 from swamp.backends.backend import Backend, Progress, Silent
-from swamp.backends.dataparallel import Alone, DataParallel, OneForAll
+from swamp.backends.data_parallel import DataParallel, GroupProgress
 from swamp.backends.particle import Particle
 from swamp.backends.ticket import Ticket
 from swamp.backends.wire import broadcast, packed, send, unpacked
 from swamp.backends.world import JobEnded, World
 from swamp.errors import Diverged, Interrupted, RankFailed, SwampError, as_swamp_error
 from swamp.masks import Mask
-from swamp.training import Seed, Share, Snapshot, Training
+from swamp.training import Seed, Shard, Snapshot, Training
 
-Shared = Callable[[Share], Backend]
+Shared = Callable[[Shard], Backend]
 """Makes the backend that trains this process's share of each particle."""
 
 
@@ -76,7 +77,7 @@ def own_part(
         return []  # one of the ranks that are left when all groups have as many
     assert shared is not None
     one = DataParallel(mesh, world.asked, sharded=job.sharded)
-    told = OneForAll(told, one, world.agreed.set)
+    told = GroupProgress(told, one, world.agreed)
     own = job.seeds[place[0] :: job.groups]
     try:
         particles = shared(one).train(ticket, mask, job.training, own, first=job.first, last=job.last, progress=told)
@@ -87,6 +88,38 @@ def own_part(
         # What FSDP2 wrapped refers to itself: its parts would stay until the collector happens to come by.
         gc.collect()
     return particles if one.first else []
+
+
+class Alone:
+    """Progress of particles that this process trains by itself. asked: set to save and stop, by way of `stop`."""
+
+    def __init__(self, told: Progress, asked: Event, stop: Callable[[], None]) -> None:
+        self.told, self.asked, self.stop = told, asked, stop
+
+    def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Report; raise Interrupted where this process was asked to stop."""
+        stopping = self.asked.is_set()
+        if stopping:
+            self.stop()
+        self.told.stepped(index, step, total, snapshot)
+        if stopping:
+            raise Interrupted("stopped.")
+
+    def unfinished(self, index: int) -> Snapshot | None:
+        """What it goes on from."""
+        return self.told.unfinished(index)
+
+    def ready(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Pass it on."""
+        self.told.ready(index, snapshot)
+
+    def finished(self, particle: Particle) -> None:
+        """Report it."""
+        self.told.finished(particle)
+
+    def broke(self, index: int, error: Diverged) -> None:
+        """Pass it on."""
+        self.told.broke(index, error)
 
 
 class _Serving:

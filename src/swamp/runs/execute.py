@@ -109,7 +109,7 @@ def _serve(config: RunConfig, directory: RunDirectory, world: World) -> dict[str
         return backend_of(config.backend, model, problem.task, config.plan, chosen=chosen)
 
     with executing(config):
-        serve(world, build, store.opened, lambda share: Sequential(model, problem.task, share=share))
+        serve(world, build, store.opened, lambda shard: Sequential(model, problem.task, shard=shard))
     return {}
 
 
@@ -263,7 +263,7 @@ def _records(
             world,
             lambda: (chosen := store.choice()) and chosen.to_json(),
             particles=most_particles(config),
-            shared=lambda share: Sequential(model, task, share=share),
+            shared=lambda shard: Sequential(model, task, shard=shard),
             sharded=config.shard,
         )
     if method_named(plan.method).ensemble:

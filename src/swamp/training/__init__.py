@@ -20,7 +20,7 @@ from swamp.training.optimizers import OptimizerFactory, build_optimizer
 from swamp.training.options import Sharpness, Training
 from swamp.training.order import Seed, isolated
 from swamp.training.retrain import Retraining, norm_change, retraining
-from swamp.training.share import Share
+from swamp.training.shard import Shard
 from swamp.training.snapshot import Snapshot, masked
 from swamp.training.sources import as_data
 from swamp.training.task import Task, evaluate, predict
@@ -40,7 +40,7 @@ __all__ = [
     "Retraining",
     "RunningMean",
     "Seed",
-    "Share",
+    "Shard",
     "Sharpness",
     "Snapshot",
     "State",

@@ -25,7 +25,7 @@ from swamp.training.optimizers import OptimizerFactory, build_optimizer
 from swamp.training.options import Training
 from swamp.training.order import Seed, isolated
 from swamp.training.sam import gradient_of, perturbed, second_gradient
-from swamp.training.share import Share
+from swamp.training.shard import Shard
 from swamp.training.snapshot import Snapshot, load_optimizer, optimizer_tensors
 from swamp.training.task import Loss, Task
 
@@ -65,18 +65,18 @@ def fit(
     resume: Snapshot | None = None,
     watch: Watch | None = None,
     alone: bool = True,
-    share: Share | None = None,
+    shard: Shard | None = None,
 ) -> Fit:
     """Train `model` in place from step `first` up to `last` (default: the whole training) on the support of `mask`.
 
     The batch of every step is a pure function of `seed` and the step. alone: the global generators are seeded for
     this training and restored after it; without, nothing may draw from them but dropout, which has its own noise.
-    share: the part of this process where several train one model. Raises Diverged when the loss or a weight is not
-    finite; the loss is read back once an epoch.
+    shard: the rows of this process where several processes train one model. Raises Diverged when the loss or a weight
+    is not finite; the loss is read back once an epoch.
     """
     if resume is not None:
         model.load_state_dict(dict(resume.weights))
-    run = _Run(model, task, training, seed, optimizer, alone, share)
+    run = _Run(model, task, training, seed, optimizer, alone, shard)
     last = run.total if last is None else last
     step = first if resume is None else run.restore(resume)
     with isolated(seed, run.device) if alone else nullcontext(), run.held(mask):
@@ -117,11 +117,11 @@ class _Run:
         seed: Seed,
         optimizer: OptimizerFactory | None,
         alone: bool,
-        share: Share | None,
+        shard: Shard | None,
     ) -> None:
-        self.model, self.task, self.training, self.share = model, task, training, share
+        self.model, self.task, self.training, self.shard = model, task, training, shard
         self.device = next(model.parameters()).device
-        spread = share is not None and share.shard(model)
+        spread = shard is not None and shard.shard_parameters(model)
         narrow = training.precision == "bfloat16"
         self.layout = torch.contiguous_format if spread else arrange(model, narrow=narrow)
         self.trainable = [p for p in model.parameters() if p.requires_grad]
@@ -183,8 +183,8 @@ class _Run:
         found = torch.zeros((), device=self.device)
         for own in self.parts(len(targets)):
             found = found + self.part(step, inputs, targets, own)
-        if self.share is not None:
-            self.share.add_up([*(p.grad for p in self.trainable if p.grad is not None), found])
+        if self.shard is not None:
+            self.shard.all_reduce([*(p.grad for p in self.trainable if p.grad is not None), found])
         if self.mask_gradients is not None:
             self.mask_gradients()
         return found
@@ -192,12 +192,12 @@ class _Run:
     def parts(self, examples: int) -> list[slice | None]:
         """The rows of a batch that are computed at once, one part after the other; None: all of it."""
         count = self.training.accumulate
-        if self.share is None and count == 1:
+        if self.shard is None and count == 1:
             return [None]
-        rows = slice(0, examples) if self.share is None else self.share.rows(examples)
+        rows = slice(0, examples) if self.shard is None else self.shard.rows(examples)
         size = rows.stop - rows.start
         # Ranks compute together, so that each must have as many parts as the others.
-        if self.share is not None and size < count:
+        if self.shard is not None and size < count:
             raise SwampError(f"a rank has {size} examples a step, too few to accumulate over {count} parts.")
         count = min(count, size)
         borders = [rows.start + size * number // count for number in range(count + 1)]
@@ -209,7 +209,7 @@ class _Run:
         if own is not None:
             inputs, targets, weight = rows_of(inputs, own), targets[own], (own.stop - own.start) / examples
         inputs = arranged(inputs, self.layout)
-        with self.share.together() if self.share else nullcontext():
+        with self.shard.synchronised_batchnorm() if self.shard else nullcontext():
             with self.narrow(), self.random.at(step, own, examples):
                 loss = self.loss(self.task.forward(self.model, inputs), targets)
             (loss if weight == 1 else loss * weight).backward()  # pyright: ignore[reportUnknownMemberType]
