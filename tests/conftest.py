@@ -23,7 +23,7 @@ hypothesis.settings.load_profile("swamp")
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Apply the markers `pairwise` and `fast_cases` (described in pyproject.toml) to the cases of each test."""
+    """Apply the markers `pairwise`, `slow_cases` and `fast_cases` (see pyproject.toml) to the cases of each test."""
     tests: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         tests[item.nodeid.partition("[")[0]].append(item)
@@ -33,6 +33,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             kept = _pairwise(cases)
             dropped.update(set(cases).difference(kept))
             cases[:] = kept
+        if marker := cases[0].get_closest_marker("slow_cases"):
+            for case in cases:
+                if set(marker.args) & set(case.callspec.id.split("-")):
+                    case.add_marker("slow")
         if marker := cases[0].get_closest_marker("fast_cases"):
             fast = _spread(len(cases), *marker.args)
             for index in set(range(len(cases))) - fast:

@@ -213,6 +213,7 @@ def process(*arguments: object, **more) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_says_how_to_go_on_and_the_result_is_the_same(number, code, tmp_path, capsys):
     settings = [*TINY, "--epochs", "60", "--out"]
@@ -232,6 +233,7 @@ def test_a_signal_saves_says_how_to_go_on_and_the_result_is_the_same(number, cod
     assert [c["test"] for c in resumed["cycles"]] == [c["test"] for c in whole["cycles"]]
 
 
+@pytest.mark.slow
 def test_warnings_go_to_standard_error_and_json_stays_clean(tmp_path):
     unstable = ["--barrier-threshold", "0", "--lr", "0.5", "--ticket-epochs", "0"]
     child = process("run", *TINY, *unstable, "--json", "--out", tmp_path / "run")
@@ -242,6 +244,7 @@ def test_warnings_go_to_standard_error_and_json_stays_clean(tmp_path):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_fault(tmp_path):
     read, write = os.pipe()
     os.close(read)
@@ -256,6 +259,7 @@ def test_a_closed_pipe_is_no_fault(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_progress_bars_appear_on_a_terminal(tmp_path):
     import pty
 
@@ -302,6 +306,7 @@ def test_an_argument_without_end_is_refused_in_a_line(given, capsys):
     assert len(said) < 300
 
 
+@pytest.mark.slow
 def test_a_name_that_is_no_text_is_refused_in_text(tmp_path):
     """In a process of its own, whose standard streams take UTF-8 alone."""
     path = tmp_path / os.fsdecode(b"run-\xff")

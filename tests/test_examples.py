@@ -18,6 +18,7 @@ def example(name: str) -> Any:
     return module
 
 
+@pytest.mark.slow_cases("lightning_trainer", "huggingface_trainer")
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated")
 @pytest.mark.parametrize("name", TRAINERS)

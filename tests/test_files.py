@@ -70,6 +70,7 @@ def test_an_interrupt_while_writing_leaves_the_old_file_and_no_litter(
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"], "litter"
 
 
+@pytest.mark.slow
 def test_the_old_file_stays_whole_when_the_kernel_stops_the_write(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_atomic(path, b"old")

@@ -90,17 +90,20 @@ def test_the_pretended_gpu_is_as_strict_as_one(gpu):
     assert not waits
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("method", METHODS)
 def test_methods(method, images, gpu):
     assert_the_same_on_a_gpu(network("normed"), images, replace(PLAN, method=method), "sequential")
 
 
+@pytest.mark.slow_cases("8", "encoder", "forked", "stacked")
 @pytest.mark.parametrize("name", ["normed", "encoder", "resnet-8"])
 @pytest.mark.parametrize("backend", ["sequential", "stacked", "forked"])
 def test_backends(backend, name, images, gpu):
     assert_the_same_on_a_gpu(network(name), images, PLAN, backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["stacked", "forked"])
 @pytest.mark.parametrize("own_data", [False, True])
 def test_several_seeds_at_once(own_data, backend, images, gpu):
@@ -153,6 +156,7 @@ def command(*arguments: object) -> None:
         entry.main([str(one) for one in arguments])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["sequential", "stacked", "forked"])
 def test_a_run_that_was_interrupted_its_analyses_and_its_export(backend, tmp_path, gpu, capfd):
     """Snapshots go to the disk and come back to the GPU; what looks into a run computes where the run did."""
@@ -176,6 +180,7 @@ def test_a_run_that_was_interrupted_its_analyses_and_its_export(backend, tmp_pat
         assert "swamp:" not in said.err
 
 
+@pytest.mark.slow
 def test_an_exported_network_on_a_gpu(tmp_path, gpu):
     model, inputs = network("resnet-8").float(), torch.randn(4, 1, 4, 4)
     mask = Mask({name: torch.arange(p.numel()).view(p.shape) % 5 > 0 for name, p in Mask.ones(model).items()})

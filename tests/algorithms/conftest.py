@@ -1,10 +1,11 @@
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import nn
 
 import swamp
-from swamp.algorithms import Cycle, NoStore
+from swamp.algorithms import METHODS, Cycle, NoStore
 from swamp.backends import Sequential
 from swamp.training import Dynamic, Seed, Task, TensorData, Training
 
@@ -14,6 +15,14 @@ TRAINING = Training(epochs=4, batch_size=16, lr=0.1, tail=0.5)
 PLAN = swamp.Plan(
     sparsity=0.8, alpha=(0.5,), particles=(3,), ticket_epochs=1, barrier_threshold=1.0, dynamic=Dynamic(interval=4)
 )
+
+
+@pytest.fixture
+def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let methods that prune in 100 rounds prune in 3: enough where a test is about the cycles."""
+    for name, method in METHODS.items():
+        if method.rounds > 1:
+            monkeypatch.setitem(METHODS, name, replace(method, rounds=3))
 
 
 def run(model: nn.Module, task: Task, method: str, training: Training = TRAINING, **options) -> list[Cycle]:

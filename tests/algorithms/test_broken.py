@@ -46,6 +46,7 @@ def alone(model, task, ticket, mask, training, seed):
     return fit(own, task, training, seed, mask=mask).weights
 
 
+@pytest.mark.slow_cases("stacked")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_restart_is_the_training_from_the_ticket_with_half_the_rate_and_noise_of_its_own(backend, mlp, task, poisoned):
     plan = replace(PLAN, method="swamp", densities=(1.0, 0.5))

@@ -42,6 +42,7 @@ def error_of(model, task, state, *, refresh=True) -> float:
     return 1 - evaluate(model, task, task.validation)["accuracy"]
 
 
+@pytest.mark.slow_cases("swamp")
 @pytest.mark.parametrize("method", ["swamp-greedy", "sms-greedy", "soup-greedy"])
 def test_a_greedy_soup_takes_what_does_no_harm_on_validation_data_best_first(normed, task, method):
     store = Kept()
@@ -82,6 +83,7 @@ def test_a_soup_of_one_is_the_best_particle_with_its_own_statistics(mlp, task):
     assert not averaged
 
 
+@pytest.mark.slow
 def test_greedy_soups_and_pools_do_not_look_at_the_test_data(normed, task):
     poisoned = replace(task, test=TensorData(task.test.inputs, 2 - task.test.targets))
     for method in ("swamp-greedy", "lottery-pools"):

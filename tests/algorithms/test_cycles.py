@@ -15,6 +15,8 @@ from swamp.training import TensorData, Training, evaluate, mean
 from .conftest import PLAN, TRAINING, Spy, Tickets, run, same, spied, swamp_initial
 
 
+@pytest.mark.fast_cases(12)
+@pytest.mark.usefixtures("few_rounds")
 @pytest.mark.parametrize("method", [name for name, m in METHODS.items() if not m.ensemble])
 def test_every_method_gives_exact_counts_and_exact_zeros_and_iterative_ones_nested_masks(normed, task, method):
     record = run(normed, task, method, cycles=3, floor=2)
@@ -59,6 +61,7 @@ def test_the_best_particle_is_the_one_with_least_validation_error(normed, task):
         assert cycle.barrier is None
 
 
+@pytest.mark.fast_cases(8)
 @pytest.mark.parametrize("method", [name for name, m in METHODS.items() if not m.ensemble and not m.alone])
 def test_every_method_with_a_dense_cycle_starts_from_the_same_ticket(mlp, task, method):
     store, reference = Tickets(), Tickets()

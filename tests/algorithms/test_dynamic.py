@@ -200,6 +200,7 @@ def test_steps_along_the_last_gradient_keep_to_the_new_mask(mlp, task):
         assert not any(snapshot.gradient[name][~alive].any() for name, alive in mask.items())
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("method", [name for name in CHANGING if name != "gmp"])
 def test_a_mask_of_fixed_density_begins_at_random(mlp, task, method):
     def first(**options) -> tuple[Mask, dict[str, int]]:

@@ -122,6 +122,7 @@ def test_members_trained_at_once_are_the_runs_they_are_alone(backend, task):
         assert [p.steps for p in one.particles] == [p.steps for p in other.particles]
 
 
+@pytest.mark.slow
 def test_the_seconds_of_members_trained_at_once_are_those_that_went_by(task):
     class Slow(AtOnce):
         def train_groups(self, groups, training, **options):

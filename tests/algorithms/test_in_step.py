@@ -27,6 +27,7 @@ def plans(method: str = "swamp", **options) -> list[swamp.Plan]:
     return [replace(PLAN, method=method, seed=seed, **options) for seed in SEEDS]
 
 
+@pytest.mark.slow_cases("swamp")
 @pytest.mark.parametrize(
     ("method", "options"),
     # With allr the learning rate hangs on what was pruned, so that these are not alike.
@@ -44,12 +45,14 @@ def test_each_seed_is_the_run_that_it_is_alone(method, options, task):
     assert len({run[-1].mask.digest for run in found}) == len(SEEDS)
 
 
+@pytest.mark.slow
 def test_all_particles_of_all_seeds_are_trained_at_once(task):
     backend = AtOnce(models()[0], task)
     rounds = [*cycles_in_step(models(), task, plans(), TRAINING, backend=backend)]
     assert backend.calls == [([1], 1)] * 3 + [([3, 3, 3], 9)] * len(rounds)
 
 
+@pytest.mark.slow
 def test_as_one_stack_they_are_what_they_are_alone(task):
     _, task = exact(models()[0], task)
     given = [model.double() for model in models()]
@@ -62,6 +65,7 @@ def test_as_one_stack_they_are_what_they_are_alone(task):
             torch.testing.assert_close(dict(one.weights), dict(other.weights), rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_seed_that_breaks_is_trained_again_and_the_others_are_what_they_were(task, poisoned):
     broken = poisoned(task, [Seed(1).at("cycle", 1, "particle", 2)])
     with pytest.warns(UserWarning, match="broke"):
@@ -81,6 +85,7 @@ def own(task: swamp.Task) -> list[swamp.Task]:
     return found
 
 
+@pytest.mark.slow_cases("swamp")
 @pytest.mark.parametrize("backend", ["sequential", "threads", "stacked", "auto"])
 @pytest.mark.parametrize("method", ["swamp", "rigl"])
 def test_runs_that_hold_out_examples_of_their_own_are_what_they_are_alone(method, backend, task):
@@ -95,6 +100,7 @@ def test_runs_that_hold_out_examples_of_their_own_are_what_they_are_alone(method
             assert some[number].measured.validation == pytest.approx(other.measured.validation)
 
 
+@pytest.mark.slow
 def test_how_particles_are_trained_is_kept_with_each_run_and_kept_to(task, monkeypatch):
     monkeypatch.setattr("swamp.backends.auto.FEW_STEPS", 1)
 

@@ -38,6 +38,8 @@ def require_nested(record: list[Cycle], method: str) -> None:
     assert not nested or all(after.mask.issubset(before.mask) for before, after in pairwise(record))
 
 
+@pytest.mark.fast_cases(6)
+@pytest.mark.usefixtures("few_rounds")
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_every_method_goes_to_two_of_four_one_weight_of_each_group_at_a_time(wide, task, method):
     record = run(wide, task, method, structure="2:4", exclude=("0.weight",), cycles=2)
@@ -49,6 +51,8 @@ def test_every_method_goes_to_two_of_four_one_weight_of_each_group_at_a_time(wid
     require_nested(record, method)
 
 
+@pytest.mark.fast_cases(6)
+@pytest.mark.usefixtures("few_rounds")
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_every_method_prunes_whole_channels_and_leaves_the_output_layer_dense(wide, task, method):
     record = run(wide, task, method, structure="channel", cycles=3)

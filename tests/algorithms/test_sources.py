@@ -18,6 +18,7 @@ BEFORE = [name for name, method in METHODS.items() if method.masks == "initial"]
 ONCE = [name for name, method in METHODS.items() if method.masks == "once"]
 
 
+@pytest.mark.usefixtures("few_rounds")
 @pytest.mark.parametrize("method", BEFORE)
 def test_pruning_before_training_trains_the_initial_weights_once_on_its_mask(normed, task, method):
     record, calls = spied(normed, task, method, floor=1)
@@ -201,6 +202,7 @@ def test_retraining_that_cannot_be_is_refused_before_the_dense_training(mlp, tas
     assert not spy.calls
 
 
+@pytest.mark.slow_cases("96")
 @pytest.mark.parametrize(("most", "looked_at"), [(1000, 96), (40, 32), (10, 10)])
 def test_a_score_costs_the_gradients_it_takes_in_each_round(normed, task, most, looked_at):
     def scoring(method: str) -> float:

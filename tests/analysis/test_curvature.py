@@ -281,6 +281,7 @@ def run(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_run_is_looked_into_model_by_model_once(run, monkeypatch):
     subject, settings = Subject.open(run), Settings(examples=100, corners=2)
     records = list(analyze(subject, {"curvature": curvature}, settings))

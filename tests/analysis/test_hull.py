@@ -229,6 +229,7 @@ def test_the_record_is_what_its_models_give(finished):
     assert soups["greedy"]["error"] == pytest.approx(1 - worth(taken, second, 50)["accuracy"])
 
 
+@pytest.mark.slow
 def test_units_are_done_once_and_the_same_each_time(finished, tmp_path, monkeypatch):
     copies = [tmp_path / name for name in ("one", "two")]
     for path in copies:

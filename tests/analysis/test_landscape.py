@@ -144,6 +144,7 @@ def test_the_records_of_a_run(finished):
     assert middle["loss"][6][6] == pytest.approx(worth["nll"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_too_few_particles_are_a_reason_and_no_failure(tmp_path):
     go(tiny(2), tmp_path / "run")
     records = {r["key"]: r for r in analyze(Subject.open(tmp_path / "run"), {"landscape": landscape}, ALL)}

@@ -79,6 +79,7 @@ def test_points_taken_again_after_a_kill_replace_the_first_ones(tmp_path):
     assert torch.equal(read_path(writer.path)[20]["a"], again[20]["a"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["sequential", "stacked", "threads"])
 def test_keeping_paths_does_not_change_the_run(backend, tmp_path, monkeypatch):
     monkeypatch.setitem(Stacked.__init__.__kwdefaults__, "compiled", False)
@@ -115,6 +116,7 @@ def test_points_are_the_weights_that_training_had(finished):
         assert all(torch.equal(value, taken[step][name]) for name, value in state.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [10 + 13, 10 + STEPS, 10 + 3 * STEPS - 1, 10 + 3 * STEPS, 10 + 3 * STEPS + 1])
 def test_a_run_stopped_anywhere_has_the_paths_of_one_never_stopped(stop_at, tmp_path):
     """The ticket takes 10 steps: among the moments are a particle's last step and the first one of the next."""
@@ -129,6 +131,7 @@ def test_a_run_stopped_anywhere_has_the_paths_of_one_never_stopped(stop_at, tmp_
     assert {f.name for f in (tmp_path / "run").rglob("path-*")} == {"path-0.safetensors", "path-1.safetensors"}
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_saves_all_the_time_has_the_same_paths(tmp_path):
     config = replace(tiny(2), path_every=3, snapshot_seconds=1e-9)
     seconds = go(config, tmp_path / "whole")["seconds"]

@@ -159,6 +159,7 @@ def test_a_choice_goes_through_json_and_nonsense_is_refused(mlp, image_task):
         Auto(mlp, image_task, chosen=Choice("thread", "", {}))
 
 
+@pytest.mark.slow
 def test_a_real_trial_leaves_no_trace_in_the_particles(mlp):
     generator = torch.Generator().manual_seed(3)
     inputs = torch.randn(60, 1, 4, 4, generator=generator, dtype=torch.float64)

@@ -132,6 +132,7 @@ def assert_same_weights(entry: Entry, particles: list[Particle], expected: list[
             assert torch.allclose(particle.weights[name], value, rtol=0, atol=0 if entry.exact else 1e-10), name
 
 
+@pytest.mark.fast_cases(40)
 @pytest.mark.pairwise
 @pytest.mark.parametrize("swa", [False, True])
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -80,6 +80,7 @@ def assert_the_others_are_untouched(broken: list[Particle], sound: list[Particle
         assert particle.losses == sound[particle.index].losses
 
 
+@pytest.mark.fast_cases(27)
 @pytest.mark.parametrize("options", [{}, {"clip": 0.5}, {"sam": 0.1}, {"optimizer": "adamw", "lr": 0.01}])
 def test_the_others_are_those_of_a_run_without_the_fault(options, backend, model, image_task, same, poisoned):
     training = replace(TRAINING, **options)

@@ -25,6 +25,7 @@ def numbers(size, start=0.0):
     return {"b": torch.arange(size) + start, "a": torch.ones(size)}
 
 
+@pytest.mark.slow
 def test_it_writes_where_the_function_would_for_each_set_of_bound_tensors():
     compiled = Compiled(add)
     pairs = [(numbers(4), torch.zeros(())), (numbers(4, 7.0), torch.ones(()))]

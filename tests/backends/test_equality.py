@@ -210,6 +210,7 @@ def test_a_list_of_batches_and_another_loss(build):
     assert_equal_to_sequential(build, network_of("tied"), task, TEN_STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sam and clip", "asam", "s2-sam and clip", "nesterov"])
 @COMPILER
 def test_the_compiled_step(name):
@@ -217,6 +218,7 @@ def test_the_compiled_step(name):
     assert_equal_to_sequential(Stacked, network_of("normed"), task_of(), training)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "s2-sam and clip", "moving average"])
 @COMPILER
 def test_a_compiled_step_goes_on_where_an_interrupted_one_stopped(name):
@@ -244,6 +246,7 @@ def test_a_compiled_step_goes_on_where_an_interrupted_one_stopped(name):
         )
 
 
+@pytest.mark.slow
 @COMPILER
 def test_the_compiled_step_with_augmentation_and_a_loss_with_weights_of_its_own():
     task = task_of(augment=crop_flip(1), normalise=lambda x: 2 * x)
@@ -251,6 +254,7 @@ def test_the_compiled_step_with_augmentation_and_a_loss_with_weights_of_its_own(
     assert_equal_to_sequential(Stacked, network_of("tied"), replace(task, loss=weighted), TEN_STEPS)
 
 
+@pytest.mark.slow
 @COMPILER
 def test_one_compiled_step_serves_every_cycle_and_other_masks(monkeypatch):
     model, task = network_of("tied"), task_of()

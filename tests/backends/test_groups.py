@@ -86,6 +86,7 @@ def test_masks_of_their_own_hold_with_every_option_of_a_stack(options, model, im
     assert_each_is_as_if_trained_alone(found, groups, model, image_task, training)
 
 
+@pytest.mark.slow
 @COMPILER
 def test_a_compiled_stack_of_several_masks_serves_every_cycle(mlp, image_task, ticket_of, monkeypatch):
     backend = Stacked(mlp, image_task)
@@ -209,6 +210,7 @@ def test_a_run_whose_company_lacks_nothing_goes_on_to_the_same_bits(lacks):
     assert same_bits(found[1 - lacks][0], whole[1 - lacks][0])
 
 
+@pytest.mark.slow
 @COMPILER
 def test_one_that_is_trained_again_alone_compiles_nothing_anew(mlp, image_task, ticket_of, monkeypatch, recwarn):
     backend, group = Stacked(mlp, image_task), Group(ticket_of(mlp), mask_of(mlp, 3), seeds(0, 1, 2), of=3)

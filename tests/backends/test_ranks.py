@@ -32,6 +32,7 @@ def test_particles_are_bit_equal_to_those_of_one_process(ranks, together, traine
         )
 
 
+@pytest.mark.fast_cases(8)
 @pytest.mark.parametrize(
     "training",
     [TRAINING, replace(TRAINING, clip=0.05), replace(TRAINING, sam=0.2)],
@@ -103,6 +104,7 @@ def test_a_rank_that_dies_is_named_at_once(small, trained):
     assert error.value.exit_code == 4
 
 
+@pytest.mark.slow
 def test_a_rank_that_freezes_is_named_after_the_patience(small, trained):
     small.patience = 2.0
     small.served = lambda world: At(lambda: os.kill(os.getpid(), signal.SIGSTOP))
@@ -110,6 +112,7 @@ def test_a_rank_that_freezes_is_named_after_the_patience(small, trained):
         trained(backend, small.model, LONG, progress=Heard())
 
 
+@pytest.mark.slow
 def test_steps_taken_elsewhere_are_relayed(small, trained):
     heard = Heard()
     with small.led(2) as backend:
@@ -118,6 +121,7 @@ def test_steps_taken_elsewhere_are_relayed(small, trained):
     assert {(index, total) for index, _, total in heard.steps} == {(1, 2700)}
 
 
+@pytest.mark.slow
 def test_a_failure_elsewhere_is_raised_as_what_it_was(small, trained):
     def diverge() -> None:
         raise Diverged("particle 1: the loss became nan.")
@@ -132,6 +136,7 @@ def test_a_failure_elsewhere_is_raised_as_what_it_was(small, trained):
             trained(backend, small.model, LONG, progress=Heard())
 
 
+@pytest.mark.slow_cases("0")
 @pytest.mark.parametrize("particles", [99, 1])
 @pytest.mark.parametrize("who", [0, 1])
 def test_asked_on_any_rank_all_stop_and_save_at_once(who, particles, small, trained):
@@ -227,6 +232,7 @@ except Interrupted as error:
 """
 
 
+@pytest.mark.slow_cases("left", "connect")
 @pytest.mark.parametrize("where", ["meet", "connect", "left"])
 def test_asked_to_stop_while_torch_waits_for_a_rank_that_never_comes_it_stops(where):
     """In a process of its own, which must end too; torch by itself would wait for minutes."""

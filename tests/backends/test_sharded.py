@@ -28,6 +28,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_sharded_particles_equal_those_of_one_process(ranks, together, trained):
     seeds = SEEDS[: ranks // 2]
@@ -38,6 +39,7 @@ def test_sharded_particles_equal_those_of_one_process(ranks, together, trained):
         assert_equal(ours[kind], theirs, within=1e-10)
 
 
+@pytest.mark.slow
 def test_in_float32_too_gradients_are_sums(small, trained):
     data = small.task.train
     small.model.float()
@@ -47,6 +49,7 @@ def test_in_float32_too_gradients_are_sums(small, trained):
     assert_equal(ours, trained(Sequential(small.model, small.task), small.model, seeds=SEEDS[:1]), within=1e-5)
 
 
+@pytest.mark.slow
 def test_each_rank_keeps_its_own_rows_of_all_that_training_keeps(small, trained, monkeypatch):
     made: list[Any] = []
 
@@ -91,6 +94,7 @@ class Kept(Heard):
             self.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adamw", "s2-sam, moving average"])
 def test_a_snapshot_is_whole_and_any_number_of_processes_goes_on_with_it(kind, together, trained):
     training = KINDS[kind]
@@ -119,6 +123,7 @@ def assert_resumed(together: Together, found: Snapshot, trained: Any, training: 
     assert_equal(trained(alone, together.model, training, seeds=SEEDS[:1], progress=Kept(found)), theirs, within=1e-10)
 
 
+@pytest.mark.slow
 def test_a_parameter_of_one_number_is_refused(small, trained):
     class Scaled(nn.Module):
         def __init__(self, body: nn.Module) -> None:

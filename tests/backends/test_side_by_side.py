@@ -82,11 +82,13 @@ def one_core():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_a_process_bound_to_one_core_hears_of_the_setting(one_core, mlp, image_task, monkeypatch):
     monkeypatch.setenv("OMP_PROC_BIND", "close")
     assert_trained_alone(Threads(mlp, image_task), mlp, image_task, "OMP_PROC_BIND binds this process to one core")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_a_process_with_one_core_and_no_such_setting_hears_nothing(one_core, mlp, image_task, monkeypatch):
     monkeypatch.setenv("OMP_PROC_BIND", "false")
@@ -105,6 +107,7 @@ def test_attention_is_tried_as_a_stack_without_torchs_advice(image_task):
     assert not isinstance(Stacked(model, image_task).step(TRAINING), str)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compiled_goes_on_uncompiled_and_says_so_once(mlp, image_task, monkeypatch, recwarn):
     def refuse(*_, **__):
         raise RuntimeError("no compiler in this house")

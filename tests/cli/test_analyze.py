@@ -122,6 +122,7 @@ def test_report_and_figure_write_what_they_say(run, tmp_path, capsys):
     assert swamp("watch", run / "nothing") == 2
 
 
+@pytest.mark.slow
 def test_watch_serves_until_it_is_interrupted(run):
     command = [sys.executable, "-m", "swamp", "watch", str(run), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -41,6 +41,7 @@ def cell(found, **wanted):
     return one
 
 
+@pytest.mark.slow
 def test_the_table_has_the_runs_own_cycles_on_its_diagonal_and_new_trainings_beside_it(runs, tmp_path, capsys):
     every = [runs / name for name in ("imp-0", "imp-1", "swamp-0", "swamp-1")]
     assert swamp("cross", *every, "--out", tmp_path / "x", "--json") == 0
@@ -66,6 +67,7 @@ def test_the_table_has_the_runs_own_cycles_on_its_diagonal_and_new_trainings_bes
     assert "swamp cross" in (tmp_path / "x" / "cross.md").read_text()
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_stopped_and_does_nothing_twice(runs, tmp_path, capsys, monkeypatch):
     command = ["cross", runs / "imp-0", runs / "swamp-0", "--sparsities", "0.75", "--quiet", "--out"]
     assert swamp(*command, tmp_path / "whole") == 0

@@ -33,6 +33,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_and_measured_again_from_its_file(run, capsys, tmp_path):
     before = digest(load_tensors(run / "model.safetensors")[0])
     assert swamp("export", run, "--json") == 0

@@ -84,6 +84,7 @@ def finished(tmp_path_factory) -> Path:
     return folder / "out"
 
 
+@pytest.mark.slow
 def test_when_one_of_two_workers_is_killed_the_other_does_its_run_and_the_results_are_the_same(
     finished, tmp_path, capsys
 ):
@@ -105,6 +106,7 @@ def test_when_one_of_two_workers_is_killed_the_other_does_its_run_and_the_result
     assert "was killed by signal 9" in printed.err
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_parent_alone_stops_the_workers_and_says_how_to_go_on(tmp_path, capsys):
     out, study = tmp_path / "out", written(tmp_path, epochs=500)
     asked = meanwhile(lambda: (wait_for(lambda: owner(out, "imp-seed0")), os.kill(os.getpid(), signal.SIGTERM)))
@@ -115,6 +117,7 @@ def test_a_signal_to_the_parent_alone_stops_the_workers_and_says_how_to_go_on(tm
     assert not list(out.glob(".workers/*"))
 
 
+@pytest.mark.slow
 def test_a_study_ends_with_the_table_it_asks_for_also_by_its_folder(finished, tmp_path, capsys):
     out, study = tmp_path / "out", tmp_path / "again.toml"
     shutil.copytree(finished, out)
@@ -142,12 +145,14 @@ def test_a_finished_study_starts_no_worker_and_is_told_again(finished, monkeypat
     assert "4 finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_compare_takes_a_study_by_its_folder_or_everything_in_it(finished, tmp_path, capsys):
     for paths in ([finished], sorted(finished.glob("[!.]*"))):
         assert swamp("compare", *paths, "--out", tmp_path, "--json") == 0
         assert len(json.loads(capsys.readouterr().out)["labels"]) == 2
 
 
+@pytest.mark.slow
 def test_a_failed_run_makes_exit_code_3_and_is_tried_again_only_where_asked(finished, tmp_path, capsys):
     out = tmp_path / "out"
     shutil.copytree(finished, out)
@@ -199,6 +204,7 @@ def test_without_submitit_the_message_says_how_to_get_it(finished, monkeypatch):
 
 
 # submitit leaves the process that starts the job to itself.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 def test_a_submitted_worker_does_the_runs_and_is_queued_again_when_its_time_is_up(finished, tmp_path, capsys):
     pytest.importorskip("submitit")
@@ -237,6 +243,7 @@ def test_the_example_of_the_page_can_be_resolved(tmp_path):
         assert swamp("study", tmp_path / f"{number}.toml", "--out", tmp_path / str(number), "--workers", 0) == 0
 
 
+@pytest.mark.slow_cases("path0", "path1")
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "benchmarks" / "studies").iterdir()))
 def test_the_studies_of_the_results_can_be_resolved(path):
     runs = Study.load(path).configurations(recipe_named, path.name)

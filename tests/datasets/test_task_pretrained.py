@@ -90,6 +90,7 @@ def test_scope_is_the_linear_weights_of_the_encoder(bert: Path):
     assert [len(own) for own in heads.values()] == [2, 2]
 
 
+@pytest.mark.slow
 def test_particles_differ_by_seed_only_and_dropout_of_the_library_is_seeded(bert: Path):
     problem = reviews(bert)
     with isolated(Seed(0)):
@@ -139,6 +140,7 @@ def test_pairs_have_types_that_tell_them_apart(bert: Path, tmp_path: Path):
     assert network_for(problem, f"hf:{bert}")(**inputs).logits.shape == (2, 2)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_loaded_is_refused_before_training(bert: Path, tmp_path: Path):
     with pytest.raises(SwampError, match="is no folder"):
         reviews(tmp_path / "nothing")

@@ -107,6 +107,7 @@ def test_each_task_and_network_has_a_line_that_describes_it():
     assert all(20 < len(line) < 110 for line in NETWORKS.values())
 
 
+@pytest.mark.slow
 def test_importing_tasks_imports_no_library_that_only_some_tasks_need():
     heavy = "{'mnist1d', 'matplotlib', 'sklearn', 'PIL', 'pooch', 'transformers', 'datasets', 'pyarrow'}"
     code = f"import sys, swamp.datasets; print({heavy} & set(sys.modules))"

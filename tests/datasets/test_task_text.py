@@ -104,6 +104,7 @@ def test_the_head_stays_dense_unless_asked_for() -> None:
     assert "output.weight" not in Mask.ones(plain, Plan(output="dense").scope)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "model", "metric"),
     [

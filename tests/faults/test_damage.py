@@ -22,6 +22,7 @@ def built(tmp_path_factory):
         yield folder
 
 
+@pytest.mark.slow
 def test_damage_to_any_file_is_noticed_and_named_or_nothing_comes_of_it(built):
     told: list[str] = []
     counts = damage.campaign(built, 120, 0, told.append)

@@ -25,6 +25,7 @@ def done(campaign: Campaign) -> Campaign:
     return campaign
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_nothing_finished_is_redone_and_the_end_is_the_same(tmp_path: Path) -> None:
     campaign = Campaign(tmp_path, 8)
     kill.kills(campaign, ("sequential", "threads", "ranks", "ensemble"))
@@ -32,36 +33,42 @@ def test_killed_at_any_moment_nothing_finished_is_redone_and_the_end_is_the_same
     assert campaign.counts["finished particles redone"] == 0
 
 
+@pytest.mark.slow
 def test_asked_to_stop_it_says_so_and_goes_on(tmp_path: Path) -> None:
     campaign = Campaign(tmp_path, 4)
     signals.signals(campaign, ("sequential", "study"))
     done(campaign)
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_torch_is_imported_shows_no_traceback(tmp_path: Path) -> None:
     campaign = Campaign(tmp_path, 2)
     signals.impatient(campaign)
     done(campaign)
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_any_one_change_loses_nothing(tmp_path: Path) -> None:
     campaign = Campaign(tmp_path, 6)
     disk.refusals(campaign, ("sequential", "analyze"))
     done(campaign)
 
 
+@pytest.mark.slow
 def test_after_a_power_cut_what_was_finished_is_there_and_the_run_goes_on(tmp_path: Path) -> None:
     campaign = Campaign(tmp_path, 10)
     power.cuts(campaign, ("sequential", "analyze"))
     done(campaign)
 
 
+@pytest.mark.slow
 def test_a_process_without_memory_says_so(tmp_path: Path) -> None:
     campaign = Campaign(tmp_path, 3)
     memory.shortages(campaign, ("sequential",))
     done(campaign)
 
 
+@pytest.mark.slow
 def test_a_reader_that_is_killed_or_finds_a_damaged_image_ends_in_words(tmp_path: Path) -> None:
     pytest.importorskip("PIL")
     campaign = Campaign(tmp_path, 2)
@@ -69,24 +76,28 @@ def test_a_reader_that_is_killed_or_finds_a_damaged_image_ends_in_words(tmp_path
     done(campaign)
 
 
+@pytest.mark.slow
 def test_a_frozen_rank_is_named(tmp_path: Path) -> None:
     campaign = Campaign(tmp_path, 1)
     frozen.frozen(campaign)
     done(campaign)
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_changes_nothing(tmp_path: Path) -> None:
     campaign = Campaign(tmp_path, 1)
     clock.jumps(campaign, ("study",))
     done(campaign)
 
 
+@pytest.mark.slow
 def test_thirty_runs_on_four_workers_that_are_killed_are_each_done_once(tmp_path: Path) -> None:
     campaign = Campaign(tmp_path, 30)
     load.load(campaign)
     assert done(campaign).counts["finished"] == 30
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_by_the_weights_of_each_cycle() -> None:
     """In a process of its own: what other tests left in this one's heap is not the run's."""
     done = subprocess.run(

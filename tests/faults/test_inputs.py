@@ -16,6 +16,7 @@ from swamp.runs import RunConfig
 from values import flat_fields
 
 
+@pytest.mark.slow
 def test_any_input_runs_a_step_or_is_refused_in_one_clear_message(tmp_path):
     """In a process of its own, as memory is limited there and a case may take the process with it."""
     command = [sys.executable, inputs.__file__, "--cases", "250", "--folder", str(tmp_path)]
@@ -31,6 +32,7 @@ def test_every_command_is_tried():
     assert COMMANDS.keys() == _COMMANDS.keys()
 
 
+@pytest.mark.slow
 def test_a_new_field_would_be_tried():
     """The strategies draw from the classes: every option of a run is drawn by itself sooner or later."""
     drawn: set[str] = set()

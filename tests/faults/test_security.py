@@ -55,6 +55,7 @@ def _calls_and_imports(tree: ast.AST) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_nothing_in_the_source_unpickles_evaluates_or_calls_a_shell():
     for path in sorted(SOURCE.rglob("*.py")):
         used = _calls_and_imports(ast.parse(path.read_text()))
@@ -169,6 +170,7 @@ def test_a_study_names_no_run_outside_its_folder(name, tmp_path):
         StudyDirectory.open(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a compiler")
 @pytest.mark.parametrize("planted", ["folder", "above", "file", "of another"])
 def test_kernels_that_anybody_else_may_have_put_there_are_not_loaded(planted, tmp_path, monkeypatch):

@@ -105,6 +105,7 @@ def test_the_clipped_norm_is_that_of_the_living_weights(sparse, tmp_path):
     assert norms == pytest.approx([1e-3] * 3, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_sparse_and_a_training_goes_on_from_it_with_its_zeros(sparse, tmp_path):
     start = copy.deepcopy(sparse)
     settings = {"save_strategy": "steps", "save_steps": 6, "eval_strategy": "epoch"}
@@ -190,6 +191,7 @@ def make_in(folder: Any, **others: Any) -> Any:
     return make
 
 
+@pytest.mark.slow_cases("span0")
 @pytest.mark.parametrize("span", [{}, {"last": 10}, {"first": 3}])
 def test_particles_are_those_of_the_librarys_own_loop(span, bert, ours, tmp_path):
     model, ticket = bert.double(), Ticket(bert.double().state_dict(), 0)
@@ -219,6 +221,7 @@ class Shifted(TrainersOrder):
             yield next(super().shuffled(batch_size, seed, *divmod(at, self.steps(batch_size))))
 
 
+@pytest.mark.slow
 def test_a_whole_run_prunes_and_its_particles_differ(bert, ours, tmp_path):
     plan = Plan(sparsity=0.75, cycles=2, particles=(2,), ticket_epochs=1, barrier_points=1)
     trained = backend(bert, ours, make_in(tmp_path))
@@ -304,6 +307,7 @@ SHARED = {
 }
 
 
+@pytest.mark.slow
 def test_two_ranks_under_ddp_keep_the_zeros_and_train_what_one_would(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(_TWO_RANKS.format(here=str(Path(__file__).parent), folder=str(tmp_path)))
@@ -321,6 +325,7 @@ def test_two_ranks_under_ddp_keep_the_zeros_and_train_what_one_would(tmp_path):
     half(model).require_zeros(ranks[0])
 
 
+@pytest.mark.slow_cases("adamw_torch")
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
 def test_zeros_are_kept_in_bfloat16(optim, sparse, tmp_path):
     before = copy.deepcopy(sparse.state_dict())

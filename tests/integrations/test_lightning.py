@@ -300,6 +300,7 @@ class OfTwoRanks(TensorData):
             yield self.gather(order[step * batch_size : (step + 1) * batch_size])
 
 
+@pytest.mark.slow
 def test_two_ranks_under_ddp_train_what_one_would_with_their_batches_together(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(_TWO_RANKS.format(here=str(Path(__file__).parent), folder=str(tmp_path)))

@@ -35,6 +35,7 @@ problems = st.integers(1, 6).flatmap(
 )
 
 
+@pytest.mark.slow
 @given(problems)
 @settings(max_examples=300)
 def test_apportioned_counts_are_exact_bounded_and_nearest_to_proportional(

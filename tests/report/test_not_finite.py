@@ -30,6 +30,7 @@ def runs_of(tmp_path: Path, value: float | None) -> list[Path]:
     return [write_run(tmp_path / f"{i}", wrong if i == 2 else sound, seed=i) for i in range(3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [None, math.nan, math.inf])
 def test_a_metric_that_is_no_number_makes_its_mean_none_and_the_table_says_of_whom(value, tmp_path, capsys):
     paths = runs_of(tmp_path, value)
@@ -46,6 +47,7 @@ def test_a_metric_that_is_no_number_makes_its_mean_none_and_the_table_says_of_wh
     assert json.loads(json.dumps(comparison.to_json(), allow_nan=False))["rows"][1]["cells"]["imp"]["mean"] is None
 
 
+@pytest.mark.slow
 def test_a_method_that_has_no_number_anywhere_breaks_no_table_plot_or_report(tmp_path, capsys):
     wrong = [spoilt(cycle(0, 1.0, 0.9, (0.8, 0.9))), spoilt(cycle(1, 0.5, 0.7, (0.6, 0.7)))]
     for record in wrong:

@@ -32,6 +32,7 @@ def test_the_headline_says_sparsity_accuracy_and_distance_to_dense_and_imp(runs)
     assert "Against imp at the same sparsity the difference is +7.10 ±1.27 points (paired over 2 seeds)." in words
 
 
+@pytest.mark.slow
 def test_the_page_is_the_same_twice_and_below_six_megabytes(runs, tmp_path):
     size = write_report(runs, tmp_path / "one.html")
     write_report(runs, tmp_path / "two.html")

@@ -16,12 +16,14 @@ from .analysed import write_analysis
 BEGINNINGS = {"pdf": b"%PDF", "svg": b"<?xml", "png": b"\x89PNG"}
 
 
+@pytest.mark.slow
 def test_every_picture_is_drawn_for_paper(runs, tmp_path):
     for which in CHAPTERS:
         for path in draw_figure(runs, which, tmp_path / f"{which}.svg", "svg"):
             assert path.read_bytes().startswith(BEGINNINGS["svg"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", BEGINNINGS)
 def test_a_figure_is_the_same_twice(runs, tmp_path, suffix):
     one, two = (draw_figure(runs, "accuracy", tmp_path / f"{name}.{suffix}", suffix)[0].read_bytes() for name in "ab")
@@ -68,6 +70,7 @@ def test_the_gain_is_the_mean_less_its_own_particles(runs):
     assert gain.y == pytest.approx((3.1,) * 4)
 
 
+@pytest.mark.slow
 def test_the_triangle_places_particles_at_its_corners_and_knows_no_error_outside(runs):
     panel = CHAPTERS["hull"].draw(Evidence.read(runs))[0].panels[0]
     field = panel.marks[0]

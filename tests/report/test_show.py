@@ -106,6 +106,7 @@ def test_markup_in_names_is_printed_as_it_is(tmp_path: Path) -> None:
     assert shown.count("[red]imp") == 2
 
 
+@pytest.mark.slow
 def test_the_picture_is_whole_and_pyplot_is_never_imported(tmp_path: Path) -> None:
     write_run(tmp_path / "a", [cycle(0, 1.0, 0.9)])
     code = (
@@ -145,6 +146,7 @@ def test_names_with_dollar_signs_and_a_lone_dense_point_can_be_drawn(tmp_path: P
     assert b"<svg" in (tmp_path / "a.svg").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_files_are_written_whole_and_the_csv_holds_a_line_for_each_run_and_cycle(tmp_path: Path) -> None:
     comparison = example(tmp_path / "runs")
     paths = write_comparison(comparison, tmp_path / "out")
@@ -226,6 +228,7 @@ def test_the_best_nll_is_the_lowest_with_methods_in_rows(tmp_path: Path) -> None
     assert line(text(costly(tmp_path, metric="nll")), "a")[:4] == ["a", "0.1000", "±0.0000", "*"]
 
 
+@pytest.mark.slow
 def test_a_diverged_seed_is_shown_and_never_marked(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / f"a{s}", [cycle(0, 1.0, float("nan"))], method="a", seed=s) for s in (0, 1)]
     runs += [write_run(tmp_path / f"b{s}", [cycle(0, 1.0, 0.9)], method="b", seed=s) for s in (0, 1)]
@@ -246,6 +249,7 @@ def test_at_equal_cost_each_sparsity_lists_its_methods_by_cost(tmp_path: Path) -
     assert "over those of one dense training" in " ".join(shown.split())
 
 
+@pytest.mark.slow
 def test_markdown_has_methods_in_rows_bold_bests_and_escaped_names(tmp_path: Path) -> None:
     paths = write_comparison(costly(tmp_path / "runs"), tmp_path / "out")
     lines = paths[-1].read_text().splitlines()
@@ -268,12 +272,14 @@ def test_of_many_methods_the_baseline_and_the_best_stand_out(tmp_path: Path) -> 
     )
 
 
+@pytest.mark.slow
 def test_a_picture_of_more_methods_than_it_can_name_has_room_left_for_itself(tmp_path: Path) -> None:
     # A legend longer than the picture leaves no room for the axes, of which matplotlib warns: here an error.
     plot(example(tmp_path / "runs", methods=80, seeds=1), tmp_path / "a.svg")
     plot(example(tmp_path / "few", methods=12, seeds=1), tmp_path / "b.svg")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("methods", [1, 9])
 def test_the_picture_by_cost_can_be_drawn_with_few_methods_and_many(tmp_path: Path, methods: int) -> None:
     comparison = example(tmp_path / "runs", methods, 2, model="a_b$", task="$\\bad$")

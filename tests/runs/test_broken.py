@@ -48,6 +48,7 @@ def steps_of(config, path) -> int:
     return 10**6 - counter.left
 
 
+@pytest.mark.slow_cases("3")
 @pytest.mark.parametrize(
     ("backend", "policy", "stops"), [("sequential", "restart", 3), ("threads", "restart", 1), ("sequential", "drop", 2)]
 )
@@ -83,6 +84,7 @@ def test_killed_in_the_middle_of_mending_it_goes_on_bit_for_bit(spoil, tmp_path)
     assert_same_outcome(tmp_path / "whole", run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["swamp", "imp-ensemble"])
 def test_a_stack_of_which_one_broke_goes_on_to_the_same_bits(method, spoil, tmp_path, monkeypatch):
     # Large enough that a smaller stack, and another place in it, round otherwise.
@@ -108,6 +110,7 @@ class Crash(BaseException):
     """The machine stops here."""
 
 
+@pytest.mark.slow
 def test_a_crash_before_any_single_write_or_removal_while_mending_loses_nothing(spoil, tmp_path, monkeypatch):
     spoil(WHO, epoch=2)
     config = tiny(snapshot_seconds=1e9)
@@ -156,6 +159,7 @@ def test_where_masks_change_it_goes_on_to_the_same_bits_too(method, spoil, tmp_p
         assert_same_outcome(tmp_path / "whole", run)
 
 
+@pytest.mark.slow
 def test_a_ticket_and_a_member_of_an_ensemble_keep_what_broke(spoil, tmp_path):
     second = Seed(member_seed(0, 1))
     spoil(second.at("ticket"), second.at("cycle", 1, "particle", 0), epoch=0)
@@ -180,6 +184,7 @@ def test_a_run_that_broke_for_good_says_so_again_at_once(spoil, tmp_path):
     assert counter.left == 10**6
 
 
+@pytest.mark.slow
 def test_the_path_of_a_particle_that_was_trained_again_has_no_point_of_the_broken_one(spoil, tmp_path):
     spoil(WHO, epoch=2)
     config = tiny(path_every=3, snapshot_seconds=1e-9)
@@ -188,6 +193,7 @@ def test_the_path_of_a_particle_that_was_trained_again_has_no_point_of_the_broke
     assert all(bool(value.isfinite().all()) for point in path.values() for value in point.values())
 
 
+@pytest.mark.slow
 def test_a_broken_particle_that_was_left_out_is_nowhere_on_disk_and_analyses_do_without(spoil, tmp_path, capsys):
     spoil(WHO)
     config = tiny()
@@ -205,6 +211,7 @@ def test_a_broken_particle_that_was_left_out_is_nowhere_on_disk_and_analyses_do_
     assert "curvature/cycle-01/particle-1" not in made
 
 
+@pytest.mark.slow
 def test_compare_says_who_broke_and_what_became_of_it(spoil, tmp_path, capsys):
     spoil(WHO, Seed(0).at("ticket"), epoch=0)
     go(tiny(), tmp_path / "run")

@@ -30,6 +30,7 @@ def changing(method: str, **changes) -> RunConfig:
     return tiny(plan=replace(plan, dynamic=Dynamic(interval=INTERVAL, fraction=0.5)), **changes)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("method", CHANGING)
 def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(method, tmp_path):
     config = changing(method)
@@ -48,6 +49,7 @@ def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(method, tmp_path):
         assert not list(run.rglob("unfinished*"))
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_goes_on_bit_for_bit(tmp_path):
     config = changing("rigl-swamp")
     seconds = go(config, tmp_path / "whole")["seconds"]
@@ -61,6 +63,7 @@ def test_killed_at_random_moments_it_goes_on_bit_for_bit(tmp_path):
     assert_same_outcome(tmp_path / "whole", run)
 
 
+@pytest.mark.slow
 def test_what_is_kept_between_two_changes_comes_back_as_it_was(tmp_path):
     config, run, stop = changing("rigl-swamp-own"), tmp_path / "run", Event()
     with pytest.raises(Interrupted):
@@ -81,6 +84,7 @@ def test_what_is_kept_between_two_changes_comes_back_as_it_was(tmp_path):
     assert len(go_on(run)["cycles"]) == 2
 
 
+@pytest.mark.slow
 def test_particles_of_changing_masks_are_kept_like_others(tmp_path):
     go(changing("rigl-swamp-own"), tmp_path / "run")
     assert len(list((tmp_path / "run").rglob("particle-*.safetensors"))) == 4
@@ -88,6 +92,7 @@ def test_particles_of_changing_masks_are_kept_like_others(tmp_path):
     assert not list((tmp_path / "means").rglob("particle-*.safetensors"))
 
 
+@pytest.mark.slow
 def test_the_seconds_of_an_earlier_session_count_in_the_cycle_and_in_its_particles(tmp_path):
     config, run, stop = changing("rigl-swamp"), tmp_path / "run", Event()
     with pytest.raises(Interrupted):
@@ -138,6 +143,7 @@ def test_what_is_kept_between_changes_is_written_as_often_as_asked(tmp_path, mon
     assert written == [2, 4, 5]
 
 
+@pytest.mark.slow
 def test_pools_keep_the_run_they_are_made_of_in_a_folder_of_its_own(tmp_path):
     config = tiny(plan=replace(tiny().plan, method="lottery-pools"))
     go(config, tmp_path / "pools")

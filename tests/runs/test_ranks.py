@@ -60,6 +60,7 @@ def training_of(run: Path, cycle: int) -> Callable[[], object]:
     return lambda: list((run / f"cycle-{cycle:02d}").glob("unfinished-*"))
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_named_and_the_run_goes_on_with_other_ranks(reference, tmp_path):
     run = tmp_path / "run"
     job = launched(4, "run", "--config", reference / "config.json", "--out", run)
@@ -80,6 +81,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_with_other_ranks(reference, 
     assert not list(run.rglob("unfinished-*"))
 
 
+@pytest.mark.slow
 def test_with_restarts_the_job_goes_on_by_itself_when_its_leader_is_killed(reference, tmp_path):
     run = tmp_path / "run"
     job = launched(
@@ -94,6 +96,7 @@ def test_with_restarts_the_job_goes_on_by_itself_when_its_leader_is_killed(refer
     assert_same_outcome(reference, run)
 
 
+@pytest.mark.slow
 def test_stopped_by_a_signal_all_ranks_save_and_one_process_goes_on(reference, tmp_path):
     run = tmp_path / "run"
     job = launched(2, "run", "--config", reference / "config.json", "--out", run)
@@ -107,6 +110,7 @@ def test_stopped_by_a_signal_all_ranks_save_and_one_process_goes_on(reference, t
     assert_same_outcome(reference, run)
 
 
+@pytest.mark.slow
 def test_a_sharded_run_is_gone_on_with_by_one_process(reference, tmp_path):
     run = tmp_path / "run"
     options = ("--particles", 1, "--epochs", 30, "--shard", "--out", run)
@@ -119,6 +123,7 @@ def test_a_sharded_run_is_gone_on_with_by_one_process(reference, tmp_path):
     assert [record["sparsity"] for record in go_on(run)["cycles"]] == [0, 0.5]
 
 
+@pytest.mark.slow
 def test_what_is_refused_is_told_once_and_all_ranks_end_with_code_2():
     job = launched(2, "run", "digits-mlp", "--model", "nothing")
     told = job.communicate()[1]
@@ -126,6 +131,7 @@ def test_what_is_refused_is_told_once_and_all_ranks_end_with_code_2():
     assert re.findall(r"exitcode  : (\d+)", told) == ["2", "2"]
 
 
+@pytest.mark.slow
 def test_one_rank_under_torchrun_is_a_run_of_one_process(config, tmp_path, monkeypatch):
     for name, value in {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)

@@ -52,6 +52,7 @@ def test_a_directory_with_this_very_run_is_refused_saying_how_to_go_on(finished,
         go(tiny(), copy)
 
 
+@pytest.mark.slow
 def test_a_run_that_appears_while_the_data_is_read_is_not_overwritten(config, tmp_path, monkeypatch):
     original = execute.prepare
 
@@ -117,6 +118,7 @@ def test_a_damaged_file_is_named_set_aside_and_made_again(finished, tmp_path, na
     assert_same_outcome(finished[0], copy)
 
 
+@pytest.mark.slow
 def test_files_of_another_run_are_noticed(finished, tmp_path):
     other = tiny()
     go(replace(other, plan=replace(other.plan, seed=1)), tmp_path / "other")
@@ -218,6 +220,7 @@ def test_a_directory_that_cannot_be_written_is_said(config, tmp_path):
         go(config, tmp_path / "file" / "run")
 
 
+@pytest.mark.slow
 def test_a_snapshot_of_another_run_is_set_aside(config, finished, tmp_path):
     for seed in (0, 1):
         stop = Event()

@@ -26,6 +26,7 @@ def reference(tmp_path_factory) -> tuple[Path, float]:
     return path, go(tiny(), path)["seconds"]
 
 
+@pytest.mark.slow
 def test_killed_at_ten_random_moments_the_run_ends_like_one_never_interrupted(reference, tmp_path):
     path, seconds = reference
     moments = random.Random(0)
@@ -45,6 +46,7 @@ def test_killed_at_ten_random_moments_the_run_ends_like_one_never_interrupted(re
     assert {path.name for path in run.rglob(".*")} == {".config.json"}, "half-written files were left behind"
 
 
+@pytest.mark.slow
 def test_asked_to_stop_while_a_cycle_is_measured_it_does_not_measure_the_rest(reference, tmp_path, monkeypatch):
     run, stop, measured, judged = tmp_path / "run", Event(), [], Measure.judged
 
@@ -72,6 +74,7 @@ class Crash(BaseException):
     """The machine stops here."""
 
 
+@pytest.mark.slow
 def test_a_crash_before_any_single_write_loses_nothing(tmp_path, monkeypatch):
     config = tiny(snapshot_seconds=1e9)
     config = replace(config, plan=replace(config.plan, method="imp", sparsity=0.5))
@@ -102,6 +105,7 @@ def test_a_crash_before_any_single_write_loses_nothing(tmp_path, monkeypatch):
         assert_same_outcome(tmp_path / "whole", run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["imp-ensemble", "lrr", "swamp-no-swa", "imp-best"])
 def test_other_methods_survive_kills_too(method, tmp_path):
     config = tiny()
@@ -117,6 +121,7 @@ def test_other_methods_survive_kills_too(method, tmp_path):
     assert_same_outcome(tmp_path / "whole", run)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("step", [1, 7, 10, 11, 35, 49, 50, 51, 89, 90, 91, 170])
 def test_stopped_at_any_step_no_step_is_taken_twice(step, reference, tmp_path):
     # Particles one after the other: side by side, those not yet told of a stop end the step they are in.
@@ -139,6 +144,7 @@ def test_a_run_killed_between_a_record_and_its_publication_tells_of_it_later(ref
     assert_same_outcome(reference[0], tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_an_interrupted_ensemble_is_resumed_by_the_run_not_by_a_member(config, tmp_path):
     config = replace(config, plan=replace(config.plan, method="imp-ensemble"))
     stop = Event()
@@ -147,6 +153,7 @@ def test_an_interrupted_ensemble_is_resumed_by_the_run_not_by_a_member(config, t
     assert len(go_on(tmp_path / "run")["cycles"]) == 3
 
 
+@pytest.mark.slow
 def test_finished_particles_and_cycles_are_not_trained_again(config, tmp_path, monkeypatch):
     go(config, tmp_path / "run")
     directory = RunDirectory(tmp_path / "run")
@@ -159,6 +166,7 @@ def test_finished_particles_and_cycles_are_not_trained_again(config, tmp_path, m
     assert trained == [(1, ("cycle", 2, "particle", 1))]
 
 
+@pytest.mark.slow
 def test_the_seconds_of_a_resumed_cycle_count_the_particles_trained_before(config, tmp_path):
     go(config, tmp_path / "run")
     directory, _ = open_run(tmp_path / "run")
@@ -169,12 +177,14 @@ def test_the_seconds_of_a_resumed_cycle_count_the_particles_trained_before(confi
     assert go_on(tmp_path / "run")["cycles"][2]["seconds"] > 1000
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_computes_nothing_and_says_the_same(config, tmp_path, monkeypatch):
     done = go(config, tmp_path / "run")
     monkeypatch.setattr(Job, "particle", lambda *_: pytest.fail("trained again"))
     assert go_on(tmp_path / "run") == done
 
 
+@pytest.mark.slow
 def test_a_second_process_is_kept_out_and_told_who_is_in(config, tmp_path):
     directory = RunDirectory(tmp_path / "run")
     with directory.locked(), pytest.raises(SwampError, match=f"being written by process {os.getpid()}"):
@@ -209,6 +219,7 @@ def test_what_a_kill_left_of_a_finished_cycle_is_removed(reference, tmp_path, mo
     assert not list((tmp_path / "run").rglob("particle-*"))
 
 
+@pytest.mark.slow
 def test_each_record_is_read_once_however_many_cycles_are_published(tmp_path, monkeypatch):
     read, read_json = [], store.read_json
     monkeypatch.setattr(store, "read_json", lambda path: read.append(path) or read_json(path))
@@ -216,6 +227,7 @@ def test_each_record_is_read_once_however_many_cycles_are_published(tmp_path, mo
     assert [path.name for path in read] == ["record.json"] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [30, 50])
 def test_the_last_particle_left_in_threads_goes_on_to_the_same_bits(step, tmp_path, monkeypatch):
     # With both of torch's threads for itself it would round otherwise: it is as large as it must be for that.

@@ -45,6 +45,7 @@ def test_the_final_file_loads_into_the_plain_network_and_gives_the_recorded_numb
     assert mask.sparsity == done["sparsity"]
 
 
+@pytest.mark.slow
 def test_the_environment_is_recorded_for_every_session(config, tmp_path):
     go(config, tmp_path / "run")
     go_on(tmp_path / "run")
@@ -67,6 +68,7 @@ def test_only_means_are_kept_where_asked(config, tmp_path):
     go_on(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_threads_are_put_back_after_a_run(config, tmp_path):
     go(replace(config, threads=2), tmp_path / "run")
     assert torch.get_num_threads() == 1
@@ -97,6 +99,7 @@ def test_values_that_json_does_not_know_are_written_as_null(tmp_path):
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.5], "b": [None, "c"]}
 
 
+@pytest.mark.slow
 def test_quiet_is_quiet(capsys, config, tmp_path):
     Quiet().started(3)
     go(config, tmp_path / "run")

@@ -69,6 +69,7 @@ class PauseAt(StopAt):
             signal.pause()
 
 
+@pytest.mark.slow
 def test_a_run_whose_worker_was_killed_is_taken_by_the_next_and_ends_like_one_never_interrupted(child, tmp_path):
     study = StudyDirectory.join(tmp_path / "s", seeded(0, 1))
     for name, config in study.runs.items():
@@ -89,6 +90,7 @@ def test_a_run_whose_worker_was_killed_is_taken_by_the_next_and_ends_like_one_ne
         assert_same_outcome(tmp_path / name, study.run(name).path)
 
 
+@pytest.mark.slow
 def test_workers_at_the_same_time_do_every_run_once_and_share_them_out(child, tmp_path):
     study = StudyDirectory.join(tmp_path / "s", seeded(0, 1, 2, 3))
     pids = [child(lambda: work(study, Quiet(), Event())) for _ in range(3)]
@@ -98,6 +100,7 @@ def test_workers_at_the_same_time_do_every_run_once_and_share_them_out(child, tm
     assert len({(study.path / name / ".claim").read_text() for name in study.runs}) > 1
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_recorded_and_left_alone_until_it_is_tried_again(tmp_path):
     good = seeded(0)["seed0"]
     wild = replace(good, training=replace(good.training, lr=1e30))

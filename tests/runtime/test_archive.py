@@ -49,6 +49,7 @@ def test_what_is_read_is_what_was_written_to_the_last_bit(model, file):
     fresh.load_state_dict(state_dict(file))
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 2000), unique=True, max_size=40).map(sorted))
 @settings(max_examples=100)
 def test_places_come_back_from_their_gaps(places):
@@ -57,6 +58,7 @@ def test_places_come_back_from_their_gaps(places):
     assert _places(np.frombuffer(_gaps(np.array(places, np.int64)), np.uint8)).tolist() == places
 
 
+@pytest.mark.slow
 def test_at_95_percent_a_file_is_a_twelfth_of_the_dense_weights_and_a_twentieth_in_bfloat16(tmp_path):
     model = built(lambda: build_network("resnet-20", (1, 28, 28), 10), 0.95)
     program = trace(finalise(model), numbers(2, 1, 28, 28))
@@ -103,6 +105,7 @@ def test_a_file_may_ask_for_functions_of_tensors_alone(file, tmp_path):
             read(tmp_path / "x")
 
 
+@pytest.mark.slow
 def test_a_fresh_process_loads_it_without_what_training_needs(file, model):
     inputs = torch.arange(80.0).reshape(2, 40) / 80
     script = (

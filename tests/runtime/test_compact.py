@@ -40,6 +40,7 @@ class Kept(nn.Module):
         return self.last(x + self.two(torch.relu(self.one(x))))
 
 
+@pytest.mark.slow
 @given(st.integers(0, 20), st.sampled_from([0, 1]), st.sampled_from([0.7, 0.9, 0.97]))
 @settings(max_examples=12)
 def test_outputs_stay_in_any_network(seed, padding, sparsity):

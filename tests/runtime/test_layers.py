@@ -28,6 +28,7 @@ def test_a_linear_layer(inputs, outputs, batch, width, sparsity, bias, relu):
     same(built(lambda: nn.Sequential(nn.Linear(inputs, outputs, bias), after), sparsity), numbers(batch, inputs), width)
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=40)
 def test_a_convolution(data):
@@ -53,6 +54,7 @@ def test_a_convolution(data):
     same(model, numbers(batch, channels, *size), width)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 1), st.integers(4, 9), batches, widths)
 @settings(max_examples=15)
 def test_pooling_after_a_convolution(kernel, stride, padding, size, batch, width):
@@ -62,6 +64,7 @@ def test_pooling_after_a_convolution(kernel, stride, padding, size, batch, width
         same(model, numbers(batch, 2, size, size + 1), width)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 2), st.integers(0, 2), st.integers(5, 20), batches, widths)
 @settings(max_examples=15)
 def test_a_signal(stride, padding, length, batch, width):
@@ -87,6 +90,7 @@ class Residual(nn.Module):
         return self.last(y.flatten(2).mean(2))
 
 
+@pytest.mark.fast_cases(8)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("size", [1, 2, 7, 8, 17])
 def test_residual_connections(width, size):
@@ -200,6 +204,7 @@ def test_layers_that_are_left_to_torch_are_run_by_torch():
         assert (found - want).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_threads_share_channels_or_blocks_and_give_the_same():
     model = built(Residual)
     threads = torch.get_num_threads()

@@ -129,6 +129,7 @@ def test_without_a_compiler_it_says_so_and_torch_runs_it(model, program, monkeyp
         assert torch.allclose(module(numbers(4, 1, 8, 8)), model(numbers(4, 1, 8, 8)), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_kernels_are_built_once_for_a_machine_and_anew_for_another(tmp_path, monkeypatch):
     monkeypatch.setenv("SWAMP_CACHE", str(tmp_path))
     built_files = []
@@ -147,6 +148,7 @@ def test_kernels_are_built_once_for_a_machine_and_anew_for_another(tmp_path, mon
     compiler.kernels.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a compiler")
 def test_kernels_compile_without_warnings(tmp_path):
     source = Path(compiler.SOURCE)
@@ -157,6 +159,7 @@ def test_kernels_compile_without_warnings(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow_cases("onnx")
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_is_written_and_gives_the_same(name, model, program, tmp_path):
     if name == "onnx":
@@ -199,6 +202,7 @@ def test_every_format_is_written_and_gives_the_same(name, model, program, tmp_pa
     assert torch.allclose(found, want, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_benchmark_measures_each_runtime_at_each_batch_size(program, tmp_path):
     narrow = ("openvino bf16",) if find_spec("openvino") else ()
     found = benchmark(program, (1, 4), ("torch", "torch bf16", *narrow, "swamp"), seconds=0.05)
@@ -229,6 +233,7 @@ os.kill(os.getpid(), signal.SIGINT)
 """
 
 
+@pytest.mark.slow
 def test_a_signal_after_a_benchmark_is_heard(program, tmp_path):
     """OpenVINO's cores replace the stack on which signals are handled, and can leave one that is gone."""
     pytest.importorskip("openvino")

@@ -99,6 +99,7 @@ def test_every_criterion_but_chance_has_an_independent_computation() -> None:
     assert {"random", *INDEPENDENT} == set(SCORES)
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("architecture", NETWORKS)
 @pytest.mark.parametrize("criterion", INDEPENDENT)
 def test_masks_agree_weight_for_weight(criterion: str, architecture: str) -> None:
