@@ -9,7 +9,7 @@ import torch
 from swamp.analysis import NoiseSettings, Sources, Subject, analyze, read_analysis
 from swamp.cli.progress import Quiet
 from swamp.errors import Interrupted, SwampError
-from swamp.report import CHAPTERS, Evidence
+from swamp.report import SECTIONS, ReportData
 from swamp.training import Seed
 from swamp.training.noise import draws
 
@@ -86,7 +86,7 @@ def test_a_source_that_the_run_has_not_is_left_out(path, normed, task):
     assert draws(normed, task, 8)
 
 
-def test_it_goes_on_where_it_was_stopped_and_the_picture_shows_it(path):
+def test_it_goes_on_where_it_was_stopped_and_the_figure_shows_it(path):
     stop = Event()
     (unit,) = sources(path, StopAt(50, stop), stop).units(["order"])
     with pytest.raises(Interrupted):
@@ -99,8 +99,8 @@ def test_it_goes_on_where_it_was_stopped_and_the_picture_shows_it(path):
     assert not list((path / "noise").rglob("*.safetensors"))
     (none,) = analyze(here.subject, {"noise": lambda *_: here.units(["none"])}, SETTINGS)
     assert [record["key"] for record in read_analysis(path)] == ["noise/cycle-01/order", "noise/cycle-01/none"]
-    (picture,) = CHAPTERS["noise"].draw(Evidence.read([path]))
-    distance = picture.panels[0].marks[0]
+    (figure,) = SECTIONS["noise"].build(ReportData.read([path]))
+    distance = figure.panels[0].marks[0]
     assert distance.labels == ("nothing", "batch order")
     assert distance.values == (none["mean_distance"], pytest.approx(order["mean_distance"]))
 

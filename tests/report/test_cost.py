@@ -1,4 +1,4 @@
-"""What a model cost: sums over cycles, or one training where a method stands alone; and methods lined up by it."""
+"""The cost of a model, over all cycles or of one training, and the ranking of methods by cost."""
 
 import json
 from collections.abc import Mapping
@@ -99,10 +99,10 @@ def test_one_run_without_operations_makes_all_costs_steps_and_the_unit_says_so(t
     comparison = compare([old, new])
     assert comparison.unit.heading == "× dense steps"
     assert "Not every run recorded its operations" in comparison.unit.meaning
-    assert [(rung.label, rung.cost) for rung in comparison.rows[1].ladder] == [("snip", 0.5), ("imp", 2.0)]
+    assert [(rank.label, rank.cost) for rank in comparison.rows[1].cost_ranking] == [("snip", 0.5), ("imp", 2.0)]
 
 
-def test_the_ladder_worked_out_by_hand(tmp_path: Path) -> None:
+def test_the_cost_ranking_worked_out_by_hand(tmp_path: Path) -> None:
     comparison = at_one_sparsity(
         tmp_path,
         {
@@ -113,12 +113,12 @@ def test_the_ladder_worked_out_by_hand(tmp_path: Path) -> None:
             "late": (410, (0.83, 0.86, 0.89)),
         },
     )
-    ladder = {rung.label: rung for rung in comparison.rows[0].ladder}
-    assert list(ladder) == ["snip", "rigl", "imp", "swamp", "late"]
-    assert [rung.cost for rung in ladder.values()] == [1.0, 1.04, 2.0, 4.0, 4.1]
+    ranking = {rank.label: rank for rank in comparison.rows[0].cost_ranking}
+    assert list(ranking) == ["snip", "rigl", "imp", "swamp", "late"]
+    assert [rank.cost for rank in ranking.values()] == [1.0, 1.04, 2.0, 4.0, 4.1]
     # RigL at 1.04 is no more cost than SNIP's 1.00, and late at 4.1 is none than SWAMP's 4.0.
-    assert [rung.label for rung in ladder.values() if rung.front] == ["rigl", "imp", "late"]
-    assert {label: rung.against for label, rung in ladder.items()} == {
+    assert [rank.label for rank in ranking.values() if rank.front] == ["rigl", "imp", "late"]
+    assert {label: rank.against for label, rank in ranking.items()} == {
         "snip": "rigl",
         "rigl": "snip",
         "imp": "rigl",
@@ -126,39 +126,41 @@ def test_the_ladder_worked_out_by_hand(tmp_path: Path) -> None:
         "late": "imp",
     }
     # SWAMP - late: -0.03, -0.04, -0.05; t(0.975, 2) / sqrt(3) = 2.484138 times s = 0.01.
-    difference = ladder["swamp"].difference
+    difference = ranking["swamp"].difference
     assert difference is not None
     assert (difference.mean, difference.half) == (pytest.approx(-0.04), pytest.approx(0.02484138, abs=1e-7))
-    assert json.loads(json.dumps(comparison.to_json(), allow_nan=False))["rows"][0]["ladder"][0]["against"] == "rigl"
+    assert (
+        json.loads(json.dumps(comparison.to_json(), allow_nan=False))["rows"][0]["cost_ranking"][0]["against"] == "rigl"
+    )
 
 
 def test_beyond_five_per_cent_more_cost_a_better_method_does_not_count(tmp_path: Path) -> None:
-    cheap, dear = at_one_sparsity(tmp_path, {"a": (100, (0.7, 0.7)), "b": (106, (0.8, 0.8))}).rows[0].ladder
+    cheap, dear = at_one_sparsity(tmp_path, {"a": (100, (0.7, 0.7)), "b": (106, (0.8, 0.8))}).rows[0].cost_ranking
     assert (cheap.front, cheap.against, cheap.difference) == (True, None, None)
     assert (dear.front, dear.against) == (True, "a")
 
 
 def test_where_lower_is_better_the_front_goes_down(tmp_path: Path) -> None:
     methods = {"a": (100, (0.7, 0.7)), "b": (200, (0.6, 0.6)), "c": (400, (0.8, 0.8))}
-    ladder = at_one_sparsity(tmp_path, methods, "nll").rows[0].ladder
-    assert [(rung.label, rung.front, rung.against) for rung in ladder] == [
+    ranking = at_one_sparsity(tmp_path, methods, "nll").rows[0].cost_ranking
+    assert [(rank.label, rank.front, rank.against) for rank in ranking] == [
         ("a", True, None),
         ("b", False, "a"),
         ("c", True, "a"),
     ]
-    difference = ladder[2].difference
+    difference = ranking[2].difference
     assert difference is not None
     assert difference.mean == pytest.approx(-0.1)
 
 
-def test_a_diverged_method_is_on_no_front_and_nobodys_measure(tmp_path: Path) -> None:
+def test_a_diverged_method_is_not_on_the_front_and_no_method_is_compared_with_it(tmp_path: Path) -> None:
     methods = {"a": (100, (float("nan"), 0.9)), "b": (200, (0.6, 0.6))}
-    ladder = at_one_sparsity(tmp_path, methods).rows[0].ladder
-    assert [(rung.label, rung.front, rung.against) for rung in ladder] == [("a", False, None), ("b", True, None)]
+    ranking = at_one_sparsity(tmp_path, methods).rows[0].cost_ranking
+    assert [(rank.label, rank.front, rank.against) for rank in ranking] == [("a", False, None), ("b", True, None)]
 
 
 def test_methods_without_a_common_seed_have_no_difference(tmp_path: Path) -> None:
     runs = [run(tmp_path / "a", [priced(0, 0.1, 0.8, 10, 10)], "a", 0)]
     runs.append(run(tmp_path / "b", [priced(0, 0.1, 0.9, 20, 20)], "b", 1))
-    rung = compare(runs).rows[0].ladder[1]
-    assert (rung.against, rung.difference) == ("a", None)
+    rank = compare(runs).rows[0].cost_ranking[1]
+    assert (rank.against, rank.difference) == ("a", None)

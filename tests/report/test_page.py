@@ -7,9 +7,8 @@ import re
 import pytest
 
 from swamp.errors import SwampError
-from swamp.report import Evidence, render, write_report
-from swamp.report.page import waiting
-from swamp.report.pictures import CHAPTERS
+from swamp.report import SECTIONS, ReportData, render, write_report
+from swamp.report.page import render_waiting
 
 from .analysed import records, write_analysis
 from .browser import opened
@@ -24,8 +23,8 @@ def text_of(page: str) -> str:
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", without)).split())
 
 
-def test_the_headline_says_sparsity_accuracy_and_distance_to_dense_and_imp(runs):
-    words = text_of(render(Evidence.read(runs)))
+def test_the_summary_has_sparsity_accuracy_and_distance_to_dense_and_imp(runs):
+    words = text_of(render(ReportData.read(runs)))
     # SWAMP: seeds 0.82 and 0.832 at 10 %; IMP: 0.75 and 0.76, dense 0.90 and 0.91. 1.27 is 12.706 * 0.141 / sqrt 2.
     assert "swamp (2) reaches 82.60 ±7.62 % test accuracy at 90.00 % sparsity (mean ± 95 % interval, 2 seeds)." in words
     assert "That is 7.90 points below the dense network (imp, 90.50 %)." in words
@@ -41,7 +40,7 @@ def test_the_page_is_the_same_twice_and_below_six_megabytes(runs, tmp_path):
 
 
 def test_the_policy_allows_nothing_but_the_page_and_the_page_names_no_source(runs):
-    page = render(Evidence.read(runs))
+    page = render(ReportData.read(runs))
     policy = html.unescape(re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)[1])
     assert "default-src 'none'" in policy
     assert "connect-src 'none'" in policy
@@ -55,16 +54,16 @@ def test_the_policy_allows_nothing_but_the_page_and_the_page_names_no_source(run
 
 
 def test_what_is_missing_comes_with_the_command_that_makes_it(runs):
-    page = render(Evidence.read(runs))
+    page = render(ReportData.read(runs))
     assert f"swamp analyze {runs[0]} --only connectivity" in text_of(page)
     assert "Not analysed: imp, seed 0, imp, seed 1." in text_of(page)
-    alone = text_of(render(Evidence.read(runs[:2])))
+    alone = text_of(render(ReportData.read(runs[:2])))
     assert "No cycle of these runs had several particles." in alone
-    assert alone.count("Not analysed yet.") == sum(chapter.analysis is not None for chapter in CHAPTERS.values())
+    assert alone.count("Not analysed yet.") == sum(section.analysis is not None for section in SECTIONS.values())
 
 
-def test_every_picture_has_a_title_a_sentence_and_a_table(runs):
-    page = render(Evidence.read(runs))
+def test_every_figure_has_a_title_a_sentence_and_a_table(runs):
+    page = render(ReportData.read(runs))
     figures = re.findall(r"<figure>.*?</figure>", page, flags=re.S)
     assert len(figures) == 17
     for figure in figures:
@@ -79,9 +78,9 @@ def test_a_damaged_record_costs_its_section_alone(runs):
         if line["key"].startswith("hull/cycle"):
             del line["mean"]
     write_analysis(runs[2], lines)
-    words = text_of(render(Evidence.read(runs)))
-    assert "The records of hull could not be read (KeyError: 'mean'). Analyse anew." in words
-    assert "The valley that the particles lie in" in words
+    words = text_of(render(ReportData.read(runs)))
+    assert "The records of hull could not be read (KeyError: 'mean'). Run the analysis again." in words
+    assert "The basin of the particles" in words
 
 
 def test_a_record_that_was_left_out_says_why(runs):
@@ -89,7 +88,7 @@ def test_a_record_that_was_left_out_says_why(runs):
     reason = "two particles span no plane"
     left = {"key": "landscape/cycle-00", "settings": {}, "cycle": 0, "sparsity": 0.0, "skipped": reason}
     write_analysis(runs[2], [left])
-    assert f"swamp (2), seed 0: {reason}" in text_of(render(Evidence.read(runs)))
+    assert f"swamp (2), seed 0: {reason}" in text_of(render(ReportData.read(runs)))
 
 
 def test_hostile_names_are_text_everywhere(tmp_path):
@@ -102,7 +101,7 @@ def test_hostile_names_are_text_everywhere(tmp_path):
         if "points" in line:
             line["points"] = {HOSTILE: [0.0, 0.1]}
     write_analysis(path, lines)
-    page = render(Evidence.read([path]))
+    page = render(ReportData.read([path]))
     assert "<script>document" not in page
     assert "<img" not in page
     write_report([path], tmp_path / "hostile.html")
@@ -114,12 +113,12 @@ def test_hostile_names_are_text_everywhere(tmp_path):
     assert "<" not in island
     panels = len(json.loads(island))
     assert f'data-drawn="{panels}"' in document
-    # In the drawings too: plotly would make bold of <b> and a picture of nothing.
+    # In the drawings too: plotly would make bold of <b> and a figure of nothing.
     assert "<img" not in document
     assert not re.search(r'<tspan[^>]*style="[^"]*font-weight: ?bold', document)
 
 
-def test_what_waits_is_left_out_or_is_told_of_a_machine_is_text_too(tmp_path):
+def test_names_of_folders_machines_and_packages_and_reasons_are_text_too(tmp_path):
     """Names of folders, recipes, machines and packages, and reasons: all that stands on a page beside the records."""
     place = tmp_path / HOSTILE.replace("/", "∕")
     path = write_run(place, [cycle(0, 1.0, 0.9)], recipe=HOSTILE, model=HOSTILE, data={"folder": HOSTILE})
@@ -127,7 +126,7 @@ def test_what_waits_is_left_out_or_is_told_of_a_machine_is_text_too(tmp_path):
     (path / "environment.json").write_text(json.dumps([facts]))
     left = {"key": "landscape/cycle-00", "settings": {}, "cycle": 0, "sparsity": 0.0, "skipped": HOSTILE}
     write_analysis(path, [left, {"key": f"masks/{HOSTILE}", "settings": {}}])
-    pages = {"report": render(Evidence.read([path])), "waiting": waiting(place, HOSTILE)}
+    pages = {"report": render(ReportData.read([path])), "waiting": render_waiting(place, HOSTILE)}
     for name, page in pages.items():
         assert "<script>document" not in page, name
         assert "<img" not in page, name
@@ -137,7 +136,7 @@ def test_what_waits_is_left_out_or_is_told_of_a_machine_is_text_too(tmp_path):
         assert "<title>owned" not in document, name
 
 
-def test_a_browser_draws_every_picture_without_a_complaint_or_a_request(runs, tmp_path):
+def test_a_browser_draws_every_figure_without_a_complaint_or_a_request(runs, tmp_path):
     write_report(runs, tmp_path / "report.html")
     log = tmp_path / "net.json"
     document, console = opened((tmp_path / "report.html").as_uri(), tmp_path / "profile", f"--log-net-log={log}")
@@ -151,7 +150,7 @@ def test_a_browser_draws_every_picture_without_a_complaint_or_a_request(runs, tm
 
 
 def test_at_390_pixels_nothing_is_wider_than_the_page(runs, tmp_path):
-    page = html.escape(render(Evidence.read(runs)))
+    page = html.escape(render(ReportData.read(runs)))
     script = """setTimeout(() => { const inner = document.querySelector("iframe").contentDocument;
         document.body.dataset.wide = inner.documentElement.scrollWidth <= inner.documentElement.clientWidth; }, 9000)"""
     frame = f'<iframe style="width:390px;height:900px" srcdoc="{page}"></iframe><script>{script}</script>'

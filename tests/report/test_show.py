@@ -10,10 +10,11 @@ import pytest
 from rich.console import Console
 
 from swamp.errors import SwampError
-from swamp.report import Comparison, compare, plot, print_table, read_run, write_comparison
+from swamp.report import Comparison, compare, draw_comparison, print_comparison, read_run, write_comparison
 from swamp.report.comparison import At
-from swamp.report.plot import density_ticks, highlighted
-from swamp.report.plot_limits import y_limits
+from swamp.report.figure_description import density_ticks
+from swamp.report.figures.outcome import accuracy_figure
+from swamp.report.report_data import highlighted
 
 from .runs import cycle, write_run
 
@@ -36,7 +37,7 @@ def example(folder: Path, methods: int = 2, seeds: int = 3, metric: str = "accur
 def text(comparison: Comparison, *, width: int = 80, colour: bool = False, at: At = "sparsity") -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=colour, color_system="standard" if colour else None)
-    print_table(comparison, console, at=at)
+    print_comparison(comparison, console, at=at)
     return out.getvalue()
 
 
@@ -111,7 +112,7 @@ def test_the_picture_is_whole_and_pyplot_is_never_imported(tmp_path: Path) -> No
     write_run(tmp_path / "a", [cycle(0, 1.0, 0.9)])
     code = (
         "import sys; from pathlib import Path; from swamp.report import *\n"
-        f"plot(compare([read_run({str(tmp_path / 'a')!r})]), Path({str(tmp_path / 'a.png')!r}))\n"
+        f"draw_comparison(compare([read_run({str(tmp_path / 'a')!r})]), [Path({str(tmp_path / 'a.png')!r})])\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -120,15 +121,17 @@ def test_the_picture_is_whole_and_pyplot_is_never_imported(tmp_path: Path) -> No
 
 def test_a_suffix_that_cannot_be_drawn_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     comparison = example(tmp_path / "runs", 1, 1)
-    with pytest.raises(SwampError, match=r"expected \.png or \.svg"):
-        plot(comparison, tmp_path / "a.pdf")
-    assert not (tmp_path / "a.pdf").exists()
+    with pytest.raises(SwampError, match=r"unknown format 'gif'. Choose one of: pdf, png, svg"):
+        draw_comparison(comparison, [tmp_path / "a.gif"])
+    assert not (tmp_path / "a.gif").exists()
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "nll"])
 def test_a_collapsed_extreme_does_not_flatten_the_picture(tmp_path: Path, metric: str) -> None:
     comparison = example(tmp_path, metric=metric)
-    low, high = y_limits(comparison)
+    (panel,) = accuracy_figure(comparison).panels
+    factor = 100 if metric == "accuracy" else 1
+    low, high = (limit / factor for limit in panel.y.limits)
     means = [row.cells["imp"].mean for row in comparison.rows]
     assert all(low < mean < high for mean in means[:-1])
     assert not low < means[-1] < high
@@ -142,7 +145,7 @@ def test_ticks_are_round_where_the_range_is_wide_and_the_densities_where_it_is_n
 
 def test_names_with_dollar_signs_and_a_lone_dense_point_can_be_drawn(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", [cycle(0, 1.0, 0.9)], method="$\\bad$", task="$\\bad$", model="a_b$")
-    plot(compare([read_run(run)]), tmp_path / "a.svg")
+    draw_comparison(compare([read_run(run)]), [tmp_path / "a.svg"])
     assert b"<svg" in (tmp_path / "a.svg").read_bytes()
 
 
@@ -221,7 +224,7 @@ def test_the_difference_to_the_best_is_shown_in_both_layouts(tmp_path: Path) -> 
 def test_one_seed_has_no_intervals_and_no_ties(tmp_path: Path) -> None:
     shown = text(costly(tmp_path, seeds=1))
     assert line(shown, "b") == ["b", "89.70", "79.80", "*", "1.00"]
-    assert "Without two common seeds nothing tells a method from the best" in " ".join(shown.split())
+    assert "Two common seeds are needed to test a difference to the best" in " ".join(shown.split())
 
 
 def test_the_best_nll_is_the_lowest_with_methods_in_rows(tmp_path: Path) -> None:
@@ -246,7 +249,7 @@ def test_at_equal_cost_each_sparsity_lists_its_methods_by_cost(tmp_path: Path) -
     assert line(shown, "b", 1) == ["b", "1.00", "80.00", "±0.50", "*", "–", "–"]
     assert line(shown, "d", 1) == ["d", "2.00", "70.00", "±0.00", "-10.00", "±0.50", "(3)", "b"]
     assert "3 comparisons made" in shown
-    assert "over those of one dense training" in " ".join(shown.split())
+    assert "divided by those of one dense training" in " ".join(shown.split())
 
 
 @pytest.mark.slow
@@ -275,13 +278,13 @@ def test_of_many_methods_the_baseline_and_the_best_stand_out(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_a_picture_of_more_methods_than_it_can_name_has_room_left_for_itself(tmp_path: Path) -> None:
     # A legend longer than the picture leaves no room for the axes, of which matplotlib warns: here an error.
-    plot(example(tmp_path / "runs", methods=80, seeds=1), tmp_path / "a.svg")
-    plot(example(tmp_path / "few", methods=12, seeds=1), tmp_path / "b.svg")
+    draw_comparison(example(tmp_path / "runs", methods=80, seeds=1), [tmp_path / "a.svg"])
+    draw_comparison(example(tmp_path / "few", methods=12, seeds=1), [tmp_path / "b.svg"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("methods", [1, 9])
 def test_the_picture_by_cost_can_be_drawn_with_few_methods_and_many(tmp_path: Path, methods: int) -> None:
     comparison = example(tmp_path / "runs", methods, 2, model="a_b$", task="$\\bad$")
-    plot(comparison, tmp_path / "a.svg", at="equal-cost")
+    draw_comparison(comparison, [tmp_path / "a.svg"], at="equal-cost")
     assert b"<svg" in (tmp_path / "a.svg").read_bytes()

@@ -217,11 +217,11 @@ def test_compare_says_who_broke_and_what_became_of_it(spoil, tmp_path, capsys):
     go(tiny(), tmp_path / "run")
     (note,) = compare([read_run(tmp_path / "run")]).notes
     assert note == (
-        "swamp (2): 2 trainings broke (loss or weights not finite): seed 0, the ticket at learning rate 0.05, trained "
-        "again with 0.025, seed 0, cycle 1, particle 1 at learning rate 0.05, trained again with 0.025."
+        "swamp (2): 2 trainings diverged (loss or weights not finite): seed 0, the ticket at learning rate 0.05, "
+        "trained again with 0.025, seed 0, cycle 1, particle 1 at learning rate 0.05, trained again with 0.025."
     )
     main(["compare", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
-    assert "2 trainings broke" in re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "2 trainings diverged" in re.sub(r"\s+", " ", capsys.readouterr().out)
 
 
 def test_the_command_warns_and_the_summary_is_strict_json(spoil, tmp_path, capsys, monkeypatch):

@@ -44,7 +44,7 @@ class CompareArgs:
 def compare_command(arguments: Sequence[str]) -> None:
     """swamp compare RUN..."""
     given = parse(CompareArgs, "swamp compare", arguments)
-    from swamp.report import compare, print_table, read_run, write_comparison
+    from swamp.report import compare, print_comparison, read_run, write_comparison
 
     if not given.runs:
         raise SwampError("no run was given. Name run directories, e.g.: swamp compare runs/*")
@@ -59,7 +59,7 @@ def compare_command(arguments: Sequence[str]) -> None:
     if given.json:
         print_json({**comparison.to_json(), "files": written})
         return
-    print_table(comparison, Out, at=given.at)
+    print_comparison(comparison, Out, at=given.at)
     Out.print(f"written: {' '.join(written)}", soft_wrap=True, highlight=False)
 
 

@@ -55,19 +55,19 @@ def cross_command(arguments: Sequence[str]) -> None:
     given = parse(CrossArgs, "swamp cross", arguments)
     if not given.runs:
         raise SwampError("no run was given. Name two or more of one seed, e.g.: swamp cross runs/imp-0 runs/swamp-0")
-    from swamp.report import Crossed, print_sheet, write_found
+    from swamp.report import MaskByTraining, print_table, write_finding
 
     command = shlex.join(["swamp", "cross", *arguments])
     metric, labels, runs = _labelled(given)
     rows = densities(runs, given.sparsities)
     cells = _trained(given, runs, rows, command)
-    crossed = Crossed.of(cells, labels, rows, metric)
-    written = [str(path) for path in write_found(crossed, given.out, "cross", command)]
+    crossed = MaskByTraining.of(cells, labels, rows, metric)
+    written = [str(path) for path in write_finding(crossed, given.out, "cross", command)]
     if given.json:
         print_json({**crossed.to_json(), "files": written})
         return
-    for sheet in crossed.sheets():
-        print_sheet(sheet, Out)
+    for table in crossed.tables():
+        print_table(table, Out)
     Out.print(f"written: {' '.join(written)}", soft_wrap=True, highlight=False)
 
 

@@ -40,7 +40,7 @@ def masks_command(arguments: Sequence[str]) -> None:
     given = parse(MasksArgs, "swamp masks", arguments)
     if not given.runs:
         raise SwampError("no run was given. Name two or more, e.g.: swamp masks runs/imp-0 runs/swamp-0")
-    from swamp.report import Overlaps, label_runs, print_sheet, read_run, write_found
+    from swamp.report import MaskOverlaps, label_runs, print_table, read_run, write_finding
 
     for name in given.methods:
         method_named(name)
@@ -51,12 +51,12 @@ def masks_command(arguments: Sequence[str]) -> None:
     labels, _ = label_runs(runs)
     sides = {(label, int(run.config["seed"])): Side.open(run.path) for label, run in zip(labels, runs, strict=True)}
     rows = densities({0: {f"{label} {seed}": side for (label, seed), side in sides.items()}}, given.sparsities)
-    found = Overlaps(tuple(overlaps(sides, rows)), rows)
+    found = MaskOverlaps(tuple(overlaps(sides, rows)), rows)
     command = shlex.join(["swamp", "masks", *arguments])
-    written = [str(path) for path in write_found(found, given.out, "masks", command)]
+    written = [str(path) for path in write_finding(found, given.out, "masks", command)]
     if given.json:
         print_json({**found.to_json(), "files": written})
         return
-    for sheet in found.sheets():
-        print_sheet(sheet, Out)
+    for table in found.tables():
+        print_table(table, Out)
     Out.print(f"written: {' '.join(written)}", soft_wrap=True, highlight=False)

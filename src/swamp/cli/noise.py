@@ -11,7 +11,6 @@ from threading import Event
 from typing import Any
 
 import tyro
-from rich.text import Text
 
 from swamp.analysis import SOURCES, NoiseSettings, Sources, Subject, Unit, analyze
 from swamp.cli.progress import Live, Quiet
@@ -111,8 +110,7 @@ def _alone(unit: Unit, *_: object) -> list[Unit]:
 
 
 def _print(given: NoiseArgs, records: Sequence[Mapping[str, Any]]) -> None:
-    from swamp.report import print_sheet
-    from swamp.report.sheet import Column, Sheet
+    from swamp.report import noise_table, print_table
 
     made = [record for record in records if "skipped" not in record]
     for record in records:
@@ -120,29 +118,10 @@ def _print(given: NoiseArgs, records: Sequence[Mapping[str, Any]]) -> None:
             Out.print(f"{record['source']}: left out, {escaped(record['skipped'])}.", highlight=False, soft_wrap=True)
     if not made:
         return
-
-    def column(heading: str, texts: Sequence[str]) -> Column:
-        return Column(heading, tuple(map(Text, texts)))
-
-    def numbers(name: str, factor: float = 1.0) -> list[str]:
-        return ["–" if record[name] is None else f"{factor * record[name]:.4g}" for record in made]
-
-    heights = ["–" if r["barrier"]["error"] is None else f"{100 * r['barrier']['error']:.2f}" for r in made]
-    first = made[0]
-    sheet = Sheet(
-        f"Cycle {first['cycle']}, {100 * first['sparsity']:.2f} % sparse: particles that differ in one thing",
-        (column("differ in", [record["source"] for record in made]),),
-        (
-            column("particles", [str(record["particles"]) for record in made]),
-            column("distance", numbers("mean_distance")),
-            column("radius", numbers("radius")),
-            column("dimension", numbers("dimension")),
-            column("barrier\npoints", heights),
-            column("mean's\nerror %", [f"{100 * record['mean']['error']:.2f}" for record in made]),
-            column("gain of\naveraging", [f"{100 * record['gain']:+.2f}" for record in made]),
-        ),
-        f"Errors are of {first['data']} data; the gain is the particles' own error less that of their mean, in points.",
+    title = f"Cycle {made[0]['cycle']}, {100 * made[0]['sparsity']:.2f} % sparse: particles that differ in one thing"
+    below = (
+        f"Errors are of {made[0]['data']} data; the gain is the particles' mean error minus the error of their mean."
     )
-    print_sheet(sheet, Out)
+    print_table(noise_table(title, made, below), Out)
     picture = f"swamp figure {shlex.quote(str(given.run))} --which noise -o noise.pdf"
     Out.print(f"Draw it: {picture}", soft_wrap=True, highlight=False)

@@ -100,10 +100,10 @@ def watch_command(arguments: Sequence[str]) -> None:
 def figure_command(arguments: Sequence[str]) -> None:
     """swamp figure RUN..."""
     given = parse(FigureArgs, "swamp figure", arguments)
-    from swamp.report import CHAPTERS, FORMATS, draw_figure
+    from swamp.report import FORMATS, SECTIONS, draw_figure
 
-    if given.which not in CHAPTERS:
-        raise unknown("picture", given.which, CHAPTERS)
+    if given.which not in SECTIONS:
+        raise unknown("figure", given.which, SECTIONS)
     suffix = given.format or (given.out.suffix[1:].lower() if given.out else "") or "pdf"
     if suffix not in FORMATS:
         raise unknown("format", suffix, FORMATS)

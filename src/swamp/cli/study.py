@@ -143,7 +143,7 @@ def _tell_faults(faults: list[str], states: Sequence[RunState]) -> None:
 
 def _compared(study: StudyDirectory, states: Sequence[RunState], *, show: bool) -> list[str]:
     """Files of the comparison of all finished runs; none where they cannot share a table. show: print it too."""
-    from swamp.report import compare, print_table, read_run, write_comparison
+    from swamp.report import compare, print_comparison, read_run, write_comparison
 
     finished = [study.run(state.name).path for state in states if state.state == "finished"]
     if not finished:
@@ -154,7 +154,7 @@ def _compared(study: StudyDirectory, states: Sequence[RunState], *, show: bool) 
         Err.print(f"[yellow]no comparison of all runs:[/yellow] {escaped(str(error))}", soft_wrap=True)
         return []
     if show:
-        print_table(comparison, Out)
+        print_comparison(comparison, Out)
     return [str(path) for path in write_comparison(comparison, study.path / "comparison")]
 
 

@@ -16,8 +16,8 @@ from swamp.backends import Silent
 from swamp.cli.run import recipe_or_config
 from swamp.cli.session import Err, Out, parse, print_json, stoppable
 from swamp.errors import Interrupted, SwampError
-from swamp.report.paper import draw
-from swamp.report.pictures.instability import against_steps
+from swamp.report import draw
+from swamp.report import instability as instability_figure
 from swamp.runs import RunConfig, executing, prepare
 from swamp.runs.directory import write_json
 from swamp.training import Snapshot
@@ -76,7 +76,7 @@ def ticket_command(arguments: Sequence[str]) -> None:
         trials = _trials(given, instability)
         found = _searched(given, instability, trials)
     picture = trials.folder / "barrier.svg"
-    draw(against_steps(list(trials), instability.per_epoch, given.threshold), picture, "svg")
+    draw(instability_figure(list(trials), instability.per_epoch, given.threshold), picture, "svg")
     done: dict[str, Any] = _summary(given, instability, found) | {"picture": str(picture)}
     if given.out is not None and found.steps is not None:
         write_json(given.out, _with_ticket(given.config, found.steps / instability.per_epoch).to_json())

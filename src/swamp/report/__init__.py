@@ -1,43 +1,42 @@
-"""Reads finished runs and compares them: tables, plots, files, an HTML page. Nothing here trains or changes a run."""
+"""Reads finished runs and compares them: tables, figures, files, an HTML page. It trains nothing and changes no run."""
 
-from swamp.report.compare import compare, metric_of
-from swamp.report.comparison import Comparison
-from swamp.report.crossed import Crossed
-from swamp.report.evidence import Evidence
-from swamp.report.figure import draw_figure
-from swamp.report.label import label_runs
-from swamp.report.overlaps import Overlaps
+from swamp.report.comparison import Comparison, compare, metric_of
+from swamp.report.figures import SECTIONS
+from swamp.report.figures.loss_landscape import instability
+from swamp.report.figures.spread import noise_table
+from swamp.report.mask_comparison import MaskByTraining, MaskOverlaps
+from swamp.report.matplotlib_renderer import FORMATS, draw
 from swamp.report.page import render, write_report
-from swamp.report.paper import FORMATS
-from swamp.report.picture import Picture
-from swamp.report.pictures import CHAPTERS
-from swamp.report.plot import plot
-from swamp.report.read import RunRecord, read_run
+from swamp.report.read import RunRecord, label_runs, read_run
+from swamp.report.report_data import ReportData
 from swamp.report.serve import LivePage, PageServer
-from swamp.report.table import print_sheet, print_table
-from swamp.report.write import write_comparison, write_found
+from swamp.report.tables import Table, print_comparison, print_table
+from swamp.report.write import draw_comparison, draw_figure, write_comparison, write_finding
 
 __all__ = [
-    "CHAPTERS",
     "FORMATS",
+    "SECTIONS",
     "Comparison",
-    "Crossed",
-    "Evidence",
     "LivePage",
-    "Overlaps",
+    "MaskByTraining",
+    "MaskOverlaps",
     "PageServer",
-    "Picture",
+    "ReportData",
     "RunRecord",
+    "Table",
     "compare",
+    "draw",
+    "draw_comparison",
     "draw_figure",
+    "instability",
     "label_runs",
     "metric_of",
-    "plot",
-    "print_sheet",
+    "noise_table",
+    "print_comparison",
     "print_table",
     "read_run",
     "render",
     "write_comparison",
-    "write_found",
+    "write_finding",
     "write_report",
 ]

@@ -1,23 +1,39 @@
-"""The values a comparison is made of. All metrics are as recorded (an accuracy is a fraction), none is rounded."""
+"""Runs compared by method: matched sparsities, means over seeds, and differences paired by seed."""
 
+import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from statistics import fmean
 from typing import Any, Literal, cast
 
-from swamp.report.cost import Cost, Total, Unit
-from swamp.report.statistics import Paired
+from swamp.analysis.cross import TOLERANCE
+from swamp.errors import SwampError, shortened, unknown
+from swamp.report.cost import (
+    DENSE,
+    CostRank,
+    CostUnit,
+    ModelCost,
+    RunCost,
+    cost_unit,
+    mean_cost,
+    model_cost,
+    rank_by_cost,
+    run_cost,
+)
+from swamp.report.read import SPLITS, RunRecord, label_runs, measured, number, show
+from swamp.report.statistics import Metric, Paired, interval, mean_known, paired
 
 At = Literal["sparsity", "equal-cost"]
-"""What a comparison lines methods up by."""
-
+"""Compare methods at equal sparsity; or at equal sparsity and equal cost."""
 BEST = "best"
-"""The baseline that is each sparsity's best method."""
+"""The baseline that is the best method of each sparsity."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One cycle of one run; `row` is the index of the row that it belongs to."""
+    """One cycle of one run; `row` is the index of its row in the comparison."""
 
     label: str
     seed: int
@@ -27,50 +43,36 @@ class Point:
     density_all: float
     value: float | None
     n: int
-    """How many particles the cycle had; `particles` has the metric of those that measured it."""
+    """The number of particles of the cycle; `particles` has the metric of those in which it was measured."""
     particles: tuple[float, ...]
     barrier: float | None
     steps: int
     samples: int
     operations: float | None
     seconds: float
-    total: Total
-    """What getting this model took; steps, samples, operations and seconds are those of its cycle."""
+    total: ModelCost
+    """The cost of this model in all; steps, samples, operations and seconds are those of its cycle."""
     metrics: Mapping[str, float]
     """Every metric of every split by dotted name (`test.nll`); `particles.test.nll` is the mean over particles."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A method at a sparsity: mean over `n` seeds, half its 95 % interval, the particles' own mean, the barrier."""
+    """A method at one sparsity: the mean over `n` seeds and the half-width of its 95 % interval."""
 
     mean: float
     half: float
     n: int
     particles: float | None
+    """The mean of the single particles."""
     barrier: float | None
-    total: Total
-    """What the model took, mean over seeds."""
-
-
-@dataclass(frozen=True)
-class Rung:
-    """A method's place among all at one sparsity by cost; `cost` is in the comparison's unit.
-
-    `front`: no method at up to 1.05 times the cost has a better mean. `against`: the best of the others at up to 1.05
-    times the cost, and `difference` to it paired by seed; None where no other costs so little, or without common seeds.
-    """
-
-    label: str
-    cost: float
-    front: bool
-    against: str | None
-    difference: Paired | None
+    total: ModelCost
+    """The cost of the model, mean over seeds."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A sparsity: cells and paired differences to the baseline by label, where there are any, and the best labels."""
+    """One sparsity: cells and paired differences to the baseline by label, and the labels with the best mean."""
 
     density: float
     density_all: float
@@ -79,17 +81,17 @@ class Row:
     best: tuple[str, ...]
     to_best: Mapping[str, Paired]
     """Paired differences to the first of the best labels, by label."""
-    ladder: tuple[Rung, ...]
+    cost_ranking: tuple[CostRank, ...]
     """All methods of the row, the cheapest first."""
 
     @property
     def sparsity(self) -> float:
-        """Of the prunable weights."""
+        """The sparsity of the prunable weights."""
         return 1 - self.density
 
     @property
     def tied(self) -> tuple[str, ...]:
-        """The labels that paired seeds cannot tell from the best: the 95 % interval of the difference includes 0."""
+        """The labels that are not significantly different from the best: the paired 95 % interval includes 0."""
         return tuple(
             label
             for label, difference in self.to_best.items()
@@ -99,7 +101,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs of one task and model, method beside method at each sparsity, densest row first."""
+    """Runs of one task and model, compared by method at each sparsity, the densest row first.
+
+    All metrics are as recorded: an accuracy is a fraction, and nothing is rounded.
+    """
 
     task: str
     model: str
@@ -108,15 +113,14 @@ class Comparison:
     labels: tuple[str, ...]
     baseline: str
     """A label, or `best`: differences are then to each row's best label."""
-    unit: Unit
-    """What costs are measured in."""
+    unit: CostUnit
     rows: tuple[Row, ...]
-    costs: Mapping[str, Cost]
+    costs: Mapping[str, RunCost]
     dense: float | None
-    """The mean of `dense_label` at density 1: the baseline where it was dense once, else the first label that was."""
+    """The mean of `dense_label` at density 1: of the baseline, or of the first label that has a dense model."""
     dense_label: str | None
     comparisons: int
-    """How many paired differences to the baseline were taken."""
+    """The number of paired differences to the baseline."""
     notes: tuple[str, ...]
     points: tuple[Point, ...]
 
@@ -134,9 +138,268 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return cast(dict[str, Any], _plain(values))
 
 
+def compare(
+    runs: Sequence[RunRecord],
+    *,
+    metric: str = "",
+    split: str = "test",
+    baseline: str | None = None,
+    sparsities: Sequence[float] = (),
+) -> Comparison:
+    """Compare runs of one task and one model.
+
+    Args:
+        runs: finished or unfinished runs with at least one finished cycle.
+        metric: a metric that the runs measured; empty: accuracy, or else their first.
+        split: train, validation or test.
+        baseline: the label that differences are taken to; None: `imp` if present, else the first label; `best`: the
+            best mean of each sparsity.
+        sparsities: the rows to keep, as fractions of the prunable weights; empty: all. Costs are those of whole runs.
+
+    Returns:
+        The comparison. Cycles whose densities differ by at most 0.5 % share a row.
+
+    Raises:
+        SwampError: the runs have several tasks or models, a run is given twice, or the metric, split, baseline or a
+            sparsity does not exist.
+    """
+    metric = metric_of(runs, metric, split)
+    each, notes = label_runs(runs)
+    labels = tuple(dict.fromkeys(each))
+    first = _first(baseline, labels)
+    notes = [*notes, *_diverged_notes(each, runs), *_not_finite_notes(each, runs, metric, split)]
+    points = _points(sorted(zip(each, runs, strict=True), key=lambda pair: pair[0] != first), metric, split)
+    dense_label, dense = _dense(points)
+    points = _at(points, sparsities)
+    unit = cost_unit(runs)
+    by_row = groupby(sorted(points, key=lambda point: point.row), key=lambda point: point.row)
+    rows = tuple(_row(list(group), labels, baseline or first, Metric(metric), unit) for _, group in by_row)
+    return Comparison(
+        task=show(runs[0].config["task"]),
+        model=show(runs[0].config["model"]),
+        metric=metric,
+        split=split,
+        labels=labels,
+        baseline=baseline or first,
+        unit=unit,
+        rows=rows,
+        costs={label: run_cost([r for r, its in zip(runs, each, strict=True) if its == label]) for label in labels},
+        dense=dense,
+        dense_label=dense_label,
+        comparisons=sum(len(row.differences) for row in rows),
+        notes=tuple(notes),
+        points=tuple(sorted(points, key=lambda point: (labels.index(point.label), point.seed, point.cycle))),
+    )
+
+
+def metric_of(runs: Sequence[RunRecord], metric: str, split: str) -> str:
+    """Return `metric`; if it is empty, accuracy, or else the first metric that the runs measured.
+
+    Raises:
+        SwampError: the runs cannot share a table, or did not measure this metric or split.
+    """
+    if not runs:
+        raise SwampError("no run was given to compare; give one or more run directories.")
+    for key in ("task", "model"):
+        first = {json.dumps(run.config[key], sort_keys=True): run for run in reversed(runs)}
+        if len(first) > 1:
+            found = ", ".join(sorted(f"{show(run.config[key])} ({run.path})" for run in first.values()))
+            raise SwampError(f"runs of different {key}s cannot share a table: {found}. Compare one {key} at a time.")
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    there = (name for run in runs for cycle in run.cycles for name, _ in _measured(cycle, (split,)))
+    known = [name.partition(".")[2] for name in dict.fromkeys(there)]
+    if not known:
+        raise SwampError(f"none of the runs measured the {split} split; choose one of {', '.join(SPLITS)}.")
+    if metric and metric not in known:
+        raise unknown("metric", metric, known)
+    return metric or ("accuracy" if "accuracy" in known else known[0])
+
+
 def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in cast(Mapping[object, object], value).items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in cast(list[object], value)]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _first(baseline: str | None, labels: Sequence[str]) -> str:
+    """The label whose densities name the rows: the baseline if it is a label."""
+    if baseline is not None and baseline in labels:
+        return baseline
+    if baseline not in (None, BEST):
+        raise unknown("baseline", baseline, (*labels, BEST))
+    return "imp" if "imp" in labels else labels[0]
+
+
+def _measured(holder: Mapping[str, Any], splits: Iterable[str] = SPLITS) -> Iterator[tuple[str, float]]:
+    for split in splits:
+        metrics: Mapping[str, object] = holder.get(split) or {}
+        for name in metrics:
+            if (value := measured(metrics, name)) is not None:
+                yield f"{split}.{name}", value
+
+
+def _points(runs: Sequence[tuple[str, RunRecord]], metric: str, split: str) -> list[Point]:
+    # The baseline is first: rows have its densities, and other methods are matched to them.
+    densities: list[float] = []
+    placed: list[tuple[int, str, RunRecord, Mapping[str, Any]]] = []
+    for label, run in runs:
+        # A row takes one cycle of a run, also if the run kept its density from one cycle to the next.
+        free = set(range(len(densities)))
+        for cycle in run.cycles:
+            density = float(cycle["density"]["prunable"])
+            near = [row for row in free if abs(densities[row] - density) <= TOLERANCE * density]
+            if near:
+                row = min(near, key=lambda row: (abs(densities[row] - density), row))
+                free.remove(row)
+            else:
+                row = len(densities)
+                densities.append(density)
+            placed.append((row, label, run, cycle))
+    order = sorted(range(len(densities)), key=lambda row: -densities[row])
+    rank = {row: index for index, row in enumerate(order)}
+    return [_point(label, run, cycle, rank[row], f"{split}.{metric}") for row, label, run, cycle in placed]
+
+
+def _point(label: str, run: RunRecord, cycle: Mapping[str, Any], row: int, name: str) -> Point:
+    metrics = dict(_measured(cycle))
+    particles = [dict(_measured(particle)) for particle in cycle["particles"]]
+    for key in dict.fromkeys(key for particle in particles for key in particle):
+        metrics[f"particles.{key}"] = fmean(particle[key] for particle in particles if key in particle)
+    barrier: Mapping[str, object] = cycle.get("barrier") or {}
+    barriers = (number(value) for value in barrier.values())
+    return Point(
+        label=label,
+        seed=int(run.config["seed"]),
+        cycle=cycle["cycle"],
+        row=row,
+        density=float(cycle["density"]["prunable"]),
+        density_all=float(cycle["density"]["all"]),
+        value=metrics.get(name),
+        n=len(particles),
+        particles=tuple(particle[name] for particle in particles if name in particle),
+        barrier=max((height for height in barriers if height is not None), default=None),
+        steps=cycle["steps"],
+        samples=cycle["samples"],
+        operations=cycle["operations"],
+        seconds=float(cycle["seconds"]),
+        total=model_cost(cycle["total"]),
+        metrics=metrics,
+    )
+
+
+def _dense(points: Sequence[Point]) -> tuple[str | None, float | None]:
+    # The baseline's points are first. If a run was dense for several cycles, the first one counts.
+    for point in points:
+        if point.density >= DENSE and point.value is not None:
+            alike = [other for other in points if (other.label, other.row) == (point.label, point.row)]
+            return point.label, mean_known([other.value for other in alike])
+    return None, None
+
+
+def _at(points: Sequence[Point], sparsities: Sequence[float]) -> list[Point]:
+    if not sparsities:
+        return list(points)
+    densities = {point.row: point.density for point in reversed(points)}
+    kept: set[int] = set()
+    for sparsity in sparsities:
+        wanted = 1 - sparsity
+        near = {row for row, density in densities.items() if abs(density - wanted) <= TOLERANCE * wanted}
+        if not near:
+            there = ", ".join(f"{1 - densities[row]:.4g}" for row in sorted(densities))
+            raise SwampError(f"no run has sparsity {sparsity:g} (a fraction of prunable weights); there is {there}.")
+        kept |= near
+    rank = {row: index for index, row in enumerate(sorted(kept))}
+    return [replace(point, row=rank[point.row]) for point in points if point.row in rank]
+
+
+def _row(points: Sequence[Point], labels: Sequence[str], baseline: str, metric: Metric, unit: CostUnit) -> Row:
+    values = {label: _by_seed(points, label) for label in labels}
+    cells = {
+        label: _cell([point for point in points if point.label == label and point.value is not None])
+        for label in labels
+        if values[label]
+    }
+    means = {label: cell.mean for label, cell in cells.items()}
+    costs = {label: unit.of(cell.total) or 0.0 for label, cell in cells.items()}
+    best = _best(means, metric)
+    to_best = _differences(values, best[0] if best else None)
+    differences = to_best if baseline == BEST else _differences(values, baseline)
+    ranking = rank_by_cost(costs, means, values, metric)
+    return Row(points[0].density, points[0].density_all, cells, differences, best, to_best, ranking)
+
+
+def _differences(values: Mapping[str, Mapping[int, float]], baseline: str | None) -> dict[str, Paired]:
+    if baseline is None:
+        return {}
+    base = values[baseline]
+    return {label: paired(its, base) for label, its in values.items() if label != baseline and its.keys() & base.keys()}
+
+
+def _by_seed(points: Iterable[Point], label: str) -> dict[int, float]:
+    return {point.seed: point.value for point in points if point.label == label and point.value is not None}
+
+
+def _cell(points: Sequence[Point]) -> Cell:
+    mean, half = interval([cast(float, point.value) for point in points])
+    own = mean_known([fmean(point.particles) if point.particles else None for point in points])
+    barrier = mean_known([point.barrier for point in points])
+    return Cell(mean, half, len(points), own, barrier, mean_cost([point.total for point in points]))
+
+
+def _best(means: Mapping[str, float], metric: Metric) -> tuple[str, ...]:
+    finite = [mean for mean in means.values() if math.isfinite(mean)]
+    if len(means) < 2 or not finite:
+        return ()
+    best = min(finite) if metric.lower else max(finite)
+    return tuple(label for label, mean in means.items() if mean == best)
+
+
+def _diverged_notes(labels: Sequence[str], runs: Sequence[RunRecord]) -> list[str]:
+    """For each label the trainings that diverged, their learning rate, and what followed."""
+
+    def diverged(cycle: Mapping[str, Any]) -> Iterator[str]:
+        for event in cycle.get("broken") or ():
+            where = "the ticket" if event["cycle"] is None else f"cycle {event['cycle']}, particle {event['particle']}"
+            then = "left out of the mean" if event["again"] is None else f"trained again with {event['again']:g}"
+            yield f"{where} at learning rate {event['lr']:g}, {then}"
+
+    return [
+        f"{label}: {_times(len(found), 'training')} diverged (loss or weights not finite): {shortened(found)}."
+        for label, found in _by_label(labels, runs, diverged).items()
+    ]
+
+
+def _not_finite_notes(labels: Sequence[str], runs: Sequence[RunRecord], metric: str, split: str) -> list[str]:
+    """For each label the cycles whose metric is NaN or infinite: the mean over seeds is not finite either."""
+
+    def not_finite(cycle: Mapping[str, Any]) -> Iterator[str]:
+        holders = {"": cycle, **{f", particle {i}": one for i, one in enumerate(cycle["particles"])}}
+        for name, holder in holders.items():
+            metrics: Mapping[str, object] = holder.get(split) or {}
+            value = measured(metrics, metric)
+            if value is not None and not math.isfinite(value):
+                yield f"cycle {cycle['cycle']}{name}"
+
+    return [
+        f"{label}: {split} {metric} was NaN or infinite {_times(len(found), 'time')}, and so is a mean with it: "
+        f"{shortened(found)}."
+        for label, found in _by_label(labels, runs, not_finite).items()
+    ]
+
+
+def _by_label(
+    labels: Sequence[str], runs: Sequence[RunRecord], events: Callable[[Mapping[str, Any]], Iterator[str]]
+) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for label, run in zip(labels, runs, strict=True):
+        for cycle in run.cycles:
+            for event in events(cycle):
+                found.setdefault(label, []).append(f"seed {run.config['seed']}, {event}")
+    return found
+
+
+def _times(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

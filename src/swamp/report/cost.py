@@ -1,20 +1,26 @@
-"""What models and runs cost: the sums that records carry, and the unit in which methods are lined up by cost."""
+"""The cost of models and runs, the unit it is shown in, and the ranking of methods by cost."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-from swamp.report.label import particles_of
-from swamp.report.read import RunRecord
+from swamp.report.read import RunRecord, particles_of
+from swamp.report.statistics import Metric, Paired, paired
 
 DENSE = 0.995
-"""From this density on a model counts as dense."""
+"""A model with at least this density counts as dense."""
+SLACK = 1.05
+"""Costs within this factor count as equal: the operations of one method differ a little between seeds."""
 
 
 @dataclass(frozen=True)
-class Total:
-    """What getting one model took in all; `operations` counts what zeros spare (Evci 2020), None where not recorded."""
+class ModelCost:
+    """The total cost of one model, from the first training step to the model.
+
+    `operations` are floating point operations without those on zeros (Evci 2020); None where not recorded.
+    """
 
     steps: float
     samples: float
@@ -23,11 +29,11 @@ class Total:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a method's whole run took: means over its seeds. `cycles` is the fewest and the most finished cycles.
+class RunCost:
+    """The cost of a method's whole run, mean over seeds; `cycles` is the fewest and the most finished cycles.
 
-    A method that stands alone at each sparsity trains once for every one of them, so its whole run costs more than its
-    `last` model did. An iterative method's last model takes all cycles.
+    The last model of an iterative method needs all cycles, so `last` equals the run's cost. A method that trains from
+    the start for each sparsity pays for one training per sparsity, and `last` is the cost of one.
     """
 
     seeds: int
@@ -37,30 +43,30 @@ class Cost:
     samples: float
     operations: float | None
     seconds: float
-    last: Total
+    last: ModelCost
 
 
 @dataclass(frozen=True)
-class Unit:
-    """Costs are `measure` over `dense`, what one dense training takes; without a dense training they are absolute."""
+class CostUnit:
+    """Costs are `measure` divided by `dense`, the cost of one dense training; absolute where `dense` is None."""
 
     measure: Literal["operations", "steps"]
     dense: float | None
 
-    def of(self, cost: Total | Cost) -> float | None:
-        """A cost in this unit; None where its operations are not known."""
+    def of(self, cost: ModelCost | RunCost) -> float | None:
+        """A cost in this unit; None where its operations are unknown."""
         spent = cost.operations if self.measure == "operations" else cost.steps
         return spent if spent is None or self.dense is None else spent / self.dense
 
     @property
     def heading(self) -> str:
-        """The unit as a column's heading says it."""
+        """The unit as a column heading."""
         if self.measure == "operations":
             return "TFLOP" if self.dense is None else "× dense"
         return "steps" if self.dense is None else "× dense steps"
 
     def show(self, value: float | None) -> str:
-        """A value in this unit: three figures or two decimals."""
+        """A value in this unit: two decimals relative to a dense training, else four figures."""
         if value is None:
             return "–"
         if self.dense is None:
@@ -69,66 +75,111 @@ class Unit:
 
     @property
     def meaning(self) -> str:
-        """What the unit is and where it comes from, in sentences."""
-        reference = "the least that a cycle with one particle took at density 1"
+        """The definition of the unit, in sentences."""
+        reference = "the cheapest one-particle cycle at density 1"
+        unrelated = "No run trained one dense particle, so costs are absolute."
         if self.measure == "operations":
-            what = "floating point operations, those on zeros not counted"
+            counted = "floating point operations, without those on zeros"
             if self.dense is None:
-                return f"TFLOP: 10^12 {what}. No run trained one dense particle to relate them to."
-            return f"× dense: {what}, over those of one dense training ({self.dense / 1e12:,.4g} TFLOP, {reference})."
-        missing = "Not every run recorded its operations, so cost is counted in steps, whatever a step costs."
+                return f"TFLOP: 10^12 {counted}. {unrelated}"
+            return (
+                f"× dense: {counted}, divided by those of one dense training "
+                f"({self.dense / 1e12:,.4g} TFLOP, {reference})."
+            )
+        missing = "Not every run recorded its operations, so cost is counted in steps."
         if self.dense is None:
-            return f"{missing} No run trained one dense particle to relate them to."
-        return f"{missing} × dense steps: over the {self.dense:,.0f} steps of one dense training ({reference})."
+            return f"{missing} {unrelated}"
+        return f"{missing} × dense steps: divided by the {self.dense:,.0f} steps of one dense training ({reference})."
 
 
-def unit_of(runs: Iterable[RunRecord]) -> Unit:
-    """Operations where every cycle recorded them, else steps; dense is the least of any dense one-particle cycle."""
+@dataclass(frozen=True)
+class CostRank:
+    """A method's place in the cost ranking of one sparsity; `cost` is in the comparison's unit.
+
+    `front`: no method at up to 1.05 times the cost has a better mean. `against`: the best other method at up to 1.05
+    times the cost, and `difference` to it, paired by seed; None where no other is as cheap, or without common seeds.
+    """
+
+    label: str
+    cost: float
+    front: bool
+    against: str | None
+    difference: Paired | None
+
+
+def cost_unit(runs: Iterable[RunRecord]) -> CostUnit:
+    """Operations if every cycle recorded them, else steps; relative to the cheapest dense one-particle cycle."""
     cycles = [cycle for run in runs for cycle in run.cycles]
     known = all(cycle["total"]["operations"] is not None for cycle in cycles)
     measure = "operations" if known else "steps"
-    # One that broke and was trained again took more than a dense training does.
-    alone = [
+    # A training that diverged and was repeated costs more than one dense training.
+    single = [
         c for c in cycles if c["density"]["prunable"] >= DENSE and len(c["particles"]) <= 1 and not c.get("broken")
     ]
-    return Unit(measure, min((float(c[measure]) for c in alone if c[measure]), default=None))
+    return CostUnit(measure, min((float(c[measure]) for c in single if c[measure]), default=None))
 
 
-def total_of(record: Mapping[str, Any]) -> Total:
+def model_cost(total: Mapping[str, Any]) -> ModelCost:
     """The `total` of a cycle's record."""
-    return Total(record["steps"], record["samples"], record["operations"], float(record["seconds"]))
+    return ModelCost(total["steps"], total["samples"], total["operations"], float(total["seconds"]))
 
 
-def mean_total(totals: Sequence[Total]) -> Total:
-    """Each field's mean; operations are None where any is."""
-    return Total(
-        fmean(total.steps for total in totals),
-        fmean(total.samples for total in totals),
-        _mean_known([total.operations for total in totals]),
-        fmean(total.seconds for total in totals),
+def mean_cost(costs: Sequence[ModelCost]) -> ModelCost:
+    """The mean of each field; operations are None where any is."""
+    return ModelCost(
+        fmean(cost.steps for cost in costs),
+        fmean(cost.samples for cost in costs),
+        _mean_or_none([cost.operations for cost in costs]),
+        fmean(cost.seconds for cost in costs),
     )
 
 
-def cost_of(runs: Sequence[RunRecord]) -> Cost:
-    """What the runs of one method took, as means over them."""
+def run_cost(runs: Sequence[RunRecord]) -> RunCost:
+    """The cost of the runs of one method, mean over them."""
 
     def spent(key: str) -> list[float | None]:
         each = [[cycle[key] for cycle in run.cycles] for run in runs]
         return [None if None in values else sum(values) for values in each]
 
     counts = [len(run.cycles) for run in runs]
-    return Cost(
+    return RunCost(
         seeds=len(runs),
         particles=max(map(particles_of, runs)),
         cycles=(min(counts), max(counts)),
-        steps=_mean_known(spent("steps")) or 0.0,
-        samples=_mean_known(spent("samples")) or 0.0,
-        operations=_mean_known(spent("operations")),
-        seconds=_mean_known(spent("seconds")) or 0.0,
-        last=mean_total([total_of(run.cycles[-1]["total"]) for run in runs]),
+        steps=_mean_or_none(spent("steps")) or 0.0,
+        samples=_mean_or_none(spent("samples")) or 0.0,
+        operations=_mean_or_none(spent("operations")),
+        seconds=_mean_or_none(spent("seconds")) or 0.0,
+        last=mean_cost([model_cost(run.cycles[-1]["total"]) for run in runs]),
     )
 
 
-def _mean_known(values: Sequence[float | None]) -> float | None:
+def rank_by_cost(
+    costs: Mapping[str, float], means: Mapping[str, float], values: Mapping[str, Mapping[int, float]], metric: Metric
+) -> tuple[CostRank, ...]:
+    """Rank methods by cost, the cheapest first, equal costs in the order given.
+
+    A method whose mean is not finite is never on the front, and no other is compared with it.
+
+    Args:
+        costs: label -> cost in the comparison's unit.
+        means: label -> mean over seeds.
+        values: label -> seed -> value.
+        metric: decides which mean is better.
+    """
+    sign = -1 if metric.lower else 1
+    score = {label: sign * mean for label, mean in means.items() if math.isfinite(mean)}
+    ranks: list[CostRank] = []
+    for label in sorted(costs, key=costs.__getitem__):
+        rivals = [other for other in score if other != label and costs[other] <= SLACK * costs[label]]
+        against = max(rivals, key=score.__getitem__, default=None)
+        front = label in score and (against is None or score[against] <= score[label])
+        common = against is not None and values[label].keys() & values[against].keys()
+        difference = paired(values[label], values[against]) if against is not None and common else None
+        ranks.append(CostRank(label, costs[label], front, against, difference))
+    return tuple(ranks)
+
+
+def _mean_or_none(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return fmean(known) if len(known) == len(values) else None

@@ -1,77 +1,154 @@
-"""The report as one HTML page: it opens offline, asks nobody for anything, and is the same for the same runs."""
+"""The report as one HTML page: it works offline, requests nothing, and is identical for identical runs."""
 
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from swamp.errors import SwampError
 from swamp.files import write_atomic
-from swamp.report.evidence import MOST_RUNS, Evidence, Looked
-from swamp.report.headline import headline
-from swamp.report.page_settings import environments, settings
-from swamp.report.picture import Picture, tables_of
-from swamp.report.pictures import CHAPTERS, Chapter
-from swamp.report.traces import traces
+from swamp.report.comparison import Comparison, Row
+from swamp.report.figure_description import Figure, tables_of
+from swamp.report.figures import SECTIONS, Section
+from swamp.report.plotly_renderer import plotly_json
+from swamp.report.read import show
+from swamp.report.report_data import MOST_RUNS, ReportData, RunAnalyses
+from swamp.report.statistics import Metric, Paired
+from swamp.report.tables import Table
+from swamp.runs import flattened, read_sessions
 
 _MOST_REASONS = 4
+_FACTS = ("time", "device", "processor", "cores", "threads", "platform", "python", "git")
 
 
 @dataclass(frozen=True)
-class Section:
-    """A chapter with its pictures, and what to say of runs that lack what it needs."""
+class _Content:
+    """A section with its figures, and notes on runs that lack the analysis."""
 
     name: str
     title: str
-    pictures: tuple[Picture, ...]
+    figures: tuple[Figure, ...]
     notes: tuple[str, ...]
     commands: tuple[str, ...]
-    """What makes what is missing."""
+    """The command lines that make the missing analyses."""
 
 
 def write_report(paths: Sequence[Path], out: Path, *, metric: str = "") -> int:
-    """Write the report on the runs in `paths` to `out`, whole or not at all; returns its bytes."""
-    page = render(Evidence.read(paths, metric=metric)).encode()
+    """Write the report on runs of one task and model to a file, which is complete or not written at all.
+
+    Args:
+        paths: run directories.
+        out: the HTML file.
+        metric: a metric that the runs measured; empty: accuracy, or else their first.
+
+    Returns:
+        The size of the file in bytes.
+
+    Raises:
+        SwampError: see `ReportData.read`.
+    """
+    page = render(ReportData.read(paths, metric=metric)).encode()
     write_atomic(out, page)
     return len(page)
 
 
-def render(evidence: Evidence, *, live: bool = False) -> str:
-    """The page. live: it looks for a newer one of itself every few seconds, where it was served from."""
-    sections = [_section(evidence, name, chapter) for name, chapter in CHAPTERS.items()]
-    comparison = evidence.comparison
+def render(data: ReportData, *, live: bool = False) -> str:
+    """Return the page as HTML. live: it reloads when the server that it came from has a newer one."""
+    sections = [_content(data, name, section) for name, section in SECTIONS.items()]
+    comparison = data.comparison
     return _page(
         live,
         title=f"{comparison.task}, {comparison.model}: {', '.join(comparison.labels)}",
-        headline=headline(comparison),
+        summary=summary(comparison),
         notes=comparison.notes,
-        runs=[str(looked.run.path) for looked in evidence.looked],
+        runs=[str(run.run.path) for run in data.runs],
         sections=sections,
-        settings=settings(evidence.looked),
-        environments=environments(evidence.looked),
-        panels=[traces(panel) for section in sections for picture in section.pictures for panel in picture.panels],
+        settings=_settings(data.runs),
+        environments=_environments(data.runs),
+        panels=[plotly_json(panel) for section in sections for figure in section.figures for panel in figure.panels],
     )
 
 
-def waiting(path: Path, why: str) -> str:
-    """The live page of a run that has nothing to show yet."""
+def render_waiting(path: Path, why: str) -> str:
+    """Return the live page of a run that has nothing to show yet."""
     none: tuple[Any, ...] = ()
     return _page(
         True,
         title=str(path),
-        headline=[why],
+        summary=[why],
         notes=none,
         runs=[str(path)],
         sections=none,
         settings=none,
         environments=none,
         panels=[],
+    )
+
+
+def summary(comparison: Comparison) -> list[str]:
+    """Sentences on one method: its sparsest result, and the differences to dense, to the baseline, to its particles."""
+    label = _summarised(comparison)
+    row = _summarised_row(comparison, label)
+    if row is None:
+        return [f"No run measured {comparison.metric} on the {comparison.split} split at any sparsity."]
+    metric, cell = Metric(comparison.metric), row.cells[label]
+    unit = " %" if metric.percent else ""
+    seeds = f" (mean ± 95 % interval, {cell.n} seeds)" if math.isfinite(cell.half) else " (one seed)"
+    sentences = [
+        f"{label} reaches {metric.show_interval(cell.mean, cell.half)}{unit} {comparison.split} {metric.name} "
+        f"at {100 * row.sparsity:.2f} % sparsity{seeds}."
+    ]
+    if comparison.dense is not None and row.density < 1:
+        dense = f"{metric.show(comparison.dense)}{unit}"
+        relation = _relation(metric, cell.mean - comparison.dense)
+        sentences.append(f"That is {relation} the dense network ({comparison.dense_label}, {dense}).")
+    if label != comparison.baseline and comparison.baseline in row.cells:
+        apart = cell.mean - row.cells[comparison.baseline].mean
+        sentences.append(_against(metric, row.differences.get(label), comparison.baseline, apart))
+    if cell.particles is not None and cell.particles != cell.mean:
+        relation = _relation(metric, cell.mean - cell.particles)
+        sentences.append(f"The average is {relation} its own particles' mean ({metric.show(cell.particles)}).")
+    return sentences
+
+
+def _summarised(comparison: Comparison) -> str:
+    """SWAMP if present, else the best of the sparsest row, else a method that is not the baseline."""
+    swamp = [label for label in comparison.labels if label.lower().startswith("swamp")]
+    best = [label for row in reversed(comparison.rows) for label in row.best]
+    others = [label for label in comparison.labels if label != comparison.baseline]
+    return (swamp or best or others or list(comparison.labels))[0]
+
+
+def _summarised_row(comparison: Comparison, label: str) -> Row | None:
+    """The sparsest row of the label, among those that include the baseline if there are any."""
+    own = [row for row in comparison.rows if label in row.cells]
+    shared = [row for row in own if comparison.baseline in row.cells]
+    return min(shared or own, key=lambda row: row.density, default=None)
+
+
+def _relation(metric: Metric, difference: float) -> str:
+    unit = " points" if metric.percent else ""
+    if metric.show(abs(difference)) == metric.show(0.0):
+        return "level with"
+    return f"{metric.show(abs(difference))}{unit} {'above' if difference > 0 else 'below'}"
+
+
+def _against(metric: Metric, difference: Paired | None, baseline: str, apart: float) -> str:
+    if difference is None or difference.n < 2:
+        return f"It is {_relation(metric, apart)} {baseline}; one common seed cannot exclude chance."
+    unit = " points" if metric.percent else ""
+    chance = "" if difference.excludes_zero else ", which may be chance"
+    mean = metric.show(difference.mean, sign=True)
+    return (
+        f"Against {baseline} at the same sparsity the difference is {mean} ±{metric.show(difference.half)}{unit} "
+        f"(paired over {difference.n} seeds{chance})."
     )
 
 
@@ -91,21 +168,21 @@ def _page(live: bool, *, panels: Sequence[Mapping[str, Any]], **values: Any) -> 
         plotly=scripts[0],
         script=scripts[1],
         style=_asset("page.css"),
-        # In a script element no character reference is read: what could end it is spelled as JSON's own.
+        # HTML escapes have no effect inside a script element: < is written as a JSON escape, so that it cannot end it.
         panels=json.dumps(panels, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
         tables_of=tables_of,
     )
 
 
 def _policy(scripts: Sequence[str], live: bool) -> str:
-    """Only the page's own scripts run, and nothing is fetched from anywhere."""
+    """A content security policy: only the page's own scripts run, and nothing is requested from other hosts."""
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{each}'" for each in hashes)
-    # plotly styles its elements in place; its camera button saves through blob: and data:.
-    fetched = "'self'" if live else "'none'"
+    requests = "'self'" if live else "'none'"
+    # plotly styles its elements in place; its button for saving a picture uses blob: and data:.
     return (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
-        f"connect-src {fetched}; base-uri 'none'; form-action 'none'"
+        f"connect-src {requests}; base-uri 'none'; form-action 'none'"
     )
 
 
@@ -113,36 +190,73 @@ def _asset(name: str) -> str:
     return files("swamp.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
-def _section(evidence: Evidence, name: str, chapter: Chapter) -> Section:
+def _content(data: ReportData, name: str, section: Section) -> _Content:
     notes: list[str] = []
-    pictures = tuple(drawn(evidence, name, chapter, notes))
-    lacking: list[Looked] = []
-    if chapter.analysis:
-        there = evidence.with_(chapter.analysis)
-        lacking = [looked for looked in evidence.looked if looked not in there]
+    figures = tuple(_built(data, name, section, notes))
+    lacking: list[RunAnalyses] = []
+    if section.analysis:
+        there = data.analysed(section.analysis)
+        lacking = [run for run in data.runs if run not in there]
         if lacking and there:
-            notes.append(f"Not analysed: {', '.join(looked.name for looked in lacking)}.")
+            notes.append(f"Not analysed: {', '.join(run.name for run in lacking)}.")
         elif lacking:
-            notes.append("Not analysed yet. This makes it:")
-        reasons = [f"{looked.name}: {reason}" for looked in there for reason in looked.left_out(chapter.analysis)]
-        # Cycles that lack the same say the same.
+            notes.append("Not analysed yet. The command for it:")
+        # Several cycles may have the same reason.
+        reasons = [f"{run.name}: {reason}" for run in there for reason in run.missing_reasons(section.analysis)]
         reasons = list(dict.fromkeys(reasons))
-        if not (pictures or notes or reasons):
-            notes.append("No cycle of these runs has what this needs: two particles or more that were kept.")
+        if not (figures or notes or reasons):
+            notes.append("No cycle of these runs has the data: at least two particles that were kept.")
         notes += reasons[:_MOST_REASONS]
         if len(there) > MOST_RUNS:
-            notes.append(f"Pictures of single runs show {MOST_RUNS} at most, the first seed of each method.")
-    elif not pictures and not notes:
+            notes.append(f"Figures of single runs show at most {MOST_RUNS}, the first seed of each method.")
+    elif not figures and not notes:
         notes.append("No cycle of these runs had several particles.")
-    commands = [chapter.made_by(run.run.path) for run in lacking]
-    return Section(name, chapter.title, pictures, tuple(notes), tuple(commands))
+    commands = [section.made_by(run.run.path) for run in lacking]
+    return _Content(name, section.title, figures, tuple(notes), tuple(commands))
 
 
-def drawn(evidence: Evidence, name: str, chapter: Chapter, notes: list[str]) -> list[Picture]:
-    """The chapter's pictures; where a record has not the values it should have, a note in their place."""
+def _built(data: ReportData, name: str, section: Section, notes: list[str]) -> list[Figure]:
+    """The section's figures; if a record lacks values, a note instead."""
     try:
-        return chapter.draw(evidence)
+        return section.build(data)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, SwampError) as error:
-        # The file may be of another version, or damaged: the rest of the page is still true.
-        notes.append(f"The records of {name} could not be read ({type(error).__name__}: {error}). Analyse anew.")
+        # The file is of another version or damaged; the other sections are not affected.
+        notes.append(
+            f"The records of {name} could not be read ({type(error).__name__}: {error}). Run the analysis again."
+        )
         return []
+
+
+def _settings(runs: Sequence[RunAnalyses]) -> list[Table]:
+    """The settings in which runs differ, a row per run; and those that are the same in all."""
+    flats = [{key: show(value) for key, value in flattened(dict(run.run.config)).items()} for run in runs]
+    keys = sorted({key for flat in flats for key in flat})
+    differ = [key for key in keys if len({flat.get(key) for flat in flats}) > 1]
+    same = tuple((key, flats[0][key]) for key in keys if key not in differ)
+    tables = [Table("The same in all runs" if len(flats) > 1 else "Settings", ("setting", "value"), same)]
+    if differ:
+        rows = tuple((run.name, *(flat.get(key, "–") for key in differ)) for run, flat in zip(runs, flats, strict=True))
+        tables.insert(0, Table("Settings that differ between runs", ("run", *differ), rows))
+    return tables
+
+
+def _environments(runs: Sequence[RunAnalyses]) -> list[Table]:
+    """The last session of each run: machine, device and versions; empty without environment.json."""
+    rows: list[tuple[str, ...]] = []
+    for run in runs:
+        if last := _last_session(run):
+            packages = cast("Mapping[str, Any]", last.get("packages") or {})
+            versions = ", ".join(f"{name} {version}" for name, version in packages.items())
+            rows.append((run.name, *(show(last.get(fact, "–")) for fact in _FACTS), versions))
+    return [Table("Last session of each run", ("run", *_FACTS, "packages"), tuple(rows))] if rows else []
+
+
+def _last_session(run: RunAnalyses) -> Mapping[str, Any]:
+    # A run may have been copied without this file.
+    if not run.run.directory.environment.exists():
+        return {}
+    try:
+        sessions = read_sessions(run.run.directory)
+        return sessions[-1] if sessions else {}
+    except SwampError as error:
+        return {"time": str(error)}

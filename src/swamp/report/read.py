@@ -1,15 +1,17 @@
-"""A run directory, read back: its configuration and its finished cycles."""
+"""Reads the configuration and the finished cycles of a run directory, and gives each run of a comparison a label."""
 
+import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, cast
 
 from swamp.errors import CorruptFile, SwampError
 from swamp.files import parse_json
-from swamp.runs import RunDirectory, open_run
+from swamp.runs import RunConfig, RunDirectory, flattened, open_run
 
 SPLITS = ("train", "validation", "test")
 CONFIG, METRICS = "config.json", "metrics.jsonl"
@@ -18,54 +20,51 @@ _COSTS = ("steps", "samples", "operations", "seconds")
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run: where it lies, its configuration, and one record a finished cycle (at least one, in order).
+    """One run: its directory, its configuration, and one record per finished cycle (at least one, in order).
 
-    Every record has `operations`, None where not recorded, and `total`: what getting this model took in all.
+    Every record has `operations`, None where not recorded, and `total`, the cost of its model in all.
     """
 
     directory: RunDirectory
     config: Mapping[str, Any]
+    """The fields of the run's configuration; the fields of its plan (method, seed ...) are at the top level."""
     cycles: tuple[Mapping[str, Any], ...]
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
+        """The path of the run directory."""
         return self.directory.path
 
 
 def read_run(path: Path | str) -> RunRecord:
     """Read `config.json` and `metrics.jsonl` of a run directory.
 
-    Records from before `operations` and `total` were written get the sums over all cycles so far as their total.
-    Raises SwampError if it is not a run directory, has no finished cycle yet, or holds a damaged file or line.
+    Records without `total` get the sums over all cycles so far.
+
+    Args:
+        path: a run directory.
+
+    Returns:
+        The run with its finished cycles.
+
+    Raises:
+        SwampError: `path` is not a run directory, has no finished cycle yet, or has a damaged file or line.
     """
     path = Path(path)
     if not (path / CONFIG).is_file() and not RunDirectory(path).original.exists():
         raise SwampError(f"{path} is not a run directory: expected {CONFIG} and {METRICS} there. {_hint(path)}")
     metrics = path / METRICS
     lines = _lines(metrics)
-    # Runs written by hand, and by versions that are older than all, have a configuration alone.
+    # A run directory written by hand has a configuration and metrics alone.
     known = RunDirectory(path).original.exists() or any(b'"seal"' in line for line in lines)
     directory = open_run(path)[0] if known else RunDirectory(path)
-    config = _object((path / CONFIG).read_bytes(), str(path / CONFIG))
-    # What the plan says (method, seed, particles ...) is what labels speak of: it stands at the top.
-    plan: Any = config.pop("plan", {})
-    if not isinstance(plan, dict):
-        raise _damaged(str(path / CONFIG), "'plan' is not an object")
-    config |= cast(dict[str, Any], plan)
-    for key in ("task", "model", "method", "seed"):
-        if key not in config:
-            raise SwampError(f"{path / CONFIG} has no {key!r}; expected task, model, plan.method and plan.seed.")
-    if not isinstance(config["seed"], int):
-        raise SwampError(f"{path / CONFIG} has the seed {config['seed']!r}; expected a whole number.")
-    # A cycle is finished a moment before its line is written; the file is never written empty.
+    config = _config(path / CONFIG)
+    # The last cycle is finished a moment before its line is written; the file is never written empty.
     late = not directory.summary.exists() and (bool(lines) or not metrics.exists())
     if directory.last + 1 - len(lines) > late:
         raise _damaged(str(metrics), f"it has {len(lines)} of {directory.last + 1} finished cycles")
     if not lines:
-        raise SwampError(
-            f"{path} has no finished cycle yet, or none in {METRICS}; wait for the first one, or go on with the run."
-        )
+        raise SwampError(f"{path} has no finished cycle yet: wait for the first one, or continue the run.")
     cycles = [_cycle(directory, line, f"{metrics}, line {number}") for number, line in enumerate(lines, 1)]
     for number, (one, two) in enumerate(pairwise(cycles), 2):
         if two["cycle"] <= one["cycle"]:
@@ -79,8 +78,40 @@ def number(value: object) -> float | None:
 
 
 def measured(metrics: Mapping[str, object], name: str) -> float | None:
-    """A metric; None where it was not measured, NaN where it was and is no number, which JSON holds as null."""
+    """A metric; None if it was not measured, NaN if it was measured and not finite (null in JSON)."""
     return math.nan if name in metrics and metrics[name] is None else number(metrics.get(name))
+
+
+def particles_of(run: RunRecord) -> int:
+    """The largest number of particles in any finished cycle."""
+    return max(len(cycle["particles"]) for cycle in run.cycles)
+
+
+def label_runs(runs: Sequence[RunRecord]) -> tuple[list[str], list[str]]:
+    """Return a label for each run, and notes on runs that share a label although settings beside the seed differ.
+
+    A label is the method, with the number of particles if there are several. Runs of one seed that would share a label
+    get the settings appended in which they differ.
+
+    Raises:
+        SwampError: two runs are equal in every setting and the seed.
+    """
+    base = _base_labels(runs)
+    labels = list(base)
+    for name in dict.fromkeys(base):
+        members = [index for index, label in enumerate(base) if label == name]
+        fields = _fields_within_seeds([runs[index] for index in members])
+        for index in members:
+            flat = _flat(runs[index])
+            labels[index] = ", ".join([name, *(f"{field}={_show(flat, field)}" for field in fields)])
+    return labels, _pooled(runs, labels)
+
+
+def show(value: object) -> str:
+    """A setting as text: text unchanged, an object by its name, anything else as JSON."""
+    if isinstance(value, Mapping):
+        value = cast(Mapping[str, Any], value).get("name", cast(object, value))
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 def _hint(path: Path) -> str:
@@ -100,16 +131,31 @@ def _lines(metrics: Path) -> list[bytes]:
         raise _damaged(str(metrics), f"it cannot be read ({error.strerror})") from error
 
 
+def _config(path: Path) -> dict[str, Any]:
+    config = _object(path.read_bytes(), str(path))
+    # Labels are made from the plan's fields (method, seed, particles ...): they move to the top level.
+    plan: Any = config.pop("plan", {})
+    if not isinstance(plan, dict):
+        raise _damaged(str(path), "'plan' is not an object")
+    config |= cast(dict[str, Any], plan)
+    for key in ("task", "model", "method", "seed"):
+        if key not in config:
+            raise SwampError(f"{path} has no {key!r}; expected task, model, plan.method and plan.seed.")
+    if not isinstance(config["seed"], int):
+        raise SwampError(f"{path} has the seed {config['seed']!r}; expected a whole number.")
+    return config
+
+
 def _cycle(directory: RunDirectory, line: bytes, where: str) -> Mapping[str, Any]:
     cycle = _object(line, where)
     if not isinstance(cycle.get("cycle"), int):
         raise _damaged(where, "'cycle' is not a whole number")
     cycle = directory.unsealed(cycle, where, directory.record(cycle["cycle"]))
-    _costs(cycle, where, "")
+    _check_costs(cycle, where, "")
     if (total := cycle.get("total")) is not None:
         if not isinstance(total, dict):
             raise _damaged(where, "'total' is neither an object nor null")
-        _costs(cast(dict[str, Any], total), where, "total.")
+        _check_costs(cast(dict[str, Any], total), where, "total.")
     density: Any = cycle.get("density")
     for key in ("prunable", "all"):
         value = number(cast(Any, density).get(key)) if isinstance(density, dict) else None
@@ -118,19 +164,25 @@ def _cycle(directory: RunDirectory, line: bytes, where: str) -> Mapping[str, Any
     particles: Any = cycle.get("particles")
     if not isinstance(particles, list):
         raise _damaged(where, "'particles' is not a list")
-    _metrics(cycle, where)
+    _check_metrics(cycle, where)
     for index, particle in enumerate(cast(list[object], particles)):
         if not isinstance(particle, dict):
             raise _damaged(where, f"particle {index} is not an object")
-        _metrics(cast(dict[str, Any], particle), f"{where}, particle {index}")
+        _check_metrics(cast(dict[str, Any], particle), f"{where}, particle {index}")
     return cycle
 
 
-def _costs(holder: Mapping[str, Any], where: str, prefix: str) -> None:
+def _check_costs(holder: Mapping[str, Any], where: str, prefix: str) -> None:
     for key in _COSTS:
         unknown = key == "operations" and holder.get(key) is None
         if not unknown and number(holder.get(key)) is None:
             raise _damaged(where, f"'{prefix}{key}' is not a number")
+
+
+def _check_metrics(holder: Mapping[str, Any], where: str) -> None:
+    for split in SPLITS:
+        if not isinstance(holder.get(split), dict | None):
+            raise _damaged(where, f"{split!r} is neither an object nor null")
 
 
 def _with_totals(cycles: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -141,12 +193,6 @@ def _with_totals(cycles: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, A
             spent[key] = None if before is None or now is None else before + now
         total = cycle.get("total") or spent
         yield {**cycle, "operations": cycle.get("operations"), "total": {key: total.get(key) for key in _COSTS}}
-
-
-def _metrics(holder: Mapping[str, Any], where: str) -> None:
-    for split in SPLITS:
-        if not isinstance(holder.get(split), dict | None):
-            raise _damaged(where, f"{split!r} is neither an object nor null")
 
 
 def _object(data: bytes, where: str) -> dict[str, Any]:
@@ -161,6 +207,63 @@ def _object(data: bytes, where: str) -> dict[str, Any]:
 
 def _damaged(where: str, why: str) -> SwampError:
     return CorruptFile(
-        f"{where} is damaged: {why}. Restore the file from a copy; or delete it and go on with swamp resume, which "
-        "writes it again."
+        f"{where} is damaged: {why}. Restore the file from a copy; or delete it and run swamp resume, which writes it "
+        "again."
     )
+
+
+def _base_labels(runs: Sequence[RunRecord]) -> list[str]:
+    # A run that stopped in its one-particle cycles has the label of the finished runs of its method.
+    most: dict[str, int] = defaultdict(int)
+    for run in runs:
+        most[_settings(run)] = max(most[_settings(run)], particles_of(run))
+    labels: list[str] = []
+    for run in runs:
+        method, particles = show(run.config["method"]), most[_settings(run)]
+        labels.append(f"{method} ({particles})" if particles > 1 else method)
+    return labels
+
+
+def _settings(run: RunRecord) -> str:
+    return json.dumps({key: value for key, value in run.config.items() if key != "seed"}, sort_keys=True)
+
+
+def _fields_within_seeds(runs: Sequence[RunRecord]) -> list[str]:
+    found: set[str] = set()
+    for one, two in combinations(runs, 2):
+        if one.config["seed"] != two.config["seed"]:
+            continue
+        fields = _fields([one, two])
+        if not fields:
+            raise SwampError(
+                f"{one.path} and {two.path} are the same run: every setting and the seed agree. "
+                "Give one of them, or runs with different seeds."
+            )
+        found |= fields
+    return sorted(found)
+
+
+def _fields(runs: Iterable[RunRecord]) -> set[str]:
+    flats = [_flat(run) for run in runs]
+    keys = {key for flat in flats for key in flat} - {"seed"}
+    return {key for key in keys if len({_show(flat, key) for flat in flats}) > 1}
+
+
+def _flat(run: RunRecord) -> dict[str, Any]:
+    # A setting that the run's version did not have yet counts with its default.
+    usual = RunConfig().to_json()
+    usual |= usual.pop("plan")
+    return flattened(usual) | flattened(run.config)
+
+
+def _show(flat: Mapping[str, object], key: str) -> str:
+    return show(flat[key]) if key in flat else "unset"
+
+
+def _pooled(runs: Sequence[RunRecord], labels: Sequence[str]) -> list[str]:
+    notes: list[str] = []
+    for name in dict.fromkeys(labels):
+        fields = _fields(run for run, label in zip(runs, labels, strict=True) if label == name)
+        if fields:
+            notes.append(f"The seeds of {name} also differ in {', '.join(sorted(fields))}; their mean is taken anyway.")
+    return notes

@@ -1,4 +1,4 @@
-"""The report of runs that go on, served to this machine alone."""
+"""Serves the report of unfinished runs on 127.0.0.1."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -8,8 +8,8 @@ from threading import Lock, Thread
 from typing import Any, cast
 
 from swamp.errors import SwampError
-from swamp.report.evidence import Evidence
-from swamp.report.page import render, waiting
+from swamp.report.page import render, render_waiting
+from swamp.report.report_data import ReportData
 
 ADDRESS = "127.0.0.1"
 _WATCHED = ("config.json", "metrics.jsonl", "analysis.jsonl", "environment.json")
@@ -25,7 +25,7 @@ class LivePage:
         self.page, self.tag = b"", ""
 
     def __call__(self) -> tuple[bytes, str]:
-        """The page and a tag that is another one when the page is."""
+        """Return the page and its tag, which changes with the page."""
         with self.lock:
             seen = [_stamp(path / name) for path in self.paths for name in _WATCHED]
             if seen != self.seen:
@@ -35,16 +35,21 @@ class LivePage:
 
     def _rendered(self) -> str:
         try:
-            return render(Evidence.read(self.paths), live=True)
+            return render(ReportData.read(self.paths), live=True)
         except SwampError as error:
-            # A run without a finished cycle has nothing to show yet; what is wrong with another is said in its place.
-            return waiting(self.paths[0], str(error))
+            # A run without a finished cycle has nothing to show yet; any other error is shown in place of the page.
+            return render_waiting(self.paths[0], str(error))
 
 
 class PageServer:
-    """Serves one page at / on 127.0.0.1; use as a context. port 0 takes any free one; `url` says which.
+    """A context manager that serves one page at / on 127.0.0.1.
 
-    Raises SwampError where the port is taken.
+    Args:
+        page: returns the page and its tag.
+        port: 0 for any free port; `url` has the port.
+
+    Raises:
+        SwampError: the port is taken.
     """
 
     def __init__(self, page: Callable[[], tuple[bytes, str]], port: int) -> None:
@@ -74,11 +79,11 @@ def _handler(page: Callable[[], tuple[bytes, str]]) -> type[BaseHTTPRequestHandl
             self._answer(with_body=True)
 
         def do_HEAD(self) -> None:
-            """Whether the page is another one by now."""
+            """The tag of the page, without the page."""
             self._answer(with_body=False)
 
         def _answer(self, *, with_body: bool) -> None:
-            # Another site's name that was made to point here (DNS rebinding) comes with that name as Host.
+            # Against DNS rebinding: a foreign name that resolves to this machine arrives as Host.
             hosts = [f"{name}:{cast(ThreadingHTTPServer, self.server).server_port}" for name in (ADDRESS, "localhost")]
             if self.headers.get_all("Host", []) not in [[host] for host in hosts]:
                 self.send_error(403, "wrong host")
@@ -97,7 +102,7 @@ def _handler(page: Callable[[], tuple[bytes, str]]) -> type[BaseHTTPRequestHandl
                 self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Nothing: the terminal is the run's."""
+            """Print nothing: the terminal shows the run."""
 
     return Handler
 

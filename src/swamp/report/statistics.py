@@ -1,4 +1,4 @@
-"""Means over seeds with 95 % t-intervals, alone and paired."""
+"""Means over seeds with 95 % t-intervals, paired differences, and how a metric is written."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,16 @@ from typing import Any, cast
 from scipy import stats  # pyright: ignore[reportMissingTypeStubs]
 
 LEVEL = 0.95
+_PERCENT = ("accuracy", "error", "ece")
+_LOWER = ("nll", "ece", "error", "loss", "brier", "perplexity", "rmse", "bits_per_byte")
 
 
 @dataclass(frozen=True)
 class Paired:
-    """The mean of `a - b` over `n` common seeds, half its 95 % interval, and for how many seeds `a` is the larger."""
+    """Differences `a - b` over `n` common seeds.
+
+    `half` is the half-width of the 95 % interval of the mean; `better` counts the seeds where `a` is larger.
+    """
 
     mean: float
     half: float
@@ -22,12 +27,20 @@ class Paired:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of 0; never with fewer than two seeds."""
+        """Whether the interval lies on one side of 0; always false with fewer than two seeds."""
         return abs(self.mean) > self.half
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half the 95 % t-interval: t(0.975, n - 1) * s / sqrt(n). Half is nan for one value, both for none."""
+    """Return the mean and the half-width of its 95 % t-interval: t(0.975, n - 1) * s / sqrt(n).
+
+    The half-width is NaN for one value and for values that are not finite; both are NaN for no value.
+
+    Example:
+        >>> mean, half = interval([1.0, 2.0, 3.0])
+        >>> mean, round(half, 4)
+        (2.0, 2.4841)
+    """
     if not values:
         return math.nan, math.nan
     if len(values) == 1 or not all(map(math.isfinite, values)):
@@ -37,7 +50,55 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired:
-    """The differences `a - b` by seed, over the seeds that both have."""
+    """Return the differences `a - b` over the seeds that both have; `a` and `b` map a seed to a value."""
     differences = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
     mean, half = interval(differences)
     return Paired(mean, half, len(differences), sum(difference > 0 for difference in differences))
+
+
+def mean_known(values: Sequence[float | None]) -> float | None:
+    """The mean of the values that are not None; None if there are none."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric by name: its unit, its decimals, and whether lower is better."""
+
+    name: str
+
+    @property
+    def lower(self) -> bool:
+        """Whether lower is better."""
+        return self.name in _LOWER
+
+    @property
+    def percent(self) -> bool:
+        """Whether the metric is a fraction, shown in per cent."""
+        return self.name in _PERCENT
+
+    @property
+    def factor(self) -> float:
+        """The factor from the recorded to the shown value."""
+        return 100.0 if self.percent else 1.0
+
+    @property
+    def heading(self) -> str:
+        """The name with its unit."""
+        name = self.name.upper() if self.name in ("nll", "ece") else self.name
+        return f"{name} (%)" if self.percent else name
+
+    @property
+    def difference_unit(self) -> str:
+        """The unit of a difference."""
+        return "points" if self.percent else self.name
+
+    def show(self, value: float, *, sign: bool = False) -> str:
+        """The value in the shown unit: `85.04` for an accuracy of 0.8504."""
+        decimals = 2 if self.percent else 4
+        return f"{value * self.factor:{'+' if sign else ''}.{decimals}f}"
+
+    def show_interval(self, mean: float, half: float, *, sign: bool = False) -> str:
+        """`85.04 ±0.21`, without the second number where there is no interval."""
+        return self.show(mean, sign=sign) + (f" ±{self.show(half)}" if math.isfinite(half) else "")

@@ -1,89 +1,102 @@
-"""What was found in runs as files: a comparison with its long-format CSV, other looks, their tables and pictures."""
+"""Writes comparisons, tables and figures to files, each complete or not at all."""
 
-import csv
-import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+from swamp.errors import SwampError
 from swamp.files import write_atomic
-from swamp.report.comparison import At, Comparison, Point
-from swamp.report.markdown import markdown, sheet_of
-from swamp.report.paper import draw
-from swamp.report.picture import Picture
-from swamp.report.plot import plot
-from swamp.report.sheet import Sheet
+from swamp.report.comparison import At, Comparison
+from swamp.report.figure_description import Figure
+from swamp.report.figures import SECTIONS
+from swamp.report.figures.outcome import accuracy_figure, equal_cost_figure
+from swamp.report.matplotlib_renderer import draw
+from swamp.report.report_data import ReportData
+from swamp.report.tables import Table, comparison_csv, comparison_markdown, markdown
 
 
-def write_comparison(comparison: Comparison, folder: Path | str, *, at: At = "sparsity") -> list[Path]:
-    """Write `compare.csv` (a line per run and cycle), `.json`, `.png`, `.svg` and `comparison.md` into `folder`.
-
-    `at` is what the pictures and the Markdown line methods up by. Each file is whole or not there.
-    """
-    folder = Path(folder)
-    paths = [folder / f"compare.{suffix}" for suffix in ("csv", "json", "png", "svg")]
-    paths.append(folder / "comparison.md")
-    write_atomic(paths[0], _csv(comparison).encode())
-    write_atomic(paths[1], (json.dumps(comparison.to_json(), indent=1, allow_nan=False) + "\n").encode())
-    for path in paths[2:4]:
-        plot(comparison, path, at=at)
-    write_atomic(paths[4], markdown(comparison, at=at).encode())
-    return paths
-
-
-class Found(Protocol):
-    """What a look at several runs found."""
+class Finding(Protocol):
+    """The result of an analysis of several runs."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         ...
 
-    def sheets(self) -> Sequence[Sheet]:
+    def tables(self) -> Sequence[Table]:
         """Its tables."""
         ...
 
-    def picture(self) -> Picture:
-        """Its picture."""
+    def figure(self) -> Figure:
+        """Its figure."""
         ...
 
 
-def write_found(found: Found, folder: Path, name: str, command: str) -> list[Path]:
-    """Write `name`.json, .md, .png and .svg into `folder`, each whole or not at all. command: what made them."""
-    paths = [folder / f"{name}.{suffix}" for suffix in ("json", "md", "png", "svg")]
-    write_atomic(paths[0], (json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n").encode())
-    text = "\n".join(map(sheet_of, found.sheets()))
-    write_atomic(paths[1], f"{text}\nMade by: `{command}`\n".encode())
-    for path in paths[2:]:
-        draw(found.picture(), path, path.suffix[1:])
+def write_comparison(comparison: Comparison, folder: Path | str, *, at: At = "sparsity") -> list[Path]:
+    """Write `compare.csv` (a line per run and cycle), `.json`, `.png`, `.svg` and `comparison.md`.
+
+    Args:
+        comparison: what to write.
+        folder: created if it does not exist.
+        at: compare methods in the figure and in Markdown at equal sparsity, or also at equal cost.
+
+    Returns:
+        The files.
+    """
+    folder = Path(folder)
+    paths = [folder / f"compare.{suffix}" for suffix in ("csv", "json", "png", "svg")]
+    paths.append(folder / "comparison.md")
+    write_atomic(paths[0], comparison_csv(comparison).encode())
+    _write_json(paths[1], comparison.to_json())
+    draw_comparison(comparison, paths[2:4], at=at)
+    write_atomic(paths[4], comparison_markdown(comparison, at=at).encode())
     return paths
 
 
-def _csv(comparison: Comparison) -> str:
-    metrics = list(dict.fromkeys(name for point in comparison.points for name in point.metrics))
-    text = io.StringIO()
-    rows = [_line(point, metrics) for point in comparison.points]
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def draw_comparison(comparison: Comparison, files: Sequence[Path], *, at: At = "sparsity") -> None:
+    """Draw the metric against sparsity, or against cost with a panel per sparsity, into each of the files."""
+    figure = accuracy_figure(comparison, alone=True) if at == "sparsity" else equal_cost_figure(comparison)
+    for file in files:
+        draw(figure, file, file.suffix[1:].lower(), wide=True)
 
 
-def _line(point: Point, metrics: Sequence[str]) -> dict[str, object]:
-    return {
-        "label": point.label,
-        "seed": point.seed,
-        "cycle": point.cycle,
-        "sparsity": 1 - point.density,
-        "density": point.density,
-        "density_all": point.density_all,
-        **{name: point.metrics.get(name) for name in metrics},
-        "particles": point.n,
-        "barrier": point.barrier,
-        "steps": point.steps,
-        "samples": point.samples,
-        "operations": point.operations,
-        "seconds": point.seconds,
-        **{f"total_{name}": value for name, value in asdict(point.total).items()},
-    }
+def write_finding(finding: Finding, folder: Path, name: str, command: str) -> list[Path]:
+    """Write `name`.json, .md, .png and .svg into `folder`; `command` is the command line that made the finding."""
+    paths = [folder / f"{name}.{suffix}" for suffix in ("json", "md", "png", "svg")]
+    _write_json(paths[0], finding.to_json())
+    text = "\n".join(map(markdown, finding.tables()))
+    write_atomic(paths[1], f"{text}\nMade by: `{command}`\n".encode())
+    for path in paths[2:]:
+        draw(finding.figure(), path, path.suffix[1:])
+    return paths
+
+
+def draw_figure(paths: Sequence[Path], which: str, out: Path, suffix: str, *, metric: str = "") -> list[Path]:
+    """Draw the figures of a section: the first into `out`, the others beside it as -2, -3 ...
+
+    Args:
+        paths: run directories.
+        which: a name of `SECTIONS`.
+        out: the file of the first figure.
+        suffix: pdf, svg or png.
+        metric: a metric that the runs measured; empty: accuracy, or else their first.
+
+    Returns:
+        The files.
+
+    Raises:
+        SwampError: the runs lack the data; the message has the command that makes it.
+    """
+    section = SECTIONS[which]
+    figures = section.build(ReportData.read(paths, metric=metric))
+    if not figures:
+        why = f"make it with: {section.made_by(paths[0])}" if section.analysis else "no cycle had several particles."
+        raise SwampError(f"there is nothing to draw for {which}: {why}")
+    files = [out, *(out.with_name(f"{out.stem}-{n}{out.suffix}") for n in range(2, len(figures) + 1))]
+    for figure, file in zip(figures, files, strict=True):
+        draw(figure, file, suffix)
+    return files
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    write_atomic(path, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())

@@ -3,23 +3,23 @@
   const panels = JSON.parse(document.getElementById("panels").textContent);
   const plots = [...document.querySelectorAll(".plot")];
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  // A finger that scrolls the page must not zoom a picture.
+  // On a touch screen, scrolling the page must not zoom a figure.
   const dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom";
   const config = {
     responsive: true,
     displaylogo: false,
-    // plotly's own button would upload the picture.
+    // plotly's button for it uploads the figure.
     showSendToCloud: false,
     plotlyServerURL: "",
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
     toImageButtonOptions: { format: "svg" },
   };
 
-  // "@c0/0.2" is the page's colour --c0 at a fifth of its strength.
-  function coloured(value, style) {
-    if (Array.isArray(value)) return value.map((item) => coloured(item, style));
+  // "@c0/0.2" is the page's colour --c0 with opacity 0.2.
+  function colored(value, style) {
+    if (Array.isArray(value)) return value.map((item) => colored(item, style));
     if (value && typeof value === "object") {
-      return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, coloured(item, style)]));
+      return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, colored(item, style)]));
     }
     const found = typeof value === "string" && /^@([a-z]+\d*)(?:\/([\d.]+))?$/.exec(value);
     if (!found) return value;
@@ -55,11 +55,11 @@
     for (const [index, plot] of plots.entries()) {
       const { data, layout } = panels[index];
       try {
-        await Plotly.react(plot, coloured(data, style), coloured(layoutOf(layout, innerWidth < 600), style), config);
+        await Plotly.react(plot, colored(data, style), colored(layoutOf(layout, innerWidth < 600), style), config);
         drawn += 1;
       } catch (error) {
-        console.error(`picture ${index}: ${error}`);
-        plot.textContent = "This picture could not be drawn; its numbers are in the table.";
+        console.error(`figure ${index}: ${error}`);
+        plot.textContent = "This figure could not be drawn; its numbers are in the table.";
       }
     }
     document.body.dataset.drawn = drawn;
@@ -70,7 +70,7 @@
     if (dark.matches) draw();
   }
 
-  async function look(seconds) {
+  async function reloadWhenNewer(seconds) {
     let known = null;
     for (;;) {
       try {
@@ -79,7 +79,7 @@
         if (known !== null && now !== known) location.reload();
         known = now;
       } catch {
-        // The server has ended: the page stays as it is.
+        // The server has stopped: the page stays as it is.
         return;
       }
       await new Promise((done) => setTimeout(done, 1000 * seconds));
@@ -90,5 +90,5 @@
   dark.addEventListener("change", draw);
   addEventListener("beforeprint", () => print(true));
   addEventListener("afterprint", () => print(false));
-  if (document.body.dataset.live) look(Number(document.body.dataset.live));
+  if (document.body.dataset.live) reloadWhenNewer(Number(document.body.dataset.live));
 })();

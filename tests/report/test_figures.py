@@ -6,10 +6,9 @@ from importlib.resources import files
 import pytest
 
 from swamp.errors import SwampError
-from swamp.report import CHAPTERS, Evidence, draw_figure
-from swamp.report.picture import Axis, Bars, Curve, Field, Panel, Picture, tables_of
-from swamp.report.scale import limits_of_y, ticks_of
-from swamp.report.traces import traces
+from swamp.report import SECTIONS, ReportData, draw_figure
+from swamp.report.figure_description import Axis, Bars, Curve, Figure, Heatmap, Panel, limits_of_y, tables_of, ticks_of
+from swamp.report.plotly_renderer import plotly_json
 
 from .analysed import write_analysis
 
@@ -17,8 +16,8 @@ BEGINNINGS = {"pdf": b"%PDF", "svg": b"<?xml", "png": b"\x89PNG"}
 
 
 @pytest.mark.slow
-def test_every_picture_is_drawn_for_paper(runs, tmp_path):
-    for which in CHAPTERS:
+def test_every_figure_is_drawn_for_paper(runs, tmp_path):
+    for which in SECTIONS:
         for path in draw_figure(runs, which, tmp_path / f"{which}.svg", "svg"):
             assert path.read_bytes().startswith(BEGINNINGS["svg"])
 
@@ -37,9 +36,9 @@ def test_a_figure_that_lacks_its_analysis_names_the_command(runs, tmp_path):
 
 
 def test_barriers_are_means_over_seeds_in_points(runs):
-    (picture,) = CHAPTERS["barrier"].draw(Evidence.read(runs))
-    zero, particles, following = picture.panels[0].marks
-    assert zero.listed is False
+    (figure,) = SECTIONS["barrier"].build(ReportData.read(runs))
+    zero, particles, following = figure.panels[0].marks
+    assert zero.in_legend is False
     assert (particles.name, following.name) == ("swamp (2): particles", "swamp (2): mean to next mean")
     assert particles.x == pytest.approx((1.0, 0.5, 0.25, 0.1))
     assert particles.y == pytest.approx((0, 1, 2, 3))
@@ -49,51 +48,51 @@ def test_barriers_are_means_over_seeds_in_points(runs):
 
 
 def test_particles_of_one_run_are_one_value_and_have_no_interval(runs):
-    (picture,) = CHAPTERS["curvature"].draw(Evidence.read([runs[2]]))
-    mean, particles = picture.panels[0].marks
+    (figure,) = SECTIONS["curvature"].build(ReportData.read([runs[2]]))
+    mean, particles = figure.panels[0].marks
     # The fixture has 8 and 14 over the root of the density, the one other particle added here 10.
     assert (mean.low, particles.low) == ((), ())
     lines = [json.loads(line) for line in (runs[2] / "analysis.jsonl").read_text().splitlines()]
     other = next(line for line in lines if line["key"] == "curvature/cycle-00/particle-0")
     added = {**other, "key": "curvature/cycle-00/particle-1", "trace": {"mean": 10.0, "error": 1.0, "probes": 8}}
     write_analysis(runs[2], [*lines, added])
-    (picture,) = CHAPTERS["curvature"].draw(Evidence.read([runs[2]]))
-    _, particles = picture.panels[0].marks
+    (figure,) = SECTIONS["curvature"].build(ReportData.read([runs[2]]))
+    _, particles = figure.panels[0].marks
     assert particles.y[0] == pytest.approx(12.0)
     assert particles.low == ()
 
 
 def test_the_gain_is_the_mean_less_its_own_particles(runs):
-    (picture,) = CHAPTERS["particles"].draw(Evidence.read(runs))
-    _, gain = picture.panels[1].marks
+    (figure,) = SECTIONS["particles"].build(ReportData.read(runs))
+    _, gain = figure.panels[1].marks
     # Seed 0: 0.91 - 0.885, seed 1: 0.922 - 0.885.
     assert gain.y == pytest.approx((3.1,) * 4)
 
 
 @pytest.mark.slow
-def test_the_triangle_places_particles_at_its_corners_and_knows_no_error_outside(runs):
-    panel = CHAPTERS["hull"].draw(Evidence.read(runs))[0].panels[0]
-    field = panel.marks[0]
-    rows, columns = len(field.y), len(field.x)
+def test_the_triangle_has_particles_at_its_corners_and_no_error_outside(runs):
+    panel = SECTIONS["hull"].build(ReportData.read(runs))[0].panels[0]
+    heatmap = panel.marks[0]
+    rows, columns = len(heatmap.y), len(heatmap.x)
     # Weights (1, 0, 0) lie at the lower left; the fixture leaves (0, 0, 1), at the top, without a value.
-    assert field.z[0][0] == pytest.approx(20.0)
-    assert field.z[-1][columns // 2] is None
-    assert field.z[rows // 2][0] is None
+    assert heatmap.z[0][0] == pytest.approx(20.0)
+    assert heatmap.z[-1][columns // 2] is None
+    assert heatmap.z[rows // 2][0] is None
     # In the middle a = b = c = 1/3: 0.2 - (0.3 + 0.2 + 0.25) / 9.
-    middle = field.z[round((rows - 1) / 3)][columns // 2]
+    middle = heatmap.z[round((rows - 1) / 3)][columns // 2]
     assert middle == pytest.approx(100 * (0.2 - 0.75 / 9), abs=0.2)
 
 
-def test_paths_show_the_barrier_in_points_and_when_it_went(runs):
-    (picture,) = CHAPTERS["paths"].draw(Evidence.read(runs))
-    curve = picture.panels[-1].marks[0]
+def test_trajectories_show_the_barrier_in_points_and_the_step_from_which_it_stays_low(runs):
+    (figure,) = SECTIONS["paths"].build(ReportData.read(runs))
+    curve = figure.panels[-1].marks[0]
     assert curve.y == (0.0, 3.0, 1.0)
-    assert curve.name.endswith("settled from step 2")
+    assert curve.name.endswith("stable from step 2")
 
 
 def test_no_number_that_is_not_finite_and_no_markup_reaches_plotly():
     curve = Curve("<b>$x$</b>", (1.0, math.nan, None), (math.inf, 2.0, 3.0), notes=("<i>a</i>", "b", "c"))
-    drawn = traces(Panel("t", Axis("<u>"), Axis("y"), (curve,)))
+    drawn = plotly_json(Panel("t", Axis("<u>"), Axis("y"), (curve,)))
     text = json.dumps(drawn, allow_nan=False)
     assert drawn["data"][0]["x"] == [1.0, None, None]
     assert drawn["data"][0]["y"] == [None, 2.0, 3.0]
@@ -104,11 +103,11 @@ def test_no_number_that_is_not_finite_and_no_markup_reaches_plotly():
 
 def test_a_name_is_no_hover_template():
     curve = Curve("%{y}", (1.0,), (2.0,), notes=("%{x}",))
-    (trace,) = traces(Panel("", Axis("x"), Axis("y"), (curve,)))["data"]
+    (trace,) = plotly_json(Panel("", Axis("x"), Axis("y"), (curve,)))["data"]
     assert trace["hovertemplate"] == "%{text}<br>y %{y:.4g}<extra>%{fullData.name}</extra>"
 
 
-def test_bands_do_not_flatten_what_they_are_about():
+def test_a_wide_band_does_not_flatten_its_curve():
     curve = Curve("a", (1.0, 2.0), (10.0, 12.0), low=(-90.0, 11.0), high=(110.0, 13.0))
     low, high = limits_of_y(Panel("", Axis("x"), Axis("y"), (curve,)))
     # 0.75 of the span of 2 on both sides, and a margin of a twentieth of 5.
@@ -128,9 +127,9 @@ def test_ticks_of_logarithmic_axes_are_round(values, names):
 def test_tables_hold_the_numbers_of_the_panels():
     curve = Curve("a", (1.0, 2.0), (3.0, None), low=(2.5, None), high=(3.5, None))
     panel = Panel(
-        "P", Axis("x"), Axis("y"), (curve, Bars("b", ("one",), (4.0,)), Field("z", (0.0,), (1.0,), ((5.0,),)))
+        "P", Axis("x"), Axis("y"), (curve, Bars("b", ("one",), (4.0,)), Heatmap("z", (0.0,), (1.0,), ((5.0,),)))
     )
-    extremes, curves, bars = tables_of(Picture("t", "r", (panel,)))
+    extremes, curves, bars = tables_of(Figure("t", "r", (panel,)))
     assert curves.rows == (("1", "3 (2.5 to 3.5)"), ("2", "–"))
     assert bars.rows == (("one", "4"),)
     assert extremes.rows == (("lowest", "5", "0", "1"), ("highest", "5", "0", "1"))

@@ -1,0 +1,86 @@
+"""Figures of the masks of one run: the density of its layers, and the changes from cycle to cycle."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+from swamp.report.figure_description import Axis, Curve, Figure, Panel, percent_sparse
+from swamp.report.report_data import ReportData, RunAnalyses
+from swamp.report.tables import Table
+
+
+def layers(data: ReportData) -> list[Figure]:
+    """The density of each layer against sparsity, a panel per run."""
+    panels: list[Panel] = []
+    tables: list[Table] = []
+    for run in data.one_per_label("masks"):
+        if found := run.cycles("masks"):
+            axis = Axis("remaining weights (%)", log=True)
+            panels.append(Panel(run.name, data.axis, axis, tuple(_layer_curves(found))))
+            tables.append(_layer_table(run, found[-1]))
+    if not panels:
+        return []
+    return [
+        Figure(
+            "Remaining weights of each layer",
+            "A layer whose curve falls faster than the others is emptied first. A layer without weights blocks the "
+            "signal.",
+            tuple(panels),
+            tuple(tables),
+        )
+    ]
+
+
+def _layer_curves(found: Sequence[Mapping[str, Any]]) -> Iterator[Curve]:
+    x = tuple(1 - record["sparsity"] for record in found)
+    for index, name in enumerate(found[-1]["layers"]):
+        densities = [record["layers"].get(name, {}).get("density") for record in found]
+        # 0 cannot be shown on a logarithmic axis: the curve ends.
+        y = tuple(100 * density if density else None for density in densities)
+        yield Curve(name, x, y, index, notes=tuple(map(percent_sparse, x)))
+
+
+def _layer_table(run: RunAnalyses, record: Mapping[str, Any]) -> Table:
+    dead: Mapping[str, Any] = record.get("dead") or {}
+    rows = tuple(
+        (name, f"{100 * layer['density']:.2f}", f"{layer['kept']:,}", f"{layer['size']:,}", _dead_units(dead.get(name)))
+        for name, layer in record["layers"].items()
+    )
+    title = f"{run.name} at {100 * record['sparsity']:.2f} %"
+    return Table(title, ("layer", "remaining (%)", "remaining weights", "weights", "dead units"), rows)
+
+
+def _dead_units(units: Any) -> str:
+    """The number of inputs that no weight reads, and of outputs that no weight feeds."""
+    if not isinstance(units, Mapping):
+        return "–" if units is None else str(units)
+    counts = cast("Mapping[str, Any]", units)
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count is not None)
+
+
+def masks(data: ReportData) -> list[Figure]:
+    """The share of weights kept per cycle, the signs of survivors, and the rank of their magnitudes."""
+    kept = data.trend(lambda run: run.series("masks", "kept_of_before"), factor=100)
+    signs = data.trend(lambda run: run.series("masks", "signs", "ticket"), "as in the ticket", factor=100)
+    signs += data.trend(
+        lambda run: run.series("masks", "signs", "before"), "as one cycle before", factor=100, style="dashed"
+    )
+    ranks = data.trend(lambda run: run.series("masks", "magnitude_rank"))
+    panels = [
+        Panel(title, data.axis, Axis(axis), tuple(curves))
+        for title, axis, curves in (
+            ("Survivors of the cycle before", "kept (%)", kept),
+            ("Survivors that keep their sign", "same sign (%)", signs),
+            ("Magnitude now and in the ticket", "rank correlation", ranks),
+        )
+        if curves
+    ]
+    if not panels:
+        return []
+    return [
+        Figure(
+            "Changes of the mask between cycles, and since the ticket",
+            "If survivors have the ticket's signs and the ranks of its magnitudes, the mask was largely determined by "
+            "the ticket. Where signs still change from cycle to cycle, training has not converged.",
+            tuple(panels),
+        )
+    ]

@@ -1,0 +1,319 @@
+# pyright: reportUnknownMemberType=false
+# matplotlib's own stubs leave **kwargs untyped.
+"""Draws figures for print with matplotlib. It builds figure objects; pyplot's global state is not touched."""
+
+import io
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import matplotlib
+import matplotlib.figure
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from swamp.errors import unknown
+from swamp.files import write_atomic
+from swamp.report.figure_description import (
+    BAND,
+    Bars,
+    Curve,
+    Figure,
+    Heatmap,
+    Number,
+    Panel,
+    limits_of_y,
+    ticks_of,
+)
+
+FORMATS = ("pdf", "svg", "png")
+# Okabe and Ito's palette, darker where it is pale on white: distinguishable with every common colour blindness.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#B5508F", "#B07C00", "#3A9BD6", "#444C56", "#7A5FC0")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+_GREY, _PALE = "0.45", "0.75"
+_LINES = {"line": "-", "dashed": "--", "dotted": ":", "steps": "-", "dots": "", "markers": ""}
+_SIZES = {"dots": 2.0, "markers": 5.0}
+_COLUMN, _PAGE = 3.4, 6.9
+"""Widths in inches of the usual two-column paper."""
+_KEY_COLUMN, _NUMBERED = 1.6, 3.4
+"""Widths in inches of a column of the key, and of a panel in a figure with a key."""
+_KEY_LINES = 7
+"""Lines of a key in an inch."""
+_TITLE = 32
+"""Characters in a line of a title."""
+_ENTRY = 34
+"""Characters in a line of a legend entry."""
+_INSIDE, _ENTRY_HEIGHT = 3, 0.14
+"""The most lines of a legend inside the axes; a longer one is drawn below, in inches per line."""
+_MOST_LINES = 18
+"""The most lines for the names of grey curves."""
+_FEW = 40
+"""The most points that have markers on their line."""
+_LABEL = 6.0
+"""The font size of labels in points."""
+_OFFSETS = sorted(
+    ((3.0 * i, 2.5 * j) for i in range(-10, 11) for j in range(-8, 9)),
+    key=lambda offset: (offset[0] ** 2 + (1.5 * offset[1]) ** 2, -offset[0], -offset[1]),
+)
+"""Places of a label relative to its point, in points of 1/72 inch: near before far, right before left."""
+# Text stays text in PDF and SVG, and a file does not depend on the time it was made.
+_SETTINGS = {"font.size": 8, "pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "swamp", "axes.titlesize": 8}
+_UNDATED = {"pdf": {"CreationDate": None, "Producer": None}, "svg": {"Date": None}, "png": {}}
+
+
+def draw(figure: Figure, out: Path, suffix: str, *, wide: bool = False) -> None:
+    """Draw a figure into a file, which is complete or not written at all.
+
+    Args:
+        figure: the description.
+        out: the file.
+        suffix: pdf, svg or png.
+        wide: a single panel is as wide as the page, not as a column, with its legend at the side.
+
+    Raises:
+        SwampError: another suffix.
+    """
+    if suffix not in FORMATS:
+        raise unknown("format", suffix, FORMATS)
+    image = io.BytesIO()
+    with cast(Any, matplotlib).rc_context(_SETTINGS):
+        drawn = _figure(figure, wide)
+        drawn.savefig(image, format=suffix, dpi=300, metadata=cast(Any, _UNDATED[suffix]))
+    write_atomic(out, image.getvalue())
+
+
+def _figure(figure: Figure, wide: bool) -> matplotlib.figure.Figure:
+    count = len(figure.panels)
+    across = min(3, count)
+    down = math.ceil(count / across)
+    wide = wide and count == 1
+    legends = [_legend_entries(panel) for panel in figure.panels]
+    lines = [sum(text.count("\n") + 1 for text in entries) for entries in legends]
+    below = 0 if wide or max(lines) <= _INSIDE else _ENTRY_HEIGHT * max(lines)
+    height = ((4.0 if wide else 3.4 if figure.key else 2.5) + below) * down
+    width = _NUMBERED * across if figure.key else _PAGE if wide or across > 1 else _COLUMN
+    key_lines = int(height * _KEY_LINES)
+    key_columns = math.ceil(len(figure.key) / key_lines)
+    drawn = matplotlib.figure.Figure(figsize=(width + _KEY_COLUMN * key_columns, height), layout="constrained")
+    place: Any = drawn
+    if figure.key:
+        place, beside = cast(Any, drawn.subfigures(1, 2, width_ratios=(width, _KEY_COLUMN * key_columns)))
+        for column in range(key_columns):
+            text = "\n".join(figure.key[column * key_lines : (column + 1) * key_lines])
+            beside.text(column / key_columns, 0.98, text, va="top", fontsize=6.5, parse_math=False, linespacing=1.4)
+    grid = cast(list[Axes], list(place.subplots(down, across, squeeze=False).flat))
+    for axes, panel, entries, count_of_lines in zip(grid, figure.panels, legends, lines, strict=False):
+        _panel(axes, panel)
+        _legend(axes, entries, "best" if count_of_lines <= _INSIDE else "beside" if wide else "below")
+    for unused in grid[count:]:
+        unused.remove()
+    if any(curve.labelled for panel in figure.panels for curve in panel.curves):
+        # Labels are placed in inches, which the layout decides.
+        drawn.draw_without_rendering()
+        for axes, panel in zip(grid, figure.panels, strict=False):
+            _labels(axes, panel)
+    return drawn
+
+
+def _panel(axes: Axes, panel: Panel) -> None:
+    _scale(axes, panel)
+    bars = [mark for mark in panel.marks if isinstance(mark, Bars)]
+    for mark in panel.marks:
+        match mark:
+            case Curve():
+                _curve(axes, mark)
+            case Bars():
+                _bars(axes, mark, bars)
+            case Heatmap():
+                _heatmap(axes, mark)
+    if panel.title:
+        axes.set_title(textwrap.fill(panel.title, _TITLE), parse_math=False, loc="left")
+
+
+def _color(mark: Curve | Bars) -> str:
+    if mark.color is not None:
+        return _COLORS[mark.color % len(_COLORS)]
+    if isinstance(mark, Curve) and mark.labelled:
+        return "black"
+    return _PALE if isinstance(mark, Curve) and mark.style == "line" else _GREY
+
+
+def _style(mark: Curve) -> dict[str, Any]:
+    line, grey = _LINES[mark.style], mark.color is None
+    marked = not line or (len(mark.x) <= _FEW and not grey and mark.style != "steps")
+    large = mark.style == "markers"
+    return {
+        "color": _color(mark),
+        "linestyle": line or "none",
+        "linewidth": 0.8 if grey and mark.style == "line" else 1.2,
+        "drawstyle": "steps-post" if mark.style == "steps" else "default",
+        "marker": (_MARKERS[(mark.color or 0) % len(_MARKERS)] if line else "o") if marked else "",
+        "markersize": _SIZES.get(mark.style, 3.0),
+        "markeredgewidth": 0.6 if large else 0,
+        "markeredgecolor": "white" if large else None,
+        "alpha": 0.4 if mark.style == "dots" and not mark.labelled else 1.0,
+    }
+
+
+def _curve(axes: Axes, mark: Curve) -> None:
+    x, y = _array(mark.x), _array(mark.y)
+    if mark.low:
+        axes.fill_between(x, _array(mark.low), _array(mark.high), color=_color(mark), alpha=0.16, linewidth=0)
+    axes.plot(x, y, **_style(mark), zorder=1.8 if mark.color is None and not mark.labelled else 2.0)
+    if not axes.get_autoscaley_on() and (mark.style != "dots" or mark.labelled):
+        # An arrow at the edge for each point outside the limits.
+        low, high = axes.get_ylim()
+        for edge, marker, beyond in ((low, 7, y < low), (high, 6, y > high)):
+            if beyond.any():
+                arrows: dict[str, Any] = {"linestyle": "none", "marker": marker, "markersize": 5, "color": _color(mark)}
+                axes.plot(x[beyond], np.full(beyond.sum(), edge), **arrows, clip_on=False)
+
+
+def _bars(axes: Axes, mark: Bars, all_bars: Sequence[Bars]) -> None:
+    width = 0.8 / len(all_bars)
+    left = -0.4 + width * (all_bars.index(mark) + 0.5)
+    axes.bar(np.arange(len(mark.labels)) + left, _array(mark.values), width, color=_color(mark))
+    axes.set_xticks(range(len(mark.labels)), mark.labels, rotation=45, ha="right", parse_math=False)
+
+
+def _heatmap(axes: Axes, mark: Heatmap) -> None:
+    z = np.ma.masked_invalid(np.array([_array(row) for row in mark.z]))
+    heights = z.compressed()
+    if not heights.size:
+        return
+    low, high = mark.limits or (float(heights.min()), float(heights.max()))
+    levels = np.linspace(low, high if high > low else low + 1e-9, 16)
+    drawn = axes.contourf(mark.x, mark.y, z, levels=levels, cmap="viridis", extend="both" if mark.limits else "neither")
+    figure = cast(matplotlib.figure.Figure, axes.get_figure())
+    figure.colorbar(drawn, ax=axes, label=mark.name, shrink=0.62, ticks=list(levels[::5]), format="%.3g")
+
+
+def _scale(axes: Axes, panel: Panel) -> None:
+    for which, axis, limits in (("x", panel.x, panel.x.limits), ("y", panel.y, limits_of_y(panel))):
+        own: Any = axes.xaxis if which == "x" else axes.yaxis
+        if axis.log:
+            axes.set(**{f"{which}scale": "log"})
+        if ticks := ticks_of(axis, [value for curve in panel.curves for value in getattr(curve, which)]):
+            own.set_major_locator(FixedLocator([at for at, _ in ticks]))
+            own.set_minor_locator(NullLocator())
+            own.set_major_formatter(FuncFormatter(partial(_tick_text, dict(ticks))))
+        if limits:
+            axes.set(**{f"{which}lim": limits})
+        own.set_label_text(axis.title, parse_math=False)
+    axes.grid(color="0.93", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["right", "top"]].set_visible(False)
+    if panel.equal:
+        axes.set_aspect("equal")
+        axes.grid(False)
+        axes.set_xticks([])
+        axes.set_yticks([])
+
+
+def _tick_text(texts: Mapping[float, str], at: float, _: object = None) -> str:
+    return texts.get(at, "")
+
+
+def _legend_entries(panel: Panel) -> dict[str, Any]:
+    """Text -> the artist beside it; grey lines share one entry, and so do bands."""
+    listed = [mark for mark in panel.marks if isinstance(mark, Bars) or (isinstance(mark, Curve) and mark.in_legend)]
+    entries: dict[str, Any] = {}
+    others = [mark.name for mark in listed if isinstance(mark, Curve) and mark.color is None and mark.style == "line"]
+    for mark in listed:
+        if isinstance(mark, Bars):
+            entries[_wrapped(mark.name)] = Patch(color=_color(mark))
+        elif mark.name not in others:
+            entries[_wrapped(mark.name)] = Line2D([], [], **_style(mark))
+    if len(entries) > 1 and any(curve.low for curve in panel.curves):
+        entries[BAND] = Patch(color="0.5", alpha=0.3, linewidth=0)
+    if others:
+        # Lines break between names, not within them.
+        names = ", ".join(name.replace(" ", "\u00a0") for name in others)
+        text = _wrapped(f"{len(others)} others: {names}")
+        short = text if text.count("\n") < _MOST_LINES else f"{len(others)} others: see the table"
+        entries[short] = Line2D([], [], color=_PALE, linewidth=0.8)
+    return entries if len(entries) > 1 else {}
+
+
+def _wrapped(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, _ENTRY, break_on_hyphens=False))
+
+
+def _legend(axes: Axes, entries: Mapping[str, Any], where: str) -> None:
+    if not entries:
+        return
+    place: dict[str, Any] = {"loc": "best"}
+    if where == "beside":
+        place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+    elif where == "below":
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.24)}
+    # matplotlib leaves out names that begin with _, which a user's name may do.
+    names = [f"\u200b{name}" for name in entries]
+    for text in axes.legend(list(entries.values()), names, frameon=False, fontsize=6.5, **place).get_texts():
+        text.set_parse_math(False)
+
+
+def _labels(axes: Axes, panel: Panel) -> None:
+    """Draw the notes of labelled curves, each at the nearest place that covers no point and no other label."""
+    low, high = axes.get_ylim()
+    labels = [
+        (x, min(max(y, low), high), note, mark)
+        for mark in panel.curves
+        if mark.labelled
+        for x, y, note in zip(mark.x, mark.y, mark.notes, strict=True)
+        if x is not None and y is not None
+    ]
+    if not labels:
+        return
+    figure = cast(matplotlib.figure.Figure, axes.get_figure(root=True))
+    points = axes.transData.transform([(x, y) for x, y, _, _ in labels]) * 72 / figure.dpi
+    corners = np.array(axes.get_window_extent().get_points()) * 72 / figure.dpi
+    placed: list[tuple[float, float, float, float]] = []
+    for (x, y, note, mark), point in zip(labels, points, strict=True):
+        half = (0.3 * _LABEL * len(note) + 1.5, 0.6 * _LABEL + 1.0)
+        offset = _free_offset(point, half, placed, points, corners)
+        placed.append((point[0] + offset[0], point[1] + offset[1], *half))
+        colored = mark.color is not None
+        box = {"boxstyle": "round,pad=0.12", "fc": "white", "alpha": 0.75, "lw": 0.6}
+        axes.annotate(
+            note.replace("$", r"\$"),
+            (x, y),
+            offset,
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=_LABEL,
+            color=_color(mark),
+            weight="bold" if colored else "normal",
+            annotation_clip=False,
+            bbox={**box, "ec": _color(mark) if colored else "none"},
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "0.5"} if math.hypot(*offset) > 3 * _LABEL else None,
+            zorder=4 if colored else 3,
+        ).set_in_layout(False)
+
+
+def _free_offset(
+    point: Sequence[float],
+    half: tuple[float, float],
+    placed: Sequence[tuple[float, float, float, float]],
+    points: Any,
+    corners: Any,
+) -> tuple[float, float]:
+    """The nearest offset at which a label of half-size `half` is free and inside the axes, in points."""
+    for dx, dy in _OFFSETS:
+        x, y = point[0] + dx, point[1] + dy
+        inside = corners[0][0] < x < corners[1][0] and corners[0][1] < y < corners[1][1]
+        clear = all(abs(x - at[0]) > half[0] + at[2] or abs(y - at[1]) > half[1] + at[3] for at in placed)
+        if inside and clear and all(abs(x - p[0]) > half[0] + 2 or abs(y - p[1]) > half[1] + 2 for p in points):
+            return dx, dy
+    return 0.0, 0.0
+
+
+def _array(values: Sequence[Number]) -> Any:
+    return np.array([math.nan if value is None else value for value in values], dtype=float)
