@@ -21,7 +21,7 @@ from torch import nn
 
 from line import Line
 from swamp.datasets import build_network
-from swamp.masks import Mask, shrink
+from swamp.masks import Mask, prune_mask
 from swamp.runtime import finalise, kernels, read, save, trace
 from swamp.runtime.benchmark import OURS, Latency, benchmark, best_dense, size_of
 from swamp.training import Seed, isolated
@@ -46,7 +46,9 @@ def pruned(name: str, sparsity: float) -> tuple[nn.Module, Mask, torch.Tensor]:
             model, inputs = build_network(name, (1, 28, 28), 10), torch.randn(2, 1, 28, 28)
     mask = Mask.ones(model)
     scores = {key: value.detach().abs() for key, value in model.named_parameters() if key in mask}
-    mask = shrink(mask, scores, round((1 - sparsity) * mask.prunable), allocation="erk" if len(mask) > 1 else "global")
+    mask = prune_mask(
+        mask, scores, round((1 - sparsity) * mask.prunable), allocation="erk" if len(mask) > 1 else "global"
+    )
     return model, mask, inputs
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from swamp.backends import Ranks, Sequential, Silent, Ticket, World, serve
-from swamp.masks import Mask, own
+from swamp.masks import Mask, to_local
 from swamp.training import Seed, Task, Training, build_optimizer, isolated
 
 TRAINING = Training(epochs=4, batch_size=64, tail=0.5, optimizer="adamw", lr=1e-3)
@@ -31,7 +31,7 @@ def problem() -> tuple[nn.Module, Task]:
 
 def tensors() -> int:
     """Bytes of all tensors of this process."""
-    found = [own(thing).untyped_storage() for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+    found = [to_local(thing).untyped_storage() for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in found}.values())
 
 

@@ -29,7 +29,7 @@ from swamp.algorithms import Plan, cycles, cycles_in_step
 from swamp.backends import Backend, Sequential, Stacked
 from swamp.cli.progress import Quiet
 from swamp.datasets import build_network
-from swamp.masks import Mask, shrink
+from swamp.masks import Mask, prune_mask
 from swamp.recipes import recipe_named
 from swamp.runs import start
 from swamp.training import Seed, Task, TensorData, Training, crop_flip, fit, isolated
@@ -92,7 +92,7 @@ def pruning() -> Line:
     flat = torch.cat([score.flatten() for score in scores.values()])
     return ratio(
         "prune 10 M weights / sort them",
-        lambda: shrink(mask, scores, 2_000_000),
+        lambda: prune_mask(mask, scores, 2_000_000),
         lambda: flat.sort(),
         "at most 1",
         rounds=5,

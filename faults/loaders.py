@@ -173,7 +173,7 @@ def _cycle() -> dict[str, Any]:
         "cycle": 0,
         "sparsity": 0.0,
         "density": density,
-        "kept": 12,
+        "nnz": 12,
         "prunable": 12,
         **own,
         "particles": particles,

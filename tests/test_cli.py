@@ -160,7 +160,7 @@ def test_list_says_what_there_is_one_line_each(what, names, capsys):
         (["run", *TINY, "--optimizer", "sdg"], "unknown optimizer 'sdg'. Did you mean"),
         (["run", *TINY, "--exclude", "*"], "nothing to prune"),
         (["run", *TINY, "--structure", "2:5"], "groups of 5"),
-        (["run", *TINY, "--structure", "2:4", "--allocation", "erk"], "'erk' cannot be had"),
+        (["run", *TINY, "--structure", "2:4", "--allocation", "erk"], "'erk' has no effect"),
         (["run", *TINY, "--ticket-epochs", "9"], "the training has 2"),
         (["run", *TINY, "--method", "imp-ensemble", "--sparsity", "0.9999"], "would keep 0 of"),
         (["run", *TINY, "--task", "fashion-mnist", "--folder", "/nowhere"], "/nowhere"),

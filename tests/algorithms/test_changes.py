@@ -136,8 +136,8 @@ def test_frozen_parameters_do_not_shift_whose_momentum_is_cut(task):
 def test_gradual_pruning_keeps_the_floor_and_the_allocation_of_the_plan(mlp, task):
     mlp[2].weight.data *= 1e-3
     still = replace(TRAINING, lr=1e-9)
-    assert run(mlp, task, "gmp", still, floor=9)[0].mask.kept_by_layer == {"0.weight": 20, "2.weight": 9}
-    assert run(mlp, task, "gmp", still, allocation="uniform")[0].mask.kept_by_layer == {"0.weight": 19, "2.weight": 10}
+    assert run(mlp, task, "gmp", still, floor=9)[0].mask.nnz_by_layer == {"0.weight": 20, "2.weight": 9}
+    assert run(mlp, task, "gmp", still, allocation="uniform")[0].mask.nnz_by_layer == {"0.weight": 19, "2.weight": 10}
     with pytest.warns(UserWarning, match=r"no weight of 2\.weight is left"):
         (emptied,) = run(mlp, task, "gmp", still)
     assert "2.weight" in emptied.warnings[0]

@@ -102,7 +102,7 @@ def test_pools_never_do_worse_on_validation_data_and_keep_every_layer_s_density(
     assert len(pools) == len(imp)
     changed = 0
     for before, after in zip(imp, pools, strict=True):
-        assert after.mask.kept_by_layer == before.mask.kept_by_layer
+        assert after.mask.nnz_by_layer == before.mask.nnz_by_layer
         after.mask.require_zeros(after.weights)
         changed += not same(before, after)
         if not same(before, after):

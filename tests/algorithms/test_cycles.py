@@ -20,7 +20,7 @@ from .conftest import PLAN, TRAINING, Spy, Tickets, run, same, spied, swamp_init
 @pytest.mark.parametrize("method", [name for name, m in METHODS.items() if not m.ensemble])
 def test_every_method_gives_exact_counts_and_exact_zeros_and_iterative_ones_nested_masks(normed, task, method):
     record = run(normed, task, method, cycles=3, floor=2)
-    assert [cycle.mask.kept for cycle in record] == [round(0.2 ** (k / 3) * 144) for k in range(4)]
+    assert [cycle.mask.nnz for cycle in record] == [round(0.2 ** (k / 3) * 144) for k in range(4)]
     for before, after in pairwise(record):
         assert after.mask.issubset(before.mask) or METHODS[method].masks != "iterative" or METHODS[method].pools
     for cycle in record:
@@ -163,7 +163,7 @@ def test_a_trainer_of_ones_own_plugs_in(mlp, task):
             return made
 
     record = list(swamp.cycles(mlp, task, replace(PLAN, floor=1), TRAINING, backend=Trainer()))
-    assert [cycle.mask.kept for cycle in record] == [144, 84, 49, 29]
+    assert [cycle.mask.nnz for cycle in record] == [144, 84, 49, 29]
     assert record[2].cost.steps == 3
 
 
@@ -196,7 +196,7 @@ def test_a_mean_of_particles_is_their_mean(mlp, task):
 
 def test_random_scores_prune_at_random_but_exactly(mlp, task):
     record = run(mlp, task, "imp", score="random")
-    assert record[-1].mask.kept == 29
+    assert record[-1].mask.nnz == 29
     assert record[-1].mask != run(mlp, task, "imp")[-1].mask
 
 
@@ -210,5 +210,5 @@ def test_a_layer_that_dies_is_named_and_a_floor_saves_it(task):
         record = run(model, task, "imp", still, **options)
     assert "2.weight" in record[1].warnings[0]
     floored = run(model, task, "imp", still, floor=2, **options)
-    assert floored[1].mask.kept_by_layer == {"0.weight": 5, "2.weight": 2}
+    assert floored[1].mask.nnz_by_layer == {"0.weight": 5, "2.weight": 2}
     assert floored[1].warnings == ()

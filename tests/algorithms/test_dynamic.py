@@ -82,8 +82,8 @@ def test_every_layer_keeps_its_exact_density_after_every_change(normed, task, me
     plan = replace(PLAN, method=method)
     (cycle,) = swamp.cycles(normed, task, plan, TRAINING, backend=spy)
     masks = [mask for _, mask, *_ in spy.calls]
-    assert {tuple(mask.kept_by_layer.items()) for mask in masks} == {tuple(masks[0].kept_by_layer.items())}
-    assert cycle.mask.kept_by_layer == masks[0].kept_by_layer
+    assert {tuple(mask.nnz_by_layer.items()) for mask in masks} == {tuple(masks[0].nnz_by_layer.items())}
+    assert cycle.mask.nnz_by_layer == masks[0].nnz_by_layer
     assert len({mask.digest for mask in masks}) > 2
 
 
@@ -137,9 +137,9 @@ def test_gradual_pruning_falls_along_its_cubic_and_ends_exactly(normed, task):
     masks = [mask for _, mask, *_ in spy.calls]
     end = 18
     wanted = [144, *(round((0.2 + 0.8 * (1 - step / end) ** 3) * 144) for step in (4, 8, 12)), 29, 29]
-    assert [mask.kept for mask in masks] == wanted
+    assert [mask.nnz for mask in masks] == wanted
     assert all(after.issubset(before) for before, after in pairwise(masks))
-    assert cycle.mask.kept == 29
+    assert cycle.mask.nnz == 29
 
 
 def test_a_cyclic_tail_averages_networks_of_unlike_masks(normed, task):
@@ -150,7 +150,7 @@ def test_a_cyclic_tail_averages_networks_of_unlike_masks(normed, task):
     masks = {more["last"]: mask.digest for _, mask, *_, more in spy.calls}
     assert list(masks) == [4, 8, 12, 16, 18, 20, 24]
     assert masks[12] == masks[16] == masks[18] != masks[20] == masks[24]
-    assert cycle.mask.kept_by_layer == spy.calls[0][1].kept_by_layer
+    assert cycle.mask.nnz_by_layer == spy.calls[0][1].nnz_by_layer
     assert cycle.stale is not None
 
 
@@ -206,7 +206,7 @@ def test_a_mask_of_fixed_density_begins_at_random(mlp, task, method):
     def first(**options) -> tuple[Mask, dict[str, int]]:
         spy = Spy(mlp, task)
         next(swamp.cycles(mlp, task, replace(PLAN, method=method, **options), TRAINING, backend=spy))
-        return spy.calls[0][1], spy.calls[0][1].kept_by_layer
+        return spy.calls[0][1], spy.calls[0][1].nnz_by_layer
 
     # Shares of ERK are 6 + 16 and 16 + 3: 29 weights in 22 : 19.
     assert first() == first(score="random")

@@ -8,7 +8,7 @@ import torch
 
 import swamp
 from swamp.algorithms import METHODS, Cost
-from swamp.masks import Mask, shrink
+from swamp.masks import Mask, prune_mask
 from swamp.scores import Evidence, synflow
 from swamp.training import Dynamic, Training
 
@@ -25,14 +25,14 @@ def test_pruning_before_training_trains_the_initial_weights_once_on_its_mask(nor
     # There is no ticket, so the call that is left out here is the training itself.
     assert (len(record), len(calls)) == (1, 0)
     (cycle,) = record
-    assert cycle.mask.kept == round(0.2 * 144)
+    assert cycle.mask.nnz == round(0.2 * 144)
     assert cycle.total == cycle.cost
 
 
 def test_before_training_the_largest_initial_weights_stay(normed, task):
     (cycle,) = run(normed, task, "magnitude-init")
     scores = {name: dict(normed.named_parameters())[name].abs() for name in cycle.mask}
-    assert cycle.mask == shrink(Mask.ones(normed), scores, 29, allocation="erk")
+    assert cycle.mask == prune_mask(Mask.ones(normed), scores, 29, allocation="erk")
 
 
 def test_synflow_prunes_in_a_hundred_rounds_of_falling_density(mlp, task):
@@ -40,29 +40,29 @@ def test_synflow_prunes_in_a_hundred_rounds_of_falling_density(mlp, task):
     dense = Mask.ones(mlp)
     mask, evidence = dense, Evidence(torch.Generator(), lambda: [(task.train.inputs[:1], task.train.targets[:1])])
     for number in range(1, 101):
-        mask = shrink(mask, synflow(mlp, mask, evidence), round(144 * (14 / 144) ** (number / 100)))
+        mask = prune_mask(mask, synflow(mlp, mask, evidence), round(144 * (14 / 144) ** (number / 100)))
     assert cycle.mask == mask
     # Of the first round's scores alone one layer would get nothing.
     with pytest.warns(UserWarning, match=r"no weight of 0\.weight is left"):
-        shrink(dense, synflow(mlp, dense, evidence), 14)
+        prune_mask(dense, synflow(mlp, dense, evidence), 14)
 
 
 def test_random_masks_have_the_layers_of_erk(mlp, task):
     (cycle,) = run(mlp, task, "random")
     # Shares are 6 + 16 and 16 + 3: 29 weights in 22 : 19.
-    assert cycle.mask.kept_by_layer == {"0.weight": 16, "2.weight": 13}
+    assert cycle.mask.nnz_by_layer == {"0.weight": 16, "2.weight": 13}
     (cycle,) = run(mlp, task, "random-uniform")
-    assert cycle.mask.kept_by_layer == {"0.weight": 19, "2.weight": 10}
+    assert cycle.mask.nnz_by_layer == {"0.weight": 19, "2.weight": 10}
 
 
 @pytest.mark.parametrize("method", ONCE)
 def test_one_shot_prunes_the_dense_network_at_every_sparsity(normed, task, method):
     record, calls = spied(normed, task, method, densities=(1.0, 0.5, 0.25))
     dense, half, quarter = record
-    assert [cycle.mask.kept for cycle in record] == [144, 72, 36]
+    assert [cycle.mask.nnz for cycle in record] == [144, 72, 36]
     if METHODS[method].score == "magnitude":
         scores = {name: dense.weights[name].abs() for name in dense.mask}
-        assert quarter.mask == shrink(dense.mask, scores, 36)
+        assert quarter.mask == prune_mask(dense.mask, scores, 36)
     starts = [ticket for ticket, *_ in calls]
     if METHODS[method].start == "carry":
         for start in starts[1:]:
@@ -76,7 +76,7 @@ def test_one_shot_prunes_the_dense_network_at_every_sparsity(normed, task, metho
 def test_the_score_and_the_allocation_of_the_plan_come_before_the_method_s(mlp, task):
     (cycle,) = run(mlp, task, "random", score="magnitude", allocation="uniform")
     scores = {name: dict(mlp.named_parameters())[name].abs() for name in cycle.mask}
-    assert cycle.mask == shrink(Mask.ones(mlp), scores, 29, allocation="uniform")
+    assert cycle.mask == prune_mask(Mask.ones(mlp), scores, 29, allocation="uniform")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_allr_lowers_the_peak_by_how_mild_the_pruning_was(mlp, task):
     for before, after, (_, _, training, *_) in zip(record[:-1], record[1:], calls[1:], strict=False):
         norm = sum(float(before.weights[name].double().square().sum()) for name in before.mask) ** 0.5
         gone = sum(float(before.weights[name][~after.mask[name]].double().square().sum()) for name in after.mask) ** 0.5
-        share = 1 - after.mask.kept / before.mask.kept
+        share = 1 - after.mask.nnz / before.mask.nnz
         assert training.lr == pytest.approx(0.1 * max(gone / (norm * share**0.5), 0.25))
 
 
@@ -140,7 +140,7 @@ def test_what_a_model_cost_is_told_beside_what_its_cycle_cost(mlp, task):
     imp = run(mlp, task, "imp")
     # The ticket's 6 steps are dense, and so are the 24 of cycle 0; later ones count living weights only.
     assert [cycle.cost.operations for cycle in imp] == pytest.approx(
-        [30 * batch * dense_step, *(24 * batch * 6 * cycle.mask.kept for cycle in imp[1:])]
+        [30 * batch * dense_step, *(24 * batch * 6 * cycle.mask.nnz for cycle in imp[1:])]
     )
     total = Cost()
     for cycle in imp:
@@ -169,7 +169,7 @@ def test_sharpness_aware_steps_count_twice_but_single_ones(mlp, task):
 
 def test_densities_that_stand_alone_may_be_named_and_need_not_start_dense(mlp, task):
     record = run(mlp, task, "rigl", densities=(0.5, 0.25))
-    assert [cycle.mask.kept for cycle in record] == [72, 36]
+    assert [cycle.mask.nnz for cycle in record] == [72, 36]
     (alone,) = run(mlp, task, "rigl", densities=(0.25,))
     # Seeds go by the place in the schedule, so that a run that stops earlier is the same run.
     assert record[0].cost.steps == record[1].total.steps == alone.cost.steps
@@ -227,4 +227,4 @@ def test_each_cycle_pays_for_the_score_that_found_its_mask(mlp, task, method):
     record = run(mlp, task, method, score="snip", floor=1)
     for before, after in pairwise(record):
         # All 96 examples on the weights that lived before.
-        assert after.cost.operations == pytest.approx(24 * 16 * 6 * after.mask.kept + 96 * 6 * before.mask.kept)
+        assert after.cost.operations == pytest.approx(24 * 16 * 6 * after.mask.nnz + 96 * 6 * before.mask.nnz)

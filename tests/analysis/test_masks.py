@@ -48,7 +48,7 @@ def mask(**rows) -> Mask:
 
 def test_layers_and_their_dead_units_are_counted():
     one = mask(a=[[1, 0, 0], [0, 0, 0]], b=[[1, 1]], bias=[1, 0, 0])
-    assert layers(one)["a"] == {"density": 1 / 6, "kept": 1, "size": 6}
+    assert layers(one)["a"] == {"density": 1 / 6, "nnz": 1, "size": 6}
     assert dead(one) == {
         "a": {"outputs": 1, "inputs": 2},
         "b": {"outputs": 0, "inputs": 0},
@@ -113,7 +113,7 @@ def test_the_record_of_a_cycle_agrees_with_other_ways_to_count(finished):
     subject = blind(Subject.open(finished))
     first, second = mask_of_cycle(subject, 0), mask_of_cycle(subject, 1)
     assert (first["before"], first["kept_of_before"], first["signs"]["before"]) == (None, None, None)
-    assert sum(layer["kept"] for layer in first["layers"].values()) == subject.cycle(0).mask.prunable
+    assert sum(layer["nnz"] for layer in first["layers"].values()) == subject.cycle(0).mask.prunable
     before, after = subject.cycle(0), subject.cycle(1)
     assert second["before"] == second["kept_of_before"] == pytest.approx(0.5)
     ticket, old, new = (
@@ -132,8 +132,8 @@ def test_kept_of_before_counts_survivors_of_masks_that_grow_back(tmp_path):
     line = mask_of_cycle(Subject.open(path), 1)
     old, new = (Subject.open(path).cycle(index).mask for index in (0, 1))
     both = sum(int((old[name] & new[name]).sum()) for name in old)
-    assert line["kept_of_before"] == pytest.approx(both / old.kept)
-    assert line["before"] == pytest.approx(both / (old.kept + new.kept - both))
+    assert line["kept_of_before"] == pytest.approx(both / old.nnz)
+    assert line["before"] == pytest.approx(both / (old.nnz + new.nnz - both))
     assert line["signs"]["ticket"] is None
     assert line["magnitude_rank"] is None
 

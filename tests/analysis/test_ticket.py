@@ -102,7 +102,7 @@ def test_copies_differ_in_batch_order_alone_and_live_on_a_magnitude_mask(normed,
     look = instability(normed, task)
     ticket = look.ticket(4)
     mask = look.mask(ticket)
-    assert mask.kept == round(0.5 * mask.prunable)
+    assert mask.nnz == round(0.5 * mask.prunable)
     (dense,) = look.trained(ticket, look.dense, [look.seed.at("cycle", 0, "particle", 0)])
     kept = torch.cat([dense.weights[name][mask[name]].abs() for name in mask])
     cut = torch.cat([dense.weights[name][~mask[name]].abs() for name in mask])

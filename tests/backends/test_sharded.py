@@ -12,7 +12,7 @@ from torch import nn
 from swamp.backends import Sequential
 from swamp.backends.data_parallel import fsdp_blocks
 from swamp.errors import Interrupted, SwampError
-from swamp.masks import is_spread, own
+from swamp.masks import is_sharded, to_local
 from swamp.training import RunningMean, Snapshot, Task, build_optimizer, fit
 
 from .forked import SEEDS, TRAINING, Heard, Together, assert_equal
@@ -71,9 +71,9 @@ def test_each_rank_keeps_its_own_rows_of_all_that_training_keeps(small, trained,
     kept += [value for slots in optimizer.state.values() for value in slots.values() if value.dim()]
     kept += mean._mean.values()
     assert len(kept) == 4 * (2 + 2 + 1)
-    assert all(is_spread(tensor) for tensor in kept)
+    assert all(is_sharded(tensor) for tensor in kept)
     # 8 outputs are cut into 4 and 4, 3 into 2 and 1; this is the first rank.
-    assert sum(own(tensor).numel() for tensor in kept) == (4 * 16 + 4 + 2 * 8 + 2) * 5
+    assert sum(to_local(tensor).numel() for tensor in kept) == (4 * 16 + 4 + 2 * 8 + 2) * 5
 
 
 class Kept(Heard):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from swamp.datasets import build_network
 from swamp.errors import SwampError
-from swamp.masks import Mask, Scope, check_structure, shrink
+from swamp.masks import Mask, Scope, prune_mask, structure_named
 
 from .test_groups import dense, random_scores
 
@@ -56,17 +56,17 @@ def test_one_ranking_over_mean_scores_worked_out_by_hand() -> None:
     mask = dense(a=(3, 2), b=(2, 4))
     # 5 (2 weights), 4 (4), 3 (2) are 8 weights; the next channel has 4.
     for kept in (8, 9, 10, 11):
-        assert channels(shrink(mask, scores, kept, structure="channel")) == {"a": [0, 2], "b": [0]}
-    assert channels(shrink(mask, scores, 12, structure="channel")) == {"a": [0, 2], "b": [0, 1]}
+        assert channels(prune_mask(mask, scores, kept, structure="channel")) == {"a": [0, 2], "b": [0]}
+    assert channels(prune_mask(mask, scores, 12, structure="channel")) == {"a": [0, 2], "b": [0, 1]}
     # Not even the narrow channel that would fit goes before the wide one that does not: 6 + 4 of 7, 2 would fit.
     swapped = {"a": scores["a"].flip(0) * 0 + torch.tensor([[9.0], [1], [2]]), "b": scores["b"] + 2}
-    assert channels(shrink(mask, swapped, 9, structure="channel")) == {"a": [0], "b": [0]}
+    assert channels(prune_mask(mask, swapped, 9, structure="channel")) == {"a": [0], "b": [0]}
 
 
 def test_of_equal_means_the_earlier_tensor_and_then_the_earlier_channel_stays() -> None:
     mask = dense(a=(3, 2), b=(3, 2))
     scores = {name: torch.ones(3, 2) for name in mask}
-    assert channels(shrink(mask, scores, 8, structure="channel")) == {"a": [0, 1, 2], "b": [0]}
+    assert channels(prune_mask(mask, scores, 8, structure="channel")) == {"a": [0, 1, 2], "b": [0]}
 
 
 shapes = st.lists(
@@ -100,12 +100,12 @@ def test_channels_are_whole_nested_floored_and_equal_a_plain_walk(
     # An allocation that follows another meets layers that are emptier than it would have made them.
     for step, allocation in sorted(steps, reverse=True):
         kept = max(least, round(step * mask.prunable))
-        smaller = shrink(before, scores, kept, structure="channel", allocation=allocation, floor=floor)
-        expected = channels(before) if kept >= before.kept else walked(before, scores, kept, allocation, floor)
+        smaller = prune_mask(before, scores, kept, structure="channel", allocation=allocation, min_per_layer=floor)
+        expected = channels(before) if kept >= before.nnz else walked(before, scores, kept, allocation, floor)
         assert channels(smaller) == expected
-        assert smaller.kept <= kept
+        assert smaller.nnz <= kept
         assert smaller.issubset(before)
-        assert all(count >= max(1, wanted[name]) for name, count in smaller.kept_by_layer.items())
+        assert all(count >= max(1, wanted[name]) for name, count in smaller.nnz_by_layer.items())
         before = smaller
 
 
@@ -116,15 +116,15 @@ def test_real_networks_equal_an_independent_computation(network: str, allocation
     mask = Mask.ones(model, Scope(output=False))
     scores = {name: parameter.detach().double().abs() for name, parameter in model.named_parameters() if name in mask}
     kept = round(0.3 * mask.prunable)
-    smaller = shrink(mask, scores, kept, structure="channel", allocation=allocation)
+    smaller = prune_mask(mask, scores, kept, structure="channel", allocation=allocation)
     assert channels(smaller) == walked(mask, scores, kept, allocation, 0)
     widest = max(tensor[0].numel() for tensor in mask.values())
-    assert kept - widest < smaller.kept <= kept
+    assert kept - widest < smaller.nnz <= kept
 
 
 def test_uniform_keeps_the_same_share_of_channels_in_every_tensor() -> None:
     mask = dense(a=(10, 3), b=(20, 7), c=(30, 1))
-    smaller = shrink(mask, random_scores(mask, 0), mask.prunable // 2, structure="channel", allocation="uniform")
+    smaller = prune_mask(mask, random_scores(mask, 0), mask.prunable // 2, structure="channel", allocation="uniform")
     assert {name: len(found) for name, found in channels(smaller).items()} == {"a": 5, "b": 10, "c": 15}
 
 
@@ -132,50 +132,53 @@ def test_the_dead_do_not_come_back_where_another_allocation_would_have_kept_them
     mask = Mask({"a": torch.tensor([[True], [False], [False], [False]]), "b": torch.ones(4, 1, dtype=torch.bool)})
     scores = {"a": torch.tensor([[1.0], [9.0], [9.0], [9.0]]), "b": torch.tensor([[1.0], [2.0], [3.0], [4.0]])}
     for allocation in ALLOCATIONS:
-        smaller = shrink(mask, scores, 4, structure="channel", allocation=allocation)
+        smaller = prune_mask(mask, scores, 4, structure="channel", allocation=allocation)
         assert channels(smaller) == {"a": [0], "b": [1, 2, 3]}
 
 
 def test_a_count_between_channels_or_above_what_lives_changes_nothing() -> None:
     mask = dense(a=(4, 3))
     scores = random_scores(mask, 0)
-    half = shrink(mask, scores, 7, structure="channel")
-    assert half.kept == 6
+    half = prune_mask(mask, scores, 7, structure="channel")
+    assert half.nnz == 6
     for kept in (6, 7, 8, 9, 12):
-        assert shrink(half, scores, kept, structure="channel") == half
+        assert prune_mask(half, scores, kept, structure="channel") == half
 
 
 def test_every_tensor_keeps_a_channel_and_a_floor_counts_whole_ones() -> None:
     mask = dense(strong=(4, 2), weak=(4, 3))
     scores = {"strong": torch.full((4, 2), 9.0), "weak": torch.arange(12.0).reshape(4, 3) / 100}
-    assert channels(shrink(mask, scores, 11, structure="channel")) == {"strong": [0, 1, 2, 3], "weak": [3]}
+    assert channels(prune_mask(mask, scores, 11, structure="channel")) == {"strong": [0, 1, 2, 3], "weak": [3]}
     # 4 weights are two channels of 3, and two of 2.
-    assert channels(shrink(mask, scores, 11, structure="channel", floor=4)) == {"strong": [0, 1], "weak": [2, 3]}
+    assert channels(prune_mask(mask, scores, 11, structure="channel", min_per_layer=4)) == {
+        "strong": [0, 1],
+        "weak": [2, 3],
+    }
 
 
 def test_fewer_weights_than_one_channel_each_are_refused_before_training() -> None:
     mask = dense(a=(4, 2), b=(4, 3))
-    check_structure("channel", mask, 5)
+    structure_named("channel").check(mask, 5)
     for attempt in (
-        lambda: check_structure("channel", mask, 4),
-        lambda: shrink(mask, random_scores(mask, 0), 4, structure="channel"),
+        lambda: structure_named("channel").check(mask, 4),
+        lambda: prune_mask(mask, random_scores(mask, 0), 4, structure="channel"),
     ):
-        with pytest.raises(SwampError, match=r"4 of 20 weights cannot be kept in whole channels.*have 5"):
+        with pytest.raises(SwampError, match=r"4 of 20 weights cannot be kept in whole channels.*require 5"):
             attempt()
-    with pytest.raises(SwampError, match="a floor of 4 asks for, have 10"):
-        check_structure("channel", mask, 9, floor=4)
+    with pytest.raises(SwampError, match="at least 4 weights per layer, require 10"):
+        structure_named("channel").check(mask, 9, min_per_layer=4)
 
 
 def test_a_mask_with_half_a_channel_is_refused_by_name() -> None:
     mask = Mask({"a": torch.ones(2, 2, dtype=torch.bool), "b": torch.tensor([[True, True], [False, True]])})
-    with pytest.raises(SwampError, match="channel 1 of 'b' is neither whole nor empty"):
-        shrink(mask, random_scores(mask, 0), 4, structure="channel")
+    with pytest.raises(SwampError, match="channel 1 of 'b' is partly pruned"):
+        prune_mask(mask, random_scores(mask, 0), 4, structure="channel")
 
 
 def test_weights_of_one_dimension_and_none_are_channels_of_one() -> None:
     mask = dense(vector=(3,), scalar=())
     scores = {"vector": torch.tensor([1.0, 3.0, 2.0]), "scalar": torch.tensor(0.0)}
-    smaller = shrink(mask, scores, 3, structure="channel")
+    smaller = prune_mask(mask, scores, 3, structure="channel")
     assert {name: tensor.tolist() for name, tensor in smaller.items()} == {
         "vector": [False, True, True],
         "scalar": True,

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from swamp.errors import MaskError
-from swamp.masks import Mask, hold, hold_gradients, leaves_zeros
+from swamp.masks import Mask, hold, hold_gradients, preserves_zeros
 
 from .held import FIRST_PRUNED, ONES, Sum, bits, slots, step
 
@@ -232,10 +232,10 @@ def test_complex_weights_are_held(dtype: torch.dtype) -> None:
 
 def test_an_optimizer_that_divides_nothing_by_nothing_does_not_leave_zeros_alone():
     weight = [nn.Parameter(torch.ones(2))]
-    assert leaves_zeros(torch.optim.SGD(weight, lr=0.1))
-    assert leaves_zeros(torch.optim.AdamW(weight, lr=0.1))
-    assert not leaves_zeros(torch.optim.Adam(weight, lr=0.1, eps=0.0))
-    assert not leaves_zeros(torch.optim.Rprop(weight, lr=0.1))
+    assert preserves_zeros(torch.optim.SGD(weight, lr=0.1))
+    assert preserves_zeros(torch.optim.AdamW(weight, lr=0.1))
+    assert not preserves_zeros(torch.optim.Adam(weight, lr=0.1, eps=0.0))
+    assert not preserves_zeros(torch.optim.Rprop(weight, lr=0.1))
 
 
 @pytest.mark.parametrize(

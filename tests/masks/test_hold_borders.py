@@ -103,7 +103,7 @@ def test_an_optimizer_replaced_inside_the_block_is_noticed() -> None:
     held = hold(model, FIRST_PRUNED, first)
     held.__enter__()
     step(model, second)
-    with pytest.raises(MaskError, match=r"an optimizer that swamp\.hold does not know"):
+    with pytest.raises(MaskError, match=r"an optimizer that was not passed to swamp\.hold"):
         held.__exit__(None, None, None)
 
 

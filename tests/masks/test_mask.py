@@ -27,12 +27,12 @@ def mask() -> Mask:
 
 
 def test_counts_worked_out_by_hand(model: nn.Module, mask: Mask) -> None:
-    assert (mask.kept, mask.prunable) == (5, 8)
-    assert mask.kept_by_layer == {"0.weight": 4, "2.weight": 1}
+    assert (mask.nnz, mask.prunable) == (5, 8)
+    assert mask.nnz_by_layer == {"0.weight": 4, "2.weight": 1}
     assert mask.density == 5 / 8
     assert mask.sparsity == 3 / 8
     assert mask.density_of_all(model) == 8 / 11
-    assert repr(mask) == "Mask(5 of 8 weights, sparsity 0.3750)"
+    assert repr(mask) == "Mask(5 of 8 weights, sparsity 0.3750, 2 layers)"
 
 
 def test_a_tied_weight_counts_once_in_the_density_of_all() -> None:
@@ -53,7 +53,7 @@ def test_the_dense_mask_covers_the_default_scope(model: nn.Module) -> None:
 
 def test_a_mask_of_nothing_prunes_nothing() -> None:
     empty = Mask({})
-    assert (empty.kept, empty.density, empty.sparsity) == (0, 1.0, 0.0)
+    assert (empty.nnz, empty.density, empty.sparsity) == (0, 1.0, 0.0)
     assert empty.issubset(empty)
     assert repr(empty)
 
@@ -77,7 +77,7 @@ def test_a_mask_does_not_change_with_the_tensors_it_was_made_of() -> None:
     source = bits(1, 0)
     mask = Mask({"w": source})
     source.fill_(True)
-    assert mask.kept == 1
+    assert mask.nnz == 1
 
 
 def test_equal_masks_are_equal_and_hash_alike(mask: Mask) -> None:

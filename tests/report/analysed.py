@@ -111,7 +111,7 @@ def _edge(one: int, other: int) -> dict[str, Any]:
 
 def _masks(density: float) -> dict[str, Any]:
     own = (density**1.3, density, density**0.5)
-    layers = {n: {"density": d, "kept": round(1000 * d), "size": 1000} for n, d in zip(LAYERS, own, strict=True)}
+    layers = {n: {"density": d, "nnz": round(1000 * d), "size": 1000} for n, d in zip(LAYERS, own, strict=True)}
     dead = {name: {"inputs": 3, "outputs": 0} for name in LAYERS}
     return {
         "layers": layers,

@@ -17,7 +17,7 @@ def cycle(
         "cycle": number,
         "sparsity": 1 - density,
         "density": {"prunable": density, "all": 0.9 * density + 0.1},
-        "kept": round(1000 * density),
+        "nnz": round(1000 * density),
         "prunable": 1000,
         "train": metrics(accuracy),
         "validation": None,

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from swamp.errors import SwampError
-from swamp.masks import Mask, Scope, shrink
+from swamp.masks import Mask, Scope, prune_mask
 from swamp.runtime import OnGpu, finalise, gpu, load, save, trace
 
 CPU = torch.device("cpu")
@@ -20,7 +20,9 @@ def network():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / 8)
     mask = Mask.ones(model, Scope(exclude=("2.*",)))
-    mask = shrink(mask, {n: p.detach().abs() for n, p in model.named_parameters() if n in mask}, 2048, structure="2:4")
+    mask = prune_mask(
+        mask, {n: p.detach().abs() for n, p in model.named_parameters() if n in mask}, 2048, structure="2:4"
+    )
     model = finalise(model, mask)
     inputs = torch.randn(8, 64, generator=generator)
     return trace(model, inputs[:2]), model, inputs

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swamp.errors import SwampError
-from swamp.masks import Mask, Scope, shrink
+from swamp.masks import Mask, Scope, prune_mask
 from swamp.scores import SCORES, Evidence
 
 from .probes import LOOKING, Fields, batches_of, evidence, examples, network
@@ -167,8 +167,8 @@ def test_rounds_of_a_criterion_reach_a_density_without_asking_for_anything_else(
     mask, data = Mask.ones(model), evidence(examples(30, 6))
     for round_ in range(1, 11):
         kept = round(mask.prunable * 0.1 ** (round_ / 10))
-        smaller = shrink(mask, SCORES[name](model, mask, data), kept, floor=2)
-        assert smaller.kept == kept
+        smaller = prune_mask(mask, SCORES[name](model, mask, data), kept, min_per_layer=2)
+        assert smaller.nnz == kept
         assert smaller.issubset(mask)
         mask = smaller
 

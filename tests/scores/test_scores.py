@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from swamp.errors import SwampError
-from swamp.masks import Mask, shrink
+from swamp.masks import Mask, prune_mask
 from swamp.scores import Evidence, magnitude, random, score_named
 
 
@@ -30,7 +30,7 @@ def test_magnitude_keeps_the_largest_weights_of_the_whole_model(model: nn.Module
         model[0].weight.fill_(0.1)
         model[1].weight.copy_(torch.tensor([[1.0, -2.0, 0.01], [0.02, 3.0, -4.0]]))
     mask = Mask.ones(model)
-    smaller = shrink(mask, magnitude(model, mask, seeded()), 6)
+    smaller = prune_mask(mask, magnitude(model, mask, seeded()), 6)
     # Four large ones of the second layer, then the first two of the tied 0.1 in the first.
     assert smaller["1.weight"].int().tolist() == [[1, 1, 0], [0, 1, 1]]
     assert smaller["0.weight"].int().flatten().tolist() == [1, 1] + 10 * [0]
@@ -39,13 +39,15 @@ def test_magnitude_keeps_the_largest_weights_of_the_whole_model(model: nn.Module
 def test_random_keeps_the_exact_count(model: nn.Module) -> None:
     mask = Mask.ones(model)
     for kept in (17, 9, 2):
-        mask = shrink(mask, random(model, mask, seeded(kept)), kept, floor=1)
-        assert mask.kept == kept
+        mask = prune_mask(mask, random(model, mask, seeded(kept)), kept, min_per_layer=1)
+        assert mask.nnz == kept
 
 
 def test_the_same_generator_gives_the_same_random_mask_and_another_another(model: nn.Module) -> None:
     mask = Mask.ones(model)
-    first, again, other = (shrink(mask, random(model, mask, seeded(seed)), 9, floor=1) for seed in (1, 1, 2))
+    first, again, other = (
+        prune_mask(mask, random(model, mask, seeded(seed)), 9, min_per_layer=1) for seed in (1, 1, 2)
+    )
     assert first == again
     assert first != other
 
@@ -61,7 +63,7 @@ def test_random_does_not_look_at_the_weights(model: nn.Module) -> None:
 def test_random_keeps_every_weight_equally_often() -> None:
     mask = Mask({"w": torch.ones(4, dtype=torch.bool)})
     source = seeded()
-    kept = sum(shrink(mask, random(nn.Identity(), mask, source), 1)["w"].int() for _ in range(2000))
+    kept = sum(prune_mask(mask, random(nn.Identity(), mask, source), 1)["w"].int() for _ in range(2000))
     # 500 each, with a standard deviation of 19.
     assert all(abs(count - 500) < 100 for count in kept.tolist())
 

@@ -69,7 +69,7 @@ def test_every_tensor_keeps_exactly_as_many_weights_as_it_had(data, fraction, st
     before = Mask({"w": alive, "v": alive.clone()})
     weights = {"w": torch.randn(shape, generator=generator), "v": torch.randn(shape, generator=generator)}
     after = regrown(before, weights, {"w": scores, "v": scores.flip(0)}, fraction, structure)
-    assert after.kept_by_layer == before.kept_by_layer
+    assert after.nnz_by_layer == before.nnz_by_layer
     if structure == "2:4":
         assert all((part.sum(1) == 2).all() for part in after["w"].split(4, dim=1))
     if structure == "channel":

@@ -45,7 +45,7 @@ def test_perturbation_stays_on_the_support_of_the_mask(small_net):
         backward(model)
         with second_gradient(model, 0.5):
             mask.require_zeros(dict(model.named_parameters()))
-            assert all(int((model.state_dict()[n] != 0).sum()) == mask.kept_by_layer[n] for n in mask)
+            assert all(int((model.state_dict()[n] != 0).sum()) == mask.nnz_by_layer[n] for n in mask)
             backward(model)
 
 

@@ -117,7 +117,7 @@ class Cycle:
 
     @property
     def sparsity(self) -> float:
-        """1 - kept / prunable."""
+        """1 - nnz / prunable."""
         return self.mask.sparsity
 
     def to_json(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class Cycle:
                 "layers": self.mask.density_by_layer,
                 "heads": dict(self.heads),
             },
-            "kept": self.mask.kept,
+            "nnz": self.mask.nnz,
             "prunable": self.mask.prunable,
             **asdict(self.measured),
             "particles": [particle.to_json() for particle in self.particles],

@@ -14,7 +14,7 @@ from swamp.algorithms.plan import Plan
 from swamp.algorithms.store import Phase
 from swamp.backends import Group, Particle, Progress, Ticket, train_groups
 from swamp.errors import Diverged, Interrupted
-from swamp.masks import Mask, shrink
+from swamp.masks import Mask, prune_mask
 from swamp.training import (
     Operations,
     RunningMean,
@@ -67,7 +67,7 @@ class Changing:
         self.tail_ends = tuple(step for step in ends if training.samples_at(step, self.per_epoch))
 
     def run(self, index: int, start: Ticket, mask: Mask, kept: int, count: int) -> Trained:
-        """Train `count` particles of cycle `index` from `mask`, to `kept` weights where masks shrink.
+        """Train `count` particles of cycle `index` from `mask`, to `kept` weights where masks prune_mask.
 
         Raises StartOver where one breaks and the plan has a way to go on: called again, it is gone.
         """
@@ -181,13 +181,13 @@ class Changing:
             last = step == self.changes[-1]
             scores = {name: weights[name].abs() for name in mask}
             plan = self.plan
-            return shrink(
+            return prune_mask(
                 mask,
                 scores,
                 kept if last else round(density * first.prunable),
                 allocation=plan.allotment,
                 structure=plan.structure,
-                floor=plan.floor,
+                min_per_layer=plan.floor,
             )
         if self.method.grow == "random":
             generator = self.seed.at("grow", step, *(indices if len(snapshots) == 1 else ())).generator()

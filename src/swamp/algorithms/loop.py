@@ -19,7 +19,7 @@ from swamp.algorithms.plan import Plan
 from swamp.algorithms.store import Store
 from swamp.backends import Backend, Particle, Ticket
 from swamp.errors import Diverged, SwampError
-from swamp.masks import Mask, check_structure, emptied, head_densities
+from swamp.masks import Mask, empty_layer_warning, head_densities, structure_named
 from swamp.training import (
     Operations,
     Seed,
@@ -56,13 +56,13 @@ class Loop:
     ) -> None:
         self.method, self.schedule = plan.setting, plan.schedule()
         self.dense = Mask.ones(model, plan.scope)
-        last = self.schedule.kept(len(self.schedule) - 1, self.dense.prunable)
+        last = self.schedule.nnz(len(self.schedule) - 1, self.dense.prunable)
         if last < max(1, plan.floor * len(self.dense)):
             raise SwampError(
                 f"sparsity {1 - self.schedule.densities[-1]:g} would keep {last} of {self.dense.prunable} weights, "
                 f"with a floor of {plan.floor} in each of {len(self.dense)} layers. Ask for less."
             )
-        check_structure(plan.structure, self.dense, last, plan.floor)
+        structure_named(plan.structure).check(self.dense, last, plan.floor)
         self.model, self.plan = copy.deepcopy(model), plan
         self.mending, self.store = Mending(plan, backend, store), store
         arrange(self.model, narrow=False)
@@ -119,7 +119,7 @@ class Loop:
 
     def setting(self, index: int, ticket: Ticket, source: Cycle | None) -> Setting:
         """How cycle `index` begins; `source` is the cycle whose weights decide, if there is one."""
-        kept = self.schedule.kept(index, self.dense.prunable)
+        kept = self.schedule.nnz(index, self.dense.prunable)
         seed = self.seed.at("score", index)
         if self.method.alone:
             training = self.repeated(self.schedule.densities[index])
@@ -149,7 +149,7 @@ class Loop:
             sum(float(source.weights[name][chosen].double().square().sum()) for name, chosen in part.items()) ** 0.5
             for part in (source.mask, {name: ~alive for name, alive in mask.items()})
         )
-        change = norm_change(whole, removed, 1 - mask.kept / source.mask.kept)
+        change = norm_change(whole, removed, 1 - mask.nnz / source.mask.nnz)
         training, epoch = retraining(
             self.training, self.plan.retraining, self.plan.retrain_epochs or self.training.epochs, change
         )
@@ -161,7 +161,7 @@ class Loop:
         particles, masks = trained.particles, trained.masks
         mask, weights, averaged = chosen(trained, self.plan, self.measure)
         broken = (*(self.mending.of(None) if index == 0 and not self.method.alone else ()), *self.mending.of(index))
-        lost = emptied(setting.mask, mask) if self.method.masks == "dynamic" else None
+        lost = empty_layer_warning(setting.mask, mask) if self.method.masks == "dynamic" else None
         notes = [*setting.notes, *filter(None, [lost])]
         points = self.plan.barrier_points if self.method.combine == "mean" else 0
         judged = judge(self.model, self.measure, particles, masks, weights, averaged, mask, points)
@@ -227,7 +227,7 @@ class Loop:
 
     def changing(self, index: int, setting: Setting) -> Trained:
         """Particles whose masks change while they train."""
-        kept, count = self.schedule.kept(index, self.dense.prunable), self.schedule.particles[index]
+        kept, count = self.schedule.nnz(index, self.dense.prunable), self.schedule.particles[index]
         parts = self.model, self.task, self.plan, setting.training, self.operations, self.mending
         while True:
             try:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from swamp.algorithms.plan import Plan
-from swamp.masks import Mask, emptied, shrink
+from swamp.masks import Mask, empty_layer_warning, prune_mask
 from swamp.scores import Evidence, score_named
 from swamp.scores.grasp import PER_CLASS
 from swamp.training import Operations, Seed, State, Task, batch_to, isolated
@@ -34,15 +34,15 @@ class Masks:
         for number in range(1, rounds + 1):
             scores = self.score(self.model, smaller, self._evidence(seed))
             operations += self._cost(smaller)
-            smaller = shrink(
+            smaller = prune_mask(
                 smaller,
                 scores,
-                round(mask.kept * (kept / mask.kept) ** (number / rounds)),
+                round(mask.nnz * (kept / mask.nnz) ** (number / rounds)),
                 allocation=plan.allotment,
                 structure=plan.structure,
-                floor=plan.floor,
+                min_per_layer=plan.floor,
             )
-        note = emptied(mask, smaller)
+        note = empty_layer_warning(mask, smaller)
         return smaller, (note,) if note else (), operations
 
     def _evidence(self, seed: Seed) -> Evidence:

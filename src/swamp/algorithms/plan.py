@@ -8,11 +8,11 @@ from swamp.algorithms.registry import method_named
 from swamp.errors import SwampError, unknown
 from swamp.fields import check_fields
 from swamp.masks import (
-    MOST_CYCLES,
-    Groups,
+    MAX_CYCLES,
+    NMPattern,
     Schedule,
     Scope,
-    densities_by_rate,
+    densities_by_fraction,
     densities_to,
     particles_for,
     structure_named,
@@ -89,7 +89,7 @@ class Plan:
             raise unknown("broken", str(self.broken), get_args(Broken))
         structure_named(self.structure).check_allocation(self.allotment)
         wrong = [
-            (not 0 <= self.cycles <= MOST_CYCLES, "cycles", f"0 or more, and {MOST_CYCLES} at most"),
+            (not 0 <= self.cycles <= MAX_CYCLES, "cycles", f"0 or more, and {MAX_CYCLES} at most"),
             (not 0 <= self.ticket_epochs <= 1e9, "ticket_epochs", "0 or more, and a billion at most"),
             (self.floor < 0, "floor", "0 or more"),
             (self.score_examples < 1, "score_examples", "1 or more"),
@@ -116,7 +116,7 @@ class Plan:
     @property
     def allotment(self) -> str:
         """The allocation: how many weights each layer keeps. An N:M pattern keeps the same share of all."""
-        by_method = "uniform" if isinstance(structure_named(self.structure), Groups) else self.setting.allocation
+        by_method = "uniform" if isinstance(structure_named(self.structure), NMPattern) else self.setting.allocation
         return self.allocation or by_method
 
     @property
@@ -143,7 +143,7 @@ class Plan:
 
     def trainings_to(self, density: float) -> int:
         """Trainings, the dense one included, that an iterative run with the first `alpha` needs to this density."""
-        return len(densities_to(1 - density, alpha=self.alpha[:1]))
+        return len(densities_to(1 - density, prune_fraction=self.alpha[:1]))
 
     def _densities(self) -> tuple[float, ...]:
         if self.densities and self.densities[0] != 1 and not self.setting.alone:
@@ -154,7 +154,7 @@ class Plan:
         alone, at_once = self.setting.alone and not self.cycles, self.setting.masks != "iterative"
         cycles = self.cycles or int(at_once)
         structure = structure_named(self.structure)
-        if isinstance(structure, Groups):
+        if isinstance(structure, NMPattern):
             # Sparsity and alpha always have a value: a recipe's must not stand in the way of a pattern.
             found = structure.densities(self.densities, cycles)
             return found[-1:] if alone and not self.densities else found
@@ -163,11 +163,11 @@ class Plan:
         if at_once and not self.cycles:
             return densities_to(self.sparsity, cycles=1)[-1 if alone else 0 :]
         if self.cycles and len(self.alpha) > 1:
-            reached = densities_by_rate(self.alpha, self.cycles)
+            reached = densities_by_fraction(self.alpha, self.cycles)
             if abs(reached[-1] - (1 - self.sparsity)) > 1e-6:
                 raise SwampError(
                     f"{self.cycles} prunings of {list(self.alpha)} end at sparsity {1 - reached[-1]:.4f}, not at "
                     f"{self.sparsity:g}. Leave out cycles, alpha or sparsity: each follows from the other two."
                 )
             return reached
-        return densities_to(self.sparsity, cycles=self.cycles or None, alpha=self.alpha)
+        return densities_to(self.sparsity, cycles=self.cycles or None, prune_fraction=self.alpha)

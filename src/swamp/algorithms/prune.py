@@ -28,7 +28,7 @@ class SparseModel:
 
     @property
     def sparsity(self) -> float:
-        """1 - kept / prunable."""
+        """1 - nnz / prunable."""
         return self.mask.sparsity
 
     def save(self, path: Path | str) -> None:

@@ -46,11 +46,11 @@ def mask_of_cycle(subject: Subject, index: int) -> Record:
 
 def layers(mask: Mask) -> Record:
     """Survivors of each tensor: number, size and the share of one in the other."""
-    kept = mask.kept_by_layer
+    nnz = mask.nnz_by_layer
     return {
         name: {
-            "density": kept[name] / tensor.numel() if tensor.numel() else 1.0,
-            "kept": kept[name],
+            "density": nnz[name] / tensor.numel() if tensor.numel() else 1.0,
+            "nnz": nnz[name],
             "size": tensor.numel(),
         }
         for name, tensor in mask.items()
@@ -81,13 +81,13 @@ def transposed(model: nn.Module) -> frozenset[str]:
 def kept_of(before: Cycle, after: Cycle) -> float:
     """Share of the survivors of one cycle that are still alive in a later one; below 1 - alpha where some came back."""
     both = sum(int((alive & before.mask[name]).count_nonzero()) for name, alive in after.mask.items())
-    return both / before.mask.kept if before.mask.kept else float("nan")
+    return both / before.mask.nnz if before.mask.nnz else float("nan")
 
 
 def same_signs(mask: Mask, weights: State, others: State) -> float:
     """Share of the survivors whose weight has the sign it has in `others`; one that is 0 has a sign of its own."""
     same = sum(int((weights[n].sign() == others[n].sign())[alive].count_nonzero()) for n, alive in mask.items())
-    return same / mask.kept if mask.kept else float("nan")
+    return same / mask.nnz if mask.nnz else float("nan")
 
 
 def magnitude_rank(mask: Mask, ticket: State, weights: State) -> float:
@@ -102,9 +102,9 @@ def expected_overlap(a: Mask, b: Mask) -> float:
     of these averages, right to first order in 1/n. Raises MaskError for masks of different models.
     """
     a.overlap(b)  # refuses masks of different models
-    mine, theirs = a.kept_by_layer, b.kept_by_layer
+    mine, theirs = a.nnz_by_layer, b.nnz_by_layer
     both = sum(mine[name] * theirs[name] / tensor.numel() for name, tensor in a.items() if tensor.numel())
-    either = a.kept + b.kept - both
+    either = a.nnz + b.nnz - both
     return both / either if either else 1.0
 
 

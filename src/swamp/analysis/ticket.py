@@ -12,7 +12,7 @@ from swamp.analysis.connectivity import segment
 from swamp.analysis.points import Points
 from swamp.backends import Backend, Particle, Progress, Ticket
 from swamp.errors import SwampError
-from swamp.masks import Mask, shrink
+from swamp.masks import Mask, prune_mask
 from swamp.training import Seed, Task, Training
 
 
@@ -140,12 +140,14 @@ class Instability:
     def mask(self, ticket: Ticket) -> Mask:
         """The mask on which copies of this ticket train."""
         kept = round((1 - self.sparsity) * self.dense.prunable)
-        if kept == self.dense.kept:
+        if kept == self.dense.nnz:
             return self.dense
         (trained,) = self.trained(ticket, self.dense, [self.seed.at("cycle", 0, "particle", 0)])
         scores = {name: trained.weights[name].abs() for name in self.dense}
         plan = self.plan
-        return shrink(self.dense, scores, kept, allocation=plan.allotment, structure=plan.structure, floor=plan.floor)
+        return prune_mask(
+            self.dense, scores, kept, allocation=plan.allotment, structure=plan.structure, min_per_layer=plan.floor
+        )
 
     def trained(self, ticket: Ticket, mask: Mask, seeds: list[Seed]) -> list[Particle]:
         """Copies of the ticket, trained as a run's particles are."""

@@ -20,7 +20,7 @@ from swamp.backends.backend import Progress
 from swamp.backends.particle import Particle
 from swamp.errors import Diverged, Interrupted, SwampError
 from swamp.files import digest
-from swamp.masks import is_spread
+from swamp.masks import is_sharded
 from swamp.training import Snapshot
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -69,7 +69,7 @@ class DataParallel:
         """See Shard.all_reduce; one transfer per data type."""
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
         for tensor in tensors:
-            if not is_spread(tensor):
+            if not is_sharded(tensor):
                 by_dtype.setdefault(tensor.dtype, []).append(tensor)
         for number, (dtype, same) in enumerate(by_dtype.items()):
             # The flags are part of the transfer: a transfer for them alone would cost as much.

@@ -121,5 +121,5 @@ def model_card(sparse: SparseModel, method: str, folder: str) -> str:
         rows.append(("cost of all trainings for it", spent))
     table = "\n".join(f"| {what} | {value} |" for what, value in rows)
     return _CARD.format(
-        kind=type(sparse.model).__name__, kept=mask.kept, prunable=mask.prunable, rows=table, folder=folder
+        kind=type(sparse.model).__name__, kept=mask.nnz, prunable=mask.prunable, rows=table, folder=folder
     )

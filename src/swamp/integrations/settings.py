@@ -8,7 +8,7 @@ from dataclasses import fields
 from torch import nn
 
 from swamp.errors import SwampError
-from swamp.masks import Mask, Scope, is_spread
+from swamp.masks import Mask, Scope, is_sharded
 from swamp.training import Training
 
 _TAKEN = {
@@ -22,7 +22,7 @@ def mask_to_hold(mask: Mask | None, model: nn.Module, scope: Scope | None, shard
 
     sharding: what spreads parameters over processes, as far as the trainer tells; empty: nothing.
     """
-    if sharding or any(is_spread(parameter) for parameter in model.parameters()):
+    if sharding or any(is_sharded(parameter) for parameter in model.parameters()):
         raise SwampError(
             f"HoldMask does not know parameters that {sharding or 'a device mesh'} spreads over processes. Train "
             "without sharding (DDP works), or shard with swamp's own --shard."

@@ -1,41 +1,36 @@
-"""Which weights live. Knows torch and nothing of training."""
+"""Masks: which weights are active, how many each layer keeps, and in which pattern. Depends on torch only."""
 
-from swamp.masks.allocate import ALLOCATIONS, allocation_named, apportion
-from swamp.masks.groups import Groups
+from swamp.masks.allocation import ALLOCATIONS
+from swamp.masks.dtensor import full_tensor, gathered_copy, is_sharded, shard_like, to_local
+from swamp.masks.enforce import hold, hold_gradients, preserves_zeros
 from swamp.masks.heads import head_densities
-from swamp.masks.hold import hold, hold_gradients, leaves_zeros
 from swamp.masks.mask import Mask
-from swamp.masks.schedule import MOST_CYCLES, Schedule, densities_by_rate, densities_to, particles_for
+from swamp.masks.patterns import STRUCTURES, NMPattern, structure_named
+from swamp.masks.pruning import empty_layer_warning, prune_mask
+from swamp.masks.schedule import MAX_CYCLES, Schedule, densities_by_fraction, densities_to, particles_for
 from swamp.masks.scope import Scope
-from swamp.masks.shrink import emptied, shrink
-from swamp.masks.spread import gathered, is_spread, own, spread_like, whole
-from swamp.masks.structure import STRUCTURES, Structure, check_structure, structure_named
 
 __all__ = [
     "ALLOCATIONS",
-    "MOST_CYCLES",
+    "MAX_CYCLES",
     "STRUCTURES",
-    "Groups",
     "Mask",
+    "NMPattern",
     "Schedule",
     "Scope",
-    "Structure",
-    "allocation_named",
-    "apportion",
-    "check_structure",
-    "densities_by_rate",
+    "densities_by_fraction",
     "densities_to",
-    "emptied",
-    "gathered",
+    "empty_layer_warning",
+    "full_tensor",
+    "gathered_copy",
     "head_densities",
     "hold",
     "hold_gradients",
-    "is_spread",
-    "leaves_zeros",
-    "own",
+    "is_sharded",
     "particles_for",
-    "shrink",
-    "spread_like",
+    "preserves_zeros",
+    "prune_mask",
+    "shard_like",
     "structure_named",
-    "whole",
+    "to_local",
 ]

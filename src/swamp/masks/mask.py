@@ -1,5 +1,6 @@
-"""Mask: which weights live, kept beside the model and never inside it."""
+"""Mask: which weights are active. It is kept beside the model, never inside it."""
 
+import html
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -12,32 +13,65 @@ from torch import Tensor, nn
 
 from swamp.errors import CorruptFile, MaskError, shortened
 from swamp.files import digest, load_tensors, require_format, save_tensors
+from swamp.masks.dtensor import full_tensor, local_shard, to_local
 from swamp.masks.scope import Scope
-from swamp.masks.spread import own, own_part, whole
+
+_FORMAT = "swamp-mask-1"
+_HTML_ROWS = 12
 
 
 class Mask(Mapping[str, Tensor]):
-    """Frozen mapping from parameter name to a bool tensor of the parameter's shape; True means the weight lives.
+    """Frozen mapping from parameter name to a bool tensor of the parameter's shape; True means active (not pruned).
 
-    Density and sparsity always count the prunable weights, those that the mask names. Do not write into the
-    tensors: make a new mask.
+    Density and sparsity are relative to the prunable weights, those that the mask names. Do not write to the tensors:
+    create a new mask.
+
+    Args:
+        tensors: Parameter name to bool tensor. The tensors are copied.
+
+    Raises:
+        MaskError: For a tensor that is not bool.
+
+    Example:
+        >>> import torch
+        >>> mask = Mask({"weight": torch.tensor([[True, False], [True, True]])})
+        >>> mask
+        Mask(3 of 4 weights, sparsity 0.2500, 1 layer)
+        >>> mask.nnz, mask.density
+        (3, 0.75)
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         wrong = [name for name, tensor in tensors.items() if tensor.dtype != torch.bool]
         if wrong:
-            raise MaskError(f"a mask is made of bool tensors; {wrong[0]!r} is {tensors[wrong[0]].dtype}.")
+            raise MaskError(f"a mask consists of bool tensors; {wrong[0]!r} is {tensors[wrong[0]].dtype}.")
         self._tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
     @classmethod
     def ones(cls, model: nn.Module, scope: Scope | None = None) -> "Mask":
-        """The dense mask over the prunable weights of `model`."""
+        """The dense mask of a model.
+
+        Args:
+            model: Its parameters give names, shapes and devices.
+            scope: Which parameters are prunable; default: the weights of all linear and convolutional layers.
+
+        Returns:
+            A mask with every prunable weight active.
+
+        Raises:
+            SwampError: If the model has no prunable parameter.
+
+        Example:
+            >>> from torch import nn
+            >>> Mask.ones(nn.Linear(4, 2))
+            Mask(8 of 8 weights, sparsity 0.0000, 1 layer)
+        """
         weights = (scope or Scope()).prunable(model)
         return cls({name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()})
 
     @classmethod
     def from_zeros(cls, model: nn.Module, scope: Scope | None = None) -> "Mask":
-        """The mask of a model that is sparse already: a weight lives where it is not zero."""
+        """The mask of a sparse model: a weight is active where it is not zero. Arguments as for `ones`."""
         weights = (scope or Scope()).prunable(model)
         return cls({name: weight.detach() != 0 for name, weight in weights.items()})
 
@@ -57,67 +91,90 @@ class Mask(Mapping[str, Tensor]):
         return hash(self.digest)
 
     def __repr__(self) -> str:
-        return f"Mask({self.kept:,} of {self.prunable:,} weights, sparsity {self.sparsity:.4f})"
+        layers = f"{len(self)} layer{'' if len(self) == 1 else 's'}"
+        return f"Mask({self.nnz:,} of {self.prunable:,} weights, sparsity {self.sparsity:.4f}, {layers})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            f"<tr><td>{html.escape(name)}</td><td>{self.nnz_by_layer[name]:,}</td><td>{tensor.numel():,}</td>"
+            f"<td>{self.density_by_layer[name]:.4f}</td></tr>"
+            for name, tensor in list(self.items())[:_HTML_ROWS]
+        ]
+        left_out = len(self) - len(rows)
+        if left_out > 0:
+            rows.append(f"<tr><td colspan='4'>and {left_out} more</td></tr>")
+        head = "<tr><th>layer</th><th>active</th><th>weights</th><th>density</th></tr>"
+        return f"<p>{html.escape(repr(self))}</p><table>{head}{''.join(rows)}</table>"
 
     @cached_property
-    def kept_by_layer(self) -> dict[str, int]:
-        """Living weights of each tensor."""
+    def nnz_by_layer(self) -> dict[str, int]:
+        """Number of active weights of each tensor."""
         return {name: int(tensor.count_nonzero()) for name, tensor in self.items()}
 
     @cached_property
     def digest(self) -> str:
-        """Fingerprint of names, shapes and bits: equal on every machine that holds the same mask."""
+        """Fingerprint of names, shapes and bits: equal masks have equal digests on every machine."""
         return digest(self)
 
     @property
     def density_by_layer(self) -> dict[str, float]:
-        """Share of each tensor's weights that live."""
-        return {name: kept / max(1, self[name].numel()) for name, kept in self.kept_by_layer.items()}
+        """Active weights over all weights of each tensor."""
+        return {name: nnz / max(1, self[name].numel()) for name, nnz in self.nnz_by_layer.items()}
 
     @property
-    def kept(self) -> int:
-        """Number of living weights."""
-        return sum(self.kept_by_layer.values())
+    def nnz(self) -> int:
+        """Number of active weights."""
+        return sum(self.nnz_by_layer.values())
 
     @property
     def prunable(self) -> int:
-        """Number of weights the mask speaks of."""
+        """Number of weights that the mask covers, active or not."""
         return sum(tensor.numel() for tensor in self.values())
 
     @property
     def density(self) -> float:
-        """kept / prunable."""
-        return self.kept / self.prunable if self.prunable else 1.0
+        """nnz / prunable."""
+        return self.nnz / self.prunable if self.prunable else 1.0
 
     @property
     def sparsity(self) -> float:
-        """1 - kept / prunable."""
+        """1 - nnz / prunable."""
         return 1 - self.density
 
     @property
     def empty_layers(self) -> list[str]:
-        """Names of tensors with no living weight."""
-        return [name for name, kept in self.kept_by_layer.items() if kept == 0]
+        """Names of tensors without an active weight."""
+        return [name for name, nnz in self.nnz_by_layer.items() if nnz == 0]
 
     def density_of_all(self, model: nn.Module) -> float:
-        """Living parameters over all parameters of `model`, biases and the rest included."""
+        """Parameters that are not pruned over all parameters of `model`, biases and embeddings included."""
         total = sum(parameter.numel() for parameter in model.parameters())
-        return (total - self.prunable + self.kept) / total
+        return (total - self.prunable + self.nnz) / total
 
     def issubset(self, other: "Mask") -> bool:
-        """Whether every weight that lives here lives in `other`."""
-        self._same_layout(other)
+        """Whether every weight active here is active in `other`. Raises MaskError for a mask of another model."""
+        self._require_same_shapes(other)
         return all(not bool((tensor & ~other[name].to(tensor.device)).any()) for name, tensor in self.items())
 
     def overlap(self, other: "Mask") -> float:
-        """Jaccard index of two masks: weights alive in both over weights alive in either."""
-        self._same_layout(other)
+        """Jaccard index: weights active in both masks over weights active in either.
+
+        Args:
+            other: A mask with the same names and shapes.
+
+        Returns:
+            A number in [0, 1]; 1 for equal masks.
+
+        Raises:
+            MaskError: For a mask of another model.
+        """
+        self._require_same_shapes(other)
         both = sum(int((tensor & other[name].to(tensor.device)).count_nonzero()) for name, tensor in self.items())
-        either = self.kept + other.kept - both
+        either = self.nnz + other.nnz - both
         return both / either if either else 1.0
 
     def to(self, device: torch.device | str) -> "Mask":
-        """The same mask on another device."""
+        """A copy of the mask on another device."""
         return Mask({name: tensor.to(device) for name, tensor in self.items()})
 
     def check(self, model: nn.Module) -> None:
@@ -132,56 +189,68 @@ class Mask(Mapping[str, Tensor]):
             if parameters[name].shape != tensor.shape:
                 raise MaskError(
                     f"the mask of {name!r} has shape {tuple(tensor.shape)}, the parameter "
-                    f"{tuple(parameters[name].shape)}. Use the mask made for this model."
+                    f"{tuple(parameters[name].shape)}. Use a mask that was created for this model."
                 )
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> None:
-        """Set the pruned weights of `model` to zero, in place."""
+        """Set the pruned weights of `model` to zero, in place. Raises MaskError if the mask does not fit the model."""
         self.check(model)
         parameters = dict(model.named_parameters())
         for name, tensor in self.items():
-            weight = own(parameters[name])
-            weight.masked_fill_(~own_part(tensor, parameters[name]).to(weight.device), 0)
+            weight = to_local(parameters[name])
+            weight.masked_fill_(~local_shard(tensor, parameters[name]).to(weight.device), 0)
 
     def require_zeros(self, weights: Mapping[str, Tensor]) -> None:
-        """Raise MaskError if any weight lives that the mask prunes: the check before every save and evaluation."""
-        # A mask that was read from a file has its names in any order, and `whole` needs one and the same everywhere.
+        """Raise MaskError if a pruned weight is not zero: the check before every save and evaluation."""
+        # Sorted: `full_tensor` needs the same order in all processes, and the order of names in a file may differ.
         for name in sorted(self):
-            tensor, weight = self[name], whole(weights[name]).detach()
-            # No product: a living weight that is not finite would count, since inf * 0 is NaN.
-            alive = int(((weight != 0) & ~tensor.to(weight.device)).count_nonzero())
-            if alive:
+            tensor, weight = self[name], full_tensor(weights[name]).detach()
+            # Not a product: inf * 0 is NaN, so that an active weight that is not finite would count.
+            nonzero = int(((weight != 0) & ~tensor.to(weight.device)).count_nonzero())
+            if nonzero:
                 raise MaskError(
-                    f"{alive} pruned weights of {name!r} are not zero. Something wrote to them after the mask was "
-                    "applied: an optimizer that swamp.hold does not know, or a step outside the `with` block."
+                    f"{nonzero} pruned weights of {name!r} are not zero. Something changed them after the mask was "
+                    "applied: an optimizer that was not passed to swamp.hold, or a step outside the `with` block."
                 )
 
     def save(self, path: Path | str, about: Mapping[str, str] | None = None) -> None:
-        """Write the mask bit-packed (one bit a weight) as safetensors, and what is said `about` it as metadata."""
+        """Write the mask to a safetensors file, one bit per weight.
+
+        Args:
+            path: The file. It is replaced atomically.
+            about: Further metadata of the file.
+
+        Raises:
+            SwampError: If the file cannot be written.
+        """
         packed = {name: _packed(tensor) for name, tensor in self.items()}
         shapes = {name: list(tensor.shape) for name, tensor in self.items()}
-        own = {"format": "swamp-mask-1", "shapes": json.dumps(shapes), "digest": self.digest}
+        own = {"format": _FORMAT, "shapes": json.dumps(shapes), "digest": self.digest}
         save_tensors(Path(path), packed, {**(about or {}), **own})
 
     @classmethod
     def load(cls, path: Path | str) -> "Mask":
-        """Read a mask that `save` wrote. Raises SwampError for a file that is missing, altered or anything else."""
+        """Read a mask that `save` wrote.
+
+        Raises:
+            SwampError: For a file that is missing, altered or not a mask.
+        """
         packed, metadata = load_tensors(Path(path))
-        require_format(path, metadata, "swamp-mask-1", "a mask file")
+        require_format(path, metadata, _FORMAT, "a mask file")
         try:
             shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
             mask = cls({name: _unpacked(packed.pop(name), shape) for name, shape in shapes.items()})
-            whole = mask.digest == metadata["digest"] and not packed
+            matches = mask.digest == metadata["digest"] and not packed
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise CorruptFile(f"{path} is damaged: its description is not whole. Restore it or run again.") from error
-        if not whole:
+            raise CorruptFile(f"{path} is damaged: its metadata is incomplete. Restore it or run again.") from error
+        if not matches:
             raise CorruptFile(f"{path} is damaged: its bits do not match its own checksum. Restore it or run again.")
         return mask
 
-    def _same_layout(self, other: "Mask") -> None:
-        mine = {name: tensor.shape for name, tensor in self.items()}
-        if mine != {name: tensor.shape for name, tensor in other.items()}:
+    def _require_same_shapes(self, other: "Mask") -> None:
+        shapes = {name: tensor.shape for name, tensor in self.items()}
+        if shapes != {name: tensor.shape for name, tensor in other.items()}:
             raise MaskError("the two masks belong to different models: their names or shapes differ.")
 
 
@@ -192,7 +261,7 @@ def _packed(tensor: Tensor) -> Tensor:
 
 def _unpacked(packed: Tensor, shape: list[int]) -> Tensor:
     count = math.prod(shape)
-    # Asked for more bits than there are, numpy makes them, however many.
+    # numpy would pad to any requested number of bits, whatever the memory it takes.
     if not 0 <= count <= 8 * packed.numel():
         raise ValueError(f"{packed.numel()} bytes are no mask of shape {shape}")
     bits = np.unpackbits(packed.numpy(), count=count).astype(bool)

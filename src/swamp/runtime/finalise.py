@@ -19,7 +19,7 @@ def finalise(model: nn.Module, mask: Mask | None = None) -> nn.Module:
     final = copy.deepcopy(model).eval()
     if mask is None:
         mask = Mask.from_zeros(final)
-        if mask.kept == mask.prunable:
+        if mask.nnz == mask.prunable:
             raise MaskError(
                 f"{type(model).__name__} has no pruned weight: give its mask (swamp.Mask.load), or prune it first."
             )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from swamp.errors import SwampError
-from swamp.masks import gathered, own
+from swamp.masks import gathered_copy, to_local
 
 State = Mapping[str, Tensor]
 """A state dict: names to tensors."""
@@ -46,9 +46,9 @@ class RunningMean:
                 continue
             if name in self._mean and tensor.is_floating_point():
                 # A particle read back from disk may lie on another device than one just trained.
-                place = own(self._mean[name])
+                place = to_local(self._mean[name])
                 kept.append(place)
-                added.append(own(tensor.detach()).to(place))
+                added.append(to_local(tensor.detach()).to(place))
             else:
                 self._mean[name] = tensor.detach().to(_wide(tensor.dtype), copy=True)
                 if _has_infinity(tensor):
@@ -71,7 +71,7 @@ class RunningMean:
 
     def partial(self) -> dict[str, Tensor]:
         """The uncast mean so far, whole, to be stored and handed back as `total`."""
-        return {name: gathered(tensor) for name, tensor in self._mean.items()}
+        return {name: gathered_copy(tensor) for name, tensor in self._mean.items()}
 
 
 def copied(state: State) -> dict[str, Tensor]:
@@ -105,7 +105,7 @@ def _shapes(state: State) -> dict[str, torch.Size]:
 
 
 def _has_infinity(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and not bool(own(tensor).isfinite().all())
+    return tensor.is_floating_point() and not bool(to_local(tensor).isfinite().all())
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -83,7 +83,7 @@ def regrown(
     """
     grown: dict[str, Tensor] = {}
     for name, alive in mask.items():
-        kept, size = mask.kept_by_layer[name], alive.numel()
+        kept, size = mask.nnz_by_layer[name], alive.numel()
         # One channel stays, or there would be no whole one to rank.
         least = alive[0].numel() if structure == "channel" else 0
         replaced = max(0, min(round(fraction * kept), size - kept, kept - least))
@@ -97,7 +97,7 @@ def regrown(
 
 def within_budget(weights: State, budget: Mask, structure: str = "unstructured") -> tuple[Mask, State]:
     """A mean of networks with unlike masks, pruned by magnitude to as many weights a tensor as `budget` has."""
-    kept = budget.kept_by_layer
+    kept = budget.nnz_by_layer
     mask = Mask(
         {
             name: _kept(name, weights[name].abs(), torch.ones_like(alive), kept[name], structure)
@@ -111,7 +111,7 @@ def _kept(name: str, score: Tensor, alive: Tensor, kept: int, structure: str) ->
     # A number that is none would be ranked somewhere, and nobody would notice; what stays is infinite.
     if bool(score.isnan().any()):
         raise SwampError(f"the weights or gradients of {name!r} are NaN, so that no mask can be made of them.")
-    return structure_named(structure).shrink(Mask({name: alive}), {name: score}, kept, "uniform", 0)[name]
+    return structure_named(structure).prune(Mask({name: alive}), {name: score}, kept, "uniform", 0)[name]
 
 
 def dense_gradients(model: nn.Module, task: Task, training: Training, seed: Seed, step: int) -> dict[str, Tensor]:

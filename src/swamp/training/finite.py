@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from swamp.errors import Diverged, SwampError, shortened
-from swamp.masks import whole
+from swamp.masks import full_tensor
 from swamp.training.average import State
 from swamp.training.data import Batch, BatchList, Data, TensorData, batch_to
 from swamp.training.layout import arranged_for
@@ -78,7 +78,7 @@ def require_finite_given(weights: State, what: str) -> None:
     wrong = [name for name, weight in weights.items() if not _is_finite(weight)]
     if wrong:
         first = weights[wrong[0]]
-        count = int((~torch.isfinite(whole(first))).sum())
+        count = int((~torch.isfinite(full_tensor(first))).sum())
         raise SwampError(
             f"{what} are NaN or infinite in {shortened(wrong)} ({count} of {first.numel()} numbers of the first). "
             "Nothing can be trained from there: make or load them anew."
@@ -133,7 +133,7 @@ def _try(model: nn.Module, task: Task, batch: Batch, what: str) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(whole(tensor)).all())
+    return not tensor.is_floating_point() or bool(torch.isfinite(full_tensor(tensor)).all())
 
 
 def _narrow(training: Training, weight: Tensor) -> str:

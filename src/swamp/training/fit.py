@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from swamp.errors import SwampError
-from swamp.masks import Mask, gathered, hold, hold_gradients, leaves_zeros, spread_like, whole
+from swamp.masks import Mask, full_tensor, gathered_copy, hold, hold_gradients, preserves_zeros, shard_like
 from swamp.training.average import RunningMean, copied
 from swamp.training.batchnorm import norm_layers
 from swamp.training.data import Batch, batch_to, rows_of
@@ -102,7 +102,7 @@ def fit(
     weights = run.mean.mean() if averaged else copied(model.state_dict())
     # However it was fastest to train in, in memory and over processes: what is averaged, hashed and stored has the
     # usual order, and is whole.
-    weights = {name: whole(value).contiguous() for name, value in weights.items()}
+    weights = {name: full_tensor(value).contiguous() for name, value in weights.items()}
     return Fit(weights, averaged, step - first, tuple(run.losses))
 
 
@@ -142,7 +142,7 @@ class _Run:
     def held(self, mask: Mask | None) -> Generator[None]:
         if mask is None:
             yield
-        elif leaves_zeros(self.optimizer):
+        elif preserves_zeros(self.optimizer):
             with hold_gradients(self.model, mask, self.optimizer) as self.mask_gradients:
                 yield
         else:
@@ -238,14 +238,14 @@ class _Run:
         # A loss sum in mid-epoch must come back to the last bit, so that the resumed record is the same.
         return Snapshot(
             step,
-            {name: gathered(value) for name, value in self.model.state_dict().items()},
+            {name: gathered_copy(value) for name, value in self.model.state_dict().items()},
             optimizer_tensors(self.optimizer),
             self.mean.partial(),
             self.mean.count,
             tuple(self.losses),
             float(self.running_loss),
             self.losses_seen,
-            {name: gathered(value) for name, value in self.gradient.items()},
+            {name: gathered_copy(value) for name, value in self.gradient.items()},
         )
 
     def restore(self, snapshot: Snapshot) -> int:
@@ -254,10 +254,10 @@ class _Run:
         # The mean is kept wider than the weights are; it must be cast to their types even if no sample is added.
         state = self.model.state_dict()
         kept = [(name, snapshot.mean[name], like) for name, like in state.items() if name in snapshot.mean]
-        mean = {name: spread_like(tensor, like, tensor.dtype) for name, tensor, like in kept}
+        mean = {name: shard_like(tensor, like, tensor.dtype) for name, tensor, like in kept}
         self.mean = RunningMean(mean, snapshot.averaged, like=state, decay=self.training.decay)
         named, gradient = dict(self.model.named_parameters()), snapshot.gradient
-        self.gradient = {n: spread_like(gradient[n], p, p.dtype) for n, p in named.items() if n in gradient}
+        self.gradient = {n: shard_like(gradient[n], p, p.dtype) for n, p in named.items() if n in gradient}
         self.losses = list(snapshot.losses)
         self.running_loss.fill_(snapshot.running_loss)
         self.losses_seen = snapshot.losses_seen

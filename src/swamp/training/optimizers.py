@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from swamp.errors import SwampError, unknown
-from swamp.masks import is_spread
+from swamp.masks import is_sharded
 from swamp.training.options import Training
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -25,7 +25,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], training: Training) -> O
         (p.device.type == "cuda" and p.is_floating_point()) or (p.device.type == "cpu" and p.dtype in exact)
         for p in kept
     )
-    way: dict[str, Any] = {"foreach": True} if any(map(is_spread, kept)) else {"fused": fused}
+    way: dict[str, Any] = {"foreach": True} if any(map(is_sharded, kept)) else {"fused": fused}
     if training.optimizer == "sgd":
         return torch.optim.SGD(
             kept,

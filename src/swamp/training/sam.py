@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from swamp.masks import whole
+from swamp.masks import full_tensor
 from swamp.training.batchnorm import frozen_statistics
 from swamp.training.options import Sharpness
 
@@ -44,7 +44,7 @@ def perturbed(
     """
     named = dict(model.named_parameters())
     measured, directions = ascent(named, gradient, sharpness)
-    norm = whole(nn.utils.get_total_norm(list(measured.values())))
+    norm = full_tensor(nn.utils.get_total_norm(list(measured.values())))
     before = {name: named[name].detach().clone() for name in gradient}
     try:
         with torch.no_grad():

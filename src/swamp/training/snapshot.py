@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from swamp.errors import SwampError
-from swamp.masks import Mask, gathered, is_spread, spread_like
+from swamp.masks import Mask, gathered_copy, is_sharded, shard_like
 from swamp.training.average import State
 
 
@@ -84,7 +84,7 @@ def load_optimizer(optimizer: Optimizer, flat: Mapping[str, Tensor]) -> None:
         else:
             slots.setdefault(int(owner), {})[key] = value
     for index, parameter in enumerate(_parameters(optimizer)):
-        if is_spread(parameter) and index in slots:
+        if is_sharded(parameter) and index in slots:
             # Before torch takes it to the device, where all of it may have no room.
             slots[index] = {key: _part(value, parameter) for key, value in slots[index].items()}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
@@ -96,7 +96,7 @@ def load_optimizer(optimizer: Optimizer, flat: Mapping[str, Tensor]) -> None:
 
 
 def _placed(value: Tensor, like: Tensor, parameter: nn.Parameter) -> Tensor:
-    if is_spread(value):
+    if is_sharded(value):
         return value
     value = value.to(like.device)
     # In the order in memory of its parameter: fused kernels walk both side by side.
@@ -105,7 +105,7 @@ def _placed(value: Tensor, like: Tensor, parameter: nn.Parameter) -> Tensor:
 
 def _part(value: Any, parameter: nn.Parameter) -> Any:
     belongs = isinstance(value, Tensor) and value.shape == parameter.shape
-    return spread_like(value, parameter, value.dtype) if belongs else value
+    return shard_like(value, parameter, value.dtype) if belongs else value
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
@@ -114,7 +114,7 @@ def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
 
 def _as_tensor(name: str, value: Any) -> tuple[str, Tensor]:
     if isinstance(value, Tensor):
-        return name, gathered(value)
+        return name, gathered_copy(value)
     if isinstance(value, bool | int | float):
         # float64, as Python's own numbers are: float32 would change the training that goes on.
         return f"{name}#", torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)

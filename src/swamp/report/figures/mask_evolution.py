@@ -42,7 +42,7 @@ def _layer_curves(found: Sequence[Mapping[str, Any]]) -> Iterator[Curve]:
 def _layer_table(run: RunAnalyses, record: Mapping[str, Any]) -> Table:
     dead: Mapping[str, Any] = record.get("dead") or {}
     rows = tuple(
-        (name, f"{100 * layer['density']:.2f}", f"{layer['kept']:,}", f"{layer['size']:,}", _dead_units(dead.get(name)))
+        (name, f"{100 * layer['density']:.2f}", f"{layer['nnz']:,}", f"{layer['size']:,}", _dead_units(dead.get(name)))
         for name, layer in record["layers"].items()
     )
     title = f"{run.name} at {100 * record['sparsity']:.2f} %"

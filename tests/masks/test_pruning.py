@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from swamp.errors import SwampError
-from swamp.masks import Mask, emptied, shrink, structure_named
-from swamp.masks.unstructured import largest
+from swamp.masks import Mask, empty_layer_warning, prune_mask, structure_named
+from swamp.masks.patterns import top_k
 
 
 def full(**sizes: int) -> Mask:
@@ -22,41 +22,41 @@ def alive(mask: Mask) -> dict[str, list[int]]:
 def test_the_exact_count_is_kept_where_a_threshold_would_take_one_more() -> None:
     scores = {"w": torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])}
     # Keeping `> sorted[2]` would leave two of the three that were asked for.
-    assert alive(shrink(full(w=5), scores, 3)) == {"w": [0, 0, 1, 1, 1]}
+    assert alive(prune_mask(full(w=5), scores, 3)) == {"w": [0, 0, 1, 1, 1]}
 
 
 def test_of_equal_scores_the_earlier_weight_in_the_order_of_the_mask_stays() -> None:
     scores = {"a": torch.tensor([1.0, 2.0, 1.0]), "b": torch.tensor([1.0, 0.0, 1.0])}
-    assert alive(shrink(full(a=3, b=3), scores, 4)) == {"a": [1, 1, 1], "b": [1, 0, 0]}
+    assert alive(prune_mask(full(a=3, b=3), scores, 4)) == {"a": [1, 1, 1], "b": [1, 0, 0]}
     # The order of the mask counts, not that of the scores.
-    assert alive(shrink(full(b=3, a=3), scores, 3)) == {"b": [1, 0, 1], "a": [0, 1, 0]}
+    assert alive(prune_mask(full(b=3, a=3), scores, 3)) == {"b": [1, 0, 1], "a": [0, 1, 0]}
 
 
 def test_a_constant_score_still_gives_the_exact_count() -> None:
     mask = full(w=1000)
     for kept in (999, 500, 1):
-        mask = shrink(mask, {"w": torch.zeros(1000)}, kept)
-        assert mask.kept == kept
+        mask = prune_mask(mask, {"w": torch.zeros(1000)}, kept)
+        assert mask.nnz == kept
         assert bool(mask["w"][:kept].all())
 
 
 def test_negative_scores_of_living_weights_are_above_the_dead() -> None:
     mask = Mask({"w": torch.tensor([True, False, True, False])})
     scores = {"w": torch.tensor([-3.0, 5.0, -1e30, float("nan")])}
-    assert alive(shrink(mask, scores, 1)) == {"w": [1, 0, 0, 0]}
-    assert shrink(mask, scores, 2) == mask
+    assert alive(prune_mask(mask, scores, 1)) == {"w": [1, 0, 0, 0]}
+    assert prune_mask(mask, scores, 2) == mask
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.int64])
 def test_scores_of_any_number_type_rank(dtype: torch.dtype) -> None:
     scores = {"w": torch.tensor([[4, 1], [3, 2]], dtype=dtype)}
-    assert alive(shrink(Mask({"w": torch.ones(2, 2, dtype=torch.bool)}), scores, 2)) == {"w": [[1, 0], [1, 0]]}
+    assert alive(prune_mask(Mask({"w": torch.ones(2, 2, dtype=torch.bool)}), scores, 2)) == {"w": [[1, 0], [1, 0]]}
 
 
 def test_shrinking_does_not_touch_the_mask_or_the_scores_it_is_given() -> None:
     mask, scores = full(w=4), {"w": torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True)}
-    shrink(mask, scores, 1)
-    assert mask.kept == 4
+    prune_mask(mask, scores, 1)
+    assert mask.nnz == 4
     assert scores["w"].tolist() == [1, 2, 3, 4]
 
 
@@ -71,9 +71,9 @@ def test_masks_are_nested_and_equal_a_plain_sort_at_every_step(
     scores = {f"layer{index}": torch.tensor(row, dtype=torch.float32) for index, row in enumerate(values)}
     mask = full(**{name: len(score) for name, score in scores.items()})
     for step in sorted(steps, reverse=True):
-        kept = max(round(step * mask.kept), sum(min(floor, count) for count in mask.kept_by_layer.values()))
+        kept = max(round(step * mask.nnz), sum(min(floor, count) for count in mask.nnz_by_layer.values()))
         smaller = quiet(mask, scores, kept, "global", floor)
-        assert smaller.kept == kept
+        assert smaller.nnz == kept
         assert smaller.issubset(mask)
         assert smaller == by_plain_sort(mask, scores, kept, floor)
         mask = smaller
@@ -101,35 +101,35 @@ def test_every_allocation_keeps_exact_nested_counts_above_the_floor(
     scores = {f"layer{index}": torch.tensor(row, dtype=torch.float32) for index, row in enumerate(values)}
     mask = full(**{name: len(score) for name, score in scores.items()})
     for share in (first, second):
-        least = sum(min(floor, count) for count in mask.kept_by_layer.values())
-        kept = max(round(share * mask.kept), least)
+        least = sum(min(floor, count) for count in mask.nnz_by_layer.values())
+        kept = max(round(share * mask.nnz), least)
         smaller = quiet(mask, scores, kept, allocation, floor)
-        assert smaller.kept == kept
+        assert smaller.nnz == kept
         assert smaller.issubset(mask)
-        assert all(count >= min(floor, mask.kept_by_layer[name]) for name, count in smaller.kept_by_layer.items())
+        assert all(count >= min(floor, mask.nnz_by_layer[name]) for name, count in smaller.nnz_by_layer.items())
         mask = smaller
 
 
 def quiet(mask: Mask, scores: dict[str, Tensor], kept: int, allocation: str, floor: int) -> Mask:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return shrink(mask, scores, kept, allocation=allocation, floor=floor)
+        return prune_mask(mask, scores, kept, allocation=allocation, min_per_layer=floor)
 
 
 def test_a_layer_pruned_away_whole_is_named_in_a_warning() -> None:
     scores = {"body": torch.tensor([3.0, 4.0]), "head": torch.tensor([1.0, 2.0])}
     with pytest.warns(UserWarning, match="no weight of head is left at sparsity 0.5000") as caught:
-        smaller = shrink(full(body=2, head=2), scores, 2)
+        smaller = prune_mask(full(body=2, head=2), scores, 2)
     assert caught[0].filename == __file__, "the warning points at the caller"
     assert smaller.empty_layers == ["head"]
     # Told once: the layer is as dead in the next cycle.
-    assert alive(shrink(smaller, scores, 1)) == {"body": [0, 1], "head": [0, 0]}
-    assert emptied(smaller, smaller) is None
+    assert alive(prune_mask(smaller, scores, 1)) == {"body": [0, 1], "head": [0, 0]}
+    assert empty_layer_warning(smaller, smaller) is None
 
 
 def test_a_floor_keeps_the_best_of_a_layer_that_would_be_pruned_away() -> None:
     scores = {"body": torch.tensor([3.0, 4.0]), "head": torch.tensor([1.0, 2.0])}
-    assert alive(shrink(full(body=2, head=2), scores, 2, floor=1)) == {"body": [0, 1], "head": [0, 1]}
+    assert alive(prune_mask(full(body=2, head=2), scores, 2, min_per_layer=1)) == {"body": [0, 1], "head": [0, 1]}
 
 
 @pytest.mark.parametrize("allocation", ["global", "uniform", "erk"])
@@ -137,35 +137,35 @@ def test_a_floor_keeps_the_best_of_a_layer_that_would_be_pruned_away() -> None:
 def test_a_score_that_is_not_finite_is_refused_by_name(allocation: str, wrong: float) -> None:
     scores = {"a": torch.ones(2), "b": torch.tensor([1.0, wrong])}
     with pytest.raises(SwampError, match="score of 'b' is NaN or infinite"):
-        shrink(full(a=2, b=2), scores, 2, allocation=allocation)
+        prune_mask(full(a=2, b=2), scores, 2, allocation=allocation)
 
 
 def test_a_missing_score_is_refused_by_name() -> None:
     with pytest.raises(SwampError, match="no score for 'b'"):
-        shrink(full(a=2, b=2), {"a": torch.ones(2)}, 2)
+        prune_mask(full(a=2, b=2), {"a": torch.ones(2)}, 2)
 
 
 def test_a_score_of_another_shape_is_refused_with_both_shapes() -> None:
     with pytest.raises(SwampError, match=r"'a' has shape \(2, 1\), the mask \(2,\)"):
-        shrink(full(a=2), {"a": torch.ones(2, 1)}, 1)
+        prune_mask(full(a=2), {"a": torch.ones(2, 1)}, 1)
 
 
 def test_growing_is_refused() -> None:
-    mask = shrink(full(w=4), {"w": torch.arange(4.0)}, 2)
-    with pytest.raises(SwampError, match="3 weights cannot be kept: 2 live"):
-        shrink(mask, {"w": torch.arange(4.0)}, 3)
+    mask = prune_mask(full(w=4), {"w": torch.arange(4.0)}, 2)
+    with pytest.raises(SwampError, match="3 weights cannot be kept: 2 are active"):
+        prune_mask(mask, {"w": torch.arange(4.0)}, 3)
 
 
 def test_a_structure_picks_exactly_the_count_among_the_living() -> None:
     score, living = torch.tensor([5.0, 4.0, 3.0, 2.0]), torch.tensor([False, True, True, True])
-    assert largest(score, living, 2).tolist() == [False, True, True, False]
-    assert largest(score, living, 0).tolist() == [False] * 4
+    assert top_k(score, living, 2).tolist() == [False, True, True, False]
+    assert top_k(score, living, 0).tolist() == [False] * 4
 
 
 def test_an_unknown_structure_or_allocation_comes_with_suggestions() -> None:
     with pytest.raises(SwampError, match=r"unknown structure 'unstructred'\. Did you mean unstructured"):
         structure_named("unstructred")
     with pytest.raises(SwampError, match="unknown structure"):
-        shrink(full(w=2), {"w": torch.ones(2)}, 1, structure="2-4")
+        prune_mask(full(w=2), {"w": torch.ones(2)}, 1, structure="2-4")
     with pytest.raises(SwampError, match="unknown allocation"):
-        shrink(full(w=2), {"w": torch.ones(2)}, 1, allocation="layerwise")
+        prune_mask(full(w=2), {"w": torch.ones(2)}, 1, allocation="layerwise")

@@ -1,0 +1,172 @@
+"""Enforcing a mask while a model trains."""
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swamp.masks.dtensor import local_shard, shard_like, to_local
+from swamp.masks.mask import Mask
+
+
+@contextmanager
+def hold(
+    model: nn.Module, mask: Mask, optimizer: torch.optim.Optimizer, *, only_backward: bool = False
+) -> Generator[None]:
+    """Keep pruned weights, their gradients and their optimizer state at exactly zero inside the `with` block.
+
+    Works with any training loop and any torch optimizer. Gradients are masked as they accumulate, so that gradient
+    clipping uses the norm of the sparse gradient. Weights and their optimizer state (floating-point state tensors of
+    the weight's shape) are masked on entry and after each step.
+
+    Args:
+        model: The model to train; it is not wrapped or renamed.
+        mask: Which weights are active.
+        optimizer: The optimizer of the model's parameters.
+        only_backward: Promise that all gradients come from backward passes and nothing adds to them later. Then
+            optimizers that preserve zeros (plain SGD, Adam, AdamW) need no masking after their steps, which is most of
+            the cost.
+
+    Raises:
+        MaskError: On entry if the mask does not fit the model; on exit if a pruned weight is not zero, which means
+            that something other than `optimizer` changed it.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(3, 2)
+        >>> mask = Mask({"weight": torch.tensor([[True, False, True], [False, True, True]])})
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> with hold(model, mask, optimizer):
+        ...     for _ in range(3):
+        ...         optimizer.zero_grad()
+        ...         model(torch.ones(4, 3)).square().mean().backward()
+        ...         optimizer.step()
+        >>> bool((model.weight[~mask["weight"]] == 0).all())
+        True
+    """
+    mask.apply_(model)
+    parameters = dict(model.named_parameters())
+    held = [(weight := parameters[name], _Support(local_shard(active, weight))) for name, active in mask.items()]
+
+    def after_step(stepped: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        _zero_pruned([*held, *_state_tensors(stepped, held)])
+
+    handles: list[Any] = []
+    try:
+        for weight, support in held:
+            if weight.requires_grad:
+                handles.append(weight.register_post_accumulate_grad_hook(support.mask_gradient))  # pyright: ignore[reportUnknownMemberType]
+                support.mask_gradient(weight)
+        if not (only_backward and preserves_zeros(optimizer)):
+            handles.append(optimizer.register_step_post_hook(after_step))
+        # Momentum carried over a pruning event would push pruned weights away from zero at the first step.
+        _zero_pruned(_state_tensors(optimizer, held))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    _require_held(model, mask)
+
+
+@contextmanager
+def hold_gradients(model: nn.Module, mask: Mask, optimizer: torch.optim.Optimizer) -> Generator[Callable[[], None]]:
+    """A faster `hold` for a loop that calls the yielded function after each backward pass: one multiplication per step.
+
+    Requires an optimizer for which `preserves_zeros` is true. The step of a small network takes 1.03 times as long as
+    a dense step; with the hooks of `hold`, 1.15 times.
+    """
+    mask.apply_(model)
+    parameters = dict(model.named_parameters())
+    held = [(parameters[name], active) for name, active in mask.items() if parameters[name].requires_grad]
+    supports = [shard_like(active, weight, weight.dtype) for weight, active in held]
+    _zero_pruned(
+        _state_tensors(optimizer, [(weight, _Support(local_shard(active, weight))) for weight, active in held])
+    )
+
+    def mask_gradients() -> None:
+        gradients = [weight.grad for weight, _ in held if weight.grad is not None]
+        if gradients and len(gradients) == len(supports):
+            torch._foreach_mul_(gradients, supports)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        else:
+            for (weight, _), support in zip(held, supports, strict=True):
+                if weight.grad is not None:
+                    weight.grad.mul_(support)
+
+    yield mask_gradients
+    _require_held(model, mask)
+
+
+def preserves_zeros(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer keeps a weight at exactly zero if its value, gradient and state are zero."""
+    adam = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
+    return type(optimizer) is torch.optim.SGD or (adam and all(group["eps"] > 0 for group in optimizer.param_groups))
+
+
+def _require_held(model: nn.Module, mask: Mask) -> None:
+    # The current parameters: a parameter replaced inside the block had no hooks.
+    mask.check(model)
+    mask.require_zeros(dict(model.named_parameters()))
+
+
+_BITS = {
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+    torch.complex64: torch.int64,
+}
+
+
+class _Support:
+    """Ones on the active weights of one tensor (or local shard), cast to any type, device and memory format."""
+
+    def __init__(self, active: Tensor) -> None:
+        self.active = active
+        self.cast: dict[tuple[torch.dtype, torch.device, tuple[int, ...]], Tensor] = {}
+
+    def like(self, tensor: Tensor) -> Tensor:
+        key = (tensor.dtype, tensor.device, tensor.stride())
+        found = self.cast.get(key)
+        if found is None:
+            # The memory format too: a product of different formats is many times slower.
+            found = self.cast[key] = torch.empty_like(tensor).copy_(self.active)
+        return found
+
+    def mask_gradient(self, weight: Tensor) -> None:
+        if weight.grad is None:
+            return
+        if weight.grad.is_sparse:
+            weight.grad.mul_(self.active.to(weight.grad.device, weight.grad.dtype))
+        else:
+            bits = _bits(weight.grad)
+            bits.mul_(self.like(bits))
+
+
+def _state_tensors(
+    optimizer: torch.optim.Optimizer, held: list[tuple[nn.Parameter, _Support]]
+) -> list[tuple[Tensor, _Support]]:
+    # Floating-point state only: in a quantised state the code 0 does not mean zero.
+    return [
+        (value, support)
+        for weight, support in held
+        for value in optimizer.state.get(weight, {}).values()
+        if isinstance(value, Tensor)
+        and value.shape == weight.shape
+        and (value.is_floating_point() or value.is_complex())
+    ]
+
+
+def _zero_pruned(tensors: Sequence[tuple[Tensor, _Support]]) -> None:
+    bits = [_bits(tensor) for tensor, _ in tensors]
+    ones = [support.like(part) for part, (_, support) in zip(bits, tensors, strict=True)]
+    if bits:
+        torch._foreach_mul_(bits, ones)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    # The bits are multiplied as integers by 0 or 1. A floating-point product gives -0 for negative values and NaN for
+    # values that are not finite, and masked_fill_ takes six times as long.
+    return to_local(tensor).data.view(_BITS.get(tensor.dtype, tensor.dtype))

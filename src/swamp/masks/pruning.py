@@ -1,0 +1,82 @@
+"""From scores to the next, smaller mask."""
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from swamp.errors import SwampError
+from swamp.masks.mask import Mask
+from swamp.masks.patterns import structure_named
+
+
+def prune_mask(
+    mask: Mask,
+    scores: Mapping[str, Tensor],
+    nnz: int,
+    *,
+    allocation: str = "global",
+    structure: str = "unstructured",
+    min_per_layer: int = 0,
+) -> Mask:
+    """Keep exactly `nnz` of the active weights, those with the largest scores.
+
+    Warns by name when a tensor loses its last weight.
+
+    Args:
+        mask: The current mask.
+        scores: One number per weight: tensors of the mask's names and shapes, finite on all active weights.
+        nnz: Number of weights to keep. Whole channels keep as many as have at most `nnz` weights in total.
+        allocation: How many weights each tensor keeps: "global", "uniform" or "erk".
+        structure: Which weights a tensor keeps: "unstructured", "channel", or n:m as "2:4".
+        min_per_layer: Number of weights that each tensor keeps at least.
+
+    Returns:
+        The pruned mask, a subset of `mask`. Ties: the earlier weight, in the mask's order, stays.
+
+    Raises:
+        SwampError: For scores that do not rank every active weight, and for impossible counts, structures and
+            allocations.
+
+    Example:
+        >>> import torch
+        >>> mask = Mask({"weight": torch.ones(2, 3, dtype=torch.bool)})
+        >>> scores = {"weight": torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 4.0]])}
+        >>> prune_mask(mask, scores, 3)["weight"].int().tolist()
+        [[1, 0, 0], [0, 1, 1]]
+    """
+    pattern = structure_named(structure)
+    pattern.check_allocation(allocation)
+    _check_scores(mask, scores)
+    smaller = pattern.prune(mask, scores, nnz, allocation, min_per_layer)
+    message = empty_layer_warning(mask, smaller)
+    if message:
+        warnings.warn(message, stacklevel=2)
+    return smaller
+
+
+def empty_layer_warning(before: Mask, after: Mask) -> str | None:
+    """The warning for tensors that are empty in `after` and not in `before`; None without any."""
+    emptied = [name for name in after.empty_layers if name not in before.empty_layers]
+    if not emptied:
+        return None
+    return (
+        f"no weight of {', '.join(emptied)} is left at sparsity {after.sparsity:.4f}: the network may be disconnected. "
+        "Set a minimum of weights per layer (--floor)."
+    )
+
+
+def _check_scores(mask: Mask, scores: Mapping[str, Tensor]) -> None:
+    for name, active in mask.items():
+        if name not in scores:
+            raise SwampError(f"there is no score for {name!r}; a score must rank every tensor of the mask.")
+        if scores[name].shape != active.shape:
+            raise SwampError(
+                f"the score of {name!r} has shape {tuple(scores[name].shape)}, the mask {tuple(active.shape)}; "
+                "expected one number per weight."
+            )
+        if not bool((torch.isfinite(scores[name].detach()) | ~active.to(scores[name].device)).all()):
+            raise SwampError(
+                f"the score of {name!r} is NaN or infinite, so its weights cannot be ranked; the mask is unchanged."
+            )
