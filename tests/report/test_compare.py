@@ -59,7 +59,7 @@ def test_runs_of_one_seed_get_the_settings_that_differ_and_only_those(tmp_path: 
     assert comparison.notes == ()
 
 
-def test_a_setting_that_an_older_run_does_not_know_had_its_default_there(tmp_path: Path) -> None:
+def test_a_setting_that_an_older_run_lacks_has_its_default(tmp_path: Path) -> None:
     older, newer = one(tmp_path / "a", seed=0), one(tmp_path / "b", seed=1, training={"ema": 0.0}, path_every=0)
     assert compare([older, newer]).notes == ()
 
@@ -105,7 +105,7 @@ def test_a_run_that_keeps_its_density_has_a_row_for_each_cycle(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("metric", "best"), [("accuracy", "swamp"), ("nll", "swamp"), ("ece", "swamp")])
-def test_best_is_the_lowest_where_lower_is_better_and_the_difference_keeps_its_sign(
+def test_best_is_the_lowest_if_lower_is_better_and_the_difference_keeps_its_sign(
     tmp_path: Path, metric: str, best: str
 ) -> None:
     comparison = compare([one(tmp_path / "a", 0.8), one(tmp_path / "b", 0.9, method="swamp")], metric=metric)
@@ -113,7 +113,7 @@ def test_best_is_the_lowest_where_lower_is_better_and_the_difference_keeps_its_s
     assert (comparison.rows[0].differences["swamp"].mean > 0) == (metric == "accuracy")
 
 
-def test_the_baseline_is_imp_else_the_first_else_the_one_asked_for(tmp_path: Path) -> None:
+def test_the_baseline_is_the_one_asked_for_else_imp_else_the_first(tmp_path: Path) -> None:
     lrr, swamp, imp = (one(tmp_path / name, method=name) for name in ("lrr", "swamp", "imp"))
     assert compare([lrr, swamp, imp]).baseline == "imp"
     assert compare([lrr, swamp]).baseline == "lrr"
@@ -162,7 +162,7 @@ def at_seeds(folder: Path, methods: dict[str, tuple[float, ...]]) -> list[RunRec
     ]
 
 
-def test_tied_are_those_that_paired_seeds_cannot_tell_from_the_best(tmp_path: Path) -> None:
+def test_tied_methods_do_not_differ_significantly_from_the_best(tmp_path: Path) -> None:
     methods = {
         "best": (0.80, 0.84, 0.91),
         "steady": (0.79, 0.83, 0.90),  # always 0.01 below: told apart although its own interval overlaps widely
@@ -187,7 +187,7 @@ def test_the_baseline_best_is_the_best_method_of_each_sparsity(tmp_path: Path) -
     assert (comparison.dense_label, comparison.dense) == ("imp", pytest.approx(0.9))
 
 
-def test_a_baseline_that_was_never_dense_has_its_dense_line_from_one_that_was(tmp_path: Path) -> None:
+def test_the_dense_line_is_of_another_method_if_the_baseline_was_never_dense(tmp_path: Path) -> None:
     imp = run(tmp_path / "i", [cycle(0, 1.0, 0.9), cycle(1, 0.5, 0.7)])
     snip = run(tmp_path / "s", [cycle(0, 0.5, 0.6)], method="snip")
     comparison = compare([snip, imp], baseline="snip")

@@ -62,7 +62,7 @@ def test_a_damaged_cost_is_named(tmp_path: Path, field: dict[str, Any], said: st
         run(tmp_path / "a", [cycle(0, 1.0, 0.9, **field)])
 
 
-def test_a_method_that_stands_alone_pays_for_one_training_and_an_iterative_one_for_all(tmp_path: Path) -> None:
+def test_an_independent_method_pays_for_one_training_and_an_iterative_one_for_all(tmp_path: Path) -> None:
     imp = run(
         tmp_path / "i", [priced(0, 1.0, 0.9, 100, 100), priced(1, 0.5, 0.9, 60, 160), priced(2, 0.1, 0.9, 20, 180)]
     )
@@ -80,7 +80,7 @@ def test_a_method_that_stands_alone_pays_for_one_training_and_an_iterative_one_f
     assert (unit.of(costs["snip"]), unit.of(costs["snip"].last)) == (0.7, 0.15)
 
 
-def test_one_dense_training_is_the_least_of_the_dense_cycles_of_one_particle(tmp_path: Path) -> None:
+def test_one_dense_training_is_the_cheapest_dense_cycle_of_one_particle(tmp_path: Path) -> None:
     swamp = cycle(0, 1.0, 0.9, (0.9, 0.9), operations=50.0)  # not of one particle
     runs = [
         run(tmp_path / "sam", [priced(0, 1.0, 0.9, 200, 200)], "imp-sam"),
@@ -140,7 +140,7 @@ def test_beyond_five_per_cent_more_cost_a_better_method_does_not_count(tmp_path:
     assert (dear.front, dear.against) == (True, "a")
 
 
-def test_where_lower_is_better_the_front_goes_down(tmp_path: Path) -> None:
+def test_the_front_falls_with_cost_if_lower_is_better(tmp_path: Path) -> None:
     methods = {"a": (100, (0.7, 0.7)), "b": (200, (0.6, 0.6)), "c": (400, (0.8, 0.8))}
     ranking = at_one_sparsity(tmp_path, methods, "nll").rows[0].cost_ranking
     assert [(rank.label, rank.front, rank.against) for rank in ranking] == [

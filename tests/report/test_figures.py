@@ -1,16 +1,35 @@
 import hashlib
 import json
 import math
+import subprocess
+import sys
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
 from swamp.errors import SwampError
-from swamp.report import SECTIONS, ReportData, draw_figure
-from swamp.report.figure_description import Axis, Bars, Curve, Figure, Heatmap, Panel, limits_of_y, tables_of, ticks_of
+from swamp.report import SECTIONS, ReportData, compare, draw_comparison, draw_figure, read_run
+from swamp.report.figure_description import (
+    Axis,
+    Bars,
+    Curve,
+    Figure,
+    Heatmap,
+    Panel,
+    density_ticks,
+    limits_of_y,
+    tables_of,
+    ticks_of,
+)
+from swamp.report.figures.outcome import accuracy_figure
+from swamp.report.matplotlib_renderer import free_offset, legend_entries
 from swamp.report.plotly_renderer import plotly_json
+from swamp.report.report_data import highlighted
 
 from .analysed import write_analysis
+from .comparisons import example
+from .runs import cycle, write_run
 
 BEGINNINGS = {"pdf": b"%PDF", "svg": b"<?xml", "png": b"\x89PNG"}
 
@@ -30,7 +49,7 @@ def test_a_figure_is_the_same_twice(runs, tmp_path, suffix):
     assert one == two
 
 
-def test_a_figure_that_lacks_its_analysis_names_the_command(runs, tmp_path):
+def test_a_figure_without_its_analysis_names_the_command(runs, tmp_path):
     with pytest.raises(SwampError, match=r"swamp analyze .*imp-0 --only hull"):
         draw_figure(runs[:2], "hull", tmp_path / "hull.pdf", "pdf")
 
@@ -62,7 +81,7 @@ def test_particles_of_one_run_are_one_value_and_have_no_interval(runs):
     assert particles.low == ()
 
 
-def test_the_gain_is_the_mean_less_its_own_particles(runs):
+def test_the_gain_is_the_mean_minus_its_own_particles(runs):
     (figure,) = SECTIONS["particles"].build(ReportData.read(runs))
     _, gain = figure.panels[1].marks
     # Seed 0: 0.91 - 0.885, seed 1: 0.922 - 0.885.
@@ -90,7 +109,7 @@ def test_trajectories_show_the_barrier_in_points_and_the_step_from_which_it_stay
     assert curve.name.endswith("stable from step 2")
 
 
-def test_no_number_that_is_not_finite_and_no_markup_reaches_plotly():
+def test_plotly_gets_only_finite_numbers_and_no_markup():
     curve = Curve("<b>$x$</b>", (1.0, math.nan, None), (math.inf, 2.0, 3.0), notes=("<i>a</i>", "b", "c"))
     drawn = plotly_json(Panel("t", Axis("<u>"), Axis("y"), (curve,)))
     text = json.dumps(drawn, allow_nan=False)
@@ -101,7 +120,41 @@ def test_no_number_that_is_not_finite_and_no_markup_reaches_plotly():
     assert "<u>" not in text
 
 
-def test_a_name_is_no_hover_template():
+def test_a_band_with_a_gap_is_drawn_as_one_polygon_for_each_part():
+    curve = Curve("a", (1.0, 2.0, 3.0, 4.0), (1.0,) * 4, low=(0.0, 0.0, None, 0.0), high=(2.0, 2.0, None, 2.0))
+    band, _ = plotly_json(Panel("", Axis("x"), Axis("y"), (curve,)))["data"]
+    assert band["x"] == [1.0, 2.0, 2.0, 1.0, None, 4.0, 4.0]
+    assert band["y"] == [2.0, 2.0, 0.0, 0.0, None, 2.0, 0.0]
+
+
+def test_a_label_on_a_logarithmic_axis_is_placed_by_its_logarithm():
+    curve = Curve("a", (100.0,), (2.0,), notes=("one",), labelled=True)
+    (label,) = plotly_json(Panel("", Axis("x", log=True), Axis("y"), (curve,)))["layout"]["annotations"]
+    assert (label["x"], label["y"], label["text"]) == (2.0, 2.0, "one")
+
+
+def test_labels_of_near_points_overlap_neither_each_other_nor_a_point():
+    corners = ((0.0, 0.0), (100.0, 100.0))
+    points = [(50.0, 50.0), (51.0, 50.0), (50.0, 52.0), (99.0, 99.0)]
+    half, placed = (6.0, 4.0), []
+    for x, y in points:
+        dx, dy = free_offset((x, y), half, placed, points, corners)
+        placed.append((x + dx, y + dy, *half))
+    for index, (x, y, *_) in enumerate(placed):
+        assert 0 < x < 100
+        assert 0 < y < 100
+        assert all(abs(x - a) > half[0] or abs(y - b) > half[1] for a, b in points)
+        assert all(abs(x - a) > 2 * half[0] or abs(y - b) > 2 * half[1] for a, b, *_ in placed[:index])
+
+
+def test_grey_curves_share_one_legend_entry_and_bands_have_their_own():
+    x = (1.0, 2.0)
+    curves = [Curve("best", x, x, 0, low=(0.0, 1.0), high=(2.0, 3.0)), Curve("a", x, x, None), Curve("b", x, x, None)]
+    panel = Panel("", Axis("x"), Axis("y"), (*curves, Curve("zero", x, x, None, "dotted", in_legend=False)))
+    assert list(legend_entries(panel)) == ["best", "95 % interval over seeds", "2 others: a, b"]
+
+
+def test_a_name_is_never_a_hover_template():
     curve = Curve("%{y}", (1.0,), (2.0,), notes=("%{x}",))
     (trace,) = plotly_json(Panel("", Axis("x"), Axis("y"), (curve,)))["data"]
     assert trace["hovertemplate"] == "%{text}<br>y %{y:.4g}<extra>%{fullData.name}</extra>"
@@ -139,3 +192,70 @@ def test_the_drawing_library_is_the_file_that_was_published():
     data = files("swamp.report").joinpath("assets", "plotly-cartesian.min.js").read_bytes()
     # Of plotly.js-cartesian-dist-min 4.1.1 on npm.
     assert hashlib.sha256(data).hexdigest() == "79542150855a52c567260e3137095dbe2b744e6d702a5cabe67da246942fba7a"
+
+
+@pytest.mark.slow
+def test_a_comparison_is_drawn_without_importing_pyplot(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [cycle(0, 1.0, 0.9)])
+    code = (
+        "import sys; from pathlib import Path; from swamp.report import *\n"
+        f"draw_comparison(compare([read_run({str(tmp_path / 'a')!r})]), [Path({str(tmp_path / 'a.png')!r})])\n"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_suffix_that_cannot_be_drawn_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    comparison = example(tmp_path / "runs", 1, 1)
+    with pytest.raises(SwampError, match=r"unknown format 'gif'. Choose one of: pdf, png, svg"):
+        draw_comparison(comparison, [tmp_path / "a.gif"])
+    assert not (tmp_path / "a.gif").exists()
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "nll"])
+def test_an_outlier_does_not_flatten_the_curves(tmp_path: Path, metric: str) -> None:
+    comparison = example(tmp_path, metric=metric)
+    (panel,) = accuracy_figure(comparison).panels
+    factor = 100 if metric == "accuracy" else 1
+    low, high = (limit / factor for limit in panel.y.limits)
+    means = [row.cells["imp"].mean for row in comparison.rows]
+    assert all(low < mean < high for mean in means[:-1])
+    assert not low < means[-1] < high
+    assert high - low < 0.2
+
+
+def test_density_ticks_are_round_in_a_wide_range_and_the_densities_in_a_narrow_one() -> None:
+    assert density_ticks([1.0, 0.8, 0.1]) == [0.1, 0.2, 0.5, 1.0]
+    assert density_ticks([1.0, 0.8, 0.64]) == [0.64, 0.8, 1.0]
+
+
+def test_names_with_dollar_signs_and_a_lone_dense_point_can_be_drawn(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", [cycle(0, 1.0, 0.9)], method="$\\bad$", task="$\\bad$", model="a_b$")
+    draw_comparison(compare([read_run(run)]), [tmp_path / "a.svg"])
+    assert b"<svg" in (tmp_path / "a.svg").read_bytes()
+
+
+def test_of_many_methods_the_baseline_and_the_best_are_highlighted(tmp_path: Path) -> None:
+    comparison = example(tmp_path, methods=9, seeds=1)
+    assert highlighted(comparison) == ("imp", *(f"method{k} ({k + 1})" for k in range(3, 9)))
+    worst = example(tmp_path / "nll", methods=9, seeds=1, metric="nll")
+    assert highlighted(worst) == highlighted(comparison)
+    assert highlighted(example(tmp_path / "few", methods=8, seeds=1)) == tuple(
+        f"method{k} ({k + 1})" if k else "imp" for k in range(8)
+    )
+
+
+@pytest.mark.slow
+def test_a_long_legend_leaves_room_for_the_axes(tmp_path: Path) -> None:
+    # A legend longer than the picture leaves no room for the axes, of which matplotlib warns: here an error.
+    draw_comparison(example(tmp_path / "runs", methods=80, seeds=1), [tmp_path / "a.svg"])
+    draw_comparison(example(tmp_path / "few", methods=12, seeds=1), [tmp_path / "b.svg"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("methods", [1, 9])
+def test_the_equal_cost_figure_is_drawn_with_few_methods_and_with_many(tmp_path: Path, methods: int) -> None:
+    comparison = example(tmp_path / "runs", methods, 2, model="a_b$", task="$\\bad$")
+    draw_comparison(comparison, [tmp_path / "a.svg"], at="equal-cost")
+    assert b"<svg" in (tmp_path / "a.svg").read_bytes()

@@ -32,7 +32,7 @@ def runs_of(tmp_path: Path, value: float | None) -> list[Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("value", [None, math.nan, math.inf])
-def test_a_metric_that_is_no_number_makes_its_mean_none_and_the_table_says_of_whom(value, tmp_path, capsys):
+def test_a_metric_that_is_not_finite_makes_its_mean_none_and_the_table_names_the_cycle(value, tmp_path, capsys):
     paths = runs_of(tmp_path, value)
     comparison = compare([read_run(path) for path in paths])
     cell = comparison.rows[1].cells["imp"]
@@ -48,7 +48,7 @@ def test_a_metric_that_is_no_number_makes_its_mean_none_and_the_table_says_of_wh
 
 
 @pytest.mark.slow
-def test_a_method_that_has_no_number_anywhere_breaks_no_table_plot_or_report(tmp_path, capsys):
+def test_a_method_without_any_finite_number_has_tables_plots_and_a_report(tmp_path, capsys):
     wrong = [spoilt(cycle(0, 1.0, 0.9, (0.8, 0.9))), spoilt(cycle(1, 0.5, 0.7, (0.6, 0.7)))]
     for record in wrong:
         record["barrier"] = {"pair": None, "mean": None}
@@ -81,7 +81,7 @@ def test_a_record_read_back_has_nan_where_it_was_written_as_null_and_is_shown(ml
     assert torch.equal(again.weights["0.weight"], record.weights["0.weight"])
 
 
-def test_a_study_shows_a_summary_without_a_number():
+def test_a_study_shows_a_summary_that_is_not_finite():
     assert reached({"test": {"accuracy": None}}) == "accuracy not finite"
     assert reached({"test": {"rmse": None}}) == "rmse not finite"
     assert reached({"test": {"accuracy": 0.5}}) == "accuracy 50.00 %"

@@ -72,7 +72,7 @@ def test_every_figure_has_a_title_a_sentence_and_a_table(runs):
         assert re.search(r"<details>.*<td>", figure, flags=re.S)
 
 
-def test_a_damaged_record_costs_its_section_alone(runs):
+def test_a_damaged_record_affects_only_its_section(runs):
     lines = records([1.0, 0.5, 0.25, 0.1])
     for line in lines:
         if line["key"].startswith("hull/cycle"):

@@ -66,7 +66,7 @@ def test_a_config_without_a_method_names_the_missing_key(tmp_path: Path) -> None
         read_run(path)
 
 
-def test_a_plan_that_is_none_is_named(tmp_path):
+def test_a_plan_that_is_not_an_object_is_named(tmp_path):
     run = write_run(tmp_path / "run", [cycle(0, 1.0, 0.9)])
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "plan": [0]}))

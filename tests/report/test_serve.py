@@ -34,7 +34,7 @@ def server(run):
         yield server
 
 
-def test_the_page_is_served_to_this_machine_alone_and_looks_for_a_newer_one(server):
+def test_the_page_is_served_on_127_0_0_1_only_and_reloads(server):
     answer, body = asked(server)
     assert answer.status == 200
     assert server.server.server_address[0] == "127.0.0.1"
@@ -54,7 +54,7 @@ def test_another_host_name_is_refused(server, host):
 @pytest.mark.parametrize(
     "path", ["/config.json", "/../config.json", "/%2e%2e/", "/?x", "/run/", "http://evil.example/"]
 )
-def test_there_is_nothing_but_the_page(server, path):
+def test_only_the_page_is_served(server, path):
     answer, body = asked(server, path=path)
     assert answer.status == 404
     assert b"metrics.jsonl" not in body

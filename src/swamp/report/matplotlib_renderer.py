@@ -49,7 +49,7 @@ _TITLE = 32
 """Characters in a line of a title."""
 _ENTRY = 34
 """Characters in a line of a legend entry."""
-_INSIDE, _ENTRY_HEIGHT = 3, 0.14
+_INSIDE, _ENTRY_HEIGHT = 4, 0.14
 """The most lines of a legend inside the axes; a longer one is drawn below, in inches per line."""
 _MOST_LINES = 18
 """The most lines for the names of grey curves."""
@@ -93,7 +93,7 @@ def _figure(figure: Figure, wide: bool) -> matplotlib.figure.Figure:
     across = min(3, count)
     down = math.ceil(count / across)
     wide = wide and count == 1
-    legends = [_legend_entries(panel) for panel in figure.panels]
+    legends = [legend_entries(panel) for panel in figure.panels]
     lines = [sum(text.count("\n") + 1 for text in entries) for entries in legends]
     below = 0 if wide or max(lines) <= _INSIDE else _ENTRY_HEIGHT * max(lines)
     height = ((4.0 if wide else 3.4 if figure.key else 2.5) + below) * down
@@ -220,7 +220,7 @@ def _tick_text(texts: Mapping[float, str], at: float, _: object = None) -> str:
     return texts.get(at, "")
 
 
-def _legend_entries(panel: Panel) -> dict[str, Any]:
+def legend_entries(panel: Panel) -> dict[str, Any]:
     """Text -> the artist beside it; grey lines share one entry, and so do bands."""
     listed = [mark for mark in panel.marks if isinstance(mark, Bars) or (isinstance(mark, Curve) and mark.in_legend)]
     entries: dict[str, Any] = {}
@@ -230,7 +230,7 @@ def _legend_entries(panel: Panel) -> dict[str, Any]:
             entries[_wrapped(mark.name)] = Patch(color=_color(mark))
         elif mark.name not in others:
             entries[_wrapped(mark.name)] = Line2D([], [], **_style(mark))
-    if len(entries) > 1 and any(curve.low for curve in panel.curves):
+    if len(listed) > 1 and any(curve.low for curve in panel.curves):
         entries[BAND] = Patch(color="0.5", alpha=0.3, linewidth=0)
     if others:
         # Lines break between names, not within them.
@@ -277,7 +277,7 @@ def _labels(axes: Axes, panel: Panel) -> None:
     placed: list[tuple[float, float, float, float]] = []
     for (x, y, note, mark), point in zip(labels, points, strict=True):
         half = (0.3 * _LABEL * len(note) + 1.5, 0.6 * _LABEL + 1.0)
-        offset = _free_offset(point, half, placed, points, corners)
+        offset = free_offset(point, half, placed, points, corners)
         placed.append((point[0] + offset[0], point[1] + offset[1], *half))
         colored = mark.color is not None
         box = {"boxstyle": "round,pad=0.12", "fc": "white", "alpha": 0.75, "lw": 0.6}
@@ -298,7 +298,7 @@ def _labels(axes: Axes, panel: Panel) -> None:
         ).set_in_layout(False)
 
 
-def _free_offset(
+def free_offset(
     point: Sequence[float],
     half: tuple[float, float],
     placed: Sequence[tuple[float, float, float, float]],

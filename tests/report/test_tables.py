@@ -2,36 +2,16 @@ import csv
 import io
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from swamp.errors import SwampError
-from swamp.report import Comparison, compare, draw_comparison, print_comparison, read_run, write_comparison
+from swamp.report import Comparison, compare, print_comparison, read_run, write_comparison
 from swamp.report.comparison import At
-from swamp.report.figure_description import density_ticks
-from swamp.report.figures.outcome import accuracy_figure
-from swamp.report.report_data import highlighted
 
+from .comparisons import costly, example
 from .runs import cycle, write_run
-
-
-def example(folder: Path, methods: int = 2, seeds: int = 3, metric: str = "accuracy", **config: str) -> Comparison:
-    """Method k gains 0.01 k over imp at every seed, give or take 0.001; the last density has collapsed to 10 %."""
-    dirs: list[Path] = []
-    for k in range(methods):
-        for seed in range(seeds):
-            levels = [0.9, 0.91, 0.905, 0.9, 0.89, 0.1]
-            cycles = [
-                cycle(c, 0.5**c, a + 0.01 * k + 0.01 * seed + 0.001 * k * (seed - 1), (a,) * (k + 1))
-                for c, a in enumerate(levels)
-            ]
-            method = f"method{k}" if k else "imp"
-            dirs.append(write_run(folder / f"{method}-{seed}", cycles, method=method, seed=seed, **config))
-    return compare([read_run(path) for path in dirs], metric=metric)
 
 
 def text(comparison: Comparison, *, width: int = 80, colour: bool = False, at: At = "sparsity") -> str:
@@ -68,7 +48,7 @@ def test_every_line_fits_80_columns_and_nothing_is_lost(tmp_path: Path, methods:
 
 
 @pytest.mark.parametrize("width", range(60, 130, 6))
-def test_no_mark_is_folded_away_from_its_number(tmp_path: Path, width: int) -> None:
+def test_a_mark_stays_on_the_line_of_its_number(tmp_path: Path, width: int) -> None:
     shown = text(example(tmp_path, 7), width=width)
     assert max(map(len, shown.splitlines())) <= width
     assert len(re.findall(r"±\d+\.\d\d \*", shown)) == 6
@@ -100,7 +80,7 @@ def test_missing_cells_are_dashes(tmp_path: Path) -> None:
     assert line.split() == ["20.00", "18.00", "90.00", "–"]
 
 
-def test_markup_in_names_is_printed_as_it_is(tmp_path: Path) -> None:
+def test_markup_in_names_is_printed_unchanged(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", [cycle(0, 1.0, 0.9)], model="[red]mlp", method="[red]imp")
     shown = text(compare([read_run(run)]))
     assert "[red]mlp" in shown
@@ -108,49 +88,7 @@ def test_markup_in_names_is_printed_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_picture_is_whole_and_pyplot_is_never_imported(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", [cycle(0, 1.0, 0.9)])
-    code = (
-        "import sys; from pathlib import Path; from swamp.report import *\n"
-        f"draw_comparison(compare([read_run({str(tmp_path / 'a')!r})]), [Path({str(tmp_path / 'a.png')!r})])\n"
-        "assert 'matplotlib.pyplot' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_suffix_that_cannot_be_drawn_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
-    comparison = example(tmp_path / "runs", 1, 1)
-    with pytest.raises(SwampError, match=r"unknown format 'gif'. Choose one of: pdf, png, svg"):
-        draw_comparison(comparison, [tmp_path / "a.gif"])
-    assert not (tmp_path / "a.gif").exists()
-
-
-@pytest.mark.parametrize("metric", ["accuracy", "nll"])
-def test_a_collapsed_extreme_does_not_flatten_the_picture(tmp_path: Path, metric: str) -> None:
-    comparison = example(tmp_path, metric=metric)
-    (panel,) = accuracy_figure(comparison).panels
-    factor = 100 if metric == "accuracy" else 1
-    low, high = (limit / factor for limit in panel.y.limits)
-    means = [row.cells["imp"].mean for row in comparison.rows]
-    assert all(low < mean < high for mean in means[:-1])
-    assert not low < means[-1] < high
-    assert high - low < 0.2
-
-
-def test_ticks_are_round_where_the_range_is_wide_and_the_densities_where_it_is_not() -> None:
-    assert density_ticks([1.0, 0.8, 0.1]) == [0.1, 0.2, 0.5, 1.0]
-    assert density_ticks([1.0, 0.8, 0.64]) == [0.64, 0.8, 1.0]
-
-
-def test_names_with_dollar_signs_and_a_lone_dense_point_can_be_drawn(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "a", [cycle(0, 1.0, 0.9)], method="$\\bad$", task="$\\bad$", model="a_b$")
-    draw_comparison(compare([read_run(run)]), [tmp_path / "a.svg"])
-    assert b"<svg" in (tmp_path / "a.svg").read_bytes()
-
-
-@pytest.mark.slow
-def test_the_files_are_written_whole_and_the_csv_holds_a_line_for_each_run_and_cycle(tmp_path: Path) -> None:
+def test_all_files_are_written_and_the_csv_has_a_line_for_each_run_and_cycle(tmp_path: Path) -> None:
     comparison = example(tmp_path / "runs")
     paths = write_comparison(comparison, tmp_path / "out")
     assert [path.name for path in paths] == [
@@ -172,31 +110,11 @@ def test_the_files_are_written_whole_and_the_csv_holds_a_line_for_each_run_and_c
     assert json.loads(paths[1].read_text()) == comparison.to_json()
 
 
-def costly(folder: Path, seeds: int = 3, metric: str = "accuracy", baseline: str | None = None) -> Comparison:
-    """Four methods at two sparsities: `a` is best at 50 % sparsity and not measured at 90 %, `b` close to it."""
-    accuracy = {"a": (0.90, None), "b": (0.899, 0.8), "c": (0.85, 0.79), "d": (0.80, 0.7)}
-    runs: list[Path] = []
-    for k, (method, each) in enumerate(accuracy.items()):
-        for seed in range(seeds):
-            wobble = 0.002 * (seed - 1) if method == "b" else 0.0
-            cycles = [
-                cycle(c, density, value + wobble, operations=100.0 * (k + 1), total=cost)
-                for c, (density, value) in enumerate(zip((0.5, 0.1), each, strict=True))
-                if value is not None
-                for cost in [{"steps": 1, "samples": 1, "operations": 100.0 * (k + 1), "seconds": 1}]
-            ]
-            runs.append(write_run(folder / f"{method}-{seed}", cycles, method=method, seed=seed))
-    dense = [cycle(0, 1.0, 0.95, operations=200.0)]
-    runs.append(write_run(folder / "dense", dense, method="dense", seed=0))
-    read = [read_run(path) for path in runs]
-    return compare(read, metric=metric, baseline=baseline, sparsities=[0.5, 0.9])
-
-
 def line(shown: str, method: str, nth: int = 0) -> list[str]:
     return [line.split() for line in shown.splitlines() if line.split()[:1] == [method]][nth]
 
 
-def test_more_methods_than_sparsities_stand_in_rows_with_what_the_sparsest_model_cost(tmp_path: Path) -> None:
+def test_more_methods_than_sparsities_are_in_rows_with_the_cost_of_the_sparsest_model(tmp_path: Path) -> None:
     shown = text(costly(tmp_path))
     assert "50.00          90.00" in shown
     assert "at 90.00" in shown
@@ -263,28 +181,3 @@ def test_markdown_has_methods_in_rows_bold_bests_and_escaped_names(tmp_path: Pat
     paths = write_comparison(compare([read_run(odd)]), tmp_path / "out")
     assert "| a\\|b\\_c\\* | 90.00 \\* | 1.00 |" not in paths[-1].read_text()  # alone there is no best
     assert "| a\\|b\\_c\\* | 90.00 | 1.00 |" in paths[-1].read_text()
-
-
-def test_of_many_methods_the_baseline_and_the_best_stand_out(tmp_path: Path) -> None:
-    comparison = example(tmp_path, methods=9, seeds=1)
-    assert highlighted(comparison) == ("imp", *(f"method{k} ({k + 1})" for k in range(3, 9)))
-    worst = example(tmp_path / "nll", methods=9, seeds=1, metric="nll")
-    assert highlighted(worst) == highlighted(comparison)
-    assert highlighted(example(tmp_path / "few", methods=8, seeds=1)) == tuple(
-        f"method{k} ({k + 1})" if k else "imp" for k in range(8)
-    )
-
-
-@pytest.mark.slow
-def test_a_picture_of_more_methods_than_it_can_name_has_room_left_for_itself(tmp_path: Path) -> None:
-    # A legend longer than the picture leaves no room for the axes, of which matplotlib warns: here an error.
-    draw_comparison(example(tmp_path / "runs", methods=80, seeds=1), [tmp_path / "a.svg"])
-    draw_comparison(example(tmp_path / "few", methods=12, seeds=1), [tmp_path / "b.svg"])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("methods", [1, 9])
-def test_the_picture_by_cost_can_be_drawn_with_few_methods_and_many(tmp_path: Path, methods: int) -> None:
-    comparison = example(tmp_path / "runs", methods, 2, model="a_b$", task="$\\bad$")
-    draw_comparison(comparison, [tmp_path / "a.svg"], at="equal-cost")
-    assert b"<svg" in (tmp_path / "a.svg").read_bytes()
