@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Literal
 
@@ -126,10 +126,11 @@ def model_cost(total: Mapping[str, Any]) -> ModelCost:
 
 def mean_cost(costs: Sequence[ModelCost]) -> ModelCost:
     """The mean of each field; operations are None where any is."""
+    operations = [cost.operations for cost in costs if cost.operations is not None]
     return ModelCost(
         fmean(cost.steps for cost in costs),
         fmean(cost.samples for cost in costs),
-        _mean_or_none([cost.operations for cost in costs]),
+        fmean(operations) if len(operations) == len(costs) else None,
         fmean(cost.seconds for cost in costs),
     )
 
@@ -137,19 +138,17 @@ def mean_cost(costs: Sequence[ModelCost]) -> ModelCost:
 def run_cost(runs: Sequence[RunRecord]) -> RunCost:
     """The cost of the runs of one method, mean over them."""
 
-    def spent(key: str) -> list[float | None]:
-        each = [[cycle[key] for cycle in run.cycles] for run in runs]
-        return [None if None in values else sum(values) for values in each]
+    def total(run: RunRecord, key: str) -> Any:
+        values = [cycle[key] for cycle in run.cycles]
+        return None if None in values else sum(values)
 
+    wholes = [{key: total(run, key) for key in ("steps", "samples", "operations", "seconds")} for run in runs]
     counts = [len(run.cycles) for run in runs]
     return RunCost(
         seeds=len(runs),
         particles=max(map(particles_of, runs)),
         cycles=(min(counts), max(counts)),
-        steps=_mean_or_none(spent("steps")) or 0.0,
-        samples=_mean_or_none(spent("samples")) or 0.0,
-        operations=_mean_or_none(spent("operations")),
-        seconds=_mean_or_none(spent("seconds")) or 0.0,
+        **asdict(mean_cost([model_cost(whole) for whole in wholes])),
         last=mean_cost([model_cost(run.cycles[-1]["total"]) for run in runs]),
     )
 
@@ -178,8 +177,3 @@ def rank_by_cost(
         difference = paired(values[label], values[against]) if against is not None and common else None
         ranks.append(CostRank(label, costs[label], front, against, difference))
     return tuple(ranks)
-
-
-def _mean_or_none(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if len(known) == len(values) else None
