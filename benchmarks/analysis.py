@@ -14,8 +14,8 @@ from time import process_time
 
 from torch import nn
 
-from swamp.analysis import ANALYSES, Points, Settings, Subject, analyze
-from swamp.analysis.blend import Blend
+from swamp.analysis import ANALYSES, AnalysisSettings, PointEvaluator, RunData, analyze
+from swamp.analysis.weight_space import LinearCombination
 from swamp.cli.progress import Quiet
 from swamp.recipes import recipe_named
 from swamp.runs import RunConfig, prepare, start
@@ -31,10 +31,10 @@ def whole(cycles: int) -> None:
         start(RunConfig.from_json({**config.to_json(), "plan": plan}), path, Quiet(), Event())
         run = process_time() - begun
         print(f"run of {cycles} prunings, 4 particles     {run:6.1f} s of processor")
-        subject, total = Subject.open(path), 0.0
+        run_data, total = RunData.open(path), 0.0
         for name, analysis in ANALYSES.items():
             begun = process_time()
-            for _ in analyze(subject, {name: analysis}, Settings()):
+            for _ in analyze(run_data, {name: analysis}, AnalysisSettings()):
                 pass
             spent = process_time() - begun
             total += spent
@@ -42,7 +42,7 @@ def whole(cycles: int) -> None:
         print(f"  {'all':12} {total:6.1f} s  {100 * total / run:5.1f} %")
 
 
-def one_by_one(model: nn.Module, task: Task, blends: list[Blend]) -> None:
+def one_by_one(model: nn.Module, task: Task, blends: list[LinearCombination]) -> None:
     scratch = copy.deepcopy(model)
     for blend in blends:
         scratch.load_state_dict(blend.weights())
@@ -56,8 +56,8 @@ def together(recipe: str, repeats: int = 5) -> None:
         {name: value.clone() for name, value in model.state_dict().items()},
         {name: value + 0.1 if value.is_floating_point() else value for name, value in model.state_dict().items()},
     )
-    blends = [Blend(ends, (1 - share / 99, share / 99)) for share in range(100)]
-    points, times = Points(model, task, examples=1000), ([], [])
+    blends = [LinearCombination(ends, (1 - share / 99, share / 99)) for share in range(100)]
+    points, times = PointEvaluator(model, task, examples=1000), ([], [])
     for _ in range(repeats):
         for spent, work in zip(times, (lambda: one_by_one(model, task, blends), lambda: points(blends)), strict=True):
             begun = process_time()

@@ -15,12 +15,12 @@ from time import process_time
 import torch
 from torch import nn
 
-from swamp.analysis import Hessian, hutchinson, lanczos, restricted, top
+from swamp.analysis import Hessian, hutchinson, lanczos, restricted, top_eigenvalues
 from swamp.masks import Mask
 from swamp.training import Seed, Task, TensorData, isolated
 
 
-def subject(normed: bool) -> tuple[nn.Module, Task, Mask]:
+def problem(normed: bool) -> tuple[nn.Module, Task, Mask]:
     with isolated(Seed(0)):
         layers = [nn.Linear(20, 30), nn.BatchNorm1d(30) if normed else nn.Identity(), nn.ReLU(), nn.Linear(30, 5)]
         model = nn.Sequential(*layers).double()
@@ -34,7 +34,7 @@ def subject(normed: bool) -> tuple[nn.Module, Task, Mask]:
 def compare(normed: bool) -> None:
     from curvlinops import HessianLinearOperator
 
-    model, task, mask = subject(normed)
+    model, task, mask = problem(normed)
     ours = Hessian(model, task, model.state_dict(), mask, examples=512)
     # Statistics are made at the weights: the model that has them is the operator's own.
     batches = list(task.train.in_order(128))
@@ -47,17 +47,17 @@ def compare(normed: bool) -> None:
     end = process_time()
     written = (theirs @ torch.eye(ours.size).double()).detach()
     values = torch.linalg.eigvalsh(written)
-    found = top(lanczos(ours, vectors[:1], 200))
-    kept = ours.alive
+    found = top_eigenvalues(lanczos(ours, vectors[:1], 200))
+    kept = ours.active
     block = restricted(ours, kept)(torch.eye(ours.size).double())
-    trace = hutchinson(ours, tolerance=0.0, most=256)
+    trace = hutchinson(ours, tolerance=0.0, max_probes=256)
     diagonal = written.diag()
-    print(f"BatchNorm {normed}, {ours.size} parameters, {int(kept.sum())} alive")
+    print(f"BatchNorm {normed}, {ours.size} parameters, {int(kept.sum())} active")
     print(f"  products, largest difference     {float((mine - expected).abs().max()):.1e}")
     print(f"  block of survivors               {float((block - written * kept * kept[:, None]).abs().max()):.1e}")
     apart = max(abs(one.value - float(value)) for one, value in zip(found, values[-5:].flip(0), strict=True))
     print(f"  five largest eigenvalues         {apart:.1e}")
-    for name, part, exact in ("whole", trace.whole, diagonal.sum()), ("alive", trace.alive, diagonal[kept].sum()):
+    for name, part, exact in ("whole", trace.whole, diagonal.sum()), ("active", trace.active, diagonal[kept].sum()):
         print(f"  trace, {name}: exact {float(exact):.5f}, {part.probes} probes {part.mean:.5f} +- {part.error:.5f}")
     print(f"  seconds for 8 products: ours {middle - start:.3f}, curvlinops {end - middle:.3f}")
 

@@ -57,7 +57,7 @@ def barriers(records: Records, console: Console) -> None:
             shown(
                 100 * run[key]["barrier"]["error"]
                 for run in records.get(method, {}).values()
-                if (key := f"connectivity/cycle-{index:02d}/{what}") in run
+                if (key := f"barriers/cycle-{index:02d}/{what}") in run
             )
             for method in ("swamp", "swamp-no-swa", "imp")
             for what in ("particles", "next")
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     records, console = read(parser.parse_args().folder), Console(width=160)
     barriers(records, console)
-    for part in ("alive", "trace"):
+    for part in ("active", "trace"):
         traces(records, console, part)
     hull(records, console)
 

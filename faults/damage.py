@@ -29,8 +29,7 @@ import torch
 
 from swamp import report
 from swamp.algorithms import Plan
-from swamp.analysis.ticket import Trial
-from swamp.analysis.trials import Trials
+from swamp.analysis import RewindTrial, TrialLog
 from swamp.cli import main
 from swamp.cli.progress import Quiet
 from swamp.datasets import DataOptions
@@ -112,9 +111,9 @@ def build(folder: Path) -> None:
         told("analyze", where / "finished")
         told("export", where / "finished")
         (where / "out" / "export.safetensors").rename(where / "finished" / "export.safetensors")
-        trials = Trials(where / "trials", {"seed": seed})
+        trials = TrialLog(where / "trials", {"seed": seed})
         for step in range(3):
-            trials.add(Trial(step, 0.25 / (step + 1), 1.0, 0))
+            trials.add(RewindTrial(step, 0.25 / (step + 1), 1.0, 0))
         study = where / "study"
         runs = {"swamp": config_of(seed=seed), "means": config_of("imp", seed)}
         StudyDirectory.join(study, runs)
@@ -240,12 +239,12 @@ def told(command: str, run: Path) -> object:
         "figure": ["figure", run, "-o", out / "figure.svg", "--json"],
         "export": ["export", run, "-o", out / "export.safetensors", "--json"],
         "masks": ["masks", run, other, "--out", out / "masks", "--json"],
-        "analyze": ["analyze", run, "--only", "connectivity", "--points", "2", "--examples", "50", "--json", "--quiet"],
+        "analyze": ["analyze", run, "--only", "barriers", "--points", "2", "--examples", "50", "--json", "--quiet"],
         "study": ["study", run, "--workers", "0", "--json"],
         "cross": ["cross", run, "--out", run / "cross", "--json", "--quiet"],
     }
     if command == "trials":
-        return [(trial.steps, trial.barrier) for trial in Trials(run, {"seed": 0})]
+        return [(trial.steps, trial.barrier) for trial in TrialLog(run, {"seed": 0})]
     if command == "archive":
         return digest(read_archive(run / "export.safetensors").tensors)
     if command == "watch":

@@ -33,7 +33,7 @@ from torch import nn
 import swamp
 from sandbox import SECONDS, Sandbox, Verdict, limit_memory
 from swamp.algorithms import METHODS, Plan
-from swamp.analysis import ANALYSES, SOURCES
+from swamp.analysis import ANALYSES, FACTORS
 from swamp.backends import BACKENDS
 from swamp.cli import analyze, compare, cross, export, listing, masks, noise, report, run, study, ticket
 from swamp.cli.progress import Quiet
@@ -128,7 +128,7 @@ POOLS: dict[str, list[Any]] = {
     "label": ["label", "text"],
     "include": ["*", "*.weight", "nothing*", "hidden1.weight"],
     "exclude": ["*", "*.weight", "nothing*", "hidden1.weight"],
-    "only": [*ANALYSES, *SOURCES],
+    "only": [*ANALYSES, *FACTORS],
     "which": ["accuracy", "barrier", "hull", "masks"],
     "methods": sorted(METHODS),
     "what": list(listing._LISTS),

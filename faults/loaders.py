@@ -184,9 +184,7 @@ def _texts() -> list[Loader]:
     config = RunConfig().to_json()
     lines = [_cycle(), _cycle() | {"cycle": 1, "sparsity": 0.5}]
     metrics = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    analysis = [
-        {"key": f"connectivity/cycle-0{i}", "settings": {"seed": 0}, "cycle": i, "sparsity": 0.5} for i in range(2)
-    ]
+    analysis = [{"key": f"barriers/cycle-0{i}", "settings": {"seed": 0}, "cycle": i, "sparsity": 0.5} for i in range(2)]
     toml = b"name = '{method}{seed}'\n[settings]\nlr = 0.1\nparticles = [2]\n"
     toml += b"[grid]\nseed = [0, 1]\nmethod = ['imp', 'swamp']\n"
     toml += b"[runs.x]\nmethod = 'lrr'\n[compare]\nmetric = 'nll'\nsparsities = [0.5]\n"

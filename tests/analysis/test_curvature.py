@@ -14,7 +14,8 @@ from torch.func import functional_call, grad, jacrev
 from torch.nn import functional as F
 
 from swamp.algorithms import Plan
-from swamp.analysis import Hessian, Settings, Subject, analyze, curvature, curvature_at, hutchinson
+from swamp.analysis import AnalysisSettings, Hessian, RunData, analyze, curvature_at, hutchinson
+from swamp.analysis.curvature import curvature_tasks
 from swamp.cli.progress import Quiet
 from swamp.datasets import DataOptions
 from swamp.errors import MaskError, SwampError
@@ -136,28 +137,28 @@ def test_the_mean_over_all_signs_is_each_trace_exactly(monkeypatch):
     mask = Mask({"second": model.second.data != 0})
     table = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=10))).double()
     # The name of the module is that of the function.
-    module = sys.modules["swamp.analysis.hutchinson"]
-    monkeypatch.setattr(module, "signs", lambda size, seed: table[seed.path[-1]])
-    found = hutchinson(Hessian(model, task, model.state_dict(), mask), most=1024, tolerance=0)
+    module = sys.modules["swamp.analysis.hessian_trace"]
+    monkeypatch.setattr(module, "random_signs", lambda size, seed: table[seed.path[-1]])
+    found = hutchinson(Hessian(model, task, model.state_dict(), mask), max_probes=1024, tolerance=0)
     alive = torch.tensor([1, 1, 1, 1, 1, 0, 1, 0, 1, 0]).double()
     diagonal = matrix.diag()
     assert found.whole.probes == 1024
     assert found.whole.mean == pytest.approx(float(diagonal.sum()), abs=1e-9)
-    assert found.alive.mean == pytest.approx(float(alive @ diagonal), abs=1e-9)
+    assert found.active.mean == pytest.approx(float(alive @ diagonal), abs=1e-9)
     assert found.layers["first"].mean == pytest.approx(float(diagonal[:4].sum()), abs=1e-9)
     assert found.layers["second"].mean == pytest.approx(float(diagonal[4:].sum()), abs=1e-9)
     # The standard deviation over all signs is known too: sqrt(2 * sum of squares off the diagonal of the block).
     block = (matrix - torch.diag(diagonal)) * alive[:, None] * alive
-    assert found.alive.error * math.sqrt(1023) == pytest.approx(math.sqrt(2 * float(block.square().sum())), rel=1e-9)
+    assert found.active.error * math.sqrt(1023) == pytest.approx(math.sqrt(2 * float(block.square().sum())), rel=1e-9)
 
 
 def test_one_probe_is_exact_for_a_diagonal():
     model, task = planted(torch.diag(torch.arange(9.0)))
     model.second.data[2:] = 0
     mask = Mask({"second": model.second.data != 0})
-    found = hutchinson(Hessian(model, task, model.state_dict(), mask), least=1, most=1)
+    found = hutchinson(Hessian(model, task, model.state_dict(), mask), min_probes=1, max_probes=1)
     assert found.whole.mean == pytest.approx(36, abs=1e-5)
-    assert found.alive.mean == pytest.approx(15, abs=1e-5)
+    assert found.active.mean == pytest.approx(15, abs=1e-5)
     assert (found.layers["first"].mean, found.layers["second"].mean) == pytest.approx((6, 30), abs=1e-5)
     assert math.isnan(found.whole.error)
 
@@ -166,13 +167,13 @@ def test_one_probe_is_exact_for_a_diagonal():
 def test_traces_of_a_network_lie_within_their_errors(kind):
     model, task = problem(kind)
     mask = half(model)
-    found = hutchinson(Hessian(model, task, model.state_dict(), mask, only=mask), least=300, most=300)
+    found = hutchinson(Hessian(model, task, model.state_dict(), mask, only=mask), min_probes=300, max_probes=300)
     names = [name for name, p in model.named_parameters() for _ in range(p.numel())]
     chosen = torch.tensor([name in mask for name in names])
     whole = exact(refreshed(model, task.train), task, 40)[chosen][:, chosen]
     alive = torch.cat([mask[name].flatten() for name in mask])
     assert abs(found.whole.mean - float(whole.trace())) < 3 * found.whole.error < 0.2 * found.whole.mean
-    assert abs(found.alive.mean - float(whole.diag()[alive].sum())) < 3 * found.alive.error
+    assert abs(found.active.mean - float(whole.diag()[alive].sum())) < 3 * found.active.error
     assert list(found.layers) == list(mask)
     assert sum(part.mean for part in found.layers.values()) == pytest.approx(found.whole.mean)
 
@@ -180,7 +181,7 @@ def test_traces_of_a_network_lie_within_their_errors(kind):
 def test_probes_depend_on_the_seed_and_their_number_alone():
     model, task = problem("mlp")
     hessian = Hessian(model, task, model.state_dict())
-    one, same, other = (hutchinson(hessian, most=20, tolerance=0, seed=seed) for seed in (0, 0, 1))
+    one, same, other = (hutchinson(hessian, max_probes=20, tolerance=0, seed=seed) for seed in (0, 0, 1))
     assert one == same
     assert one.whole.mean != other.whole.mean
     assert curvature_at(model, task, model.state_dict()) == curvature_at(model, task, model.state_dict())
@@ -190,17 +191,17 @@ def test_probes_are_added_until_the_error_is_small_enough():
     model, task = planted(torch.diag(torch.full((12,), 3.0).double()) + 0.3 * symmetric(12))
     hessian = Hessian(model, task, model.state_dict())
 
-    def asked(tolerance, least=2, most=400):
-        return hutchinson(hessian, tolerance=tolerance, least=least, most=most).whole
+    def asked(tolerance, min_probes=2, max_probes=400):
+        return hutchinson(hessian, tolerance=tolerance, min_probes=min_probes, max_probes=max_probes).whole
 
     assert asked(10).probes == 2
-    assert asked(10, least=7).probes == 7
-    assert asked(0, most=9).probes == 9
+    assert asked(10, min_probes=7).probes == 7
+    assert asked(0, max_probes=9).probes == 9
     found = asked(0.02)
     assert 10 < found.probes < 400
     assert found.error <= 0.02 * found.mean
     # At the round before it was not.
-    before = asked(0, most=found.probes - 4)
+    before = asked(0, max_probes=found.probes - 4)
     assert before.error > 0.02 * before.mean
 
 
@@ -211,9 +212,9 @@ def test_survivors_decide_too_when_there_are_probes_enough():
     model, task = planted(matrix)
     model.second.data.zero_()
     mask = Mask({"second": model.second.data != 0})
-    found = hutchinson(Hessian(model, task, model.state_dict(), mask), tolerance=0.1, most=60)
+    found = hutchinson(Hessian(model, task, model.state_dict(), mask), tolerance=0.1, max_probes=60)
     assert found.whole.error < 0.1 * found.whole.mean
-    assert found.alive.probes > 8
+    assert found.active.probes > 8
 
 
 def test_statistics_of_normalisation_are_made_at_the_weights():
@@ -242,7 +243,7 @@ def test_everything_is_left_as_it_was():
     noise = torch.get_rng_state()
     other = {name: value * 2 for name, value in before.items()}
     kept = {name: value.clone() for name, value in other.items()}
-    curvature_at(model, task, other, mask, most=8, steps=3)
+    curvature_at(model, task, other, mask, max_probes=8, lanczos_steps=3)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(torch.equal(value, kept[name]) for name, value in other.items())
     assert all(torch.equal(p.grad, slope) for p, slope in zip(model.parameters(), slopes, strict=True))
@@ -256,10 +257,10 @@ def test_what_does_not_fit_is_refused():
     mask = half(model)
     with pytest.raises(MaskError, match="not zero"):
         curvature_at(model, task, dense, mask)
-    with pytest.raises(SwampError, match="must name parameters of Sequential"):
+    with pytest.raises(SwampError, match="must contain parameter names of Sequential"):
         Hessian(model, task, dense, only=["0.weights"])
-    with pytest.raises(SwampError, match="least=3, most=2"):
-        hutchinson(Hessian(model, task, dense), least=3, most=2)
+    with pytest.raises(SwampError, match="got 3 and 2"):
+        hutchinson(Hessian(model, task, dense), min_probes=3, max_probes=2)
 
 
 def test_weights_that_are_not_finite_are_told_as_they_are():
@@ -283,36 +284,36 @@ def run(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_run_is_looked_into_model_by_model_once(run, monkeypatch):
-    subject, settings = Subject.open(run), Settings(examples=100, corners=2)
-    records = list(analyze(subject, {"curvature": curvature}, settings))
+    run_data, settings = RunData.open(run), AnalysisSettings(examples=100, curvature_particles=2)
+    records = list(analyze(run_data, {"curvature": curvature_tasks}, settings))
     keys = [f"curvature/cycle-{c:02d}/{of}" for c in range(3) for of in ("mean", "particle-0", "particle-1")]
     assert [record["key"] for record in records] == keys
     dense, last = records[0], records[-1]
-    assert dense["trace"] == dense["alive"]
+    assert dense["trace"] == dense["active"]
     assert (last["cycle"], last["sparsity"], last["of"]) == (2, pytest.approx(0.75, abs=1e-3), "particle-1")
-    assert last["alive"]["mean"] < last["trace"]["mean"]
-    assert set(last["trace"]) == set(last["alive"]) == {"mean", "error", "probes"}
-    assert set(last["layers"]) == {name for name, _ in subject.model.named_parameters()}
+    assert last["active"]["mean"] < last["trace"]["mean"]
+    assert set(last["trace"]) == set(last["active"]) == {"mean", "error", "probes"}
+    assert set(last["layers"]) == {name for name, _ in run_data.model.named_parameters()}
     assert len(last["top"]) == 5
     assert last["top"][0]["value"] > 0
     assert len(last["density"]["at"]) == len(last["density"]["value"]) == 128
     json.dumps(records, allow_nan=False)
     # A second look computes nothing.
     monkeypatch.setattr(sys.modules["swamp.analysis.curvature"], "curvature_at", None)
-    assert list(analyze(Subject.open(run), {"curvature": curvature}, settings)) == json.loads(json.dumps(records))
+    assert list(analyze(RunData.open(run), {"curvature": curvature_tasks}, settings)) == json.loads(json.dumps(records))
 
 
 def test_a_particle_on_a_mask_of_its_own_is_judged_on_it(run):
-    subject = Subject.open(run)
-    particle = subject.particles(2)[0]
+    run_data = RunData.open(run)
+    particle = run_data.particles(2)[0]
     weights = dict(particle.weights)
-    name = next(iter(subject.cycle(2).mask))
+    name = next(iter(run_data.cycle(2).mask))
     weights[name] = torch.where(torch.arange(weights[name].numel()).view_as(weights[name]) % 10 == 0, weights[name], 0)
     copied = type(particle)(weights, 0, particle.ticket, "another", 0, 1, (1.0,), 0.0)
-    path = subject.directory.particle(2, 0)
-    copied.save(path, subject.directory.about(path))
+    path = run_data.directory.particle(2, 0)
+    copied.save(path, run_data.directory.about(path))
     try:
-        units = {unit.key: unit for unit in curvature(subject, Settings(examples=50))}
-        assert units["curvature/cycle-02/particle-0"].work()["sparsity"] > 0.9
+        tasks = {task.key: task for task in curvature_tasks(run_data, AnalysisSettings(examples=50))}
+        assert tasks["curvature/cycle-02/particle-0"].compute()["sparsity"] > 0.9
     finally:
-        particle.save(path, subject.directory.about(path))
+        particle.save(path, run_data.directory.about(path))

@@ -8,19 +8,37 @@ import numpy as np
 import pytest
 import torch
 
-from swamp.analysis import ANALYSES, Points, Settings, Subject, Value, analyze
-from swamp.analysis.blend import Blend
-from swamp.analysis.geometry import angles, dimension, distances, products, spectrum
-from swamp.analysis.hull import Hull, hull_of_cycle, size_and_gain, size_of, values_of
-from swamp.analysis.simplex import centre, corner, edge, samples, triangle
-from swamp.analysis.soups import greedy, halves, learned
+from swamp.analysis import ANALYSES, AnalysisSettings, PointEvaluator, PointMetrics, RunData, analyze
+from swamp.analysis.hull import (
+    Hull,
+    centroid,
+    dirichlet_samples,
+    edge,
+    evaluate_hull,
+    extreme_point,
+    greedy_soup,
+    halves,
+    hull_of_cycle,
+    learned_soup,
+    size_and_gain,
+    size_of,
+    triangle_grid,
+)
+from swamp.analysis.weight_space import (
+    LinearCombination,
+    angles,
+    covariance_spectrum,
+    distances,
+    inner_products,
+    participation_ratio,
+)
 from swamp.errors import SwampError
 from swamp.masks import Mask
 from swamp.training import BatchList, Seed, TensorData, evaluate, mean, refreshed
 
-from .subjects import Weights, at, blind, quadratic, run
+from .runs import Weights, at, blind, quadratic, run
 
-EXAMPLES = Settings(examples=100)
+EXAMPLES = AnalysisSettings(examples=100)
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +60,12 @@ def test_orthogonal_particles_span_a_regular_simplex():
     # The covariance of N orthogonal points of length c has N - 1 eigenvalues c^2 / N.
     assert found["spectrum"] == pytest.approx([9 / 4] * 3, rel=1e-13)
     assert found["dimension"] == pytest.approx(3, rel=1e-13)
-    seen = angles(products(states, at(0, 0, 0, 0), ["weight"]))
+    seen = angles(inner_products(states, at(0, 0, 0, 0), ["weight"]))
     np.testing.assert_allclose(seen, 90 * (1 - np.eye(4)), atol=1e-12)
 
 
 def test_angles_are_seen_from_where_the_particles_started():
-    inner = products([at(2, 1), at(1, 2), at(1, 1)], at(1, 1), ["weight"])
+    inner = inner_products([at(2, 1), at(1, 2), at(1, 1)], at(1, 1), ["weight"])
     found = angles(inner)
     assert found[0, 1] == pytest.approx(90)
     assert found[:2, 2].isnan().all()
@@ -58,7 +76,7 @@ def test_points_on_a_line_have_one_dimension_and_equal_points_none():
     line = size_of([at(0, 0), at(1, 1), at(2, 2)], mask_of(2))
     assert line["spectrum"] == pytest.approx([4 / 3, 0], abs=1e-15)
     assert line["dimension"] == pytest.approx(1)
-    assert math.isnan(dimension(spectrum(products([at(1, 1)] * 3, at(1, 1), ["weight"]))))
+    assert math.isnan(participation_ratio(covariance_spectrum(inner_products([at(1, 1)] * 3, at(1, 1), ["weight"]))))
 
 
 def test_small_distances_far_from_the_origin_are_exact():
@@ -66,7 +84,7 @@ def test_small_distances_far_from_the_origin_are_exact():
     found = size_of(states, mask_of(2))["distances"]
     assert found[0][1:] == pytest.approx([2**-9, 2**-9], rel=1e-9)
     assert found[1][2] == pytest.approx(2**-8.5, rel=1e-9)
-    equal = distances(products([states[1], states[1]], states[0], ["weight"]))
+    equal = distances(inner_products([states[1], states[1]], states[0], ["weight"]))
     assert equal.count_nonzero() == 0
 
 
@@ -76,32 +94,33 @@ def test_only_prunable_weights_count():
 
 
 def test_points_of_different_networks_are_refused():
-    with pytest.raises(SwampError, match=r"'weight' has the shapes.*one network"):
-        products([at(1, 2), at(1, 2, 3)], at(0, 0), ["weight"])
+    with pytest.raises(SwampError, match=r"'weight' has different shapes.*one network"):
+        inner_products([at(1, 2), at(1, 2, 3)], at(0, 0), ["weight"])
 
 
 def test_every_value_in_the_hull_is_that_of_the_quadratic():
     corners = torch.eye(4)[:3] * 2
     target = torch.tensor([0.5, 1.0, 0.0, 0.25])
-    whole = Hull([at(*row.tolist()) for row in corners], Points(Weights(4), quadratic(target)))
-    found = values_of(whole, Seed(0))
+    whole = Hull([at(*row.tolist()) for row in corners], PointEvaluator(Weights(4), quadratic(target)))
+    found = evaluate_hull(whole, Seed(0))
 
     def loss(shares):
         return float((torch.tensor(shares, dtype=torch.float64) @ corners.double() - target).square().sum())
 
-    drawn = [(sample["weights"], sample["loss"], sample["error"]) for sample in found["samples"]]
+    drawn = [(sample["coefficients"], sample["loss"], sample["error"]) for sample in found["samples"]]
     grid = found["triangle"]
-    drawn += list(zip(grid["weights"], grid["loss"], grid["error"], strict=True))
+    drawn += list(zip(grid["coefficients"], grid["loss"], grid["error"], strict=True))
     for side in found["edges"]:
         i, j = side["between"]
-        for share, value, error in zip(side["shares"], side["loss"], side["error"], strict=True):
+        for share, value, error in zip(side["coefficients"], side["loss"], side["error"], strict=True):
             drawn.append(([(1 - share) * (n == i) + share * (n == j) for n in range(3)], value, error))
     assert len(drawn) == 20 + 28 + 9
     for shares, value, error in drawn:
         assert sum(shares) == pytest.approx(1)
         assert value == pytest.approx(loss(shares), rel=1e-5)
         assert error == pytest.approx(loss(shares) / 10, rel=1e-5)
-    assert [one["loss"] for one in found["corners"]] == pytest.approx([loss(corner(n, 3)) for n in range(3)])
+    alone = [loss(extreme_point(n, 3)) for n in range(3)]
+    assert [one["loss"] for one in found["extreme_points"]] == pytest.approx(alone)
     # Of a quadratic, the mean gains the mean squared distance of the corners from it: here 4 * 2/3.
     assert found["loss_gain"] == pytest.approx(8 / 3, rel=1e-5)
     assert found["gain"] == pytest.approx(8 / 30, rel=1e-5)
@@ -110,14 +129,14 @@ def test_every_value_in_the_hull_is_that_of_the_quadratic():
 def test_no_place_is_evaluated_twice():
     asked = []
 
-    class Counted(Points):
+    class Counted(PointEvaluator):
         def __call__(self, points):
             points = list(points)
             asked.append(len(points))
             return super().__call__(points)
 
     whole = Hull([at(1, 0), at(0, 1), at(1, 1)], Counted(Weights(2), quadratic(torch.zeros(2))))
-    values_of(whole, Seed(0))
+    evaluate_hull(whole, Seed(0))
     # 3 corners, their mean (which the grid has too), 20 samples, 3 on each edge, and 28 - 3 - 9 - 1 of the grid.
     assert sum(asked) == 3 + 1 + 20 + 9 + 15
 
@@ -127,20 +146,20 @@ def test_combinations_are_exact_at_corners_and_on_zeros():
     one = {"w": torch.tensor([0.1, 0.0, 3.0]), "n": count}
     two = {"w": torch.tensor([0.7, 0.0, 5.0]), "n": count + 1}
     broken = {"w": torch.full((3,), torch.nan), "n": count}
-    assert torch.equal(Blend([one, two], (0.0, 1.0)).weights()["w"], two["w"])
-    mixed = Blend([one, two, broken], (0.25, 0.75, 0.0)).weights()
+    assert torch.equal(LinearCombination([one, two], (0.0, 1.0)).weights()["w"], two["w"])
+    mixed = LinearCombination([one, two, broken], (0.25, 0.75, 0.0)).weights()
     torch.testing.assert_close(mixed["w"], torch.tensor([0.55, 0.0, 4.5]))
     assert mixed["w"][1] == 0
     assert mixed["n"] == 7
     half = {"w": torch.tensor([1.0, 2049.0], dtype=torch.bfloat16), "n": count}
-    assert Blend([half, half], (0.5, 0.5)).weights()["w"].dtype == torch.bfloat16
+    assert LinearCombination([half, half], (0.5, 0.5)).weights()["w"].dtype == torch.bfloat16
 
 
 def test_shares_are_those_of_a_hull():
     assert edge(0, 2, 3) == [(4 / 6, 0, 2 / 6), (3 / 6, 0, 3 / 6), (2 / 6, 0, 4 / 6)]
-    assert len(set(triangle(4))) == 28
-    assert all(shares[3] == 0 and sum(shares) == pytest.approx(1) for shares in triangle(4))
-    drawn = np.array(samples(2000, 3, Seed(1)))
+    assert len(set(triangle_grid(4))) == 28
+    assert all(shares[3] == 0 and sum(shares) == pytest.approx(1) for shares in triangle_grid(4))
+    drawn = np.array(dirichlet_samples(2000, 3, Seed(1)))
     assert (drawn >= 0).all()
     np.testing.assert_allclose(drawn.sum(1), 1)
     # Uniform on the triangle: a coordinate's mean is 1/3 and its variance 1/18.
@@ -151,25 +170,25 @@ def test_shares_are_those_of_a_hull():
 @pytest.mark.parametrize("best", [(0.2, 0.5, 0.3), (0.0, 1.0, 0.0), (0.7, 0.0, 0.3)])
 def test_the_learned_soup_is_the_least_of_a_quadratic(best):
     def evaluate_at(places):
-        return [Value(sum((a - b) ** 2 for a, b in zip(at, best, strict=True)), 0.5) for at in places]
+        return [PointMetrics(sum((a - b) ** 2 for a, b in zip(at, best, strict=True)), 0.5) for at in places]
 
-    found = learned(evaluate_at, 3)
+    found = learned_soup(evaluate_at, 3)
     assert found == pytest.approx(best, abs=0.03)
     assert sum(found) == pytest.approx(1)
     assert min(found) >= 0
-    assert found == learned(evaluate_at, 3)
+    assert found == learned_soup(evaluate_at, 3)
 
 
 def test_the_learned_soup_is_no_worse_than_the_mean_where_it_looked_and_bears_what_is_not_finite():
     def wild(places):
-        return [Value(0.1 if shares == centre(4) else math.nan, 0.5) for shares in places]
+        return [PointMetrics(0.1 if shares == centroid(4) else math.nan, 0.5) for shares in places]
 
-    assert learned(wild, 4) == centre(4)
+    assert learned_soup(wild, 4) == centroid(4)
 
     def without_mean(places):
-        return [Value(math.nan if shares == centre(4) else 1 - shares[2], 0.5) for shares in places]
+        return [PointMetrics(math.nan if shares == centroid(4) else 1 - shares[2], 0.5) for shares in places]
 
-    assert learned(without_mean, 4) == corner(2, 4)
+    assert learned_soup(without_mean, 4) == extreme_point(2, 4)
 
 
 def test_the_greedy_soup_takes_what_does_no_harm():
@@ -179,9 +198,9 @@ def test_the_greedy_soup_takes_what_does_no_harm():
 
     def evaluate_at(places):
         taken = [tuple(n for n in range(4) if place[n]) for place in places]
-        return [Value(9.0, alone[t[0]] if len(t) == 1 else known[t]) for t in taken]
+        return [PointMetrics(9.0, alone[t[0]] if len(t) == 1 else known[t]) for t in taken]
 
-    assert greedy(evaluate_at, 4) == (1, 2, 3)
+    assert greedy_soup(evaluate_at, 4) == (1, 2, 3)
 
 
 @pytest.mark.parametrize("examples", [5, 11, 1000])
@@ -194,26 +213,26 @@ def test_halves_share_no_example_and_miss_none(examples):
 
 
 def test_the_record_is_what_its_models_give(finished):
-    subject = blind(Subject.open(finished))
-    found = hull_of_cycle(subject, 1, EXAMPLES)
-    particles, mask, task = subject.particles(1), subject.cycle(1).mask, subject.task
+    run_data = blind(RunData.open(finished))
+    found = hull_of_cycle(run_data, 1, EXAMPLES)
+    particles, mask, task = run_data.particles(1), run_data.cycle(1).mask, run_data.task
     flat = torch.stack([torch.cat([p.weights[n].double().flatten() for n in mask]) for p in particles])
     torch.testing.assert_close(torch.tensor(found["distances"], dtype=torch.float64), torch.cdist(flat, flat))
     assert found["radius"] == pytest.approx(float((flat - flat.mean(0)).norm(dim=1).max()))
     values = np.linalg.eigvalsh(np.cov(flat.numpy().T, bias=True))[::-1][:2]
     np.testing.assert_allclose(found["spectrum"], values, rtol=1e-9)
-    start = torch.cat([(subject.ticket.weights[n].double() * mask[n]).flatten() for n in mask])
+    start = torch.cat([(run_data.ticket.weights[n].double() * mask[n]).flatten() for n in mask])
     assert found["start"] == "ticket"
     assert found["to_ticket"]["mean"] == pytest.approx(float((flat.mean(0) - start).norm()))
     a, b = flat[0] - start, flat[1] - start
     assert found["angles"][0][1] == pytest.approx(math.degrees(math.acos(float(a @ b / a.norm() / b.norm()))))
 
     def worth(weights, data, examples=100):
-        subject.model.load_state_dict(weights)
-        fresh = refreshed(subject.model, task.train, batches=math.ceil(examples / 256))
+        run_data.model.load_state_dict(weights)
+        fresh = refreshed(run_data.model, task.train, batches=math.ceil(examples / 256))
         return evaluate(fresh, task, data, examples=examples)
 
-    assert [1 - one["error"] for one in found["corners"]] == pytest.approx(
+    assert [1 - one["error"] for one in found["extreme_points"]] == pytest.approx(
         [worth(p.weights, task.validation)["accuracy"] for p in particles]
     )
     average = mean(p.weights for p in particles)
@@ -221,7 +240,7 @@ def test_the_record_is_what_its_models_give(finished):
     soups, second = found["soups"], halves(task.validation, 100)[1]
     assert (soups["chosen_on"], soups["compared_on"]) == (50, 50)
     assert soups["mean"]["loss"] == pytest.approx(worth(average, second, 50)["nll"], rel=1e-5)
-    shares = soups["learned"]["weights"]
+    shares = soups["learned"]["coefficients"]
     mixed = {n: sum(s * p.weights[n] for s, p in zip(shares, particles, strict=True)) for n in average}
     mixed.update({n: value for n, value in average.items() if not value.is_floating_point()})
     assert soups["learned"]["loss"] == pytest.approx(worth(mixed, second, 50)["nll"], rel=1e-4)
@@ -234,7 +253,7 @@ def test_units_are_done_once_and_the_same_each_time(finished, tmp_path, monkeypa
     copies = [tmp_path / name for name in ("one", "two")]
     for path in copies:
         shutil.copytree(finished, path)
-    records = [list(analyze(Subject.open(path), {"hull": ANALYSES["hull"]}, EXAMPLES)) for path in copies]
+    records = [list(analyze(RunData.open(path), {"hull": ANALYSES["hull"]}, EXAMPLES)) for path in copies]
     assert records[0] == records[1]
     assert [record["key"] for record in records[0]] == [*(f"hull/cycle-0{n}" for n in range(3)), "hull/all"]
     assert records[0][-1]["cycles"] == 3
@@ -247,10 +266,11 @@ def test_units_are_done_once_and_the_same_each_time(finished, tmp_path, monkeypa
     monkeypatch.setitem(
         ANALYSES["hull"].__globals__, "hull_of_cycle", lambda s, i, e: (done.append(i), whole(s, i, e))[1]
     )
-    again = list(analyze(Subject.open(copies[1]), {"hull": ANALYSES["hull"]}, EXAMPLES))
+    again = list(analyze(RunData.open(copies[1]), {"hull": ANALYSES["hull"]}, EXAMPLES))
     assert done == [2]
     assert json.dumps(again) == json.dumps(records[0])
-    other = next(iter(analyze(Subject.open(copies[1]), {"hull": ANALYSES["hull"]}, Settings(examples=100, seed=1))))
+    reseeded = AnalysisSettings(examples=100, seed=1)
+    other = next(iter(analyze(RunData.open(copies[1]), {"hull": ANALYSES["hull"]}, reseeded)))
     assert other["samples"] != records[0][0]["samples"]
     assert other["distances"] == records[0][0]["distances"]
 
@@ -274,17 +294,17 @@ def test_size_and_gain_are_ranked_over_cycles():
 
 
 def test_particles_that_were_not_kept_are_asked_for(tmp_path):
-    subject = Subject.open(run(tmp_path / "run", 2, keep="means", sparsity=0.5))
-    with pytest.raises(SwampError, match=r"0 particles on disk, and 2 are needed.*--keep particles"):
-        hull_of_cycle(subject, 0, EXAMPLES)
-    (line,) = analyze(subject, {"hull": ANALYSES["hull"]}, EXAMPLES)
+    run_data = RunData.open(run(tmp_path / "run", 2, keep="means", sparsity=0.5))
+    with pytest.raises(SwampError, match=r"0 particles on disk; at least 2 are needed.*--keep particles"):
+        hull_of_cycle(run_data, 0, EXAMPLES)
+    (line,) = analyze(run_data, {"hull": ANALYSES["hull"]}, EXAMPLES)
     assert line["cycles"] == 0
-    assert "--keep particles" in line["left_out"]
+    assert "--keep particles" in line["skipped"]
 
 
 def test_particles_of_a_method_without_rewinding_are_seen_from_the_model_they_carry_on(tmp_path):
-    subject = Subject.open(run(tmp_path / "run", 2, method="sms", sparsity=0.5))
-    assert [hull_of_cycle(subject, index, EXAMPLES)["start"] for index in (0, 1)] == ["ticket", "cycle 0"]
+    run_data = RunData.open(run(tmp_path / "run", 2, method="sms", sparsity=0.5))
+    assert [hull_of_cycle(run_data, index, EXAMPLES)["start"] for index in (0, 1)] == ["ticket", "cycle 0"]
 
 
 def test_a_run_that_goes_on_has_no_last_word_yet(finished, tmp_path):
@@ -293,5 +313,5 @@ def test_a_run_that_goes_on_has_no_last_word_yet(finished, tmp_path):
     (path / "cycle-02" / "record.json").unlink()
     lines = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
     (path / "metrics.jsonl").write_text("".join(lines[:2]))
-    keys = [unit.key for unit in ANALYSES["hull"](Subject.open(path), EXAMPLES)]
+    keys = [task.key for task in ANALYSES["hull"](RunData.open(path), EXAMPLES)]
     assert keys == ["hull/cycle-00", "hull/cycle-01"]

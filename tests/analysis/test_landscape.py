@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from swamp.analysis import Plane, Points, Settings, Subject, analyze
-from swamp.analysis.landscape import around, grid, landscape, random_plane
-from swamp.analysis.space import masked_weights
+from swamp.analysis import AnalysisSettings, Plane, PointEvaluator, RunData, analyze
+from swamp.analysis.landscape import evaluate_grid, grid_around, landscape_tasks, random_plane
+from swamp.analysis.weight_space import masked_weights
 from swamp.errors import SwampError
 from swamp.masks import Mask
 from swamp.training import Seed, evaluate, refreshed
 
 from .conftest import TwoWeights, at, go, tiny
 
-ALL = Settings(examples=10_000)
+ALL = AnalysisSettings(examples=10_000)
 
 
 def test_a_plane_through_three_points_is_orthonormal_and_holds_them(normed):
@@ -57,7 +57,7 @@ def test_a_point_off_the_plane_has_its_distance():
 def test_points_on_one_line_are_refused(third):
     with pytest.raises(SwampError, match="on one line"):
         Plane.through(TwoWeights(0, 0), [at(0.0, 0.0), at(1.0, 1.0), at(*third)])
-    with pytest.raises(SwampError, match="three points, 2 were given"):
+    with pytest.raises(SwampError, match="exactly three points, got 2"):
         Plane.through(TwoWeights(0, 0), [at(0.0, 0.0), at(1.0, 1.0)])
 
 
@@ -82,17 +82,17 @@ def test_tied_weights_are_one_coordinate_and_move_together():
 def test_a_grid_has_the_values_of_its_points(well):
     model = TwoWeights(0, 0)
     plane = Plane.through(model, [at(0.0, 0.0), at(1.0, 0.0), at(0.0, 1.0)])
-    found = grid(Points(model, well), plane, [-1.0, 0.0, 2.0], [0.0, 5.0])
+    found = evaluate_grid(PointEvaluator(model, well), plane, [-1.0, 0.0, 2.0], [0.0, 5.0])
     # (w0^2 - 1)^2 + w1 at w0 in u, w1 in v.
     assert found["loss"] == [pytest.approx([0, 1, 9], abs=1e-5), pytest.approx([5, 6, 14], abs=1e-5)]
     assert found["error"] == [pytest.approx([0, 0.5, 1], abs=1e-5), [1, 1, 1]]
-    wild = grid(Points(model, well), plane, [0.0, math.inf], [0.0])
+    wild = evaluate_grid(PointEvaluator(model, well), plane, [0.0, math.inf], [0.0])
     assert not math.isfinite(wild["loss"][0][1])
     assert wild["loss"][0][0] == pytest.approx(1)
 
 
 def test_a_grid_reaches_beyond_its_places_on_all_sides():
-    u, v = around([(0, 0), (10, 0), (5, 2)], 5)
+    u, v = grid_around([(0, 0), (10, 0), (5, 2)], 5)
     assert u == pytest.approx([-4, 0.5, 5, 9.5, 14])
     assert v == pytest.approx([-4, -1.5, 1, 3.5, 6])
 
@@ -122,8 +122,8 @@ def test_random_directions_have_the_norm_of_each_filter_on_the_support_of_the_ma
 
 
 def test_the_records_of_a_run(finished):
-    subject = Subject.open(finished)
-    records = {r["key"]: r for r in analyze(subject, {"landscape": landscape}, ALL)}
+    run_data = RunData.open(finished)
+    records = {r["key"]: r for r in analyze(run_data, {"landscape": landscape_tasks}, ALL)}
     assert set(records) == {f"landscape/cycle-0{c}{kind}" for c in range(3) for kind in ("", "/random")}
     record = records["landscape/cycle-01"]
     assert len(record["u"]) == len(record["v"]) == len(record["loss"]) == len(record["error"][0]) == 13
@@ -139,16 +139,16 @@ def test_the_records_of_a_run(finished):
         assert record[name][0] < min(places) <= max(places) < record[name][-1]
     middle = records["landscape/cycle-01/random"]
     assert middle["u"][6] == middle["v"][6] == 0
-    subject.model.load_state_dict(dict(subject.cycle(1).weights))
-    worth = evaluate(refreshed(subject.model, subject.task.train), subject.task, subject.task.held_out)
+    run_data.model.load_state_dict(dict(run_data.cycle(1).weights))
+    worth = evaluate(refreshed(run_data.model, run_data.task.train), run_data.task, run_data.task.held_out)
     assert middle["loss"][6][6] == pytest.approx(worth["nll"], rel=1e-5)
 
 
 @pytest.mark.slow
 def test_too_few_particles_are_a_reason_and_no_failure(tmp_path):
     go(tiny(2), tmp_path / "run")
-    records = {r["key"]: r for r in analyze(Subject.open(tmp_path / "run"), {"landscape": landscape}, ALL)}
-    assert "has 2 particles on disk, and 3 are needed" in records["landscape/cycle-00"]["skipped"]
+    records = {r["key"]: r for r in analyze(RunData.open(tmp_path / "run"), {"landscape": landscape_tasks}, ALL)}
+    assert "has 2 particles on disk; at least 3 are needed" in records["landscape/cycle-00"]["skipped"]
     assert "loss" in records["landscape/cycle-00/random"]
 
 

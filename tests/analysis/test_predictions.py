@@ -8,22 +8,27 @@ import torch
 from torch import nn
 
 from swamp.algorithms import ensemble_predict
-from swamp.analysis import ANALYSES, Settings, Subject, analyze
-from swamp.analysis.corrupt import blurred, corrupted, faded, noisy, standard_deviation, why_not
-from swamp.analysis.examples import first_examples
+from swamp.analysis import ANALYSES, AnalysisSettings, RunData, analyze
 from swamp.analysis.predictions import (
-    Examples,
-    compared,
+    EvaluationInputs,
+    add_noise,
+    box_blur,
+    compare_predictions,
+    corrupt,
     disagreement,
-    ensemble_outputs,
-    models,
+    models_of_cycle,
     predictions_of_cycle,
+    reduce_contrast,
     robustness,
+    standard_deviation,
+    unsupported_reason,
 )
+from swamp.analysis.run_data import first_examples
 from swamp.errors import SwampError
 from swamp.training import BatchList, Seed, Task, TensorData, evaluate
+from swamp.training.task import mean_probability
 
-from .subjects import blind, run
+from .runs import blind, run
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +56,7 @@ def numbered(targets) -> Task:
 def test_disagreement_ensemble_and_agreement_by_hand():
     task = numbered([0, 0, 1, 1])
     mean, particles = Says(0, 1, 1, 0), [Says(0, 0, 1, 1), Says(0, 1, 1, 0, sure=0.65), Says(1, 1, 1, 1, sure=0.7)]
-    found = compared(mean, particles, task, task.held_out)
+    found = compare_predictions(mean, particles, task, task.held_out)
     assert found["disagreement"] == [[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
     assert [one["accuracy"] for one in found["particles"]] == [1, 0.5, 0.5]
     # Class 0 has 0.8 + 0.65 + 0.3, 0.8 + 0.35 + 0.3, 0.2 + 0.35 + 0.3 and 0.2 + 0.65 + 0.3, of 3.
@@ -64,7 +69,7 @@ def test_disagreement_ensemble_and_agreement_by_hand():
 
 
 def test_the_ensemble_averages_probabilities_and_not_logits():
-    found = ensemble_outputs([torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.2, 0.8]]).log()])
+    found = mean_probability([torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.2, 0.8]]).log()])
     torch.testing.assert_close(found.exp(), torch.tensor([[0.55, 0.45]], dtype=torch.float64))
 
 
@@ -82,24 +87,24 @@ def test_the_first_examples_are_taken_and_no_more():
 
 
 def test_a_cycle_is_as_good_as_its_record_says(finished):
-    subject = blind(Subject.open(finished))
-    found = predictions_of_cycle(subject, 1, Examples(subject.task.held_out, Settings()))
-    cycle = subject.cycle(1)
+    run_data = blind(RunData.open(finished))
+    found = predictions_of_cycle(run_data, 1, EvaluationInputs(run_data.task.held_out, AnalysisSettings()))
+    cycle = run_data.cycle(1)
     assert found["data"] == "validation"
     for name in ("accuracy", "nll", "ece"):
         # The run measured the same models on the same examples, all there are.
         assert found["mean"][name] == pytest.approx(cycle.measured.validation[name], rel=1e-5)
         for one, particle in zip(found["particles"], cycle.particles, strict=True):
             assert one[name] == pytest.approx(particle.measured.validation[name], rel=1e-5)
-    _, particles = models(subject, 1, 2000)
+    _, particles = models_of_cycle(run_data, 1, 2000)
     states = [model.state_dict() for model in particles]
-    together = ensemble_predict(states, subject.model, subject.task, subject.task.validation)
-    for name, metric in subject.task.metrics.items():
+    together = ensemble_predict(states, run_data.model, run_data.task, run_data.task.validation)
+    for name, metric in run_data.task.metrics.items():
         assert found["ensemble"][name] == pytest.approx(metric(*together), rel=1e-6)
-    kinds = {kind: [row["strength"] for row in rows] for kind, rows in found["corruptions"].items()}
+    kinds = {kind: [row["severity"] for row in rows] for kind, rows in found["corruptions"].items()}
     assert kinds == {"noise": [0.25, 0.5, 1, 2], "blur": [3, 5, 7], "contrast": [0.25, 0.5, 0.75]}
-    data = corrupted(BatchList(first_examples(subject.task.validation, 2000, 512)), "blur", 3, Seed(0))
-    accuracies = [evaluate(model, subject.task, data)["accuracy"] for model in particles]
+    data = corrupt(BatchList(first_examples(run_data.task.validation, 2000, 512)), "blur", 3, Seed(0))
+    accuracies = [evaluate(model, run_data.task, data)["accuracy"] for model in particles]
     assert found["corruptions"]["blur"][0]["particle"] == pytest.approx(sum(accuracies) / 3)
     assert min(row["mean"] for row in found["corruptions"]["noise"]) < found["mean"]["accuracy"]
 
@@ -109,34 +114,34 @@ def test_noise_has_its_size_and_is_the_same_for_all_and_larger_where_it_is_stron
     data = BatchList([(inputs[0], torch.zeros(500)), (inputs[1], torch.zeros(500))])
     deviation = standard_deviation([inputs[0], inputs[1]])
     assert deviation == pytest.approx(float(inputs.double().std(correction=0)), rel=1e-6)
-    weak, again, strong = (list(corrupted(data, "noise", s, Seed(0)).in_order(1)) for s in (0.5, 0.5, 1.0))
+    weak, again, strong = (list(corrupt(data, "noise", s, Seed(0)).in_order(1)) for s in (0.5, 0.5, 1.0))
     noise = torch.stack([weak[n][0] - inputs[n] for n in range(2)])
     assert float(noise.std()) == pytest.approx(0.5 * deviation, rel=0.01)
     assert float((noise[0] * noise[1]).mean()) == pytest.approx(0, abs=0.05)  # each batch has its own
     assert all(torch.equal(a[0], b[0]) for a, b in zip(weak, again, strict=True))
     torch.testing.assert_close(strong[0][0] - inputs[0], 2 * noise[0], rtol=1e-3, atol=1e-4)
-    other = list(corrupted(data, "noise", 0.5, Seed(1)).in_order(1))
+    other = list(corrupt(data, "noise", 0.5, Seed(1)).in_order(1))
     assert not torch.equal(other[0][0], weak[0][0])
     generators = [torch.Generator().manual_seed(3) for _ in range(2)]
-    assert torch.equal(noisy(inputs, 1.0, generators[0]), noisy(inputs, 1.0, generators[1]))
+    assert torch.equal(add_noise(inputs, 1.0, generators[0]), add_noise(inputs, 1.0, generators[1]))
 
 
 def test_blur_is_the_mean_of_neighbours_and_repeats_the_edges():
     signal = torch.tensor([[3.0, 3.0, 6.0, 0.0]])
-    torch.testing.assert_close(blurred(signal, 3), torch.tensor([[3.0, 4.0, 3.0, 2.0]]))
+    torch.testing.assert_close(box_blur(signal, 3), torch.tensor([[3.0, 4.0, 3.0, 2.0]]))
     image = torch.zeros(1, 2, 5, 5)
     image[0, 1, 2, 2] = 9
     expected = torch.zeros(1, 2, 5, 5)
     expected[0, 1, 1:4, 1:4] = 1
-    torch.testing.assert_close(blurred(image, 3), expected)
-    torch.testing.assert_close(blurred(image[:, 1], 3), expected[:, 1])
-    torch.testing.assert_close(blurred(torch.full((2, 3), 5.0), 7), torch.full((2, 3), 5.0))
+    torch.testing.assert_close(box_blur(image, 3), expected)
+    torch.testing.assert_close(box_blur(image[:, 1], 3), expected[:, 1])
+    torch.testing.assert_close(box_blur(torch.full((2, 3), 5.0), 7), torch.full((2, 3), 5.0))
 
 
 def test_lost_contrast_moves_each_example_to_its_own_mean():
     inputs = torch.tensor([[0.0, 4.0], [10.0, 20.0]])
-    torch.testing.assert_close(faded(inputs, 0.5), torch.tensor([[1.0, 3.0], [12.5, 17.5]]))
-    torch.testing.assert_close(faded(inputs, 1.0), torch.tensor([[2.0, 2.0], [15.0, 15.0]]))
+    torch.testing.assert_close(reduce_contrast(inputs, 0.5), torch.tensor([[1.0, 3.0], [12.5, 17.5]]))
+    torch.testing.assert_close(reduce_contrast(inputs, 1.0), torch.tensor([[2.0, 2.0], [15.0, 15.0]]))
 
 
 @pytest.mark.parametrize(
@@ -144,35 +149,37 @@ def test_lost_contrast_moves_each_example_to_its_own_mean():
     [
         ({"ids": torch.zeros(2, 3)}, "mapping (ids)"),
         (torch.zeros(2, 3, dtype=torch.long), "torch.int64"),
-        (torch.zeros(2, 1, 2, 3, 4), "(1, 2, 3, 4) is no signal"),
-        (torch.zeros(2), "() is no signal"),
+        (torch.zeros(2, 1, 2, 3, 4), "(1, 2, 3, 4) is not a signal"),
+        (torch.zeros(2), "() is not a signal"),
     ],
 )
 def test_inputs_that_cannot_be_corrupted_are_left_out_with_the_reason(inputs, reason):
-    assert reason in why_not(inputs)
+    assert reason in unsupported_reason(inputs)
     data = BatchList([(inputs, torch.zeros(2))])
-    assert reason in robustness(None, [], numbered([0, 1]), Examples(data, Settings()))["left_out"]
+    assert reason in robustness(None, [], numbered([0, 1]), EvaluationInputs(data, AnalysisSettings()))["skipped"]
 
 
 def test_an_unknown_corruption_is_refused():
     with pytest.raises(SwampError, match=r"unknown corruption 'blurr'.*blur"):
-        corrupted(BatchList([(torch.zeros(1, 2), torch.zeros(1))]), "blurr", 3, Seed(0))
+        corrupt(BatchList([(torch.zeros(1, 2), torch.zeros(1))]), "blurr", 3, Seed(0))
 
 
 def test_a_task_without_classes_is_left_out_with_the_reason(finished):
-    subject = Subject.open(finished)
-    data = TensorData(subject.task.validation.inputs, torch.rand(len(subject.task.validation)))
-    normalised = replace(data, normalise=subject.task.validation.normalise)
-    regression = replace(subject, task=replace(subject.task, validation=normalised))
+    run_data = RunData.open(finished)
+    data = TensorData(run_data.task.validation.inputs, torch.rand(len(run_data.task.validation)))
+    normalised = replace(data, normalise=run_data.task.validation.normalise)
+    regression = replace(run_data, task=replace(run_data.task, validation=normalised))
     assert (
-        "no classification"
-        in predictions_of_cycle(regression, 0, Examples(regression.task.held_out, Settings()))["left_out"]
+        "not a classification"
+        in predictions_of_cycle(regression, 0, EvaluationInputs(regression.task.held_out, AnalysisSettings()))[
+            "skipped"
+        ]
     )
 
 
 def test_without_particles_the_mean_is_measured_alone(tmp_path):
-    subject = Subject.open(run(tmp_path / "run", keep="means", sparsity=0.5))
-    found = predictions_of_cycle(subject, 1, Examples(subject.task.held_out, Settings()))
+    run_data = RunData.open(run(tmp_path / "run", keep="means", sparsity=0.5))
+    found = predictions_of_cycle(run_data, 1, EvaluationInputs(run_data.task.held_out, AnalysisSettings()))
     assert found["mean"]["accuracy"] > 0
     assert (found["disagreement"], found["particles"], found["ensemble"]) == ([], [], None)
     assert found["agreement_of_mean_with_ensemble"] is None
@@ -182,16 +189,16 @@ def test_without_particles_the_mean_is_measured_alone(tmp_path):
 
 
 def test_one_particle_that_was_not_averaged_keeps_its_own_statistics(tmp_path):
-    subject = Subject.open(run(tmp_path / "run", method="imp", sparsity=0.5))
-    found = predictions_of_cycle(subject, 1, Examples(subject.task.held_out, Settings()))
-    assert found["mean"] == found["particles"][0] == pytest.approx(subject.cycle(1).measured.validation, rel=1e-5)
+    run_data = RunData.open(run(tmp_path / "run", method="imp", sparsity=0.5))
+    found = predictions_of_cycle(run_data, 1, EvaluationInputs(run_data.task.held_out, AnalysisSettings()))
+    assert found["mean"] == found["particles"][0] == pytest.approx(run_data.cycle(1).measured.validation, rel=1e-5)
 
 
 def test_the_particles_of_an_ensemble_are_its_members(tmp_path):
-    subject = Subject.open(run(tmp_path / "run", 2, method="imp-ensemble", sparsity=0.5))
-    found = predictions_of_cycle(subject, 1, Examples(subject.task.held_out, Settings()))
+    run_data = RunData.open(run(tmp_path / "run", 2, method="imp-ensemble", sparsity=0.5))
+    found = predictions_of_cycle(run_data, 1, EvaluationInputs(run_data.task.held_out, AnalysisSettings()))
     assert found["mean"] is None
-    assert found["ensemble"] == pytest.approx(subject.cycle(1).measured.validation, rel=1e-5)
+    assert found["ensemble"] == pytest.approx(run_data.cycle(1).measured.validation, rel=1e-5)
     assert found["disagreement"][0][1] > 0
 
 
@@ -200,9 +207,9 @@ def test_units_are_done_once_and_the_same_each_time(finished, tmp_path):
     for path in paths:
         shutil.copytree(finished, path)
     analysis = {"predictions": ANALYSES["predictions"]}
-    one, two = (list(analyze(Subject.open(path), analysis, Settings(examples=100))) for path in paths)
+    one, two = (list(analyze(RunData.open(path), analysis, AnalysisSettings(examples=100))) for path in paths)
     assert one == two
     assert [line["key"] for line in one] == [f"predictions/cycle-0{n}" for n in range(3)]
     for file in paths[0].rglob("particle-*.safetensors"):
         file.unlink()  # what is done needs them no more
-    assert list(analyze(Subject.open(paths[0]), analysis, Settings(examples=100))) == one
+    assert list(analyze(RunData.open(paths[0]), analysis, AnalysisSettings(examples=100))) == one

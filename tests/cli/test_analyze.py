@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 
 from swamp import cli
-from swamp.analysis import ANALYSES, Unit
+from swamp.analysis import ANALYSES, AnalysisTask
 from swamp.errors import SwampError
 
 TINY = ["digits-mlp", "--epochs", "1", "--model", "mlp-16", "--sparsity", "0.5", "--barrier-threshold", "1"]
@@ -37,22 +37,22 @@ def asked(monkeypatch):
     """Two analyses, of which the second cannot do its first unit; what they were asked for."""
     done: list[str] = []
 
-    def unit(key, fail=False):
+    def task(key, fail=False):
         def work():
             done.append(key)
             if fail:
                 raise SwampError("particles were not kept")
             return {"cycle": 0, "sparsity": 0.0}
 
-        return Unit(key, work)
+        return AnalysisTask(key, work)
 
-    def cheap(subject, settings):
+    def cheap(run_data, settings):
         """Answers at once."""
-        return [unit("cheap/cycle-00"), unit("cheap/cycle-01")]
+        return [task("cheap/cycle-00"), task("cheap/cycle-01")]
 
-    def dear(subject, settings):
+    def dear(run_data, settings):
         """Takes long."""
-        return [unit("dear/cycle-00", fail=True), unit("dear/cycle-01")]
+        return [task("dear/cycle-00", fail=True), task("dear/cycle-01")]
 
     for name in list(ANALYSES):
         monkeypatch.delitem(ANALYSES, name)
@@ -65,14 +65,14 @@ def test_units_are_done_once_and_one_that_cannot_be_is_told_and_skipped(run, ask
     assert swamp("analyze", run, "--json") == 0
     printed = capsys.readouterr()
     found = json.loads(printed.out)
-    assert (found["made"], found["kept"]) == (3, 0)
+    assert (found["computed"], found["kept"]) == (3, 0)
     assert found["skipped"] == {"dear/cycle-00": "particles were not kept"}
     assert "skipped dear/cycle-00: particles were not kept" in printed.err
     assert asked == ["cheap/cycle-00", "cheap/cycle-01", "dear/cycle-00", "dear/cycle-01"]
     asked.clear()
     assert swamp("analyze", run) == 0
     assert asked == ["dear/cycle-00"]
-    assert "0 analysed, 3 were there before, 1 skipped." in capsys.readouterr().out
+    assert "0 computed, 3 read from disk, 1 skipped." in capsys.readouterr().out
     assert swamp("analyze", run, "--examples", "50", "--quiet") == 0
     assert len(asked) == 5
 
@@ -90,14 +90,14 @@ def test_only_takes_the_named_and_an_unknown_name_is_refused_with_the_nearest(ru
 def test_a_signal_ends_after_the_unit_and_says_how_to_go_on(run, asked, monkeypatch, capsys):
     first = ANALYSES["cheap"]
 
-    def stopped(subject, settings):
-        one, two = first(subject, settings)
-        yield Unit(one.key, lambda: os.kill(os.getpid(), signal.SIGTERM) or one.work())
+    def stopped(run_data, settings):
+        one, two = first(run_data, settings)
+        yield AnalysisTask(one.key, lambda: os.kill(os.getpid(), signal.SIGTERM) or one.compute())
         yield two
 
     monkeypatch.setitem(ANALYSES, "cheap", stopped)
     assert swamp("analyze", run, "--only", "cheap") == 143
-    assert f"stopped after 1 of 2 units. To go on: swamp analyze {run} --only cheap" in capsys.readouterr().err
+    assert f"stopped after 1 of 2 tasks. To continue: swamp analyze {run} --only cheap" in capsys.readouterr().err
     assert asked == ["cheap/cycle-00"]
     monkeypatch.setitem(ANALYSES, "cheap", first)
     asked.clear()

@@ -8,8 +8,8 @@ import signal
 import pytest
 
 from swamp import cli
-from swamp.analysis import Side
-from swamp.analysis.cross import TOLERANCE, densities, pairs
+from swamp.analysis import MaskSource, mask_trainings, shared_densities
+from swamp.analysis.mask_training import TOLERANCE
 from swamp.cli.progress import Quiet
 from swamp.runs.directory import read_json
 
@@ -79,7 +79,7 @@ def test_it_goes_on_where_it_was_stopped_and_does_nothing_twice(runs, tmp_path, 
 
     monkeypatch.setattr(Quiet, "training", stopping)
     assert swamp(*command, tmp_path / "part") == 130
-    assert "Go on with: swamp cross" in capsys.readouterr().err
+    assert "To continue: swamp cross" in capsys.readouterr().err
     monkeypatch.setattr(Quiet, "training", once)
     assert swamp(*command, tmp_path / "part") == 0
     one, other = (json.loads((tmp_path / name / "cross.json").read_text()) for name in ("whole", "part"))
@@ -99,20 +99,20 @@ def test_runs_that_cannot_be_crossed_are_refused(runs, tmp_path, capsys):
     carried = tmp_path / "lrr"
     assert swamp("run", *TINY, "--method", "lrr", "--seed", "0", "--out", carried) == 0
     assert swamp("cross", runs / "imp-0", carried, *out) == 2
-    assert "does not train cycle after cycle from one ticket" in capsys.readouterr().err
+    assert "does not train every cycle from one ticket" in capsys.readouterr().err
     assert swamp("cross", runs / "imp-0", runs / "swamp-0", "--sparsities", "0.6", *out) == 2
-    assert "sparsity 0.6; there is 0.5, 0.75" in capsys.readouterr().err
+    assert "sparsity 0.6; all have 0.5, 0.75" in capsys.readouterr().err
     assert swamp("cross", runs / "imp-0", runs / "swamp-0", "--metric", "acuracy", *out) == 2
     assert not (tmp_path / "x").exists()
 
 
 def test_sparsities_match_within_the_tolerance_alone(runs):
-    sides = {0: {name: Side.open(runs / f"{name}-0") for name in ("imp", "swamp")}}
+    sides = {0: {name: MaskSource.open(runs / f"{name}-0") for name in ("imp", "swamp")}}
     own = sides[0]["imp"].records[1]["density"]["prunable"]
     assert sides[0]["swamp"].at(own * (1 + 0.9 * TOLERANCE))["cycle"] == 1
     assert sides[0]["swamp"].at(own * (1 + 2 * TOLERANCE)) is None
-    rows = densities(sides, [1 - own])
-    assert [(p.masks, p.training, dict(p.cycles)) for p in pairs(sides, rows)] == [
+    rows = shared_densities(sides, [1 - own])
+    assert [(p.masks, p.training, dict(p.cycles)) for p in mask_trainings(sides, rows)] == [
         ("imp", "swamp", {1: 1}),
         ("swamp", "imp", {1: 1}),
     ]
@@ -131,7 +131,7 @@ def test_masks_of_runs_are_put_beside_each_other(runs, tmp_path, capsys):
         assert os.path.getsize(file) > 500
     assert swamp("masks", runs / "imp-0", "--out", tmp_path / "m") == 2
     assert swamp("masks", *every, "--sparsities", "0.6", "--out", tmp_path / "m") == 2
-    assert "there is 0.5, 0.75" in capsys.readouterr().err
+    assert "all have 0.5, 0.75" in capsys.readouterr().err
 
 
 def test_noise_is_made_once_and_printed(runs, tmp_path, capsys):
@@ -153,15 +153,15 @@ def test_noise_is_made_once_and_printed(runs, tmp_path, capsys):
     ]
     assert swamp(*command) == 0
     out = capsys.readouterr().out
-    assert "dropout: left out, its network draws no random numbers." in out
+    assert "dropout: skipped, its network draws no random numbers." in out
     assert "Cycle 2, 75." in out
     before = (run / "analysis.jsonl").read_bytes()
     assert swamp(*command, "--json") == 0
-    found = json.loads(capsys.readouterr().out)["sources"]
+    found = json.loads(capsys.readouterr().out)["factors"]
     assert list(found) == ["none", "dropout", "rate"]
     assert found["none"]["mean_distance"] == 0 < found["rate"]["mean_distance"]
     assert (run / "analysis.jsonl").read_bytes() == before
     assert swamp("figure", run, "--which", "noise", "-o", tmp_path / "noise.svg") == 0
-    for wrong in (["--only", "ordre"], ["--cycle", "9"], ["--particles", "1"], ["--spread", "2"]):
+    for wrong in (["--only", "ordre"], ["--cycle", "9"], ["--particles", "1"], ["--lr-spread", "2"]):
         assert swamp("noise", run, *wrong) == 2
     assert "Did you mean order" in capsys.readouterr().err

@@ -27,19 +27,19 @@ def write_analysis(path: Path, lines: list[dict[str, Any]]) -> None:
 
 def _of(cycle: int, density: float) -> list[tuple[str, str, dict[str, Any]]]:
     return [
-        ("connectivity", "/particles", _way(["particle-0", "particle-1"], 0.01 * cycle)),
-        ("connectivity", "/next", _way(["mean", "next"], 0.02 * cycle)),
+        ("barriers", "/particles", _way(["particle-0", "particle-1"], 0.01 * cycle)),
+        ("barriers", "/next", _way(["mean", "next"], 0.02 * cycle)),
         ("curvature", "/mean", _curvature("mean", 8 / density**0.5)),
         ("curvature", "/particle-0", _curvature("particle-0", 14 / density**0.5)),
         ("hull", "", _hull()),
         ("noise", "/none", _noise("none", 0.0)),
         ("noise", "/order", _noise("order", 0.6)),
-        ("noise", "/dropout", {"source": "dropout", "skipped": "its network draws no random numbers"}),
+        ("noise", "/dropout", {"factor": "dropout", "skipped": "its network draws no random numbers"}),
         ("masks", "", _masks(density)),
         ("predictions", "", _predictions(cycle)),
         ("landscape", "", _plane(_points())),
         ("landscape", "/random", _plane({"mean": [0, 0]})),
-        ("paths", "", _paths()),
+        ("trajectories", "", _paths()),
     ]
 
 
@@ -48,7 +48,7 @@ def _way(between: list[str], height: float) -> dict[str, Any]:
     barrier = {"error": height, "loss": 2 * height, "chord_error": height, "chord_loss": 2 * height}
     loss: list[float | None] = [2 * value for value in error]
     loss[3] = None
-    return {"between": between, "shares": SHARES, "loss": loss, "error": error, "barrier": barrier, "pairs": None}
+    return {"between": between, "coefficients": SHARES, "loss": loss, "error": error, "barrier": barrier, "pairs": None}
 
 
 def _curvature(of: str, trace: float) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def _curvature(of: str, trace: float) -> dict[str, Any]:
     return {
         "of": of,
         "trace": {"mean": trace, "error": 0.1 * trace, "probes": 8},
-        "alive": {"mean": 0.8 * trace, "error": 0.1 * trace},
+        "active": {"mean": 0.8 * trace, "error": 0.1 * trace},
         "layers": {name: {"mean": trace / 3, "error": 0.1} for name in LAYERS},
         "top": [{"value": trace / 4, "residual": 0.01}],
         "density": {"at": at, "value": [math.exp(-(x**2)) + 1e-4 * (x > 3) for x in at]},
@@ -75,11 +75,11 @@ def _hull() -> dict[str, Any]:
         "spectrum": [0.6, 0.4],
         "dimension": 1.9,
         "to_ticket": {"particles": [2.0, 2.1, 2.2], "mean": 1.9},
-        "corners": [{"loss": 0.5, "error": 0.2}, {"loss": 0.5, "error": 0.21}, {"loss": 0.5, "error": 0.19}],
+        "extreme_points": [{"loss": 0.5, "error": 0.2}, {"loss": 0.5, "error": 0.21}, {"loss": 0.5, "error": 0.19}],
         "mean": {"loss": 0.4, "error": 0.13},
-        "samples": [{"weights": w, "loss": 2 * e, "error": e} for w, e in zip(weights, error, strict=True)],
+        "samples": [{"coefficients": w, "loss": 2 * e, "error": e} for w, e in zip(weights, error, strict=True)],
         "edges": [_edge(0, 1), _edge(0, 2), _edge(1, 2)],
-        "triangle": {"weights": weights, "loss": error, "error": [None, *error[1:]]},
+        "triangle": {"coefficients": weights, "loss": error, "error": [None, *error[1:]]},
         "soups": {
             "mean": {"loss": 0.4, "error": 0.13},
             "best": {"particle": 2, "loss": 0.5, "error": 0.19},
@@ -92,7 +92,7 @@ def _hull() -> dict[str, Any]:
 
 def _noise(source: str, distance: float) -> dict[str, Any]:
     return {
-        "source": source,
+        "factor": source,
         "particles": 2,
         "identical": not distance,
         "mean_distance": distance,
@@ -106,7 +106,7 @@ def _noise(source: str, distance: float) -> dict[str, Any]:
 
 def _edge(one: int, other: int) -> dict[str, Any]:
     error = [0.2 - 0.2 * share * (1 - share) for share in SHARES]
-    return {"between": [one, other], "shares": SHARES, "loss": error, "error": error}
+    return {"between": [one, other], "coefficients": SHARES, "loss": error, "error": error}
 
 
 def _masks(density: float) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _measures(accuracy: float) -> dict[str, float]:
 
 def _predictions(cycle: int) -> dict[str, Any]:
     steps = [
-        {"strength": s, "mean": _measures(0.8 - s / 2), "particle": _measures(0.75 - s / 2), "ensemble": 0.82 - s / 2}
+        {"severity": s, "mean": _measures(0.8 - s / 2), "particle": _measures(0.75 - s / 2), "ensemble": 0.82 - s / 2}
         for s in (0.1, 0.3, 0.5)
     ]
     return {
@@ -164,4 +164,4 @@ def _paths() -> dict[str, Any]:
         for index in range(3)
     ]
     barriers = {"steps": [0, 1, 2], "error": [0.0, 0.03, 0.01]}
-    return {"particles": particles, "explained": [0.6, 0.2], "barriers": barriers, "settled": 2}
+    return {"particles": particles, "explained": [0.6, 0.2], "barriers": barriers, "onset": 2}

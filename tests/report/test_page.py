@@ -55,7 +55,7 @@ def test_the_policy_allows_nothing_but_the_page_and_the_page_names_no_source(run
 
 def test_what_is_missing_comes_with_the_command_that_makes_it(runs):
     page = render(ReportData.read(runs))
-    assert f"swamp analyze {runs[0]} --only connectivity" in text_of(page)
+    assert f"swamp analyze {runs[0]} --only barriers" in text_of(page)
     assert "Not analysed: imp, seed 0, imp, seed 1." in text_of(page)
     alone = text_of(render(ReportData.read(runs[:2])))
     assert "No cycle of these runs had several particles." in alone

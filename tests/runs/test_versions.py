@@ -34,7 +34,7 @@ def test_a_finished_run_of_every_format_is_read_by_every_command(runs, tmp_path,
     main(["report", str(run), "-o", str(tmp_path / "report.html"), "--json"])
     main(["export", str(run), "-o", str(tmp_path / "x.safetensors"), "--json"])
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-    only = ["--only", "connectivity", "masks", "--points", "2", "--examples", "50"]
+    only = ["--only", "barriers", "masks", "--points", "2", "--examples", "50"]
     main(["analyze", str(run), *only, "--quiet", "--json"])
     done = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert done["made"]

@@ -1,75 +1,87 @@
-"""Why it works: what can be measured of a run's particles, means and masks."""
+"""Diagnostics of runs: barriers, curvature, hull, landscape, trajectories, masks, predictions and ablations."""
 
-from swamp.analysis.analysis import Analysis, Settings, Unit, analyze, read_analysis
-from swamp.analysis.connectivity import Barriers, Connection, between, connectivity
-from swamp.analysis.cross import Pair, Side, cross
-from swamp.analysis.curvature import Curvature, curvature, curvature_at
-from swamp.analysis.dynamics import paths
+from swamp.analysis.ablations import FACTORS, AblationSettings, ParticleAblation
+from swamp.analysis.analysis_tasks import Analysis, AnalysisSettings, AnalysisTask, analyze, read_analysis
+from swamp.analysis.barriers import Barriers, Interpolation, barrier_tasks, interpolate_models
+from swamp.analysis.curvature import Curvature, curvature_at, curvature_tasks
 from swamp.analysis.hessian import Hessian, restricted
-from swamp.analysis.hull import hull
-from swamp.analysis.hutchinson import Estimate, Trace, hutchinson
-from swamp.analysis.lanczos import Density, Eigenvalue, Ritz, density, lanczos, top
-from swamp.analysis.landscape import landscape
-from swamp.analysis.masks import masks
-from swamp.analysis.noise import SOURCES, NoiseSettings, Sources
-from swamp.analysis.overlaps import overlap_of_runs, overlaps
-from swamp.analysis.points import Points, Value
-from swamp.analysis.predictions import predictions
-from swamp.analysis.space import Plane
-from swamp.analysis.subject import Subject
-from swamp.analysis.ticket import Found, Instability, Trial, search
-from swamp.analysis.trials import Trials
+from swamp.analysis.hessian_trace import Trace, TraceEstimate, hutchinson
+from swamp.analysis.hull import hull_tasks
+from swamp.analysis.landscape import Plane, landscape_tasks
+from swamp.analysis.mask_overlap import compare_masks, mask_tasks
+from swamp.analysis.mask_training import MaskSource, MaskTraining, cross_train, mask_trainings, shared_densities
+from swamp.analysis.point_evaluator import PointEvaluator, PointMetrics
+from swamp.analysis.predictions import prediction_tasks
+from swamp.analysis.rewind_search import (
+    InstabilityAnalysis,
+    RewindSearchResult,
+    RewindTrial,
+    TrialLog,
+    search_rewind_step,
+)
+from swamp.analysis.run_data import RunData
+from swamp.analysis.spectrum import (
+    Eigenvalue,
+    RitzValues,
+    SpectralDensity,
+    lanczos,
+    spectral_density,
+    top_eigenvalues,
+)
+from swamp.analysis.trajectories import trajectory_tasks
+from swamp.analysis.weight_space import LinearCombination
 
 ANALYSES: dict[str, Analysis] = {
-    "masks": masks,
-    "connectivity": connectivity,
-    "predictions": predictions,
-    "hull": hull,
-    "paths": paths,
-    "landscape": landscape,
-    "curvature": curvature,
+    "masks": mask_tasks,
+    "barriers": barrier_tasks,
+    "predictions": prediction_tasks,
+    "hull": hull_tasks,
+    "trajectories": trajectory_tasks,
+    "landscape": landscape_tasks,
+    "curvature": curvature_tasks,
 }
 """Name -> analysis, cheap ones first."""
 
 __all__ = [
     "ANALYSES",
-    "SOURCES",
+    "FACTORS",
+    "AblationSettings",
     "Analysis",
+    "AnalysisSettings",
+    "AnalysisTask",
     "Barriers",
-    "Connection",
     "Curvature",
-    "Density",
     "Eigenvalue",
-    "Estimate",
-    "Found",
     "Hessian",
-    "Instability",
-    "NoiseSettings",
-    "Pair",
+    "InstabilityAnalysis",
+    "Interpolation",
+    "LinearCombination",
+    "MaskSource",
+    "MaskTraining",
+    "ParticleAblation",
     "Plane",
-    "Points",
-    "Ritz",
-    "Settings",
-    "Side",
-    "Sources",
-    "Subject",
+    "PointEvaluator",
+    "PointMetrics",
+    "RewindSearchResult",
+    "RewindTrial",
+    "RitzValues",
+    "RunData",
+    "SpectralDensity",
     "Trace",
-    "Trial",
-    "Trials",
-    "Unit",
-    "Value",
+    "TraceEstimate",
+    "TrialLog",
     "analyze",
-    "between",
-    "cross",
-    "curvature",
+    "compare_masks",
+    "cross_train",
     "curvature_at",
-    "density",
     "hutchinson",
+    "interpolate_models",
     "lanczos",
-    "overlap_of_runs",
-    "overlaps",
+    "mask_trainings",
     "read_analysis",
     "restricted",
-    "search",
-    "top",
+    "search_rewind_step",
+    "shared_densities",
+    "spectral_density",
+    "top_eigenvalues",
 ]

@@ -1,4 +1,4 @@
-"""How sharply the loss bends at the models of a run."""
+"""Curvature of the loss at the models of a run: trace, largest eigenvalues and spectral density of the Hessian."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -8,25 +8,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from swamp.analysis.analysis import Settings, Unit, spread
+from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, first_middle_last
 from swamp.analysis.hessian import Hessian
-from swamp.analysis.hutchinson import Trace, hutchinson, signs
-from swamp.analysis.lanczos import Density, Eigenvalue, density, lanczos, top
-from swamp.analysis.subject import Subject
+from swamp.analysis.hessian_trace import Trace, hutchinson, random_signs
+from swamp.analysis.run_data import RunData
+from swamp.analysis.spectrum import Eigenvalue, SpectralDensity, lanczos, spectral_density, top_eigenvalues
 from swamp.masks import Mask
 from swamp.training import Seed, State, Task
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """Traces and spectrum of the Hessian of the loss at one point of weight space."""
+    """Traces and spectrum of the Hessian of the loss at given weights."""
 
     trace: Trace
     top: tuple[Eigenvalue, ...]
-    density: Density
+    density: SpectralDensity
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as the record of the analysis has them."""
+        """Plain values, as in the record of the analysis."""
         return {**self.trace.to_json(), "top": [asdict(one) for one in self.top], "density": asdict(self.density)}
 
 
@@ -39,54 +39,71 @@ def curvature_at(
     examples: int = 500,
     seed: int = 0,
     tolerance: float = 0.1,
-    least: int = 4,
-    most: int = 16,
-    runs: int = 1,
-    steps: int = 12,
+    min_probes: int = 4,
+    max_probes: int = 16,
+    lanczos_runs: int = 1,
+    lanczos_steps: int = 12,
 ) -> Curvature:
-    """Trace (whole, of the survivors, of each layer), five largest eigenvalues and density of the Hessian at `weights`.
+    """Trace, five largest eigenvalues and spectral density of the Hessian of the mean training loss.
 
-    Of the mean loss on the first `examples` training examples: see `Hessian` for the mode that the network is in,
-    `hutchinson` for the traces and for tolerance, least and most. Eigenvalues and density are of the whole Hessian,
-    from `runs` Lanczos runs of `steps`. Takes 2 * most + runs * steps products at most, of two to three training
-    passes each. `model` is left as it was. Raises SwampError for a mask or weights that do not fit.
+    Takes at most 2 * max_probes + lanczos_runs * lanczos_steps Hessian-vector products; each costs two to three
+    training passes. See `Hessian` for the mode of the network. `model` is not changed.
+
+    Args:
+        model: the network.
+        task: gives the loss and the training data.
+        weights: where the Hessian is taken.
+        mask: marks the active weights for `Trace.active` (default: all).
+        examples: number of training examples.
+        seed: seed of the probes and starting vectors.
+        tolerance: relative standard error of the traces at which no more probes are added.
+        min_probes: minimum number of probes of the trace.
+        max_probes: maximum number of probes of the trace.
+        lanczos_runs: number of starting vectors for the spectrum.
+        lanczos_steps: steps of each Lanczos run.
+
+    Raises:
+        SwampError: the mask or weights do not fit the model.
     """
     hessian = Hessian(model, task, weights, mask, examples=examples)
-    trace = hutchinson(hessian, tolerance=tolerance, least=least, most=most, seed=seed)
-    starts = [signs(hessian.size, Seed(seed).at("curvature", "start", run)) for run in range(runs)]
-    found = lanczos(hessian, torch.stack(starts).to(hessian.device), steps)
-    return Curvature(trace, top(found), density(found))
+    trace = hutchinson(hessian, tolerance=tolerance, min_probes=min_probes, max_probes=max_probes, seed=seed)
+    seeds = (Seed(seed).at("curvature", "start", run) for run in range(lanczos_runs))
+    starts = torch.stack([random_signs(hessian.size, one) for one in seeds])
+    found = lanczos(hessian, starts.to(hessian.device), lanczos_steps)
+    return Curvature(trace, top_eigenvalues(found), spectral_density(found))
 
 
-def curvature(subject: Subject, settings: Settings) -> Iterator[Unit]:
+def curvature_tasks(run: RunData, settings: AnalysisSettings) -> Iterator[AnalysisTask]:
     """How sharp is the loss at the mean of each cycle, and at particles of some: trace, top eigenvalues, density.
 
-    The same probes for all, so that they compare. A unit is at most 44 products of the Hessian with a vector.
+    All models get the same probes. A task takes at most 44 Hessian-vector products.
     """
-    for cycle in range(subject.cycles):
-        yield Unit(f"curvature/cycle-{cycle:02d}/mean", partial(_of_mean, subject, settings, cycle))
-        for number in subject.numbers(cycle)[: settings.corners] if cycle in spread(subject.cycles) else ():
-            path = subject.directory.particle(cycle, number)
-            if path.exists():
-                work = partial(_of_particle, subject, settings, cycle, number)
-                yield Unit(f"curvature/cycle-{cycle:02d}/particle-{number}", work)
+    for cycle in range(run.cycles):
+        key = f"curvature/cycle-{cycle:02d}"
+        yield AnalysisTask(f"{key}/mean", partial(_of_mean, run, settings, cycle))
+        if cycle in first_middle_last(run.cycles):
+            for number in run.particle_numbers(cycle)[: settings.curvature_particles]:
+                if run.directory.particle(cycle, number).exists():
+                    yield AnalysisTask(f"{key}/particle-{number}", partial(_of_particle, run, settings, cycle, number))
 
 
-def _of_mean(subject: Subject, settings: Settings, index: int) -> Mapping[str, Any]:
-    cycle = subject.cycle(index)
-    return _record(subject, settings, index, "mean", cycle.weights, cycle.mask)
+def _of_mean(run: RunData, settings: AnalysisSettings, index: int) -> Mapping[str, Any]:
+    cycle = run.cycle(index)
+    return _record(run, settings, index, "mean", cycle.weights, cycle.mask)
 
 
-def _of_particle(subject: Subject, settings: Settings, index: int, number: int) -> Mapping[str, Any]:
-    particle = subject.particle(index, number)
-    mask = subject.cycle(index).mask
+def _of_particle(run: RunData, settings: AnalysisSettings, index: int, number: int) -> Mapping[str, Any]:
+    particle = run.particle(index, number)
+    mask = run.cycle(index).mask
     if mask.digest != particle.mask:
-        # Members of an ensemble and particles whose masks moved have their own, which is not on disk.
+        # Members of an ensemble, and particles trained with dynamic masks, have other masks, which are not on disk.
         mask = Mask({name: particle.weights[name] != 0 for name in mask})
-    return _record(subject, settings, index, f"particle-{number}", particle.weights, mask)
+    return _record(run, settings, index, f"particle-{number}", particle.weights, mask)
 
 
-def _record(subject: Subject, settings: Settings, index: int, of: str, weights: State, mask: Mask) -> Mapping[str, Any]:
+def _record(
+    run: RunData, settings: AnalysisSettings, index: int, of: str, weights: State, mask: Mask
+) -> Mapping[str, Any]:
     examples = min(settings.examples, settings.curvature_examples)
-    found = curvature_at(subject.model, subject.task, weights, mask, examples=examples, seed=settings.seed)
+    found = curvature_at(run.model, run.task, weights, mask, examples=examples, seed=settings.seed)
     return {"cycle": index, "sparsity": mask.sparsity, "of": of, **found.to_json()}

@@ -1,8 +1,8 @@
-"""A short cut through the first layer: along a line its outputs blend as its weights do.
+"""Computes the outputs of the first layer once per network for all linear combinations of the networks.
 
-The first layer sees the inputs alone. Its outputs are linear in its weights, so that at a point sum_n share_n w_n they
-are sum_n share_n y_n with y_n the outputs at network n, which are computed once for all points. In a network on images
-that begins with a matrix this layer is most of the work: 88 % for LeNet-300-100.
+The outputs of a linear first layer are linear in its weights: at sum_n c_n w_n they are sum_n c_n y_n, with y_n the
+outputs at network n. The y_n are computed once for all points. In a fully connected network on images, the first layer
+is most of the work: 88 % for LeNet-300-100.
 """
 
 import copy
@@ -13,43 +13,43 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from swamp.analysis.blend import Blend
+from swamp.analysis.weight_space import LinearCombination
 from swamp.backends.step import Network
 from swamp.training import State
 
 PREFIX = "model."
-"""Of the model's own names within a `Network`."""
+"""Prefix of the model's parameter names in a `Network`."""
 
 _LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class FirstLayer:
-    """A network without its first layer, and what that layer would give it."""
+    """A network without its first layer, and the outputs of that layer at linear combinations of networks."""
 
     def __init__(self, network: Network, name: str) -> None:
         self.network, self.name = network, name
         self.layer = network.get_submodule(name)
         self.names = {f"{name}.{own}" for own, _ in self.layer.named_parameters()}
-        """Parameters that the rest does without."""
+        """Names of the parameters of the first layer."""
         self.size = sum(parameter.nbytes for parameter in self.layer.parameters())
-        """Bytes of these."""
+        """Size of these parameters in bytes."""
         self.rest = copy.deepcopy(network)
-        """The network with that layer's outputs as a buffer."""
-        self.rest.set_submodule(name, _Given())
+        """The network with a buffer in place of the layer's outputs."""
+        self.rest.set_submodule(name, _Precomputed())
         self.outputs_at = f"{name}.outputs"
-        """The name of that buffer."""
+        """Name of that buffer."""
         self._of: Sequence[State] | None = None
         self._known: dict[Hashable, Tensor] = {}
 
     @classmethod
     @torch.no_grad()
     def of(cls, network: Network, inputs: Any) -> "FirstLayer | None":
-        """None where no layer is surely the first: one matrix or convolution, called once, on what no weight touched.
+        """Find the first layer; None if there is no linear layer or convolution that is called once, on the raw inputs.
 
-        inputs: a batch to try with.
+        inputs: a batch to test with.
         """
         seen = _first_call(network, {}, inputs)
-        # Other weights everywhere: if the layer sees the same, no weight had a part in it.
+        # With all weights changed, the layer must get the same inputs: they do not depend on weights.
         other = {name: value * 0.5 + 0.125 for name, value in network.named_parameters()}
         again = _first_call(network, other, inputs)
         if seen is None or again is None or not torch.equal(seen[1], again[1]):
@@ -61,25 +61,25 @@ class FirstLayer:
         try:
             rest, _ = functional_call(found.rest, {found.outputs_at: given}, (inputs,))
         except AttributeError:
-            # Someone else looks at its weights.
+            # Another part of the network uses the weights of the layer.
             return None
         return found if torch.equal(rest, network(inputs)[0]) else None
 
-    def serves(self, points: Sequence[object]) -> TypeGuard[Sequence[Blend]]:
-        """Whether it is of use for these points: blends of the same networks, known ones or fewer than the points."""
-        blends = [point for point in points if isinstance(point, Blend)]
-        states = blends[0].states if blends else ()
-        alike = len(blends) == len(points) and all(blend.states is states for blend in blends)
+    def serves(self, points: Sequence[object]) -> TypeGuard[Sequence[LinearCombination]]:
+        """Whether all points are combinations of the same networks, already evaluated or fewer than the points."""
+        combinations = [point for point in points if isinstance(point, LinearCombination)]
+        states = combinations[0].states if combinations else ()
+        alike = len(combinations) == len(points) and all(one.states is states for one in combinations)
         if not alike or (states is not self._of and len(points) <= len(states)):
             return False
-        # What is not finite in one network would spread to points in which it has no share.
+        # NaN in one network would spread to points where its coefficient is 0.
         return states is self._of or all(self._finite(state) for state in states)
 
     @torch.no_grad()
-    def outputs(self, points: Sequence[Blend], batch: Hashable, inputs: Any) -> Tensor:
-        """Outputs of the layer (point, example, ...) on `inputs` at points that it serves.
+    def outputs(self, points: Sequence[LinearCombination], batch: Hashable, inputs: Any) -> Tensor:
+        """Outputs of the layer (point, example, ...) on `inputs`, at points for which `serves` is true.
 
-        batch: what `inputs` are called; the outputs of the networks on them are kept for further points.
+        batch: key of `inputs`, under which the outputs of the networks are cached for further points.
         """
         states = points[0].states
         if self._of is not states:
@@ -87,8 +87,10 @@ class FirstLayer:
         if batch not in self._known:
             self._known[batch] = self._of_networks(states, inputs)
         known = self._known[batch]
-        shares = torch.tensor([list(point.shares) for point in points], dtype=known.dtype, device=known.device)
-        return torch.einsum("pn,n...->p...", shares, known)
+        coefficients = torch.tensor(
+            [list(point.coefficients) for point in points], dtype=known.dtype, device=known.device
+        )
+        return torch.einsum("pn,n...->p...", coefficients, known)
 
     def _of_networks(self, states: Sequence[State], inputs: Any) -> Tensor:
         seen = _first_call(self.network, {}, inputs)
@@ -104,8 +106,8 @@ class FirstLayer:
         return all(bool(self._part(state, name).isfinite().all()) for name, _ in self.layer.named_parameters())
 
 
-class _Given(nn.Module):
-    """Gives what it was given."""
+class _Precomputed(nn.Module):
+    """Returns outputs that were computed before."""
 
     outputs: Tensor
 
@@ -118,7 +120,7 @@ class _Given(nn.Module):
 
 
 def _first_call(network: nn.Module, weights: dict[str, Tensor], inputs: Any) -> tuple[nn.Module, Tensor] | None:
-    """The module with weights of its own that is called first, and its input; None if it is of no known kind."""
+    """The first module called that has parameters itself, and its input; None if it is not a linear layer."""
     calls: list[tuple[nn.Module, tuple[Any, ...]]] = []
 
     def note(module: nn.Module, arguments: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The Hessian of a network's loss, as what it makes of a vector: it is never written down."""
+"""Hessian-vector products of the training loss; the matrix is never formed."""
 
 import copy
 import math
@@ -9,29 +9,50 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from swamp.analysis.examples import first_examples
+from swamp.analysis.run_data import first_examples
 from swamp.errors import SwampError, shortened
 from swamp.masks import Mask
 from swamp.training import Seed, State, Task, arrange, batch_to, isolated, refresh
 from swamp.training.layout import arranged_for
 
 Product = Callable[[Tensor], Tensor]
-"""A symmetric matrix A as (count, n) -> (count, n), float64: each row v becomes A v."""
+"""A symmetric matrix A as a function (count, n) -> (count, n) in float64: each row v becomes A v."""
 
 _REFRESH_BATCH = 256
 
 
 class Hessian:
-    """v -> H v for H the second derivative of the mean training loss over the first `examples`, at `weights`.
+    """v -> H v, with H the second derivative of the mean training loss over the first `examples`, at `weights`.
 
-    Vectors are flat, (count, size): the parameters of `layers` one after the other. Examples come in order and without
-    augmentation; dropout is off; batch normalisation uses running statistics made anew at `weights` on about as many
-    examples, and these count as constants. By double backward: the graph of the gradient is made once for all vectors
-    of a call, and each costs one more pass through it. The network computes in its own type; products are summed over
-    examples in float64. The same vectors give the same products, and neither `model` nor the global generators move.
+    Vectors are flat, (count, size): the parameters of `layers`, concatenated. Examples are in order and without
+    augmentation; dropout is off; batch normalisation uses running statistics that are re-estimated at `weights` on
+    about as many examples, and are constants for the derivative. Products use double backward: the graph of the
+    gradient is built once per call, and each vector costs one more backward pass. The network computes in its own
+    data type; products are summed over examples in float64. Neither `model` nor a global random generator is changed.
 
-    Memory: the examples, and for `batch_size` of them the activations about four times.
-    Raises SwampError for a mask or weights that do not fit, and for names that are no parameters.
+    Memory: the examples, and about four times the activations of `batch_size` examples.
+
+    Args:
+        model: the network.
+        task: gives the loss and the training data.
+        weights: where the derivative is taken.
+        mask: marks the active weights, see `active`. The Hessian includes the pruned weights.
+        only: names of the parameters of H, e.g. `mask` for the prunable ones (default: all trainable parameters).
+        examples: number of training examples.
+        batch_size: examples per forward and backward pass.
+
+    Raises:
+        SwampError: the mask or weights do not fit the model, or a name in `only` is not a parameter.
+
+    Example:
+        >>> import torch
+        >>> from swamp.training import Task, TensorData
+        >>> data = TensorData(torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1))
+        >>> task = Task(data, data, loss=torch.nn.functional.mse_loss)
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> hessian = Hessian(model, task, model.state_dict())  # of w^2 (1 + 9) / 2
+        >>> hessian(torch.ones(1, 1)).item()
+        10.0
     """
 
     def __init__(
@@ -45,26 +66,22 @@ class Hessian:
         examples: int = 500,
         batch_size: int = 500,
     ) -> None:
-        """mask: says which weights survive, see `alive`; the Hessian is of all of them, pruned ones included.
-
-        only: names of the parameters that H is about, e.g. `mask` for the prunable ones; None: all that are trained.
-        """
         self.task = task
         self.device = next(model.parameters()).device
         self._noise = Seed(0).at("curvature", "noise")
         with isolated(self._noise, self.device):
-            self.model = _at(model, task, weights, mask, examples)
+            self.model = _model_at(model, task, weights, mask, examples)
             self.batches = [batch_to(b, self.device) for b in first_examples(task.train, examples, batch_size)]
         self.examples = sum(len(targets) for _, targets in self.batches)
-        parameters = _chosen(self.model, only)
+        parameters = _selected(self.model, only)
         self.layers = {name: parameter.numel() for name, parameter in parameters.items()}
         self.size = sum(self.layers.values())
-        self.alive = torch.cat([_alive(mask, *item).flatten() for item in parameters.items()]).to(self.device)
-        """(size,) bool: the survivors. What the mask does not name, such as a bias, is never pruned: it is one."""
+        self.active = torch.cat([_active(mask, *item).flatten() for item in parameters.items()]).to(self.device)
+        """(size,) bool: weights that are not pruned. Parameters without a mask, such as biases, are active."""
         self._tensors = list(parameters.values())
-        # On CPU one pass a vector is the faster way; so is it where a pass fills a GPU by itself.
-        wide = any(parameter.dim() > 2 for parameter in self._tensors)
-        self.batched = self.device.type == "cuda" and not wide
+        # One pass per vector is faster on CPU, and for convolutions, where one pass fills the GPU.
+        convolutional = any(parameter.dim() > 2 for parameter in self._tensors)
+        self.batched = self.device.type == "cuda" and not convolutional
 
     @torch.enable_grad()
     def __call__(self, vectors: Tensor) -> Tensor:
@@ -74,7 +91,7 @@ class Hessian:
             for part, tensor in zip(self.by_layer(vectors), self._tensors, strict=True)
         ]
         total = torch.zeros(vectors.shape, dtype=torch.float64, device=self.device)
-        # The kernel of attention that has second derivatives.
+        # The other attention kernels have no second derivative.
         with isolated(self._noise, self.device), sdpa_kernel(SDPBackend.MATH):
             for inputs, targets in self.batches:
                 loss = self.task.loss(self.task.forward(self.model, arranged_for(self.model, inputs)), targets)
@@ -83,37 +100,37 @@ class Hessian:
         return total
 
     def by_layer(self, vectors: Tensor) -> tuple[Tensor, ...]:
-        """Each layer's part of flat vectors (count, size)."""
+        """Split flat vectors (count, size) into the parts of each layer."""
         return torch.split(vectors, list(self.layers.values()), 1)  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
 
     def _products(self, loss: Tensor, parts: list[Tensor]) -> Iterable[Tensor]:
-        """One batch's H v, flat, for each of the vectors."""
-        slopes = torch.autograd.grad(loss, self._tensors, create_graph=True, materialize_grads=True)
-        # What the loss is linear in has a constant slope, without a graph.
-        curved = [index for index, slope in enumerate(slopes) if slope.requires_grad]
+        """H v of one batch for each vector, flat."""
+        gradients = torch.autograd.grad(loss, self._tensors, create_graph=True, materialize_grads=True)
+        # A parameter that the loss is linear in has a constant gradient, without a graph.
+        curved = [index for index, gradient in enumerate(gradients) if gradient.requires_grad]
         if not curved:
             return torch.zeros(len(parts[0]), self.size, device=self.device)
-        chosen = [slopes[index] for index in curved]
+        chosen = [gradients[index] for index in curved]
         if self.batched:
             try:
-                return self._backward(chosen, [parts[index] for index in curved], together=True)
+                return self._backward(chosen, [parts[index] for index in curved], batched=True)
             except (RuntimeError, ValueError, TypeError):
-                # A network whose gradient cannot be vectorised: from now on one vector after the other.
+                # vmap does not support this network: one vector at a time from now on.
                 self.batched = False
         return (
-            self._backward(chosen, [parts[index][row] for index in curved], together=False)
+            self._backward(chosen, [parts[index][row] for index in curved], batched=False)
             for row in range(len(parts[0]))
         )
 
-    def _backward(self, slopes: Sequence[Tensor], vectors: Sequence[Tensor], *, together: bool) -> Tensor:
-        # Its stub leaves out that an unused tensor has none.
+    def _backward(self, gradients: Sequence[Tensor], vectors: Sequence[Tensor], *, batched: bool) -> Tensor:
+        # The stub omits that the gradient of an unused tensor is None.
         found = cast(
             "Sequence[Tensor | None]",
             torch.autograd.grad(
-                slopes, self._tensors, vectors, retain_graph=True, allow_unused=True, is_grads_batched=together
+                gradients, self._tensors, vectors, retain_graph=True, allow_unused=True, is_grads_batched=batched
             ),
         )
-        leading = vectors[0].shape[:1] if together else ()
+        leading = vectors[0].shape[:1] if batched else ()
         whole = [
             torch.zeros(*leading, tensor.numel(), device=self.device) if part is None else part.reshape(*leading, -1)
             for part, tensor in zip(found, self._tensors, strict=True)
@@ -121,18 +138,18 @@ class Hessian:
         return torch.cat(whole, -1)
 
 
-def restricted(product: Product, kept: Tensor) -> Product:
-    """v -> m * A (m * v), for `kept` m (n,) bool: the block of A where m is true, and zero elsewhere."""
-    return lambda vectors: product(vectors * kept) * kept
+def restricted(product: Product, mask: Tensor) -> Product:
+    """v -> m * A (m * v): the block of A where `mask` m (n,) is true, and zero elsewhere."""
+    return lambda vectors: product(vectors * mask) * mask
 
 
-def _alive(mask: Mask | None, name: str, parameter: Tensor) -> Tensor:
+def _active(mask: Mask | None, name: str, parameter: Tensor) -> Tensor:
     if mask is not None and name in mask:
         return mask[name]
     return torch.ones(parameter.shape, dtype=torch.bool)
 
 
-def _at(model: nn.Module, task: Task, weights: State, mask: Mask | None, examples: int) -> nn.Module:
+def _model_at(model: nn.Module, task: Task, weights: State, mask: Mask | None, examples: int) -> nn.Module:
     if mask is not None:
         mask.check(model)
         mask.require_zeros(weights)
@@ -144,14 +161,14 @@ def _at(model: nn.Module, task: Task, weights: State, mask: Mask | None, example
     return scratch.eval()
 
 
-def _chosen(model: nn.Module, only: Iterable[str] | None) -> dict[str, nn.Parameter]:
+def _selected(model: nn.Module, only: Iterable[str] | None) -> dict[str, nn.Parameter]:
     parameters = dict(model.named_parameters())
     if only is None:
         return {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
     names = set(only)
     if not names or names - set(parameters):
         raise SwampError(
-            f"only={shortened(sorted(names))} must name parameters of {type(model).__name__}: "
+            f"only={shortened(sorted(names))} must contain parameter names of {type(model).__name__}: "
             f"{shortened(list(parameters))}."
         )
     chosen = {name: parameter for name, parameter in parameters.items() if name in names}

@@ -1,196 +1,318 @@
-"""The hull of a cycle's particles: how large it is, and what networks inside it are worth."""
+"""The convex hull of a cycle's particles: its size, loss and error inside it, and the best combination (soup)."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import combinations
+from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import torch
 
-from swamp.analysis.analysis import Settings, Unit, read_analysis
-from swamp.analysis.blend import Blend
-from swamp.analysis.correlation import spearman
-from swamp.analysis.geometry import angles, dimension, distances, listed, products, spectrum
-from swamp.analysis.points import Points, Value
-from swamp.analysis.simplex import Shares, centre, corner, edge, samples, triangle
-from swamp.analysis.soups import greedy, halves, learned
-from swamp.analysis.subject import Subject
+from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, read_analysis
+from swamp.analysis.point_evaluator import PointEvaluator, PointMetrics
+from swamp.analysis.run_data import RunData, first_examples
+from swamp.analysis.weight_space import (
+    LinearCombination,
+    angles,
+    covariance_spectrum,
+    distances,
+    inner_products,
+    participation_ratio,
+    spearman,
+    to_list,
+)
 from swamp.backends import Particle
 from swamp.files import digest
 from swamp.masks import Mask
-from swamp.training import Seed, State
+from swamp.training import BatchList, Data, Seed, State
+from swamp.training.data import Batch, rows_of
 
 SAMPLES = 20
+"""Random points in the hull."""
+GRID_STEPS = 6
+"""Grid steps along a side of a triangle, and along an edge."""
 Record = dict[str, Any]
+Coefficients = tuple[float, ...]
+"""Barycentric coordinates: one per network, not negative, sum 1."""
+Evaluate = Callable[[Sequence[Coefficients]], Sequence[PointMetrics]]
+"""Points of the hull -> loss and error at each."""
+
+_SOUP_ROUNDS, _SOUP_STEP, _SHRINK, _SHRINK_AFTER_GAIN = 7, 0.4, 0.5, 0.8
+_BATCH = 512
 
 
 class Hull:
-    """Networks in the hull of some, each evaluated once: shares -> loss and error."""
+    """Evaluates convex combinations of networks, each combination once."""
 
-    def __init__(self, states: Sequence[State], points: Points) -> None:
-        self.states = [{name: value.to(points.device) for name, value in state.items()} for state in states]
-        self.points = points
-        self.known: dict[Shares, Value] = {}
+    def __init__(self, states: Sequence[State], evaluator: PointEvaluator) -> None:
+        self.states = [{name: value.to(evaluator.device) for name, value in state.items()} for state in states]
+        self.evaluator = evaluator
+        self._known: dict[Coefficients, PointMetrics] = {}
 
-    def __call__(self, places: Sequence[Shares]) -> list[Value]:
-        """The values at `places`, in their order."""
-        new = [place for place in dict.fromkeys(places) if place not in self.known]
-        values = self.points(Blend(self.states, place) for place in new)
-        self.known.update(zip(new, values, strict=True))
-        return [self.known[place] for place in places]
+    def __call__(self, points: Sequence[Coefficients]) -> list[PointMetrics]:
+        """Loss and error at `points`, in order."""
+        new = [point for point in dict.fromkeys(points) if point not in self._known]
+        found = self.evaluator(LinearCombination(self.states, point) for point in new)
+        self._known.update(zip(new, found, strict=True))
+        return [self._known[point] for point in points]
 
 
-def hull(subject: Subject, settings: Settings) -> Iterator[Unit]:
-    """Do particles span a hull, how large is it, and is its middle better than its corners?"""
-    found: dict[int, Record] = {}
-    for index in subject.with_particles():
-        yield Unit(hull_key(index), partial(_remembered, subject, settings, index, found))
-    # Later cycles would change it, and what is written is not written again.
-    if subject.cycles == len(subject.config.plan.schedule()):
-        yield Unit("hull/all", partial(_of_all, subject, settings, found))
+def extreme_point(index: int, count: int) -> Coefficients:
+    """Network `index` alone: an extreme point of the hull."""
+    return tuple(float(n == index) for n in range(count))
+
+
+def centroid(count: int, of: Sequence[int] | None = None) -> Coefficients:
+    """Equal coefficients for all networks, or for those in `of`."""
+    chosen = range(count) if of is None else of
+    return tuple(1 / len(chosen) if n in chosen else 0.0 for n in range(count))
+
+
+def dirichlet_samples(samples: int, count: int, seed: Seed, concentration: float = 1.0) -> list[Coefficients]:
+    """Random points of the hull: uniform at a concentration of 1, nearer to the extreme points below 1."""
+    drawn = np.random.default_rng(seed.number()).dirichlet([concentration] * count, samples)
+    return [tuple(row) for row in drawn.tolist()]
+
+
+def edge(i: int, j: int, count: int) -> list[Coefficients]:
+    """Inner points from network i to network j: at 1/3, 1/2 and 2/3, which are points of `triangle_grid` too."""
+    return [
+        _grid_point(count, {i: GRID_STEPS - k, j: k}) for k in range(GRID_STEPS // 3, GRID_STEPS - GRID_STEPS // 3 + 1)
+    ]
+
+
+def triangle_grid(count: int) -> list[Coefficients]:
+    """A grid over the triangle of the first three networks, sides included."""
+    rows = ((a, b) for a in range(GRID_STEPS, -1, -1) for b in range(GRID_STEPS - a, -1, -1))
+    return [_grid_point(count, {0: a, 1: b, 2: GRID_STEPS - a - b}) for a, b in rows]
+
+
+def _grid_point(count: int, steps: dict[int, int]) -> Coefficients:
+    return tuple(steps.get(n, 0) / GRID_STEPS for n in range(count))
+
+
+def hull_tasks(run: RunData, settings: AnalysisSettings) -> Iterator[AnalysisTask]:
+    """Do particles span a hull, how large is it, and is its centre better than its extreme points?"""
+    computed: dict[int, Record] = {}
+    for index in run.cycles_with_particles():
+        yield AnalysisTask(hull_key(index), partial(_hull_and_remember, run, settings, index, computed))
+    # Later cycles would change this record, and records are not computed again.
+    if run.cycles == len(run.config.plan.schedule()):
+        yield AnalysisTask("hull/all", partial(_over_cycles, run, settings, computed))
 
 
 def hull_key(cycle: int) -> str:
-    """The name of a cycle's unit."""
+    """Key of the task of a cycle."""
     return f"hull/cycle-{cycle:02d}"
 
 
-def hull_of_cycle(subject: Subject, index: int, settings: Settings) -> Record:
-    """The record of one cycle. Raises SwampError where fewer than two of its particles were kept."""
-    particles = subject.require_particles(index)
-    mask = subject.cycle(index).mask
+def hull_of_cycle(run: RunData, index: int, settings: AnalysisSettings) -> Record:
+    """The record of one cycle.
+
+    Raises:
+        SwampError: fewer than two particles of the cycle are on disk.
+    """
+    particles = run.require_particles(index)
+    mask = run.cycle(index).mask
     states = [particle.weights for particle in particles]
-    task = subject.task
-    whole = Hull(states, Points(subject.model, task, examples=settings.examples))
-    worth = values_of(whole, Seed(settings.seed).at("hull", index))
+    whole = Hull(states, PointEvaluator(run.model, run.task, examples=settings.examples))
+    inside = evaluate_hull(whole, Seed(settings.seed).at("hull", index))
     return {
         "cycle": index,
         "sparsity": mask.sparsity,
         "particles": len(states),
-        "data": "training" if task.validation is None else "validation",
+        "data": run.held_out_split,
         **size_of(states, mask),
-        **seen_from_start(subject, index, particles, mask),
-        **worth,
-        "soups": soups_of(subject, states, settings),
+        **seen_from_start(run, index, particles, mask),
+        **inside,
+        "soups": compare_soups(run, states, settings),
     }
 
 
 def size_of(states: Sequence[State], mask: Mask) -> Record:
-    """Distances between networks and from their mean, over the prunable weights, and the spread of both."""
+    """Distances between networks and to their mean, over the prunable weights, and the spectrum of their covariance."""
     count = len(states)
-    inner = products(states, _wide_mean(states, mask), mask)
-    values = spectrum(inner)
-    apart = distances(inner)
+    products = inner_products(states, _mean_in_float64(states, mask), mask)
+    spectrum = covariance_spectrum(products)
+    apart = distances(products)
     return {
-        "distances": listed(apart),
+        "distances": to_list(apart),
         "mean_distance": float(apart.sum()) / (count * (count - 1)),
-        "radius": float(inner.diagonal().max().sqrt()),
-        "spectrum": values,
-        "dimension": dimension(values),
+        "radius": float(products.diagonal().max().sqrt()),
+        "spectrum": spectrum,
+        "dimension": participation_ratio(spectrum),
     }
 
 
-def seen_from_start(subject: Subject, index: int, particles: Sequence[Particle], mask: Mask) -> Record:
-    """Distances and angles (degrees) from where the particles started, pruned by the mask.
+def seen_from_start(run: RunData, index: int, particles: Sequence[Particle], mask: Mask) -> Record:
+    """Distances and angles (degrees) of the particles from their common start, pruned by the mask.
 
-    "start" names it: the ticket, the initial weights, or the model of an earlier cycle; all are null where what the
-    particles came from is not in the run.
+    "start" is its name: the ticket, the initial weights, or the model of an earlier cycle. All values are None if the
+    start is not in the run directory.
     """
-    start = _start(subject, index, particles[0].ticket)
+    start = _start(run, index, particles[0].ticket)
     if start is None:
         return {"start": None, "angles": None, "to_ticket": None}
     name, weights = start
-    pruned = {key: weights[key].cpu() * alive.to(weights[key].dtype).cpu() for key, alive in mask.items()}
+    pruned = {key: weights[key].cpu() * active.to(weights[key].dtype).cpu() for key, active in mask.items()}
     states = [particle.weights for particle in particles]
-    inner = products([*states, _wide_mean(states, mask)], pruned, mask)
-    lengths = listed(inner.diagonal().sqrt())
+    products = inner_products([*states, _mean_in_float64(states, mask)], pruned, mask)
+    lengths = to_list(products.diagonal().sqrt())
     return {
         "start": name,
-        "angles": listed(angles(inner[:-1, :-1])),
+        "angles": to_list(angles(products[:-1, :-1])),
         "to_ticket": {"particles": lengths[:-1], "mean": lengths[-1]},
     }
 
 
-def values_of(whole: Hull, seed: Seed) -> Record:
-    """Loss and error at the corners, the mean, random points, along the edges and over the first triangle."""
+def evaluate_hull(whole: Hull, seed: Seed) -> Record:
+    """Loss and error at the extreme points, the mean, random points, on the edges and over the first triangle."""
     count = len(whole.states)
     pairs = list(combinations(range(count), 2))
-    corners = [corner(n, count) for n in range(count)]
-    drawn = samples(SAMPLES, count, seed)
+    extremes = [extreme_point(n, count) for n in range(count)]
+    drawn = dirichlet_samples(SAMPLES, count, seed)
     edges = [edge(i, j, count) for i, j in pairs]
-    grid = triangle(count) if count > 2 else []
-    # One call, so that as many as can be are evaluated at once.
-    whole([*corners, centre(count), *drawn, *(place for side in edges for place in side), *grid])
-    ends, (mean,) = whole(corners), whole([centre(count)])
+    grid = triangle_grid(count) if count > 2 else []
+    # One call evaluates as many points at once as possible; the calls below read its results.
+    whole([*extremes, centroid(count), *drawn, *(point for side in edges for point in side), *grid])
+    ends, (mean,) = whole(extremes), whole([centroid(count)])
     return {
-        "corners": [_plain(value) for value in ends],
-        "mean": _plain(mean),
-        "samples": [{"weights": list(at), **_plain(value)} for at, value in zip(drawn, whole(drawn), strict=True)],
+        "extreme_points": [_as_record(metrics) for metrics in ends],
+        "mean": _as_record(mean),
+        "samples": [
+            {"coefficients": list(at), **_as_record(metrics)} for at, metrics in zip(drawn, whole(drawn), strict=True)
+        ],
         "edges": [
-            {"between": [i, j], "shares": [place[j] for place in side], **_columns(whole(side))}
+            {"between": [i, j], "coefficients": [point[j] for point in side], **_as_columns(whole(side))}
             for (i, j), side in zip(pairs, edges, strict=True)
         ],
-        "triangle": {"weights": [list(place[:3]) for place in grid], **_columns(whole(grid))} if grid else None,
-        "gain": sum(value.error for value in ends) / count - mean.error,
-        "loss_gain": sum(value.loss for value in ends) / count - mean.loss,
+        "triangle": {"coefficients": [list(p[:3]) for p in grid], **_as_columns(whole(grid))} if grid else None,
+        **gain_of_mean(ends, mean),
     }
 
 
-def soups_of(subject: Subject, states: Sequence[State], settings: Settings) -> Record:
-    """Which soup is best: chosen on one half of the examples, all of them compared on the other.
+def gain_of_mean(particles: Sequence[PointMetrics], mean: PointMetrics) -> Record:
+    """Average error, and loss, of the particles minus that of their mean: positive if averaging helps."""
+    count = len(particles)
+    return {
+        "gain": sum(metrics.error for metrics in particles) / count - mean.error,
+        "loss_gain": sum(metrics.loss for metrics in particles) / count - mean.loss,
+    }
 
-    "best": the particle of least error on the first half, the control of all soups.
+
+def compare_soups(run: RunData, states: Sequence[State], settings: AnalysisSettings) -> Record:
+    """Mean, greedy soup, learned soup and best particle: chosen on one half of the examples, compared on the other.
+
+    "best" is the particle with the lowest error on the first half, the control for all soups.
     """
     count = len(states)
-    parts = halves(subject.task.held_out, settings.examples)
+    parts = halves(run.task.held_out, settings.examples)
     choosing, comparing = (
-        Hull(states, Points(subject.model, subject.task, part, examples=len(part))) for part in parts
+        Hull(states, PointEvaluator(run.model, run.task, part, examples=len(part))) for part in parts
     )
-    alone = choosing([corner(n, count) for n in range(count)])
+    alone = choosing([extreme_point(n, count) for n in range(count)])
     best = min(range(count), key=lambda n: alone[n].error)
-    taken, shares = greedy(choosing, count), learned(choosing, count)
-    places = [centre(count), corner(best, count), centre(count, taken), shares]
-    mean, single, chosen, found = map(_plain, comparing(places))
+    taken, coefficients = greedy_soup(choosing, count), learned_soup(choosing, count)
+    points = [centroid(count), extreme_point(best, count), centroid(count, taken), coefficients]
+    mean, single, greedy, learned = map(_as_record, comparing(points))
     return {
         "chosen_on": len(parts[0]),
         "compared_on": len(parts[1]),
         "mean": mean,
         "best": {"particle": best, **single},
-        "greedy": {"taken": list(taken), **chosen},
-        "learned": {"weights": list(shares), **found},
+        "greedy": {"taken": list(taken), **greedy},
+        "learned": {"coefficients": list(coefficients), **learned},
     }
 
 
-def _remembered(subject: Subject, settings: Settings, index: int, found: dict[int, Record]) -> Record:
-    found[index] = hull_of_cycle(subject, index, settings)
-    return found[index]
+def halves(data: Data, examples: int) -> tuple[BatchList, BatchList]:
+    """The even and the odd ones of the first `examples`, in memory, as inputs of the model."""
+    parts: tuple[list[Batch], list[Batch]] = [], []
+    for inputs, targets in first_examples(data, examples, _BATCH):
+        for first, part in enumerate(parts):
+            rows = slice(first, None, 2)
+            if first < len(targets):
+                part.append((rows_of(inputs, rows), targets[rows]))
+    return BatchList(parts[0]), BatchList(parts[1])
 
 
-def _of_all(subject: Subject, settings: Settings, found: dict[int, Record]) -> Record:
-    """Rank correlations over the cycles; what an earlier session computed is read back."""
+def greedy_soup(evaluate: Evaluate, count: int) -> tuple[int, ...]:
+    """Networks in a greedy soup, best first: a network is added if the error does not rise (Wortsman et al. 2022)."""
+    alone = evaluate([extreme_point(n, count) for n in range(count)])
+    order = sorted(range(count), key=lambda n: alone[n].error)
+    taken, lowest = [order[0]], alone[order[0]].error
+    for candidate in order[1:]:
+        (found,) = evaluate([centroid(count, [*taken, candidate])])
+        if found.error <= lowest:
+            taken, lowest = [*taken, candidate], found.error
+    return tuple(taken)
+
+
+def learned_soup(evaluate: Evaluate, count: int) -> Coefficients:
+    """Coefficients with the lowest loss found by pattern search; not worse than the mean or any network alone.
+
+    The search starts at the best of the mean and the networks. Each round tries a larger and a smaller coefficient for
+    each network and takes the best point if its loss is lower. The step is multiplied by 0.8 after a gain and by 0.5
+    otherwise. Losses that are not finite are never chosen. Evaluates 1 + 15 * count points.
+    """
+    start = [centroid(count), *(extreme_point(n, count) for n in range(count))]
+    best, lowest = _lowest_loss(evaluate, start)
+    step = _SOUP_STEP
+    for _ in range(_SOUP_ROUNDS):
+        candidates = [_moved(best, n, by) for n in range(count) for by in (step, -2 * step)]
+        found, loss = _lowest_loss(evaluate, candidates)
+        improved = loss < lowest
+        if improved:
+            best, lowest = found, loss
+        step *= _SHRINK_AFTER_GAIN if improved else _SHRINK
+    return best
+
+
+def _lowest_loss(evaluate: Evaluate, points: Sequence[Coefficients]) -> tuple[Coefficients, float]:
+    losses = [metrics.loss if math.isfinite(metrics.loss) else math.inf for metrics in evaluate(points)]
+    return min(zip(points, losses, strict=True), key=itemgetter(1))
+
+
+def _moved(coefficients: Coefficients, network: int, by: float) -> Coefficients:
+    """Move by the fraction `by` towards one network; if negative, scale its coefficient by 1 + by and renormalise."""
+    if by > 0:
+        return tuple((1 - by) * value + by * (n == network) for n, value in enumerate(coefficients))
+    scaled = tuple(value * (1 + by * (n == network)) for n, value in enumerate(coefficients))
+    return tuple(value / sum(scaled) for value in scaled)
+
+
+def _hull_and_remember(run: RunData, settings: AnalysisSettings, index: int, computed: dict[int, Record]) -> Record:
+    computed[index] = hull_of_cycle(run, index, settings)
+    return computed[index]
+
+
+def _over_cycles(run: RunData, settings: AnalysisSettings, computed: dict[int, Record]) -> Record:
+    """Rank correlations over the cycles; records of earlier sessions are read from disk."""
     written = {
         record["cycle"]: record
-        for record in read_analysis(subject.directory)
+        for record in read_analysis(run.directory)
         if record["settings"] == settings.__dict__ and record["key"] == hull_key(record.get("cycle", -1))
     }
-    known: Mapping[int, Mapping[str, Any]] = {**written, **found}
-    indices = list(subject.with_particles())
-    return size_and_gain([known[i] if i in known else hull_of_cycle(subject, i, settings) for i in indices])
+    known: Mapping[int, Mapping[str, Any]] = {**written, **computed}
+    indices = list(run.cycles_with_particles())
+    return size_and_gain([known[i] if i in known else hull_of_cycle(run, i, settings) for i in indices])
 
 
 def size_and_gain(records: Sequence[Mapping[str, Any]]) -> Record:
-    """Spearman correlations over cycles of the hull's size with what averaging gains; null below three cycles.
+    """Spearman correlations over cycles between the size of the hull and the gain of averaging.
 
-    Sparsity moves both, so that it stands beside them: a size that tells no more than it does explains nothing.
+    None for fewer than three cycles. Both depend on sparsity, so its correlation is included: a size that correlates
+    no more than sparsity does explains nothing.
     """
     if not records:
         reason = "no cycle has two particles on disk: run with --keep particles and --particles 2 or more."
-        return {"cycles": 0, "left_out": reason}
+        return {"cycles": 0, "skipped": reason}
 
-    def related(size: str, gain: str) -> float | None:
+    def correlation(size: str, gain: str) -> float | None:
         pairs = [(line[size], line[gain]) for line in records]
-        # A number that is not finite is null once it was written.
+        # A number that was not finite is None after reading it from disk.
         pairs = [pair for pair in pairs if None not in pair and all(map(math.isfinite, pair))]
         if len(pairs) < 3:
             return None
@@ -199,31 +321,31 @@ def size_and_gain(records: Sequence[Mapping[str, Any]]) -> Record:
     sizes = ("radius", "mean_distance", "dimension", "sparsity")
     return {
         "cycles": len(records),
-        **{gain: {size: related(size, gain) for size in sizes} for gain in ("gain", "loss_gain")},
+        **{gain: {size: correlation(size, gain) for size in sizes} for gain in ("gain", "loss_gain")},
     }
 
 
-def _start(subject: Subject, index: int, wanted: str) -> tuple[str, State] | None:
-    """The weights of this id, with their name: what the particles of cycle `index` were trained from."""
-    if subject.ticket is not None and subject.ticket.id == wanted:
-        return "ticket", subject.ticket.weights
-    initial = subject.model.state_dict()
-    if digest(initial) == wanted:
+def _start(run: RunData, index: int, digest_of_start: str) -> tuple[str, State] | None:
+    """Name and weights of the state with this digest, from which the particles of cycle `index` were trained."""
+    if run.ticket is not None and run.ticket.id == digest_of_start:
+        return "ticket", run.ticket.weights
+    initial = run.model.state_dict()
+    if digest(initial) == digest_of_start:
         return "initial", initial
     for earlier in dict.fromkeys((index - 1, 0)):
-        if 0 <= earlier < index and digest(weights := subject.cycle(earlier).weights) == wanted:
+        if 0 <= earlier < index and digest(weights := run.cycle(earlier).weights) == digest_of_start:
             return f"cycle {earlier}", weights
     return None
 
 
-def _wide_mean(states: Sequence[State], mask: Mask) -> State:
-    # In float64: distances from the mean that is deployed, which is rounded, would not be the particles' own.
+def _mean_in_float64(states: Sequence[State], mask: Mask) -> State:
+    # The stored mean is rounded: distances from it would differ from the distances from the exact mean.
     return {name: torch.stack([state[name].double() for state in states]).mean(0) for name in mask}
 
 
-def _plain(value: Value) -> Record:
-    return {"loss": value.loss, "error": value.error}
+def _as_record(metrics: PointMetrics) -> Record:
+    return {"loss": metrics.loss, "error": metrics.error}
 
 
-def _columns(values: Sequence[Value]) -> Record:
-    return {"loss": [value.loss for value in values], "error": [value.error for value in values]}
+def _as_columns(metrics: Sequence[PointMetrics]) -> Record:
+    return {"loss": [one.loss for one in metrics], "error": [one.error for one in metrics]}

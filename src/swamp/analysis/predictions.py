@@ -1,176 +1,237 @@
-"""What particles, their mean and their ensemble predict: where they differ, how sure they are, how much they stand."""
+"""Predictions of particles, mean and ensemble: disagreement, calibration, and accuracy on corrupted inputs."""
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from swamp.analysis.analysis import Settings, Unit, spread
-from swamp.analysis.corrupt import CORRUPTIONS, corrupted, why_not
-from swamp.analysis.examples import first_examples
-from swamp.analysis.geometry import listed
-from swamp.analysis.subject import Subject
+from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, first_middle_last
+from swamp.analysis.run_data import RunData, first_examples
+from swamp.analysis.weight_space import to_list
+from swamp.errors import unknown
 from swamp.runs import read_weights
 from swamp.training import BatchList, Data, Seed, State, Task, predict, refresh
-from swamp.training.task import accuracy, ece, nll
+from swamp.training.data import Batch
+from swamp.training.task import accuracy, ece, mean_probability, nll
 
 Record = dict[str, Any]
+CORRUPTIONS: Mapping[str, tuple[float, ...]] = {
+    "noise": (0.25, 0.5, 1.0, 2.0),
+    "blur": (3, 5, 7),
+    "contrast": (0.25, 0.5, 0.75),
+}
+"""Kind -> severities: Gaussian noise in standard deviations of the inputs; width of a box blur in pixels or samples;
+fraction of the contrast that is removed."""
 _REFRESH_BATCH, _BATCH = 256, 1000
 
 
-def predictions(subject: Subject, settings: Settings) -> Iterator[Unit]:
-    """Do the particles err on different examples, and is their mean as good, sure and robust as their ensemble?"""
-    asked = Examples(subject.task.held_out, settings)
-    for index in range(subject.cycles):
-        yield Unit(f"predictions/cycle-{index:02d}", partial(predictions_of_cycle, subject, index, asked))
+def prediction_tasks(run: RunData, settings: AnalysisSettings) -> Iterator[AnalysisTask]:
+    """Do particles err on different examples, and is their mean as accurate and robust as their ensemble?"""
+    inputs = EvaluationInputs(run.task.held_out, settings)
+    for index in range(run.cycles):
+        yield AnalysisTask(f"predictions/cycle-{index:02d}", partial(predictions_of_cycle, run, index, inputs))
 
 
-class Examples:
-    """What all models are asked: the first examples of `data`, plain and corrupted, made once and held in memory."""
+class EvaluationInputs:
+    """The first examples of `data`, plain and corrupted; created once and held in memory for all models."""
 
-    def __init__(self, data: Data, settings: Settings) -> None:
-        self.many, self.seed = settings.examples, Seed(settings.seed)
+    def __init__(self, data: Data, settings: AnalysisSettings) -> None:
+        self.examples, self.seed = settings.examples, Seed(settings.seed)
         self._data = data
 
     @cached_property
     def plain(self) -> BatchList:
-        """As the network takes them."""
-        return BatchList(first_examples(self._data, self.many, _BATCH))
+        """Examples as inputs of the network."""
+        return BatchList(first_examples(self._data, self.examples, _BATCH))
 
     @cached_property
     def corrupted(self) -> dict[str, dict[float, BatchList]]:
-        """Kind -> strength -> examples."""
+        """Kind -> severity -> examples."""
         return {
-            kind: {strength: corrupted(self.plain, kind, strength, self.seed) for strength in strengths}
-            for kind, strengths in CORRUPTIONS.items()
+            kind: {severity: corrupt(self.plain, kind, severity, self.seed) for severity in severities}
+            for kind, severities in CORRUPTIONS.items()
         }
 
 
-def predictions_of_cycle(subject: Subject, index: int, asked: Examples) -> Record:
-    """The record of one cycle. Particles that were not kept are left out, and what needs them is null or empty.
+def predictions_of_cycle(run: RunData, index: int, inputs: EvaluationInputs) -> Record:
+    """The record of one cycle. If particles are not on disk, the values that need them are None or empty.
 
-    The particles of an ensemble's run are its members, whose weights have no mean worth the name.
+    For an ensemble, the particles are the members; a mean of their weights is not evaluated.
     """
-    task = subject.task
-    record: Record = {
-        "cycle": index,
-        "sparsity": subject.cycle(index).sparsity,
-        "data": "training" if task.validation is None else "validation",
-    }
-    mean, particles = models(subject, index, asked.many)
-    reason = _no_classes(task, mean or particles[0], asked.plain)
+    record: Record = {"cycle": index, "sparsity": run.cycle(index).sparsity, "data": run.held_out_split}
+    mean, particles = models_of_cycle(run, index, inputs.examples)
+    reason = _not_a_classification(run.task, mean or particles[0], inputs.plain)
     if reason:
-        return {**record, "left_out": reason}
+        return {**record, "skipped": reason}
+    expensive = index in first_middle_last(run.cycles)
     return {
         **record,
-        **compared(mean, particles, task, asked.plain),
-        "corruptions": robustness(mean, particles, task, asked) if index in spread(subject.cycles) else None,
+        **compare_predictions(mean, particles, run.task, inputs.plain),
+        "corruptions": robustness(mean, particles, run.task, inputs) if expensive else None,
     }
 
 
-def models(subject: Subject, index: int, examples: int) -> tuple[nn.Module | None, list[nn.Module]]:
-    """The mean (None of an ensemble) and the particles of a cycle, ready to predict.
+def models_of_cycle(run: RunData, index: int, examples: int) -> tuple[nn.Module | None, list[nn.Module]]:
+    """The mean (None for an ensemble) and the particles of a cycle, ready to predict.
 
-    Averages all get their normalisation statistics alike, from about as many training `examples`; weights that were
-    not averaged keep those they were trained with.
+    Averaged weights get batch normalisation statistics from about `examples` training examples. Weights that are not
+    an average keep the statistics of their training.
     """
-    task, method = subject.task, subject.config.plan.setting
+    task = run.task
 
     def ready(weights: State, averaged: bool) -> nn.Module:
-        model = copy.deepcopy(subject.model)
+        model = copy.deepcopy(run.model)
         model.load_state_dict(dict(weights))
         if averaged:
             batches = math.ceil(examples / _REFRESH_BATCH)
             refresh(model, task.train, forward=task.forward, batch_size=_REFRESH_BATCH, batches=batches)
         return model
 
-    if method.ensemble:
-        members = range(len(subject.cycle(index).particles))
-        return None, [ready(read_weights(subject.directory.member(k), index), False) for k in members]
-    particles = subject.particles(index)
-    weights = subject.cycle(index).weights
-    # A greedy soup, or the best particle, may be one of them: it is then no more of an average than that one is.
-    same = [particle for particle in particles if _same_weights(subject.model, particle.weights, weights)]
-    averaged = same[0].averaged > 1 if same else bool(particles)
+    if run.config.plan.setting.ensemble:
+        members = range(len(run.cycle(index).particles))
+        return None, [ready(read_weights(run.directory.member(k), index), False) for k in members]
+    particles = run.particles(index)
+    weights = run.cycle(index).weights
+    # The best particle, or a greedy soup of one, is averaged only if that particle is.
+    equal = [particle for particle in particles if _equal_parameters(run.model, particle.weights, weights)]
+    averaged = equal[0].averaged > 1 if equal else bool(particles)
     return ready(weights, averaged), [ready(particle.weights, particle.averaged > 1) for particle in particles]
 
 
-def compared(mean: nn.Module | None, particles: Sequence[nn.Module], task: Task, data: Data) -> Record:
-    """Accuracy, likelihood and calibration of each, and how often their predictions differ."""
-    found = [predict(model, task, data) for model in ([] if mean is None else [mean]) + list(particles)]
-    targets = found[0][1]
-    own = None if mean is None else found[0][0]
-    outputs = [logits for logits, _ in found[0 if mean is None else 1 :]]
-    together = ensemble_outputs(outputs) if outputs else None
+def compare_predictions(mean: nn.Module | None, particles: Sequence[nn.Module], task: Task, data: Data) -> Record:
+    """Accuracy, likelihood and calibration of each model, and how often their predictions differ."""
+    models = particles if mean is None else [mean, *particles]
+    predicted = [predict(model, task, data) for model in models]
+    targets = predicted[0][1]
+    of_mean = None if mean is None else predicted[0][0]
+    outputs = [logits for logits, _ in predicted[0 if mean is None else 1 :]]
+    ensemble = mean_probability(outputs) if outputs else None
     agreement = None
-    if own is not None and together is not None:
-        agreement = float((own.argmax(-1) == together.argmax(-1)).double().mean())
+    if of_mean is not None and ensemble is not None:
+        agreement = float((of_mean.argmax(-1) == ensemble.argmax(-1)).double().mean())
     return {
-        "disagreement": listed(disagreement(outputs)) if outputs else [],
-        "mean": None if own is None else scores(own, targets),
-        "particles": [scores(logits, targets) for logits in outputs],
-        "ensemble": None if together is None else scores(together, targets),
+        "disagreement": to_list(disagreement(outputs)) if outputs else [],
+        "mean": None if of_mean is None else classification_metrics(of_mean, targets),
+        "particles": [classification_metrics(logits, targets) for logits in outputs],
+        "ensemble": None if ensemble is None else classification_metrics(ensemble, targets),
         "agreement_of_mean_with_ensemble": agreement,
     }
 
 
-def scores(outputs: Tensor, targets: Tensor) -> dict[str, float]:
+def classification_metrics(outputs: Tensor, targets: Tensor) -> dict[str, float]:
     """Accuracy, negative log likelihood (nats) and expected calibration error of outputs (example, class)."""
     return {"accuracy": accuracy(outputs, targets), "nll": nll(outputs, targets), "ece": ece(outputs, targets)}
 
 
-def ensemble_outputs(outputs: Sequence[Tensor]) -> Tensor:
-    """Log of the mean of the probabilities."""
-    return torch.stack([logits.double().softmax(-1) for logits in outputs]).mean(0).log()
-
-
 def disagreement(outputs: Sequence[Tensor]) -> Tensor:
-    """Share of the examples for which each two predict different classes (model, model)."""
+    """Fraction of the examples for which two models predict different classes (model, model)."""
     predicted = torch.stack([logits.argmax(-1).reshape(-1) for logits in outputs])
     return (predicted[:, None] != predicted[None, :]).double().mean(-1).cpu()
 
 
-def robustness(mean: nn.Module | None, particles: Sequence[nn.Module], task: Task, asked: Examples) -> Record:
-    """Accuracy on corrupted inputs, for each kind and strength: of the mean, the average particle and the ensemble.
+def robustness(mean: nn.Module | None, particles: Sequence[nn.Module], task: Task, inputs: EvaluationInputs) -> Record:
+    """Accuracy on corrupted inputs of the mean, the average particle and the ensemble, by kind and severity.
 
-    "left_out" says why, where inputs cannot be corrupted.
+    "skipped" gives the reason if the inputs cannot be corrupted.
     """
-    reason = why_not(next(iter(asked.plain.in_order(_BATCH)))[0])
+    reason = unsupported_reason(next(iter(inputs.plain.in_order(_BATCH)))[0])
     if reason:
-        return {"left_out": reason}
+        return {"skipped": reason}
     return {
         kind: [
-            {"strength": strength, **_accuracies(compared(mean, particles, task, data))}
-            for strength, data in strengths.items()
+            {"severity": severity, **_accuracies(compare_predictions(mean, particles, task, data))}
+            for severity, data in severities.items()
         ]
-        for kind, strengths in asked.corrupted.items()
+        for kind, severities in inputs.corrupted.items()
     }
 
 
-def _same_weights(model: nn.Module, a: State, b: State) -> bool:
+def unsupported_reason(inputs: Any) -> str | None:
+    """Why a batch of inputs cannot be corrupted; None if it can."""
+    if isinstance(inputs, Mapping):
+        names = ", ".join(map(str, cast("Mapping[str, Any]", inputs)))
+        return f"the inputs are a mapping ({names}), not images or signals."
+    if not inputs.is_floating_point():
+        return f"the inputs are {inputs.dtype}; noise needs floating point."
+    if not 2 <= inputs.dim() <= 4:
+        return f"an example of shape {tuple(inputs.shape[1:])} is not a signal (1-d) or an image (2-d, 3-d)."
+    return None
+
+
+def corrupt(data: BatchList, kind: str, severity: float, seed: Seed) -> BatchList:
+    """The examples with corrupted inputs. Noise of different severities differs only in scale.
+
+    Raises:
+        SwampError: `kind` is not in CORRUPTIONS.
+    """
+    batches = list(data.in_order(1))
+    if kind == "noise":
+        scale = severity * standard_deviation([inputs for inputs, _ in batches])
+        generators = (seed.at("noise", number).generator() for number in range(len(batches)))
+        return BatchList([(add_noise(x, scale, g), y) for (x, y), g in zip(batches, generators, strict=True)])
+    if kind not in _DETERMINISTIC:
+        raise unknown("corruption", kind, CORRUPTIONS)
+    change = _DETERMINISTIC[kind]
+    changed: list[Batch] = [(change(inputs, severity), targets) for inputs, targets in batches]
+    return BatchList(changed)
+
+
+def add_noise(inputs: Tensor, scale: float, generator: torch.Generator) -> Tensor:
+    """Inputs plus white noise with standard deviation `scale`, drawn on the CPU: equal on every device."""
+    noise = torch.randn(inputs.shape, generator=generator, dtype=torch.float32)
+    return inputs + scale * noise.to(inputs)
+
+
+def box_blur(inputs: Tensor, width: float) -> Tensor:
+    """Mean over `width` (odd) neighbours along the last axis, for images the last two; edges are repeated."""
+    reach = int(width) // 2
+    for axis in (-1,) if inputs.dim() == 2 else (-1, -2):
+        positions = torch.arange(inputs.shape[axis], device=inputs.device)
+        shifted = [(positions + step).clamp(0, len(positions) - 1) for step in range(-reach, reach + 1)]
+        inputs = torch.stack([inputs.index_select(axis, index) for index in shifted]).mean(0)
+    return inputs
+
+
+def reduce_contrast(inputs: Tensor, fraction: float) -> Tensor:
+    """Each example moved by `fraction` of the way to its mean."""
+    mean = inputs.mean(tuple(range(1, inputs.dim())), keepdim=True)
+    return torch.lerp(inputs, mean.expand_as(inputs), fraction)
+
+
+def standard_deviation(parts: list[Tensor]) -> float:
+    """Standard deviation of all numbers in all parts, about their common mean."""
+    count = sum(part.numel() for part in parts)
+    mean = sum(float(part.double().sum()) for part in parts) / count
+    return (sum(float((part.double() - mean).square().sum()) for part in parts) / count) ** 0.5
+
+
+_DETERMINISTIC: Mapping[str, Callable[[Tensor, float], Tensor]] = {"blur": box_blur, "contrast": reduce_contrast}
+
+
+def _equal_parameters(model: nn.Module, a: State, b: State) -> bool:
     return all(torch.equal(a[name], b[name]) for name, _ in model.named_parameters())
 
 
 def _accuracies(found: Mapping[str, Any]) -> Record:
-    alone = [one["accuracy"] for one in found["particles"]]
+    particles = [one["accuracy"] for one in found["particles"]]
     return {
         "mean": found["mean"] and found["mean"]["accuracy"],
-        "particle": sum(alone) / len(alone) if alone else None,
+        "particle": sum(particles) / len(particles) if particles else None,
         "ensemble": found["ensemble"] and found["ensemble"]["accuracy"],
     }
 
 
-def _no_classes(task: Task, model: nn.Module, data: BatchList) -> str | None:
-    """Why predictions cannot be compared as classes; None where they can."""
+def _not_a_classification(task: Task, model: nn.Module, data: BatchList) -> str | None:
+    """Why predictions cannot be compared as classes; None if they can."""
     outputs, targets = predict(model, task, BatchList(list(islice(data.in_order(_BATCH), 1))))
     if outputs.dim() == 2 and targets.dim() == 1 and not targets.is_floating_point():
         return None
     return (
-        f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)} ({targets.dtype}) are no "
-        "classification of examples: (example, class) and integers (example,) are."
+        f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)} ({targets.dtype}) are "
+        "not a classification of examples: outputs (example, class) and integer targets (example,) are needed."
     )

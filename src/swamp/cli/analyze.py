@@ -13,31 +13,31 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from swamp.analysis import ANALYSES, Settings, Subject, Unit, analyze, read_analysis
+from swamp.analysis import ANALYSES, AnalysisSettings, AnalysisTask, RunData, analyze, read_analysis
 from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
 from swamp.errors import Interrupted, SwampError, unknown
 
 
 @dataclass(frozen=True)
 class AnalyzeArgs:
-    """Look into a run: barriers, curvature, the hull of its particles and more. What was computed is not done again.
+    """Analyse a run: barriers, curvature, hull of the particles and more. Results are stored and not computed again.
 
-    swamp analyze runs/x                             everything, cheap analyses first
-    swamp analyze runs/x --only connectivity hull    these alone (see swamp list analyses)
+    swamp analyze runs/x                           everything, cheap analyses first
+    swamp analyze runs/x --only barriers hull      only these (see swamp list analyses)
     """
 
     run: tyro.conf.Positional[Path]
-    """Run directory; it may still be going on: finished cycles are looked into."""
+    """Run directory; the run may be in progress: its finished cycles are analysed."""
     only: tuple[str, ...] = ()
     """Names of analyses (default: all)."""
     examples: int = 2000
-    """Examples that losses and errors are taken on, at most."""
+    """Maximum number of examples that losses and errors are measured on."""
     curvature_examples: int = 500
-    """Training examples that curvature is taken on, at most (of `examples`); it costs as many times more."""
-    corners: int = 1
-    """Particles that curvature is taken at in the first, middle and last cycle; at their mean it is in each."""
+    """Maximum number of training examples for curvature (at most --examples); the cost is proportional to it."""
+    curvature_particles: int = 1
+    """Particles whose curvature is measured in the first, middle and last cycle. The mean is measured in each cycle."""
     points: int = 30
-    """Points of a segment between two models."""
+    """Number of points on a segment between two models."""
     json: bool = False
     """Print one JSON object on standard output and nothing else there."""
     quiet: bool = False
@@ -47,91 +47,91 @@ class AnalyzeArgs:
 def analyze_command(arguments: Sequence[str]) -> None:
     """swamp analyze RUN."""
     given = parse(AnalyzeArgs, "swamp analyze", arguments)
-    for name, least in {"examples": 2, "curvature_examples": 2, "corners": 0, "points": 2}.items():
-        if getattr(given, name) < least:
-            raise SwampError(f"{name} must be {least} or more, got {getattr(given, name)}.")
-    work, stop, began = _Work.of(given), Event(), time.monotonic()
+    for name, minimum in {"examples": 2, "curvature_examples": 2, "curvature_particles": 0, "points": 2}.items():
+        if getattr(given, name) < minimum:
+            raise SwampError(f"{name} must be {minimum} or more, got {getattr(given, name)}.")
+    session, stop, started = _Session.of(given), Event(), time.monotonic()
     with stoppable(stop):
         try:
-            work.through(stop)
+            session.run_all(stop)
         except KeyboardInterrupt:
             stop.set()
         if stop.is_set():
             again = shlex.join(["swamp", "analyze", *arguments])
-            raise Interrupted(f"stopped after {work.over} of {len(work.units)} units. To go on: {again}")
+            raise Interrupted(f"stopped after {session.finished} of {len(session.tasks)} tasks. To continue: {again}")
     if given.json:
-        done = {"made": work.made, "kept": work.kept, "skipped": work.skipped}
-        print_json({"run": str(given.run), **done, "seconds": time.monotonic() - began})
+        counts = {"computed": session.computed, "kept": session.kept, "skipped": session.skipped}
+        print_json({"run": str(given.run), **counts, "seconds": time.monotonic() - started})
         return
-    before = f", {work.kept} were there before" if work.kept else ""
-    Out.print(f"{work.made} analysed{before}, {len(work.skipped)} skipped.", highlight=False)
-    Out.print(f"See them: swamp report {shlex.quote(str(given.run))} -o report.html", soft_wrap=True, highlight=False)
+    before = f", {session.kept} read from disk" if session.kept else ""
+    Out.print(f"{session.computed} computed{before}, {len(session.skipped)} skipped.", highlight=False)
+    Out.print(f"Show them: swamp report {shlex.quote(str(given.run))} -o report.html", soft_wrap=True, highlight=False)
 
 
 @dataclass
-class _Work:
-    """The units of the chosen analyses, and what became of them so far."""
+class _Session:
+    """The tasks of the chosen analyses, and how many are finished."""
 
-    subject: Subject
-    settings: Settings
-    units: list[tuple[str, Unit]]
+    run: RunData
+    settings: AnalysisSettings
+    tasks: list[tuple[str, AnalysisTask]]
     console: Console
     quiet: bool
-    made: int = 0
+    computed: int = 0
     kept: int = 0
     skipped: dict[str, str] = field(default_factory=dict[str, str])
 
     @classmethod
-    def of(cls, given: AnalyzeArgs) -> "_Work":
+    def of(cls, given: AnalyzeArgs) -> "_Session":
         for name in given.only:
             if name not in ANALYSES:
                 raise unknown("analysis", name, ANALYSES)
-        settings = Settings(given.examples, given.curvature_examples, given.corners, given.points)
+        settings = AnalysisSettings(given.examples, given.curvature_examples, given.curvature_particles, given.points)
         quiet = given.quiet or (given.json and not Err.is_terminal)
-        work = cls(Subject.open(given.run), settings, [], Err if given.json else Out, quiet)
-        # In the library's order, whatever that of --only: cheap ones first.
+        session = cls(RunData.open(given.run), settings, [], Err if given.json else Out, quiet)
+        # In the order of ANALYSES, not of --only: cheap ones first.
         for name in (name for name in ANALYSES if name in (given.only or ANALYSES)):
             try:
-                work.units += [(name, unit) for unit in ANALYSES[name](work.subject, settings)]
+                session.tasks += [(name, task) for task in ANALYSES[name](session.run, settings)]
             except SwampError as error:
-                work.skip(name, error)
-        return work
+                session.skip(name, error)
+        return session
 
     @property
-    def over(self) -> int:
-        return self.made + self.kept + sum(unit.key in self.skipped for _, unit in self.units)
+    def finished(self) -> int:
+        return self.computed + self.kept + sum(task.key in self.skipped for _, task in self.tasks)
 
-    def through(self, stop: Event) -> None:
-        """Do unit after unit until all are done or `stop` is set."""
-        records = read_analysis(self.subject.directory)
-        there = {record["key"] for record in records if record["settings"] == self.settings.__dict__}
+    def run_all(self, stop: Event) -> None:
+        """Run the tasks in order until all are finished or `stop` is set."""
+        records = read_analysis(self.run.directory)
+        stored = {record["key"] for record in records if record["settings"] == self.settings.__dict__}
         shown = nullcontext() if self.quiet or not self.console.is_terminal else _bar(self.console)
         with shown as bar:
-            task = bar.add_task("", total=len(self.units)) if bar else None
-            for name, unit in self.units:
+            line = bar.add_task("", total=len(self.tasks)) if bar else None
+            for name, task in self.tasks:
                 if stop.is_set():
                     return
-                if bar and task is not None:
-                    bar.update(task, description=unit.key)
-                self._do(name, unit, unit.key in there)
-                if bar and task is not None:
-                    bar.advance(task)
+                if bar and line is not None:
+                    bar.update(line, description=task.key)
+                self._run_one(name, task, task.key in stored)
+                if bar and line is not None:
+                    bar.advance(line)
 
-    def _do(self, name: str, unit: Unit, before: bool) -> None:
-        def alone(*_: object) -> list[Unit]:
-            return [unit]
+    def _run_one(self, name: str, task: AnalysisTask, stored: bool) -> None:
+        def only_this(*_: object) -> list[AnalysisTask]:
+            return [task]
 
-        began = time.monotonic()
+        started = time.monotonic()
         try:
-            # One unit at a time, so that one that cannot be computed takes no other with it.
-            for _ in analyze(self.subject, {name: alone}, self.settings):
+            # One task per call: a task that fails does not stop the others.
+            for _ in analyze(self.run, {name: only_this}, self.settings):
                 pass
         except SwampError as error:
-            self.skip(unit.key, error)
+            self.skip(task.key, error)
             return
-        self.kept, self.made = self.kept + before, self.made + (not before)
-        if not (before or self.quiet or self.console.is_terminal):
-            self.console.print(f"{unit.key}  {time.monotonic() - began:.1f} s", soft_wrap=True, highlight=False)
+        self.kept, self.computed = self.kept + stored, self.computed + (not stored)
+        if not (stored or self.quiet or self.console.is_terminal):
+            self.console.print(f"{task.key}  {time.monotonic() - started:.1f} s", soft_wrap=True, highlight=False)
 
     def skip(self, key: str, error: SwampError) -> None:
         self.skipped[key] = str(error)
@@ -140,7 +140,7 @@ class _Work:
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.2g} units/s" if task.speed else "")
+        return Text(f"{task.speed:.2g} tasks/s" if task.speed else "")
 
 
 def _bar(console: Console) -> Progress:

@@ -11,8 +11,7 @@ from typing import Any
 import tyro
 
 from swamp.algorithms import method_named
-from swamp.analysis import Pair, Side, cross
-from swamp.analysis.cross import densities, pairs
+from swamp.analysis import MaskSource, MaskTraining, cross_train, mask_trainings, shared_densities
 from swamp.cli.compare import runs_of
 from swamp.cli.progress import Live, Quiet
 from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
@@ -21,29 +20,29 @@ from swamp.errors import Interrupted, SwampError
 
 @dataclass(frozen=True)
 class CrossArgs:
-    """Is it the mask, or how it was trained? Train the masks of runs by each other's training, from their ticket.
+    """Mask or training? Train the masks of each run with the training of each other run, from their common ticket.
 
-    swamp cross runs/imp-0 runs/swamp-0              two runs of one seed: a table of two masks by two trainings
+    swamp cross runs/imp-0 runs/swamp-0              two runs with one seed: a table of two masks by two trainings
 
-    swamp cross runs/* --sparsities 0.9 0.98         all seeds there are, paired; a study's folder is taken too
+    swamp cross runs/* --sparsities 0.9 0.98         several seeds, paired; the folder of a study also works
 
-    swamp cross STUDY --methods imp swamp            two methods of a study of many
+    swamp cross STUDY --methods imp swamp            two methods of a study
 
-    Runs of a seed must share the very ticket. A run's masks with its own training are its own cycles, and are read;
-    the others are trained now, each with the batch orders that the run has whose training it is. What is finished is
-    not trained again: after an interruption, the same command goes on.
+    Runs with the same seed must have the same ticket. Masks with the training of their own run are read from that run;
+    the other combinations are trained now, with the batch orders of the run whose training is used. Finished cycles
+    are not trained again: after an interruption, repeat the command to continue.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run directories, two or more of each seed; or a study's folder."""
+    """Run directories, two or more per seed; or the folder of a study."""
     out: Path = Path("cross")
-    """Folder for cross.json, .md, .png, .svg, and for what is trained."""
+    """Folder for cross.json, .md, .png, .svg, and for the trained cycles."""
     methods: tuple[str, ...] = ()
-    """Only the runs of these methods (default: all)."""
+    """Use only the runs of these methods (default: all)."""
     sparsities: tuple[float, ...] = ()
-    """Only these sparsities, as fractions of the prunable weights (default: all above 0 that runs of a seed share)."""
+    """Sparsities, as fractions of the prunable weights (default: all above 0 that the runs of a seed share)."""
     metric: str = ""
-    """Any that the runs measured (default: accuracy, or the first they have)."""
+    """A metric of the runs (default: accuracy, or their first metric)."""
     json: bool = False
     """Print one JSON object on standard output and nothing else there."""
     quiet: bool = False
@@ -54,12 +53,12 @@ def cross_command(arguments: Sequence[str]) -> None:
     """swamp cross RUN RUN..."""
     given = parse(CrossArgs, "swamp cross", arguments)
     if not given.runs:
-        raise SwampError("no run was given. Name two or more of one seed, e.g.: swamp cross runs/imp-0 runs/swamp-0")
+        raise SwampError("no run was given. Give two or more with one seed, e.g.: swamp cross runs/imp-0 runs/swamp-0")
     from swamp.report import MaskByTraining, print_table, write_finding
 
     command = shlex.join(["swamp", "cross", *arguments])
     metric, labels, runs = _labelled(given)
-    rows = densities(runs, given.sparsities)
+    rows = shared_densities(runs, given.sparsities)
     cells = _trained(given, runs, rows, command)
     crossed = MaskByTraining.of(cells, labels, rows, metric)
     written = [str(path) for path in write_finding(crossed, given.out, "cross", command)]
@@ -71,8 +70,8 @@ def cross_command(arguments: Sequence[str]) -> None:
     Out.print(f"written: {' '.join(written)}", soft_wrap=True, highlight=False)
 
 
-def _labelled(given: CrossArgs) -> tuple[str, list[str], dict[int, dict[str, Side]]]:
-    """The metric, the labels (imp first), and the runs: seed -> label -> run, of seeds that have two or more."""
+def _labelled(given: CrossArgs) -> tuple[str, list[str], dict[int, dict[str, MaskSource]]]:
+    """The metric, the labels (imp first), and seed -> label -> run, for seeds with two or more runs."""
     from swamp.report import label_runs, metric_of, read_run
 
     for name in given.methods:
@@ -90,39 +89,39 @@ def _labelled(given: CrossArgs) -> tuple[str, list[str], dict[int, dict[str, Sid
     several = {seed: paths for seed, paths in found.items() if len(paths) > 1}
     if not several:
         raise SwampError(
-            f"no seed has two runs among these ({len(runs)} runs of {', '.join(order) or 'no method'}). Give two or "
-            "more runs of each seed that differ in how they train: --method imp and --method swamp, say."
+            f"no seed has two runs ({len(runs)} runs of {', '.join(order) or 'no method'} were given). Give two or "
+            "more runs per seed that differ in their training, e.g. --method imp and --method swamp."
         )
     order = [label for label in order if any(label in paths for paths in several.values())]
-    sides = {seed: {label: Side.open(path) for label, path in paths.items()} for seed, paths in several.items()}
-    return metric, order, sides
+    sources = {seed: {label: MaskSource.open(path) for label, path in paths.items()} for seed, paths in several.items()}
+    return metric, order, sources
 
 
 def _trained(
-    given: CrossArgs, runs: Mapping[int, Mapping[str, Side]], rows: Sequence[float], command: str
+    given: CrossArgs, runs: Mapping[int, Mapping[str, MaskSource]], rows: Sequence[float], command: str
 ) -> list[dict[str, Any]]:
-    """All cells, with progress and signals."""
-    todo, stop = pairs(runs, rows), Event()
+    """Train all combinations, with progress and signal handling; return the cells of the table."""
+    jobs, stop = mask_trainings(runs, rows), Event()
     console = Err if given.json else Out
     quiet = given.quiet or (given.json and not Err.is_terminal)
-    begun: list[Pair] = []
+    started: list[MaskTraining] = []
     with stoppable(stop), ExitStack() as shown:
         reporter = Quiet() if quiet else shown.enter_context(Live(console))
 
-        def tell(pair: Pair) -> None:
-            left = sum(other.seconds for other in todo[len(begun) :]) / 60
-            begun.append(pair)
+        def on_start(job: MaskTraining) -> None:
+            minutes = sum(other.seconds for other in jobs[len(started) :]) / 60
+            started.append(job)
             if not quiet:
-                what = f"masks of {pair.masks}, trained by {pair.training}, seed {pair.seed}"
+                what = f"masks of {job.masks}, training of {job.training}, seed {job.seed}"
                 console.print(
-                    f"\n{len(begun)} of {len(todo)}: {what} (about {left:.1f} min left, less what is there already)",
+                    f"\n{len(started)} of {len(jobs)}: {what} (at most about {minutes:.1f} min left)",
                     soft_wrap=True,
                     highlight=False,
                     markup=False,
                 )
-            reporter.started(len(pair.cycles))
+            reporter.started(len(job.cycles))
 
         try:
-            return cross(runs, rows, given.out, reporter, stop, tell)
+            return cross_train(runs, rows, given.out, reporter, stop, on_start)
         except Interrupted as error:
-            raise Interrupted(f"{error} Go on with: {command}") from error
+            raise Interrupted(f"{error} To continue: {command}") from error

@@ -14,7 +14,7 @@ import tyro
 from rich.table import Table
 from torch import Tensor, nn
 
-from swamp.analysis import Subject
+from swamp.analysis import RunData
 from swamp.cli.session import Err, Out, parse, print_json, warnings_to
 from swamp.errors import SwampError, unknown
 from swamp.files import write_atomic
@@ -66,7 +66,7 @@ def export_command(arguments: Sequence[str]) -> None:
     if given.compact and name not in ("onnx", "pt2"):
         raise SwampError(f"--compact changes the shapes of weights, which onnx and pt2 can hold and {given.to} cannot.")
     with warnings_to(Err):
-        subject = Subject.open(given.run)
+        subject = RunData.open(given.run)
         program, apart = _program(subject, given.cycle)
         write, ending, _ = FORMATS[name]
         out = given.out or given.run / f"export{ending}"
@@ -91,7 +91,7 @@ def export_command(arguments: Sequence[str]) -> None:
         Out.print(f"Measure it: swamp benchmark {shlex.quote(str(out))}", soft_wrap=True, highlight=False)
 
 
-def _program(subject: Subject, index: int) -> tuple[Program, float]:
+def _program(subject: RunData, index: int) -> tuple[Program, float]:
     """The program of a cycle's network, and by how much its outputs differ from the network's."""
     if not -subject.cycles <= index < subject.cycles:
         raise SwampError(f"{subject.directory.path} has {subject.cycles} finished cycles; there is no cycle {index}.")

@@ -8,8 +8,7 @@ from pathlib import Path
 import tyro
 
 from swamp.algorithms import method_named
-from swamp.analysis import Side, overlaps
-from swamp.analysis.cross import densities
+from swamp.analysis import MaskSource, compare_masks, shared_densities
 from swamp.cli.compare import runs_of
 from swamp.cli.session import Out, parse, print_json
 from swamp.errors import SwampError
@@ -17,20 +16,20 @@ from swamp.errors import SwampError
 
 @dataclass(frozen=True)
 class MasksArgs:
-    """Do runs find the same masks? Overlap, beside chance, and signs of every two runs, whole and by layer.
+    """Compare the masks of every two runs: overlap, its expectation for random masks, and equal signs, also by layer.
 
-    swamp masks runs/imp-* runs/swamp-*              methods and seeds beside each other
+    swamp masks runs/imp-* runs/swamp-*              several methods and seeds
     swamp masks STUDY --methods imp swamp            two methods of a study
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run directories, or a study's folder."""
+    """Run directories, or the folder of a study."""
     out: Path = Path("masks")
     """Folder for masks.json, .md, .png and .svg."""
     methods: tuple[str, ...] = ()
-    """Only the runs of these methods (default: all)."""
+    """Use only the runs of these methods (default: all)."""
     sparsities: tuple[float, ...] = ()
-    """Only these sparsities, as fractions of the prunable weights (default: all above 0 that all runs share)."""
+    """Sparsities, as fractions of the prunable weights (default: all above 0 that all runs share)."""
     json: bool = False
     """Print one JSON object on standard output and nothing else there."""
 
@@ -39,7 +38,7 @@ def masks_command(arguments: Sequence[str]) -> None:
     """swamp masks RUN RUN..."""
     given = parse(MasksArgs, "swamp masks", arguments)
     if not given.runs:
-        raise SwampError("no run was given. Name two or more, e.g.: swamp masks runs/imp-0 runs/swamp-0")
+        raise SwampError("no run was given. Give two or more, e.g.: swamp masks runs/imp-0 runs/swamp-0")
     from swamp.report import MaskOverlaps, label_runs, print_table, read_run, write_finding
 
     for name in given.methods:
@@ -47,11 +46,12 @@ def masks_command(arguments: Sequence[str]) -> None:
     runs = [read_run(path) for path in runs_of(given.runs)]
     runs = [run for run in runs if not given.methods or run.config["method"] in given.methods]
     if len(runs) < 2:
-        raise SwampError(f"two runs or more are needed to compare their masks, and there is {len(runs)}.")
+        raise SwampError(f"comparing masks needs two runs or more, got {len(runs)}.")
     labels, _ = label_runs(runs)
-    sides = {(label, int(run.config["seed"])): Side.open(run.path) for label, run in zip(labels, runs, strict=True)}
-    rows = densities({0: {f"{label} {seed}": side for (label, seed), side in sides.items()}}, given.sparsities)
-    found = MaskOverlaps(tuple(overlaps(sides, rows)), rows)
+    sources = {(label, int(r.config["seed"])): MaskSource.open(r.path) for label, r in zip(labels, runs, strict=True)}
+    named = {f"{label} {seed}": source for (label, seed), source in sources.items()}
+    rows = shared_densities({0: named}, given.sparsities)
+    found = MaskOverlaps(tuple(compare_masks(sources, rows)), rows)
     command = shlex.join(["swamp", "masks", *arguments])
     written = [str(path) for path in write_finding(found, given.out, "masks", command)]
     if given.json:

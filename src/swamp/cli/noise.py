@@ -12,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from swamp.analysis import SOURCES, NoiseSettings, Sources, Subject, Unit, analyze
+from swamp.analysis import FACTORS, AblationSettings, AnalysisTask, ParticleAblation, RunData, analyze
 from swamp.cli.progress import Live, Quiet
 from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
 from swamp.errors import Interrupted, SwampError, unknown
@@ -20,31 +20,31 @@ from swamp.errors import Interrupted, SwampError, unknown
 
 @dataclass(frozen=True)
 class NoiseArgs:
-    """What makes particles differ, and which of it pays? Train particles that differ in one thing at a time.
+    """Which difference between particles makes averaging work? Train particles that differ in one factor at a time.
 
-    swamp noise runs/x                               all sources, at the last cycle
-    swamp noise runs/x --cycle 3 --only order rate   these alone
+    swamp noise runs/x                               all factors, at the last cycle
+    swamp noise runs/x --cycle 3 --only order rate   only these factors
 
-    Particles of one cycle are trained again from its ticket on its mask, by the run's own training, and differ in
+    Particles of one cycle are trained again from its ticket on its mask, with the training of the run. They differ in
     nothing (a control: their distance must be 0), the order of batches, augmentation, dropout, the learning rate,
-    a last layer initialised anew, or in all that differs in a run. Results stay in the run directory, and are not made
-    twice; each source costs as much training as a cycle with so many particles.
+    a newly initialised last layer, or in everything that differs in a run. Results are stored in the run directory and
+    not computed again. Each factor costs as much training as a cycle with --particles particles.
     """
 
     run: tyro.conf.Positional[Path]
     """Run directory."""
     cycle: int = -1
-    """Which cycle's mask (default: the last finished one)."""
+    """The cycle whose mask is used (default: the last finished cycle)."""
     only: tuple[str, ...] = ()
-    """Sources: none, order, augmentation, dropout, rate, head, all (default: every one)."""
+    """Factors: none, order, augmentation, dropout, rate, head, all (default: every factor)."""
     particles: int = 4
-    """Particles of each source."""
-    spread: float = 0.1
-    """Learning rates go from 1 - spread to 1 + spread times the run's own."""
+    """Particles per factor."""
+    lr_spread: float = 0.1
+    """Learning rates lie between 1 - lr_spread and 1 + lr_spread times the learning rate of the run."""
     examples: int = 2000
-    """Examples that losses and errors are taken on, at most."""
+    """Maximum number of examples that losses and errors are measured on."""
     points: int = 30
-    """Points of the segment between two particles."""
+    """Number of points on the segment between two particles."""
     json: bool = False
     """Print one JSON object on standard output and nothing else there."""
     quiet: bool = False
@@ -55,73 +55,69 @@ def noise_command(arguments: Sequence[str]) -> None:
     """swamp noise RUN."""
     given = parse(NoiseArgs, "swamp noise", arguments)
     for name in given.only:
-        if name not in SOURCES:
-            raise unknown("source", name, SOURCES)
+        if name not in FACTORS:
+            raise unknown("factor", name, FACTORS)
     for name in ("examples", "points"):
         if getattr(given, name) < 2:
             raise SwampError(f"{name} must be 2 or more, got {getattr(given, name)}.")
-    settings = NoiseSettings(
-        examples=given.examples, points=given.points, particles=given.particles, spread=given.spread
+    settings = AblationSettings(
+        examples=given.examples, points=given.points, particles=given.particles, lr_spread=given.lr_spread
     )
     records = _records(given, settings, shlex.join(["swamp", "noise", *arguments]))
-    none = next((record for record in records if record["source"] == "none"), None)
-    if none and not none.get("identical"):
+    control = next((record for record in records if record["factor"] == "none"), None)
+    if control and not control.get("identical"):
         Err.print(
-            "[yellow]warning:[/yellow] two trainings that differ in nothing ended apart: arithmetic is not repeatable "
-            "here, and distances like theirs say nothing.",
+            "[yellow]warning:[/yellow] two identical trainings ended with different weights: training is not "
+            "deterministic here, and distances of this size have no meaning.",
             soft_wrap=True,
         )
     if given.json:
-        print_json({"run": str(given.run), "sources": {record["source"]: record for record in records}})
+        print_json({"run": str(given.run), "factors": {record["factor"]: record for record in records}})
         return
     _print(given, records)
 
 
-def _records(given: NoiseArgs, settings: NoiseSettings, command: str) -> list[Mapping[str, Any]]:
-    """Of all sources, with progress and signals."""
+def _records(given: NoiseArgs, settings: AblationSettings, command: str) -> list[Mapping[str, Any]]:
+    """Compute the records of all factors, with progress and signal handling."""
     quiet = given.quiet or (given.json and not Err.is_terminal)
     stop, found = Event(), list[Mapping[str, Any]]()
     console = Err if given.json else Out
     with stoppable(stop), ExitStack() as shown:
         reporter = Quiet() if quiet else shown.enter_context(Live(console))
-        subject = Subject.open(given.run)
-        cycle = subject.cycles - 1 if given.cycle == -1 else given.cycle
-        units = [*Sources(subject, cycle, settings, reporter, stop).units([n for n in SOURCES if n in _named(given)])]
+        run = RunData.open(given.run)
+        cycle = run.cycles - 1 if given.cycle == -1 else given.cycle
+        factors = [factor for factor in FACTORS if factor in (given.only or FACTORS)]
+        tasks = [*ParticleAblation(run, cycle, settings, reporter, stop).tasks(factors)]
         try:
-            for done, unit in enumerate(units):
-                reporter.part(done, len(units), "sources")
-                began = time.monotonic()
-                # One at a time, so that what is finished is written whatever becomes of the next.
-                found += analyze(subject, {"noise": partial(_alone, unit)}, settings)
+            for done, task in enumerate(tasks):
+                reporter.part(done, len(tasks), "factors")
+                started = time.monotonic()
+                # One task per call: its record is written before the next task starts.
+                found += analyze(run, {"noise": partial(_only, task)}, settings)
                 if not (quiet or console.is_terminal):
-                    console.print(f"{unit.key}  {time.monotonic() - began:.1f} s", soft_wrap=True, highlight=False)
+                    console.print(f"{task.key}  {time.monotonic() - started:.1f} s", soft_wrap=True, highlight=False)
         except Interrupted as error:
-            done = f"{len(found)} of {len(units)} sources are done"
-            raise Interrupted(f"{error} {done}. Go on with: {command}") from error
+            done = f"{len(found)} of {len(tasks)} factors are done"
+            raise Interrupted(f"{error} {done}. To continue: {command}") from error
     return found
 
 
-def _named(given: NoiseArgs) -> Sequence[str]:
-    return given.only or [*SOURCES]
-
-
-def _alone(unit: Unit, *_: object) -> list[Unit]:
-    return [unit]
+def _only(task: AnalysisTask, *_: object) -> list[AnalysisTask]:
+    return [task]
 
 
 def _print(given: NoiseArgs, records: Sequence[Mapping[str, Any]]) -> None:
     from swamp.report import noise_table, print_table
 
-    made = [record for record in records if "skipped" not in record]
+    computed = [record for record in records if "skipped" not in record]
     for record in records:
         if "skipped" in record:
-            Out.print(f"{record['source']}: left out, {escaped(record['skipped'])}.", highlight=False, soft_wrap=True)
-    if not made:
+            Out.print(f"{record['factor']}: skipped, {escaped(record['skipped'])}.", highlight=False, soft_wrap=True)
+    if not computed:
         return
-    title = f"Cycle {made[0]['cycle']}, {100 * made[0]['sparsity']:.2f} % sparse: particles that differ in one thing"
-    below = (
-        f"Errors are of {made[0]['data']} data; the gain is the particles' mean error minus the error of their mean."
-    )
-    print_table(noise_table(title, made, below), Out)
+    first = computed[0]
+    title = f"Cycle {first['cycle']}, {100 * first['sparsity']:.2f} % sparse: particles that differ in one factor"
+    below = f"Errors are of {first['data']} data; the gain is the particles' mean error minus the error of their mean."
+    print_table(noise_table(title, computed, below), Out)
     picture = f"swamp figure {shlex.quote(str(given.run))} --which noise -o noise.pdf"
-    Out.print(f"Draw it: {picture}", soft_wrap=True, highlight=False)
+    Out.print(f"Draw a figure: {picture}", soft_wrap=True, highlight=False)

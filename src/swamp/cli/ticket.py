@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from swamp.algorithms import backend_of
-from swamp.analysis import Found, Instability, Trial, Trials, search
+from swamp.analysis import InstabilityAnalysis, RewindSearchResult, RewindTrial, TrialLog, search_rewind_step
 from swamp.backends import Silent
 from swamp.cli.run import recipe_or_config
 from swamp.cli.session import Err, Out, parse, print_json, stoppable
@@ -25,39 +25,40 @@ from swamp.training import Snapshot
 
 @dataclass(frozen=True)
 class TicketArgs:
-    """Find the earliest stable ticket: how long to train before copies that see other batches stay connected.
+    """Find the earliest stable ticket: the number of training steps after which copies stay linearly connected.
 
-    swamp ticket RECIPE                              at the sparsity that the recipe ends with
+    swamp ticket RECIPE                              at the final sparsity of the recipe
 
-    swamp ticket RECIPE --at 0.5                     at another sparsity; --at 0: dense, the hardest
+    swamp ticket RECIPE --at-sparsity 0.5            at another sparsity; 0: dense, which needs the latest ticket
 
     swamp ticket RECIPE --out found.json             ... then: swamp run --config found.json
 
-    Averaging helps only where particles end in one valley. Whether they do is decided by the ticket's step T0: trained
-    from too early a ticket, two copies that differ in batch order alone are parted by a barrier of error (instability,
-    Frankle et al. 2020), and their mean is worse than each. For each T0 tried, a dense network is trained from it and
+    Averaging helps only if the particles end in one basin, which depends on the ticket's step T0. With a T0 that is too
+    early, two copies that differ only in batch order are separated by an error barrier (instability analysis, Frankle
+    et al. 2020), and their mean is worse than each copy. For each T0, a dense network is trained from the ticket and
     pruned by magnitude, two copies are trained on that mask, and the error between them is measured on held-out data.
-    Trials are kept (--trials): stopped or killed, the same command goes on with the next one.
-    T0 is found by bisection, which assumes that a stable ticket stays stable later; the result is tried once more with
-    other batch orders, and a quarter of it, which must be unstable. Each T0 costs three trainings (dense: two).
+    Trials are stored (--trials): after an interruption, repeat the command to continue.
+    T0 is found by bisection, which assumes that a ticket stays stable after its first stable step. The result is
+    verified with other batch orders: at T0, and at T0 / 4, which must be unstable. Each T0 costs three trainings
+    (dense: two).
 
-    Sparse copies need a later ticket the denser they are: one found at the last sparsity may fail at the first ones.
-    All options of swamp run hold. The defaults shown below are those of the recipe named first.
+    Denser copies need a later ticket: a ticket found at the final sparsity may be unstable at the first sparsities.
+    All options of swamp run are available. The defaults shown below are those of the given recipe.
     """
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
-    at: float | None = None
-    """Sparsity to look at, as a fraction of the prunable weights (default: that of the last cycle; 0: dense)."""
+    at_sparsity: float | None = None
+    """Sparsity of the copies, as a fraction of the prunable weights (default: of the last cycle; 0: dense)."""
     threshold: float = 0.02
-    """Error barrier below which copies count as connected; 0.02 is 2 points (Frankle 2020)."""
+    """Error barrier below which copies count as connected; 0.02 is 2 points (Frankle et al. 2020)."""
     latest_epochs: float | None = None
-    """The latest ticket to try (default: half of the training)."""
+    """The latest ticket to try, in epochs (default: half of the training)."""
     resolution: float = 0.1
-    """How exact, as a share of T0; 0: to the step, which the noise of a single pair of copies does not deserve."""
+    """Precision as a fraction of T0. 0: exact to one step, although the noise of one pair of copies is larger."""
     trials: Path | None = None
-    """Where trials are kept, and barrier.svg, the picture of them (default: tickets/ and a name)."""
+    """Folder for the trials and their figure, barrier.svg (default: a folder in tickets/)."""
     out: Path | None = None
-    """Write the configuration with this ticket, for swamp run --config."""
+    """Write the configuration with the ticket found to this file, for swamp run --config."""
     json: bool = False
     """Print one JSON object on standard output and nothing else there."""
     quiet: bool = False
@@ -69,12 +70,12 @@ def ticket_command(arguments: Sequence[str]) -> None:
     default, rest = recipe_or_config(arguments)
     given = parse(TicketArgs, "swamp ticket", rest, TicketArgs(default))
     if given.out is not None and given.out.exists():
-        raise SwampError(f"{given.out} exists already. Choose another --out, or delete it.")
+        raise SwampError(f"{given.out} already exists. Choose another --out, or delete it.")
     stop = Event()
     with stoppable(stop), executing(given.config):
         instability = _instability(given, stop)
         trials = _trials(given, instability)
-        found = _searched(given, instability, trials)
+        found = _search(given, instability, trials)
     picture = trials.folder / "barrier.svg"
     draw(instability_figure(list(trials), instability.per_epoch, given.threshold), picture, "svg")
     done: dict[str, Any] = _summary(given, instability, found) | {"picture": str(picture)}
@@ -85,46 +86,46 @@ def ticket_command(arguments: Sequence[str]) -> None:
     if found.steps is None:
         raise SwampError(
             f"no ticket up to step {found.trials[0].steps} ({done['trials'][0]['epochs']:.3g} epochs) is stable at "
-            f"sparsity {instability.sparsity:.4g}. Try later ones (--latest-epochs), a higher sparsity (--at), or a "
-            "gentler training (--lr, --warmup)."
+            f"sparsity {instability.sparsity:.4g}. Try later tickets (--latest-epochs), a higher sparsity "
+            "(--at-sparsity), or a lower learning rate or longer warm-up (--lr, --warmup)."
         )
     if not given.json:
         _print(given, instability, found, found.steps, picture)
 
 
-def _instability(given: TicketArgs, stop: Event) -> Instability:
+def _instability(given: TicketArgs, stop: Event) -> InstabilityAnalysis:
     problem, model = prepare(given.config)
     plan = given.config.plan
     task = problem.task.to(next(model.parameters()).device)
     backend = backend_of(given.config.backend, model, task, plan)
-    sparsity = 1 - plan.schedule().densities[-1] if given.at is None else given.at
-    return Instability(model, task, plan, given.config.training, backend, sparsity, progress=_Stopping(stop))
+    sparsity = 1 - plan.schedule().densities[-1] if given.at_sparsity is None else given.at_sparsity
+    return InstabilityAnalysis(model, task, plan, given.config.training, backend, sparsity, progress=_Stopping(stop))
 
 
-def _trials(given: TicketArgs, instability: Instability) -> Trials:
-    # Whatever ticket the recipe has, it is not asked about.
-    asked = _with_ticket(given.config, 0.0)
+def _trials(given: TicketArgs, instability: InstabilityAnalysis) -> TrialLog:
+    # Searches that differ only in the ticket of the recipe have the same trials.
+    config = _with_ticket(given.config, 0.0)
     sparsity = f"{instability.sparsity:.6g}"
-    folder = given.trials or Path("tickets") / f"{asked.name()}-at-{sparsity}"
-    return Trials(folder, {"configuration": asked.digest(), "sparsity": sparsity})
+    folder = given.trials or Path("tickets") / f"{config.name()}-at-{sparsity}"
+    return TrialLog(folder, {"configuration": config.digest(), "sparsity": sparsity})
 
 
-def _searched(given: TicketArgs, instability: Instability, trials: Trials) -> Found:
+def _search(given: TicketArgs, instability: InstabilityAnalysis, trials: TrialLog) -> RewindSearchResult:
     latest = (
         instability.last // 2 if given.latest_epochs is None else round(given.latest_epochs * instability.per_epoch)
     )
     if not 0 <= latest <= instability.last:
         raise SwampError(
-            f"the latest ticket lies after step {latest}, and the training ends after {instability.last}. "
+            f"the latest ticket would be at step {latest}, but training ends at step {instability.last}. "
             f"Give --latest-epochs between 0 and {instability.last / instability.per_epoch:g}."
         )
     console = Err if given.json else Out
     shown = not given.quiet
 
-    def tell(trial: Trial) -> None:
+    def on_trial(trial: RewindTrial) -> None:
         trials.add(trial)
-        verdict = "stable" if trial.barrier < given.threshold else "a barrier"
-        again = "  (again, other batch orders)" if trial.repeat else ""
+        verdict = "stable" if trial.barrier < given.threshold else "unstable"
+        again = "  (verification, other batch orders)" if trial.repeat else ""
         if shown:
             console.print(
                 f"ticket after {trial.steps:6d} steps ({trial.steps / instability.per_epoch:7.2f} epochs): "
@@ -136,15 +137,17 @@ def _searched(given: TicketArgs, instability: Instability, trials: Trials) -> Fo
     working = console.status("training copies") if shown and console.is_terminal else nullcontext()
     with working:
         measure = partial(trials.barrier, instability.barrier_at)
-        return search(measure, latest, threshold=given.threshold, resolution=given.resolution, tell=tell)
+        return search_rewind_step(
+            measure, latest, threshold=given.threshold, resolution=given.resolution, on_trial=on_trial
+        )
 
 
-def _summary(given: TicketArgs, instability: Instability, found: Found) -> dict[str, Any]:
+def _summary(given: TicketArgs, instability: InstabilityAnalysis, found: RewindSearchResult) -> dict[str, Any]:
     stable = found.steps is not None
     return {
         "steps": found.steps,
         "epochs": found.steps / instability.per_epoch if found.steps is not None else None,
-        "holds": found.holds,
+        "confirmed": found.confirmed,
         "sparsity": instability.sparsity,
         "threshold": given.threshold,
         "per_epoch": instability.per_epoch,
@@ -154,7 +157,9 @@ def _summary(given: TicketArgs, instability: Instability, found: Found) -> dict[
     }
 
 
-def _print(given: TicketArgs, instability: Instability, found: Found, steps: int, picture: Path) -> None:
+def _print(
+    given: TicketArgs, instability: InstabilityAnalysis, found: RewindSearchResult, steps: int, picture: Path
+) -> None:
     epochs = steps / instability.per_epoch
     Out.print(
         f"\nearliest stable ticket at sparsity {instability.sparsity:.4g}: after {steps} steps, "
@@ -162,15 +167,15 @@ def _print(given: TicketArgs, instability: Instability, found: Found, steps: int
         highlight=False,
         soft_wrap=True,
     )
-    Out.print(f"barrier against step: {picture}", soft_wrap=True, highlight=False)
-    if not found.holds:
+    Out.print(f"figure of barrier against step: {picture}", soft_wrap=True, highlight=False)
+    if not found.confirmed:
         Out.print(
-            "not confirmed: with other batch orders it was unstable there, or stable at a quarter of it. Stability is "
-            "no sharp line here; take a later ticket to be safe, or try another --seed.",
+            "not confirmed: with other batch orders, it is unstable at this step or stable at a quarter of it. The "
+            "limit of stability is not sharp here; use a later ticket, or try another --seed.",
             soft_wrap=True,
         )
     if given.out is not None:
-        Out.print(f"written: {given.out}. Go on with: swamp run --config {given.out}", soft_wrap=True, highlight=False)
+        Out.print(f"written: {given.out}. To run it: swamp run --config {given.out}", soft_wrap=True, highlight=False)
 
 
 def _with_ticket(config: RunConfig, epochs: float) -> RunConfig:
@@ -179,10 +184,10 @@ def _with_ticket(config: RunConfig, epochs: float) -> RunConfig:
 
 @dataclass(frozen=True)
 class _Stopping(Silent):
-    """Progress that stops where it is asked to."""
+    """Progress that raises Interrupted when `stop` is set."""
 
     stop: Event = field(default_factory=Event)
 
     def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         if self.stop.is_set():
-            raise Interrupted("stopped. The trials that ended are kept: the same command goes on.")
+            raise Interrupted("stopped. Finished trials are kept: repeat the command to continue.")

@@ -8,7 +8,7 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any, Literal, cast
 
-from swamp.analysis.cross import TOLERANCE
+from swamp.analysis.mask_training import TOLERANCE
 from swamp.errors import SwampError, shortened, unknown
 from swamp.report.cost import (
     DENSE,

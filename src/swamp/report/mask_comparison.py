@@ -69,7 +69,7 @@ class MaskByTraining:
     def of(
         cls, cells: Sequence[Mapping[str, Any]], labels: Sequence[str], rows: Sequence[float], metric: str
     ) -> "MaskByTraining":
-        """Collect the cells that `swamp.analysis.cross` returns.
+        """Collect the cells that `swamp.analysis.cross_train` returns.
 
         Args:
             cells: records with masks, training, row, seed and record.
@@ -217,7 +217,7 @@ class MaskByTraining:
 
 @dataclass(frozen=True)
 class MaskOverlaps:
-    """The overlaps that `swamp.analysis.overlaps` returns, and the densities of its rows."""
+    """The overlaps that `swamp.analysis.compare_masks` returns, and the densities of its rows."""
 
     records: tuple[_Record, ...]
     densities: tuple[float, ...]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean, quantiles
 from typing import Any
 
-from swamp.analysis import Trial
+from swamp.analysis import RewindTrial
 from swamp.report.figure_description import (
     Axis,
     Curve,
@@ -29,7 +29,7 @@ def barriers(data: ReportData) -> list[Figure]:
     curves: list[Curve] = []
     for part, name, style in (("particles", "particles", "line"), ("next", "mean to next mean", "dashed")):
         curves += data.trend(
-            lambda run, part=part: run.series("connectivity", "barrier", "error", part=part),
+            lambda run, part=part: run.series("barriers", "barrier", "error", part=part),
             name,
             factor=100,
             style=style,
@@ -40,9 +40,9 @@ def barriers(data: ReportData) -> list[Figure]:
     panels = [Panel("Barrier at each sparsity", data.axis, Axis("error barrier (points)"), (zero, *curves))]
     for part, title in (("particles", "two particles"), ("next", "this mean and the next")):
         lines = [
-            Curve(run.name, tuple(record["shares"]), percent(record["error"]), data.color(run.label))
-            for run in data.one_per_label("connectivity")
-            if (record := run.last_cycle("connectivity", part))
+            Curve(run.name, tuple(record["coefficients"]), percent(record["error"]), data.color(run.label))
+            for run in data.one_per_label("barriers")
+            if (record := run.last_cycle("barriers", part))
         ]
         if lines:
             x = Axis("position on the line")
@@ -58,7 +58,7 @@ def barriers(data: ReportData) -> list[Figure]:
     ]
 
 
-def instability(trials: Sequence[Trial], per_epoch: int, threshold: float) -> Figure:
+def instability(trials: Sequence[RewindTrial], per_epoch: int, threshold: float) -> Figure:
     """The error barrier between two copies against the step of their ticket.
 
     Args:
@@ -215,7 +215,7 @@ def _labelled(name: str, x: Iterable[Number], y: Iterable[Number], notes: Iterab
 
 def trajectories(data: ReportData) -> list[Figure]:
     """Particles in the plane that holds most of their movement, and their distances over training."""
-    each = [(run, record) for run in data.one_per_label("paths") for record in run.some_cycles("paths")]
+    each = [(run, record) for run in data.one_per_label("trajectories") for record in run.some_cycles("trajectories")]
     if not each:
         return []
     planes = [_trajectory_plane(run, record) for run, record in each]
@@ -264,7 +264,7 @@ def _barriers_in_training(each: Sequence[tuple[RunAnalyses, Mapping[str, Any]]])
     for run, record in each:
         found: Mapping[str, list[Number]] = record.get("barriers") or {}
         if found.get("steps"):
-            step = record.get("settled")
+            step = record.get("onset")
             when = "not stable" if step is None else f"stable from step {step}"
             name = f"{run.title(record)}: {when}"
             curves.append(Curve(name, tuple(found["steps"]), percent(found["error"]), len(curves)))

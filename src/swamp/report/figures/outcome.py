@@ -290,12 +290,12 @@ def _corruptions(data: ReportData) -> Figure | None:
         "Corrupted inputs, last cycle",
         "Inputs are corrupted more strongly further right. The mean is more robust than its particles if its accuracy "
         "falls later.",
-        tuple(Panel(kind, Axis("strength"), Axis("accuracy (%)"), tuple(curves)) for kind, curves in panels.items()),
+        tuple(Panel(kind, Axis("severity"), Axis("accuracy (%)"), tuple(curves)) for kind, curves in panels.items()),
     )
 
 
 def _corruption_curves(run: RunAnalyses, steps: Sequence[Mapping[str, Any]], color: int) -> Iterable[Curve]:
-    x = tuple(step["strength"] for step in steps)
+    x = tuple(step["severity"] for step in steps)
     for name, style in _STYLES.items():
         name = "particle" if name == "particles" else name
         y = percent(_accuracy_of(step.get(name)) for step in steps)

@@ -66,7 +66,7 @@ def _triangles(data: ReportData) -> Figure | None:
 
 def _triangle(run: RunAnalyses, record: Mapping[str, Any]) -> Panel:
     triangle = record["triangle"]
-    places = [(b + c / 2, c * _HEIGHT) for _, b, c in triangle["weights"]]
+    places = [(b + c / 2, c * _HEIGHT) for _, b, c in triangle["coefficients"]]
     known = [(place, 100 * e) for place, e in zip(places, triangle["error"], strict=True) if e is not None]
     errors = [error for _, error in known]
     x, y = np.linspace(0, 1, _GRID), np.linspace(0, _HEIGHT, _GRID)
@@ -107,7 +107,7 @@ def _samples(data: ReportData) -> Figure | None:
 
 def _strips(color: int, record: Mapping[str, Any]) -> Iterator[Curve]:
     values: dict[str, list[object]] = {
-        "particles": [corner["error"] for corner in values_at(record, "corners")],
+        "particles": [corner["error"] for corner in values_at(record, "extreme_points")],
         "pairs": [error for edge in values_at(record, "edges") for error in edge["error"][1:-1]],
         "random": [sample["error"] for sample in values_at(record, "samples")],
         "mean": [record["mean"]["error"]],
@@ -229,9 +229,9 @@ def noise_table(title: str, records: Sequence[Mapping[str, Any]], below: str = "
         records: records of the noise analysis.
         below: the text below the table.
     """
-    sources = [str(record["source"]) for record in records]
+    factors = [str(record["factor"]) for record in records]
     columns: list[Column] = [
-        ("differ in", [_SOURCES.get(source, source) for source in sources]),
+        ("differ in", [_SOURCES.get(factor, factor) for factor in factors]),
         ("particles", [str(record["particles"]) for record in records]),
         *((heading, [shown(value(record)) for record in records]) for heading, value in _NOISE_VALUES.items()),
     ]

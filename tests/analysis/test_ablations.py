@@ -1,4 +1,4 @@
-"""Particles that differ in one source of noise at a time."""
+"""Particles that differ in one factor at a time."""
 
 from dataclasses import replace
 from threading import Event
@@ -6,7 +6,7 @@ from threading import Event
 import pytest
 import torch
 
-from swamp.analysis import NoiseSettings, Sources, Subject, analyze, read_analysis
+from swamp.analysis import AblationSettings, ParticleAblation, RunData, analyze, read_analysis
 from swamp.cli.progress import Quiet
 from swamp.errors import Interrupted, SwampError
 from swamp.report import SECTIONS, ReportData
@@ -14,9 +14,9 @@ from swamp.training import Seed
 from swamp.training.noise import draws
 
 from .conftest import StopAt
-from .subjects import blind, run
+from .runs import blind, run
 
-SETTINGS = NoiseSettings(examples=64, points=3, particles=3)
+SETTINGS = AblationSettings(examples=64, points=3, particles=3)
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,8 @@ def path(tmp_path_factory):
     return run(tmp_path_factory.mktemp("run") / "run")
 
 
-def sources(path, reporter=None, stop=None, settings=SETTINGS, cycle=1) -> Sources:
-    return Sources(blind(Subject.open(path)), cycle, settings, reporter or Quiet(), stop or Event())
+def ablation(path, reporter=None, stop=None, settings=SETTINGS, cycle=1) -> ParticleAblation:
+    return ParticleAblation(blind(RunData.open(path)), cycle, settings, reporter or Quiet(), stop or Event())
 
 
 def test_a_seed_borrows_the_named_streams_and_no_other():
@@ -37,12 +37,12 @@ def test_a_seed_borrows_the_named_streams_and_no_other():
 
 
 def test_each_source_changes_its_own_stream_alone(path):
-    here = sources(path)
+    here = ablation(path)
     names = ("order", "augment", "loader", "noise")
     changed = {}
     for source in ("none", "order", "augmentation", "dropout", "rate", "all"):
         (*_, (_, training, seeds)) = here._jobs(source, [0, 1])
-        first = here._own(0)
+        first = here._seed(0)
         changed[source] = {name for name in names if seeds[-1][1].at(name, 0).number() != first.at(name, 0).number()}
         assert (training.lr == pytest.approx(0.05)) or source == "rate"
     assert changed == {
@@ -61,43 +61,43 @@ def test_each_source_changes_its_own_stream_alone(path):
 
 
 def test_nothing_gives_no_distance_and_every_source_some(path):
-    here = sources(path)
-    found = {record["source"]: record for record in map(here.record, ("none", "order", "rate", "head", "all"))}
+    here = ablation(path)
+    found = {record["factor"]: record for record in map(here.record, ("none", "order", "rate", "head", "all"))}
     assert found["none"]["mean_distance"] == 0
     assert found["none"]["identical"]
     assert found["none"]["barrier"]["error"] == 0
     for name in ("order", "rate", "head", "all"):
         assert found[name]["mean_distance"] > 0
         assert not found[name]["identical"]
-        corners = [corner["error"] for corner in found[name]["corners"]]
+        corners = [corner["error"] for corner in found[name]["extreme_points"]]
         assert found[name]["gain"] == pytest.approx(sum(corners) / 3 - found[name]["mean"]["error"])
     # What differs in all is what the run itself trained.
-    own = [particle.weights["output.weight"] for particle in here.subject.particles(1)]
+    own = [particle.weights["output.weight"] for particle in here.run.particles(1)]
     assert all(
         torch.equal(one.weights["output.weight"], other) for one, other in zip(here.particles("all"), own, strict=True)
     )
 
 
 def test_a_source_that_the_run_has_not_is_left_out(path, normed, task):
-    here = sources(path)
+    here = ablation(path)
     assert here.record("dropout")["skipped"] == "its network draws no random numbers"
-    plain = replace(here, subject=replace(here.subject, task=replace(here.subject.task, train=task.train)))
-    assert plain.record("augmentation")["skipped"] == "its training examples are not changed at random"
+    plain = replace(here, run=replace(here.run, task=replace(here.run.task, train=task.train)))
+    assert plain.record("augmentation")["skipped"] == "its training data has no random augmentation"
     assert draws(normed, task, 8)
 
 
 def test_it_goes_on_where_it_was_stopped_and_the_figure_shows_it(path):
     stop = Event()
-    (unit,) = sources(path, StopAt(50, stop), stop).units(["order"])
+    (unit,) = ablation(path, StopAt(50, stop), stop).tasks(["order"])
     with pytest.raises(Interrupted):
-        list(analyze(Subject.open(path), {"noise": lambda *_: [unit]}, SETTINGS))
+        list(analyze(RunData.open(path), {"noise": lambda *_: [unit]}, SETTINGS))
     assert list((path / "noise").rglob("particle-0.safetensors"))
-    here = sources(path)
-    (order,) = analyze(here.subject, {"noise": lambda *_: here.units(["order"])}, SETTINGS)
-    whole = sources(path, settings=replace(SETTINGS, seed=1)).record("order")
+    here = ablation(path)
+    (order,) = analyze(here.run, {"noise": lambda *_: here.tasks(["order"])}, SETTINGS)
+    whole = ablation(path, settings=replace(SETTINGS, seed=1)).record("order")
     assert order["distances"] == whole["distances"]
     assert not list((path / "noise").rglob("*.safetensors"))
-    (none,) = analyze(here.subject, {"noise": lambda *_: here.units(["none"])}, SETTINGS)
+    (none,) = analyze(here.run, {"noise": lambda *_: here.tasks(["none"])}, SETTINGS)
     assert [record["key"] for record in read_analysis(path)] == ["noise/cycle-01/order", "noise/cycle-01/none"]
     (figure,) = SECTIONS["noise"].build(ReportData.read([path]))
     distance = figure.panels[0].marks[0]
@@ -106,10 +106,10 @@ def test_it_goes_on_where_it_was_stopped_and_the_figure_shows_it(path):
 
 
 def test_what_cannot_be_looked_into_is_refused(path, tmp_path):
-    with pytest.raises(SwampError, match="finished cycles 0 to 2, and 9 was asked"):
-        sources(path, cycle=9)
-    with pytest.raises(SwampError, match="do not start at a ticket"):
-        sources(run(tmp_path / "lrr", method="lrr", particles=1))
-    for wrong in ({"particles": 1}, {"spread": 1.0}):
+    with pytest.raises(SwampError, match=r"cycle 9 is not finished: .* has finished cycles 0 to 2"):
+        ablation(path, cycle=9)
+    with pytest.raises(SwampError, match="do not start from a ticket"):
+        ablation(run(tmp_path / "lrr", method="lrr", particles=1))
+    for wrong in ({"particles": 1}, {"lr_spread": 1.0}):
         with pytest.raises(SwampError, match="must"):
-            NoiseSettings(**wrong)
+            AblationSettings(**wrong)

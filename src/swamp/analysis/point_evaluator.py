@@ -1,4 +1,4 @@
-"""Loss and error of a network at many points of weight space, with normalisation statistics made for each."""
+"""Loss and error of a network at many points of weight space, each with its own normalisation statistics."""
 
 import copy
 import math
@@ -14,42 +14,57 @@ from torch.func import (
     vmap,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from swamp.analysis.blend import Blend
 from swamp.analysis.first_layer import PREFIX, FirstLayer
+from swamp.analysis.weight_space import LinearCombination
 from swamp.backends.step import Network
 from swamp.training import Data, State, Task, arrange, batch_to, norm_layers, predict, refresh
 
-Point = State | Blend
-"""Weights, or the sum of a few networks' that makes them when it is its turn."""
+Point = State | LinearCombination
+"""Weights, or a linear combination of networks that is computed when it is evaluated."""
 
-_MOST_BYTES = {"cpu": 2**23}
-"""Of the weights of the points that are evaluated at once: about what a processor's caches hold; 2**28 elsewhere."""
-_MOST = 32
-"""Points that are evaluated at once."""
+_MAX_BYTES = {"cpu": 2**23}
+"""Total size of the weights evaluated at once: about the size of a CPU's caches; 2**28 on other devices."""
+_MAX_POINTS = 32
+"""Points evaluated at once."""
 _BATCH = 256
-"""Examples: so many activations of so many points still lie in a processor's caches."""
+"""Examples per call on CPU: activations of all points fit in the caches."""
 _SMALL = 2**17
-"""Bytes of weights."""
+"""Bytes of weights of a network with batch normalisation up to which a stack is faster on CPU."""
 _REFRESH_BATCH = 256
 
 
 @dataclass(frozen=True)
-class Value:
-    """What the network is worth at a point. Not finite where it is not: that is shown, not hidden."""
+class PointMetrics:
+    """Loss and error of the network at a point; NaN or infinite where the network gives such values."""
 
     loss: float
-    """Mean over the examples."""
+    """Mean loss over the examples."""
     error: float
-    """In [0, 1]."""
+    """Error in [0, 1]."""
 
 
-class Points:
-    """Evaluates a network at points of weight space, as many at once as is fast.
+class PointEvaluator:
+    """Evaluates loss and error of a network at points of weight space, several points at once.
 
-    data: where loss and error are taken, its first `examples`; statistics of batch normalisation come from about as
-    many training examples, made anew at every point, as everywhere in this library. Small networks on CPU, and all on
-    GPU, are evaluated as one stack; where that cannot be (or, for convolutions on CPU, does not pay) one by one. In a
-    stack of blends of the same networks, the first layer is computed for these alone (`FirstLayer`).
+    Batch normalisation statistics are re-estimated at every point, from about `examples` training examples. On GPU, and
+    for small networks on CPU, points are evaluated as one stack with `vmap`; networks that cannot be stacked, and
+    convolutions on CPU (slower as a stack), are evaluated one by one. In a stack of linear combinations of the same
+    networks, the first layer is computed only for these networks (`FirstLayer`).
+
+    Args:
+        model: the network; its own weights do not matter and are not changed.
+        task: gives the loss, the error, and the training data for normalisation statistics.
+        data: where loss and error are measured (default: the held-out data of the task, never the test data).
+        examples: maximum number of examples, the first ones of `data`.
+
+    Example:
+        >>> import torch
+        >>> from swamp.training import Task, TensorData
+        >>> data = TensorData(torch.eye(2), torch.tensor([0, 1]))
+        >>> evaluator = PointEvaluator(torch.nn.Linear(2, 2, bias=False), Task(data, data))
+        >>> [metrics] = evaluator([{"weight": torch.eye(2)}])
+        >>> metrics.error
+        0.0
     """
 
     def __init__(self, model: nn.Module, task: Task, data: Data | None = None, *, examples: int = 10_000) -> None:
@@ -57,29 +72,29 @@ class Points:
         self.data = task.held_out if data is None else data
         self.device = next(model.parameters()).device
         self.normed = bool(norm_layers(model))
-        wide = any(parameter.dim() > 2 for parameter in model.parameters())
+        convolutional = any(parameter.dim() > 2 for parameter in model.parameters())
         size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-        most = _MOST_BYTES.get(self.device.type, 2**28)
-        # On CPU, convolutions and all but small normalised networks are slower as a stack.
-        slow = self.device.type == "cpu" and (wide or (self.normed and size > _SMALL))
-        self.together = 1 if slow else max(1, min(_MOST, most // max(1, size)))
+        most = _MAX_BYTES.get(self.device.type, 2**28)
+        # On CPU, convolutions and large networks with batch normalisation are slower as a stack.
+        slow = self.device.type == "cpu" and (convolutional or (self.normed and size > _SMALL))
+        self.at_once = 1 if slow else max(1, min(_MAX_POINTS, most // max(1, size)))
         self.first: FirstLayer | None = None
-        if self.together > 1:
+        if self.at_once > 1:
             self.network = Network(copy.deepcopy(model), task).eval()
             self.first = self._first_layer()
             if self.first:
                 size -= self.first.size
-                self.together = max(1, min(_MOST, most // max(1, size)))
+                self.at_once = max(1, min(_MAX_POINTS, most // max(1, size)))
         else:
             arrange(self.model, narrow=False)
 
-    def __call__(self, points: Iterable[Point]) -> list[Value]:
-        """The values at `points`, in their order."""
-        values: list[Value] = []
-        waiting = iter(points)
-        while part := [*islice(waiting, self.together)]:
-            values += self._stacked(part) if len(part) > 1 and self.together > 1 else map(self._alone, part)
-        return values
+    def __call__(self, points: Iterable[Point]) -> list[PointMetrics]:
+        """Loss and error at each of `points`, in order."""
+        found: list[PointMetrics] = []
+        pending = iter(points)
+        while part := [*islice(pending, self.at_once)]:
+            found += self._stacked(part) if len(part) > 1 and self.at_once > 1 else map(self._single, part)
+        return found
 
     def _first_layer(self) -> FirstLayer | None:
         try:
@@ -88,28 +103,28 @@ class Points:
         except (RuntimeError, ValueError, TypeError):
             return None
 
-    def _alone(self, point: Point) -> Value:
+    def _single(self, point: Point) -> PointMetrics:
         self.model.load_state_dict(dict(_weights(point)))
         if self.normed:
             batches = math.ceil(self.examples / _REFRESH_BATCH)
             forward = self.task.forward
             refresh(self.model, self.task.train, forward=forward, batch_size=_REFRESH_BATCH, batches=batches)
         outputs, targets = predict(self.model, self.task, self.data, examples=self.examples)
-        return self._value(outputs, targets)
+        return self._metrics(outputs, targets)
 
-    def _stacked(self, points: Sequence[Point]) -> list[Value]:
+    def _stacked(self, points: Sequence[Point]) -> list[PointMetrics]:
         try:
             outputs, targets = self._outputs(_Stack.of(self.network, self.first, points, self.device))
         except (RuntimeError, ValueError, TypeError):
-            # A forward pass that cannot be stacked: from now on one by one.
-            self.together = 1
+            # vmap does not support this forward pass: evaluate one by one from now on.
+            self.at_once = 1
             arrange(self.model, narrow=False)
-            return [self._alone(point) for point in points]
-        return [self._value(own, targets) for own in outputs]
+            return [self._single(point) for point in points]
+        return [self._metrics(own, targets) for own in outputs]
 
     @torch.no_grad()
     def _outputs(self, stack: "_Stack") -> tuple[Tensor, Tensor]:
-        """Outputs (point, example, ...) and targets."""
+        """Outputs (point, example, ...) and targets (example, ...)."""
         if self.normed:
             self._refresh(stack)
         outputs: list[Tensor] = []
@@ -125,7 +140,7 @@ class Points:
         return torch.cat(outputs, 1)[:, : self.examples], torch.cat(targets)[: self.examples]
 
     def _refresh(self, stack: "_Stack") -> None:
-        """Running statistics of each point: the equal-weight mean over batches, as `refreshed` makes them."""
+        """Re-estimate the running statistics of each point: the equal-weight mean over batches, as in `refreshed`."""
         layers = norm_layers(stack.network)
         momenta = [layer.momentum for layer in layers]
         before = stack.buffers
@@ -133,7 +148,7 @@ class Points:
         count, first = 0, 0
         try:
             for layer in layers:
-                # A batch's own statistics replace what was there, and are averaged here.
+                # The statistics of each batch replace the previous ones; the mean is computed here.
                 layer.train()
                 layer.momentum = 1.0
             batches = math.ceil(self.examples / _REFRESH_BATCH)
@@ -142,7 +157,7 @@ class Points:
                 first = first or len(targets)
                 if len(targets) < first:
                     continue
-                # What is written into is not what the next batch begins with.
+                # The forward pass writes into buffers: each batch starts from a copy.
                 stack.buffers = {name: value.clone() for name, value in before.items()}
                 after = stack.run(("training", number), inputs)[1]
                 count += 1
@@ -154,19 +169,19 @@ class Points:
                 layer.momentum = momentum
         stack.buffers = before | {name: value / count for name, value in total.items()}
 
-    def _value(self, outputs: Tensor, targets: Tensor) -> Value:
-        return Value(float(self.task.loss(outputs, targets)), self.task.error_of(outputs, targets))
+    def _metrics(self, outputs: Tensor, targets: Tensor) -> PointMetrics:
+        return PointMetrics(float(self.task.loss(outputs, targets)), self.task.error_of(outputs, targets))
 
 
 @dataclass
 class _Stack:
-    """Points as one network whose parameters and buffers have a leading axis (point, ...)."""
+    """Points as one network; its parameters and buffers have a leading axis (point, ...)."""
 
     network: nn.Module
     weights: dict[str, Tensor]
     buffers: dict[str, Tensor]
     first: FirstLayer | None
-    """Where the network is what follows its first layer."""
+    """If given, `network` is the rest of the network, without its first layer."""
     points: Sequence[Point]
 
     @classmethod
@@ -174,20 +189,20 @@ class _Stack:
         if first and not first.serves(points):
             first = None
         without = {name.removeprefix(PREFIX) for name in first.names} if first else ()
-        states = [point.weights(without) if isinstance(point, Blend) else point for point in points]
+        states = [point.weights(without) if isinstance(point, LinearCombination) else point for point in points]
         whole = network if first is None else first.rest
 
         def stacked(names: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-            # Buffers that a state dict leaves out are the model's own, for every point.
+            # Non-persistent buffers are not in a state: every point gets the model's.
             return {n: torch.stack([s.get(n.removeprefix(PREFIX), v).to(device) for s in states]) for n, v in names}
 
         return cls(whole, stacked(whole.named_parameters()), stacked(whole.named_buffers()), first, points)
 
     def run(self, batch: Hashable, inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Outputs (point, example, ...) on `inputs`, and the buffers afterwards; batch: what the inputs are called."""
+        """Outputs (point, example, ...) on `inputs` and the final buffers; `batch` is the cache key of `inputs`."""
         buffers = self.buffers
         if self.first:
-            given = self.first.outputs(cast("Sequence[Blend]", self.points), batch, inputs)
+            given = self.first.outputs(cast("Sequence[LinearCombination]", self.points), batch, inputs)
             buffers = {**buffers, self.first.outputs_at: given}
         forward = vmap(self._forward, in_dims=(0, 0, None), randomness="error")
         return forward(self.weights, buffers, inputs)
@@ -197,4 +212,4 @@ class _Stack:
 
 
 def _weights(point: Point) -> State:
-    return point.weights() if isinstance(point, Blend) else point
+    return point.weights() if isinstance(point, LinearCombination) else point

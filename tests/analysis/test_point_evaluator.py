@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from swamp.analysis import Points
-from swamp.analysis.blend import Blend
+from swamp.analysis import PointEvaluator
+from swamp.analysis.weight_space import LinearCombination
 from swamp.training import Seed, evaluate, interpolate, isolated, refreshed
 
 
@@ -38,7 +38,9 @@ def test_points_are_worth_what_their_models_are(kind, task, request):
     model = Unstackable() if kind == "unstackable" else request.getfixturevalue(kind)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     points = states(model, 7)
-    values = Points(model, task)([*points[:3], Blend([points[2], points[4]], (0.5, 0.5)), *points[4:]])
+    values = PointEvaluator(model, task)(
+        [*points[:3], LinearCombination([points[2], points[4]], (0.5, 0.5)), *points[4:]]
+    )
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     for state, value in zip(points, values, strict=True):
         model.load_state_dict(state)
@@ -86,10 +88,10 @@ class Scaled(nn.Module):
 def test_blends_are_worth_what_their_weights_are_with_the_first_layer_computed_once(kind, first, task, request):
     model = request.getfixturevalue(kind) if isinstance(kind, str) else kind()
     one, *_, other = states(model, 3)
-    points = Points(model, task)
+    points = PointEvaluator(model, task)
     assert bool(points.first) is first
     ends = (one, other)
-    blends = [Blend(ends, (1 - k / 8, k / 8)) for k in range(-1, 10)]
+    blends = [LinearCombination(ends, (1 - k / 8, k / 8)) for k in range(-1, 10)]
     for found, alone in zip(points(blends), points([blend.weights() for blend in blends]), strict=True):
         assert found.loss == pytest.approx(alone.loss, rel=1e-5)
         assert found.error == alone.error
@@ -99,8 +101,9 @@ def test_a_network_that_is_not_finite_spoils_only_the_points_it_has_a_share_in(m
     tame, other = states(mlp, 2)
     wild = {name: torch.full_like(value, torch.nan) for name, value in mlp.state_dict().items()}
     networks = (tame, other, wild)
-    found = Points(mlp, task)(
-        [Blend(networks, (1 - k / 4, k / 4, 0.0)) for k in range(5)] + [Blend(networks, (0, 0, 1))]
+    found = PointEvaluator(mlp, task)(
+        [LinearCombination(networks, (1 - k / 4, k / 4, 0.0)) for k in range(5)]
+        + [LinearCombination(networks, (0, 0, 1))]
     )
     assert all(value.loss < 10 for value in found[:5])
     assert found[5].loss != found[5].loss
@@ -108,7 +111,7 @@ def test_a_network_that_is_not_finite_spoils_only_the_points_it_has_a_share_in(m
 
 def test_only_so_many_examples_are_looked_at(normed, task):
     points = states(normed, 3)
-    values = Points(normed, task, task.train, examples=40)(points)
+    values = PointEvaluator(normed, task, task.train, examples=40)(points)
     for state, value in zip(points, values, strict=True):
         normed.load_state_dict(state)
         fresh = refreshed(normed, task.train, batches=1)
@@ -117,6 +120,6 @@ def test_only_so_many_examples_are_looked_at(normed, task):
 
 def test_a_loss_that_is_not_finite_is_told_as_it_is(mlp, task):
     wild = {name: torch.full_like(value, torch.nan) for name, value in mlp.state_dict().items()}
-    wild_value, tame_value = Points(mlp, task)([wild, states(mlp, 2)[0]])
+    wild_value, tame_value = PointEvaluator(mlp, task)([wild, states(mlp, 2)[0]])
     assert wild_value.loss != wild_value.loss
     assert tame_value.loss < 10

@@ -9,9 +9,9 @@ from threading import Event
 import pytest
 import torch
 
-from swamp.analysis import Settings, Subject, analyze, between
-from swamp.analysis.dynamics import paths, principal, settled
-from swamp.analysis.space import Space, length_of, masked_weights
+from swamp.analysis import AnalysisSettings, RunData, analyze, interpolate_models
+from swamp.analysis.trajectories import principal_components, stability_onset, trajectory_tasks
+from swamp.analysis.weight_space import ParameterSpace, euclidean_norm, masked_weights
 from swamp.backends import Stacked
 from swamp.errors import Interrupted, SwampError
 from swamp.files import load_tensors
@@ -98,21 +98,21 @@ def test_keeping_paths_does_not_change_the_run(backend, tmp_path, monkeypatch):
 
 
 def test_points_are_the_weights_that_training_had(finished):
-    subject = Subject.open(finished)
-    cycle = subject.cycle(1)
-    subject.model.load_state_dict(masked_weights(subject.ticket.weights, cycle.mask))
+    run_data = RunData.open(finished)
+    cycle = run_data.cycle(1)
+    run_data.model.load_state_dict(masked_weights(run_data.ticket.weights, cycle.mask))
     taken = {}
 
     def watch(step, total, snapshot):
         taken[step] = snapshot().weights
 
-    training = subject.config.plan.setting.training(subject.config.training, 3)
-    seed = Seed(subject.config.plan.seed).at("cycle", 1, "particle", 2)
-    fit(subject.model, subject.task, training, seed, mask=cycle.mask, watch=watch)
-    found = read_path(subject.directory.trajectory(1, 2))
+    training = run_data.config.plan.setting.training(run_data.config.training, 3)
+    seed = Seed(run_data.config.plan.seed).at("cycle", 1, "particle", 2)
+    fit(run_data.model, run_data.task, training, seed, mask=cycle.mask, watch=watch)
+    found = read_path(run_data.directory.trajectory(1, 2))
     assert list(found) == list(range(4, STEPS + 1, 4))
     for step, state in found.items():
-        assert set(state) == {name for name, _ in subject.model.named_parameters()}
+        assert set(state) == {name for name, _ in run_data.model.named_parameters()}
         assert all(torch.equal(value, taken[step][name]) for name, value in state.items())
 
 
@@ -160,11 +160,11 @@ def test_the_principal_components_of_a_planted_path_are_exact():
         return {"weight": torch.tensor([[5 + x * cosine - y * sine, -2 + x * sine + y * cosine]], dtype=torch.float64)}
 
     corners = [(3.0, 1.0), (-3.0, 1.0), (-3.0, -1.0), (3.0, -1.0)]
-    space = Space(TwoWeights(0, 0))
-    found = principal(space, [[tilted(*c) for c in corners[:3]], [tilted(*corners[3])]], [tilted(1.0, 0.5)])
+    space = ParameterSpace(TwoWeights(0, 0))
+    found = principal_components(space, [[tilted(*c) for c in corners[:3]], [tilted(*corners[3])]], [tilted(1.0, 0.5)])
     assert found.explained == pytest.approx((0.9, 0.1))
-    assert [len(path) for path in found.places] == [3, 1]
-    places = [place for path in found.places for place in path]
+    assert [len(path) for path in found.trajectories] == [3, 1]
+    places = [place for path in found.trajectories for place in path]
     for a, b in zip(pairwise(places), pairwise(corners), strict=True):
         assert math.dist(*a) == pytest.approx(math.dist(*b))
     assert sorted({round(abs(x), 9) for x, _ in places}) == [3]
@@ -173,12 +173,12 @@ def test_the_principal_components_of_a_planted_path_are_exact():
 
 
 def test_on_a_line_the_second_component_is_nothing():
-    found = principal(Space(TwoWeights(0, 0)), [[at(0.0, 0.0), at(3.0, 4.0), at(6.0, 8.0)]])
+    found = principal_components(ParameterSpace(TwoWeights(0, 0)), [[at(0.0, 0.0), at(3.0, 4.0), at(6.0, 8.0)]])
     assert found.explained == pytest.approx((1, 0))
-    assert [y for _, y in found.places[0]] == [0, 0, 0]
-    assert sorted(x for x, _ in found.places[0]) == pytest.approx([-5, 0, 5])
+    assert [y for _, y in found.trajectories[0]] == [0, 0, 0]
+    assert sorted(x for x, _ in found.trajectories[0]) == pytest.approx([-5, 0, 5])
     with pytest.raises(SwampError, match="two points or more, got 1"):
-        principal(Space(TwoWeights(0, 0)), [[at(0.0, 0.0)]])
+        principal_components(ParameterSpace(TwoWeights(0, 0)), [[at(0.0, 0.0)]])
 
 
 @pytest.mark.parametrize(
@@ -192,38 +192,40 @@ def test_on_a_line_the_second_component_is_nothing():
     ],
 )
 def test_settled_is_the_first_step_from_which_on_there_is_no_barrier(barriers, step):
-    assert settled([10, 20, 30, 40, 50], barriers) == step
+    assert stability_onset([10, 20, 30, 40, 50], barriers) == step
 
 
 def test_the_record_of_a_cycle(finished):
-    subject = Subject.open(finished)
-    records = {r["key"]: r for r in analyze(subject, {"paths": paths}, Settings(examples=10_000))}
-    assert set(records) == {f"paths/cycle-0{c}" for c in range(3)}
-    record = records["paths/cycle-01"]
+    run_data = RunData.open(finished)
+    records = {
+        r["key"]: r for r in analyze(run_data, {"trajectories": trajectory_tasks}, AnalysisSettings(examples=10_000))
+    }
+    assert set(records) == {f"trajectories/cycle-0{c}" for c in range(3)}
+    record = records["trajectories/cycle-01"]
     assert set(record["points"]) == {"particle-0", "particle-1", "particle-2", "mean", "ticket"}
     assert len(record["particles"]) == 3
     one = record["particles"][1]
     assert one["steps"] == list(range(4, STEPS + 1, 4))
     assert {len(one[name]) for name in ("x", "y", "from_ticket", "between")} == {10}
     assert record["particles"][0]["between"] == [0] * 10
-    taken = [read_path(subject.directory.trajectory(1, k)) for k in (0, 1)]
-    space = Space(subject.model)
-    start = space.vector(masked_weights(subject.ticket.weights, subject.cycle(1).mask))
-    assert one["between"][4] == pytest.approx(length_of(space.vector(taken[1][20]) - space.vector(taken[0][20])))
-    assert one["from_ticket"][4] == pytest.approx(length_of(space.vector(taken[1][20]) - start))
+    taken = [read_path(run_data.directory.trajectory(1, k)) for k in (0, 1)]
+    space = ParameterSpace(run_data.model)
+    start = space.vector(masked_weights(run_data.ticket.weights, run_data.cycle(1).mask))
+    assert one["between"][4] == pytest.approx(euclidean_norm(space.vector(taken[1][20]) - space.vector(taken[0][20])))
+    assert one["from_ticket"][4] == pytest.approx(euclidean_norm(space.vector(taken[1][20]) - start))
     assert 0 < sum(record["explained"]) <= 1
     assert record["explained"][0] >= record["explained"][1]
     assert record["barriers"]["steps"] == one["steps"]
-    like = subject.cycle(1).weights
-    way = between(subject.model, subject.task, *({**like, **path[20]} for path in taken), points=7)
+    like = run_data.cycle(1).weights
+    way = interpolate_models(run_data.model, run_data.task, *({**like, **path[20]} for path in taken), points=7)
     assert record["barriers"]["error"][4] == pytest.approx(way.barriers.error, abs=1e-12)
-    assert record["settled"] == settled(record["barriers"]["steps"], record["barriers"]["error"])
+    assert record["onset"] == stability_onset(record["barriers"]["steps"], record["barriers"]["error"])
 
 
 def test_a_run_without_paths_says_how_to_have_them(tmp_path):
     config = tiny(1)
     go(replace(config, plan=replace(config.plan, sparsity=0.5)), tmp_path / "run")
-    records = list(analyze(Subject.open(tmp_path / "run"), {"paths": paths}, Settings()))
+    records = list(analyze(RunData.open(tmp_path / "run"), {"trajectories": trajectory_tasks}, AnalysisSettings()))
     assert "--path-every" in records[0]["skipped"]
     assert json.loads((tmp_path / "run" / "analysis.jsonl").read_text().splitlines()[0])["skipped"]
 
@@ -231,9 +233,9 @@ def test_a_run_without_paths_says_how_to_have_them(tmp_path):
 def test_one_particle_has_a_path_and_nothing_to_be_apart_from(tmp_path):
     config = tiny(1, path_every=10)
     go(replace(config, plan=replace(config.plan, sparsity=0.5)), tmp_path / "run")
-    record = next(iter(analyze(Subject.open(tmp_path / "run"), {"paths": paths}, Settings())))
+    record = next(iter(analyze(RunData.open(tmp_path / "run"), {"trajectories": trajectory_tasks}, AnalysisSettings())))
     assert record["particles"][0]["steps"] == [10, 20, 30, 40]
-    assert record["settled"] is None
+    assert record["onset"] is None
     assert record["barriers"] == {"steps": [], "error": []}
 
 

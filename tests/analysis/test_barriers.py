@@ -7,20 +7,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from swamp.analysis import Settings, Subject, analyze, between
-from swamp.analysis.connectivity import Connection, connectivity
-from swamp.analysis.points import Value
+from swamp.analysis import AnalysisSettings, RunData, analyze, interpolate_models
+from swamp.analysis.barriers import Interpolation, barrier_tasks
+from swamp.analysis.point_evaluator import PointMetrics
 from swamp.errors import SwampError
 from swamp.training import evaluate, refreshed
 
 from .conftest import TwoWeights, at
 
-ALL = Settings(examples=10_000, points=5)
+ALL = AnalysisSettings(examples=10_000, points=5)
 
 
 def test_the_barrier_of_a_double_well_is_the_hill_between_its_minima(well):
     # 31 points: the top, at a = 1/2, is one of them. E = L / 2.
-    found = between(TwoWeights(0, 0), well, at(-1.0, 0.0), at(1.0, 0.0), points=31).barriers
+    found = interpolate_models(TwoWeights(0, 0), well, at(-1.0, 0.0), at(1.0, 0.0), points=31).barriers
     assert found.loss == pytest.approx(1, abs=1e-5)
     assert found.error == pytest.approx(0.5, abs=1e-5)
     assert (found.chord_loss, found.chord_error) == (found.loss, found.error)
@@ -30,58 +30,58 @@ def test_on_a_slope_the_two_definitions_differ_as_they_should(well):
     # L(a) = ((1 - 2a)^2 - 1)^2 + a: from 0 to 1 along the chord a. Frankle: max L - 1/2; Entezari: the hill of 1.
     shares = [k / 30 for k in range(31)]
     losses = [((1 - 2 * a) ** 2 - 1) ** 2 + a for a in shares]
-    found = between(TwoWeights(0, 0), well, at(-1.0, 0.0), at(1.0, 1.0), points=31)
-    assert found.shares == pytest.approx(shares)
-    assert [value.loss for value in found.values] == pytest.approx(losses, abs=1e-5)
+    found = interpolate_models(TwoWeights(0, 0), well, at(-1.0, 0.0), at(1.0, 1.0), points=31)
+    assert found.coefficients == pytest.approx(shares)
+    assert [value.loss for value in found.metrics] == pytest.approx(losses, abs=1e-5)
     assert found.barriers.loss == pytest.approx(max(losses) - 0.5, abs=1e-5)
     assert found.barriers.chord_loss == pytest.approx(1, abs=1e-5)
     assert found.barriers.loss > 1.01
 
 
 def test_a_way_downhill_has_half_the_drop_by_frankle_and_nothing_by_the_chord(well):
-    found = between(TwoWeights(0, 0), well, at(1.0, 1.0), at(1.0, 0.0)).barriers
+    found = interpolate_models(TwoWeights(0, 0), well, at(1.0, 1.0), at(1.0, 0.0)).barriers
     assert found.loss == pytest.approx(0.5, abs=1e-6)
     assert found.chord_loss == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_value_that_is_not_a_number_is_never_passed_over(place):
-    values = [Value(1.0, 0.1)] * 3
-    values[place] = Value(math.nan, 0.1)
-    found = Connection((0, 0.5, 1), tuple(values)).barriers
+    values = [PointMetrics(1.0, 0.1)] * 3
+    values[place] = PointMetrics(math.nan, 0.1)
+    found = Interpolation((0, 0.5, 1), tuple(values)).barriers
     assert math.isnan(found.loss)
     assert found.error == pytest.approx(0)
 
 
 def test_models_that_do_not_fit_are_told_apart(well, finished):
     with pytest.raises(SwampError, match=r"second of the two models does not fit.*shape \(1, 3\), not \(1, 2\)"):
-        between(TwoWeights(0, 0), well, at(0.0, 0.0), at(0.0, 0.0, 0.0))
+        interpolate_models(TwoWeights(0, 0), well, at(0.0, 0.0), at(0.0, 0.0, 0.0))
     with pytest.raises(SwampError, match=r"first of the two.*'weight' is missing.*'bias' is unknown"):
-        between(TwoWeights(0, 0), well, {"bias": torch.zeros(1)}, at(0.0, 0.0))
-    one, other = Subject.open(finished).require_particles(0)[:2]
+        interpolate_models(TwoWeights(0, 0), well, {"bias": torch.zeros(1)}, at(0.0, 0.0))
+    one, other = RunData.open(finished).require_particles(0)[:2]
     with pytest.raises(SwampError, match="different tickets"):
-        between(TwoWeights(0, 0), well, one, replace(other, ticket="another"))
+        interpolate_models(TwoWeights(0, 0), well, one, replace(other, ticket="another"))
     with pytest.raises(SwampError, match="2 or more, got 1"):
-        between(TwoWeights(0, 0), well, at(0.0, 0.0), at(0.0, 0.0), points=1)
+        interpolate_models(TwoWeights(0, 0), well, at(0.0, 0.0), at(0.0, 0.0), points=1)
 
 
 @pytest.fixture(scope="module")
 def records(finished):
-    return {r["key"]: r for r in analyze(Subject.open(finished), {"connectivity": connectivity}, ALL)}
+    return {r["key"]: r for r in analyze(RunData.open(finished), {"barriers": barrier_tasks}, ALL)}
 
 
 def test_there_is_a_record_for_every_cycle_and_step_between(records, finished):
-    ways = [f"connectivity/cycle-0{c}/particles" for c in range(3)]
-    ways += [f"connectivity/cycle-0{c}/next" for c in range(2)]
+    ways = [f"barriers/cycle-0{c}/particles" for c in range(3)]
+    ways += [f"barriers/cycle-0{c}/next" for c in range(2)]
     assert set(records) == set(ways)
-    one = records["connectivity/cycle-01/particles"]
+    one = records["barriers/cycle-01/particles"]
     assert set(one) == {
         "key",
         "settings",
         "cycle",
         "sparsity",
         "between",
-        "shares",
+        "coefficients",
         "loss",
         "error",
         "barrier",
@@ -89,43 +89,43 @@ def test_there_is_a_record_for_every_cycle_and_step_between(records, finished):
     }
     assert one["between"] == ["particle-0", "particle-1"]
     assert one["sparsity"] == 0.5
-    assert one["shares"] == [0, 0.25, 0.5, 0.75, 1]
+    assert one["coefficients"] == [0, 0.25, 0.5, 0.75, 1]
     assert set(one["barrier"]) == {"error", "loss", "chord_error", "chord_loss"}
-    assert len((finished / "analysis.jsonl").read_text().splitlines()) == 5
+    assert (finished / "analysis.jsonl").read_text().count('{"key": "barriers/') == 5
     assert json.loads(json.dumps(records)) == records
 
 
 def test_the_ends_are_worth_what_the_stored_models_are(records, finished):
-    subject = Subject.open(finished)
-    task = subject.task
+    run_data = RunData.open(finished)
+    task = run_data.task
 
     def worth(weights) -> tuple[float, float]:
-        subject.model.load_state_dict(dict(weights))
-        found = evaluate(refreshed(subject.model, task.train), task, task.held_out)
+        run_data.model.load_state_dict(dict(weights))
+        found = evaluate(refreshed(run_data.model, task.train), task, task.held_out)
         return found["nll"], 1 - found["accuracy"]
 
     for index in range(3):
-        record = records[f"connectivity/cycle-0{index}/particles"]
-        for end, particle in zip((0, -1), subject.particles(index), strict=False):
+        record = records[f"barriers/cycle-0{index}/particles"]
+        for end, particle in zip((0, -1), run_data.particles(index), strict=False):
             loss, error = worth(particle.weights)
             assert record["loss"][end] == pytest.approx(loss, rel=1e-5)
             assert record["error"][end] == pytest.approx(error, abs=1e-9)
-    record = records["connectivity/cycle-01/next"]
+    record = records["barriers/cycle-01/next"]
     assert record["between"] == ["cycle-01", "cycle-02"]
     for end, index in ((0, 1), (-1, 2)):
-        assert record["loss"][end] == pytest.approx(worth(subject.cycle(index).weights)[0], rel=1e-5)
+        assert record["loss"][end] == pytest.approx(worth(run_data.cycle(index).weights)[0], rel=1e-5)
         # Those of the record: the mean was measured with statistics of all training examples, as here.
-        measured = subject.cycle(index).measured.validation
+        measured = run_data.cycle(index).measured.validation
         assert record["error"][end] == pytest.approx(1 - measured["accuracy"], abs=1e-9)
 
 
 def test_pairs_are_symmetric_and_hold_the_barrier_of_the_first_two(records, finished):
-    record = records["connectivity/cycle-02/particles"]
+    record = records["barriers/cycle-02/particles"]
     pairs = record["pairs"]
     assert pairs[0][1] == record["barrier"]["error"]
     assert all(pairs[i][j] == pairs[j][i] for i in range(3) for j in range(3))
     assert [pairs[i][i] for i in range(3)] == [0, 0, 0]
-    subject = Subject.open(finished)
-    particles = subject.particles(2)
-    found = between(subject.model, subject.task, particles[1], particles[2], points=5).barriers.error
+    run_data = RunData.open(finished)
+    particles = run_data.particles(2)
+    found = interpolate_models(run_data.model, run_data.task, particles[1], particles[2], points=5).barriers.error
     assert pairs[1][2] == pytest.approx(found, abs=1e-12)

@@ -8,22 +8,31 @@ import torch
 from scipy import stats
 from torch import nn
 
-from swamp.analysis import ANALYSES, Settings, Side, Subject, analyze, overlap_of_runs, overlaps, read_analysis
-from swamp.analysis.cross import densities
-from swamp.analysis.masks import (
-    dead,
+from swamp.analysis import (
+    ANALYSES,
+    AnalysisSettings,
+    MaskSource,
+    RunData,
+    analyze,
+    compare_masks,
+    read_analysis,
+    shared_densities,
+)
+from swamp.analysis.mask_overlap import (
+    compare_two_masks,
+    dead_units,
+    equal_signs,
     expected_overlap,
-    layers,
-    magnitude_rank,
+    layer_densities,
+    magnitude_correlation,
     mask_of_cycle,
     overlap,
-    same_signs,
-    transposed,
+    transposed_weights,
 )
 from swamp.errors import MaskError, SwampError
 from swamp.masks import Mask
 
-from .subjects import blind, run
+from .runs import blind, run
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +41,13 @@ def finished(tmp_path_factory):
 
 
 def test_what_another_process_wrote_meanwhile_stays(finished):
-    subject = Subject.open(finished)
+    run_data = RunData.open(finished)
     (finished / "analysis.jsonl").unlink(missing_ok=True)
-    units = analyze(subject, {"masks": ANALYSES["masks"]}, Settings())
-    first = next(units)
+    tasks = analyze(run_data, {"masks": ANALYSES["masks"]}, AnalysisSettings())
+    first = next(tasks)
     # Between two units of this one, another look at the same run adds its own.
-    others = list(analyze(Subject.open(finished), {"connectivity": ANALYSES["connectivity"]}, Settings(points=2)))
-    rest = list(units)
+    others = list(analyze(RunData.open(finished), {"barriers": ANALYSES["barriers"]}, AnalysisSettings(points=2)))
+    rest = list(tasks)
     assert {record["key"] for record in read_analysis(finished)} == {r["key"] for r in [first, *rest, *others]}
 
 
@@ -48,8 +57,8 @@ def mask(**rows) -> Mask:
 
 def test_layers_and_their_dead_units_are_counted():
     one = mask(a=[[1, 0, 0], [0, 0, 0]], b=[[1, 1]], bias=[1, 0, 0])
-    assert layers(one)["a"] == {"density": 1 / 6, "nnz": 1, "size": 6}
-    assert dead(one) == {
+    assert layer_densities(one)["a"] == {"density": 1 / 6, "nnz": 1, "size": 6}
+    assert dead_units(one) == {
         "a": {"outputs": 1, "inputs": 2},
         "b": {"outputs": 0, "inputs": 0},
         "bias": {"outputs": 2, "inputs": None},
@@ -59,26 +68,26 @@ def test_layers_and_their_dead_units_are_counted():
 def test_a_kernel_lives_while_one_of_its_weights_does():
     tensor = torch.zeros(2, 3, 2, 2, dtype=torch.bool)
     tensor[0, 0, 1, 1] = tensor[0, 1, 0, 0] = True
-    assert dead(Mask({"conv.weight": tensor}))["conv.weight"] == {"outputs": 1, "inputs": 1}
+    assert dead_units(Mask({"conv.weight": tensor}))["conv.weight"] == {"outputs": 1, "inputs": 1}
 
 
 def test_a_transposed_convolution_has_its_inputs_first():
     model = nn.Sequential(nn.ConvTranspose1d(2, 3, 1), nn.Conv1d(3, 2, 1))
-    names = transposed(model)
+    names = transposed_weights(model)
     assert names == {"0.weight"}
     one = Mask({"0.weight": torch.tensor([[[1], [1], [0]], [[0], [0], [0]]], dtype=torch.bool)})
-    assert dead(one, names)["0.weight"] == {"outputs": 1, "inputs": 1}
+    assert dead_units(one, names)["0.weight"] == {"outputs": 1, "inputs": 1}
     two = Mask({"0.weight": torch.tensor([[[1], [0], [0]], [[1], [0], [0]]], dtype=torch.bool)})
-    assert dead(two, names)["0.weight"] == {"outputs": 2, "inputs": 0}
+    assert dead_units(two, names)["0.weight"] == {"outputs": 2, "inputs": 0}
 
 
 def test_signs_and_ranks_are_those_of_survivors():
     alive = mask(a=[[1, 1, 1, 1, 0, 0]])
     ticket = {"a": torch.tensor([[1.0, -2.0, 3.0, 0.0, -9.0, 0.0]])}
     weights = {"a": torch.tensor([[2.0, -1.0, -4.0, 0.5, 0.0, 0.0]])}
-    assert same_signs(alive, weights, ticket) == 2 / 4
+    assert equal_signs(alive, weights, ticket) == 2 / 4
     # |ticket| 1 2 3 0 has ranks 2 3 4 1, |weights| 2 1 4 .5 has 3 2 4 1: 1 - 6 * 2 / (4 * 15).
-    assert magnitude_rank(alive, ticket, weights) == pytest.approx(0.8)
+    assert magnitude_correlation(alive, ticket, weights) == pytest.approx(0.8)
 
 
 def test_overlap_by_chance_is_the_average_over_random_masks():
@@ -110,15 +119,15 @@ def test_overlap_is_told_beside_chance():
 
 
 def test_the_record_of_a_cycle_agrees_with_other_ways_to_count(finished):
-    subject = blind(Subject.open(finished))
-    first, second = mask_of_cycle(subject, 0), mask_of_cycle(subject, 1)
+    run_data = blind(RunData.open(finished))
+    first, second = mask_of_cycle(run_data, 0), mask_of_cycle(run_data, 1)
     assert (first["before"], first["kept_of_before"], first["signs"]["before"]) == (None, None, None)
-    assert sum(layer["nnz"] for layer in first["layers"].values()) == subject.cycle(0).mask.prunable
-    before, after = subject.cycle(0), subject.cycle(1)
+    assert sum(layer["nnz"] for layer in first["layers"].values()) == run_data.cycle(0).mask.prunable
+    before, after = run_data.cycle(0), run_data.cycle(1)
     assert second["before"] == second["kept_of_before"] == pytest.approx(0.5)
     ticket, old, new = (
         torch.cat([weights[name][after.mask[name]] for name in after.mask])
-        for weights in (subject.ticket.weights, before.weights, after.weights)
+        for weights in (run_data.ticket.weights, before.weights, after.weights)
     )
     assert second["signs"]["ticket"] == pytest.approx(float((ticket * new > 0).double().mean()))
     assert second["signs"]["before"] == pytest.approx(float((old * new > 0).double().mean()))
@@ -129,8 +138,8 @@ def test_the_record_of_a_cycle_agrees_with_other_ways_to_count(finished):
 def test_kept_of_before_counts_survivors_of_masks_that_grow_back(tmp_path):
     # Masks that stand alone are no subsets of each other, and have no ticket.
     path = run(tmp_path / "run", method="random", densities=(0.5, 0.25))
-    line = mask_of_cycle(Subject.open(path), 1)
-    old, new = (Subject.open(path).cycle(index).mask for index in (0, 1))
+    line = mask_of_cycle(RunData.open(path), 1)
+    old, new = (RunData.open(path).cycle(index).mask for index in (0, 1))
     both = sum(int((old[name] & new[name]).sum()) for name in old)
     assert line["kept_of_before"] == pytest.approx(both / old.nnz)
     assert line["before"] == pytest.approx(both / (old.nnz + new.nnz - both))
@@ -141,18 +150,18 @@ def test_kept_of_before_counts_survivors_of_masks_that_grow_back(tmp_path):
 def test_units_are_done_once(finished, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(finished, path)
-    one = list(analyze(Subject.open(path), {"masks": ANALYSES["masks"]}, Settings()))
+    one = list(analyze(RunData.open(path), {"masks": ANALYSES["masks"]}, AnalysisSettings()))
     assert [line["key"] for line in one] == [f"masks/cycle-0{n}" for n in range(3)]
     written = (path / "analysis.jsonl").read_bytes()
     (path / "cycle-01" / "mean.safetensors").unlink()  # what is done needs it no more
-    assert list(analyze(Subject.open(path), {"masks": ANALYSES["masks"]}, Settings())) == one
+    assert list(analyze(RunData.open(path), {"masks": ANALYSES["masks"]}, AnalysisSettings())) == one
     assert (path / "analysis.jsonl").read_bytes() == written
 
 
 def test_runs_are_compared_at_the_sparsities_they_share(finished, tmp_path):
-    here, there = Side.open(finished), Side.open(run(tmp_path / "other", method="imp", seed=1))
+    here, there = MaskSource.open(finished), MaskSource.open(run(tmp_path / "other", method="imp", seed=1))
     sides = {("swamp", 0): here, ("imp", 1): there}
-    found = list(overlaps(sides, densities({0: {"swamp": here, "imp": there}})))
+    found = list(compare_masks(sides, shared_densities({0: {"swamp": here, "imp": there}})))
     assert [(line["a"], line["b"], line["seeds"], line["cycles"]) for line in found] == [
         ("swamp", "imp", [0, 1], [1, 1]),
         ("swamp", "imp", [0, 1], [2, 2]),
@@ -167,8 +176,8 @@ def test_runs_are_compared_at_the_sparsities_they_share(finished, tmp_path):
     )
     same = (mine[layer][both] * theirs[layer][both] > 0).double().mean()
     assert found[1]["layers"][layer]["signs"] == pytest.approx(float(same))
-    itself = overlap_of_runs(here, here, [here.records[1]["density"]["prunable"]])
+    itself = compare_two_masks(here, here, [here.records[1]["density"]["prunable"]])
     assert (itself[0]["jaccard"], itself[0]["signs"]) == (1, 1)
-    lonely = Side.open(run(tmp_path / "lonely", method="imp", sparsity=0.3))
-    with pytest.raises(SwampError, match=r"share no sparsity above 0.*one schedule"):
-        densities({0: {"swamp": here, "imp": lonely}})
+    lonely = MaskSource.open(run(tmp_path / "lonely", method="imp", sparsity=0.3))
+    with pytest.raises(SwampError, match=r"no finished cycles of equal sparsity above 0.*same schedule"):
+        shared_densities({0: {"swamp": here, "imp": lonely}})

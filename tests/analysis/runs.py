@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from swamp.algorithms import Plan
-from swamp.analysis import Subject
+from swamp.analysis import RunData
 from swamp.cli.progress import Quiet
 from swamp.datasets import DataOptions
 from swamp.runs import RunConfig, start
@@ -32,10 +32,10 @@ class Unread(TensorData):
         raise AssertionError("the test data was read")
 
 
-def blind(subject: Subject) -> Subject:
+def blind(run_data: RunData) -> RunData:
     """The same run, whose test data cannot be read."""
-    task = subject.task
-    return replace(subject, task=replace(task, test=Unread(task.test.inputs, task.test.targets)))
+    task = run_data.task
+    return replace(run_data, task=replace(task, test=Unread(task.test.inputs, task.test.targets)))
 
 
 class Weights(nn.Module):

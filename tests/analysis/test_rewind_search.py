@@ -9,13 +9,15 @@ import torch
 
 from swamp import cli
 from swamp.algorithms import Plan
-from swamp.analysis import Instability, between, search
+from swamp.analysis import InstabilityAnalysis, interpolate_models, search_rewind_step
 from swamp.backends import Sequential, Silent, Ticket
 from swamp.errors import Interrupted, SwampError
 from swamp.runs import RunConfig, prepare
 from swamp.training import Training
 
 from .conftest import go, tiny
+
+BARRIER_AT = "swamp.analysis.rewind_search.InstabilityAnalysis.barrier_at"
 
 
 def planted(stable_from: int, tried: list | None = None):
@@ -32,16 +34,16 @@ def planted(stable_from: int, tried: list | None = None):
 @pytest.mark.parametrize("stable_from", [0, 1, 2, 3, 17, 500, 999, 1000])
 def test_bisection_finds_the_planted_step_exactly(stable_from):
     tried: list = []
-    found = search(planted(stable_from, tried), 1000, resolution=0)
+    found = search_rewind_step(planted(stable_from, tried), 1000, resolution=0)
     assert found.steps == stable_from
-    assert found.holds
+    assert found.confirmed
     assert len(set(tried)) == len(tried) <= 24
     assert [(trial.steps, trial.repeat) for trial in found.trials] == tried
 
 
 def test_a_coarse_search_ends_within_its_resolution_and_takes_fewer_trials():
     tried: list = []
-    found = search(planted(700, tried), 20_000, resolution=0.1)
+    found = search_rewind_step(planted(700, tried), 20_000, resolution=0.1)
     assert 700 <= found.steps <= 700 / 0.9
     assert len(tried) <= 12
     assert tried[-2:] == [(found.steps, 1), (found.steps // 4, 1)]
@@ -49,40 +51,42 @@ def test_a_coarse_search_ends_within_its_resolution_and_takes_fewer_trials():
 
 def test_every_trial_is_told_as_it_is_made():
     told = []
-    found = search(planted(5), 20, tell=told.append)
+    found = search_rewind_step(planted(5), 20, on_trial=told.append)
     assert tuple(told) == found.trials
     assert told[0].steps == 20
     assert told[1].steps == 0
 
 
 def test_where_nothing_is_stable_nothing_is_found():
-    found = search(planted(101), 100)
-    assert (found.steps, found.holds, len(found.trials)) == (None, False, 1)
+    found = search_rewind_step(planted(101), 100)
+    assert (found.steps, found.confirmed, len(found.trials)) == (None, False, 1)
 
 
 def test_a_result_that_other_batch_orders_do_not_bear_out_is_said_not_to_hold():
-    unstable_again = search(lambda steps, repeat: 0.1 if steps < 50 or repeat else 0.0, 100, resolution=0)
-    assert (unstable_again.steps, unstable_again.holds) == (50, False)
+    unstable_again = search_rewind_step(lambda steps, repeat: 0.1 if steps < 50 or repeat else 0.0, 100, resolution=0)
+    assert (unstable_again.steps, unstable_again.confirmed) == (50, False)
     # Stable at a quarter of it too: the assumption of the bisection is broken.
-    broken = search(lambda steps, repeat: 0.1 if 30 <= steps < 50 or steps in (0, 10) else 0.0, 100, resolution=0)
-    assert (broken.steps, broken.holds) == (50, False)
+    broken = search_rewind_step(
+        lambda steps, repeat: 0.1 if 30 <= steps < 50 or steps in (0, 10) else 0.0, 100, resolution=0
+    )
+    assert (broken.steps, broken.confirmed) == (50, False)
 
 
 def test_a_barrier_at_the_threshold_or_of_no_number_is_not_stable():
-    assert search(lambda steps, repeat: 0.02, 10).steps is None
-    assert search(lambda steps, repeat: float("nan"), 10).steps is None
+    assert search_rewind_step(lambda steps, repeat: 0.02, 10).steps is None
+    assert search_rewind_step(lambda steps, repeat: float("nan"), 10).steps is None
 
 
 @pytest.mark.parametrize(("last", "resolution"), [(-1, 0.1), (10, 1.0), (10, -0.1)])
 def test_what_cannot_be_searched_is_refused(last, resolution):
     with pytest.raises(SwampError, match="last must be 0 or more"):
-        search(planted(1), last, resolution=resolution)
+        search_rewind_step(planted(1), last, resolution=resolution)
 
 
-def instability(model, task, sparsity=0.5, **others) -> Instability:
+def instability(model, task, sparsity=0.5, **others) -> InstabilityAnalysis:
     plan = Plan(sparsity=0.75, particles=(2,), alpha=(0.5,))
     training = Training(epochs=3, batch_size=16, lr=0.1, tail=0.34)
-    return Instability(model, task, plan, training, Sequential(model, task), sparsity, **others)
+    return InstabilityAnalysis(model, task, plan, training, Sequential(model, task), sparsity, **others)
 
 
 def test_the_ticket_tried_is_the_one_that_a_run_takes(tmp_path):
@@ -91,7 +95,7 @@ def test_the_ticket_tried_is_the_one_that_a_run_takes(tmp_path):
     go(config, tmp_path / "run")
     taken = Ticket.load(tmp_path / "run" / "ticket.safetensors")
     problem, model = prepare(config)
-    tried = Instability(model, problem.task, config.plan, config.training, Sequential(model, problem.task), 0.5)
+    tried = InstabilityAnalysis(model, problem.task, config.plan, config.training, Sequential(model, problem.task), 0.5)
     assert taken.steps == 13
     assert tried.ticket(13).id == taken.id
     assert tried.ticket(0).id == Ticket(model.state_dict(), 0).id
@@ -103,11 +107,11 @@ def test_copies_differ_in_batch_order_alone_and_live_on_a_magnitude_mask(normed,
     ticket = look.ticket(4)
     mask = look.mask(ticket)
     assert mask.nnz == round(0.5 * mask.prunable)
-    (dense,) = look.trained(ticket, look.dense, [look.seed.at("cycle", 0, "particle", 0)])
+    (dense,) = look.train(ticket, look.dense, [look.seed.at("cycle", 0, "particle", 0)])
     kept = torch.cat([dense.weights[name][mask[name]].abs() for name in mask])
     cut = torch.cat([dense.weights[name][~mask[name]].abs() for name in mask])
     assert float(cut.max()) <= float(kept.min())
-    one, other = look.trained(ticket, mask, [look.seed.at("instability", 0, "copy", i) for i in range(2)])
+    one, other = look.train(ticket, mask, [look.seed.at("instability", 0, "copy", i) for i in range(2)])
     assert (one.ticket, one.mask) == (other.ticket, other.mask) == (ticket.id, mask.digest)
     assert not torch.equal(one.weights["0.weight"], other.weights["0.weight"])
     asked = []
@@ -118,7 +122,7 @@ def test_copies_differ_in_batch_order_alone_and_live_on_a_magnitude_mask(normed,
         return train(ticket, mask, training, seeds, **more)
 
     look.backend.train = spied
-    expected = between(normed, task, one, other).barriers.error
+    expected = interpolate_models(normed, task, one, other).barriers.error
     assert look.barrier_at(4) == pytest.approx(expected, abs=1e-12)
     look.barrier_at(4, repeat=1)
     pairs = [seeds for *_, seeds in asked if len(seeds) == 2]
@@ -131,7 +135,7 @@ def test_what_has_no_ticket_or_no_such_sparsity_is_refused(mlp, task):
     with pytest.raises(SwampError, match=r"must lie in \[0, 1\), got 1"):
         instability(mlp, task, 1.0)
     with pytest.raises(SwampError, match="snip has no ticket"):
-        Instability(mlp, task, Plan(method="snip"), Training(), Sequential(mlp, task), 0.5)
+        InstabilityAnalysis(mlp, task, Plan(method="snip"), Training(), Sequential(mlp, task), 0.5)
 
 
 def test_a_search_stops_where_it_is_asked_to(mlp, task):
@@ -162,7 +166,7 @@ def swamp(*arguments: object) -> int:
 
 @pytest.fixture
 def planted_command(monkeypatch):
-    monkeypatch.setattr("swamp.analysis.ticket.Instability.barrier_at", lambda self, *at: planted(6)(*at))
+    monkeypatch.setattr(BARRIER_AT, lambda self, *at: planted(6)(*at))
 
 
 def test_the_command_writes_a_configuration_that_runs(tmp_path, planted_command, capsys):
@@ -171,7 +175,7 @@ def test_the_command_writes_a_configuration_that_runs(tmp_path, planted_command,
     out = capsys.readouterr().out
     assert "earliest stable ticket at sparsity 0.5: after 6 steps, --ticket-epochs 0.6" in out
     assert out.count("steps (") >= 5
-    assert "again, other batch orders" in out
+    assert "verification, other batch orders" in out
     assert "not confirmed" not in out
     config = RunConfig.load(file)
     assert config.plan.ticket_epochs == 0.6
@@ -179,7 +183,7 @@ def test_the_command_writes_a_configuration_that_runs(tmp_path, planted_command,
     assert swamp("run", "--config", file, "--out", tmp_path / "run", "--quiet", "--json") == 0
     assert Ticket.load(tmp_path / "run" / "ticket.safetensors").steps == 6
     assert swamp("ticket", *TINY, "--out", file) == 2
-    assert "exists already" in capsys.readouterr().err.replace("\n", " ")
+    assert "already exists" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_killed_search_goes_on_with_the_next_trial(tmp_path, monkeypatch, capsys):
@@ -191,8 +195,8 @@ def test_a_killed_search_goes_on_with_the_next_trial(tmp_path, monkeypatch, caps
         asked.append((steps, repeat))
         return planted(6)(steps, repeat)
 
-    search = ["ticket", *TINY, "--at", "0.5", "--resolution", "0", "--json", "--quiet"]
-    monkeypatch.setattr("swamp.analysis.ticket.Instability.barrier_at", measured)
+    search = ["ticket", *TINY, "--at-sparsity", "0.5", "--resolution", "0", "--json", "--quiet"]
+    monkeypatch.setattr(BARRIER_AT, measured)
     assert swamp(*search) == 130
     before = list(asked)
     assert len(before) == 2
@@ -201,7 +205,7 @@ def test_a_killed_search_goes_on_with_the_next_trial(tmp_path, monkeypatch, caps
         asked.append(at)
         return planted(6)(*at)
 
-    monkeypatch.setattr("swamp.analysis.ticket.Instability.barrier_at", noted)
+    monkeypatch.setattr(BARRIER_AT, noted)
     # The ticket that a recipe has is not what is asked about: its trials are the same.
     assert swamp(*search, "--ticket-epochs", "1") == 0
     done = json.loads(capsys.readouterr().out)
@@ -212,7 +216,7 @@ def test_a_killed_search_goes_on_with_the_next_trial(tmp_path, monkeypatch, caps
 
 
 def test_trials_of_another_search_or_damaged_ones_are_refused(tmp_path, planted_command, capsys):
-    search = ["ticket", *TINY, "--at", "0.5", "--trials", tmp_path / "t", "--quiet"]
+    search = ["ticket", *TINY, "--at-sparsity", "0.5", "--trials", tmp_path / "t", "--quiet"]
     assert swamp(*search) == 0
     assert swamp(*search, "--lr", "0.7") == 2
     assert "trials of another search" in capsys.readouterr().err.replace("\n", " ")
@@ -223,16 +227,25 @@ def test_trials_of_another_search_or_damaged_ones_are_refused(tmp_path, planted_
 
 
 def test_as_json_it_prints_one_object(capsys, planted_command):
-    assert swamp("ticket", *TINY, "--at", "0", "--json", "--quiet", "--resolution", "0") == 0
+    assert swamp("ticket", *TINY, "--at-sparsity", "0", "--json", "--quiet", "--resolution", "0") == 0
     printed = capsys.readouterr()
     done = json.loads(printed.out)
-    assert (done["steps"], done["epochs"], done["sparsity"], done["holds"], done["config"]) == (6, 0.6, 0, True, None)
+    assert (done["steps"], done["epochs"], done["sparsity"], done["confirmed"], done["config"]) == (
+        6,
+        0.6,
+        0,
+        True,
+        None,
+    )
     assert set(done["trials"][0]) == {"steps", "barrier", "seconds", "repeat", "epochs"}
     assert printed.err == ""
 
 
 def test_it_measures_real_networks_too(capsys):
-    assert swamp("ticket", *TINY, "--at", "0.5", "--threshold", "1.01", "--json", "--evaluation-examples", "200") == 0
+    assert (
+        swamp("ticket", *TINY, "--at-sparsity", "0.5", "--threshold", "1.01", "--json", "--evaluation-examples", "200")
+        == 0
+    )
     done = json.loads(capsys.readouterr().out)
     assert done["steps"] == 0
     assert [trial["steps"] for trial in done["trials"]] == [10, 0, 0]
@@ -240,7 +253,7 @@ def test_it_measures_real_networks_too(capsys):
 
 
 def test_where_nothing_is_stable_it_says_what_to_try(capsys, tmp_path):
-    arguments = [*TINY, "--at", "0.5", "--threshold", "0", "--json", "--out", tmp_path / "found.json"]
+    arguments = [*TINY, "--at-sparsity", "0.5", "--threshold", "0", "--json", "--out", tmp_path / "found.json"]
     assert swamp("ticket", *arguments) == 2
     printed = capsys.readouterr()
     assert "no ticket up to step 10" in printed.err.replace("\n", " ")
@@ -252,7 +265,7 @@ def test_where_nothing_is_stable_it_says_what_to_try(capsys, tmp_path):
     ("arguments", "message"),
     [
         (["--latest-epochs", "3"], "between 0 and 2"),
-        (["--at", "1"], "must lie in"),
+        (["--at-sparsity", "1"], "must lie in"),
         (["--method", "snip"], "has no ticket"),
         (["--resolution", "2"], "resolution in"),
     ],
@@ -265,5 +278,5 @@ def test_bad_input_gets_a_message_before_any_training(arguments, message, capsys
 def test_its_help_teaches(capsys):
     assert swamp("ticket", "--help") == 0
     shown = capsys.readouterr().out
-    for word in ("--at", "--threshold", "bisection", "batch order", "--lr"):
+    for word in ("--at-sparsity", "--threshold", "bisection", "batch order", "--lr"):
         assert word in shown

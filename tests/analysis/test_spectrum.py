@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from swamp.analysis import Hessian, density, lanczos, restricted, top
+from swamp.analysis import Hessian, lanczos, restricted, spectral_density, top_eigenvalues
 from swamp.errors import SwampError
 
 from .quadratic import planted, symmetric
@@ -40,7 +40,7 @@ def test_residuals_say_how_far_off_the_values_may_be():
     assert float(run.residuals.max()) > 0.1
     for value, residual in zip(run.values, run.residuals, strict=True):
         assert float((exact - value).abs().min()) <= float(residual) + 1e-9
-    found = top([run], 3)
+    found = top_eigenvalues([run], 3)
     assert [one.value for one in found] == sorted((float(v) for v in run.values[-3:]), reverse=True)
 
 
@@ -83,8 +83,8 @@ def test_a_run_ends_where_its_space_ends_and_the_others_go_on():
     assert short.values.tolist() == pytest.approx([4, 8])
     assert short.weights.tolist() == pytest.approx([0.5, 0.5])
     assert long.values.tolist() == pytest.approx(range(1, 21))
-    assert [one.value for one in top([short])] == pytest.approx([8, 4])
-    assert [one.value for one in top([short, long], 3)] == pytest.approx([20, 19, 18])
+    assert [one.value for one in top_eigenvalues([short])] == pytest.approx([8, 4])
+    assert [one.value for one in top_eigenvalues([short, long], 3)] == pytest.approx([20, 19, 18])
 
 
 def test_a_block_has_the_eigenvalues_of_the_block():
@@ -101,13 +101,13 @@ def test_the_density_of_a_planted_quadratic_has_its_moments():
     model, task = planted(matrix)
     hessian = Hessian(model, task, model.state_dict())
     runs = lanczos(hessian, starts(2, 7), 7)
-    found = density(runs, width=0.02)
+    found = spectral_density(runs, width=0.02)
     spread = 0.02 * 10
     assert len(found.at) == len(found.value) == 128
     assert integral(found, 0) == pytest.approx(1, abs=1e-5)
     assert integral(found, 1) == pytest.approx(10 / 7, abs=1e-5)
     assert integral(found, 2) == pytest.approx(float(matrix.square().sum()) / 7 + spread**2, abs=1e-5)
-    assert [one.value for one in top(runs)] == pytest.approx([7, 2.5, 2, 1, 0.5], abs=1e-9)
+    assert [one.value for one in top_eigenvalues(runs)] == pytest.approx([7, 2.5, 2, 1, 0.5], abs=1e-9)
 
 
 def test_few_steps_have_the_moments_of_all():
@@ -122,19 +122,21 @@ def test_few_steps_have_the_moments_of_all():
 
 
 def test_one_eigenvalue_alone_has_a_density():
-    found = density(lanczos(product_of(2 * torch.eye(5).double()), starts(1, 5), 5))
+    found = spectral_density(lanczos(product_of(2 * torch.eye(5).double()), starts(1, 5), 5))
     assert integral(found, 1) == pytest.approx(2)
-    assert integral(density(lanczos(product_of(torch.zeros(5, 5).double()), starts(1, 5), 5)), 0) == pytest.approx(1)
+    assert integral(
+        spectral_density(lanczos(product_of(torch.zeros(5, 5).double()), starts(1, 5), 5)), 0
+    ) == pytest.approx(1)
 
 
 def test_what_is_not_finite_is_told_as_it_is():
     runs = lanczos(product_of(torch.full((5, 5), math.nan).double()), starts(2, 5), 3)
-    assert math.isnan(top(runs)[0].value)
-    assert density(runs).at == ()
+    assert math.isnan(top_eigenvalues(runs)[0].value)
+    assert spectral_density(runs).at == ()
 
 
 def test_senseless_runs_are_refused():
-    with pytest.raises(SwampError, match="one step"):
+    with pytest.raises(SwampError, match="steps >= 1"):
         lanczos(product_of(torch.eye(3)), starts(1, 3), 0)
     with pytest.raises(SwampError, match="not zero"):
         lanczos(product_of(torch.eye(3)), torch.zeros(1, 3), 2)

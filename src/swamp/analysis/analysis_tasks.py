@@ -1,0 +1,119 @@
+"""Analyses as tasks: each task is computed once, appended to a JSON lines file, and skipped the next time."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swamp.analysis.run_data import RunData
+from swamp.errors import CorruptFile
+from swamp.files import one_at_a_time, parse_json, remove_unfinished, write_atomic
+from swamp.runs import RunDirectory
+from swamp.runs.seal import finite, sealed
+
+FILE = "analysis.jsonl"
+
+
+@dataclass(frozen=True)
+class AnalysisSettings:
+    """Settings shared by all analyses of a run."""
+
+    examples: int = 2000
+    """Maximum number of examples that losses and errors are measured on."""
+    curvature_examples: int = 500
+    """Maximum number of training examples for curvature (at most `examples`); the cost is proportional to it."""
+    curvature_particles: int = 1
+    """Particles whose curvature is measured, in the first, middle and last cycle. Particles of a cycle are alike."""
+    points: int = 30
+    """Number of points on a segment between two models, both ends included."""
+    seed: int = 0
+    """Seed of random directions, probes and samples."""
+
+
+@dataclass(frozen=True)
+class AnalysisTask:
+    """One part of an analysis, computed and stored separately."""
+
+    key: str
+    """Unique in a run, e.g. 'barriers/cycle-03/particles'; the part before the first / names the analysis."""
+    compute: Callable[[], Mapping[str, Any]]
+    """Returns the values of the record, which must be serialisable as JSON."""
+
+
+Analysis = Callable[[RunData, AnalysisSettings], Iterable[AnalysisTask]]
+"""(run, settings) -> tasks, cheap ones first. The first line of its docstring is the question it answers."""
+
+
+def first_middle_last(cycles: int) -> list[int]:
+    """Indices of the first, middle and last of `cycles` cycles, for expensive analyses."""
+    return sorted({0, (cycles - 1) // 2, cycles - 1})
+
+
+def analyze(run: RunData, analyses: Mapping[str, Analysis], settings: AnalysisSettings) -> Iterator[Mapping[str, Any]]:
+    """Yield the record of every task of `analyses`, computed now or read from the run directory.
+
+    Records are appended to `analysis.jsonl` in the run directory, atomically, also if several processes analyse the
+    same run. A record computed with other settings is computed again and replaced.
+
+    Args:
+        run: the run to analyse.
+        analyses: name -> analysis, e.g. a part of `ANALYSES`.
+        settings: number of examples, points and so on.
+
+    Yields:
+        {"key": ..., "settings": ..., and the values of the task}. Values that are not finite are None.
+    """
+    directory = run.directory
+    known = {record["key"]: record for record in read_analysis(directory)}
+    used = settings.__dict__
+    for analysis in analyses.values():
+        for task in analysis(run, settings):
+            record = known.get(task.key)
+            if record is None or record["settings"] != used:
+                # JSON has no NaN or infinity: they become null, and figures show them as missing.
+                record = finite({"key": task.key, "settings": dict(used), **task.compute()})
+                known = _append(directory, record)
+            yield record
+
+
+def _append(directory: RunDirectory, record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Write all records and this one; return them by key."""
+    file = directory.path / FILE
+    with one_at_a_time(directory.path / f".{FILE}.lock"):
+        remove_unfinished(file)
+        # Read again: another process may have appended records.
+        records = {other["key"]: other for other in read_analysis(directory)} | {record["key"]: record}
+        lines = [json.dumps(sealed(line, directory.about(file))) + "\n" for line in records.values()]
+        write_atomic(file, "".join(lines).encode())
+    return records
+
+
+def read_analysis(run: RunDirectory | Path) -> list[Mapping[str, Any]]:
+    """Read the records of all analyses of a run computed so far.
+
+    Args:
+        run: a run directory. With a `Path`, it is not checked that the records are of this run.
+
+    Raises:
+        CorruptFile: a line is damaged or belongs to another run; the message names the line.
+    """
+    directory = run if isinstance(run, RunDirectory) else RunDirectory(run)
+    file = directory.path / FILE
+    try:
+        lines = file.read_bytes().splitlines() if file.exists() else []
+    except OSError as error:
+        raise CorruptFile(f"{file} cannot be read ({error.strerror}). Move it away: it is computed again.") from error
+    if file.exists() and not lines:
+        raise CorruptFile(f"{file} is damaged: it is empty. Delete it: it is computed again.")
+    found: list[Mapping[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        where = f"{file}, line {number}"
+        try:
+            record = directory.unsealed(parse_json(line), where, file)
+            found.append({"key": record["key"], "settings": record["settings"], **record})
+        except CorruptFile as error:
+            raise CorruptFile(f"{error} Without a copy, delete the line: it is computed again.") from error
+        except (ValueError, KeyError) as error:
+            raise CorruptFile(f"{where} is damaged ({error}). Delete the line: it is computed again.") from error
+    return found

@@ -1,0 +1,245 @@
+"""Instability analysis (Frankle et al. 2020), and the search for the earliest stable step to rewind to."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from torch import nn
+
+from swamp.algorithms import Plan
+from swamp.analysis.barriers import evaluate_segment
+from swamp.analysis.point_evaluator import PointEvaluator
+from swamp.backends import Backend, Particle, Progress, Ticket
+from swamp.errors import CorruptFile, SwampError
+from swamp.files import one_at_a_time, write_atomic
+from swamp.masks import Mask, prune_mask
+from swamp.runs.seal import sealed, unsealed
+from swamp.training import Seed, Task, Training
+
+FILE = "trials.jsonl"
+
+
+@dataclass(frozen=True)
+class RewindTrial:
+    """The barrier measured for a ticket taken after `steps` training steps."""
+
+    steps: int
+    barrier: float
+    """Error barrier, in [0, 1], between two copies trained from the ticket."""
+    seconds: float
+    repeat: int
+    """Which pair of batch orders: 0 in the search, 1 in the verification."""
+
+
+@dataclass(frozen=True)
+class RewindSearchResult:
+    """The outcome of a search."""
+
+    steps: int | None
+    """The earliest stable step found; None if not even the last one is stable."""
+    trials: tuple[RewindTrial, ...]
+    """In the order in which they were run; the verification is last."""
+    confirmed: bool
+    """Whether, with other batch orders, the ticket is stable at `steps` and unstable at a quarter of it."""
+
+
+def search_rewind_step(
+    barrier_at: Callable[[int, int], float],
+    last: int,
+    *,
+    threshold: float = 0.02,
+    resolution: float = 0.1,
+    on_trial: Callable[[RewindTrial], None] = lambda trial: None,
+) -> RewindSearchResult:
+    """Find the earliest step in [0, last] at which the error barrier is below `threshold`.
+
+    Bisection on a logarithmic scale, as networks become stable early in training. It assumes that a ticket stays stable
+    after its first stable step. The result is verified by two more trials with other batch orders: at the step found,
+    and at a quarter of it, which must be unstable.
+
+    Args:
+        barrier_at: (step, repeat) -> error barrier in [0, 1]; each repeat uses other batch orders.
+        last: the latest step to try.
+        threshold: the error barrier below which a ticket is stable.
+        resolution: stop when the bracket is smaller than this fraction of the step (0: exact to one step).
+        on_trial: called after every trial.
+
+    Raises:
+        SwampError: last < 0, or resolution is not in [0, 1).
+
+    Example:
+        >>> found = search_rewind_step(lambda step, repeat: 0.0 if step >= 17 else 0.1, 1000, resolution=0)
+        >>> found.steps, found.confirmed
+        (17, True)
+    """
+    if last < 0 or not 0 <= resolution < 1:
+        raise SwampError(f"last must be 0 or more and resolution in [0, 1), got {last} and {resolution}.")
+    trials: list[RewindTrial] = []
+
+    def stable(steps: int, repeat: int = 0) -> bool:
+        started = time.perf_counter()
+        barrier = barrier_at(steps, repeat)
+        trials.append(RewindTrial(steps, barrier, time.perf_counter() - started, repeat))
+        on_trial(trials[-1])
+        return barrier < threshold
+
+    if not stable(last):
+        return RewindSearchResult(None, tuple(trials), False)
+    low, high = 0, last
+    if last and stable(0):
+        high = 0
+    while high - low > max(1, resolution * high):
+        middle = min(max(round((max(low, 1) * high) ** 0.5), low + 1), high - 1)
+        low, high = (low, middle) if stable(middle) else (middle, high)
+    again = stable(high, 1)
+    # Step 0 has no earlier step that could be unstable.
+    confirmed = again and (not high or not stable(high // 4, 1))
+    return RewindSearchResult(high, tuple(trials), confirmed)
+
+
+@dataclass(eq=False)
+class InstabilityAnalysis:
+    """Barriers between two copies trained from tickets of one dense training, at one sparsity.
+
+    The ticket, its training and the training of the copies are those of a run with this plan and training; the copies
+    differ in batch order only. At a sparsity above 0 they are trained on the mask that magnitude pruning (with the
+    plan's allocation, structure and minimum per layer) gives for a dense network trained from the same ticket.
+    """
+
+    model: nn.Module
+    """The network with its initial weights."""
+    task: Task
+    plan: Plan
+    training: Training
+    backend: Backend
+    sparsity: float
+    """Sparsity of the copies, as a fraction of the prunable weights."""
+    points: int = 30
+    """Points on the segment between the copies."""
+    progress: Progress | None = None
+    """Called at every step; may raise Interrupted to stop."""
+
+    def __post_init__(self) -> None:
+        method = self.plan.setting
+        if method.alone:
+            raise SwampError(f"{self.plan.method} has no ticket: it starts from the initial weights.")
+        if not 0 <= self.sparsity < 1:
+            raise SwampError(f"the sparsity of the copies must lie in [0, 1), got {self.sparsity:g}.")
+        self.dense = Mask.ones(self.model, self.plan.scope)
+        self.per_epoch = self.task.train.steps(self.training.batch_size)
+        self.seed = Seed(self.plan.seed)
+        self.ticket_training = self.training.plain()
+        self.advance = self.training.after_rewind == "advance"
+        self.training = method.training(self.training, self.plan.most_particles)
+        self._evaluator = PointEvaluator(self.model, self.task, examples=self.plan.evaluation_examples)
+
+    @property
+    def last(self) -> int:
+        """The latest step at which a run can take its ticket."""
+        return self.ticket_training.epochs * self.per_epoch - self.advance
+
+    def barrier_at(self, steps: int, repeat: int = 0) -> float:
+        """The error barrier between two copies trained from the ticket after `steps` steps."""
+        ticket = self.ticket(steps)
+        mask = self.mask(ticket)
+        one, other = self.train(ticket, mask, [self.seed.at("instability", repeat, "copy", i) for i in range(2)])
+        return evaluate_segment(self._evaluator, one.weights, other.weights, self.points).barriers.error
+
+    def ticket(self, steps: int) -> Ticket:
+        """The ticket of a run after `steps` steps of its dense training."""
+        ticket = Ticket(self.model.state_dict(), 0)
+        if not steps:
+            return ticket
+        seeds = [(0, self.seed.at("ticket"))]
+        (trained,) = self.backend.train(
+            ticket, self.dense, self.ticket_training, seeds, last=steps, progress=self.progress
+        )
+        return Ticket(trained.weights, steps)
+
+    def mask(self, ticket: Ticket) -> Mask:
+        """The mask that the copies of this ticket are trained on."""
+        kept = round((1 - self.sparsity) * self.dense.prunable)
+        if kept == self.dense.nnz:
+            return self.dense
+        (trained,) = self.train(ticket, self.dense, [self.seed.at("cycle", 0, "particle", 0)])
+        scores = {name: trained.weights[name].abs() for name in self.dense}
+        plan = self.plan
+        return prune_mask(
+            self.dense, scores, kept, allocation=plan.allotment, structure=plan.structure, min_per_layer=plan.floor
+        )
+
+    def train(self, ticket: Ticket, mask: Mask, seeds: list[Seed]) -> list[Particle]:
+        """Train one copy of the ticket per seed, as the particles of a run."""
+        first = ticket.steps if self.advance else 0
+        numbered = list(enumerate(seeds))
+        return self.backend.train(ticket, mask, self.training, numbered, first=first, progress=self.progress)
+
+    def to_json(self, trial: RewindTrial) -> dict[str, Any]:
+        """The values of a trial, and its step in epochs."""
+        return {**trial.__dict__, "epochs": trial.steps / self.per_epoch}
+
+
+class TrialLog:
+    """The trials of one search (a configuration and a sparsity) in a folder, so that none is run twice.
+
+    Args:
+        folder: where the file of trials is.
+        question: identifies the search, as plain JSON values.
+
+    Raises:
+        SwampError: the folder holds the trials of another search.
+        CorruptFile: the file is damaged.
+    """
+
+    def __init__(self, folder: Path, question: dict[str, Any]) -> None:
+        self.folder, self.question = folder, question
+        self.file = folder / FILE
+        self._trials = list(self._read())
+
+    def __iter__(self) -> Iterator[RewindTrial]:
+        return iter(self._trials)
+
+    def barrier(self, measure: Callable[[int, int], float], steps: int, repeat: int) -> float:
+        """The barrier of this trial from the file; measured if it is not there."""
+        known = {(trial.steps, trial.repeat): trial.barrier for trial in self._trials}
+        return known[steps, repeat] if (steps, repeat) in known else measure(steps, repeat)
+
+    def add(self, trial: RewindTrial) -> None:
+        """Write a trial to the file, unless it is there."""
+        with one_at_a_time(self.folder / f".{FILE}.lock"):
+            found = {(other.steps, other.repeat): other for other in self._read()}
+            found.setdefault((trial.steps, trial.repeat), trial)
+            self._trials = list(found.values())
+            lines = [{"question": self.question}, *map(asdict, self._trials)]
+            write_atomic(self.file, "".join(json.dumps(sealed(line)) + "\n" for line in lines).encode())
+
+    def _read(self) -> Iterator[RewindTrial]:
+        if not self.file.exists():
+            return
+        try:
+            lines = self.file.read_bytes().splitlines()
+        except OSError as error:
+            raise CorruptFile(f"{self.file} cannot be read ({error.strerror}). Move it away.") from error
+        if not lines:
+            raise CorruptFile(f"{self.file} is damaged: it is empty. Delete it: its trials are run again.")
+        for number, line in enumerate(lines):
+            where = f"{self.file}, line {number + 1}"
+            try:
+                values, _ = unsealed(json.loads(line), where)
+                if number:
+                    yield msgspec.convert(values, RewindTrial)
+                    continue
+                question = values["question"]
+            except (ValueError, KeyError, TypeError, CorruptFile) as error:
+                raise CorruptFile(
+                    f"{where} is damaged ({error}). Delete the file: its trials are run again."
+                ) from error
+            if question != self.question:
+                raise SwampError(
+                    f"{self.file} holds the trials of another search ({question}, not {self.question}). "
+                    "Choose another folder (--trials)."
+                )

@@ -1,0 +1,136 @@
+"""Read a run directory: its configuration, cycles, particles, ticket and task."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from swamp.algorithms import Cycle, particle_index
+from swamp.backends import Particle, Ticket
+from swamp.errors import CorruptFile, SwampError
+from swamp.runs import (
+    RunConfig,
+    RunDirectory,
+    open_run,
+    prepare,
+    read_cycle,
+    read_particle,
+    read_record,
+    read_ticket,
+)
+from swamp.training import Data, Task
+from swamp.training.data import Batch, rows_of
+
+
+@dataclass(frozen=True, eq=False)
+class RunData:
+    """What a run directory holds so far, and the task of the run; the run may still be in progress."""
+
+    directory: RunDirectory
+    config: RunConfig
+    model: nn.Module
+    """The network with its initial weights. Analyses may load other weights into it."""
+    task: Task
+
+    @classmethod
+    def open(cls, path: Path | str) -> "RunData":
+        """Read the run in the directory `path`, and build its task and model.
+
+        Raises:
+            SwampError: `path` holds no run, or no finished cycle.
+        """
+        directory, config = open_with_cycles(path)
+        problem, model = prepare(config)
+        return cls(directory, config, model, problem.task.to(next(model.parameters()).device))
+
+    @cached_property
+    def cycles(self) -> int:
+        """Number of finished cycles when first read. Cycles that finish later are ignored."""
+        return self.directory.finished
+
+    def cycle(self, index: int) -> Cycle:
+        """The record, mask and weights of a finished cycle."""
+        return read_cycle(self.directory, index)
+
+    def particle_numbers(self, index: int) -> list[int]:
+        """Numbers of a cycle's particles, without the particles that diverged and were dropped."""
+        records = read_record(self.directory, index)["particles"]
+        return [particle_index(record, place) for place, record in enumerate(records)]
+
+    def particles(self, index: int) -> list[Particle]:
+        """All particles of a cycle; an empty list if any of them is not on disk (a run with --keep means)."""
+        return [self.particle(index, number) for number in self._stored_numbers(index)]
+
+    def particle(self, index: int, number: int) -> Particle:
+        """Particle `number` of cycle `index`."""
+        return read_particle(self.directory, index, number)
+
+    def require_particles(self, index: int, minimum: int = 2) -> list[Particle]:
+        """All particles of a cycle.
+
+        Raises:
+            SwampError: fewer than `minimum` particles are on disk.
+        """
+        found = self.particles(index)
+        if len(found) < minimum:
+            raise SwampError(
+                f"cycle {index} of {self.directory.path} has {len(found)} particles on disk; at least {minimum} are "
+                "needed. Run with --keep particles (the default) and --particles 2 or more. Analyses of the mean of "
+                "each cycle work without particles."
+            )
+        return found
+
+    def cycles_with_particles(self, minimum: int = 2) -> Iterator[int]:
+        """Indices of the cycles that have at least `minimum` particles on disk."""
+        return (index for index in range(self.cycles) if len(self._stored_numbers(index)) >= minimum)
+
+    def _stored_numbers(self, index: int) -> list[int]:
+        """Numbers of the particles on disk; empty if any of them is missing."""
+        numbers = self.particle_numbers(index)
+        return numbers if all(self.directory.particle(index, number).exists() for number in numbers) else []
+
+    @cached_property
+    def ticket(self) -> Ticket | None:
+        """The ticket; None if the method has none."""
+        return read_ticket(self.directory) if self.directory.ticket.exists() else None
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return next(self.model.parameters()).device
+
+    @property
+    def held_out_split(self) -> str:
+        """The split that `task.held_out` is: "validation", or "training" for a task without validation data."""
+        return "training" if self.task.validation is None else "validation"
+
+
+def open_with_cycles(path: Path | str) -> tuple[RunDirectory, RunConfig]:
+    """Open a run directory.
+
+    Raises:
+        SwampError: there is no run, or no finished cycle.
+        CorruptFile: the record of a finished cycle is missing.
+    """
+    directory, config = open_run(path)
+    logged = directory.metrics.read_bytes().count(b"\n") if directory.metrics.is_file() else 0
+    if directory.finished < max(directory.last + 1, logged):
+        raise CorruptFile(f"{directory.record(directory.finished)} is missing. To create it again: swamp resume {path}")
+    if not directory.finished:
+        raise SwampError(f"{path} has no finished cycle yet. Wait for the first one, or resume the run.")
+    return directory, config
+
+
+def first_examples(data: Data, examples: int, batch_size: int) -> list[Batch]:
+    """The first `examples` of `data` in order, in batches; the last batch is cut to fit."""
+    batches: list[Batch] = []
+    remaining = examples
+    for inputs, targets in data.in_order(min(batch_size, examples)):
+        batches.append((rows_of(inputs, slice(remaining)), targets[:remaining]))
+        remaining -= len(batches[-1][1])
+        if not remaining:
+            break
+    return batches

@@ -1,0 +1,170 @@
+"""Vectors in weight space: linear combinations of networks, inner products, distances, angles and rank correlation."""
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from scipy import stats  # pyright: ignore[reportMissingTypeStubs]
+from torch import Tensor, nn
+
+from swamp.errors import SwampError
+from swamp.training import State
+
+
+@dataclass(frozen=True, eq=False)
+class LinearCombination:
+    """sum_n coefficient_n w_n, elementwise.
+
+    Pruned weights, 0 in every network, stay exactly 0. A combination of one network with coefficient 1 is exact.
+    Integer buffers and all data types are those of the first network. Sums run in float32, or wider if a network is.
+    """
+
+    states: Sequence[State]
+    """The networks. All but the first may omit tensors to which they contribute nothing, such as normalisation
+    statistics of a direction. Combinations of the same sequence object share work; it must not be modified."""
+    coefficients: Sequence[float]
+    """One per network, any real numbers."""
+
+    @torch.no_grad()
+    def weights(self, without: Container[str] = ()) -> dict[str, Tensor]:
+        """The combined weights, except the names in `without`."""
+        return {name: self._sum(name, tensor) for name, tensor in self.states[0].items() if name not in without}
+
+    def _sum(self, name: str, first: Tensor) -> Tensor:
+        if not first.is_floating_point():
+            return first
+        # A network with coefficient 0 is skipped: 0 times infinity or NaN is NaN.
+        pairs = zip(self.states, self.coefficients, strict=True)
+        terms = [(state[name], coefficient) for state, coefficient in pairs if coefficient and name in state]
+        if len(terms) == 1 and terms[0][1] == 1:
+            return terms[0][0].to(first)
+        total = torch.zeros_like(first, dtype=torch.promote_types(first.dtype, torch.float32))
+        for tensor, coefficient in terms:
+            wide = torch.promote_types(total.dtype, tensor.dtype)
+            total = torch.add(total.to(wide), tensor.to(total.device, wide), alpha=coefficient)
+        return total.to(first.dtype)
+
+
+class ParameterSpace:
+    """The parameters of a model as one float64 vector on the CPU. Tied parameters are one coordinate.
+
+    Buffers are not coordinates: normalisation statistics are re-estimated wherever a point is evaluated.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        owners: dict[int, str] = {}
+        self.names: list[str] = []
+        self.shapes: dict[str, torch.Size] = {}
+        self._tied: dict[str, str] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if id(parameter) in owners:
+                self._tied[name] = owners[id(parameter)]
+            else:
+                owners[id(parameter)] = name
+                self.names.append(name)
+                self.shapes[name] = parameter.shape
+
+    def vector(self, state: State) -> Tensor:
+        """The parameters in `state`, concatenated (n,)."""
+        return torch.cat([state[name].detach().to("cpu", torch.float64).reshape(-1) for name in self.names])
+
+    def state(self, vector: Tensor) -> dict[str, Tensor]:
+        """The parameters in `vector` (n,) by name, tied ones under each of their names, in float64."""
+        parts = torch.split(vector, [self.shapes[name].numel() for name in self.names])
+        found = {name: part.reshape(self.shapes[name]) for name, part in zip(self.names, parts, strict=True)}
+        return found | {name: found[owner] for name, owner in self._tied.items()}
+
+
+def masked_weights(state: State, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with zeros off the mask. Of a ticket, these are the weights that a cycle's particles start from."""
+    return {
+        name: value.masked_fill(~mask[name].to(value.device), 0) if name in mask else value
+        for name, value in state.items()
+    }
+
+
+def euclidean_norm(vector: Tensor) -> float:
+    """|vector|."""
+    return float(vector.square().sum().sqrt())
+
+
+def inner_products(points: Sequence[State], origin: State, names: Iterable[str]) -> Tensor:
+    """Inner products (point, point) of `points` minus `origin` over the weights in `names`, float64 on the CPU.
+
+    The difference is formed before squaring, which keeps small distances between points far from zero exact.
+
+    Raises:
+        SwampError: a weight is missing from a point or has different shapes.
+    """
+    total = torch.zeros(len(points), len(points), dtype=torch.float64)
+    for name in names:
+        _require_same_shape(name, [*points, origin])
+        flat = torch.stack([point[name].detach().double().reshape(-1) for point in points])
+        flat = flat - origin[name].detach().to(flat).reshape(-1)
+        total += (flat @ flat.T).cpu()
+    return total
+
+
+def distances(products: Tensor) -> Tensor:
+    """Euclidean distances (point, point) from inner products: |a - b|^2 = a'a + b'b - 2 a'b."""
+    squares = products.diagonal()
+    # Rounding may make the square of a zero distance negative.
+    return (squares[:, None] + squares[None, :] - 2 * products).clamp(min=0).sqrt().fill_diagonal_(0)
+
+
+def angles(products: Tensor) -> Tensor:
+    """Angles (point, point) at the origin in degrees, from inner products; NaN for a point at the origin."""
+    lengths = products.diagonal().sqrt()
+    cosines = (products / (lengths[:, None] * lengths[None, :])).clamp(-1, 1)
+    found = cosines.acos().rad2deg()
+    return found.masked_fill(torch.eye(len(found), dtype=torch.bool) & ~found.isnan(), 0)
+
+
+def covariance_spectrum(products: Tensor) -> list[float]:
+    """The N - 1 largest eigenvalues of 1/N sum (w_n - mean)(w_n - mean)', in descending order; the others are 0.
+
+    Args:
+        products: inner products (N, N) of the points minus their mean.
+    """
+    # The covariance and the matrix of inner products have the same nonzero eigenvalues.
+    values: Tensor = cast(Any, torch.linalg).eigvalsh(products / len(products))
+    return to_list(values.clamp(min=0).flip(0)[: len(products) - 1])
+
+
+def participation_ratio(spectrum: Sequence[float]) -> float:
+    """(sum l)^2 / sum l^2: the effective number of directions. NaN if all points are equal.
+
+    Source: Gao et al. 2017, "A theory of multineuronal dimensionality".
+    """
+    squares = sum(value * value for value in spectrum)
+    return sum(spectrum) ** 2 / squares if squares else float("nan")
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    """Spearman's rank correlation of two vectors (n,); ties get their mean rank. NaN if n < 2 or one is constant."""
+    if len(a) < 2:
+        return float("nan")
+    first, second = (_centred_ranks(values) for values in (a, b))
+    scale = float(np.sqrt((first @ first) * (second @ second)))
+    return float(first @ second) / scale if scale else float("nan")
+
+
+def to_list(values: Tensor) -> Any:
+    """Numbers as lists, nested as the tensor's dimensions."""
+    return cast(Any, values).tolist()
+
+
+def _centred_ranks(values: Tensor) -> np.ndarray:
+    ranks = np.asarray(stats.rankdata(values.detach().cpu().numpy()), dtype=np.float64)  # pyright: ignore
+    return ranks - ranks.mean()
+
+
+def _require_same_shape(name: str, points: Sequence[State]) -> None:
+    shapes = {tuple(point[name].shape) if name in point else None for point in points}
+    if len(shapes) > 1:
+        raise SwampError(
+            f"{name!r} has different shapes in the networks to compare: {sorted(map(str, shapes))} (None: missing). "
+            "Compare weights of one network."
+        )
