@@ -7,7 +7,7 @@ import torch
 
 import swamp
 from swamp import SwampError
-from swamp.scores import SCORES, Evidence
+from swamp.scores import SCORES, ScoringContext
 
 from .conftest import PLAN, run, same
 
@@ -26,7 +26,7 @@ def test_every_score_gives_nested_masks_exact_counts_and_the_same_run_twice(norm
 
 
 def test_a_score_is_given_the_tasks_own_batches_forward_and_loss(mlp, task, monkeypatch):
-    given: list[Evidence] = []
+    given: list[ScoringContext] = []
 
     def spying(model, mask, evidence):
         given.append(evidence)

@@ -9,7 +9,7 @@ import torch
 import swamp
 from swamp.algorithms import METHODS, Cost
 from swamp.masks import Mask, prune_mask
-from swamp.scores import Evidence, synflow
+from swamp.scores import ScoringContext, synflow
 from swamp.training import Dynamic, Training
 
 from .conftest import PLAN, TRAINING, Spy, run, spied
@@ -38,7 +38,7 @@ def test_before_training_the_largest_initial_weights_stay(normed, task):
 def test_synflow_prunes_in_a_hundred_rounds_of_falling_density(mlp, task):
     (cycle,) = run(mlp, task, "synflow", sparsity=0.9)
     dense = Mask.ones(mlp)
-    mask, evidence = dense, Evidence(torch.Generator(), lambda: [(task.train.inputs[:1], task.train.targets[:1])])
+    mask, evidence = dense, ScoringContext(torch.Generator(), lambda: [(task.train.inputs[:1], task.train.targets[:1])])
     for number in range(1, 101):
         mask = prune_mask(mask, synflow(mlp, mask, evidence), round(144 * (14 / 144) ** (number / 100)))
     assert cycle.mask == mask

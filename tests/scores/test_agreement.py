@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from swamp.masks import Mask, prune_mask
 from swamp.scores import SCORES
 
-from .probes import batches_of, by_backward, evidence, examples, mean_of, network, weights_of
+from .networks import batches_of, by_backward, context, examples, mean_of, network, weights_of
 
 Batches = list[tuple[Tensor, Tensor]]
 Scores = dict[str, Tensor]
@@ -108,7 +108,7 @@ def test_masks_agree_weight_for_weight(criterion: str, architecture: str) -> Non
     # 30 examples, ten of each class, in equal batches: what grasp takes is all there is, in its own parts.
     batches = batches_of(*examples(30, *shape), 15 if criterion == "grasp" else 10)
     mask = Mask.ones(model)
-    data = evidence(*batches)
+    data = context(*batches)
     # From dense, and from half the weights: the pruned network is what is scored.
     for density in (0.5, 0.1):
         kept = round(density * mask.prunable)

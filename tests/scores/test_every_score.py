@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from swamp.errors import SwampError
 from swamp.masks import Mask, Scope, prune_mask
-from swamp.scores import SCORES, Evidence
+from swamp.scores import SCORES, ScoringContext
 
-from .probes import LOOKING, Fields, batches_of, evidence, examples, network
+from .networks import LOOKING, Fields, batches_of, context, examples, network
 
 
 class Everything(nn.Module):
@@ -57,7 +57,7 @@ def test_a_score_leaves_the_model_and_the_global_generator_as_they_were(name: st
     assert before is not None
     generator = torch.get_rng_state()
 
-    scores = SCORES[name](model, half, Evidence(torch.Generator().manual_seed(0), restless))
+    scores = SCORES[name](model, half, ScoringContext(torch.Generator().manual_seed(0), restless))
 
     assert {key: value.shape for key, value in scores.items()} == {key: value.shape for key, value in mask.items()}
     assert not any(score.requires_grad for score in scores.values())
@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_scores_inside_no_grad_too(name: str) -> No
     mask = Mask.ones(model, Scope(exclude=("unused.*",)))
 
     def scored() -> dict[str, Tensor]:
-        return SCORES[name](model, mask, Evidence(torch.Generator().manual_seed(0), restless))
+        return SCORES[name](model, mask, ScoringContext(torch.Generator().manual_seed(0), restless))
 
     first = scored()
     torch.rand(1)
@@ -87,7 +87,7 @@ def test_the_same_seed_gives_the_same_scores_inside_no_grad_too(name: str) -> No
 @pytest.mark.parametrize("name", [*LOOKING, "synflow"])
 def test_a_weight_that_the_outputs_do_not_depend_on_scores_zero(name: str) -> None:
     model = everything()
-    scores = SCORES[name](model, Mask.ones(model), Evidence(torch.Generator().manual_seed(0), restless))
+    scores = SCORES[name](model, Mask.ones(model), ScoringContext(torch.Generator().manual_seed(0), restless))
     assert not scores["unused.weight"].any()
     assert scores["last.weight"].any()
 
@@ -96,7 +96,7 @@ def test_a_weight_that_the_outputs_do_not_depend_on_scores_zero(name: str) -> No
 def test_dropout_is_off(name: str) -> None:
     def scored(p: float) -> dict[str, Tensor]:
         plain = network("mlp-8", 6).train()
-        return SCORES[name](nn.Sequential(plain, nn.Dropout(p)).train(), mask, evidence(examples(30, 6)))
+        return SCORES[name](nn.Sequential(plain, nn.Dropout(p)).train(), mask, context(examples(30, 6)))
 
     mask = Mask.ones(nn.Sequential(network("mlp-8", 6)))
     dropped = scored(0.5)
@@ -107,9 +107,9 @@ def test_dropout_is_off(name: str) -> None:
 def test_pruned_weights_do_not_count_even_where_the_model_still_has_them(name: str) -> None:
     model = network("mlp-bn-8-8", 6)
     mask = Mask({key: torch.arange(value.numel()).view_as(value) % 3 > 0 for key, value in Mask.ones(model).items()})
-    unmasked = SCORES[name](model, mask, evidence(examples(30, 6)))
+    unmasked = SCORES[name](model, mask, context(examples(30, 6)))
     mask.apply_(model)
-    masked = SCORES[name](model, mask, evidence(examples(30, 6)))
+    masked = SCORES[name](model, mask, context(examples(30, 6)))
     assert all(torch.equal(score, masked[key]) for key, score in unmasked.items())
 
 
@@ -119,8 +119,8 @@ def test_inputs_may_be_a_mapping(name: str) -> None:
     mask = Mask.ones(model)
     batches = batches_of(*examples(30, 6), 8)
     named = [(Fields(x=inputs, more=targets), targets) for inputs, targets in batches]
-    expected = SCORES[name](model, mask, evidence(*batches))
-    found = SCORES[name](model, mask, evidence(*named, forward=lambda model, inputs: model(inputs["x"])))
+    expected = SCORES[name](model, mask, context(*batches))
+    found = SCORES[name](model, mask, context(*named, forward=lambda model, inputs: model(inputs["x"])))
     assert all(torch.equal(score, found[key]) for key, score in expected.items())
 
 
@@ -131,18 +131,20 @@ def test_a_score_takes_whole_batches_up_to_its_limit_and_cuts_a_first_one_that_i
 ) -> None:
     model = network("mlp-8", 6)
     inputs, targets = examples(30, 6)
-    few = SCORES[name](model, Mask.ones(model), evidence(*batches_of(inputs, targets, 10), examples=limit))
-    same = SCORES[name](model, Mask.ones(model), evidence(*batches_of(inputs[:used], targets[:used], 10)))
+    few = SCORES[name](model, Mask.ones(model), context(*batches_of(inputs, targets, 10), examples=limit))
+    same = SCORES[name](model, Mask.ones(model), context(*batches_of(inputs[:used], targets[:used], 10)))
     assert all(torch.equal(score, same[key]) for key, score in few.items())
 
 
 @pytest.mark.parametrize("name", [*LOOKING, "synflow"])
 def test_a_score_that_looks_at_data_says_so_where_there_is_none(name: str) -> None:
     model = network("mlp-8", 6)
-    with pytest.raises(SwampError, match=rf"'{name}' looks at training data, and none was given.*Evidence\(batches="):
-        SCORES[name](model, Mask.ones(model), Evidence(torch.Generator()))
-    with pytest.raises(SwampError, match=rf"'{name}' looks at training data, and there were 0 batches"):
-        SCORES[name](model, Mask.ones(model), evidence())
+    with pytest.raises(
+        SwampError, match=rf"'{name}' needs training data, and none was given.*ScoringContext\(batches="
+    ):
+        SCORES[name](model, Mask.ones(model), ScoringContext(torch.Generator()))
+    with pytest.raises(SwampError, match=rf"'{name}' needs training data, and the data has 0 batches"):
+        SCORES[name](model, Mask.ones(model), context())
 
 
 @pytest.mark.parametrize("name", LOOKING)
@@ -151,20 +153,20 @@ def test_a_loss_that_is_not_finite_is_refused(name: str, bad: float) -> None:
     model = network("mlp-8", 6)
     inputs, targets = examples(30, 6)
     inputs[3, 2] = bad
-    with pytest.raises(SwampError, match=rf"the loss is NaN or infinite on the examples that '{name}' looks at"):
-        SCORES[name](model, Mask.ones(model), evidence((inputs, targets)))
+    with pytest.raises(SwampError, match=rf"the loss is NaN or infinite on the examples for the score '{name}'"):
+        SCORES[name](model, Mask.ones(model), context((inputs, targets)))
 
 
 def test_a_score_needs_at_least_one_example() -> None:
-    with pytest.raises(SwampError, match="takes 1 example or more, got examples=0"):
-        Evidence(torch.Generator(), examples=0)
+    with pytest.raises(SwampError, match="needs at least 1 example, got examples=0"):
+        ScoringContext(torch.Generator(), examples=0)
 
 
 @pytest.mark.parametrize("name", SCORES)
 def test_rounds_of_a_criterion_reach_a_density_without_asking_for_anything_else(name: str) -> None:
     # The published SynFlow: the network is scored anew in each of many rounds.
     model = network("mlp-20-20", 6)
-    mask, data = Mask.ones(model), evidence(examples(30, 6))
+    mask, data = Mask.ones(model), context(examples(30, 6))
     for round_ in range(1, 11):
         kept = round(mask.prunable * 0.1 ** (round_ / 10))
         smaller = prune_mask(mask, SCORES[name](model, mask, data), kept, min_per_layer=2)
@@ -190,6 +192,6 @@ def test_attention_is_scored(name: str) -> None:
     # The fast kernels of attention have no second derivatives, which grasp takes.
     model = Attending()
     inputs, targets = examples(30, 6)
-    scores = SCORES[name](model, Mask.ones(model), evidence((inputs.float(), targets)))
+    scores = SCORES[name](model, Mask.ones(model), context((inputs.float(), targets)))
     assert list(scores) == ["attention.in_proj_weight", "attention.out_proj.weight", "last.weight"]
     assert all(score.any() and bool(torch.isfinite(score).all()) for score in scores.values())

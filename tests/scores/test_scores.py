@@ -4,7 +4,7 @@ from torch import nn
 
 from swamp.errors import SwampError
 from swamp.masks import Mask, prune_mask
-from swamp.scores import Evidence, magnitude, random, score_named
+from swamp.scores import ScoringContext, magnitude, random, score_named
 
 
 @pytest.fixture
@@ -12,8 +12,8 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
 
 
-def seeded(seed: int = 0) -> Evidence:
-    return Evidence(torch.Generator().manual_seed(seed))
+def seeded(seed: int = 0) -> ScoringContext:
+    return ScoringContext(torch.Generator().manual_seed(seed))
 
 
 def test_magnitude_is_the_absolute_value_of_each_weight(model: nn.Module) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 
 from swamp.algorithms.plan import Plan
 from swamp.masks import Mask, empty_layer_warning, prune_mask
-from swamp.scores import Evidence, score_named
+from swamp.scores import ScoringContext, score_named
 from swamp.scores.grasp import PER_CLASS
 from swamp.training import Operations, Seed, State, Task, batch_to, isolated
 from swamp.training.data import Batch
@@ -32,7 +32,7 @@ class Masks:
         rounds = plan.setting.rounds
         smaller, operations = mask, 0.0
         for number in range(1, rounds + 1):
-            scores = self.score(self.model, smaller, self._evidence(seed))
+            scores = self.score(self.model, smaller, self._context(seed))
             operations += self._cost(smaller)
             smaller = prune_mask(
                 smaller,
@@ -45,13 +45,13 @@ class Masks:
         note = empty_layer_warning(mask, smaller)
         return smaller, (note,) if note else (), operations
 
-    def _evidence(self, seed: Seed) -> Evidence:
+    def _context(self, seed: Seed) -> ScoringContext:
         device = next(self.model.parameters()).device
 
         def batches() -> Iterator[Batch]:
             return (batch_to(batch, device) for batch in self.task.train.shuffled(self.batch_size, seed, 0))
 
-        return Evidence(
+        return ScoringContext(
             seed.generator(),
             batches=batches,
             forward=self.task.forward,

@@ -1,11 +1,11 @@
-"""How weights are ranked: one page a criterion, the largest score stays."""
+"""Pruning criteria, one per file: the weights with the largest scores stay."""
 
 from swamp.errors import unknown
+from swamp.scores.context import Score, ScoringContext
 from swamp.scores.fisher import fisher
 from swamp.scores.grasp import grasp
 from swamp.scores.magnitude import magnitude
 from swamp.scores.random import random
-from swamp.scores.score import Evidence, Score
 from swamp.scores.snip import snip
 from swamp.scores.synflow import synflow
 from swamp.scores.taylor import taylor
@@ -22,7 +22,7 @@ SCORES: dict[str, Score] = {
 
 
 def score_named(name: str) -> Score:
-    """Look a score up by name. Raises SwampError with suggestions."""
+    """Look up a score by name. Raises SwampError with suggestions."""
     if name not in SCORES:
         raise unknown("score", name, SCORES)
     return SCORES[name]
@@ -30,8 +30,8 @@ def score_named(name: str) -> Score:
 
 __all__ = [
     "SCORES",
-    "Evidence",
     "Score",
+    "ScoringContext",
     "fisher",
     "grasp",
     "magnitude",

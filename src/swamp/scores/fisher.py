@@ -1,4 +1,4 @@
-"""Fisher: what the loss would change by, to second order, where the first order is spent."""
+"""Fisher: second-order change of the loss at a minimum."""
 
 from typing import Any
 
@@ -7,30 +7,47 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from swamp.masks import Mask
-from swamp.scores.probe import check_loss, gradient, pruned_copy, rows, scored_weights, some_batches
-from swamp.scores.score import Evidence
+from swamp.scores.context import (
+    ScoringContext,
+    check_loss,
+    gradient,
+    pruned_copy,
+    rows,
+    scored_weights,
+    some_batches,
+)
 
-_GRADIENTS_AT_ONCE = 2**26
-"""Numbers that the gradients of the examples taken together may have: 256 MB in float32."""
+_MAX_GRADIENTS = 2**26
+"""Most gradient values computed at a time, over examples and weights: 256 MB in float32."""
 
 
-def fisher(model: nn.Module, mask: Mask, evidence: Evidence) -> dict[str, Tensor]:
+def fisher(model: nn.Module, mask: Mask, context: ScoringContext) -> dict[str, Tensor]:
     """Second-order change of the loss by the empirical Fisher, w^2 * mean over examples of g^2 / 2 (Theis et al. 2018).
 
-    It is w^2 H_qq / 2, what removing one weight of a trained network costs, with the diagonal of the empirical Fisher
-    for the Hessian's (as in Singh & Alistarh 2020): g is the gradient of one example's loss at its own target. At most
-    `evidence.examples` examples, whole batches. Eval mode: BatchNorm uses its running statistics, dropout is off.
-    Vectorised over examples by torch.func where the network allows it, else one by one: equal to rounding. Float64
-    scores. Raises SwampError without data and for a loss that is not finite.
+    This is w^2 H_qq / 2, the cost of removing one weight of a trained network, with the diagonal of the empirical
+    Fisher matrix in place of the Hessian's (as in Singh & Alistarh 2020): g is the gradient of one example's loss at
+    its own target. Eval mode: BatchNorm uses its running statistics, dropout is off. Vectorised over examples by
+    torch.func where the network supports it, otherwise one example at a time; both agree to rounding.
+
+    Args:
+        model: The network; it is not changed.
+        mask: The current mask; pruned weights count as zero.
+        context: Data and loss. Whole batches are used, at most `context.examples` examples.
+
+    Returns:
+        Name to float64 scores of the weight's shape.
+
+    Raises:
+        SwampError: Without data, and for a loss that is not finite.
     """
-    with pruned_copy(model, mask, evidence.generator) as copied:
+    with pruned_copy(model, mask, context.generator) as copied:
         weights = scored_weights(copied, mask)
         sums = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
-        squares = _Squares(copied, evidence, weights)
+        squares = _Squares(copied, context, weights)
         seen = 0
-        for inputs, targets in some_batches(evidence, "fisher"):
-            for start in range(0, len(targets), squares.at_once):
-                part = slice(start, start + squares.at_once)
+        for inputs, targets in some_batches(context, "fisher"):
+            for start in range(0, len(targets), squares.chunk):
+                part = slice(start, start + squares.chunk)
                 for name, square in squares.of(rows(inputs, part), targets[part]).items():
                     sums[name] += square
             seen += len(targets)
@@ -38,50 +55,50 @@ def fisher(model: nn.Module, mask: Mask, evidence: Evidence) -> dict[str, Tensor
 
 
 class _Called(nn.Module):
-    """The model called the task's way, so that torch.func can hand it other weights."""
+    """The model with the context's forward, so that torch.func can replace its weights."""
 
-    def __init__(self, model: nn.Module, evidence: Evidence) -> None:
+    def __init__(self, model: nn.Module, context: ScoringContext) -> None:
         super().__init__()
-        self.model, self.evidence = model, evidence
+        self.model, self.context = model, context
 
     def forward(self, inputs: Any) -> Tensor:
-        return self.evidence.forward(self.model, inputs)
+        return self.context.forward(self.model, inputs)
 
 
 class _Squares:
     """Sums over examples of squared gradients."""
 
-    def __init__(self, model: nn.Module, evidence: Evidence, weights: dict[str, Tensor]) -> None:
-        self.called, self.evidence, self.weights = _Called(model, evidence), evidence, weights
-        self.at_once = max(1, _GRADIENTS_AT_ONCE // sum(weight.numel() for weight in weights.values()))
+    def __init__(self, model: nn.Module, context: ScoringContext, weights: dict[str, Tensor]) -> None:
+        self.called, self.context, self.weights = _Called(model, context), context, weights
+        self.chunk = max(1, _MAX_GRADIENTS // sum(weight.numel() for weight in weights.values()))
         self.vectorised = True
 
     def of(self, inputs: Any, targets: Tensor) -> dict[str, Tensor]:
         if self.vectorised:
             try:
-                return self.together(inputs, targets)
+                return self.vmapped(inputs, targets)
             except (RuntimeError, ValueError):
-                # Some networks cannot be vectorised; an error of the network's own comes again, one by one.
+                # Some networks cannot be vectorised. An error of the network itself is raised again below.
                 self.vectorised = False
-        return self.one_by_one(inputs, targets)
+        return self.sequential(inputs, targets)
 
-    def together(self, inputs: Any, targets: Tensor) -> dict[str, Tensor]:
+    def vmapped(self, inputs: Any, targets: Tensor) -> dict[str, Tensor]:
         values = {f"model.{name}": weight.detach() for name, weight in self.weights.items()}
         each: Any = vmap(grad_and_value(self.loss), in_dims=(None, 0, 0))
-        slopes, losses = each(values, inputs, targets)
+        gradients, losses = each(values, inputs, targets)
         check_loss(losses, "fisher")
-        return {name: slopes[f"model.{name}"].double().square().sum(0) for name in self.weights}
+        return {name: gradients[f"model.{name}"].double().square().sum(0) for name in self.weights}
 
     def loss(self, values: dict[str, Tensor], inputs: Any, target: Tensor) -> Tensor:
         outputs: Tensor = functional_call(self.called, values, (rows(inputs, None),))
-        return self.evidence.loss(outputs, target[None])
+        return self.context.loss(outputs, target[None])
 
-    def one_by_one(self, inputs: Any, targets: Tensor) -> dict[str, Tensor]:
+    def sequential(self, inputs: Any, targets: Tensor) -> dict[str, Tensor]:
         sums = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in self.weights.items()}
         for row in range(len(targets)):
-            alone = slice(row, row + 1)
-            loss = self.evidence.loss(self.called(rows(inputs, alone)), targets[alone])
+            one = slice(row, row + 1)
+            loss = self.context.loss(self.called(rows(inputs, one)), targets[one])
             check_loss(loss, "fisher")
-            for name, slope in zip(sums, gradient(loss, list(self.weights.values())), strict=True):
-                sums[name] += slope.double().square()
+            for name, grad in zip(sums, gradient(loss, list(self.weights.values())), strict=True):
+                sums[name] += grad.double().square()
         return sums

@@ -1,4 +1,4 @@
-"""SynFlow: synaptic flow, which needs no data."""
+"""SynFlow: synaptic flow, without data."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,43 +8,52 @@ from torch import Tensor, nn
 
 from swamp.errors import SwampError
 from swamp.masks import Mask
-from swamp.scores.probe import all_batches, gradient, pruned_copy, scored_weights
-from swamp.scores.score import Evidence
+from swamp.scores.context import ScoringContext, all_batches, gradient, pruned_copy, scored_weights
 
 
-def synflow(model: nn.Module, mask: Mask, evidence: Evidence) -> dict[str, Tensor]:
-    """Synaptic flow |dR/dw * w|, R the summed outputs on ones of the network of |w|; without data (Tanaka et al. 2020).
+def synflow(model: nn.Module, mask: Mask, context: ScoringContext) -> dict[str, Tensor]:
+    """Synaptic flow |dR/dw * w|, R the sum of outputs of the network of |w| on an input of ones (Tanaka et al. 2020).
 
-    Without biases and normalisation that is the flow over all paths through the weight: the product of the absolute
-    weights along a path, summed. As in the authors' code every tensor of the state dict is made absolute, biases and
-    BatchNorm statistics too, and the network is in eval mode, so that BatchNorm is linear. One round: the published
-    100 rounds of exponentially falling density are a schedule. Looks at the shape of one example, never at its values.
-    Computed in float64, the scores too. Raises SwampError for inputs that are no float tensor, and for a flow that is
-    infinite or nowhere.
+    Without biases and normalisation this is the sum over all paths through the weight of the product of the absolute
+    weights on the path. As in the authors' code every tensor of the state dict is made absolute, biases and BatchNorm
+    statistics included, and the network is in eval mode, so that BatchNorm is linear. This function is one round; the
+    published 100 rounds of exponentially falling density are a schedule. Computed in float64.
+
+    Args:
+        model: The network; it is not changed.
+        mask: The current mask; pruned weights count as zero.
+        context: Only the shape of one example is used, not its values.
+
+    Returns:
+        Name to float64 scores of the weight's shape.
+
+    Raises:
+        SwampError: For inputs that are not a float tensor, and for a flow that is infinite or zero everywhere.
     """
-    with pruned_copy(model, mask, evidence.generator) as copied:
+    with pruned_copy(model, mask, context.generator) as copied:
         copied.double()
         with torch.no_grad():
             for tensor in copied.state_dict().values():
                 if tensor.is_floating_point():
                     tensor.abs_()
         weights = scored_weights(copied, mask)
-        flow = evidence.forward(copied, _ones(evidence)).sum()
-        slopes = gradient(flow, list(weights.values()))
+        flow = context.forward(copied, _ones(context)).sum()
+        gradients = gradient(flow, list(weights.values()))
         scores = {
-            name: (slope * weight.detach()).abs() for (name, weight), slope in zip(weights.items(), slopes, strict=True)
+            name: (grad * weight.detach()).abs()
+            for (name, weight), grad in zip(weights.items(), gradients, strict=True)
         }
     _check(scores)
     return scores
 
 
-def _ones(evidence: Evidence) -> Tensor:
-    inputs: Any = next(all_batches(evidence, "synflow"))[0]
+def _ones(context: ScoringContext) -> Tensor:
+    inputs: Any = next(all_batches(context, "synflow"))[0]
     kind = "a mapping" if isinstance(inputs, Mapping) else str(getattr(inputs, "dtype", type(inputs).__name__))
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         raise SwampError(
-            f"synflow sends an input of ones through the network, so it needs inputs that are a float tensor, and "
-            f"these are {kind}: a network of token ids has no such flow. Take another score, e.g. snip or magnitude."
+            f"synflow evaluates the network on an input of ones, so the inputs must be a float tensor, got {kind}. "
+            "Choose another score, e.g. snip or magnitude."
         )
     return torch.ones_like(inputs[:1], dtype=torch.float64)
 
@@ -52,11 +61,11 @@ def _ones(evidence: Evidence) -> Tensor:
 def _check(scores: Mapping[str, Tensor]) -> None:
     if not all(bool(torch.isfinite(score).all()) for score in scores.values()):
         raise SwampError(
-            "the synaptic flow has no finite value, even in float64: the absolute weights multiply from layer to layer "
-            "beyond 1e308. Start from smaller initial weights, or take another score, e.g. snip."
+            "the synaptic flow is infinite, even in float64: products of absolute weights over layers exceed 1e308. "
+            "Use smaller initial weights, or choose another score, e.g. snip."
         )
     if not any(bool(score.any()) for score in scores.values()):
         raise SwampError(
-            "the synaptic flow is zero everywhere: no path of living weights leads from inputs to outputs, or the "
-            "products along it vanish in float64. Prune less or in more rounds, or take another score, e.g. magnitude."
+            "the synaptic flow is zero everywhere: no path of active weights connects inputs and outputs, or the "
+            "products on it underflow float64. Prune less or in more rounds, or choose another score, e.g. magnitude."
         )

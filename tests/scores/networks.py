@@ -9,14 +9,14 @@ from torch.nn import functional as F
 
 from swamp.datasets import build_network
 from swamp.masks import Mask
-from swamp.scores import Evidence
+from swamp.scores import ScoringContext
 from swamp.training import Seed, isolated
 
 LOOKING = ("snip", "grasp", "taylor", "fisher")
 
 
-def evidence(*batches: tuple[Any, Tensor], **options: Any) -> Evidence:
-    return Evidence(torch.Generator().manual_seed(0), lambda: iter(batches), **options)
+def context(*batches: tuple[Any, Tensor], **options: Any) -> ScoringContext:
+    return ScoringContext(torch.Generator().manual_seed(0), lambda: iter(batches), **options)
 
 
 def batches_of(inputs: Tensor, targets: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
