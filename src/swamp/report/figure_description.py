@@ -1,7 +1,7 @@
 """The description of a figure as plain numbers, independent of the library that draws it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -101,6 +101,18 @@ class Figure:
     """Replace the tables that are made from the panels."""
     key: tuple[str, ...] = ()
     """Lines that explain the labels of points, for all panels."""
+
+
+def panels_of(title: str, x: Axis, y: Axis, marks: Iterable[Mark], *, equal: bool = False) -> list[Panel]:
+    """A list with one panel; empty if there are no marks."""
+    found = tuple(marks)
+    return [Panel(title, x, y, found, equal)] if found else []
+
+
+def figures_of(title: str, caption: str, panels: Iterable[Panel], tables: Iterable[Table] = ()) -> list[Figure]:
+    """A list with one figure; empty if there are no panels."""
+    found = tuple(panels)
+    return [Figure(title, caption, found, tuple(tables))] if found else []
 
 
 def sparsity_axis(densities: Sequence[float], *, with_density: bool = False) -> Axis:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from statistics import fmean
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from swamp.report.figure_description import (
     Style,
     interval_curve,
     level_line,
+    panels_of,
     percent_sparse,
     sparsity_axis,
 )
@@ -26,13 +28,14 @@ from swamp.report.tables import Cell, Column, Table, comparisons_note, differenc
 
 _SPLITS = ("test", "validation")
 _Record = Mapping[str, Any]
+_What = Literal["mask", "training"]
 
 
 @dataclass(frozen=True)
 class Effect:
     """The difference that another mask, or another training, makes while the other of the two stays the same."""
 
-    what: Literal["mask", "training"]
+    what: _What
     """What differs."""
     of: str
     """The label of the run it is taken from."""
@@ -96,16 +99,15 @@ class MaskByTraining:
     def effects(self) -> Iterator[Effect]:
         """The effect of other masks under each training, and of other trainings of each mask."""
         base, *others = self.labels
-        for split in self.splits:
-            for row in range(len(self.densities)):
-                for given in self.labels:
-                    for of in others:
-                        mask = (split, row, of, given), (split, row, base, given)
-                        training = (split, row, given, of), (split, row, given, base)
-                        if found := self._paired(*mask):
-                            yield Effect("mask", of, base, given, split, row, found)
-                        if found := self._paired(*training):
-                            yield Effect("training", of, base, given, split, row, found)
+        for split, row, given, of in product(self.splits, range(len(self.densities)), self.labels, others):
+            pairs: tuple[tuple[_What, tuple[str, str], tuple[str, str]], ...] = (
+                ("mask", (of, given), (base, given)),
+                ("training", (given, of), (given, base)),
+            )
+            for what, one, other in pairs:
+                found = paired(self.values.get((split, row, *one), {}), self.values.get((split, row, *other), {}))
+                if found.n:
+                    yield Effect(what, of, base, given, split, row, found)
 
     def tables(self) -> list[Table]:
         """For each split the cells, and the effects."""
@@ -113,17 +115,16 @@ class MaskByTraining:
 
     def figure(self, split: str = "test") -> Figure:
         """A panel per training with a curve for each run's masks, and one with the effects of other masks."""
-        metric = Metric(self.metric)
-        axis = sparsity_axis(self.densities)
-        panels = [
-            Panel(f"trained by {training}", axis, Axis(f"{split} {metric.heading}"), tuple(curves))
-            for training in self.labels
-            if (curves := [*self._curves(metric, split, training)])
-        ]
-        if changes := [*self._effect_curves(metric, split)]:
-            zero = level_line("0", 0.0, self.densities, in_legend=False)
-            unit = Axis("points" if metric.percent else metric.heading)
-            panels.append(Panel(f"masks, against {self.labels[0]}'s", axis, unit, (zero, *changes)))
+        metric, axis = Metric(self.metric), sparsity_axis(self.densities)
+        zero = level_line("0", 0.0, self.densities, in_legend=False)
+        unit = Axis("points" if metric.percent else metric.heading)
+        changes = [*self._effect_curves(metric, split)]
+        panels: list[Panel] = []
+        for training in self.labels:
+            curves = self._curves(metric, split, training)
+            panels += panels_of(f"trained by {training}", axis, Axis(f"{split} {metric.heading}"), curves)
+        if changes:
+            panels += panels_of(f"masks, against {self.labels[0]}'s", axis, unit, (zero, *changes))
         return Figure(
             "Effect of the mask, and of its training",
             "Each panel has one training and the masks of all runs. Where curves differ, one mask is better than "
@@ -156,10 +157,6 @@ class MaskByTraining:
         ]
         whole = {"metric": self.metric, "labels": list(self.labels), "densities": list(self.densities)}
         return plain({**whole, "cells": cells, "effects": effects, "cost": cost})
-
-    def _paired(self, one: tuple[str, int, str, str], other: tuple[str, int, str, str]) -> Paired | None:
-        found = paired(self.values.get(one, {}), self.values.get(other, {}))
-        return found if found.n else None
 
     def _cells_table(self, split: str) -> Table:
         metric = Metric(self.metric)
@@ -256,15 +253,16 @@ class MaskOverlaps:
     def figure(self) -> Figure:
         """Overlap and chance against sparsity, signs, and the layers at the last sparsity."""
         axis, layers = sparsity_axis(self.densities), self._layers()
-        curves = [*self._curves("jaccard", "line"), *self._curves("expected", "dotted")]
-        panels = [Panel("Weights in both masks (dotted: chance)", axis, Axis("in common (%)"), tuple(curves))]
-        if signs := [*self._curves("signs", "line")]:
-            panels.append(Panel("Of these, with the same sign", axis, Axis("same sign (%)"), tuple(signs)))
         bars = tuple(
             Bars(name, layers, tuple(_mean(self._of_layer(found, layer), "above_chance") for layer in layers), color)
             for color, (name, found) in enumerate(self.groups.items())
         )
-        panels.append(Panel("Above chance by layer, last sparsity", Axis(""), Axis("of what is possible (%)"), bars))
+        shares = [*self._curves("jaccard", "line"), *self._curves("expected", "dotted")]
+        panels = [
+            *panels_of("Weights in both masks (dotted: chance)", axis, Axis("in common (%)"), shares),
+            *panels_of("Of these, with the same sign", axis, Axis("same sign (%)"), self._curves("signs", "line")),
+            *panels_of("Above chance by layer, last sparsity", Axis(""), Axis("of what is possible (%)"), bars),
+        ]
         return Figure(
             "Overlap of the masks of runs",
             "Masks of one ticket that share more than chance were largely determined by it. If two methods share as "

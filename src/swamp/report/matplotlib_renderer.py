@@ -98,27 +98,33 @@ def _figure(figure: Figure, wide: bool) -> matplotlib.figure.Figure:
     below = 0 if wide or max(lines) <= _INSIDE else _ENTRY_HEIGHT * max(lines)
     height = ((4.0 if wide else 3.4 if figure.key else 2.5) + below) * down
     width = _NUMBERED * across if figure.key else _PAGE if wide or across > 1 else _COLUMN
-    key_lines = int(height * _KEY_LINES)
-    key_columns = math.ceil(len(figure.key) / key_lines)
-    drawn = matplotlib.figure.Figure(figsize=(width + _KEY_COLUMN * key_columns, height), layout="constrained")
-    place: Any = drawn
-    if figure.key:
-        place, beside = cast(Any, drawn.subfigures(1, 2, width_ratios=(width, _KEY_COLUMN * key_columns)))
-        for column in range(key_columns):
-            text = "\n".join(figure.key[column * key_lines : (column + 1) * key_lines])
-            beside.text(column / key_columns, 0.98, text, va="top", fontsize=6.5, parse_math=False, linespacing=1.4)
+    drawn, place = _with_key(figure.key, width, height)
     grid = cast(list[Axes], list(place.subplots(down, across, squeeze=False).flat))
-    for axes, panel, entries, count_of_lines in zip(grid, figure.panels, legends, lines, strict=False):
-        _panel(axes, panel)
-        _legend(axes, entries, "best" if count_of_lines <= _INSIDE else "beside" if wide else "below")
     for unused in grid[count:]:
         unused.remove()
+    for axes, panel, entries, taken in zip(grid, figure.panels, legends, lines, strict=False):
+        _panel(axes, panel)
+        _legend(axes, entries, "best" if taken <= _INSIDE else "beside" if wide else "below")
     if any(curve.labelled for panel in figure.panels for curve in panel.curves):
         # Labels are placed in inches, which the layout decides.
         drawn.draw_without_rendering()
         for axes, panel in zip(grid, figure.panels, strict=False):
             _labels(axes, panel)
     return drawn
+
+
+def _with_key(key: Sequence[str], width: float, height: float) -> tuple[matplotlib.figure.Figure, Any]:
+    """An empty figure with the key at the right, and the part of it that is left for the panels."""
+    lines = int(height * _KEY_LINES)
+    columns = math.ceil(len(key) / lines)
+    drawn = matplotlib.figure.Figure(figsize=(width + _KEY_COLUMN * columns, height), layout="constrained")
+    if not key:
+        return drawn, drawn
+    place, beside = cast(Any, drawn.subfigures(1, 2, width_ratios=(width, _KEY_COLUMN * columns)))
+    for column in range(columns):
+        text = "\n".join(key[column * lines : (column + 1) * lines])
+        beside.text(column / columns, 0.98, text, va="top", fontsize=6.5, parse_math=False, linespacing=1.4)
+    return drawn, place
 
 
 def _panel(axes: Axes, panel: Panel) -> None:
@@ -267,7 +273,7 @@ def _labels(axes: Axes, panel: Panel) -> None:
         for mark in panel.curves
         if mark.labelled
         for x, y, note in zip(mark.x, mark.y, mark.notes, strict=True)
-        if x is not None and y is not None
+        if x is not None and y is not None and math.isfinite(x + y)
     ]
     if not labels:
         return

@@ -12,7 +12,10 @@ from swamp.report.figure_description import (
     Heatmap,
     Number,
     Panel,
+    Style,
+    figures_of,
     level_line,
+    panels_of,
     shown,
 )
 from swamp.report.report_data import ReportData, RunAnalyses, percent
@@ -26,36 +29,35 @@ _LEAST_DENSITY = 1e-6
 
 def barriers(data: ReportData) -> list[Figure]:
     """Barrier heights against sparsity, and the error along the line at the last cycle."""
-    curves: list[Curve] = []
-    for part, name, style in (("particles", "particles", "line"), ("next", "mean to next mean", "dashed")):
-        curves += data.trend(
-            lambda run, part=part: run.series("barriers", "barrier", "error", part=part),
-            name,
-            factor=100,
-            style=style,
+
+    def heights(part: str, name: str, style: Style) -> list[Curve]:
+        return data.trend(
+            lambda run: run.series("barriers", "barrier", "error", part=part), name, factor=100, style=style
         )
-    if not curves:
-        return []
-    zero = level_line("0", 0.0, data.densities, in_legend=False)
-    panels = [Panel("Barrier at each sparsity", data.axis, Axis("error barrier (points)"), (zero, *curves))]
-    for part, title in (("particles", "two particles"), ("next", "this mean and the next")):
-        lines = [
+
+    def lines(part: str) -> list[Curve]:
+        return [
             Curve(run.name, tuple(record["coefficients"]), percent(record["error"]), data.color(run.label))
             for run in data.one_per_label("barriers")
             if (record := run.last_cycle("barriers", part))
         ]
-        if lines:
-            x = Axis("position on the line")
-            panels.append(Panel(f"Error between {title}, last cycle", x, Axis("error (%)"), tuple(lines)))
-    return [
-        Figure(
-            "Error barriers between networks that are averaged",
-            "A barrier is the rise of the error on the straight line between two networks above the mean of its ends. "
-            "Near 0 the networks share a basin and can be averaged; with a barrier of some points their average is "
-            "worse than they are.",
-            tuple(panels),
-        )
-    ]
+
+    curves = [*heights("particles", "particles", "line"), *heights("next", "mean to next mean", "dashed")]
+    if not curves:
+        return []
+    zero = level_line("0", 0.0, data.densities, in_legend=False)
+    x, y = Axis("position on the line"), Axis("error (%)")
+    return figures_of(
+        "Error barriers between networks that are averaged",
+        "A barrier is the rise of the error on the straight line between two networks above the mean of its ends. "
+        "Near 0 the networks share a basin and can be averaged; with a barrier of some points their average is "
+        "worse than they are.",
+        [
+            Panel("Barrier at each sparsity", data.axis, Axis("error barrier (points)"), (zero, *curves)),
+            *panels_of("Error between two particles, last cycle", x, y, lines("particles")),
+            *panels_of("Error between this mean and the next, last cycle", x, y, lines("next")),
+        ],
+    )
 
 
 def instability(trials: Sequence[RewindTrial], per_epoch: int, threshold: float) -> Figure:
@@ -93,22 +95,21 @@ def curvature(data: ReportData) -> list[Figure]:
     traces = _mean_and_particles(data, _trace)
     if not traces:
         return []
-    panels = [Panel("Trace of the Hessian", data.axis, Axis("trace", log=_positive(traces)), tuple(traces))]
-    if largest := _mean_and_particles(data, _largest):
-        axis = Axis("eigenvalue", log=_positive(largest))
-        panels.append(Panel("Largest eigenvalue", data.axis, axis, tuple(largest)))
-    if spectra := list(_spectra(data)):
-        axes = (Axis("eigenvalue"), Axis("density", log=True))
-        panels.append(Panel("Density of eigenvalues, last cycle", *axes, tuple(spectra)))
-    return [
-        Figure(
-            "Sharpness of the loss at the mean and at its particles",
-            "Lower is flatter. Where the mean (line) is below its particles (dashed), averaging moved to a flatter "
-            "point of the same basin, where removing weights costs less.",
-            tuple(panels),
-            _curvature_tables(data),
-        )
-    ]
+    largest = _mean_and_particles(data, _largest)
+    trace, eigenvalue = Axis("trace", log=_positive(traces)), Axis("eigenvalue", log=_positive(largest))
+    return figures_of(
+        "Sharpness of the loss at the mean and at its particles",
+        "Lower is flatter. Where the mean (line) is below its particles (dashed), averaging moved to a flatter "
+        "point of the same basin, where removing weights costs less.",
+        [
+            *panels_of("Trace of the Hessian", data.axis, trace, traces),
+            *panels_of("Largest eigenvalue", data.axis, eigenvalue, largest),
+            *panels_of(
+                "Density of eigenvalues, last cycle", Axis("eigenvalue"), Axis("density", log=True), _spectra(data)
+            ),
+        ],
+        _curvature_tables(data),
+    )
 
 
 def _mean_and_particles(data: ReportData, value_of: Callable[[Mapping[str, Any]], float | None]) -> list[Curve]:
@@ -189,8 +190,7 @@ def landscape(data: ReportData) -> list[Figure]:
     for part, (title, caption) in _LANDSCAPES.items():
         runs = data.one_per_label("landscape")
         panels = [_plane(run, record) for run in runs for record in run.some_cycles("landscape", part)]
-        if panels:
-            figures.append(Figure(title, caption, tuple(panels)))
+        figures += figures_of(title, caption, panels)
     return figures
 
 
@@ -216,17 +216,14 @@ def _labelled(name: str, x: Iterable[Number], y: Iterable[Number], notes: Iterab
 def trajectories(data: ReportData) -> list[Figure]:
     """Particles in the plane that holds most of their movement, and their distances over training."""
     each = [(run, record) for run in data.one_per_label("trajectories") for record in run.some_cycles("trajectories")]
-    if not each:
-        return []
     planes = [_trajectory_plane(run, record) for run, record in each]
-    return [
-        Figure(
-            "Trajectories of particles from their ticket",
-            "All trajectories start at one point and separate because their batch orders differ. If they end around a "
-            "common centre, this centre, their mean, is a good network.",
-            (*planes, *_distances(*each[-1]), *_barriers_in_training(each)),
-        )
-    ]
+    distances = [panel for run, record in each[-1:] for panel in _distances(run, record)]
+    return figures_of(
+        "Trajectories of particles from their ticket",
+        "All trajectories start at one point and separate because their batch orders differ. If they end around a "
+        "common centre, this centre, their mean, is a good network.",
+        [*planes, *distances, *_barriers_in_training(each)],
+    )
 
 
 def _trajectory_plane(run: RunAnalyses, record: Mapping[str, Any]) -> Panel:
@@ -254,11 +251,10 @@ def _distances(run: RunAnalyses, record: Mapping[str, Any]) -> Iterator[Panel]:
             for index, particle in enumerate(record["particles"])
             if isinstance(particle.get(key), list) and len(particle[key]) == len(particle["steps"])
         ]
-        if curves:
-            yield Panel(run.title(record), Axis("step"), Axis(title), tuple(curves))
+        yield from panels_of(run.title(record), Axis("step"), Axis(title), curves)
 
 
-def _barriers_in_training(each: Sequence[tuple[RunAnalyses, Mapping[str, Any]]]) -> Iterator[Panel]:
+def _barriers_in_training(each: Sequence[tuple[RunAnalyses, Mapping[str, Any]]]) -> list[Panel]:
     """The barrier between the first two particles during training; the name has the step from which it stays low."""
     curves: list[Curve] = []
     for run, record in each:
@@ -268,5 +264,4 @@ def _barriers_in_training(each: Sequence[tuple[RunAnalyses, Mapping[str, Any]]])
             when = "not stable" if step is None else f"stable from step {step}"
             name = f"{run.title(record)}: {when}"
             curves.append(Curve(name, tuple(found["steps"]), percent(found["error"]), len(curves)))
-    if curves:
-        yield Panel("Two particles during training", Axis("step"), Axis("error barrier (points)"), tuple(curves))
+    return panels_of("Two particles during training", Axis("step"), Axis("error barrier (points)"), curves)

@@ -3,31 +3,21 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from swamp.report.figure_description import Axis, Curve, Figure, Panel, percent_sparse
+from swamp.report.figure_description import Axis, Curve, Figure, Panel, figures_of, panels_of, percent_sparse
 from swamp.report.report_data import ReportData, RunAnalyses
 from swamp.report.tables import Table
 
 
 def layers(data: ReportData) -> list[Figure]:
     """The density of each layer against sparsity, a panel per run."""
-    panels: list[Panel] = []
-    tables: list[Table] = []
-    for run in data.one_per_label("masks"):
-        if found := run.cycles("masks"):
-            axis = Axis("remaining weights (%)", log=True)
-            panels.append(Panel(run.name, data.axis, axis, tuple(_layer_curves(found))))
-            tables.append(_layer_table(run, found[-1]))
-    if not panels:
-        return []
-    return [
-        Figure(
-            "Remaining weights of each layer",
-            "A layer whose curve falls faster than the others is emptied first. A layer without weights blocks the "
-            "signal.",
-            tuple(panels),
-            tuple(tables),
-        )
-    ]
+    axis = Axis("remaining weights (%)", log=True)
+    runs = [(run, found) for run in data.one_per_label("masks") if (found := run.cycles("masks"))]
+    return figures_of(
+        "Remaining weights of each layer",
+        "A layer whose curve falls faster than the others is emptied first. A layer without weights blocks the signal.",
+        [Panel(run.name, data.axis, axis, tuple(_layer_curves(found))) for run, found in runs],
+        [_layer_table(run, found[-1]) for run, found in runs],
+    )
 
 
 def _layer_curves(found: Sequence[Mapping[str, Any]]) -> Iterator[Curve]:
@@ -65,22 +55,13 @@ def masks(data: ReportData) -> list[Figure]:
         lambda run: run.series("masks", "signs", "before"), "as one cycle before", factor=100, style="dashed"
     )
     ranks = data.trend(lambda run: run.series("masks", "magnitude_rank"))
-    panels = [
-        Panel(title, data.axis, Axis(axis), tuple(curves))
-        for title, axis, curves in (
-            ("Survivors of the cycle before", "kept (%)", kept),
-            ("Survivors that keep their sign", "same sign (%)", signs),
-            ("Magnitude now and in the ticket", "rank correlation", ranks),
-        )
-        if curves
-    ]
-    if not panels:
-        return []
-    return [
-        Figure(
-            "Changes of the mask between cycles, and since the ticket",
-            "If survivors have the ticket's signs and the ranks of its magnitudes, the mask was largely determined by "
-            "the ticket. Where signs still change from cycle to cycle, training has not converged.",
-            tuple(panels),
-        )
-    ]
+    return figures_of(
+        "Changes of the mask between cycles, and since the ticket",
+        "If survivors have the ticket's signs and the ranks of its magnitudes, the mask was largely determined by "
+        "the ticket. Where signs still change from cycle to cycle, training has not converged.",
+        [
+            *panels_of("Survivors of the cycle before", data.axis, Axis("kept (%)"), kept),
+            *panels_of("Survivors that keep their sign", data.axis, Axis("same sign (%)"), signs),
+            *panels_of("Magnitude now and in the ticket", data.axis, Axis("rank correlation"), ranks),
+        ],
+    )

@@ -13,8 +13,10 @@ from swamp.report.figure_description import (
     Number,
     Panel,
     Style,
+    figures_of,
     interval_curve,
     level_line,
+    panels_of,
     percent_sparse,
     robust_limits,
     sparsity_axis,
@@ -65,29 +67,21 @@ def particles(data: ReportData) -> list[Figure]:
     several = [label for label in comparison.labels if _several(comparison, label)]
     if not several:
         return []
-    own = [
+    curves = [
         curve for label in several for curve in (_particles(comparison, label), _means(comparison, label, colored=True))
     ]
-    gains = [_gain(comparison, label) for label in several]
-    gain_axis = Axis(f"difference ({metric.difference_unit})")
-    zero = level_line("0", 0.0, data.densities, in_legend=False)
-    return [
-        Figure(
-            "Particles against their mean",
-            "Left: small dots are single particles, the line is their average as one network. Right: the metric of "
-            "the average minus the mean metric of its particles; averaging helped where it is "
-            f"{'below' if metric.lower else 'above'} 0.",
-            (
-                Panel(
-                    "Particles (dots) and their mean (line)",
-                    data.axis,
-                    Axis(f"{comparison.split} {metric.heading}"),
-                    tuple(own),
-                ),
-                Panel("Average minus its particles", data.axis, gain_axis, (zero, *gains)),
-            ),
-        )
-    ]
+    gains = [level_line("0", 0.0, data.densities, in_legend=False), *(_gain(comparison, label) for label in several)]
+    value, gain = Axis(f"{comparison.split} {metric.heading}"), Axis(f"difference ({metric.difference_unit})")
+    return figures_of(
+        "Particles against their mean",
+        "Left: small dots are single particles, the line is their average as one network. Right: the metric of "
+        "the average minus the mean metric of its particles; averaging helped where it is "
+        f"{'below' if metric.lower else 'above'} 0.",
+        [
+            *panels_of("Particles (dots) and their mean (line)", data.axis, value, curves),
+            *panels_of("Average minus its particles", data.axis, gain, gains),
+        ],
+    )
 
 
 def cost(data: ReportData) -> list[Figure]:
@@ -101,15 +95,13 @@ def cost(data: ReportData) -> list[Figure]:
         notes = tuple(f"{percent_sparse(row.density)} sparse" for row in rows)
         curves.append(Curve(label, spent, reached, data.color(label), notes=notes))
     x = Axis(f"cost of the model ({comparison.unit.heading})", log=True)
-    return [
-        Figure(
-            "The cost of each network",
-            "Each point is a network of one sparsity; its cost includes all cycles up to it. Of two points at the same "
-            "sparsity, the better one is further left and higher.",
-            (Panel("", x, Axis(f"{comparison.split} {metric.heading}"), tuple(curves)),),
-            (cost_table(comparison),),
-        )
-    ]
+    return figures_of(
+        "The cost of each network",
+        "Each point is a network of one sparsity; its cost includes all cycles up to it. Of two points at the same "
+        "sparsity, the better one is further left and higher.",
+        panels_of("", x, Axis(f"{comparison.split} {metric.heading}"), curves),
+        [cost_table(comparison)],
+    )
 
 
 def equal_cost_figure(comparison: Comparison) -> Figure:
@@ -234,23 +226,22 @@ def _gain(comparison: Comparison, label: str) -> Curve:
 
 def predictions(data: ReportData) -> list[Figure]:
     """Mean, particles and ensemble; disagreement; and corrupted inputs."""
-    return [figure for build in (_ensemble, _corruptions) if (figure := build(data))]
+    return [*_ensemble(data), *_corruptions(data)]
 
 
-def _ensemble(data: ReportData) -> Figure | None:
+def _ensemble(data: ReportData) -> list[Figure]:
     curves: list[Curve] = []
     for name, style in _STYLES.items():
         curves += data.trend(lambda run, name=name: _accuracies(run, name), name, factor=100, style=style)
-    if not curves:
-        return None
-    panels = [Panel("One network against several", data.axis, Axis("accuracy (%)"), tuple(curves))]
-    if disagreement := data.trend(_disagreement, factor=100):
-        panels.append(Panel("Disagreement of two particles", data.axis, Axis("examples (%)"), tuple(disagreement)))
-    return Figure(
+    disagreement = data.trend(_disagreement, factor=100)
+    return figures_of(
         "The mean beside the ensemble of its particles",
         "The ensemble needs N networks at inference, the mean one: the closer the mean is to the ensemble, the more of "
         "the particles' variety it keeps. Without disagreement neither can gain.",
-        tuple(panels),
+        [
+            *panels_of("One network against several", data.axis, Axis("accuracy (%)"), curves),
+            *panels_of("Disagreement of two particles", data.axis, Axis("examples (%)"), disagreement),
+        ],
     )
 
 
@@ -276,21 +267,19 @@ def _disagreement(run: RunAnalyses) -> Iterator[tuple[int, float, object]]:
         yield record["cycle"], record["sparsity"], fmean(pairs) if pairs else None
 
 
-def _corruptions(data: ReportData) -> Figure | None:
-    panels: dict[str, list[Curve]] = {}
+def _corruptions(data: ReportData) -> list[Figure]:
+    found: dict[str, list[Curve]] = {}
     for run in data.one_per_label("predictions"):
         record = run.last_cycle("predictions", key="corruptions")
         kinds: Mapping[str, Any] = record["corruptions"] if record else {}
         # If inputs cannot be corrupted, the value is a sentence that says why.
         for kind in (kind for kind in kinds if isinstance(kinds[kind], list)):
-            panels.setdefault(kind, []).extend(_corruption_curves(run, values_at(kinds, kind), data.color(run.label)))
-    if not panels:
-        return None
-    return Figure(
+            found.setdefault(kind, []).extend(_corruption_curves(run, values_at(kinds, kind), data.color(run.label)))
+    return figures_of(
         "Corrupted inputs, last cycle",
         "Inputs are corrupted more strongly further right. The mean is more robust than its particles if its accuracy "
         "falls later.",
-        tuple(Panel(kind, Axis("severity"), Axis("accuracy (%)"), tuple(curves)) for kind, curves in panels.items()),
+        [Panel(kind, Axis("severity"), Axis("accuracy (%)"), tuple(curves)) for kind, curves in found.items()],
     )
 
 

@@ -16,6 +16,8 @@ from swamp.report.figure_description import (
     Heatmap,
     Number,
     Panel,
+    figures_of,
+    panels_of,
     percent_sparse,
     shown,
     tables_of,
@@ -44,23 +46,20 @@ Value = Callable[[Mapping[str, Any]], Number]
 
 def hull(data: ReportData) -> list[Figure]:
     """The convex hull of a cycle's particles, every weighted average of them: triangles, samples, soups and shape."""
-    return [figure for build in (_triangles, _samples, _soups, _shape) if (figure := build(data))]
+    return [*_triangles(data), *_samples(data), *_soups(data), *_shape(data)]
 
 
-def _triangles(data: ReportData) -> Figure | None:
-    panels = [
-        _triangle(run, record)
-        for run in data.one_per_label("hull")
-        for record in run.some_cycles("hull")
-        if record.get("triangle")
-    ]
-    if not panels:
-        return None
-    return Figure(
+def _triangles(data: ReportData) -> list[Figure]:
+    return figures_of(
         "Inside the triangle of three particles",
         "Each corner is a particle, the centre their plain average, every other point a weighted average. Averaging "
         "helps if the error is lower in the centre than at the corners; a ridge between them is a barrier.",
-        tuple(panels),
+        [
+            _triangle(run, record)
+            for run in data.one_per_label("hull")
+            for record in run.some_cycles("hull")
+            if record.get("triangle")
+        ],
     )
 
 
@@ -88,20 +87,18 @@ def _triangle(run: RunAnalyses, record: Mapping[str, Any]) -> Panel:
     return Panel(run.title(record), Axis("", limits=(-0.08, 1.08)), Axis("", limits=(-0.06, 1.0)), marks, equal=True)
 
 
-def _samples(data: ReportData) -> Figure | None:
-    panels: list[Panel] = []
-    for run in data.one_per_label("hull"):
-        if record := run.last_cycle("hull"):
-            names = tuple((float(place), name) for place, name in enumerate(_STRIPS))
-            x = Axis("", limits=(-0.6, len(_STRIPS) - 0.4), ticks=names)
-            panels.append(Panel(run.title(record), x, Axis("error (%)"), tuple(_strips(data.color(run.label), record))))
-    if not panels:
-        return None
-    return Figure(
+def _samples(data: ReportData) -> list[Figure]:
+    names = tuple((float(place), name) for place, name in enumerate(_STRIPS))
+    x = Axis("", limits=(-0.6, len(_STRIPS) - 0.4), ticks=names)
+    return figures_of(
         "Weighted averages of particles",
         "Small dots are averages of two particles, or of all particles with random weights. Equal weights are as good "
         "as any if the mean is among the lowest of them.",
-        tuple(panels),
+        [
+            Panel(run.title(record), x, Axis("error (%)"), tuple(_strips(data.color(run.label), record)))
+            for run in data.one_per_label("hull")
+            if (record := run.last_cycle("hull"))
+        ],
     )
 
 
@@ -122,20 +119,18 @@ def _strips(color: int, record: Mapping[str, Any]) -> Iterator[Curve]:
             yield Curve(name, x, tuple(known), color, style, notes=(name,) * len(known), in_legend=False)
 
 
-def _soups(data: ReportData) -> Figure | None:
+def _soups(data: ReportData) -> list[Figure]:
     bars: list[Bars] = []
     for run in data.one_per_label("hull"):
         if record := run.last_cycle("hull", key="soups"):
             soups = record["soups"]
             errors = {_SOUPS[name]: _soup_error(soups[name]) for name in _SOUPS if name in soups}
             bars.append(Bars(run.title(record), tuple(errors), tuple(errors.values()), data.color(run.label)))
-    if not bars:
-        return None
-    return Figure(
+    return figures_of(
         "Soups: selected particles against the average of all",
         "Lower is better. Soups were selected on one half of the examples and are compared on the other half: a "
         "learned soup that is worse than the plain average has overfitted its half.",
-        (Panel("", Axis(""), Axis("error (%)"), tuple(bars)),),
+        panels_of("", Axis(""), Axis("error (%)"), bars),
     )
 
 
@@ -145,24 +140,22 @@ def _soup_error(soup: Any) -> Number:
     return _points(value)
 
 
-def _shape(data: ReportData) -> Figure | None:
+def _shape(data: ReportData) -> list[Figure]:
     dimension = data.trend(lambda run: run.series("hull", "dimension"))
-    if not dimension:
-        return None
-    panels = [Panel("Effective dimension of the particles", data.axis, Axis("dimension"), tuple(dimension))]
     distances = data.trend(lambda run: run.series("hull", "radius"), "to their mean")
     distances += data.trend(_distance_to_ticket, "to the ticket", style="dashed")
-    if distances:
-        panels.append(Panel("Distance of the particles", data.axis, Axis("distance"), tuple(distances)))
-    if gain := data.trend(lambda run: run.series("hull", "gain"), factor=100):
-        panels.append(Panel("Gain of averaging", data.axis, Axis("error saved (points)"), tuple(gain)))
-    figure = Figure(
+    gain = data.trend(lambda run: run.series("hull", "gain"), factor=100)
+    figures = figures_of(
         "Spread of the particles",
         "N particles span at most N - 1 dimensions. With nearly as many they differ in every possible way, with one "
         "they lie on a line. Particles that are close to their mean have nothing left to average.",
-        tuple(panels),
+        [
+            *panels_of("Effective dimension of the particles", data.axis, Axis("dimension"), dimension),
+            *panels_of("Distance of the particles", data.axis, Axis("distance"), distances),
+            *panels_of("Gain of averaging", data.axis, Axis("error saved (points)"), gain),
+        ],
     )
-    return replace(figure, tables=(*tables_of(figure), *_correlations(data)))
+    return [replace(figure, tables=(*tables_of(figure), *_correlations(data))) for figure in figures]
 
 
 def _distance_to_ticket(run: RunAnalyses) -> Iterator[tuple[int, float, object]]:
@@ -189,19 +182,18 @@ def noise(data: ReportData) -> list[Figure]:
     found = [(run, records) for run in data.one_per_label("noise") if (records := _last_sources(run))]
     if not found:
         return []
-    panels = [
-        Panel(title, Axis(""), Axis(unit), tuple(_source_bars(data, run, records, column) for run, records in found))
-        for title, (unit, column) in _NOISE_PANELS.items()
-    ]
-    return [
-        Figure(
-            "Sources of noise between particles, and the gain of each",
-            "Particles of one ticket and mask differ in one source at a time. Averaging can gain from a source that "
-            "gives distance without a barrier. With no source the distance must be 0.",
-            tuple(panels),
-            tuple(noise_table(_source_title(run, records), [*records.values()]) for run, records in found),
-        )
-    ]
+    return figures_of(
+        "Sources of noise between particles, and the gain of each",
+        "Particles of one ticket and mask differ in one source at a time. Averaging can gain from a source that "
+        "gives distance without a barrier. With no source the distance must be 0.",
+        [
+            Panel(
+                title, Axis(""), Axis(unit), tuple(_source_bars(data, run, records, column) for run, records in found)
+            )
+            for title, (unit, column) in _NOISE_PANELS.items()
+        ],
+        [noise_table(_source_title(run, records), [*records.values()]) for run, records in found],
+    )
 
 
 def _last_sources(run: RunAnalyses) -> dict[str, Mapping[str, Any]]:
