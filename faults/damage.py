@@ -87,7 +87,7 @@ def build(folder: Path) -> None:
     """Runs that are finished and that were stopped, what is made of them, and those that files are swapped with."""
     execute.build_problem = cache(execute.build_problem)
     # The numbers are looked at; drawing them takes ten times as long as all else. Reports and figures still are drawn.
-    report.write_comparison = report.write_found = lambda *_, **__: []
+    report.write_comparison = report.write_finding = lambda *_, **__: []
     torch.set_num_threads(1)
     for seed in (0, 1):
         where = folder / ("own" if seed == 0 else "other")

@@ -13,7 +13,7 @@ def built(tmp_path_factory):
         for place, name in (
             (damage.execute, "build_problem"),
             (damage.report, "write_comparison"),
-            (damage.report, "write_found"),
+            (damage.report, "write_finding"),
         ):
             patch.setattr(place, name, getattr(place, name))  # and so is put back
         # torch.export tells a great deal, which pytest would keep.
