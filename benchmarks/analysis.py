@@ -26,7 +26,7 @@ def whole(cycles: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
         config = recipe_named("fashion-mnist-lenet")()
-        plan = {**config.to_json()["plan"], "cycles": cycles, "alpha": [0.3], "sparsity": 1 - 0.7**cycles}
+        plan = {**config.to_json()["plan"], "cycles": cycles, "prune_fraction": [0.3], "sparsity": 1 - 0.7**cycles}
         begun = process_time()
         start(RunConfig.from_json({**config.to_json(), "plan": plan}), path, Quiet(), Event())
         run = process_time() - begun

@@ -18,7 +18,7 @@ from swamp.backends import Ranks, Sequential, Silent, Ticket, World, serve
 from swamp.masks import Mask, to_local
 from swamp.training import Seed, Task, Training, build_optimizer, isolated
 
-TRAINING = Training(epochs=4, batch_size=64, tail=0.5, optimizer="adamw", lr=1e-3)
+TRAINING = Training(epochs=4, batch_size=64, swa_fraction=0.5, optimizer="adamw", lr=1e-3)
 
 
 def problem() -> tuple[nn.Module, Task]:

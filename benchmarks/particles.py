@@ -79,7 +79,7 @@ class Clock(Silent):
 def samples_a_second(backend: Backend, case: Case, task: Task, ticket: Ticket, mask: Mask) -> float:
     """Of all particles together, from the first report on: what is done once before it is no part of a long run."""
     seeds = [(index, Seed(0).at(index)) for index in range(case.particles)]
-    training = Training(epochs=1000, batch_size=case.batch, tail=0, swa=False, precision=case.precision)
+    training = Training(epochs=1000, batch_size=case.batch, swa_fraction=0, swa=False, precision=case.precision)
     clock = Clock()
     backend.train(ticket, mask, training, seeds, last=case.steps, progress=clock)
     # Sequential reports are spread over the whole call; stacked ones come N at a time.

@@ -47,7 +47,7 @@ def masked_step(name: str, shape: tuple[int, ...], examples: int) -> Line:
     with isolated(Seed(0)):
         model = build_network(name, shape, 10)
     mask = Mask.ones(model)
-    training = Training(epochs=1, tail=0, swa=False)
+    training = Training(epochs=1, swa_fraction=0, swa=False)
     return ratio(
         f"masked / dense step, {name}",
         lambda: fit(model, task, training, Seed(0), mask=mask),
@@ -124,7 +124,7 @@ def job(name: str, images: int, epochs: int, goal: str, precision: Precision = "
     task = Task(TensorData(*train, crop_flip(2), scale), TensorData(*test, None, scale))
     # The script looks at test data alone, and at no barrier.
     plan = Plan(densities=(1.0, 0.6), particles=(4,), ticket_epochs=1, barrier_points=0, evaluation_examples=128)
-    training = Training(epochs=epochs, tail=0.25, precision=precision)
+    training = Training(epochs=epochs, swa_fraction=0.25, precision=precision)
 
     def model() -> torch.nn.Module:
         with isolated(Seed(0)):
@@ -150,7 +150,7 @@ def seeds(method: str, particles: int, count: int = 5) -> Line:
     train, *held = ((inputs[part], targets[part]) for part in (slice(0, 4000), slice(4000, 5000), slice(5000, 9000)))
     task = Task(TensorData(*train), *(TensorData(*one) for one in reversed(held)))
     plans = [Plan(method, densities=(1.0, 0.6), particles=(particles,), seed=seed) for seed in range(count)]
-    training = Training(epochs=80, tail=0.25)
+    training = Training(epochs=80, swa_fraction=0.25)
     models: list[torch.nn.Module] = []
     for plan in plans:
         with isolated(Seed(plan.seed)):

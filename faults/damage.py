@@ -65,9 +65,11 @@ class WrongError(Exception):
 def config_of(method: str = "swamp", seed: int = 0, **changes) -> RunConfig:
     """A run of a tenth of a second: two particles, three cycles."""
     ticket = 0.5 if method == "rigl-swamp" else 1
-    plan = Plan(method, sparsity=0.75, particles=(2,), alpha=(0.5,), ticket_epochs=ticket, seed=seed, barrier_points=2)
-    plan = replace(plan, barrier_threshold=1.0, evaluation_examples=100, dynamic=Dynamic(interval=2))
-    training = Training(epochs=2, batch_size=50, lr=0.05, tail=0.5)
+    plan = Plan(
+        method, sparsity=0.75, particles=(2,), prune_fraction=(0.5,), ticket_epochs=ticket, seed=seed, barrier_points=2
+    )
+    plan = replace(plan, barrier_threshold=1.0, evaluation_examples=100, dynamic=Dynamic(update_interval=2))
+    training = Training(epochs=2, batch_size=50, lr=0.05, swa_fraction=0.5)
     data = DataOptions(examples=200)
     config = RunConfig("tiny", "digits", "mlp-6", plan, training, data, threads=1, backend="sequential")
     return replace(config, snapshot_seconds=1e-9, **changes)
@@ -93,14 +95,14 @@ def build(folder: Path) -> None:
         where = folder / ("own" if seed == 0 else "other")
         for name, config in {
             "finished": config_of(seed=seed),
-            "paths": config_of(seed=seed, path_every=2),
-            "means": config_of(seed=seed, keep="means"),
+            "paths": config_of(seed=seed, trajectory_every=2),
+            "means": config_of(seed=seed, keep_checkpoints="means"),
             "ensemble": config_of("imp-ensemble", seed),
             "changing": config_of("rigl-swamp", seed),
         }.items():
             start(config, where / name, Quiet(), Event())
         for name, config, step in (
-            ("paths", config_of(seed=seed, path_every=2), 25),
+            ("paths", config_of(seed=seed, trajectory_every=2), 25),
             ("ticket", config_of(seed=seed), 2),
             ("changing", config_of("rigl-swamp", seed), 10),
             ("ensemble", config_of("imp-ensemble", seed), 14),

@@ -145,11 +145,24 @@ SMALL: dict[str, Any] = {
     "model": "mlp-4",
     "device": "cpu",
     "threads": 1,
-    "plan": {"sparsity": 0.5, "particles": [2], "alpha": [0.5], "barrier_threshold": 1.0, "dynamic": {"interval": 1}},
-    "training": {"epochs": 2, "batch_size": 16, "lr": 0.05, "tail": 0.5},
+    "plan": {
+        "sparsity": 0.5,
+        "particles": [2],
+        "prune_fraction": [0.5],
+        "barrier_threshold": 1.0,
+        "dynamic": {"update_interval": 1},
+    },
+    "training": {"epochs": 2, "batch_size": 16, "lr": 0.05, "swa_fraction": 0.5},
 }
 COMBINED = ("plan.method", "plan.structure", "plan.score", "plan.allocation", "backend", "training.precision")
-COMBINED += ("training.schedule", "training.optimizer", "training.sharpness", "training.after_rewind", "task", "model")
+COMBINED += (
+    "training.schedule",
+    "training.optimizer",
+    "training.sharpness",
+    "training.lr_after_rewind",
+    "task",
+    "model",
+)
 """Of these a case takes any combination that has names."""
 
 
@@ -388,7 +401,7 @@ def _prune(options: dict[str, Any]) -> None:
 
     names = set(flat_fields(Training))
     data = fuzz_task(DataOptions(), Seed(0)).task
-    small: dict[str, Any] = {"epochs": 2, "batch_size": 16, "tail": 0.5}
+    small: dict[str, Any] = {"epochs": 2, "batch_size": 16, "swa_fraction": 0.5}
     with contextlib.suppress(Enough):
         training = Training(**small | {name: value for name, value in options.items() if name in names})
         plan = {name: value for name, value in options.items() if name not in names}

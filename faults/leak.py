@@ -35,10 +35,10 @@ def leaks(campaign: Campaign) -> None:
 
 def toy(cycles: int) -> RunConfig:
     """One particle, one epoch of two steps, so many cycles."""
-    config = tiny(model="mlp-64", keep="means", path_every=0)
+    config = tiny(model="mlp-64", keep_checkpoints="means", trajectory_every=0)
     densities = tuple(float(density) for density in np.linspace(1.0, 0.5, cycles))
     plan = replace(config.plan, method="imp", particles=(1,), densities=densities, ticket_epochs=0)
-    training = replace(config.training, epochs=1, tail=0.0)
+    training = replace(config.training, epochs=1, swa_fraction=0.0)
     return replace(config, plan=plan, training=training, data=replace(config.data, examples=160))
 
 

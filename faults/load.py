@@ -44,9 +44,11 @@ def load(campaign: Campaign) -> None:
 
 
 def smallest(seed: int) -> RunConfig:
-    config = tiny(model="mlp-4", path_every=0, keep="means", snapshot_seconds=0.05)
-    plan = replace(config.plan, method="imp", particles=(1,), alpha=(0.5,), sparsity=0.5, ticket_epochs=0, seed=seed)
-    training = replace(config.training, epochs=1, tail=0.0)
+    config = tiny(model="mlp-4", trajectory_every=0, keep_checkpoints="means", snapshot_seconds=0.05)
+    plan = replace(
+        config.plan, method="imp", particles=(1,), prune_fraction=(0.5,), sparsity=0.5, ticket_epochs=0, seed=seed
+    )
+    training = replace(config.training, epochs=1, swa_fraction=0.0)
     return replace(config, plan=plan, training=training, data=replace(config.data, examples=200))
 
 

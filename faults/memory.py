@@ -46,7 +46,7 @@ def shortages(campaign: Campaign, modes: Sequence[str] = ORDER) -> None:
 
 def thirsty(mode: Mode) -> Mode:
     """The same with a network that needs memory."""
-    return replace(mode, config=replace(mode.config, model="lenet-300-100", path_every=0))
+    return replace(mode, config=replace(mode.config, model="lenet-300-100", trajectory_every=0))
 
 
 def limited(more: int) -> Fault:

@@ -33,10 +33,10 @@ def nothing(number: int) -> None:
 
 def tiny(**changes: Any) -> RunConfig:
     """A run of a second with everything in it: a ticket, paths, a tail with averaging, three cycles of two."""
-    plan = Plan(sparsity=0.75, particles=(2,), alpha=(0.5,), ticket_epochs=1, barrier_threshold=1.0)
-    training = Training(epochs=4, batch_size=64, lr=0.05, tail=0.5)
+    plan = Plan(sparsity=0.75, particles=(2,), prune_fraction=(0.5,), ticket_epochs=1, barrier_threshold=1.0)
+    training = Training(epochs=4, batch_size=64, lr=0.05, swa_fraction=0.5)
     config = RunConfig("tiny", "digits", "mlp-16", plan, training, DataOptions(examples=640), threads=1)
-    return replace(config, **{"snapshot_seconds": 0.02, "path_every": 8, "backend": "sequential", **changes})
+    return replace(config, **{"snapshot_seconds": 0.02, "trajectory_every": 8, "backend": "sequential", **changes})
 
 
 def of(particles: int, config: RunConfig, method: str = "swamp") -> RunConfig:

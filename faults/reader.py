@@ -53,7 +53,7 @@ def readers(campaign: Campaign) -> None:
 def reading(images: Path) -> Mode:
     """A run on image files, read by one process beside it."""
     make_images(images)
-    config = tiny(task="image-folder", model="mlp-8", path_every=0)
+    config = tiny(task="image-folder", model="mlp-8", trajectory_every=0)
     data = replace(config.data, folder=str(images), workers=1, examples=0)
     plan = replace(config.plan, particles=(1,), sparsity=0.5)
     training = replace(config.training, epochs=2, batch_size=8)

@@ -19,7 +19,7 @@ from swamp.recipes import RECIPES
 from swamp.runs import RunConfig
 from swamp.scores import SCORES
 
-TINY = ["digits-mlp", "--epochs", "2", "--model", "mlp-16", "--sparsity", "0.75", "--tail", "0.5"]
+TINY = ["digits-mlp", "--epochs", "2", "--model", "mlp-16", "--sparsity", "0.75", "--swa-fraction", "0.5"]
 TINY += ["--barrier-threshold", "1", "--examples", "640"]
 
 

@@ -23,9 +23,9 @@ from swamp.training import Dynamic, Seed, Task, TensorData, Training, crop_flip,
 
 from .gpu import CUDA, OnGpu, pretended, waits
 
-TRAINING = Training(epochs=2, batch_size=15, lr=0.05, tail=0.5)
-PLAN = Plan(sparsity=0.6, alpha=(0.4,), particles=(2,), ticket_epochs=1, barrier_threshold=9.0)
-PLAN = replace(PLAN, dynamic=Dynamic(interval=2))
+TRAINING = Training(epochs=2, batch_size=15, lr=0.05, swa_fraction=0.5)
+PLAN = Plan(sparsity=0.6, prune_fraction=(0.4,), particles=(2,), ticket_epochs=1, barrier_threshold=9.0)
+PLAN = replace(PLAN, dynamic=Dynamic(update_interval=2))
 METHODS = ["swamp", "imp-sam", "lottery-pools", "sms-greedy", "one-shot-fisher", "grasp", "synflow", "rigl-swamp-own"]
 OPTIONS = [{}, {"optimizer": "adamw", "lr": 0.01}, {"sam": 0.1, "clip": 0.05}, {"sam": 0.1, "sharpness": "s2-sam"}]
 
@@ -130,7 +130,7 @@ def test_no_step_waits_for_the_gpu(backend, option, images, gpu):
                 before.append(dict(waits))
                 waits.clear()
 
-    training = Training(epochs=1, batch_size=10, tail=0, swa=False, **option)
+    training = Training(epochs=1, batch_size=10, swa_fraction=0, swa=False, **option)
     seeds = [(0, Seed(0)), (1, Seed(1))]
     mask = Mask({name: torch.arange(p.numel()).view(p.shape) % 3 > 0 for name, p in Mask.ones(model).items()})
     backend(model, images).train(Ticket(model.state_dict(), 0), mask, training, seeds, progress=Watching())
@@ -161,7 +161,7 @@ def command(*arguments: object) -> None:
 def test_a_run_that_was_interrupted_its_analyses_and_its_export(backend, tmp_path, gpu, capfd):
     """Snapshots go to the disk and come back to the GPU; what looks into a run computes where the run did."""
     config = RunConfig(
-        "tiny", "digits", "mlp-bn-8", PLAN, TRAINING, DataOptions(examples=200), "cuda", 1, backend, path_every=4
+        "tiny", "digits", "mlp-bn-8", PLAN, TRAINING, DataOptions(examples=200), "cuda", 1, backend, trajectory_every=4
     )
     stop = Event()
     with pytest.raises(Interrupted):

@@ -9,11 +9,16 @@ from swamp.algorithms import METHODS, Cycle, NoStore
 from swamp.backends import Sequential
 from swamp.training import Dynamic, Seed, Task, TensorData, Training
 
-TRAINING = Training(epochs=4, batch_size=16, lr=0.1, tail=0.5)
+TRAINING = Training(epochs=4, batch_size=16, lr=0.1, swa_fraction=0.5)
 
 
 PLAN = swamp.Plan(
-    sparsity=0.8, alpha=(0.5,), particles=(3,), ticket_epochs=1, barrier_threshold=1.0, dynamic=Dynamic(interval=4)
+    sparsity=0.8,
+    prune_fraction=(0.5,),
+    particles=(3,),
+    ticket_epochs=1,
+    barrier_threshold=1.0,
+    dynamic=Dynamic(update_interval=4),
 )
 
 

@@ -11,7 +11,7 @@ import swamp
 from swamp.algorithms import METHODS
 from swamp.training import Task, TensorData, Training
 
-TRAINING = Training(epochs=2, batch_size=16, tail=0.5)
+TRAINING = Training(epochs=2, batch_size=16, swa_fraction=0.5)
 
 
 class NeverCalled:
@@ -32,13 +32,13 @@ def attempt(model, task, training=TRAINING, **options):
         ({"particles": (0,)}, "particles must be 1 or more"),
         ({"particles": (-2,)}, "particles must be 1 or more"),
         ({"particles": ()}, "particles must be 1 or more"),
-        ({"alpha": (0.0,)}, r"alpha.*\(0, 1\)"),
-        ({"alpha": (1.0,)}, r"alpha.*\(0, 1\)"),
-        ({"alpha": (0.5, 0.2), "cycles": 2, "sparsity": 0.9}, "end at sparsity 0.6000, not at 0.9"),
+        ({"prune_fraction": (0.0,)}, r"prune_fraction.*\(0, 1\)"),
+        ({"prune_fraction": (1.0,)}, r"prune_fraction.*\(0, 1\)"),
+        ({"prune_fraction": (0.5, 0.2), "cycles": 2, "sparsity": 0.9}, "end at sparsity 0.6000, not at 0.9"),
         ({"cycles": -1}, "cycles must be 0 or more"),
         ({"cycles": 2**31}, "cycles must be 0 or more, and 10000 at most"),
-        ({"alpha": (1e-12,)}, "takes [0-9]+ cycles, more than the maximum of 10000"),
-        ({"alpha": (0.5, 1e-12)}, "takes 10001 cycles, more than the maximum of 10000"),
+        ({"prune_fraction": (1e-12,)}, "takes [0-9]+ cycles, more than the maximum of 10000"),
+        ({"prune_fraction": (0.5, 1e-12)}, "takes 10001 cycles, more than the maximum of 10000"),
         ({"structure": "1:100000"}, "structure 1:100000 takes 99999 cycles"),
         ({"ticket_epochs": 1e30}, "ticket_epochs must be 0 or more, and a billion at most"),
         ({"sparsity": "0.5"}, "sparsity must be a number, got '0.5'"),
@@ -48,14 +48,14 @@ def attempt(model, task, training=TRAINING, **options):
         ({"score": "magnitud"}, "Did you mean magnitude"),
         ({"allocation": "globl"}, "Did you mean global"),
         ({"structure": "unstruct"}, "Did you mean unstructured"),
-        ({"floor": -1}, "floor must be 0 or more"),
+        ({"min_per_layer": -1}, "min_per_layer must be 0 or more"),
         ({"ticket_epochs": -1}, "ticket_epochs must be 0 or more"),
         ({"barrier_points": -1}, "barrier_points must be 0 or more"),
         ({"barrier_threshold": -1}, "barrier_threshold must be 0 or more"),
         ({"evaluation_examples": 0}, "evaluation_examples must be 1 or more"),
         ({"ticket_epochs": 3}, "the training has 2"),
         ({"sparsity": 0.999}, "would keep 0 of 144 weights"),
-        ({"sparsity": 0.95, "floor": 4}, "would keep 7 of 144 weights, with a floor of 4"),
+        ({"sparsity": 0.95, "min_per_layer": 4}, "would keep 7 of 144 weights, with at least 4"),
         ({"exclude": ("*",)}, "nothing to prune"),
         ({"method": "imp-ensemble"}, "swamp.algorithms.ensemble"),
     ],
@@ -71,8 +71,8 @@ def test_a_model_without_weights_to_prune_is_refused(task):
 
 
 def test_averaging_without_a_tail_is_refused_but_only_where_a_method_averages(mlp, task):
-    bare = replace(TRAINING, tail=0.0)
-    with pytest.raises(swamp.SwampError, match="tail=0 leaves none"):
+    bare = replace(TRAINING, swa_fraction=0.0)
+    with pytest.raises(swamp.SwampError, match="swa_fraction=0 leaves none"):
         attempt(mlp, task, bare, method="swamp")
     for method in ("imp", "swamp-no-swa", "lrr"):
         with pytest.raises(AssertionError, match="training started"):
@@ -102,15 +102,18 @@ def test_an_unknown_option_of_prune_is_named(mlp, task):
         swamp.prune(mlp, task, ticket_epoch=1)
 
 
-def test_several_alphas_and_cycles_may_be_given_where_they_agree():
-    plan = swamp.Plan(alpha=(0.5, 0.2), cycles=2, sparsity=0.6)
+def test_several_prune_fractions_and_cycles_may_be_given_where_they_agree():
+    plan = swamp.Plan(prune_fraction=(0.5, 0.2), cycles=2, sparsity=0.6)
     assert plan.schedule().densities == pytest.approx((1, 0.5, 0.4))
 
 
 def test_a_training_that_diverges_names_particle_and_cycle_and_keeps_the_cycles_before(mlp, task):
-    wild = Training(epochs=4, batch_size=16, lr=0.1, tail=0, swa=False, schedule="constant")
+    wild = Training(epochs=4, batch_size=16, lr=0.1, swa_fraction=0, swa=False, schedule="constant")
     generator = swamp.cycles(
-        mlp, Exploding.after(task, steps=60), swamp.Plan(method="imp", sparsity=0.8, alpha=(0.5,), broken="stop"), wild
+        mlp,
+        Exploding.after(task, steps=60),
+        swamp.Plan(method="imp", sparsity=0.8, prune_fraction=(0.5,), on_divergence="stop"),
+        wild,
     )
     assert [next(generator).index, next(generator).index] == [0, 1]
     with pytest.raises(swamp.Diverged, match=r"cycle 2, particle 0: .*nan.*What was finished before is kept"):
@@ -119,7 +122,7 @@ def test_a_training_that_diverges_names_particle_and_cycle_and_keeps_the_cycles_
 
 def test_a_ticket_that_diverges_is_named(mlp, task):
     with pytest.raises(swamp.Diverged, match=r"the ticket, particle 0: .*nan"):
-        list(swamp.cycles(mlp, Exploding.after(task, steps=3), swamp.Plan(broken="stop"), TRAINING))
+        list(swamp.cycles(mlp, Exploding.after(task, steps=3), swamp.Plan(on_divergence="stop"), TRAINING))
 
 
 class Exploding:
@@ -147,7 +150,7 @@ def test_a_task_without_validation_runs_and_says_none(mlp, task):
         swamp.cycles(
             mlp,
             replace(task, validation=None),
-            swamp.Plan(method="swamp", sparsity=0.5, particles=(2,), alpha=(0.5,), barrier_threshold=1),
+            swamp.Plan(method="swamp", sparsity=0.5, particles=(2,), prune_fraction=(0.5,), barrier_threshold=1),
             TRAINING,
         )
     )
@@ -166,6 +169,6 @@ def test_regression_with_its_own_loss_metrics_and_error_runs(mlp):
     regression = Task(
         data, data, loss=nn.functional.mse_loss, metrics={"mse": mse}, error=lambda o, t: min(1, mse(o, t))
     )
-    plan = swamp.Plan(sparsity=0.5, particles=(2,), alpha=(0.5,), barrier_threshold=1)
-    record = list(swamp.cycles(mlp, regression, plan, Training(epochs=2, batch_size=16, lr=0.01, tail=0.5)))
+    plan = swamp.Plan(sparsity=0.5, particles=(2,), prune_fraction=(0.5,), barrier_threshold=1)
+    record = list(swamp.cycles(mlp, regression, plan, Training(epochs=2, batch_size=16, lr=0.01, swa_fraction=0.5)))
     assert record[-1].measured.test["mse"] < 3

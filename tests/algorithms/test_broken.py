@@ -83,7 +83,7 @@ def test_restart_is_the_training_from_the_ticket_with_half_the_rate_and_noise_of
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_drop_is_the_mean_of_the_others(backend, mlp, task, poisoned):
-    plan = replace(PLAN, method="swamp", densities=(1.0, 0.5), broken="drop")
+    plan = replace(PLAN, method="swamp", densities=(1.0, 0.5), on_divergence="drop")
     store, spoilt = Kept(), poisoned(task, [WHO])
     with pytest.warns(UserWarning, match=r"particle 1, broke: .* It is left out of the mean"):
         record = list(swamp.cycles(mlp, spoilt, plan, TRAINING, backend=BACKENDS[backend](mlp, spoilt), store=store))
@@ -99,7 +99,7 @@ def test_drop_is_the_mean_of_the_others(backend, mlp, task, poisoned):
 
 def test_stop_ends_the_run_at_once_and_keeps_nothing_of_it(mlp, task, poisoned):
     store = Kept()
-    plan = replace(PLAN, method="swamp", broken="stop")
+    plan = replace(PLAN, method="swamp", on_divergence="stop")
     with pytest.raises(swamp.Diverged, match=r"cycle 1, particle 1: .* What was finished before is kept"):
         list(swamp.cycles(mlp, poisoned(task, [WHO]), plan, TRAINING, store=store))
     assert store.broken == []
@@ -117,7 +117,7 @@ def test_a_particle_that_breaks_at_every_rate_ends_the_run_and_says_how_often(ml
 
 def test_what_breaks_in_all_particles_cannot_be_left_out(mlp, task, poisoned):
     everyone = [ROOT.at("cycle", 1, "particle", i) for i in range(3)]
-    plan = replace(PLAN, method="swamp", broken="drop")
+    plan = replace(PLAN, method="swamp", on_divergence="drop")
     with pytest.warns(UserWarning, match="broke"), pytest.raises(swamp.Diverged, match="No particle is left"):
         list(swamp.cycles(mlp, poisoned(task, everyone), plan, TRAINING))
     first = poisoned(task, [ROOT.at("cycle", 1, "particle", 0)])
@@ -164,7 +164,7 @@ def test_where_masks_change_all_start_over(method, mlp, task, poisoned):
 
 
 def test_where_masks_change_the_others_start_over_without_the_one_that_broke(mlp, task, poisoned):
-    plan = replace(PLAN, method="rigl-swamp", densities=(0.5,), broken="drop")
+    plan = replace(PLAN, method="rigl-swamp", densities=(0.5,), on_divergence="drop")
     spoilt = poisoned(task, [ROOT.at("cycle", 0, "particle", 1)], epoch=2)
     with pytest.warns(UserWarning, match="left out of the mean"):
         (record,) = swamp.cycles(mlp, spoilt, plan, TRAINING, backend="sequential")
@@ -229,7 +229,7 @@ def test_a_record_says_who_broke_after_it_was_written_and_read(mlp, task, poison
 
 
 def test_bfloat16_is_named_where_it_may_be_the_cause(mlp, task, poisoned):
-    plan = replace(PLAN, method="imp", broken="stop")
+    plan = replace(PLAN, method="imp", on_divergence="stop")
     training = replace(TRAINING, precision="bfloat16")
     spoilt = poisoned(task, [ROOT.at("cycle", 0, "particle", 0)])
     with pytest.raises(swamp.Diverged, match=r"trained in bfloat16.*try --precision float32"):
@@ -239,10 +239,10 @@ def test_bfloat16_is_named_where_it_may_be_the_cause(mlp, task, poisoned):
 def test_half_precision_weights_that_overflow_are_named_with_what_to_do(task):
     model = fresh_mlp().to(torch.float16)
     data = TensorData(task.train.inputs.half() * 1000, task.train.targets)
-    plan = replace(PLAN, method="imp", broken="stop", ticket_epochs=0)
+    plan = replace(PLAN, method="imp", on_divergence="stop", ticket_epochs=0)
     half = replace(task, train=data, test=data, validation=None)
     with pytest.raises(swamp.Diverged, match=r"The weights are float16, which ends at 6.55e\+04"):
-        list(swamp.cycles(model, half, plan, Training(epochs=4, batch_size=16, lr=1000.0, tail=0.5)))
+        list(swamp.cycles(model, half, plan, Training(epochs=4, batch_size=16, lr=1000.0, swa_fraction=0.5)))
 
 
 def test_a_store_that_keeps_nothing_has_no_breaks():

@@ -70,19 +70,19 @@ def test_each_mask_of_its_own_changes_by_its_own_particle(mlp, task, changes):
 
 
 def test_random_growth_is_another_for_each_mask_and_at_each_change(mlp, task, changes):
-    run(mlp, task, "set-swamp-own", replace(TRAINING, tail=0.25))
+    run(mlp, task, "set-swamp-own", replace(TRAINING, swa_fraction=0.25))
     # Of the trunk after 4 steps, of three masks after 8, 12 and 16.
     drawn = [tuple(growth["0.weight"].flatten().tolist()) for _, growth, _ in changes.regrown]
     assert len(drawn) == len(set(drawn)) == 10
 
 
 def test_cycles_of_a_tail_begin_with_the_whole_share(mlp, task, changes):
-    run(mlp, task, "sup-tickets", replace(TRAINING, tail_cycles=2))
-    shares = [PLAN.dynamic.fraction_at(4, 12), PLAN.dynamic.fraction_at(8, 12), PLAN.dynamic.fraction]
+    run(mlp, task, "sup-tickets", replace(TRAINING, swa_cycles=2))
+    shares = [PLAN.dynamic.fraction_at(4, 12), PLAN.dynamic.fraction_at(8, 12), PLAN.dynamic.drop_fraction]
     assert [share for *_, share in changes.regrown] == shares
     # A tail of one cycle is trained on the mask it begins with.
     changes.regrown.clear()
-    run(mlp, task, "sup-tickets", replace(TRAINING, tail_cycles=1))
+    run(mlp, task, "sup-tickets", replace(TRAINING, swa_cycles=1))
     assert [share for *_, share in changes.regrown] == shares[:2]
 
 
@@ -102,7 +102,7 @@ def test_the_mean_of_a_cyclic_tail_is_of_the_ends_of_all_its_cycles(mlp, task, m
     spy = Spy(mlp, task)
     monkeypatch.setattr(dynamic, "masked", lambda snapshot, *more: taken.append(snapshot) or original(snapshot, *more))
     plan = replace(PLAN, method="sup-tickets")
-    (cycle,) = swamp.cycles(mlp, task, plan, replace(TRAINING, tail_cycles=2), backend=spy)
+    (cycle,) = swamp.cycles(mlp, task, plan, replace(TRAINING, swa_cycles=2), backend=spy)
     ends = [taken[-1].weights, spy.last[0].weights]
     assert taken[-1].step == 18
     for name, alive in cycle.mask.items():
@@ -125,7 +125,7 @@ def test_frozen_parameters_do_not_shift_whose_momentum_is_cut(task):
                 seen.append((mask, snapshot.optimizer))
             return super().train(ticket, mask, training, seeds, **more)
 
-    plan = replace(PLAN, method="set", exclude=("0.weight",), dynamic=Dynamic(interval=4, fraction=0.9))
+    plan = replace(PLAN, method="set", exclude=("0.weight",), dynamic=Dynamic(update_interval=4, drop_fraction=0.9))
     list(swamp.cycles(model, task, plan, TRAINING, backend=Looking(model, task)))
     assert seen
     for mask, moments in seen:
@@ -136,7 +136,7 @@ def test_frozen_parameters_do_not_shift_whose_momentum_is_cut(task):
 def test_gradual_pruning_keeps_the_floor_and_the_allocation_of_the_plan(mlp, task):
     mlp[2].weight.data *= 1e-3
     still = replace(TRAINING, lr=1e-9)
-    assert run(mlp, task, "gmp", still, floor=9)[0].mask.nnz_by_layer == {"0.weight": 20, "2.weight": 9}
+    assert run(mlp, task, "gmp", still, min_per_layer=9)[0].mask.nnz_by_layer == {"0.weight": 20, "2.weight": 9}
     assert run(mlp, task, "gmp", still, allocation="uniform")[0].mask.nnz_by_layer == {"0.weight": 19, "2.weight": 10}
     with pytest.warns(UserWarning, match=r"no weight of 2\.weight is left"):
         (emptied,) = run(mlp, task, "gmp", still)

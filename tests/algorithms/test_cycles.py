@@ -19,7 +19,7 @@ from .conftest import PLAN, TRAINING, Spy, Tickets, run, same, spied, swamp_init
 @pytest.mark.usefixtures("few_rounds")
 @pytest.mark.parametrize("method", [name for name, m in METHODS.items() if not m.ensemble])
 def test_every_method_gives_exact_counts_and_exact_zeros_and_iterative_ones_nested_masks(normed, task, method):
-    record = run(normed, task, method, cycles=3, floor=2)
+    record = run(normed, task, method, cycles=3, min_per_layer=2)
     assert [cycle.mask.nnz for cycle in record] == [round(0.2 ** (k / 3) * 144) for k in range(4)]
     for before, after in pairwise(record):
         assert after.mask.issubset(before.mask) or METHODS[method].masks != "iterative" or METHODS[method].pools
@@ -107,7 +107,7 @@ def test_the_equal_cost_control_takes_as_many_steps_as_the_particles(mlp, task):
 def test_the_three_things_that_averaging_changes_are_separate(mlp, task):
     names = ("imp", "imp-tail", "imp-swa", "swamp-no-swa", "swamp")
     settings = {name: spied(mlp, task, name)[1][0][2] for name in names}
-    assert {n: (s.tail, s.swa) for n, s in settings.items()} == {
+    assert {n: (s.swa_fraction, s.swa) for n, s in settings.items()} == {
         "imp": (0.0, False),
         "imp-tail": (0.5, False),
         "imp-swa": (0.5, True),
@@ -124,7 +124,7 @@ def test_the_three_things_that_averaging_changes_are_separate(mlp, task):
 
 
 def test_an_advanced_schedule_goes_on_from_the_tickets_step(mlp, task):
-    record, calls = spied(mlp, task, "imp", replace(TRAINING, after_rewind="advance"))
+    record, calls = spied(mlp, task, "imp", replace(TRAINING, lr_after_rewind="advance"))
     assert all(more["first"] == 6 for *_, more in calls)
     assert record[1].cost.steps == 24 - 6
 
@@ -145,7 +145,9 @@ def test_cycles_come_one_at_a_time(mlp, task):
 
 def test_the_users_model_is_left_alone(normed, task):
     before = {name: tensor.clone() for name, tensor in normed.state_dict().items()}
-    result = swamp.prune(normed, task, sparsity=0.8, particles=2, training=TRAINING, alpha=(0.5,), barrier_threshold=1)
+    result = swamp.prune(
+        normed, task, sparsity=0.8, particles=2, training=TRAINING, prune_fraction=(0.5,), barrier_threshold=1
+    )
     assert all(torch.equal(before[name], tensor) for name, tensor in normed.state_dict().items())
     assert result.model is not normed
     assert list(result.model.state_dict()) == list(normed.state_dict())
@@ -162,7 +164,7 @@ def test_a_trainer_of_ones_own_plugs_in(mlp, task):
                 made.append(Particle(moved, index, ticket.id, mask.digest, 0, 1, (0.5,), 0.1))
             return made
 
-    record = list(swamp.cycles(mlp, task, replace(PLAN, floor=1), TRAINING, backend=Trainer()))
+    record = list(swamp.cycles(mlp, task, replace(PLAN, min_per_layer=1), TRAINING, backend=Trainer()))
     assert [cycle.mask.nnz for cycle in record] == [144, 84, 49, 29]
     assert record[2].cost.steps == 3
 
@@ -204,11 +206,11 @@ def test_a_layer_that_dies_is_named_and_a_floor_saves_it(task):
     with swamp_initial():
         model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
     model[2].weight.data *= 1e-6
-    options = {"sparsity": 0.95, "alpha": (0.95,), "ticket_epochs": 0}
-    still = Training(epochs=1, batch_size=16, lr=1e-9, tail=0, swa=False)
+    options = {"sparsity": 0.95, "prune_fraction": (0.95,), "ticket_epochs": 0}
+    still = Training(epochs=1, batch_size=16, lr=1e-9, swa_fraction=0, swa=False)
     with pytest.warns(UserWarning, match="2.weight"):
         record = run(model, task, "imp", still, **options)
     assert "2.weight" in record[1].warnings[0]
-    floored = run(model, task, "imp", still, floor=2, **options)
+    floored = run(model, task, "imp", still, min_per_layer=2, **options)
     assert floored[1].mask.nnz_by_layer == {"0.weight": 5, "2.weight": 2}
     assert floored[1].warnings == ()

@@ -65,7 +65,7 @@ def test_rigl_equals_a_hand_written_one(mlp, task):
     mlp, task = exact(mlp, task)
     start = {name: value.clone() for name, value in mlp.state_dict().items()}
     training = replace(TRAINING, weight_decay=5e-4, momentum=0.9)
-    plan = replace(PLAN, method="rigl", sparsity=0.7, dynamic=Dynamic(interval=INTERVAL))
+    plan = replace(PLAN, method="rigl", sparsity=0.7, dynamic=Dynamic(update_interval=INTERVAL))
     spy = Spy(mlp, task)
     (cycle,) = swamp.cycles(mlp, task, plan, training, backend=spy)
     first = spy.calls[0][1]
@@ -90,7 +90,7 @@ def test_every_layer_keeps_its_exact_density_after_every_change(normed, task, me
 def test_particles_share_each_topology_or_each_has_its_own(normed, task):
     for method, own in (("rigl-swamp", False), ("rigl-swamp-own", True)):
         spy = Spy(normed, task)
-        plan = replace(PLAN, method=method, dynamic=Dynamic(interval=4, fraction=0.9))
+        plan = replace(PLAN, method=method, dynamic=Dynamic(update_interval=4, drop_fraction=0.9))
         (cycle,) = swamp.cycles(normed, task, plan, TRAINING, backend=spy)
         together = [len(seeds) for _, _, _, seeds, _ in spy.calls]
         last = [mask.digest for _, mask, *_ in spy.calls[-3:]]
@@ -106,7 +106,7 @@ def test_particles_share_each_topology_or_each_has_its_own(normed, task):
 
 def test_particles_with_masks_of_their_own_are_trained_at_once(normed, task):
     backend = AtOnce(normed, task)
-    plan = replace(PLAN, method="rigl-swamp-own", dynamic=Dynamic(interval=4, fraction=0.9))
+    plan = replace(PLAN, method="rigl-swamp-own", dynamic=Dynamic(update_interval=4, drop_fraction=0.9))
     list(swamp.cycles(normed, task, plan, TRAINING, backend=backend))
     assert [parts for parts, _ in backend.calls] == [[1], [1], [3], *[[1, 1, 1]] * 4]
 
@@ -132,7 +132,7 @@ def test_grown_weights_start_at_zero_and_without_momentum(mlp, task):
 
 def test_gradual_pruning_falls_along_its_cubic_and_ends_exactly(normed, task):
     spy = Spy(normed, task)
-    plan = replace(PLAN, method="gmp", dynamic=Dynamic(interval=INTERVAL))
+    plan = replace(PLAN, method="gmp", dynamic=Dynamic(update_interval=INTERVAL))
     (cycle,) = swamp.cycles(normed, task, plan, TRAINING, backend=spy)
     masks = [mask for _, mask, *_ in spy.calls]
     end = 18
@@ -144,7 +144,7 @@ def test_gradual_pruning_falls_along_its_cubic_and_ends_exactly(normed, task):
 
 def test_a_cyclic_tail_averages_networks_of_unlike_masks(normed, task):
     spy = Spy(normed, task)
-    training = replace(TRAINING, tail_cycles=2)
+    training = replace(TRAINING, swa_cycles=2)
     (cycle,) = swamp.cycles(normed, task, replace(PLAN, method="sup-tickets"), training, backend=spy)
     # Changes after 4 and 8 steps, then the tail of steps 12 to 24: its first cycle, a change, its second.
     masks = {more["last"]: mask.digest for _, mask, *_, more in spy.calls}
@@ -158,7 +158,7 @@ def test_a_cyclic_tail_averages_networks_of_unlike_masks(normed, task):
 def test_backends_agree(normed, task, method):
     model, data = exact(normed, task)
     plan, training = replace(PLAN, method=method), replace(TRAINING, epochs=2)
-    plan = replace(plan, dynamic=Dynamic(interval=3, until=1.0), ticket_epochs=0.5)
+    plan = replace(plan, dynamic=Dynamic(update_interval=3, dst_stop=1.0), ticket_epochs=0.5)
     record = {
         kind: next(swamp.cycles(model, data, plan, training, backend=kind(model, data)))
         for kind in (Sequential, Threads)

@@ -14,8 +14,8 @@ from swamp.training import Seed, Training, isolated
 
 from .conftest import AtOnce, exact
 
-TRAINING = Training(epochs=3, batch_size=16, tail=0, swa=False)
-PLAN = swamp.Plan(method="imp-ensemble", sparsity=0.75, alpha=(0.5,), particles=(2,))
+TRAINING = Training(epochs=3, batch_size=16, swa_fraction=0, swa=False)
+PLAN = swamp.Plan(method="imp-ensemble", sparsity=0.75, prune_fraction=(0.5,), particles=(2,))
 
 
 def initial(seed: int) -> nn.Module:

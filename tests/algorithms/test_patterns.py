@@ -99,7 +99,7 @@ def test_one_pruning_goes_to_the_pattern_at_once_and_densities_may_be_given(wide
 
 def test_a_pattern_sets_its_own_densities_whatever_the_sparsity_says():
     for sparsity in (0.0, 0.5, 0.95):
-        plan = swamp.Plan(structure="1:4", sparsity=sparsity, alpha=(0.9, 0.1), particles=(2,))
+        plan = swamp.Plan(structure="1:4", sparsity=sparsity, prune_fraction=(0.9, 0.1), particles=(2,))
         assert plan.schedule().densities == (1, 0.75, 0.5, 0.25)
     assert swamp.Plan(method="swamp+", structure="1:4").schedule().particles == (1, 1, 4, 4)
 
@@ -121,7 +121,7 @@ def test_prune_takes_a_pattern_at_its_default_sparsity(wide, task):
         ({"structure": "2:4", "cycles": 3}, "2:4 allows at most 2 prunings"),
         ({"structure": "2:4", "densities": (1.0, 0.6)}, r"multiples of 1/4 .* got 0\.6"),
         (
-            {"structure": "2:4", "exclude": ("0.*",), "floor": 13},
+            {"structure": "2:4", "exclude": ("0.*",), "min_per_layer": 13},
             "minimum of 13 per layer requires 13 weights of '4.weight'",
         ),
         ({"structure": "channel", "sparsity": 0.95}, "11 of 224 weights cannot be kept in whole channels"),

@@ -7,7 +7,7 @@ from torch import nn
 import swamp
 from swamp.files import load_tensors
 
-TRAINING = swamp.Training(epochs=2, batch_size=16, tail=0.5)
+TRAINING = swamp.Training(epochs=2, batch_size=16, swa_fraction=0.5)
 
 
 class Odd(nn.Module):

@@ -21,7 +21,7 @@ ONCE = [name for name, method in METHODS.items() if method.masks == "once"]
 @pytest.mark.usefixtures("few_rounds")
 @pytest.mark.parametrize("method", BEFORE)
 def test_pruning_before_training_trains_the_initial_weights_once_on_its_mask(normed, task, method):
-    record, calls = spied(normed, task, method, floor=1)
+    record, calls = spied(normed, task, method, min_per_layer=1)
     # There is no ticket, so the call that is left out here is the training itself.
     assert (len(record), len(calls)) == (1, 0)
     (cycle,) = record
@@ -121,8 +121,8 @@ def test_cyclic_training_takes_as_many_schedules_as_an_iterative_run_has_cycles(
     assert cyclic.cost.steps == imp[-1].total.steps - 6
     assert long.cost.steps == 3 * cyclic.cost.steps
     # Several rates: the first says how many.
-    assert replace(PLAN, alpha=(0.5, 0.9)).trainings_to(0.2) == 4
-    assert replace(PLAN, alpha=(0.2,)).trainings_to(0.2) == 9
+    assert replace(PLAN, prune_fraction=(0.5, 0.9)).trainings_to(0.2) == 4
+    assert replace(PLAN, prune_fraction=(0.2,)).trainings_to(0.2) == 9
 
 
 def test_rates_of_cyclic_training_repeat(mlp, task):
@@ -130,7 +130,7 @@ def test_rates_of_cyclic_training_repeat(mlp, task):
     list(swamp.cycles(mlp, task, replace(PLAN, method="cyclic"), TRAINING, backend=spy))
     ((_, _, training, *_),) = spy.calls
     assert training.epochs == 16
-    assert training.repeats == 4
+    assert training.schedule_repeats == 4
     rates = [training.rate(step, 6) for step in range(96)]
     assert rates[:24] == rates[24:48] == rates[72:]
 
@@ -185,20 +185,20 @@ def test_a_plan_with_an_unknown_retraining_or_none_of_the_examples_is_refused():
     for given in ({"retrain": "clr"}, {"retrain_epochs": 2}):
         with pytest.raises(swamp.SwampError, match="swamp rewinds its weights"):
             replace(PLAN, method="swamp", **given)
-    with pytest.raises(swamp.SwampError, match="interval must be 1 or more"):
-        replace(PLAN, dynamic=Dynamic(interval=0))
+    with pytest.raises(swamp.SwampError, match="update_interval must be 1 or more"):
+        replace(PLAN, dynamic=Dynamic(update_interval=0))
 
 
 def test_a_tail_of_cycles_that_do_not_divide_it_is_refused_before_training(mlp, task):
-    with pytest.raises(swamp.SwampError, match="tail_cycles must divide the 2 epochs"):
-        run(mlp, task, "sup-tickets", Training(epochs=4, batch_size=16, tail=0.5, tail_cycles=3))
+    with pytest.raises(swamp.SwampError, match="swa_cycles must divide the 2 epochs"):
+        run(mlp, task, "sup-tickets", Training(epochs=4, batch_size=16, swa_fraction=0.5, swa_cycles=3))
 
 
 def test_retraining_that_cannot_be_is_refused_before_the_dense_training(mlp, task):
     spy = Spy(mlp, task)
     plan = replace(PLAN, method="lrr", retrain_epochs=3)
-    with pytest.raises(swamp.SwampError, match="repeats must divide the 3 epochs"):
-        next(swamp.cycles(mlp, task, plan, replace(TRAINING, repeats=2), backend=spy))
+    with pytest.raises(swamp.SwampError, match="schedule_repeats must divide the 3 epochs"):
+        next(swamp.cycles(mlp, task, plan, replace(TRAINING, schedule_repeats=2), backend=spy))
     assert not spy.calls
 
 
@@ -206,7 +206,7 @@ def test_retraining_that_cannot_be_is_refused_before_the_dense_training(mlp, tas
 @pytest.mark.parametrize(("most", "looked_at"), [(1000, 96), (40, 32), (10, 10)])
 def test_a_score_costs_the_gradients_it_takes_in_each_round(normed, task, most, looked_at):
     def scoring(method: str) -> float:
-        (cycle,) = run(normed, task, method, floor=1, score_examples=most)
+        (cycle,) = run(normed, task, method, min_per_layer=1, score_examples=most)
         return cycle.cost.operations - 24 * 16 * 6 * 29
 
     living = sum(round(144 * (29 / 144) ** (number / 100)) for number in range(100))
@@ -224,7 +224,7 @@ def test_grasp_costs_three_gradients_of_ten_examples_a_class(mlp, task):
 
 @pytest.mark.parametrize("method", ["imp", "lrr"])
 def test_each_cycle_pays_for_the_score_that_found_its_mask(mlp, task, method):
-    record = run(mlp, task, method, score="snip", floor=1)
+    record = run(mlp, task, method, score="snip", min_per_layer=1)
     for before, after in pairwise(record):
         # All 96 examples on the weights that lived before.
         assert after.cost.operations == pytest.approx(24 * 16 * 6 * after.mask.nnz + 96 * 6 * before.mask.nnz)

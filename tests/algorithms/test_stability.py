@@ -41,7 +41,7 @@ def test_only_a_barrier_above_the_threshold_warns_and_the_number_is_said():
 
 def test_an_unstable_ticket_is_warned_of_and_recorded(mlp, task):
     # No ticket training, large steps: the particles end in different basins.
-    training = Training(epochs=6, batch_size=16, lr=0.5, tail=0.5)
+    training = Training(epochs=6, batch_size=16, lr=0.5, swa_fraction=0.5)
     plan = swamp.Plan(sparsity=0.0, particles=(2,), ticket_epochs=0, barrier_threshold=0.0, seed=3)
     with pytest.warns(UserWarning, match=r"cycle 0 .* barrier between particles is"):
         (cycle,) = swamp.cycles(mlp, task, plan, training)
@@ -50,7 +50,7 @@ def test_an_unstable_ticket_is_warned_of_and_recorded(mlp, task):
 
 
 def test_the_barrier_can_be_switched_off_and_one_particle_has_none(mlp, task):
-    training = Training(epochs=2, batch_size=16, tail=0.5)
+    training = Training(epochs=2, batch_size=16, swa_fraction=0.5)
     (off,) = swamp.cycles(mlp, task, swamp.Plan(sparsity=0.0, particles=(2,), barrier_points=0), training)
     (one,) = swamp.cycles(mlp, task, swamp.Plan(sparsity=0.0, particles=(1,)), training)
     assert off.barrier is None
@@ -70,11 +70,11 @@ def test_points_between_batch_normalised_particles_get_statistics_of_their_own(t
     model = nn.Sequential(nn.Linear(6, 8), Recording(8), nn.ReLU(), nn.Linear(8, 3))
     loaded.clear()
     plan = swamp.Plan(sparsity=0.0, particles=(2,), barrier_points=5, barrier_threshold=1.0)
-    list(swamp.cycles(model, task, plan, Training(epochs=2, batch_size=16, tail=0, swa=False)))
+    list(swamp.cycles(model, task, plan, Training(epochs=2, batch_size=16, swa_fraction=0, swa=False)))
     # Last iterates are recorded with their own: 2 ends + 5 inner points + the mean.
     assert loaded.count("reset") == 8
     loaded.clear()
-    list(swamp.cycles(model, task, plan, Training(epochs=4, batch_size=16, tail=0.5)))
+    list(swamp.cycles(model, task, plan, Training(epochs=4, batch_size=16, swa_fraction=0.5)))
     # Running means need theirs for the record already: these are the ends.
     assert loaded.count("reset") == 8
 
@@ -88,5 +88,5 @@ def test_the_points_between_two_particles_are_evenly_spaced(task, mlp, monkeypat
 
     monkeypatch.setattr(sys.modules["swamp.algorithms.judge"], "interpolate", recorded)
     plan = swamp.Plan(sparsity=0.0, particles=(3,), barrier_points=4, barrier_threshold=1.0)
-    list(swamp.cycles(mlp, task, plan, Training(epochs=2, batch_size=16, tail=0, swa=False)))
+    list(swamp.cycles(mlp, task, plan, Training(epochs=2, batch_size=16, swa_fraction=0, swa=False)))
     assert sorted(shares) == pytest.approx([0.2, 0.4, 0.6, 0.8])

@@ -21,8 +21,8 @@ from swamp.training import Task, TensorData, Training
 
 def tiny(particles: int = 2, **changes) -> RunConfig:
     """A run of half a second: BatchNorm, augmentation, a tail with averaging, three cycles."""
-    plan = Plan(sparsity=0.75, particles=(particles,), alpha=(0.5,), ticket_epochs=1, barrier_threshold=1.0)
-    training = Training(epochs=4, batch_size=64, lr=0.05, tail=0.5)
+    plan = Plan(sparsity=0.75, particles=(particles,), prune_fraction=(0.5,), ticket_epochs=1, barrier_threshold=1.0)
+    training = Training(epochs=4, batch_size=64, lr=0.05, swa_fraction=0.5)
     config = RunConfig(
         "tiny", "digits", "mlp-bn-16", plan, training, DataOptions(examples=640), threads=1, backend="sequential"
     )
@@ -41,7 +41,7 @@ def go_on(path: Path):
 def finished(tmp_path_factory) -> Path:
     """A finished run with three particles a cycle, and their paths."""
     path = tmp_path_factory.mktemp("run") / "run"
-    go(tiny(3, path_every=4), path)
+    go(tiny(3, trajectory_every=4), path)
     return path
 
 

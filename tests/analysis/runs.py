@@ -17,10 +17,14 @@ from swamp.training import Task, TensorData, Training
 
 def run(path: Path, particles: int = 3, method: str = "swamp", keep: str = "particles", **changes) -> Path:
     """A run of half a second: BatchNorm, augmentation, a tail with averaging, three cycles; or fewer, by `changes`."""
-    plan = Plan(method, sparsity=0.75, particles=(particles,), alpha=(0.5,), ticket_epochs=1, barrier_threshold=1.0)
-    training = Training(epochs=4, batch_size=64, lr=0.05, tail=0.5)
+    plan = Plan(
+        method, sparsity=0.75, particles=(particles,), prune_fraction=(0.5,), ticket_epochs=1, barrier_threshold=1.0
+    )
+    training = Training(epochs=4, batch_size=64, lr=0.05, swa_fraction=0.5)
     data = DataOptions(examples=640)
-    config = RunConfig("tiny", "digits", "mlp-bn-16", plan, training, data, threads=1, backend="sequential", keep=keep)
+    config = RunConfig(
+        "tiny", "digits", "mlp-bn-16", plan, training, data, threads=1, backend="sequential", keep_checkpoints=keep
+    )
     start(replace(config, plan=replace(plan, **changes)), path, Quiet(), Event())
     return path
 

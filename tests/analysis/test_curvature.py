@@ -274,8 +274,8 @@ def test_weights_that_are_not_finite_are_told_as_they_are():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    plan = Plan(sparsity=0.75, particles=(2,), alpha=(0.5,), ticket_epochs=1, barrier_threshold=1.0)
-    training = Training(epochs=2, batch_size=64, lr=0.05, tail=0.5)
+    plan = Plan(sparsity=0.75, particles=(2,), prune_fraction=(0.5,), ticket_epochs=1, barrier_threshold=1.0)
+    training = Training(epochs=2, batch_size=64, lr=0.05, swa_fraction=0.5)
     config = RunConfig("tiny", "digits", "mlp-16", plan, training, DataOptions(examples=640), threads=1)
     path = tmp_path_factory.mktemp("run") / "run"
     start(config, path, Quiet(), Event())

@@ -294,12 +294,12 @@ def test_size_and_gain_are_ranked_over_cycles():
 
 
 def test_particles_that_were_not_kept_are_asked_for(tmp_path):
-    run_data = RunData.open(run(tmp_path / "run", 2, keep="means", sparsity=0.5))
-    with pytest.raises(SwampError, match=r"0 particles on disk; at least 2 are needed.*--keep particles"):
+    run_data = RunData.open(run(tmp_path / "run", 2, keep_checkpoints="means", sparsity=0.5))
+    with pytest.raises(SwampError, match=r"0 particles on disk; at least 2 are needed.*--keep-checkpoints particles"):
         hull_of_cycle(run_data, 0, EXAMPLES)
     (line,) = analyze(run_data, {"hull": ANALYSES["hull"]}, EXAMPLES)
     assert line["cycles"] == 0
-    assert "--keep particles" in line["skipped"]
+    assert "--keep-checkpoints particles" in line["skipped"]
 
 
 def test_particles_of_a_method_without_rewinding_are_seen_from_the_model_they_carry_on(tmp_path):

@@ -178,7 +178,7 @@ def test_a_task_without_classes_is_left_out_with_the_reason(finished):
 
 
 def test_without_particles_the_mean_is_measured_alone(tmp_path):
-    run_data = RunData.open(run(tmp_path / "run", keep="means", sparsity=0.5))
+    run_data = RunData.open(run(tmp_path / "run", keep_checkpoints="means", sparsity=0.5))
     found = predictions_of_cycle(run_data, 1, EvaluationInputs(run_data.task.held_out, AnalysisSettings()))
     assert found["mean"]["accuracy"] > 0
     assert (found["disagreement"], found["particles"], found["ensemble"]) == ([], [], None)

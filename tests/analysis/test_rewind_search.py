@@ -84,8 +84,8 @@ def test_what_cannot_be_searched_is_refused(last, resolution):
 
 
 def instability(model, task, sparsity=0.5, **others) -> InstabilityAnalysis:
-    plan = Plan(sparsity=0.75, particles=(2,), alpha=(0.5,))
-    training = Training(epochs=3, batch_size=16, lr=0.1, tail=0.34)
+    plan = Plan(sparsity=0.75, particles=(2,), prune_fraction=(0.5,))
+    training = Training(epochs=3, batch_size=16, lr=0.1, swa_fraction=0.34)
     return InstabilityAnalysis(model, task, plan, training, Sequential(model, task), sparsity, **others)
 
 
@@ -152,7 +152,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-TINY = ["digits-mlp", "--epochs", "2", "--model", "mlp-16", "--tail", "0.5", "--examples", "640"]
+TINY = ["digits-mlp", "--epochs", "2", "--model", "mlp-16", "--swa-fraction", "0.5", "--examples", "640"]
 TINY += ["--backend", "sequential", "--latest-epochs", "1"]
 
 

@@ -85,7 +85,7 @@ def test_keeping_paths_does_not_change_the_run(backend, tmp_path, monkeypatch):
     monkeypatch.setitem(Stacked.__init__.__kwdefaults__, "compiled", False)
     config = replace(tiny(2), backend=backend)
     go(config, tmp_path / "without")
-    go(replace(config, path_every=7), tmp_path / "with")
+    go(replace(config, trajectory_every=7), tmp_path / "with")
     found = {file.relative_to(tmp_path / "with") for file in (tmp_path / "with").rglob("path-*")}
     assert len(found) == 6
     assert not list((tmp_path / "without").rglob("path-*"))
@@ -120,7 +120,7 @@ def test_points_are_the_weights_that_training_had(finished):
 @pytest.mark.parametrize("stop_at", [10 + 13, 10 + STEPS, 10 + 3 * STEPS - 1, 10 + 3 * STEPS, 10 + 3 * STEPS + 1])
 def test_a_run_stopped_anywhere_has_the_paths_of_one_never_stopped(stop_at, tmp_path):
     """The ticket takes 10 steps: among the moments are a particle's last step and the first one of the next."""
-    config = replace(tiny(2), path_every=4)
+    config = replace(tiny(2), trajectory_every=4)
     config = replace(config, plan=replace(config.plan, sparsity=0.5))
     go(config, tmp_path / "whole")
     stop = Event()
@@ -133,7 +133,7 @@ def test_a_run_stopped_anywhere_has_the_paths_of_one_never_stopped(stop_at, tmp_
 
 @pytest.mark.slow
 def test_a_run_killed_while_it_saves_all_the_time_has_the_same_paths(tmp_path):
-    config = replace(tiny(2), path_every=3, snapshot_seconds=1e-9)
+    config = replace(tiny(2), trajectory_every=3, snapshot_seconds=1e-9)
     seconds = go(config, tmp_path / "whole")["seconds"]
     run = tmp_path / "run"
     for share in (0.3, 0.5, 0.6):
@@ -144,12 +144,12 @@ def test_a_run_killed_while_it_saves_all_the_time_has_the_same_paths(tmp_path):
 
 
 def test_settings_that_cannot_be_are_refused():
-    with pytest.raises(SwampError, match="path_every must be 0 or more, got -1"):
-        tiny(path_every=-1)
-    with pytest.raises(SwampError, match=r"path_every keeps the paths.*keep is means"):
-        tiny(path_every=5, keep="means")
+    with pytest.raises(SwampError, match="trajectory_every must be 0 or more, got -1"):
+        tiny(trajectory_every=-1)
+    with pytest.raises(SwampError, match=r"trajectory_every keeps the paths.*keep_checkpoints is means"):
+        tiny(trajectory_every=5, keep_checkpoints="means")
     with pytest.raises(SwampError, match="--shard"):
-        tiny(path_every=5, shard=True)
+        tiny(trajectory_every=5, shard=True)
 
 
 def test_the_principal_components_of_a_planted_path_are_exact():
@@ -226,12 +226,12 @@ def test_a_run_without_paths_says_how_to_have_them(tmp_path):
     config = tiny(1)
     go(replace(config, plan=replace(config.plan, sparsity=0.5)), tmp_path / "run")
     records = list(analyze(RunData.open(tmp_path / "run"), {"trajectories": trajectory_tasks}, AnalysisSettings()))
-    assert "--path-every" in records[0]["skipped"]
+    assert "--trajectory-every" in records[0]["skipped"]
     assert json.loads((tmp_path / "run" / "analysis.jsonl").read_text().splitlines()[0])["skipped"]
 
 
 def test_one_particle_has_a_path_and_nothing_to_be_apart_from(tmp_path):
-    config = tiny(1, path_every=10)
+    config = tiny(1, trajectory_every=10)
     go(replace(config, plan=replace(config.plan, sparsity=0.5)), tmp_path / "run")
     record = next(iter(analyze(RunData.open(tmp_path / "run"), {"trajectories": trajectory_tasks}, AnalysisSettings())))
     assert record["particles"][0]["steps"] == [10, 20, 30, 40]
@@ -240,7 +240,7 @@ def test_one_particle_has_a_path_and_nothing_to_be_apart_from(tmp_path):
 
 
 def test_members_of_an_ensemble_keep_theirs(tmp_path):
-    config = tiny(2, path_every=10)
+    config = tiny(2, trajectory_every=10)
     go(replace(config, plan=replace(config.plan, method="imp-ensemble", sparsity=0.5)), tmp_path / "run")
     assert list(read_path(RunDirectory(tmp_path / "run" / "member-1").trajectory(0, 0))) == [10, 20, 30, 40]
     assert load_tensors(tmp_path / "run" / "member-0" / "cycle-01" / "path-0.safetensors")

@@ -19,7 +19,7 @@ from swamp.backends import Particle, Progress, Ranks, Sequential, Silent, World,
 from swamp.errors import SwampError
 from swamp.training import Seed, Task, Training
 
-TRAINING = Training(epochs=4, batch_size=6, tail=0.5, lr=0.1)
+TRAINING = Training(epochs=4, batch_size=6, swa_fraction=0.5, lr=0.1)
 SEEDS = [(index, Seed(0).at("cycle", 1, "particle", index)) for index in (0, 1, 2)]
 
 

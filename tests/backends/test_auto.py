@@ -13,7 +13,7 @@ from swamp.masks import Mask
 from swamp.training import Seed, Task, TensorData, Training
 
 SEEDS = [(index, Seed(0).at("particle", index)) for index in range(3)]
-TRAINING = Training(epochs=4, batch_size=6, tail=0.5)
+TRAINING = Training(epochs=4, batch_size=6, swa_fraction=0.5)
 
 
 class Paced:
@@ -165,7 +165,7 @@ def test_a_real_trial_leaves_no_trace_in_the_particles(mlp):
     inputs = torch.randn(60, 1, 4, 4, generator=generator, dtype=torch.float64)
     data = TensorData(inputs, torch.randint(0, 3, (60,), generator=generator))
     task, told = Task(data, data), []
-    training = Training(epochs=70, batch_size=6, tail=0)
+    training = Training(epochs=70, batch_size=6, swa_fraction=0)
     ticket, mask = Ticket(mlp.state_dict(), 0), Mask.ones(mlp)
     found = Auto(mlp, task, tell=told.append).train(ticket, mask, training, SEEDS)
     expected = Sequential(mlp, task).train(ticket, mask, training, SEEDS)

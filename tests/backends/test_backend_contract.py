@@ -61,7 +61,7 @@ OPTIMIZERS: dict[str, tuple[dict[str, Any], OptimizerFactory | None]] = {
     "factory": ({"lr": 0.01}, torch.optim.Adam),
 }
 # 10 steps would end in mid-epoch; 12 are 4 epochs of 3, of which the last two are averaged.
-TRAINING = Training(epochs=4, batch_size=6, tail=0.5)
+TRAINING = Training(epochs=4, batch_size=6, swa_fraction=0.5)
 SEEDS = [(index, Seed(0).at("cycle", 1, "particle", index)) for index in (0, 1, 2)]
 
 

@@ -13,7 +13,7 @@ from swamp.masks import Mask, hold
 from swamp.training import Seed, Task, TensorData, Training, interpolate, isolated
 
 SEEDS = [(index, Seed(0).at("cycle", 1, "particle", index)) for index in range(3)]
-TRAINING = Training(epochs=4, batch_size=6, tail=0.5)
+TRAINING = Training(epochs=4, batch_size=6, swa_fraction=0.5)
 
 
 def by_hand(work) -> float:

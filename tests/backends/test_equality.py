@@ -19,7 +19,7 @@ from swamp.training import Seed, Task, TensorData, Training, crop_flip, isolated
 from swamp.training.optimizers import torch_optimizers
 
 SEEDS = [(index, Seed(0).at("particle", index)) for index in range(3)]
-TEN_STEPS = Training(epochs=4, batch_size=6, tail=0.5, lr=0.05)
+TEN_STEPS = Training(epochs=4, batch_size=6, swa_fraction=0.5, lr=0.05)
 
 
 class Tied(nn.Module):
@@ -150,8 +150,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "label smoothing": {"label_smoothing": 0.1},
     "last iterates": {"swa": False},
     "moving average": {"swa": False, "ema": 0.4},
-    "fresh statistics": {"fresh_batchnorm": True},
-    "repeats and a cyclic tail": {"epochs": 6, "tail": 1 / 3, "repeats": 2, "tail_cycles": 1, "warmup": 1.0},
+    "fresh statistics": {"reset_batchnorm": True},
+    "repeats and a cyclic tail": {
+        "epochs": 6,
+        "swa_fraction": 1 / 3,
+        "schedule_repeats": 2,
+        "swa_cycles": 1,
+        "warmup": 1.0,
+    },
 }
 
 

@@ -18,7 +18,7 @@ from swamp.training import Seed, Task, TensorData, Training, isolated
 
 from .test_equality import COMPILER, wide_stack
 
-TRAINING = Training(epochs=4, batch_size=6, tail=0.5, lr=0.1)
+TRAINING = Training(epochs=4, batch_size=6, swa_fraction=0.5, lr=0.1)
 BACKENDS = {
     "sequential": Sequential,
     "threads": Threads,

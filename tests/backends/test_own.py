@@ -12,7 +12,7 @@ from swamp.backends import Own, Sequential, Ticket, Work
 from swamp.masks import Mask
 from swamp.training import Seed, Task, Training, copied
 
-TRAINING = Training(epochs=4, batch_size=6, lr=0.1, tail=0.5)
+TRAINING = Training(epochs=4, batch_size=6, lr=0.1, swa_fraction=0.5)
 SEEDS = [(index, Seed(0).at("cycle", 1, "particle", index)) for index in (0, 1, 2)]
 
 

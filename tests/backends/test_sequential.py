@@ -9,7 +9,7 @@ from swamp.backends import Sequential, Ticket
 from swamp.masks import Mask
 from swamp.training import Seed, Task, TensorData, Training
 
-TRAINING = Training(epochs=2, batch_size=6, lr=0.05, tail=0.5)
+TRAINING = Training(epochs=2, batch_size=6, lr=0.05, swa_fraction=0.5)
 SEEDS = [(index, Seed(0).at("particle", index)) for index in range(3)]
 
 
@@ -45,7 +45,7 @@ def test_running_statistics_start_at_the_ticket_or_fresh(fresh: bool, image_task
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3)).double()
     state = model.state_dict()
     state["1.num_batches_tracked"] += 100
-    training = replace(TRAINING, swa=False, fresh_batchnorm=fresh)
+    training = replace(TRAINING, swa=False, reset_batchnorm=fresh)
     (particle,) = Sequential(model, image_task).train(Ticket(state, 0), Mask.ones(model), training, SEEDS[:1])
     assert int(particle.weights["1.num_batches_tracked"]) == (6 if fresh else 106)
 

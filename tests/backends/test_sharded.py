@@ -19,7 +19,7 @@ from .forked import SEEDS, TRAINING, Heard, Together, assert_equal
 
 KINDS = {
     "plain": TRAINING,
-    "clip, no average": replace(TRAINING, clip=0.05, tail=0),
+    "clip, no average": replace(TRAINING, clip=0.05, swa_fraction=0),
     "sam": replace(TRAINING, sam=0.2),
     "asam": replace(TRAINING, sam=0.5, sharpness="asam"),
     "s2-sam, moving average": replace(TRAINING, sam=0.2, sharpness="s2-sam", swa=False, ema=0.4),

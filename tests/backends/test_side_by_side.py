@@ -17,7 +17,7 @@ from swamp.masks import Mask
 from swamp.training import DatasetData, Seed, Task, Training
 
 SEEDS = [(index, Seed(0).at("particle", index)) for index in range(4)]
-TRAINING = Training(epochs=2, batch_size=6, tail=0, swa=False)
+TRAINING = Training(epochs=2, batch_size=6, swa_fraction=0, swa=False)
 
 
 class OneByOne(Dataset):

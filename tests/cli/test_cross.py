@@ -13,7 +13,19 @@ from swamp.analysis.mask_training import TOLERANCE
 from swamp.cli.progress import Quiet
 from swamp.runs.directory import read_json
 
-TINY = ["digits-mlp", "--epochs", "2", "--model", "mlp-16", "--sparsity", "0.75", "--alpha", "0.5", "--tail", "0.5"]
+TINY = [
+    "digits-mlp",
+    "--epochs",
+    "2",
+    "--model",
+    "mlp-16",
+    "--sparsity",
+    "0.75",
+    "--prune-fraction",
+    "0.5",
+    "--swa-fraction",
+    "0.5",
+]
 TINY += ["--examples", "320", "--barrier-threshold", "1", "--device", "cpu", "--backend", "sequential", "--quiet"]
 
 

@@ -27,7 +27,7 @@ recipe = "digits-mlp"
 [settings]
 model = "mlp-16"
 sparsity = 0.75
-tail = 0.5
+swa_fraction = 0.5
 examples = 640
 backend = "sequential"
 snapshot_seconds = 0.05
@@ -156,7 +156,7 @@ def test_compare_takes_a_study_by_its_folder_or_everything_in_it(finished, tmp_p
 def test_a_failed_run_makes_exit_code_3_and_is_tried_again_only_where_asked(finished, tmp_path, capsys):
     out = tmp_path / "out"
     shutil.copytree(finished, out)
-    study = written(tmp_path, more='[runs.wild]\nlr = 1e30\nticket_epochs = 0\nbroken = "stop"\n')
+    study = written(tmp_path, more='[runs.wild]\nlr = 1e30\nticket_epochs = 0\non_divergence = "stop"\n')
     assert swamp("study", study, "--out", out, "--workers", 0, "--quiet") == 0
     work(StudyDirectory.open(out), Quiet(), Event())
     for options in ([], ["--json"]):
@@ -249,7 +249,9 @@ def test_the_studies_of_the_results_can_be_resolved(path):
     runs = Study.load(path).configurations(recipe_named, path.name)
     assert {config.plan.seed for config in runs.values()} >= {0, 1}
     # Those that are looked into need their particles.
-    assert {config.keep for config in runs.values()} == {"particles" if path.name.startswith("why") else "means"}
+    assert {config.keep_checkpoints for config in runs.values()} == {
+        "particles" if path.name.startswith("why") else "means"
+    }
 
 
 def test_ready_made_studies_are_listed(capsys):

@@ -27,8 +27,8 @@ class StopAt(Quiet):
             self.stop.set()
 
 
-plan = Plan("swamp", sparsity=0.5, alpha=(0.5,), particles=(2,), ticket_epochs=1, barrier_threshold=1.0)
-training, data = Training(epochs=2, batch_size=50, lr=0.05, tail=0.5), DataOptions(examples=200)
+plan = Plan("swamp", sparsity=0.5, prune_fraction=(0.5,), particles=(2,), ticket_epochs=1, barrier_threshold=1.0)
+training, data = Training(epochs=2, batch_size=50, lr=0.05, swa_fraction=0.5), DataOptions(examples=200)
 config = RunConfig("tiny", "digits", "mlp-6", plan, training, data, threads=1, snapshot_seconds=1e-9)
 # The first version had one way to train particles.
 if "backend" in {field.name for field in fields(RunConfig)}:

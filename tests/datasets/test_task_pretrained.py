@@ -85,7 +85,9 @@ def test_scope_is_the_linear_weights_of_the_encoder(bert: Path):
     assert len(mask) == 2 * 6
     assert all(name.startswith("bert.encoder.layer.") for name in mask)
     assert not [name for name in mask if "Norm" in name]
-    assert {"bert.pooler.dense.weight", "classifier.weight"} < Mask.ones(model, Plan(output="prune").scope).keys()
+    assert {"bert.pooler.dense.weight", "classifier.weight"} < Mask.ones(
+        model, Plan(prune_output_layer="yes").scope
+    ).keys()
     heads = head_densities(model, mask)
     assert [len(own) for own in heads.values()] == [2, 2]
 
@@ -96,7 +98,7 @@ def test_particles_differ_by_seed_only_and_dropout_of_the_library_is_seeded(bert
     with isolated(Seed(0)):
         model = network_for(problem, f"hf:{bert}")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    training = Training(epochs=2, batch_size=16, optimizer="adamw", lr=1e-3, schedule="linear", tail=0.5)
+    training = Training(epochs=2, batch_size=16, optimizer="adamw", lr=1e-3, schedule="linear", swa_fraction=0.5)
     plan = Plan(densities=(1, 0.5), particles=(2,), ticket_epochs=0, barrier_points=1, barrier_threshold=1)
     state = torch.get_rng_state()
     found = {
@@ -121,7 +123,7 @@ def test_a_language_model_of_gpt2s_layers(gpt2: Path):
         "attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight",
     ]  # fmt: skip
     assert [len(own) for own in head_densities(model, mask).values()] == [2]
-    training = Training(epochs=1, batch_size=16, optimizer="adamw", lr=1e-3, tail=0)
+    training = Training(epochs=1, batch_size=16, optimizer="adamw", lr=1e-3, swa_fraction=0)
     plan = Plan(method="imp", densities=(1, 0.5), ticket_epochs=0, evaluation_examples=20)
     assert list(cycles(model, problem.task, plan, training))[-1].measured.test.keys() == {"bits_per_byte", "perplexity"}
 

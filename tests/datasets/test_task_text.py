@@ -98,10 +98,10 @@ def test_a_decoder_never_looks_ahead_and_its_tied_weight_stays_dense() -> None:
 def test_the_head_stays_dense_unless_asked_for() -> None:
     model = network_for(reviews(), "encoder-1-32")
     assert "head.weight" not in Mask.ones(model, Plan().scope)
-    assert "head.weight" in Mask.ones(model, Plan(output="prune").scope)
+    assert "head.weight" in Mask.ones(model, Plan(prune_output_layer="yes").scope)
     plain = build_network("mlp-8", (4,), 2)
     assert "output.weight" in Mask.ones(plain, Plan().scope)
-    assert "output.weight" not in Mask.ones(plain, Plan(output="dense").scope)
+    assert "output.weight" not in Mask.ones(plain, Plan(prune_output_layer="no").scope)
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_swamp_runs_on_every_kind_of_text_task(task: str, model: str, metric: st
     problem = replace(problem, task=replace(problem.task, test=problem.task.test.subset(torch.arange(256))))
     with isolated(Seed(0)):
         network = network_for(problem, model)
-    training = Training(epochs=2, batch_size=32, optimizer="adamw", lr=3e-3, schedule="linear", tail=0.5)
+    training = Training(epochs=2, batch_size=32, optimizer="adamw", lr=3e-3, schedule="linear", swa_fraction=0.5)
     plan = Plan(densities=(1, 0.3), particles=(2,), ticket_epochs=0.5, barrier_points=1, barrier_threshold=1)
     untrained = evaluate(network, problem.task, problem.task.test)
     records = list(cycles(network, problem.task, plan, training))
@@ -130,7 +130,7 @@ def test_swamp_runs_on_every_kind_of_text_task(task: str, model: str, metric: st
 
 def test_a_training_resumed_in_mid_epoch_sees_the_batches_it_would_have_seen() -> None:
     problem = reviews()
-    training = Training(epochs=1, batch_size=32, lr=0.1, tail=0)
+    training = Training(epochs=1, batch_size=32, lr=0.1, swa_fraction=0)
     with isolated(Seed(0)):
         model = network_for(problem, "encoder-1-32")
     whole = fit(network_for(problem, "encoder-1-32"), problem.task, training, Seed(0), last=1)

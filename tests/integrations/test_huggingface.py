@@ -18,7 +18,7 @@ from swamp.training import isolated
 
 WORDS, LENGTH, CLASSES = 16, 6, 3
 SEEDS = [(index, Seed(0).at("cycle", 1, "particle", index)) for index in (0, 1)]
-TRAINING = Training(epochs=4, batch_size=8, lr=0.01, tail=0.5)
+TRAINING = Training(epochs=4, batch_size=8, lr=0.01, swa_fraction=0.5)
 
 
 def small_bert() -> Any:

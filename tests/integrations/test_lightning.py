@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*`max_epochs` was not set"),
 ]
 SEEDS = [(index, Seed(0).at("cycle", 1, "particle", index)) for index in (0, 1)]
-TRAINING = Training(epochs=4, batch_size=8, lr=0.05, tail=0.5)
+TRAINING = Training(epochs=4, batch_size=8, lr=0.05, swa_fraction=0.5)
 
 
 class Net(lightning.LightningModule):

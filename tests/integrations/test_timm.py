@@ -58,7 +58,7 @@ def test_a_model_of_timm_is_pruned(name, images):
         model = network(name, 3)
     made = preprocessed(images, name)
     options = {"sparsity": 0.5, "cycles": 1, "particles": 1, "ticket_epochs": 0, "barrier_points": 0}
-    training = Training(epochs=1, batch_size=12, lr=0.01, tail=1.0)
+    training = Training(epochs=1, batch_size=12, lr=0.01, swa_fraction=1.0)
     sparse = swamp.prune(model, made.task, training=training, backend="sequential", **options)
     assert sparse.sparsity == pytest.approx(0.5, abs=0.01)
 

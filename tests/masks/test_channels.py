@@ -113,7 +113,7 @@ def test_channels_are_whole_nested_floored_and_equal_a_plain_walk(
 @pytest.mark.parametrize("network", ["mlp-64-32", "resnet-20"])
 def test_real_networks_equal_an_independent_computation(network: str, allocation: str) -> None:
     model = build_network(network, (3, 32, 32) if "resnet" in network else (1, 8, 8), 10)
-    mask = Mask.ones(model, Scope(output=False))
+    mask = Mask.ones(model, Scope(prune_output_layer=False))
     scores = {name: parameter.detach().double().abs() for name, parameter in model.named_parameters() if name in mask}
     kept = round(0.3 * mask.prunable)
     smaller = prune_mask(mask, scores, kept, structure="channel", allocation=allocation)
@@ -187,11 +187,13 @@ def test_weights_of_one_dimension_and_none_are_channels_of_one() -> None:
 
 def test_the_output_layer_is_the_last_one_registered_and_stays_out() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Conv1d(1, 1, 1), nn.Linear(4, 3))
-    assert list(Scope(output=False).prunable(model)) == ["0.weight", "1.weight"]
+    assert list(Scope(prune_output_layer=False).prunable(model)) == ["0.weight", "1.weight"]
     # It is the model's last, not the last of those that were chosen.
-    assert list(Scope(output=False, exclude=("2.*",)).prunable(model)) == ["0.weight", "1.weight"]
-    assert list(Scope(output=False, include=("0.weight",)).prunable(model)) == ["0.weight"]
-    assert list(Scope(output=False, include=("*.weight",)).prunable(model)) == ["0.weight", "1.weight"]
-    assert list(Scope(output=False, include=("*.bias",)).prunable(nn.Sequential(nn.LayerNorm(2)))) == ["0.bias"]
+    assert list(Scope(prune_output_layer=False, exclude=("2.*",)).prunable(model)) == ["0.weight", "1.weight"]
+    assert list(Scope(prune_output_layer=False, include=("0.weight",)).prunable(model)) == ["0.weight"]
+    assert list(Scope(prune_output_layer=False, include=("*.weight",)).prunable(model)) == ["0.weight", "1.weight"]
+    assert list(Scope(prune_output_layer=False, include=("*.bias",)).prunable(nn.Sequential(nn.LayerNorm(2)))) == [
+        "0.bias"
+    ]
     with pytest.raises(SwampError, match="the output layer stays dense"):
-        Scope(output=False).prunable(nn.Linear(2, 2))
+        Scope(prune_output_layer=False).prunable(nn.Linear(2, 2))

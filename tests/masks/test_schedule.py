@@ -81,7 +81,7 @@ def test_a_rate_that_cannot_prune_is_refused(prune_fraction: list[float]) -> Non
         lambda: densities_to(0.9, prune_fraction=prune_fraction),
         lambda: densities_by_fraction(prune_fraction, 2),
     ):
-        with pytest.raises(SwampError, match=r"prune fraction \(alpha\), the fraction of the remaining weights"):
+        with pytest.raises(SwampError, match=r"prune_fraction, the fraction of the remaining weights"):
             call()
 
 

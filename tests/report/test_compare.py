@@ -60,7 +60,7 @@ def test_runs_of_one_seed_get_the_settings_that_differ_and_only_those(tmp_path: 
 
 
 def test_a_setting_that_an_older_run_lacks_has_its_default(tmp_path: Path) -> None:
-    older, newer = one(tmp_path / "a", seed=0), one(tmp_path / "b", seed=1, training={"ema": 0.0}, path_every=0)
+    older, newer = one(tmp_path / "a", seed=0), one(tmp_path / "b", seed=1, training={"ema": 0.0}, trajectory_every=0)
     assert compare([older, newer]).notes == ()
 
 

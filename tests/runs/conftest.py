@@ -20,8 +20,8 @@ from swamp.training import Training
 
 def tiny(**changes) -> RunConfig:
     """A run of half a second with everything in it: BatchNorm, augmentation, a tail with averaging, three cycles."""
-    plan = Plan(sparsity=0.75, particles=(2,), alpha=(0.5,), ticket_epochs=1, barrier_threshold=1.0)
-    training = Training(epochs=4, batch_size=64, lr=0.05, tail=0.5)
+    plan = Plan(sparsity=0.75, particles=(2,), prune_fraction=(0.5,), ticket_epochs=1, barrier_threshold=1.0)
+    training = Training(epochs=4, batch_size=64, lr=0.05, swa_fraction=0.5)
     config = RunConfig(
         "tiny", "digits", "mlp-16", plan, training, DataOptions(examples=640), threads=1, snapshot_seconds=1e-9
     )

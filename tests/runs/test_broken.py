@@ -54,8 +54,8 @@ def steps_of(config, path) -> int:
 )
 def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(backend, policy, stops, spoil, tmp_path):
     spoil(WHO, WHO.at("restart", 1), Seed(0).at("cycle", 0, "particle", 0), epoch=2)
-    config = tiny(backend=backend, path_every=3, snapshot_seconds=0.02)
-    config = replace(config, plan=replace(config.plan, broken=policy))
+    config = tiny(backend=backend, trajectory_every=3, snapshot_seconds=0.02)
+    config = replace(config, plan=replace(config.plan, on_divergence=policy))
     steps = steps_of(config, tmp_path / "whole")
     for step in sorted(random.Random(3).sample(range(1, steps), stops)):
         run, stop = tmp_path / str(step), Event()
@@ -148,7 +148,7 @@ def test_where_masks_change_it_goes_on_to_the_same_bits_too(method, spoil, tmp_p
     who = Seed(0).at("cycle", 0, "particle", 1 if method == "rigl-swamp" else 0)
     spoil(who, epoch=2)
     plan = Plan(method, particles=(2,), densities=(0.5,), ticket_epochs=0.5, barrier_threshold=1.0)
-    config = tiny(plan=replace(plan, dynamic=Dynamic(interval=6, fraction=0.5)))
+    config = tiny(plan=replace(plan, dynamic=Dynamic(update_interval=6, drop_fraction=0.5)))
     steps = steps_of(config, tmp_path / "whole")
     assert json.loads((tmp_path / "whole" / "broken.json").read_text())["trainings"][0]["again"] == 0.025
     for step in sorted(random.Random(5).sample(range(1, steps), 2)):
@@ -187,7 +187,7 @@ def test_a_run_that_broke_for_good_says_so_again_at_once(spoil, tmp_path):
 @pytest.mark.slow
 def test_the_path_of_a_particle_that_was_trained_again_has_no_point_of_the_broken_one(spoil, tmp_path):
     spoil(WHO, epoch=2)
-    config = tiny(path_every=3, snapshot_seconds=1e-9)
+    config = tiny(trajectory_every=3, snapshot_seconds=1e-9)
     go(config, tmp_path / "run")
     path = read_path(RunDirectory(tmp_path / "run").trajectory(1, 1))
     assert all(bool(value.isfinite().all()) for point in path.values() for value in point.values())
@@ -198,7 +198,7 @@ def test_a_broken_particle_that_was_left_out_is_nowhere_on_disk_and_analyses_do_
     spoil(WHO)
     config = tiny()
     run = tmp_path / "run"
-    go(replace(config, plan=replace(config.plan, broken="drop", particles=(3,))), run)
+    go(replace(config, plan=replace(config.plan, on_divergence="drop", particles=(3,))), run)
     assert sorted(path.name for path in (run / "cycle-01").glob("particle-*")) == [
         "particle-0.safetensors",
         "particle-2.safetensors",
@@ -229,7 +229,7 @@ def test_the_command_warns_and_the_summary_is_strict_json(spoil, tmp_path, capsy
     config = tiny()
     go_config = tmp_path / "config.json"
     go_config.write_text(json.dumps(config.to_json()))
-    main(["run", "--config", str(go_config), "--out", str(tmp_path / "run"), "--json", "--broken", "drop"])
+    main(["run", "--config", str(go_config), "--out", str(tmp_path / "run"), "--json", "--on-divergence", "drop"])
     said = capsys.readouterr()
     assert "warning: Cycle 1, particle 1, broke" in said.err
     done = json.loads(said.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))

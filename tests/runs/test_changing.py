@@ -27,7 +27,7 @@ CHANGING = [name for name, method in METHODS.items() if method.masks == "dynamic
 def changing(method: str, **changes) -> RunConfig:
     """Two densities of 40 steps a particle; changes after 6, 12 and 18 of them, later ones where there is no tail."""
     plan = Plan(method, particles=(2,), densities=(0.5, 0.2), ticket_epochs=0.5, barrier_threshold=1.0)
-    return tiny(plan=replace(plan, dynamic=Dynamic(interval=INTERVAL, fraction=0.5)), **changes)
+    return tiny(plan=replace(plan, dynamic=Dynamic(update_interval=INTERVAL, drop_fraction=0.5)), **changes)
 
 
 @pytest.mark.fast_cases(1)
@@ -88,7 +88,7 @@ def test_what_is_kept_between_two_changes_comes_back_as_it_was(tmp_path):
 def test_particles_of_changing_masks_are_kept_like_others(tmp_path):
     go(changing("rigl-swamp-own"), tmp_path / "run")
     assert len(list((tmp_path / "run").rglob("particle-*.safetensors"))) == 4
-    go(changing("rigl-swamp-own", keep="means"), tmp_path / "means")
+    go(changing("rigl-swamp-own", keep_checkpoints="means"), tmp_path / "means")
     assert not list((tmp_path / "means").rglob("particle-*.safetensors"))
 
 

@@ -29,7 +29,7 @@ def test_every_recipe_survives_the_way_through_json(name):
         method=st.sampled_from(sorted(METHODS)),
         sparsity=st.floats(0, 0.99),
         particles=st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple),
-        alpha=st.floats(0.05, 0.9).map(lambda a: (a,)),
+        prune_fraction=st.floats(0.05, 0.9).map(lambda a: (a,)),
         seed=st.integers(-(2**40), 2**40),
         # Text without zero bytes, which a configuration refuses.
         exclude=st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=5), max_size=2).map(
@@ -51,7 +51,7 @@ def test_any_configuration_survives_the_way_through_json(plan, training):
         ({"training": {"learning_rate": 1}}, "unknown field 'training.learning_rate'"),
         ({"plan": {"particles": [0]}}, "particles must be 1 or more"),
         ({"plan": {"method": "swimp"}}, "unknown method"),
-        ({"keep": "all"}, "Invalid enum value 'all'"),
+        ({"keep_checkpoints": "all"}, "Invalid enum value 'all'"),
         ({"threads": -1}, "threads must be 0 or more"),
         ({"threads": 10_000}, "1024 at most, got 10000"),
         ({"snapshot_seconds": 0}, "snapshot_seconds must be above 0"),
@@ -84,7 +84,7 @@ def test_a_runs_name_tells_it_from_others():
     ]
     assert len({config.name() for config in (base, *others)}) == 4
     assert base.name().startswith("mnist1d-mlp-swamp-4-seed0-")
-    assert replace(base, keep="means").name() == base.name()
+    assert replace(base, keep_checkpoints="means").name() == base.name()
 
 
 def test_an_unknown_recipe_suggests_the_nearest():

@@ -43,7 +43,7 @@ def pids(run: Path) -> dict[int, int]:
 
 def long() -> RunConfig:
     """Two cycles of four particles, some seconds of work in all."""
-    plan = Plan(sparsity=0.5, particles=(4,), alpha=(0.5,), ticket_epochs=1, barrier_threshold=1.0)
+    plan = Plan(sparsity=0.5, particles=(4,), prune_fraction=(0.5,), ticket_epochs=1, barrier_threshold=1.0)
     config = tiny(plan=plan, snapshot_seconds=0.05, backend="sequential")
     return replace(config, training=replace(config.training, epochs=50))
 

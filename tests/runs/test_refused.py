@@ -96,7 +96,7 @@ def test_resuming_with_a_changed_configuration_names_the_field(finished, tmp_pat
 def test_what_does_not_decide_the_result_may_change_between_sessions(finished, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(finished[0], copy)
-    config = replace(RunConfig.load(copy / "config.json"), keep="means", snapshot_seconds=5.0)
+    config = replace(RunConfig.load(copy / "config.json"), keep_checkpoints="means", snapshot_seconds=5.0)
     write_json(copy / "config.json", config.to_json())
     go_on(copy)
 
@@ -172,7 +172,7 @@ def test_a_cycle_that_was_made_from_another_one_is_refused(finished, tmp_path):
 def test_too_little_disk_space_is_said_before_training(config, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1))
-    with pytest.raises(SwampError, match=r"needs up to .* MB .*--keep means"):
+    with pytest.raises(SwampError, match=r"needs up to .* MB .*--keep-checkpoints means"):
         go(config, tmp_path / "run")
     assert not (tmp_path / "run" / "ticket.safetensors").exists()
 
@@ -237,7 +237,9 @@ def test_a_snapshot_of_another_run_is_set_aside(config, finished, tmp_path):
 
 def test_a_training_that_diverges_says_who_where_and_how_to_go_on(config, tmp_path):
     wild = replace(
-        config, training=replace(config.training, lr=1e30), plan=replace(config.plan, ticket_epochs=0, broken="stop")
+        config,
+        training=replace(config.training, lr=1e30),
+        plan=replace(config.plan, ticket_epochs=0, on_divergence="stop"),
     )
     with pytest.raises(Diverged, match=r"cycle 0, particle 0: .* --config .*/run/config.json --lr .* --out NEW"):
         go(wild, tmp_path / "run")

@@ -209,7 +209,7 @@ def test_the_lock_of_a_killed_process_is_lifted(config, tmp_path):
 
 
 def test_what_a_kill_left_of_a_finished_cycle_is_removed(reference, tmp_path, monkeypatch):
-    config = replace(tiny(), keep="means")
+    config = replace(tiny(), keep_checkpoints="means")
     monkeypatch.setattr(RunStore, "_tidy", lambda self, cycle: self.stop.set() if cycle.index == 1 else None)
     with pytest.raises(Interrupted):
         start(config, tmp_path / "run", Quiet(), Event())

@@ -62,7 +62,7 @@ def test_the_saved_configuration_runs_again_to_the_same_bits(finished, tmp_path)
 
 
 def test_only_means_are_kept_where_asked(config, tmp_path):
-    go(replace(config, keep="means"), tmp_path / "run")
+    go(replace(config, keep_checkpoints="means"), tmp_path / "run")
     assert not list((tmp_path / "run").rglob("particle-*"))
     assert len(list((tmp_path / "run").rglob("mean.safetensors"))) == 3
     go_on(tmp_path / "run")
@@ -108,7 +108,7 @@ def test_quiet_is_quiet(capsys, config, tmp_path):
 
 def test_differences_name_only_what_decides_the_result():
     a = tiny()
-    assert differences(a, replace(a, keep="means", device="cpu", recipe="x")) == []
+    assert differences(a, replace(a, keep_checkpoints="means", device="cpu", recipe="x")) == []
     assert differences(a, replace(a, threads=2)) == ["threads: 1 -> 2"]
 
 

@@ -88,7 +88,7 @@ def test_runs_may_start_from_several_recipes(tmp_path):
         ("[grid]\nlr = [0.1, -1]\nseed = [0]", "run 'lr-1-seed0': lr must be above 0"),
         ('[runs.a]\nlr = "fast"', r"run 'a': .*Expected `float`, got `str`.*training.lr"),
         ('[runs.a]\ntask = "digit"', "run 'a': unknown task 'digit'"),
-        ('[runs.a]\nmethod = "swamp"\ntail = 0.0', "run 'a': this method averages weights over the tail"),
+        ('[runs.a]\nmethod = "swamp"\nswa_fraction = 0.0', "run 'a': this method averages weights over the last part"),
         ('[runs.a]\nrecipe = "digits"', "run 'a': unknown recipe 'digits'. Did you mean digits-mlp"),
         ("[runs.a]\nrecipe = 3", "a recipe goes by its name, got 3"),
         ("[runs.a]\nlr = 1\ntraining.lr = 2", "training.lr is set twice"),

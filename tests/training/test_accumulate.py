@@ -23,7 +23,9 @@ def setting(parts: int) -> tuple[nn.Module, Task, Training]:
     return (
         model,
         task,
-        Training(epochs=3, batch_size=10, lr=0.1, accumulate=parts, clip=0.5, tail=0.5, optimizer="adamw"),
+        Training(
+            epochs=3, batch_size=10, lr=0.1, grad_accum_steps=parts, clip=0.5, swa_fraction=0.5, optimizer="adamw"
+        ),
     )
 
 
@@ -43,8 +45,8 @@ def test_a_step_in_parts_is_the_step_of_the_whole_batch_dropout_and_mask_include
 
 
 def test_parts_are_one_to_the_batch_size():
-    with pytest.raises(SwampError, match="accumulate must be from 1 to batch_size, got 11"):
-        Training(batch_size=10, accumulate=11)
+    with pytest.raises(SwampError, match="grad_accum_steps must be from 1 to batch_size, got 11"):
+        Training(batch_size=10, grad_accum_steps=11)
 
 
 def test_a_stack_declines_and_trains_one_after_the_other():

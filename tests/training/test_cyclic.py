@@ -13,7 +13,7 @@ HALF = math.sqrt(0.5)
 
 
 def plain(**options: Any) -> Training:
-    return Training(**{"lr": 1.0, "tail": 0.0, "swa": False, "epochs": 4, **options})
+    return Training(**{"lr": 1.0, "swa_fraction": 0.0, "swa": False, "epochs": 4, **options})
 
 
 def rates(training: Training, steps_per_epoch: int) -> list[float]:
@@ -22,37 +22,37 @@ def rates(training: Training, steps_per_epoch: int) -> list[float]:
 
 def test_a_repeated_schedule_runs_through_warm_up_and_decay_each_time():
     once = [0.5, 1, 1, 0.75, 0.5, 0.25]
-    training = plain(repeats=2, epochs=6, warmup=1, schedule="linear")
+    training = plain(schedule_repeats=2, epochs=6, warmup=1, schedule="linear")
     assert rates(training, 2) == pytest.approx(2 * once)
-    assert rates(replace(training, repeats=1, epochs=3), 2) == pytest.approx(once)
+    assert rates(replace(training, schedule_repeats=1, epochs=3), 2) == pytest.approx(once)
 
 
 def test_each_repeat_ends_at_the_rate_of_the_tail_which_comes_once():
-    training = plain(repeats=2, epochs=5, tail=0.2, tail_lr=0.2, schedule="linear")
+    training = plain(schedule_repeats=2, epochs=5, swa_fraction=0.2, swa_lr=0.2, schedule="linear")
     assert rates(training, 2) == pytest.approx([1, 0.8, 0.6, 0.4] * 2 + [0.2] * 2)
 
 
 def test_the_warm_up_of_a_repeat_is_no_longer_than_the_repeat():
-    assert rates(plain(repeats=2, warmup=4.0), 1) == [0.5, 1, 0.5, 1]
+    assert rates(plain(schedule_repeats=2, warmup=4.0), 1) == [0.5, 1, 0.5, 1]
 
 
 def test_a_cyclic_tail_decays_by_a_cosine_towards_zero_in_each_cycle():
-    training = plain(epochs=6, tail=4 / 6, tail_lr=0.5, tail_cycles=2, schedule="constant")
+    training = plain(epochs=6, swa_fraction=4 / 6, swa_lr=0.5, swa_cycles=2, schedule="constant")
     cycle = [0.5, 0.25 * (1 + HALF), 0.25, 0.25 * (1 - HALF)]
     assert rates(training, 2) == pytest.approx([1] * 4 + 2 * cycle, abs=1e-15)
-    assert rates(replace(training, tail_cycles=1), 2)[8] == pytest.approx(0.25)
+    assert rates(replace(training, swa_cycles=1), 2)[8] == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(("cycles", "expected"), [(0, [9, 12, 15, 18]), (4, [9, 12, 15, 18]), (2, [12, 18]), (1, [18])])
 def test_a_sample_is_taken_where_an_epoch_or_a_cycle_of_the_tail_ends(cycles: int, expected: list[int]):
-    training = plain(epochs=6, tail=4 / 6, tail_cycles=cycles, swa=True)
+    training = plain(epochs=6, swa_fraction=4 / 6, swa_cycles=cycles, swa=True)
     assert [step for step in range(1, 19) if training.samples_at(step, 3)] == expected
     assert not any(replace(training, swa=False).samples_at(step, 3) for step in range(19))
-    assert not any(replace(training, tail=0.0).samples_at(step, 3) for step in range(19))
+    assert not any(replace(training, swa_fraction=0.0).samples_at(step, 3) for step in range(19))
 
 
 def test_what_comes_out_is_the_mean_over_the_ends_of_the_cycles(small_task, small_net, same):
-    training = plain(epochs=6, batch_size=6, lr=0.1, tail=4 / 6, tail_cycles=2, swa=True)
+    training = plain(epochs=6, batch_size=6, lr=0.1, swa_fraction=4 / 6, swa_cycles=2, swa=True)
     model, states = small_net(rich=True), []
     trained = fit(model, small_task, training, Seed(0), watch=lambda *_: states.append(copied(model.state_dict())))
     assert trained.averaged == 2
@@ -62,15 +62,15 @@ def test_what_comes_out_is_the_mean_over_the_ends_of_the_cycles(small_task, smal
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"repeats": 0}, "repeats must be 1 or more, got 0."),
-        ({"tail_cycles": -1}, "tail_cycles must be 0 or more, got -1."),
+        ({"schedule_repeats": 0}, "schedule_repeats must be 1 or more, got 0."),
+        ({"swa_cycles": -1}, "swa_cycles must be 0 or more, got -1."),
         (
-            {"epochs": 20, "tail": 0.25, "repeats": 4},
-            "repeats must divide the 15 epochs before the tail of 5, got 4. These fit: 1, 3, 5, 15.",
+            {"epochs": 20, "swa_fraction": 0.25, "schedule_repeats": 4},
+            "schedule_repeats must divide the 15 epochs before the tail of 5, got 4. These fit: 1, 3, 5, 15.",
         ),
         (
-            {"epochs": 12, "tail": 0.5, "tail_cycles": 7},
-            "tail_cycles must divide the 6 epochs of the tail, got 7. These fit: 1, 2, 3, 6.",
+            {"epochs": 12, "swa_fraction": 0.5, "swa_cycles": 7},
+            "swa_cycles must divide the 6 epochs of the tail, got 7. These fit: 1, 2, 3, 6.",
         ),
     ],
 )
@@ -81,11 +81,13 @@ def test_cycles_that_are_no_whole_epochs_are_refused(options: dict[str, Any], me
 
 
 def test_a_method_without_a_tail_leaves_its_cycles_aside():
-    training = plain(epochs=12, tail=0.5, tail_cycles=3, repeats=2)
-    assert rates(replace(training, tail=0.0), 1) == rates(plain(epochs=12, repeats=2), 1)
+    training = plain(epochs=12, swa_fraction=0.5, swa_cycles=3, schedule_repeats=2)
+    assert rates(replace(training, swa_fraction=0.0), 1) == rates(plain(epochs=12, schedule_repeats=2), 1)
 
 
 def test_the_ticket_is_trained_without_what_belongs_to_the_cycles():
-    training = plain(epochs=12, tail=0.25, repeats=9, swa=True, ema=0.9, sam=0.1, tail_cycles=3, warmup=1)
+    training = plain(
+        epochs=12, swa_fraction=0.25, schedule_repeats=9, swa=True, ema=0.9, sam=0.1, swa_cycles=3, warmup=1
+    )
     assert rates(training.plain(), 3) == rates(plain(epochs=12, warmup=1), 3)
     assert (training.plain().sam, training.plain().swa, training.plain().ema) == (0, False, 0)

@@ -89,7 +89,7 @@ def test_a_mean_of_unlike_masks_is_pruned_to_the_budget_of_each_tensor():
 
 
 def test_the_share_that_is_replaced_falls_as_a_cosine():
-    dynamic = Dynamic(interval=10, fraction=0.3, until=0.75)
+    dynamic = Dynamic(update_interval=10, drop_fraction=0.3, dst_stop=0.75)
     assert dynamic.fraction_at(0, 300) == pytest.approx(0.3)
     assert dynamic.fraction_at(150, 300) == pytest.approx(0.15)
     assert dynamic.fraction_at(100, 300) == pytest.approx(0.15 * (1 + math.cos(math.pi / 3)))
@@ -97,11 +97,11 @@ def test_the_share_that_is_replaced_falls_as_a_cosine():
 
 
 def test_masks_change_every_interval_until_their_end_or_the_tail():
-    training = Training(epochs=4, tail=0)
-    assert Dynamic(interval=10, until=0.75).steps(training, 10) == (10, 20)
-    assert Dynamic(interval=10, until=0.8).steps(training, 10) == (10, 20, 30)
-    assert Dynamic(interval=10, until=0.75).steps(Training(epochs=4, tail=0.5), 10) == (10,)
-    assert Dynamic(interval=10, until=1.0).end(Training(epochs=4, tail=0.5), 10) == 20
+    training = Training(epochs=4, swa_fraction=0)
+    assert Dynamic(update_interval=10, dst_stop=0.75).steps(training, 10) == (10, 20)
+    assert Dynamic(update_interval=10, dst_stop=0.8).steps(training, 10) == (10, 20, 30)
+    assert Dynamic(update_interval=10, dst_stop=0.75).steps(Training(epochs=4, swa_fraction=0.5), 10) == (10,)
+    assert Dynamic(update_interval=10, dst_stop=1.0).end(Training(epochs=4, swa_fraction=0.5), 10) == 20
 
 
 def test_gradual_pruning_follows_its_cubic():
@@ -114,11 +114,11 @@ def test_gradual_pruning_follows_its_cubic():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"interval": 0}, "interval must be 1 or more, got 0"),
-        ({"fraction": 0.0}, r"fraction must be in \(0, 1\), got 0"),
-        ({"fraction": 1.0}, r"fraction must be in \(0, 1\)"),
-        ({"until": 0.0}, r"until must be in \(0, 1\]"),
-        ({"until": 1.1}, r"until must be in \(0, 1\]"),
+        ({"update_interval": 0}, "update_interval must be 1 or more, got 0"),
+        ({"drop_fraction": 0.0}, r"drop_fraction must be in \(0, 1\), got 0"),
+        ({"drop_fraction": 1.0}, r"drop_fraction must be in \(0, 1\)"),
+        ({"dst_stop": 0.0}, r"dst_stop must be in \(0, 1\]"),
+        ({"dst_stop": 1.1}, r"dst_stop must be in \(0, 1\]"),
     ],
 )
 def test_changes_that_cannot_be_are_refused(options, message):
@@ -127,8 +127,10 @@ def test_changes_that_cannot_be_are_refused(options, message):
 
 
 def test_a_training_too_short_for_any_change_is_refused():
-    with pytest.raises(SwampError, match=r"may until step 30 of 40, the first change comes after 30.*--interval"):
-        Dynamic(interval=30).steps(Training(epochs=4, tail=0), 10)
+    with pytest.raises(
+        SwampError, match=r"may until step 30 of 40, the first change comes after 30.*--update-interval"
+    ):
+        Dynamic(update_interval=30).steps(Training(epochs=4, swa_fraction=0), 10)
 
 
 def test_the_dense_gradient_is_that_of_the_next_batch_and_leaves_everything_as_it_was(normed, task, generators):
@@ -180,7 +182,7 @@ def test_a_snapshot_is_cut_wherever_something_is_kept_of_a_weight():
 
 
 def test_the_dense_gradient_is_what_the_step_itself_takes_dropout_included(normed, task):
-    plain = Training(batch_size=16, lr=0.5, momentum=0, weight_decay=0, schedule="constant", tail=0, swa=False)
+    plain = Training(batch_size=16, lr=0.5, momentum=0, weight_decay=0, schedule="constant", swa_fraction=0, swa=False)
     seed = Seed(3).at("particle", 0)
     normed.eval()
     found = dense_gradients(normed, task, plain, seed, 8)

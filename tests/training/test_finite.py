@@ -107,13 +107,13 @@ def test_weights_that_are_not_finite_are_refused_before_training(mlp, task):
     with torch.no_grad():
         mlp[2].weight[0, 1] = math.inf
     with pytest.raises(swamp.SwampError, match=r"initial weights are NaN or infinite in 2\.weight \(1 of 48 numbers"):
-        swamp.cycles(mlp, task, swamp.Plan(), Training(epochs=2, tail=0.5), backend=NeverCalled())
+        swamp.cycles(mlp, task, swamp.Plan(), Training(epochs=2, swa_fraction=0.5), backend=NeverCalled())
 
 
 def test_data_that_is_not_finite_is_refused_before_training(mlp, task):
     wrong = with_train(task, inputs=spoilt(task.train.inputs, 4))
     with pytest.raises(swamp.SwampError, match="inputs of example 4"):
-        swamp.cycles(mlp, wrong, swamp.Plan(), Training(epochs=2, tail=0.5), backend=NeverCalled())
+        swamp.cycles(mlp, wrong, swamp.Plan(), Training(epochs=2, swa_fraction=0.5), backend=NeverCalled())
 
 
 def test_a_ticket_that_was_given_and_is_not_finite_is_refused(mlp, task):
@@ -121,7 +121,7 @@ def test_a_ticket_that_was_given_and_is_not_finite_is_refused(mlp, task):
     weights["0.weight"][0, 0] = math.nan
     ticket, mask = swamp.Ticket(weights, 0), swamp.Mask.ones(mlp)
     with pytest.raises(swamp.SwampError, match=r"ticket's weights are NaN or infinite in 0\.weight"):
-        swamp.algorithms.train_on({0: mask}, ticket, mlp, task, swamp.Plan(), Training(epochs=2, tail=0.5))
+        swamp.algorithms.train_on({0: mask}, ticket, mlp, task, swamp.Plan(), Training(epochs=2, swa_fraction=0.5))
 
 
 def test_masks_are_never_made_of_numbers_that_are_none():
@@ -157,7 +157,7 @@ def test_a_mean_keeps_an_infinity_that_all_share_and_hides_no_other():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_message_says_what_to_do_in_the_precision_there_was(precision, mlp, task):
-    training = Training(epochs=1, batch_size=16, lr=1e30, precision=precision, tail=0)
+    training = Training(epochs=1, batch_size=16, lr=1e30, precision=precision, swa_fraction=0)
     with pytest.raises(swamp.Diverged) as error:
         fit(mlp, task, training, swamp.training.Seed(0))
     assert ("--precision float32" in str(error.value)) == (precision == "bfloat16")

@@ -13,7 +13,7 @@ from swamp.masks import Mask
 from swamp.training import Seed, Task, TensorData, Training, copied, fit, mean
 from swamp.training.order import permutation
 
-PLAIN = Training(epochs=3, batch_size=6, lr=0.1, tail=0, swa=False)
+PLAIN = Training(epochs=3, batch_size=6, lr=0.1, swa_fraction=0, swa=False)
 SEED = Seed(11)
 
 OPTIMIZERS: dict[str, tuple[dict[str, Any], Any, Callable[..., torch.optim.Optimizer]]] = {
@@ -119,7 +119,7 @@ def test_clipping_bounds_the_norm_over_the_surviving_weights(small_task, small_n
 
 
 def test_weights_average_is_the_mean_of_the_last_epochs_ends(small_task, small_net, same):
-    training = replace(PLAIN, epochs=5, tail=0.6, swa=True)
+    training = replace(PLAIN, epochs=5, swa_fraction=0.6, swa=True)
     ends: list[dict[str, Tensor]] = []
     model = small_net(rich=True)
 
@@ -140,7 +140,7 @@ def test_weights_average_is_the_mean_of_the_last_epochs_ends(small_task, small_n
 
 def test_the_average_is_zero_off_the_mask(small_task, small_net):
     model = small_net()
-    trained = fit(model, small_task, replace(PLAIN, tail=0.7, swa=True), SEED, mask=half(model))
+    trained = fit(model, small_task, replace(PLAIN, swa_fraction=0.7, swa=True), SEED, mask=half(model))
     half(model).require_zeros(trained.weights)
     assert trained.averaged == 2
 
@@ -164,7 +164,7 @@ def test_moving_average_is_over_every_step_as_written_out(small_task, small_net)
 
 
 def test_moving_average_gives_way_to_that_over_the_tail(small_task, small_net, same):
-    training = replace(PLAIN, tail=0.7, swa=True)
+    training = replace(PLAIN, swa_fraction=0.7, swa=True)
     both = fit(small_net(), small_task, replace(training, ema=0.3), SEED)
     assert both.averaged == 2
     assert same(both.weights, fit(small_net(), small_task, training, SEED).weights)

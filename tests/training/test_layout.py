@@ -29,7 +29,7 @@ def test_images_go_channels_last_on_cpu_and_anything_else_stays():
 
 def test_trained_weights_come_out_in_the_usual_order():
     data = TensorData(torch.randn(8, 3, 4, 4), torch.tensor([0, 1] * 4))
-    weights = fit(network(), Task(data, data), Training(epochs=1, batch_size=4, tail=0), Seed(0)).weights
+    weights = fit(network(), Task(data, data), Training(epochs=1, batch_size=4, swa_fraction=0), Seed(0)).weights
     assert all(weight.is_contiguous() for weight in weights.values())
 
 
@@ -38,7 +38,7 @@ def test_a_training_goes_on_from_a_snapshot_that_was_stored_in_the_usual_order()
     generator = torch.Generator().manual_seed(0)
     data = TensorData(torch.randn(8, 3, 4, 4, generator=generator), torch.tensor([0, 1] * 4))
     model, task, kept = network(), Task(data, data), []
-    training = Training(epochs=3, batch_size=4, tail=0, swa=False)
+    training = Training(epochs=3, batch_size=4, swa_fraction=0, swa=False)
     begun = copy.deepcopy(model)
     whole = fit(copy.deepcopy(model), task, training, Seed(0)).weights
     fit(begun, task, training, Seed(0), last=3, watch=lambda step, total, snapshot: kept.append(snapshot()))

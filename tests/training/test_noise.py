@@ -135,7 +135,9 @@ def test_training_with_functional_dropout_is_a_function_of_its_seed_beside_other
         with isolated(Seed(1)):
             model = Net()
         torch.rand(3 if alone else 5)
-        return fit(model, task, Training(epochs=2, tail=0, batch_size=16), Seed(0), alone=alone).weights["out.weight"]
+        return fit(model, task, Training(epochs=2, swa_fraction=0, batch_size=16), Seed(0), alone=alone).weights[
+            "out.weight"
+        ]
 
     state = torch.get_rng_state()
     assert torch.equal(trained(alone=True), trained(alone=False))
@@ -199,7 +201,7 @@ def test_other_random_numbers_are_seeded_by_step_so_that_a_resume_draws_them_aga
         with isolated(Seed(1)):
             return Drawing()
 
-    training, kept = Training(epochs=2, tail=0, batch_size=16, swa=False), []
+    training, kept = Training(epochs=2, swa_fraction=0, batch_size=16, swa=False), []
     whole = fit(net(), task, training, Seed(0)).weights["out.weight"]
     fit(net(), task, training, Seed(0), last=5, watch=lambda step, total, snapshot: kept.append(snapshot()))
     assert torch.equal(fit(net(), task, training, Seed(0), resume=kept[-1]).weights["out.weight"], whole)

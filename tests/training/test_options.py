@@ -8,7 +8,7 @@ from swamp.training import Training
 
 
 def plain(**options: Any) -> Training:
-    return Training(**{"lr": 1.0, "tail": 0.0, "swa": False, "epochs": 4, **options})
+    return Training(**{"lr": 1.0, "swa_fraction": 0.0, "swa": False, "epochs": 4, **options})
 
 
 @pytest.mark.parametrize(
@@ -30,8 +30,8 @@ def test_rates_of_each_schedule(schedule: Any, expected: list[float]):
     [("cosine", [1, 0.625, 0.25]), ("linear", [1, 0.625, 0.25]), ("step", [1, 0.25]), ("constant", [1, 1])],
 )
 def test_decay_ends_at_the_rate_of_the_tail_and_stays_there(schedule: Any, middle: list[float]):
-    training = plain(schedule=schedule, tail=0.5, tail_lr=0.25)
-    assert training.tail_epochs == 2
+    training = plain(schedule=schedule, swa_fraction=0.5, swa_lr=0.25)
+    assert training.swa_epochs == 2
     # Two epochs of 4 steps decay, then two of the tail: the decay is half done at step 4.
     assert training.rate(0, 4) == middle[0]
     assert training.rate(4, 4) == pytest.approx(middle[1])
@@ -46,17 +46,17 @@ def test_warm_up_rises_by_equal_steps_to_the_peak():
 
 
 def test_warm_up_ends_where_the_tail_begins():
-    training = plain(warmup=4.0, tail=0.5, tail_lr=0.5)
+    training = plain(warmup=4.0, swa_fraction=0.5, swa_lr=0.5)
     assert [training.rate(step, 1) for step in range(4)] == [0.5, 1.0, 0.5, 0.5]
 
 
 def test_a_tail_of_everything_is_a_constant_rate():
-    assert {plain(tail=1.0, tail_lr=0.5).rate(step, 3) for step in range(12)} == {0.5}
+    assert {plain(swa_fraction=1.0, swa_lr=0.5).rate(step, 3) for step in range(12)} == {0.5}
 
 
 @pytest.mark.parametrize(("tail", "epochs", "expected"), [(0.25, 20, 5), (0.25, 1, 1), (0, 9, 0), (1, 7, 7)])
 def test_tail_is_whole_epochs_and_at_least_one(tail: float, epochs: int, expected: int):
-    assert plain(tail=tail, epochs=epochs).tail_epochs == expected
+    assert plain(swa_fraction=tail, epochs=epochs).swa_epochs == expected
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_tail_is_whole_epochs_and_at_least_one(tail: float, epochs: int, expecte
         ({"momentum": 0.0, "nesterov": True}, "momentum must be above 0"),
         ({"weight_decay": -1e-4}, "weight_decay"),
         ({"warmup": 5.0}, "warmup must be between 0 and epochs"),
-        ({"tail": 1.5}, "tail"),
-        ({"tail_lr": 0.0}, "tail_lr"),
+        ({"swa_fraction": 1.5}, "swa_fraction"),
+        ({"swa_lr": 0.0}, "swa_lr"),
         ({"ema": 1.0}, "ema must be in [0, 1), got 1.0"),
         ({"sam": -0.1}, "sam"),
         ({"clip": -1.0}, "clip"),
@@ -79,7 +79,7 @@ def test_tail_is_whole_epochs_and_at_least_one(tail: float, epochs: int, expecte
         ({"schedule": "cosin"}, "unknown schedule 'cosin'. Did you mean cosine?"),
         ({"sharpness": "ssam"}, "unknown sharpness 'ssam'"),
         ({"precision": "float16"}, "unknown precision 'float16'"),
-        ({"after_rewind": "rewind"}, "unknown after_rewind"),
+        ({"lr_after_rewind": "rewind"}, "unknown lr_after_rewind"),
     ],
 )
 def test_values_that_cannot_be_are_refused_by_name(options: dict[str, Any], message: str):

@@ -15,7 +15,7 @@ from swamp.training import DatasetData, Fit, Seed, Snapshot, Task, Training, cop
 from swamp.training.snapshot import load_optimizer, optimizer_tensors
 
 SEED = Seed(4).at("cycle", 2, "particle", 1)
-TRAINING = Training(epochs=4, batch_size=6, lr=0.05, warmup=0.5, tail=0.5)
+TRAINING = Training(epochs=4, batch_size=6, lr=0.05, warmup=0.5, swa_fraction=0.5)
 
 
 class Remembering(torch.optim.Optimizer):

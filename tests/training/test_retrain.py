@@ -7,7 +7,7 @@ import pytest
 
 from swamp.training import Training, norm_change, retraining
 
-TRAINING = Training(epochs=10, lr=0.4, tail=0, schedule="linear", warmup=2)
+TRAINING = Training(epochs=10, lr=0.4, swa_fraction=0, schedule="linear", warmup=2)
 
 
 def rates(how: str, epochs: int, change: float = 0.0) -> list[float]:
@@ -46,9 +46,9 @@ def test_allr_starts_lower_where_the_pruning_was_mild_and_the_epochs_are_few(epo
 
 
 def test_no_tail_stays_but_in_the_whole_schedule():
-    tailed = Training(epochs=10, tail=0.5)
-    assert retraining(tailed, "slr", 10, 0.0)[0].tail == 0.5
-    assert all(retraining(tailed, how, 5, 0.0)[0].tail == 0 for how in ("ft", "clr", "llr", "allr"))
+    tailed = Training(epochs=10, swa_fraction=0.5)
+    assert retraining(tailed, "slr", 10, 0.0)[0].swa_fraction == 0.5
+    assert all(retraining(tailed, how, 5, 0.0)[0].swa_fraction == 0 for how in ("ft", "clr", "llr", "allr"))
 
 
 def test_the_change_of_the_norm_is_relative_to_what_a_random_pruning_would_remove():
@@ -58,7 +58,7 @@ def test_the_change_of_the_norm_is_relative_to_what_a_random_pruning_would_remov
 
 
 def test_a_schedule_that_repeats_does_so_where_it_runs_again_only():
-    repeating = replace(TRAINING, repeats=2, warmup=0)
-    assert retraining(repeating, "slr", 4, 0.0)[0].repeats == 2
+    repeating = replace(TRAINING, schedule_repeats=2, warmup=0)
+    assert retraining(repeating, "slr", 4, 0.0)[0].schedule_repeats == 2
     for how in ("ft", "clr", "llr", "allr"):
-        assert retraining(repeating, how, 5, 0.0)[0].repeats == 1
+        assert retraining(repeating, how, 5, 0.0)[0].schedule_repeats == 1

@@ -71,7 +71,7 @@ def test_weights_without_a_gradient_stay(small_net):
 def test_running_statistics_move_once_a_step_and_stay_the_same_tensors(sharpness: Any, small_task, small_net):
     model = small_net(rich=True)
     buffers = dict(model.named_buffers())
-    training = Training(epochs=1, batch_size=6, lr=1e-300, momentum=0, weight_decay=0, tail=0, swa=False)
+    training = Training(epochs=1, batch_size=6, lr=1e-300, momentum=0, weight_decay=0, swa_fraction=0, swa=False)
     plain = small_net(rich=True)
     fit(plain, small_task, training, Seed(0))
     fit(model, small_task, replace(training, sam=0.1, sharpness=sharpness), Seed(0))
@@ -130,7 +130,7 @@ def next_gradient(
 
 @pytest.mark.parametrize("sharpness", ["sam", "asam", "s2-sam"])
 def test_training_on_a_mask_equals_the_method_written_out(sharpness: Any, small_task, small_net):
-    training = Training(epochs=2, batch_size=6, lr=0.2, weight_decay=0, momentum=0, sam=0.2, tail=0, swa=False)
+    training = Training(epochs=2, batch_size=6, lr=0.2, weight_decay=0, momentum=0, sam=0.2, swa_fraction=0, swa=False)
     model, other = small_net(), small_net()
     mask = Mask({"0.weight": torch.arange(32).view(8, 4) % 3 != 0, "2.weight": torch.arange(24).view(3, 8) % 2 == 0})
     fit(model, small_task, replace(training, sharpness=sharpness), Seed(5), mask=mask)
@@ -155,14 +155,14 @@ def test_no_pass_leaves_the_support_and_a_single_step_takes_one(sharpness: Any, 
         seen.append(network[0].weight.detach().clone())
         return network(inputs)
 
-    training = Training(epochs=1, batch_size=6, lr=0.2, sam=0.2, sharpness=sharpness, tail=0, swa=False)
+    training = Training(epochs=1, batch_size=6, lr=0.2, sam=0.2, sharpness=sharpness, swa_fraction=0, swa=False)
     fit(model, replace(small_task, forward=forward), training, Seed(0), mask=mask)
     assert len(seen) == 3 * passes
     assert all(not torch.equal(one, other) for one, other in itertools.pairwise(seen))
 
 
 def test_a_resumed_step_needs_the_gradient_of_the_one_before(small_task, small_net, same):
-    training = Training(epochs=2, batch_size=6, lr=0.2, sam=0.2, sharpness="s2-sam", tail=0, swa=False)
+    training = Training(epochs=2, batch_size=6, lr=0.2, sam=0.2, sharpness="s2-sam", swa_fraction=0, swa=False)
     kept: list[Snapshot] = []
     whole = fit(small_net(), small_task, training, Seed(0), watch=lambda step, total, taken: kept.append(taken()))
     assert kept[3].gradient.keys() == whole.weights.keys()

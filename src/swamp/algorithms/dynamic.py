@@ -80,7 +80,7 @@ class Changing:
         earlier = phase.seconds
         self.count, self.split = count, round(self.plan.ticket_epochs * self.per_epoch) if count > 1 else 0
         # Also where no mask changes any more: what is kept between two parts is what a killed run goes on from.
-        parts = range(self.plan.dynamic.interval, self.total, self.plan.dynamic.interval)
+        parts = range(self.plan.dynamic.update_interval, self.total, self.plan.dynamic.update_interval)
         stops = [*parts, *self.tail_ends, self.split, self.total]
         training = replace(self.training, swa=False, ema=0.0) if self.sampled else self.training
         while True:
@@ -187,14 +187,14 @@ class Changing:
                 kept if last else round(density * first.prunable),
                 allocation=plan.allotment,
                 structure=plan.structure,
-                min_per_layer=plan.floor,
+                min_per_layer=plan.min_per_layer,
             )
         if self.method.grow == "random":
             generator = self.seed.at("grow", step, *(indices if len(snapshots) == 1 else ())).generator()
             growth = {name: torch.rand(alive.shape, generator=generator) for name, alive in mask.items()}
         else:
             growth = {name: value.abs() for name, value in self._gradients(snapshots, indices, step).items()}
-        share = self.plan.dynamic.fraction_at(step, self.end) if step <= self.end else self.plan.dynamic.fraction
+        share = self.plan.dynamic.fraction_at(step, self.end) if step <= self.end else self.plan.dynamic.drop_fraction
         return regrown(mask, weights, growth, share, self.plan.structure)
 
     def _gradients(self, snapshots: Sequence[Snapshot], indices: Sequence[int], step: int) -> dict[str, Tensor]:

@@ -57,12 +57,12 @@ class Loop:
         self.method, self.schedule = plan.setting, plan.schedule()
         self.dense = Mask.ones(model, plan.scope)
         last = self.schedule.nnz(len(self.schedule) - 1, self.dense.prunable)
-        if last < max(1, plan.floor * len(self.dense)):
+        if last < max(1, plan.min_per_layer * len(self.dense)):
             raise SwampError(
                 f"sparsity {1 - self.schedule.densities[-1]:g} would keep {last} of {self.dense.prunable} weights, "
-                f"with a floor of {plan.floor} in each of {len(self.dense)} layers. Ask for less."
+                f"with at least {plan.min_per_layer} in each of {len(self.dense)} layers. Ask for less."
             )
-        structure_named(plan.structure).check(self.dense, last, plan.floor)
+        structure_named(plan.structure).check(self.dense, last, plan.min_per_layer)
         self.model, self.plan = copy.deepcopy(model), plan
         self.mending, self.store = Mending(plan, backend, store), store
         arrange(self.model, narrow=False)
@@ -78,10 +78,10 @@ class Loop:
         self.per_epoch = task.train.steps(training.batch_size)
         self.batch = min(training.batch_size, len(task.train))
         self.ticket_steps = round(plan.ticket_epochs * self.per_epoch)
-        self.first = self.ticket_steps if training.after_rewind == "advance" else 0
+        self.first = self.ticket_steps if training.lr_after_rewind == "advance" else 0
         # Particles whose masks change part there; what else stands alone has no ticket.
         part = self.method.masks == "dynamic" and max(self.schedule.particles) > 1
-        latest = training.epochs * self.per_epoch - (part or training.after_rewind == "advance")
+        latest = training.epochs * self.per_epoch - (part or training.lr_after_rewind == "advance")
         if self.ticket_steps > latest and (part or not self.method.alone):
             raise SwampError(
                 f"the ticket is taken after {plan.ticket_epochs:g} epochs, the training has {training.epochs}. "
@@ -141,7 +141,7 @@ class Loop:
             return self.training
         times = self.plan.trainings_to(density)
         repeats = times * (self.plan.most_particles if self.method.longer else 1)
-        return replace(self.training, epochs=self.training.epochs * times, repeats=repeats)
+        return replace(self.training, epochs=self.training.epochs * times, schedule_repeats=repeats)
 
     def retrained(self, source: Cycle, mask: Mask) -> tuple[Training, int]:
         """How the weights of `source` train on on the smaller `mask`, and the step that this starts at."""

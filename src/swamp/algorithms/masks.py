@@ -40,7 +40,7 @@ class Masks:
                 round(mask.nnz * (kept / mask.nnz) ** (number / rounds)),
                 allocation=plan.allotment,
                 structure=plan.structure,
-                min_per_layer=plan.floor,
+                min_per_layer=plan.min_per_layer,
             )
         note = empty_layer_warning(mask, smaller)
         return smaller, (note,) if note else (), operations

@@ -25,7 +25,7 @@ class Mending:
     """
 
     def __init__(self, plan: Plan, backend: Backend, store: Store) -> None:
-        self.policy, self.backend, self.store = plan.broken, backend, store
+        self.policy, self.backend, self.store = plan.on_divergence, backend, store
         self.breaks = list(store.breaks())
 
     def of(self, cycle: int | None) -> list[Break]:

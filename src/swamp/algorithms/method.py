@@ -83,16 +83,17 @@ class Method:
 
     def training(self, training: Training, particles: int) -> Training:
         """The user's training with this method's settings. Raises SwampError for averaging without a tail."""
-        if self.swa and training.swa and not training.tail_epochs:
+        if self.swa and training.swa and not training.swa_epochs:
             raise SwampError(
-                f"this method averages weights over the tail of each training, and tail={training.tail:g} leaves none. "
-                "Give a tail (0.25, say), switch averaging off (--no-swa), or take a method without: swamp-no-swa, imp."
+                "this method averages weights over the last part of each training, and swa_fraction="
+                f"{training.swa_fraction:g} leaves none. Give one (--swa-fraction 0.25), switch it off (--no-swa), "
+                "or take a method without it: swamp-no-swa, imp."
             )
         return replace(
             training,
             epochs=training.epochs * (particles if self.longer else 1),
-            tail=training.tail if self.tail else 0.0,
-            tail_cycles=training.tail_cycles or (training.tail_epochs if self.cyclic_tail else 0),
+            swa_fraction=training.swa_fraction if self.tail else 0.0,
+            swa_cycles=training.swa_cycles or (training.swa_epochs if self.cyclic_tail else 0),
             swa=self.swa and training.swa,
             ema=training.ema or self.ema,
             sam=training.sam or (RADII[self.sharpness] if self.sharpness else 0.0),

@@ -34,11 +34,11 @@ class Plan:
     particles: tuple[int, ...] = (4,)
     """Particles N a cycle; several numbers are taken cycle by cycle, the last one repeats."""
     cycles: int = 0
-    """Prunings on the way (0: as many as `alpha` needs, and one where each sparsity stands alone)."""
-    alpha: tuple[float, ...] = (0.2,)
+    """Prunings on the way (0: as many as `prune_fraction` needs, and one where each sparsity stands alone)."""
+    prune_fraction: tuple[float, ...] = (0.2,)
     """Largest share of the survivors that one pruning removes; several numbers are taken pruning by pruning."""
     densities: tuple[float, ...] = ()
-    """Densities to visit instead, e.g. 1 0.5 0.1 (overrides sparsity, cycles and alpha)."""
+    """Densities to visit instead, e.g. 1 0.5 0.1 (overrides sparsity, cycles and prune_fraction)."""
     ticket_epochs: float = 1.0
     """Epochs of dense training before the ticket is taken; it must be stable, see the barrier in the record."""
     seed: int = 0
@@ -52,20 +52,20 @@ class Plan:
     structure: str = "unstructured"
     """In which pattern weights go: unstructured; n:m such as 2:4, 1:4 or 4:8 (n of every m inputs live); or channel
     (whole output channels). See `swamp list structures`."""
-    floor: int = 0
+    min_per_layer: int = 0
     """Weights that every layer keeps at least."""
     include: tuple[str, ...] = ()
     """Patterns of parameter names to prune instead of all linear and convolutional weights."""
     exclude: tuple[str, ...] = ()
     """Patterns of parameter names to leave dense."""
-    output: Literal["auto", "prune", "dense"] = "auto"
+    prune_output_layer: Literal["auto", "yes", "no"] = "auto"
     """Whether the output layer is pruned: auto leaves the new head of a pretrained language model dense, no other."""
     retrain: str = ""
     """Learning rates where pruned weights train on: slr, lrw, ft, clr, llr or allr (default: as the method does)."""
     retrain_epochs: int = 0
     """Epochs for which pruned weights train on (0: as many as the dense network trained)."""
     dynamic: Dynamic = field(default_factory=Dynamic)
-    broken: Broken = "restart"
+    on_divergence: Broken = "restart"
     """A particle whose loss or weights are not finite: stop ends the run; restart trains it again from the ticket with
     half the learning rate, up to three times; drop leaves it out of the mean. The record says so in any case."""
     barrier_points: int = 9
@@ -85,13 +85,13 @@ class Plan:
                 f"{self.method} rewinds its weights, and trains them as before: retrain and retrain_epochs are of "
                 "methods whose pruned weights train on, such as lrr, sms and one-shot. Leave them out, or take one."
             )
-        if self.broken not in get_args(Broken):
-            raise unknown("broken", str(self.broken), get_args(Broken))
+        if self.on_divergence not in get_args(Broken):
+            raise unknown("on_divergence", str(self.on_divergence), get_args(Broken))
         structure_named(self.structure).check_allocation(self.allotment)
         wrong = [
             (not 0 <= self.cycles <= MAX_CYCLES, "cycles", f"0 or more, and {MAX_CYCLES} at most"),
             (not 0 <= self.ticket_epochs <= 1e9, "ticket_epochs", "0 or more, and a billion at most"),
-            (self.floor < 0, "floor", "0 or more"),
+            (self.min_per_layer < 0, "min_per_layer", "0 or more"),
             (self.score_examples < 1, "score_examples", "1 or more"),
             (self.retrain_epochs < 0, "retrain_epochs", "0 or more"),
             (self.barrier_points < 0, "barrier_points", "0 or more"),
@@ -127,8 +127,8 @@ class Plan:
     @property
     def scope(self) -> Scope:
         """The parameters that may be pruned. Whole channels of the output layer are classes, so that it stays dense."""
-        may = {"auto": None, "prune": True, "dense": False}[self.output]
-        return Scope(self.include, self.exclude, output=may if self.structure != "channel" else False)
+        may = {"auto": None, "yes": True, "no": False}[self.prune_output_layer]
+        return Scope(self.include, self.exclude, prune_output_layer=may if self.structure != "channel" else False)
 
     @property
     def most_particles(self) -> int:
@@ -142,8 +142,8 @@ class Plan:
         return Schedule(densities, counts if self.setting.many else (1,) * len(densities))
 
     def trainings_to(self, density: float) -> int:
-        """Trainings, the dense one included, that an iterative run with the first `alpha` needs to this density."""
-        return len(densities_to(1 - density, prune_fraction=self.alpha[:1]))
+        """Trainings, the dense one included, of an iterative run with the first `prune_fraction` to this density."""
+        return len(densities_to(1 - density, prune_fraction=self.prune_fraction[:1]))
 
     def _densities(self) -> tuple[float, ...]:
         if self.densities and self.densities[0] != 1 and not self.setting.alone:
@@ -155,19 +155,19 @@ class Plan:
         cycles = self.cycles or int(at_once)
         structure = structure_named(self.structure)
         if isinstance(structure, NMPattern):
-            # Sparsity and alpha always have a value: a recipe's must not stand in the way of a pattern.
+            # Sparsity and prune_fraction always have a value: a recipe's must not stand in the way of a pattern.
             found = structure.densities(self.densities, cycles)
             return found[-1:] if alone and not self.densities else found
         if self.densities:
             return self.densities
         if at_once and not self.cycles:
             return densities_to(self.sparsity, cycles=1)[-1 if alone else 0 :]
-        if self.cycles and len(self.alpha) > 1:
-            reached = densities_by_fraction(self.alpha, self.cycles)
+        if self.cycles and len(self.prune_fraction) > 1:
+            reached = densities_by_fraction(self.prune_fraction, self.cycles)
             if abs(reached[-1] - (1 - self.sparsity)) > 1e-6:
                 raise SwampError(
-                    f"{self.cycles} prunings of {list(self.alpha)} end at sparsity {1 - reached[-1]:.4f}, not at "
-                    f"{self.sparsity:g}. Leave out cycles, alpha or sparsity: each follows from the other two."
+                    f"{self.cycles} prunings of {list(self.prune_fraction)} end at sparsity {1 - reached[-1]:.4f}, not "
+                    f"at {self.sparsity:g}. Omit cycles, prune_fraction or sparsity: each follows from the other two."
                 )
             return reached
-        return densities_to(self.sparsity, cycles=self.cycles or None, prune_fraction=self.alpha)
+        return densities_to(self.sparsity, cycles=self.cycles or None, prune_fraction=self.prune_fraction)

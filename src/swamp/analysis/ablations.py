@@ -126,7 +126,7 @@ class ParticleAblation:
             found = {i: kept for i in range(count) if (kept := store.particle(self.cycle, i)) is not None}
             mask = run.cycle(self.cycle).mask
             for ticket, training, seeds in self._jobs(factor, [i for i in range(count) if i not in found]):
-                first = ticket.steps if training.after_rewind == "advance" else 0
+                first = ticket.steps if training.lr_after_rewind == "advance" else 0
                 trained = self._backend.train(ticket, mask, training, seeds, first=first, progress=progress)
                 found.update((particle.index, particle) for particle in trained)
         return [found[i] for i in range(count)]

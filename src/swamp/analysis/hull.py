@@ -307,7 +307,7 @@ def size_and_gain(records: Sequence[Mapping[str, Any]]) -> Record:
     no more than sparsity does explains nothing.
     """
     if not records:
-        reason = "no cycle has two particles on disk: run with --keep particles and --particles 2 or more."
+        reason = "no cycle has two particles on disk: run with --keep-checkpoints particles and --particles 2 or more."
         return {"cycles": 0, "skipped": reason}
 
     def correlation(size: str, gain: str) -> float | None:

@@ -149,7 +149,7 @@ def shared_densities(
     if not found:
         raise SwampError(
             "these runs have no finished cycles of equal sparsity above 0. Make runs with the same schedule "
-            "(--sparsity, --alpha, --densities)."
+            "(--sparsity, --prune-fraction, --densities)."
         )
     for sparsity in sparsities:
         if not any(_close(1 - sparsity, density) for density in found):

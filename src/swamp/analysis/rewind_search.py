@@ -133,7 +133,7 @@ class InstabilityAnalysis:
         self.per_epoch = self.task.train.steps(self.training.batch_size)
         self.seed = Seed(self.plan.seed)
         self.ticket_training = self.training.plain()
-        self.advance = self.training.after_rewind == "advance"
+        self.advance = self.training.lr_after_rewind == "advance"
         self.training = method.training(self.training, self.plan.most_particles)
         self._evaluator = PointEvaluator(self.model, self.task, examples=self.plan.evaluation_examples)
 
@@ -169,7 +169,12 @@ class InstabilityAnalysis:
         scores = {name: trained.weights[name].abs() for name in self.dense}
         plan = self.plan
         return prune_mask(
-            self.dense, scores, kept, allocation=plan.allotment, structure=plan.structure, min_per_layer=plan.floor
+            self.dense,
+            scores,
+            kept,
+            allocation=plan.allotment,
+            structure=plan.structure,
+            min_per_layer=plan.min_per_layer,
         )
 
     def train(self, ticket: Ticket, mask: Mask, seeds: list[Seed]) -> list[Particle]:

@@ -61,7 +61,7 @@ class RunData:
         return [particle_index(record, place) for place, record in enumerate(records)]
 
     def particles(self, index: int) -> list[Particle]:
-        """All particles of a cycle; an empty list if any of them is not on disk (a run with --keep means)."""
+        """All particles of a cycle; an empty list if any is not on disk (a run with --keep-checkpoints means)."""
         return [self.particle(index, number) for number in self._stored_numbers(index)]
 
     def particle(self, index: int, number: int) -> Particle:
@@ -78,8 +78,8 @@ class RunData:
         if len(found) < minimum:
             raise SwampError(
                 f"cycle {index} of {self.directory.path} has {len(found)} particles on disk; at least {minimum} are "
-                "needed. Run with --keep particles (the default) and --particles 2 or more. Analyses of the mean of "
-                "each cycle work without particles."
+                "needed. Run with --keep-checkpoints particles (the default) and --particles 2 or more. "
+                "Analyses of the mean of each cycle work without particles."
             )
         return found
 

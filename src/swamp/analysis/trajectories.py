@@ -116,8 +116,8 @@ def _of_cycle(run: RunData, settings: AnalysisSettings, evaluator: PointEvaluato
     if not all(taken):
         return {
             **heading,
-            "skipped": f"{run.directory.path} has no trajectories of these particles. Run with --path-every STEPS; "
-            "methods that change masks during training store no trajectories.",
+            "skipped": f"{run.directory.path} has no trajectories of these particles. Run with --trajectory-every "
+            "STEPS; methods that change masks during training store no trajectories.",
         }
     space = ParameterSpace(run.model)
     models = {f"particle-{p.index}": p.weights for p in run.particles(index)}

@@ -108,7 +108,7 @@ class Job:
         # A copy each: what a state dict leaves out (a buffer that is not persistent) stays with its own particle.
         model = copy.deepcopy(self.model)
         rewind(model, self.ticket, self.mask)
-        if self.training.fresh_batchnorm:
+        if self.training.reset_batchnorm:
             reset_statistics(model)
         trained = train(model, index, seed)
         return self.reported(index, trained, (time.perf_counter() - began) / self.beside)

@@ -104,7 +104,7 @@ class Stacked:
     def step(self, training: Training) -> Step | str:
         """The step of stacked copies of this model, or why there is none."""
         if training not in self.known:
-            if training.accumulate > 1:
+            if training.grad_accum_steps > 1:
                 self.known[training] = "steps are accumulated in parts to save memory, which a stack would not."
             elif not _alike(self.task.train):
                 self.known[training] = "the batches it was given differ in shape."
@@ -133,7 +133,7 @@ class Stacked:
         """A particle before its first step."""
         model = copy.deepcopy(self.model)
         rewind(model, job.ticket, job.mask)
-        if job.training.fresh_batchnorm:
+        if job.training.reset_batchnorm:
             reset_statistics(model)
         return Snapshot(job.first, copied(model.state_dict()), {}, {}, 0, (), 0.0, 0)
 

@@ -134,7 +134,7 @@ def _schedule(trainer: Any, work: Work, rates: bool) -> None:
     given, lr = trainer.args.learning_rate, work.training.lr
     if not rates:
         if work.first:
-            raise SwampError("a Trainer's own schedule cannot start in the middle: after_rewind must be 'restart'.")
+            raise SwampError("a Trainer's own schedule cannot start in the middle: lr_after_rewind must be 'restart'.")
         return
     if given != lr:
         raise SwampError(

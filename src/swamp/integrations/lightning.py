@@ -133,7 +133,7 @@ def backend(
     def train(work: Work) -> float:
         refuse_untaken(work.training, _ELSEWHERE)
         if work.first and not rates:
-            raise SwampError("a module's own schedule cannot start in the middle: after_rewind must be 'restart'.")
+            raise SwampError("a module's own schedule cannot start in the middle: lr_after_rewind must be 'restart'.")
         trainer, steps = make(work), _Steps(work, rates)
         source = data(work) if data else None
         if isinstance(source, DataLoader) and getattr(cast(Any, source).sampler, "generator", None) is not None:

@@ -12,8 +12,9 @@ from swamp.masks import Mask, Scope, is_sharded
 from swamp.training import Training
 
 _TAKEN = {
-    *("epochs", "batch_size", "lr", "schedule", "warmup", "repeats", "after_rewind", "tail", "tail_lr", "tail_cycles"),
-    *("swa", "ema", "fresh_batchnorm", "sharpness"),
+    *("epochs", "batch_size", "lr", "schedule", "warmup", "schedule_repeats", "lr_after_rewind"),
+    *("swa_fraction", "swa_lr", "swa_cycles"),
+    *("swa", "ema", "reset_batchnorm", "sharpness"),
 }
 
 

@@ -92,7 +92,7 @@ def check_prune_fraction(prune_fraction: Sequence[float]) -> None:
     # 1 - fraction must lie in (0, 1) too: a fraction lost in rounding would never reach the target.
     if not prune_fraction or not all(0 < fraction < 1 and 0 < 1 - fraction < 1 for fraction in prune_fraction):
         raise SwampError(
-            "the prune fraction (alpha), the fraction of the remaining weights that a cycle removes, must lie in "
+            "prune_fraction, the fraction of the remaining weights that a cycle removes, must lie in "
             f"(0, 1), got {list(prune_fraction)}."
         )
 
@@ -102,7 +102,7 @@ def check_cycles(cycles: int, what: str) -> None:
     if cycles > MAX_CYCLES:
         raise SwampError(
             f"{what} takes {cycles} cycles, more than the maximum of {MAX_CYCLES}. Use fewer cycles, or a larger "
-            "prune fraction (alpha)."
+            "prune_fraction."
         )
 
 

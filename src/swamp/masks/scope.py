@@ -33,8 +33,8 @@ class Scope:
         include: Patterns (`*`, `?`) of parameter names that replace the default choice. A tied weight matches by any
             of its names.
         exclude: Patterns of parameter names to leave dense, e.g. `head.*`.
-        output: Whether the output layer may be pruned: the head of a pretrained model; for other models the last
-            linear or convolutional weight that they register. None: it may, except the head of a pretrained model.
+        prune_output_layer: Whether the output layer may be pruned: the head of a pretrained model; for other models the
+            last linear or convolutional weight that they register. None: it may, except the head of a pretrained model.
 
     Example:
         >>> from torch import nn
@@ -45,7 +45,7 @@ class Scope:
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    output: bool | None = None
+    prune_output_layer: bool | None = None
 
     def prunable(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The prunable parameters.
@@ -104,7 +104,9 @@ class Scope:
 
     def _output_prunable(self, model: nn.Module) -> bool:
         # Parameters selected by name are meant to be pruned, the head included.
-        return self.output if self.output is not None else bool(self.include) or not _body(model)
+        return (
+            self.prune_output_layer if self.prune_output_layer is not None else bool(self.include) or not _body(model)
+        )
 
 
 def _body(model: Any) -> str:

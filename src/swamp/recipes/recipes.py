@@ -15,8 +15,8 @@ def mnist1d_mlp() -> RunConfig:
         task="mnist1d-10k",
         model="mlp-bn-600-200",
         data=DataOptions(examples=3600),
-        plan=Plan(sparsity=0.95, alpha=(0.4,), ticket_epochs=2),
-        training=Training(epochs=20, lr=0.3, tail=0.25, tail_lr=0.3),
+        plan=Plan(sparsity=0.95, prune_fraction=(0.4,), ticket_epochs=2),
+        training=Training(epochs=20, lr=0.3, swa_fraction=0.25, swa_lr=0.3),
         # Matrices this small gain nothing from a second thread.
         threads=1,
     )
@@ -28,7 +28,7 @@ def mnist1d_conv() -> RunConfig:
         mnist1d_mlp(),
         recipe="mnist1d-conv",
         model="conv1d",
-        training=Training(epochs=10, lr=0.1, tail=0.25, tail_lr=0.3),
+        training=Training(epochs=10, lr=0.1, swa_fraction=0.25, swa_lr=0.3),
     )
 
 
@@ -38,7 +38,7 @@ def digits_mlp() -> RunConfig:
         recipe="digits-mlp",
         task="digits",
         model="mlp-64-32",
-        plan=Plan(sparsity=0.9, particles=(2,), alpha=(0.5,), ticket_epochs=1),
+        plan=Plan(sparsity=0.9, particles=(2,), prune_fraction=(0.5,), ticket_epochs=1),
         training=Training(epochs=4, batch_size=64, lr=0.1),
         threads=1,
     )
@@ -51,8 +51,8 @@ def fashion_mnist_lenet() -> RunConfig:
         task="fashion-mnist",
         model="lenet-300-100",
         data=DataOptions(examples=10_000),
-        plan=Plan(sparsity=0.97, alpha=(0.4,), ticket_epochs=0.5),
-        training=Training(epochs=12, lr=0.1, tail=0.25, tail_lr=0.3),
+        plan=Plan(sparsity=0.97, prune_fraction=(0.4,), ticket_epochs=0.5),
+        training=Training(epochs=12, lr=0.1, swa_fraction=0.25, swa_lr=0.3),
         threads=1,
     )
 
@@ -63,8 +63,8 @@ def fashion_mnist_resnet() -> RunConfig:
         recipe="fashion-mnist-resnet",
         task="fashion-mnist",
         model="resnet-20",
-        plan=Plan(sparsity=0.98, alpha=(0.2,), ticket_epochs=2),
-        training=Training(epochs=30, lr=0.1, weight_decay=1e-4, tail=0.25, tail_lr=0.5),
+        plan=Plan(sparsity=0.98, prune_fraction=(0.2,), ticket_epochs=2),
+        training=Training(epochs=30, lr=0.1, weight_decay=1e-4, swa_fraction=0.25, swa_lr=0.5),
     )
 
 
@@ -74,8 +74,8 @@ def cifar_10_resnet() -> RunConfig:
         recipe="cifar-10-resnet",
         task="cifar-10",
         model="resnet-20",
-        plan=Plan(sparsity=0.98, alpha=(0.2,), ticket_epochs=5.1),
-        training=Training(epochs=160, lr=0.1, weight_decay=1e-4, warmup=1, tail=0.25, tail_lr=0.5),
+        plan=Plan(sparsity=0.98, prune_fraction=(0.2,), ticket_epochs=5.1),
+        training=Training(epochs=160, lr=0.1, weight_decay=1e-4, warmup=1, swa_fraction=0.25, swa_lr=0.5),
     )
 
 
@@ -96,7 +96,7 @@ def movie_reviews_transformer() -> RunConfig:
         task="movie-reviews",
         model="encoder-2-64",
         data=DataOptions(text=TextOptions(tokenizer="words", length=64)),
-        plan=Plan(sparsity=0.9, alpha=(0.5,), ticket_epochs=1),
+        plan=Plan(sparsity=0.9, prune_fraction=(0.5,), ticket_epochs=1),
         training=Training(
             epochs=4, batch_size=64, optimizer="adamw", lr=1e-3, weight_decay=0.01, schedule="linear", warmup=0.5
         ),
@@ -111,7 +111,7 @@ def movie_reviews_bytes() -> RunConfig:
         task="movie-reviews-text",
         model="decoder-2-64",
         data=DataOptions(text=TextOptions(length=128)),
-        plan=Plan(sparsity=0.8, alpha=(0.5,), ticket_epochs=1),
+        plan=Plan(sparsity=0.8, prune_fraction=(0.5,), ticket_epochs=1),
         training=Training(
             epochs=4, batch_size=32, optimizer="adamw", lr=3e-3, weight_decay=0.01, schedule="linear", warmup=0.5
         ),
@@ -127,7 +127,7 @@ def movie_reviews_minilm() -> RunConfig:
         model="minilm",
         data=DataOptions(examples=2048, text=TextOptions(length=48)),
         # The ticket is what was pretrained, and the new head.
-        plan=Plan(sparsity=0.8, alpha=(0.5,), ticket_epochs=0, barrier_points=5, evaluation_examples=512),
+        plan=Plan(sparsity=0.8, prune_fraction=(0.5,), ticket_epochs=0, barrier_points=5, evaluation_examples=512),
         training=Training(
             epochs=3,
             batch_size=32,
@@ -137,7 +137,7 @@ def movie_reviews_minilm() -> RunConfig:
             schedule="linear",
             warmup=0.3,
             clip=1.0,
-            tail=0.67,
-            tail_lr=0.3,
+            swa_fraction=0.67,
+            swa_lr=0.3,
         ),
     )

@@ -45,7 +45,7 @@ def every_method(
         grid["method"].append(name)
         if key[0] is not None:
             grid["lr"] = key[0]
-    settings = {"particles": [particles], "interval": interval, "keep": "means"}
+    settings = {"particles": [particles], "update_interval": interval, "keep_checkpoints": "means"}
     view = View(baseline="best", sparsities=SPARSITIES)
     return Study(recipe=recipe, settings=settings, grid=list(grids.values()), name="{method}-{seed}", compare=view)
 

@@ -38,11 +38,11 @@ class RunConfig:
     """CPU threads of torch (0: torch's own choice). Another number gives other rounding."""
     backend: str = "auto"
     """How particles are trained at once: auto times the ways on the task itself; see `swamp list backends`."""
-    keep: Literal["particles", "means"] = "particles"
+    keep_checkpoints: Literal["particles", "means"] = "particles"
     """What stays on disk of a finished cycle: everything, or its mean and mask only."""
     snapshot_seconds: float = 30.0
     """A particle in training is saved this often, so that a killed run loses no more than that."""
-    path_every: int = 0
+    trajectory_every: int = 0
     """Steps between two points of a particle's path that are kept for `paths` to look at (0: none), 4 bytes for each
     living weight and point; not of methods whose masks change while they train."""
 
@@ -58,12 +58,16 @@ class RunConfig:
         if not 0 <= self.threads <= _MOST_THREADS:
             # Where the system refuses one of many thousands, the library that starts them ends the process.
             raise SwampError(f"threads must be 0 or more and {_MOST_THREADS} at most, got {self.threads}.")
-        if self.path_every < 0:
-            raise SwampError(f"path_every must be 0 or more, got {self.path_every}.")
-        if self.path_every and self.keep != "particles":
-            raise SwampError("path_every keeps the paths of particles, and keep is means: leave one of them out.")
-        if self.path_every and self.shard:
-            raise SwampError("path_every needs a particle's weights at a given step, which --shard gathers later.")
+        if self.trajectory_every < 0:
+            raise SwampError(f"trajectory_every must be 0 or more, got {self.trajectory_every}.")
+        if self.trajectory_every and self.keep_checkpoints != "particles":
+            raise SwampError(
+                "trajectory_every keeps the paths of particles, and keep_checkpoints is means: leave one of them out."
+            )
+        if self.trajectory_every and self.shard:
+            raise SwampError(
+                "trajectory_every needs a particle's weights at a given step, which --shard gathers later."
+            )
         backend_named(self.backend)
         for name in ("snapshot_seconds", "heartbeat_seconds"):
             if not getattr(self, name) > 0:
@@ -125,9 +129,9 @@ _BESIDE_THE_RESULT = (
     "recipe",
     "device",
     "backend",
-    "keep",
+    "keep_checkpoints",
     "snapshot_seconds",
-    "path_every",
+    "trajectory_every",
     "heartbeat_seconds",
     "shard",
     "data.folder",

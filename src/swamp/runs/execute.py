@@ -243,10 +243,10 @@ def store_of(
         directory,
         reporter,
         stop,
-        config.keep == "particles",
+        config.keep_checkpoints == "particles",
         config.snapshot_seconds,
         announce,
-        path_every=config.path_every,
+        trajectory_every=config.trajectory_every,
     )
 
 

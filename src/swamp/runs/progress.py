@@ -48,7 +48,7 @@ class RunProgress:
     reporter: Reporter
     stop: Event
     snapshot_seconds: float
-    path_every: int
+    trajectory_every: int
     """Steps between two points of a particle's path (0: none is kept)."""
     cycle: int | None
     """None: the ticket's training."""
@@ -68,7 +68,9 @@ class RunProgress:
         self.elsewhere(index, step, total)
         stopping = self.stop.is_set()
         due = stopping or time.monotonic() - self.saved.get(index, self.began) > self.snapshot_seconds
-        path = self.path(index) if self.path_every and (step % self.path_every == 0 or step == total) else None
+        path = (
+            self.path(index) if self.trajectory_every and (step % self.trajectory_every == 0 or step == total) else None
+        )
         if self.keep and (due or path):
             taken = snapshot()
             if path:
@@ -109,7 +111,7 @@ class RunProgress:
         """The snapshot on disk; where it, or the path up to it, is damaged, training begins again."""
         directory = self.directory
         file, path = directory.snapshot(self.cycle, index), None
-        if self.cycle is not None and self.path_every:
+        if self.cycle is not None and self.trajectory_every:
             path = directory.trajectory(self.cycle, index)
 
         def read() -> Snapshot:
@@ -125,7 +127,7 @@ class RunProgress:
 
     def _require_whole(self, path: Path, begins: int, step: int) -> None:
         """Raise CorruptFile unless all points of a path up to `step` are there; it does not come by them again."""
-        if not {*range(begins, step + 1, self.path_every)} <= {*read_path(path, self.directory)}:
+        if not {*range(begins, step + 1, self.trajectory_every)} <= {*read_path(path, self.directory)}:
             raise CorruptFile(f"{path} lacks points before step {step}: a file of it is missing.")
 
     def ready(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
@@ -138,7 +140,7 @@ class RunProgress:
         if self.cycle is not None:
             path = self.directory.particle(self.cycle, particle.index)
             # Also where none of it waits: a training may have been stopped at its last step.
-            if self.path_every and (taken := self.path(particle.index)):
+            if self.trajectory_every and (taken := self.path(particle.index)):
                 taken.finish()
             # The rank that trained it wrote it at once; rank 0, told of it later, need not write it again.
             if not path.exists():

@@ -16,11 +16,11 @@ def check_space(directory: RunDirectory, config: RunConfig, model: nn.Module, pe
     """
     schedule = config.plan.schedule()
     one = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    kept = sum(schedule.particles) if config.keep == "particles" else max(schedule.particles)
+    kept = sum(schedule.particles) if config.keep_checkpoints == "particles" else max(schedule.particles)
     # Besides: a mean a cycle, the ticket, the published model, and one snapshot with optimizer state and mean.
     whole = one * (kept + len(schedule) + 2 + 5)
-    if config.path_every:
-        points = config.training.epochs * per_epoch // config.path_every + 1
+    if config.trajectory_every:
+        points = config.training.epochs * per_epoch // config.trajectory_every + 1
         cycles = zip(schedule.densities, schedule.particles, strict=True)
         # A bit for every weight besides.
         whole += round(one * sum(count * (points * density + 1 / 32) for density, count in cycles))
@@ -34,8 +34,8 @@ def check_space(directory: RunDirectory, config: RunConfig, model: nn.Module, pe
     needed = max(0, whole - present)
     free = shutil.disk_usage(directory.path).free
     if needed > free:
-        seldom = " or paths with fewer points (--path-every)" if config.path_every else ""
+        seldom = " or paths with fewer points (--trajectory-every)" if config.trajectory_every else ""
         raise SwampError(
             f"the run needs up to {needed / 1e6:,.2f} MB in {directory.path} and {free / 1e6:,.2f} MB are free. "
-            f"Free some space, choose another --out, or keep less with --keep means{seldom}."
+            f"Free some space, choose another --out, or keep less with --keep-checkpoints means{seldom}."
         )

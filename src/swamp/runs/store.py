@@ -41,7 +41,7 @@ class RunStore:
     """Which member of an ensemble this is, and of how many: the reporter hears of its particle as of one of them."""
     phases: dict[int, float] = field(default_factory=dict[int, float])
     """When the phase of each cycle was last written, or first not."""
-    path_every: int = 0
+    trajectory_every: int = 0
     """Steps between two points of a particle's path (0: none is kept)."""
     chained: bool = True
     """Whether each cycle is made from the one before; not so where single masks of another run are trained."""
@@ -229,7 +229,7 @@ class RunStore:
             self.reporter,
             self.stop,
             self.snapshot_seconds,
-            self.path_every,
+            self.trajectory_every,
             cycle,
             particles,
             keep,

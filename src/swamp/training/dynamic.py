@@ -25,19 +25,19 @@ from swamp.training.task import Task
 class Dynamic:
     """When, and by how much, a mask changes (Evci et al. 2020; of gradual pruning only the times count)."""
 
-    interval: int = 100
+    update_interval: int = 100
     """Steps between two changes of a mask (SET, RigL, gradual pruning)."""
-    fraction: float = 0.3
+    drop_fraction: float = 0.3
     """Share of a layer's weights that the first change replaces; it falls to 0 as a cosine."""
-    until: float = 0.75
+    dst_stop: float = 0.75
     """Share of the training after which the mask stays, at the latest where the tail begins."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         wrong = [
-            (self.interval < 1, "interval", "1 or more"),
-            (not 0 < self.fraction < 1, "fraction", "in (0, 1)"),
-            (not 0 < self.until <= 1, "until", "in (0, 1]"),
+            (self.update_interval < 1, "update_interval", "1 or more"),
+            (not 0 < self.drop_fraction < 1, "drop_fraction", "in (0, 1)"),
+            (not 0 < self.dst_stop <= 1, "dst_stop", "in (0, 1]"),
         ]
         for bad, name, expected in wrong:
             if bad:
@@ -46,21 +46,21 @@ class Dynamic:
     def end(self, training: Training, per_epoch: int) -> int:
         """The step from which the mask stays as it is."""
         total = training.epochs * per_epoch
-        return min(round(self.until * total), total - training.tail_epochs * per_epoch)
+        return min(round(self.dst_stop * total), total - training.swa_epochs * per_epoch)
 
     def steps(self, training: Training, per_epoch: int) -> tuple[int, ...]:
         """Steps after which the mask changes. Raises SwampError for a training too short for any."""
         end = self.end(training, per_epoch)
-        if end <= self.interval:
+        if end <= self.update_interval:
             raise SwampError(
                 f"the mask would never change: it may until step {end} of {training.epochs * per_epoch}, the first "
-                f"change comes after {self.interval}. Take a smaller --interval, or train longer."
+                f"change comes after {self.update_interval}. Take a smaller --update-interval, or train longer."
             )
-        return tuple(range(self.interval, end, self.interval))
+        return tuple(range(self.update_interval, end, self.update_interval))
 
     def fraction_at(self, step: int, end: int) -> float:
-        """fraction / 2 * (1 + cos(pi * step / end)): the share that is replaced after `step` steps."""
-        return self.fraction / 2 * (1 + math.cos(math.pi * min(step, end) / end))
+        """drop_fraction / 2 * (1 + cos(pi * step / end)): the share that is replaced after `step` steps."""
+        return self.drop_fraction / 2 * (1 + math.cos(math.pi * min(step, end) / end))
 
 
 def density_at(step: int, end: int, final: float, initial: float = 1.0) -> float:

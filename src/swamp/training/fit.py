@@ -191,7 +191,7 @@ class _Run:
 
     def parts(self, examples: int) -> list[slice | None]:
         """The rows of a batch that are computed at once, one part after the other; None: all of it."""
-        count = self.training.accumulate
+        count = self.training.grad_accum_steps
         if self.shard is None and count == 1:
             return [None]
         rows = slice(0, examples) if self.shard is None else self.shard.rows(examples)

@@ -21,7 +21,7 @@ class Training:
     """Passes over the training data."""
     batch_size: int = 128
     """Examples a step."""
-    accumulate: int = 1
+    grad_accum_steps: int = 1
     """Parts in which the examples of a step are computed, one after the other: the same step in less memory."""
     optimizer: str = "sgd"
     """sgd, adamw, or the name of any class in torch.optim."""
@@ -37,16 +37,16 @@ class Training:
     """Shape of the decay after the warm-up; `step` divides by 10 after 1/2 and 3/4 of it, not below the tail's rate."""
     warmup: float = 0.0
     """Epochs of linear warm-up from 0."""
-    repeats: int = 1
+    schedule_repeats: int = 1
     """The schedule before the tail, warm-up included, is run through so many times (Gadhikar et al. 2024)."""
-    after_rewind: AfterRewind = "restart"
+    lr_after_rewind: AfterRewind = "restart"
     """Whether a rewound model starts its schedule anew, or goes on from the ticket's step (and so trains less)."""
-    tail: float = 0.25
-    """Share of the epochs at the end that run at the rate `tail_lr` (0: none, the schedule decays to 0)."""
-    tail_lr: float = 0.5
+    swa_fraction: float = 0.25
+    """Share of the epochs at the end that run at the rate `swa_lr` (0: none, the schedule decays to 0)."""
+    swa_lr: float = 0.5
     """Learning rate of the tail, as a share of `lr`."""
-    tail_cycles: int = 0
-    """The tail is so many cosine decays from `tail_lr` towards 0, each ending in a sample (Yin 2022); 0: constant."""
+    swa_cycles: int = 0
+    """The tail is so many cosine decays from `swa_lr` towards 0, each ending in a sample (Yin 2022); 0: constant."""
     swa: bool = True
     """Average the weights at the end of every epoch or cycle of the tail (stochastic weight averaging), where the
     method does."""
@@ -62,7 +62,7 @@ class Training:
     """Label smoothing of the cross-entropy."""
     precision: Precision = "float32"
     """bfloat16 runs forward passes of training under autocast; weights stay float32, and on CPU short attention."""
-    fresh_batchnorm: bool = False
+    reset_batchnorm: bool = False
     """Reset running statistics at every rewind instead of rewinding them too."""
 
     def __post_init__(self) -> None:
@@ -70,16 +70,16 @@ class Training:
         wrong = [
             (self.epochs < 1, "epochs", "1 or more"),
             (self.batch_size < 1, "batch_size", "1 or more"),
-            (not 1 <= self.accumulate <= self.batch_size, "accumulate", "from 1 to batch_size"),
+            (not 1 <= self.grad_accum_steps <= self.batch_size, "grad_accum_steps", "from 1 to batch_size"),
             (self.lr <= 0, "lr", "above 0"),
             (not 0 <= self.momentum < 1, "momentum", "in [0, 1)"),
             (self.nesterov and not self.momentum, "momentum", "above 0 for Nesterov's form of it"),
             (self.weight_decay < 0, "weight_decay", "0 or more"),
             (not 0 <= self.warmup <= self.epochs, "warmup", "between 0 and epochs"),
-            (self.repeats < 1, "repeats", "1 or more"),
-            (not 0 <= self.tail <= 1, "tail", "in [0, 1]"),
-            (not 0 < self.tail_lr <= 1, "tail_lr", "in (0, 1]: a share of lr"),
-            (self.tail_cycles < 0, "tail_cycles", "0 or more"),
+            (self.schedule_repeats < 1, "schedule_repeats", "1 or more"),
+            (not 0 <= self.swa_fraction <= 1, "swa_fraction", "in [0, 1]"),
+            (not 0 < self.swa_lr <= 1, "swa_lr", "in (0, 1]: a share of lr"),
+            (self.swa_cycles < 0, "swa_cycles", "0 or more"),
             (not 0 <= self.ema < 1, "ema", "in [0, 1)"),
             (self.sam < 0, "sam", "0 or more"),
             (self.clip < 0, "clip", "0 or more"),
@@ -90,8 +90,8 @@ class Training:
                 raise SwampError(f"{name} must be {expected}, got {getattr(self, name)}.")
 
         # All tail is no schedule, and no tail has no cycles: methods without one leave the options as they are.
-        self._must_divide("repeats", self.epochs - self.tail_epochs, f"before the tail of {self.tail_epochs}")
-        self._must_divide("tail_cycles", self.tail_epochs, "of the tail")
+        self._must_divide("schedule_repeats", self.epochs - self.swa_epochs, f"before the tail of {self.swa_epochs}")
+        self._must_divide("swa_cycles", self.swa_epochs, "of the tail")
 
     def _must_divide(self, name: str, epochs: int, what: str) -> None:
         count = getattr(self, name)
@@ -100,13 +100,13 @@ class Training:
             raise SwampError(f"{name} must divide the {epochs} epochs {what}, got {count}. These fit: {fitting}.")
 
     @property
-    def tail_epochs(self) -> int:
+    def swa_epochs(self) -> int:
         """Whole epochs of the tail: at least one where a tail is asked for."""
-        return max(1, round(self.tail * self.epochs)) if self.tail else 0
+        return max(1, round(self.swa_fraction * self.epochs)) if self.swa_fraction else 0
 
     def plain(self) -> "Training":
         """The same without what belongs to the cycles: every method's ticket is trained like this."""
-        return replace(self, repeats=1, tail=0.0, swa=False, ema=0.0, sam=0.0)
+        return replace(self, schedule_repeats=1, swa_fraction=0.0, swa=False, ema=0.0, sam=0.0)
 
     @property
     def looks_back(self) -> bool:
@@ -127,18 +127,18 @@ class Training:
         """Whether the weights after `step` steps are a sample of the average."""
         if not self.swa:
             return bool(self.ema)
-        into_tail = step - (self.epochs - self.tail_epochs) * steps_per_epoch
-        between = self.tail_epochs // self.tail_cycles if self.tail_cycles else 1
+        into_tail = step - (self.epochs - self.swa_epochs) * steps_per_epoch
+        between = self.swa_epochs // self.swa_cycles if self.swa_cycles else 1
         return into_tail > 0 and into_tail % (between * steps_per_epoch) == 0
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of step `step` (from 0) of a training of `epochs * steps_per_epoch` steps."""
-        decay_end = (self.epochs - self.tail_epochs) * steps_per_epoch
-        low = self.lr * self.tail_lr if self.tail_epochs else 0.0
+        decay_end = (self.epochs - self.swa_epochs) * steps_per_epoch
+        low = self.lr * self.swa_lr if self.swa_epochs else 0.0
         if step >= decay_end:
-            cycle = self.tail_epochs * steps_per_epoch // self.tail_cycles if self.tail_cycles else 0
+            cycle = self.swa_epochs * steps_per_epoch // self.swa_cycles if self.swa_cycles else 0
             return _cosine(low, 0.0, (step - decay_end) % cycle / cycle) if cycle else low
-        length = decay_end // self.repeats
+        length = decay_end // self.schedule_repeats
         step %= length
         warm = min(round(self.warmup * steps_per_epoch), length)
         if step < warm:

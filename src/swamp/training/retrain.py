@@ -16,7 +16,7 @@ def retraining(training: Training, how: Retraining, epochs: int, change: float) 
 
     change: see `norm_change`; allr multiplies the peak by max(change, epochs / training.epochs), at most 1.
     """
-    short = replace(training, epochs=epochs, warmup=0.0, tail=0.0, repeats=1)
+    short = replace(training, epochs=epochs, warmup=0.0, swa_fraction=0.0, schedule_repeats=1)
     match how:
         case "slr":
             return replace(training, epochs=epochs, warmup=training.warmup * epochs / training.epochs), 0
