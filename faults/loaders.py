@@ -56,7 +56,7 @@ from swamp.runs import RunConfig, Study, StudyDirectory
 from swamp.runs.directory import read_json
 from swamp.runs.path import PathWriter, read_path
 from swamp.runs.snapshot import load_snapshot, save_snapshot
-from swamp.runtime import Dense, finalise, folded, load, read, save, trace
+from swamp.runtime import DenseNetwork, bake_mask, fold_batchnorm, load, read, save, trace
 from swamp.training import Seed, Snapshot
 
 SECONDS = 10
@@ -281,7 +281,7 @@ def _exports(place: Path) -> list[Loader]:
         for one in network.parameters():
             one.mul_(torch.rand(one.shape) < 0.3)
     file = place / "export.safetensors"
-    save(trace(finalise(network), torch.randn(2, 1, 6, 6)), file)
+    save(trace(bake_mask(network), torch.randn(2, 1, 6, 6)), file)
     data = file.read_bytes()
     return [
         Loader("export", data, lambda path: read(path), ".safetensors", _other_program),
@@ -291,7 +291,7 @@ def _exports(place: Path) -> list[Loader]:
 
 
 def _dense(path: Path) -> object:
-    return _called(Dense(folded(read(path))))
+    return _called(DenseNetwork(fold_batchnorm(read(path))))
 
 
 def _sparse(path: Path) -> object:

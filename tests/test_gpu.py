@@ -18,7 +18,7 @@ from swamp.datasets import DataOptions, build_network
 from swamp.errors import Interrupted
 from swamp.masks import Mask
 from swamp.runs import RunConfig, resume, start
-from swamp.runtime import finalise, save, trace
+from swamp.runtime import bake_mask, save, trace
 from swamp.training import Dynamic, Seed, Task, TensorData, Training, crop_flip, isolated
 
 from .gpu import CUDA, OnGpu, pretended, waits
@@ -185,7 +185,7 @@ def test_an_exported_network_on_a_gpu(tmp_path, gpu):
     model, inputs = network("resnet-8").float(), torch.randn(4, 1, 4, 4)
     mask = Mask({name: torch.arange(p.numel()).view(p.shape) % 5 > 0 for name, p in Mask.ones(model).items()})
     mask.apply_(model)
-    save(trace(finalise(model, mask), inputs[:2]), tmp_path / "small.safetensors")
+    save(trace(bake_mask(model, mask), inputs[:2]), tmp_path / "small.safetensors")
     for given in (inputs, inputs.to(CUDA)):
         found = swamp.load(tmp_path / "small.safetensors", device="cuda")(given)
         assert found.device == CUDA

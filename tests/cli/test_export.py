@@ -34,13 +34,13 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_run_is_exported_and_measured_again_from_its_file(run, capsys, tmp_path):
+def test_an_exported_run_has_the_recorded_accuracy(run, capsys, tmp_path):
     before = digest(load_tensors(run / "model.safetensors")[0])
     assert swamp("export", run, "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["sparsity"] == pytest.approx(0.5, abs=1e-3)
-    assert told["difference"] < 1e-5
-    assert told["file_bytes"] == (run / "export.safetensors").stat().st_size < told["dense_bytes"]
+    exported = json.loads(capsys.readouterr().out)
+    assert exported["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    assert exported["difference"] < 1e-5
+    assert exported["file_bytes"] == (run / "export.safetensors").stat().st_size < exported["dense_bytes"]
     assert digest(load_tensors(run / "model.safetensors")[0]) == before
     out = tmp_path / "bench.json"
     arguments = ["--batch", "1,4", "--runtimes", "torch", "swamp", "--seconds", "0.05", "-o", out]
@@ -66,23 +66,23 @@ def test_other_formats_cycles_and_values(run, capsys, tmp_path):
     ("arguments", "message"),
     [
         (["--to", "onxx"], "unknown format 'onxx'. Did you mean onnx"),
-        (["--to", "dense", "--values", "bfloat16"], "is for the sparse format"),
+        (["--to", "dense", "--values", "bfloat16"], "is only available for the sparse format"),
         (["--cycle", "7"], "there is no cycle 7"),
     ],
 )
-def test_what_cannot_be_is_refused(run, arguments, message, capsys):
+def test_unsupported_options_are_refused(run, arguments, message, capsys):
     assert swamp("export", run, *arguments) == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_benchmark_of_anything_else_is_refused(run, capsys):
+def test_a_benchmark_of_another_file_is_refused(run, capsys):
     assert swamp("benchmark", run / "model.safetensors") == 2
     assert "has the format None" in capsys.readouterr().err
     assert swamp("benchmark", run / "export.safetensors", "--batch", "1,x") == 2
-    assert "is no list of sizes" in capsys.readouterr().err
+    assert "is not a list of batch sizes" in capsys.readouterr().err
 
 
-def test_the_served_network_answers_as_the_module_does(run, tmp_path):
+def test_the_server_answers_with_the_outputs_of_the_network(run, tmp_path):
     path = tmp_path / "served"
     assert swamp("export", run, "-o", path) == 0
     spec = importlib.util.spec_from_file_location("serve", Path(__file__).parents[2] / "examples" / "serve.py")

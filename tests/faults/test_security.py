@@ -21,7 +21,7 @@ from swamp.datasets.cifar import CIFAR_10, _from_archive
 from swamp.errors import SwampError
 from swamp.runs import RunConfig, StudyDirectory
 from swamp.runs.directory import write_json
-from swamp.runtime import compiler
+from swamp.runtime import kernels
 
 LOADERS = loaders()
 SOURCE = Path(__file__).parents[2] / "src" / "swamp"
@@ -173,10 +173,10 @@ def test_a_study_names_no_run_outside_its_folder(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a compiler")
 @pytest.mark.parametrize("planted", ["folder", "above", "file", "of another"])
-def test_kernels_that_anybody_else_may_have_put_there_are_not_loaded(planted, tmp_path, monkeypatch):
+def test_kernels_that_another_user_can_replace_are_not_loaded(planted, tmp_path, monkeypatch):
     cache, own = tmp_path / "cache", tmp_path / "own"
-    monkeypatch.setattr(compiler, "_folders", lambda: [cache / "kernels", own / "kernels"])
-    first = compiler._built(compiler._compiler(), compiler._FLAGS)
+    monkeypatch.setattr(kernels, "_cache_folders", lambda: [cache / "kernels", own / "kernels"])
+    first = kernels._compiled(kernels._compiler(), kernels._FLAGS)
     assert first.is_relative_to(cache)
     if planted == "folder":
         first.parent.chmod(0o777)
@@ -188,7 +188,7 @@ def test_kernels_that_anybody_else_may_have_put_there_are_not_loaded(planted, tm
         pytest.skip("only root can give a folder away")
     else:
         os.chown(first.parent, 65534, 65534)
-    second = compiler._built(compiler._compiler(), compiler._FLAGS)
+    second = kernels._compiled(kernels._compiler(), kernels._FLAGS)
     assert second != first or stat.S_IMODE(second.stat().st_mode) & 0o022 == 0
     assert second.is_relative_to(cache if planted == "file" else own)
 

@@ -1,16 +1,15 @@
-"""Networks and helpers of the export tests."""
+"""Networks and helpers for the tests of the runtime."""
 
 import torch
 from torch import Tensor, nn
 
-from swamp.masks import Mask
-from swamp.runtime import Program, folded, trace
-from swamp.runtime.sparse import Choice, Plan
+from swamp.runtime import Program, fold_batchnorm, trace
+from swamp.runtime.kernels import KernelConfig, KernelExecutor
 from swamp.training import Seed, isolated
 
 
 def pruned_(model: nn.Module, sparsity: float, seed: int = 0) -> nn.Module:
-    """The model in eval mode, with statistics that are no identity and that share of zeros in its weights."""
+    """The model in eval mode, with random BatchNorm statistics and this fraction of zeros in its weights."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -34,22 +33,18 @@ def numbers(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def run(program: Program, inputs: Tensor, width: int, dense: frozenset[str] = frozenset()) -> Tensor:
-    """The output of the kernels with blocks of `width`, run twice: what a call leaves in the arena must not matter."""
-    plan = Plan(folded(program), Choice(width, dense))
+def run(program: Program, inputs: Tensor, block: int, dense: frozenset[str] = frozenset()) -> Tensor:
+    """The second output of the kernels with blocks of `block`: what a call leaves in the arena must not matter."""
+    executor = KernelExecutor(fold_batchnorm(program), KernelConfig(block, dense))
     with torch.no_grad():
-        plan([inputs + 1])
-        return plan([inputs])
+        executor([inputs + 1])
+        return executor([inputs])
 
 
-def same(model: nn.Module, inputs: Tensor, width: int, within: float = 1e-4) -> None:
-    """The kernels give what the model gives."""
+def assert_same(model: nn.Module, inputs: Tensor, block: int, tolerance: float = 1e-4) -> None:
+    """The kernels compute what the model computes."""
     with torch.no_grad():
-        want = model(inputs)
-    found = run(trace(model, torch.cat([inputs, inputs])), inputs, width)
-    assert found.shape == want.shape
-    assert (found - want).abs().max() <= within * max(1, want.abs().max())
-
-
-def mask_of(model: nn.Module) -> Mask:
-    return Mask.from_zeros(model)
+        expected = model(inputs)
+    output = run(trace(model, torch.cat([inputs, inputs])), inputs, block)
+    assert output.shape == expected.shape
+    assert (output - expected).abs().max() <= tolerance * max(1, expected.abs().max())

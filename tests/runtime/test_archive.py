@@ -1,4 +1,4 @@
-"""The file of a sparse network: small, exact, and refused where it is not whole."""
+"""The file of a sparse network: small, exact, and refused if it is damaged."""
 
 import json
 import os
@@ -16,8 +16,8 @@ import swamp
 from swamp.datasets import build_network
 from swamp.errors import SwampError
 from swamp.files import digest, load_tensors, save_tensors
-from swamp.runtime import Dense, finalise, folded, read, save, state_dict, trace
-from swamp.runtime.archive import _gaps, _places
+from swamp.runtime import DenseNetwork, bake_mask, fold_batchnorm, read, save, state_dict, trace
+from swamp.runtime.archive import _gaps, _positions
 
 from .networks import built, numbers
 
@@ -34,7 +34,7 @@ def model() -> nn.Module:
 @pytest.fixture
 def file(model, tmp_path):
     path = tmp_path / "export.safetensors"
-    save(trace(finalise(model), numbers(2, 40)), path)
+    save(trace(bake_mask(model), numbers(2, 40)), path)
     return path
 
 
@@ -44,7 +44,9 @@ def test_what_is_read_is_what_was_written_to_the_last_bit(model, file):
     assert set(stored) == set(model.state_dict())
     assert all(torch.equal(stored[name], value) for name, value in model.state_dict().items())
     with torch.no_grad():
-        assert torch.allclose(Dense(folded(read(file)))(numbers(5, 40)), model(numbers(5, 40)), atol=1e-5)
+        assert torch.allclose(
+            DenseNetwork(fold_batchnorm(read(file)))(numbers(5, 40)), model(numbers(5, 40)), atol=1e-5
+        )
     fresh = network()
     fresh.load_state_dict(state_dict(file))
 
@@ -52,16 +54,16 @@ def test_what_is_read_is_what_was_written_to_the_last_bit(model, file):
 @pytest.mark.slow
 @given(st.lists(st.integers(0, 2000), unique=True, max_size=40).map(sorted))
 @settings(max_examples=100)
-def test_places_come_back_from_their_gaps(places):
+def test_gaps_encode_positions_exactly(positions):
     import numpy as np
 
-    assert _places(np.frombuffer(_gaps(np.array(places, np.int64)), np.uint8)).tolist() == places
+    assert _positions(np.frombuffer(_gaps(np.array(positions, np.int64)), np.uint8)).tolist() == positions
 
 
 @pytest.mark.slow
 def test_at_95_percent_a_file_is_a_twelfth_of_the_dense_weights_and_a_twentieth_in_bfloat16(tmp_path):
     model = built(lambda: build_network("resnet-20", (1, 28, 28), 10), 0.95)
-    program = trace(finalise(model), numbers(2, 1, 28, 28))
+    program = trace(bake_mask(model), numbers(2, 1, 28, 28))
     dense = 4 * sum(parameter.numel() for parameter in model.parameters())
     for values, share in ((torch.float32, 12), (torch.bfloat16, 20)):
         save(program, tmp_path / "x", values=values)
@@ -73,7 +75,7 @@ def test_at_95_percent_a_file_is_a_twelfth_of_the_dense_weights_and_a_twentieth_
         save(program, tmp_path / "x", values=torch.float16)
 
 
-def test_a_file_that_is_cut_altered_or_of_another_version_is_refused(file, tmp_path):
+def test_a_file_that_is_cut_short_altered_or_of_another_version_is_refused(file, tmp_path):
     data = file.read_bytes()
     broken = tmp_path / "broken"
     broken.write_bytes(data[:-100])
@@ -82,7 +84,7 @@ def test_a_file_that_is_cut_altered_or_of_another_version_is_refused(file, tmp_p
     tensors, metadata = load_tensors(file)
     tensors["values"][3] += 1
     save_tensors(broken, tensors, metadata)
-    with pytest.raises(SwampError, match="do not match its own checksum"):
+    with pytest.raises(SwampError, match="does not match its own checksum"):
         read(broken)
     save_tensors(broken, tensors, {**metadata, "format": "swamp-sparse-2"})
     with pytest.raises(SwampError, match=r"'swamp-sparse-2'.*reads 'swamp-sparse-1'"):
@@ -91,22 +93,22 @@ def test_a_file_that_is_cut_altered_or_of_another_version_is_refused(file, tmp_p
         swamp.load(tmp_path / "nothing")
 
 
-def test_a_file_may_ask_for_functions_of_tensors_alone(file, tmp_path):
+def test_a_file_can_name_only_pure_functions_of_tensors(file, tmp_path):
     from swamp.files import digest
-    from swamp.runtime.archive import _deflated, _inflated
+    from swamp.runtime.archive import _compressed, _decompressed
 
     tensors, metadata = load_tensors(file)
-    described = json.loads(_inflated(tensors["program"], 2**20))
+    described = json.loads(_decompressed(tensors["program"], 2**20))
     for target in ("from_file.default", "add_.Tensor", "operator.delitem", "nothing.default", "relu"):
         described["program"]["steps"][0]["target"] = target
-        tensors["program"] = _deflated(json.dumps(described).encode())
+        tensors["program"] = _compressed(json.dumps(described).encode())
         save_tensors(tmp_path / "x", tensors, {**metadata, "digest": digest(tensors)})
         with pytest.raises(SwampError, match="asks for the operation"):
             read(tmp_path / "x")
 
 
 @pytest.mark.slow
-def test_a_fresh_process_loads_it_without_what_training_needs(file, model):
+def test_loading_in_a_new_process_imports_nothing_of_training(file, model):
     inputs = torch.arange(80.0).reshape(2, 40) / 80
     script = (
         "import sys, torch, swamp; torch.set_num_threads(1)\n"
@@ -121,16 +123,16 @@ def test_a_fresh_process_loads_it_without_what_training_needs(file, model):
     first, second = done.stdout.splitlines()
     with torch.no_grad():
         assert torch.allclose(torch.tensor(json.loads(first)), model(inputs), atol=1e-4)
-    assert second == "['errors', 'export', 'files', 'sparsity'] []"
+    assert second == "['errors', 'files', 'masks', 'runtime'] []"
 
 
 @pytest.mark.parametrize("stated", [[None, 500_000], [2, 10], [None], "text", [2**40, 2**40]])
-def test_a_shape_that_no_step_gives_is_refused_before_kernels_are_built_for_it(stated, file):
+def test_a_file_that_states_a_wrong_shape_is_refused_before_kernels_are_lowered_for_it(stated, file):
     stored = load_tensors(file)[0]
     described = json.loads(zlib.decompress(stored["program"].numpy().tobytes()))
     step = next(one for one in described["program"]["steps"] if one["target"].startswith("linear"))
     step["shape"] = stated
     stored["program"] = torch.frombuffer(bytearray(zlib.compress(json.dumps(described).encode())), dtype=torch.uint8)
     save_tensors(file, stored, {"format": "swamp-sparse-1", "digest": digest(stored)})
-    with pytest.raises(SwampError, match="its description is not whole"):
+    with pytest.raises(SwampError, match="its description is invalid"):
         read(file)

@@ -1,4 +1,4 @@
-"""Exported networks on a device: what can be checked without a GPU, and with one where there is one."""
+"""Exported networks on a device: most is checked on the CPU, one test needs a GPU."""
 
 import pytest
 import torch
@@ -6,14 +6,14 @@ from torch import nn
 
 from swamp.errors import SwampError
 from swamp.masks import Mask, Scope, prune_mask
-from swamp.runtime import OnGpu, finalise, gpu, load, save, trace
+from swamp.runtime import GpuNetwork, bake_mask, gpu, load, save, trace
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def network():
-    """Its first layer is 2:4, its second is not."""
+    """The first layer has the 2:4 pattern, the second does not."""
     generator = torch.Generator().manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     with torch.no_grad():
@@ -23,59 +23,59 @@ def network():
     mask = prune_mask(
         mask, {n: p.detach().abs() for n, p in model.named_parameters() if n in mask}, 2048, structure="2:4"
     )
-    model = finalise(model, mask)
+    model = bake_mask(model, mask)
     inputs = torch.randn(8, 64, generator=generator)
     return trace(model, inputs[:2]), model, inputs
 
 
 @pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-6), (torch.bfloat16, 5e-2)])
-def test_it_takes_and_gives_what_the_network_does(network, dtype, off):
+def test_inputs_and_outputs_have_the_dtypes_of_the_network(network, dtype, off):
     program, model, inputs = network
-    module = OnGpu(program, CPU, dtype)
+    module = GpuNetwork(program, CPU, dtype)
     found = module(inputs)
     assert found.dtype == torch.float32
     assert torch.allclose(found, model(inputs), atol=off)
-    # Only the layer that has the pattern is looked at; there is no such product here, and torch's reason is told.
+    # Only the layer with the pattern is timed. The CPU has no sparse product, and the reason of torch is kept.
     assert list(module.layers) == ["0"]
-    assert not module.layers["0"].chosen
-    assert "GPU" in module.layers["0"].why or "cuda" in module.layers["0"].why.lower()
+    assert not module.layers["0"].uses_sparse
+    assert "GPU" in module.layers["0"].unsupported_reason or "cuda" in module.layers["0"].unsupported_reason.lower()
 
 
 @pytest.mark.parametrize(("times", "chosen"), [((2.0, 1.0), True), ((1.0, 2.0), False)])
 def test_the_faster_product_is_kept(network, monkeypatch, times, chosen):
     program, model, inputs = network
     told = iter(times)
-    monkeypatch.setattr(gpu, "seconds", lambda work, device: (work(), next(told))[1])
+    monkeypatch.setattr(gpu, "median_seconds", lambda work, device: (work(), next(told))[1])
     monkeypatch.setattr(gpu, "to_sparse_semi_structured", lambda weight: weight * 2)
-    module = OnGpu(program, CPU, torch.float32)
-    assert module.layers["0"] == gpu.Layer(*times)
+    module = GpuNetwork(program, CPU, torch.float32)
+    assert module.layers["0"] == gpu.LayerTiming(*times)
     with torch.no_grad():
         model[0].weight.mul_(2 if chosen else 1)
     assert torch.allclose(module(inputs), model(inputs), atol=1e-6)
 
 
-def test_four_neighbouring_inputs():
-    assert gpu.two_of_four(torch.tensor([[1.0, 0, 0, 1, 0, 2, 3, 0]]))
-    assert not gpu.two_of_four(torch.tensor([[1.0, 0, 1, 1, 0, 0, 0, 0]]))
-    assert not gpu.two_of_four(torch.ones(2, 3))
-    assert not gpu.two_of_four(torch.zeros(4))
-    assert not gpu.two_of_four(None)
+def test_the_2_4_pattern_is_recognised():
+    assert gpu.is_two_of_four(torch.tensor([[1.0, 0, 0, 1, 0, 2, 3, 0]]))
+    assert not gpu.is_two_of_four(torch.tensor([[1.0, 0, 1, 1, 0, 0, 0, 0]]))
+    assert not gpu.is_two_of_four(torch.ones(2, 3))
+    assert not gpu.is_two_of_four(torch.zeros(4))
+    assert not gpu.is_two_of_four(None)
 
 
-def test_bad_input(network, tmp_path):
+def test_wrong_inputs_dtypes_and_devices_are_refused(network, tmp_path):
     program, _, inputs = network
-    module = OnGpu(program, CPU, torch.float32)
+    module = GpuNetwork(program, CPU, torch.float32)
     with pytest.raises(SwampError, match="takes 1 inputs, got 2"):
         module(inputs, inputs)
     with pytest.raises(SwampError, match="takes \\(batch, 64\\)"):
         module(inputs[:, :3])
-    with pytest.raises(SwampError, match="no gradients"):
+    with pytest.raises(SwampError, match="computes no gradients"):
         module(inputs.clone().requires_grad_())
     save(program, tmp_path / "x.safetensors")
     with pytest.raises(SwampError, match="on CPU exported networks compute in float32"):
         load(tmp_path / "x.safetensors", dtype=torch.bfloat16)
     for name in ("nowhere", *([] if torch.cuda.is_available() else ["cuda"])):
-        with pytest.raises(SwampError, match=f"the device '{name}' cannot be used here"):
+        with pytest.raises(SwampError, match=f"the device '{name}' cannot be used"):
             load(tmp_path / "x.safetensors", device=name)
 
 
@@ -84,5 +84,5 @@ def test_on_a_gpu(network, tmp_path):
     program, model, inputs = network
     save(program, tmp_path / "x.safetensors")
     module = load(tmp_path / "x.safetensors", device="cuda", dtype=torch.bfloat16, batch=8)
-    assert module.layers["0"].sparse is not None, module.layers["0"].why
+    assert module.layers["0"].sparse is not None, module.layers["0"].unsupported_reason
     assert torch.allclose(module(inputs).cpu(), model(inputs), atol=5e-2)

@@ -1,31 +1,26 @@
-"""The sparse model leaves: smaller on disk, and faster on an ordinary CPU.
+"""Exported networks: a sparse network as a small file, and its fast execution on a CPU with C kernels.
 
-Reads a model and its mask; imports torch, numpy and safetensors and nothing of training.
+Reads a model and its mask. Imports torch, numpy and safetensors, and nothing of training.
 """
 
 from swamp.runtime.archive import read, save, state_dict
-from swamp.runtime.compact import compacted
-from swamp.runtime.compiler import NoCompiler, kernels
-from swamp.runtime.finalise import finalise
-from swamp.runtime.gpu import OnGpu
-from swamp.runtime.program import Dense, Program
-from swamp.runtime.rewrite import folded
-from swamp.runtime.runtime import Sparse, Tuned, load
-from swamp.runtime.trace import trace
+from swamp.runtime.gpu import GpuNetwork
+from swamp.runtime.network import SparseNetwork, Tuning, load
+from swamp.runtime.program import DenseNetwork, Program
+from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
+from swamp.runtime.tracing import bake_mask, trace
 
 __all__ = [
-    "Dense",
-    "NoCompiler",
-    "OnGpu",
+    "DenseNetwork",
+    "GpuNetwork",
     "Program",
-    "Sparse",
-    "Tuned",
-    "compacted",
-    "finalise",
-    "folded",
-    "kernels",
+    "SparseNetwork",
+    "Tuning",
+    "bake_mask",
+    "fold_batchnorm",
     "load",
     "read",
+    "remove_dead_units",
     "save",
     "state_dict",
     "trace",

@@ -1,8 +1,12 @@
-"""The file of a sparse network: its program, and of each sparse tensor where its weights are and what they are.
+"""The file of a sparse network: its program, and for each sparse tensor the positions and values of its weights.
 
-A safetensors file of four tensors, as many small ones would weigh more than what they hold; no code runs on reading it.
-values: the surviving weights of all sparse tensors, in their order. gaps: the distances between them, a byte each,
-deflated. rest: the bytes of all other tensors, deflated. program: JSON, deflated: steps, names, types and shapes.
+A safetensors file of four tensors, because each further tensor costs a header of more bytes than a small tensor has.
+No code is executed when it is read.
+
+    values: the non-zero weights of all sparse tensors, in order.
+    gaps: the distances between them, one byte each, compressed with zlib.
+    rest: the bytes of all other tensors, compressed.
+    program: nodes, names, dtypes and shapes as JSON, compressed.
 """
 
 import json
@@ -18,193 +22,240 @@ from torch import Tensor
 
 from swamp.errors import SwampError
 from swamp.files import digest, load_tensors, parse_json, save_tensors
-from swamp.runtime.program import Dense, Input, Program, Ref, Step, operation
+from swamp.runtime.program import DenseNetwork, Input, Node, Program, Ref, resolve_operator
 
 _FORMAT = "swamp-sparse-1"
-_WRONG = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, MemoryError, zlib.error)
-_FAR = 255
-"""A gap of so much is followed by another: no weight is there."""
+_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, MemoryError, zlib.error)
+"""What decoding an invalid description can raise."""
+_SKIP = 255
+"""A gap of this size is continued by the next gap: it stands for 255 zeros and no weight."""
 
 
 def save(program: Program, path: Path | str, *, values: torch.dtype = torch.float32) -> None:
-    """Write a program to `path`. values: of sparse tensors, float32 (exact) or bfloat16 (rounded, half the size)."""
+    """Write a program to a file.
+
+    Args:
+        program: The program, as `trace` returned it, so that `state_dict` can give the weights back.
+        path: The file. It is replaced in one step: an error leaves the previous file as it was.
+        values: Type of the non-zero weights in sparse tensors: float32 (exact), or bfloat16 (rounded, half the size).
+
+    Raises:
+        SwampError: Another type, an argument that JSON cannot represent, or a file that cannot be written.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> from swamp.runtime import read, save, trace
+        >>> program = trace(torch.nn.Linear(3, 2), torch.ones(2, 3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(program, f"{folder}/network.safetensors")
+        ...     copy = read(f"{folder}/network.safetensors")
+        >>> torch.equal(copy.tensors["weight"], program.tensors["weight"])
+        True
+    """
     if values not in (torch.float32, torch.bfloat16):
         raise SwampError(f"values can be stored as float32 or bfloat16, not as {values}.")
-    sparse = {name: tensor for name, tensor in program.tensors.items() if _is_sparse(tensor)}
+    sparse = {name: tensor for name, tensor in program.tensors.items() if is_sparse(tensor)}
     rest = {name: tensor for name, tensor in program.tensors.items() if name not in sparse}
-    alive = {name: tensor.flatten().nonzero().flatten() for name, tensor in sparse.items()}
-    described = {
-        "program": _to_json(program),
-        "sparse": {name: [list(tensor.shape), len(alive[name])] for name, tensor in sparse.items()},
-        "rest": {name: [list(tensor.shape), _plain(tensor.dtype)] for name, tensor in rest.items()},
+    positions = {name: tensor.flatten().nonzero().flatten() for name, tensor in sparse.items()}
+    description = {
+        "program": _program_to_json(program),
+        "sparse": {name: [list(tensor.shape), len(positions[name])] for name, tensor in sparse.items()},
+        "rest": {name: [list(tensor.shape), _to_json(tensor.dtype)] for name, tensor in rest.items()},
         "order": list(program.tensors),
     }
-    nothing = torch.zeros(0, dtype=values)
+    weights = [tensor.flatten()[positions[name]].to(values) for name, tensor in sparse.items()]
     stored = {
-        "values": torch.cat([nothing, *(t.flatten()[alive[name]].to(values) for name, t in sparse.items())]),
-        "gaps": _deflated(b"".join(_gaps(places.numpy()) for places in alive.values())),
-        "rest": _deflated(b"".join(_bytes(tensor) for tensor in rest.values())),
-        "program": _deflated(json.dumps(described, separators=(",", ":")).encode()),
+        "values": torch.cat([torch.zeros(0, dtype=values), *weights]),
+        "gaps": _compressed(b"".join(_gaps(places.numpy()) for places in positions.values())),
+        "rest": _compressed(b"".join(tensor_bytes(tensor) for tensor in rest.values())),
+        "program": _compressed(json.dumps(description, separators=(",", ":")).encode()),
     }
     save_tensors(Path(path), stored, {"format": _FORMAT, "digest": digest(stored)})
 
 
 def read(path: Path | str) -> Program:
-    """The program that `save` wrote. Raises SwampError for a file that is cut short, altered or of another kind."""
+    """Read a program from a file that `save` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The program. Every node has been executed once, to check the shape that it states.
+
+    Raises:
+        SwampError: The file is missing, cut short, altered, or of another format.
+    """
     stored, metadata = load_tensors(Path(path))
     if metadata.get("format") != _FORMAT:
         raise SwampError(
             f"{path} has the format {metadata.get('format')!r}, and this version of swamp reads {_FORMAT!r}. "
-            "Export the run again, or install the version that wrote it."
+            "Export the run again, or install the version that wrote the file."
         )
     if metadata.get("digest") != digest(stored):
-        raise SwampError(f"{path} is damaged: its bytes do not match its own checksum. Export again or restore it.")
+        raise SwampError(
+            f"{path} is damaged: its content does not match its own checksum. Export again, or restore it."
+        )
     try:
-        described = parse_json(_inflated(stored["program"], 2**28))
-        tensors = {**_sparse(described["sparse"], stored), **_rest(described["rest"], stored["rest"])}
-        program = _from_json(described["program"], {name: tensors[name] for name in described["order"]})
-        Dense(program).check_shapes()
+        description = parse_json(_decompressed(stored["program"], 2**28))
+        tensors = {**_sparse_tensors(description["sparse"], stored), **_rest(description["rest"], stored["rest"])}
+        program = _program_from_json(description["program"], {name: tensors[name] for name in description["order"]})
+        DenseNetwork(program).check_shapes()
         return program
-    except _WRONG as error:
-        raise SwampError(f"{path} is damaged: its description is not whole ({error}). Export again.") from error
+    except _ERRORS as error:
+        raise SwampError(f"{path} is damaged: its description is invalid ({error}). Export again.") from error
 
 
 def state_dict(path: Path | str) -> dict[str, Tensor]:
-    """The dense state dict in the file of a sparse network, for `load_state_dict` of the module it came from."""
+    """Read the dense state dict from a file that `save` wrote, for `load_state_dict` of the original module.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Parameters and buffers by name, equal to those of the traced module unless stored as bfloat16.
+
+    Raises:
+        SwampError: As for `read`.
+    """
     return dict(read(path).tensors)
 
 
-def _gaps(places: Any) -> bytes:
-    """Distances between rising places as bytes: 255 stands for 255 places and no weight."""
-    steps = np.diff(places, prepend=-1) - 1
-    far = steps // _FAR
-    ends = (far + 1).cumsum()
-    gaps = np.full(int(ends[-1]) if len(ends) else 0, _FAR, np.uint8)
-    gaps[ends - 1] = steps % _FAR
-    return gaps.tobytes()
-
-
-def _places(gaps: Any) -> Any:
-    alive = gaps != _FAR
-    return (gaps.astype(np.int64) + alive).cumsum()[alive] - 1
-
-
-def _is_sparse(tensor: Tensor) -> bool:
+def is_sparse(tensor: Tensor) -> bool:
+    """Whether files store a tensor as the positions and values of its non-zero numbers."""
     return tensor.dim() > 1 and tensor.dtype == torch.float32 and bool((tensor == 0).any())
 
 
-def _bytes(tensor: Tensor) -> bytes:
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """The numbers of a tensor as bytes."""
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _sparse(described: Mapping[str, Any], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    sizes = {name: math.prod(shape) for name, (shape, _) in described.items()}
-    gaps = np.frombuffer(_inflated(stored["gaps"], 2 * sum(sizes.values()) + 1), np.uint8)
-    ends = np.flatnonzero(gaps != _FAR) + 1
-    found: dict[str, Tensor] = {}
+def _gaps(positions: Any) -> bytes:
+    """Increasing positions as the numbers of zeros before each of them, one byte each, longer ones with _SKIP."""
+    zeros = np.diff(positions, prepend=-1) - 1
+    skips = zeros // _SKIP
+    ends = (skips + 1).cumsum()
+    gaps = np.full(int(ends[-1]) if len(ends) else 0, _SKIP, np.uint8)
+    gaps[ends - 1] = zeros % _SKIP
+    return gaps.tobytes()
+
+
+def _positions(gaps: Any) -> Any:
+    is_weight = gaps != _SKIP
+    return (gaps.astype(np.int64) + is_weight).cumsum()[is_weight] - 1
+
+
+def _sparse_tensors(description: Mapping[str, Any], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    sizes = {name: math.prod(shape) for name, (shape, _) in description.items()}
+    gaps = np.frombuffer(_decompressed(stored["gaps"], 2 * sum(sizes.values()) + 1), np.uint8)
+    ends = np.flatnonzero(gaps != _SKIP) + 1
+    tensors: dict[str, Tensor] = {}
     first = begin = 0
-    for name, (shape, count) in described.items():
+    for name, (shape, count) in description.items():
         end = int(ends[first + count - 1]) if count else begin
-        places = _places(gaps[begin:end])
         flat = torch.zeros(sizes[name])
-        flat[torch.from_numpy(places)] = stored["values"][first : first + count].float()  # pyright: ignore
-        found[name] = flat.reshape(shape)
+        flat[torch.from_numpy(_positions(gaps[begin:end]))] = stored["values"][first : first + count].float()  # pyright: ignore
+        tensors[name] = flat.reshape(shape)
         first, begin = first + count, end
-    return found
+    return tensors
 
 
-def _rest(described: Mapping[str, Any], deflated: Tensor) -> dict[str, Tensor]:
-    types = {name: _rich(dtype) for name, (_, dtype) in described.items()}
-    sizes = {name: math.prod(shape) * types[name].itemsize for name, (shape, _) in described.items()}
-    data = bytearray(_inflated(deflated, sum(sizes.values()) + 1))
-    found: dict[str, Tensor] = {}
+def _rest(description: Mapping[str, Any], compressed: Tensor) -> dict[str, Tensor]:
+    dtypes = {name: _from_json(dtype) for name, (_, dtype) in description.items()}
+    sizes = {name: math.prod(shape) * dtypes[name].itemsize for name, (shape, _) in description.items()}
+    data = bytearray(_decompressed(compressed, sum(sizes.values()) + 1))
+    tensors: dict[str, Tensor] = {}
     begin = 0
-    for name, (shape, _) in described.items():
+    for name, (shape, _) in description.items():
         part = data[begin : begin + sizes[name]]
-        empty = torch.zeros(shape, dtype=types[name])
-        found[name] = torch.frombuffer(part, dtype=types[name]).reshape(shape).clone() if part else empty
+        empty = torch.zeros(shape, dtype=dtypes[name])
+        tensors[name] = torch.frombuffer(part, dtype=dtypes[name]).reshape(shape).clone() if part else empty
         begin += sizes[name]
-    return found
+    return tensors
 
 
-def _deflated(data: bytes) -> Tensor:
+def _compressed(data: bytes) -> Tensor:
     return torch.from_numpy(np.frombuffer(zlib.compress(data, 9), np.uint8).copy())  # pyright: ignore
 
 
-def _inflated(tensor: Tensor, most: int) -> bytes:
-    # Never more than there can be: a few bytes can ask for gigabytes.
-    engine = zlib.decompressobj()
-    data = engine.decompress(tensor.numpy().tobytes(), most)
-    if not engine.eof:
+def _decompressed(tensor: Tensor, limit: int) -> bytes:
+    # With a limit, because a few compressed bytes can expand to gigabytes.
+    decompressor = zlib.decompressobj()
+    data = decompressor.decompress(tensor.numpy().tobytes(), limit)
+    if not decompressor.eof:
         raise ValueError("more data than its shape allows")
     return data
 
 
-def _to_json(program: Program) -> dict[str, Any]:
-    def step(one: Step) -> dict[str, Any]:
-        shape = None if one.shape is None else list(one.shape)
-        known = {"name": one.name, "target": one.target, "args": _plain(one.args), "kwargs": _plain(dict(one.kwargs))}
-        return {**known, "module": one.module, "shape": shape}
+# Programs as JSON
+
+
+def _program_to_json(program: Program) -> dict[str, Any]:
+    def node_to_json(node: Node) -> dict[str, Any]:
+        shape = None if node.shape is None else list(node.shape)
+        call = {"target": node.target, "args": _to_json(node.args), "kwargs": _to_json(dict(node.kwargs))}
+        return {"name": node.name, **call, "module": node.module, "shape": shape}
 
     inputs = [{"name": one.name, "shape": list(one.shape), "dtype": str(one.dtype)[6:]} for one in program.inputs]
-    steps = [step(one) for one in program.steps]
-    return {"inputs": inputs, "steps": steps, "output": _plain(program.output), "about": dict(program.about)}
+    steps = [node_to_json(node) for node in program.nodes]
+    return {"inputs": inputs, "steps": steps, "output": _to_json(program.output), "about": dict(program.provenance)}
 
 
-def _from_json(values: Any, tensors: Mapping[str, Tensor]) -> Program:
-    inputs = [Input(one["name"], tuple(one["shape"]), _of_torch(one["dtype"], "dtype")) for one in values["inputs"]]
-    steps: list[Step] = []
+def _program_from_json(values: Any, tensors: Mapping[str, Tensor]) -> Program:
+    inputs = [Input(one["name"], tuple(one["shape"]), _torch_value(one["dtype"], "dtype")) for one in values["inputs"]]
+    nodes: list[Node] = []
     for one in values["steps"]:
-        operation(one["target"])
+        resolve_operator(one["target"])
         shape = None if one["shape"] is None else tuple(one["shape"])
-        steps.append(Step(one["name"], one["target"], _rich(one["args"]), _rich(one["kwargs"]), one["module"], shape))
+        args, kwargs = _from_json(one["args"]), _from_json(one["kwargs"])
+        nodes.append(Node(one["name"], one["target"], args, kwargs, one["module"], shape))
     if not isinstance(values["about"], dict):
-        raise ValueError("about is no object")
-    return Program(tuple(inputs), tuple(steps), _rich(values["output"]), tensors, values["about"])
+        raise ValueError("about is not an object")
+    return Program(tuple(inputs), tuple(nodes), _from_json(values["output"]), tensors, values["about"])
 
 
-_TORCH = {torch.dtype: "dtype", torch.device: "device", torch.layout: "layout", torch.memory_format: "memory_format"}
+_TORCH_TYPES = {getattr(torch, kind): kind for kind in ("dtype", "device", "layout", "memory_format")}
 
 
-def _plain(value: Any) -> Any:
-    """An argument as JSON: what JSON does not know is an object of one key."""
+def _to_json(value: Any) -> Any:
+    """An argument as JSON. Types that JSON does not have become an object of one key."""
     if isinstance(value, Ref):
         return {"ref": value.name}
-    if type(value) in _TORCH:
-        return {_TORCH[type(value)]: str(value).removeprefix("torch.")}
+    if type(value) in _TORCH_TYPES:
+        return {_TORCH_TYPES[type(value)]: str(value).removeprefix("torch.")}
     if isinstance(value, tuple):
-        return {"tuple": [_plain(inner) for inner in cast("tuple[Any, ...]", value)]}
+        return {"tuple": [_to_json(inner) for inner in cast("tuple[Any, ...]", value)]}
     if isinstance(value, list):
-        return [_plain(inner) for inner in cast("list[Any]", value)]
+        return [_to_json(inner) for inner in cast("list[Any]", value)]
     if isinstance(value, dict):
-        return {"dict": {key: _plain(inner) for key, inner in cast("dict[str, Any]", value).items()}}
+        return {"dict": {key: _to_json(inner) for key, inner in cast("dict[str, Any]", value).items()}}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise SwampError(f"a program cannot be written with an argument of type {type(value).__name__}.")
+    raise SwampError(f"a program cannot be saved: it has an argument of type {type(value).__name__}.")
 
 
-def _of_torch(name: str, kind: str) -> Any:
-    """The type, layout or memory format of that name; nothing else that torch has."""
-    found: Any = getattr(torch, name, None)
-    if _TORCH.get(cast("type[torch.dtype]", type(found))) != kind:
-        raise ValueError(f"torch has no {kind} {name!r}")
-    return found
-
-
-def _rich(value: Any) -> Any:
+def _from_json(value: Any) -> Any:
     if isinstance(value, list):
-        return [_rich(inner) for inner in cast("list[Any]", value)]
+        return [_from_json(inner) for inner in cast("list[Any]", value)]
     if not isinstance(value, dict):
         return value
     ((kind, inner),) = cast("dict[str, Any]", value).items()
     if kind == "ref":
         return Ref(inner)
     if kind == "tuple":
-        return tuple(_rich(one) for one in inner)
+        return tuple(_from_json(one) for one in inner)
     if kind == "dict":
-        return {key: _rich(one) for key, one in inner.items()}
+        return {key: _from_json(one) for key, one in inner.items()}
     if kind == "device":
         return torch.device(inner)
-    if kind in _TORCH.values():
-        return _of_torch(inner, kind)
-    raise ValueError(f"an argument of kind {kind!r}")
+    if kind in _TORCH_TYPES.values():
+        return _torch_value(inner, kind)
+    raise ValueError(f"unknown kind of argument {kind!r}")
+
+
+def _torch_value(name: str, kind: str) -> Any:
+    """The dtype, layout or memory format of this name, and no other attribute of torch."""
+    value: Any = getattr(torch, name, None)
+    if _TORCH_TYPES.get(type(value)) != kind:
+        raise ValueError(f"torch has no {kind} {name!r}")
+    return value

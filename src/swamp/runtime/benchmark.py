@@ -1,4 +1,4 @@
-"""How fast an exported network is on this machine, beside the dense runtimes that are installed."""
+"""Size and speed of an exported network on this machine, compared with the dense runtimes that are installed."""
 
 import logging
 import math
@@ -18,98 +18,112 @@ import torch
 from torch import Tensor
 
 from swamp.errors import SwampError
-from swamp.runtime.formats import example, to_onnx
-from swamp.runtime.program import LAYERS, Dense, Program
-from swamp.runtime.rewrite import folded
-from swamp.runtime.runtime import Sparse
-from swamp.runtime.sparse import Csr
+from swamp.runtime.archive import tensor_bytes
+from swamp.runtime.formats import Call, onnx_call, to_onnx
+from swamp.runtime.kernels import CsrExecutor
+from swamp.runtime.network import SparseNetwork
+from swamp.runtime.program import LAYERS, DenseNetwork, Program
+from swamp.runtime.rewrite import fold_batchnorm
 
-OURS = "swamp"
-_NARROW = "dense, not float32"
-Call = Callable[[Sequence[Tensor]], Any]
+SWAMP = "swamp"
+_NOT_FLOAT32 = "dense, not float32"
+logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Of one runtime at one batch size, in seconds a call: the median of rounds that all runtimes took in turns."""
+    """Seconds of a call of one runtime at one batch size, over rounds in which all runtimes are measured in turn."""
 
     runtime: str
     batch: int
     median: float
     low: float
+    """Lower quartile."""
     high: float
-    """The quartiles."""
+    """Upper quartile."""
     note: str = ""
 
     @property
     def throughput(self) -> float:
-        """Examples a second."""
+        """Examples per second."""
         return self.batch / self.median
 
 
 @dataclass(frozen=True)
-class Size:
-    """What a network weighs and does."""
+class NetworkSize:
+    """Parameters, bytes and floating point operations of a network."""
 
     parameters: int
-    kept: int
+    active: int
+    """Parameters that are not zero."""
     dense_bytes: int
-    """Of the state dict, in float32."""
-    deflated_bytes: int
-    """Of the same, compressed."""
+    """Bytes of the state dict in float32."""
+    compressed_bytes: int
+    """Bytes of the state dict, compressed with zlib."""
     file_bytes: int
-    dense_operations: int
-    """Floating point operations for one example in linear and convolutional layers, a product and a sum each."""
-    operations: int
-    """The same of the surviving weights."""
+    dense_flops: int
+    """For one example in linear and convolutional layers; a multiplication and an addition count as two."""
+    flops: int
+    """The same, of non-zero weights only."""
 
 
-def size_of(program: Program, path: Path) -> Size:
-    """Parameters, bytes and operations of the network in a file."""
+def measure_size(program: Program, path: Path) -> NetworkSize:
+    """Parameters, bytes and operations of a network in a file."""
     tensors = [tensor for tensor in program.tensors.values() if tensor.is_floating_point()]
-    data = [tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for tensor in tensors]
-    full = alive = 0
-    for step in program.steps:
-        name = step.args[1].name if step.op in LAYERS else ""
-        if name in program.tensors and step.shape is not None:
+    data = [tensor_bytes(tensor) for tensor in tensors]
+    dense_flops = flops = 0
+    for node in program.nodes:
+        name = node.args[1].name if node.op in LAYERS else ""
+        if name in program.tensors and node.shape is not None:
             weight = program.tensors[name]
-            # A linear layer's outputs are its last dimension, a convolution's the first after the batch.
-            places = step.shape[1:-1] if step.op == "linear" else step.shape[2:]
+            # The outputs of a linear layer are its last dimension, those of a convolution the one after the batch.
+            places = node.shape[1:-1] if node.op == "linear" else node.shape[2:]
             positions = math.prod(size or 1 for size in places)
-            full += 2 * weight.numel() * positions
-            alive += 2 * int(weight.count_nonzero()) * positions
-    return Size(
+            dense_flops += 2 * weight.numel() * positions
+            flops += 2 * int(weight.count_nonzero()) * positions
+    return NetworkSize(
         sum(tensor.numel() for tensor in tensors),
         sum(int(tensor.count_nonzero()) for tensor in tensors),
         sum(len(part) for part in data),
         sum(len(zlib.compress(part, 6)) for part in data),
         path.stat().st_size,
-        full,
-        alive,
+        dense_flops,
+        flops,
     )
 
 
 def benchmark(
     program: Program, batches: Sequence[int], runtimes: Sequence[str] = (), seconds: float = 4.0
 ) -> list[Latency]:
-    """Latencies of every runtime (default: all that are installed) at each batch size.
+    """Measure the latency of every runtime at each batch size.
 
-    seconds: for each batch size, shared by all runtimes, whose calls take turns so that the machine's noise hits all
-    alike. Raises SwampError for a runtime that does not exist or is not installed.
+    Args:
+        program: The network.
+        batches: Batch sizes.
+        runtimes: Names in RUNTIMES. Default: all that are installed.
+        seconds: Seconds for each batch size. All runtimes are measured in turn, so that other load affects all alike.
+
+    Returns:
+        One latency for each runtime and batch size.
+
+    Raises:
+        SwampError: A runtime does not exist or is not installed.
     """
     chosen = tuple(runtimes) or tuple(name for name, (package, _) in RUNTIMES.items() if find_spec(package))
     for name in chosen:
         if name not in RUNTIMES or not find_spec(RUNTIMES[name][0]):
-            raise SwampError(f"there is no runtime {name!r} here; there is {', '.join(RUNTIMES)} where installed.")
-    found: list[Latency] = []
+            raise SwampError(
+                f"there is no runtime {name!r} here. Choose from those that are installed of: {', '.join(RUNTIMES)}."
+            )
+    latencies: list[Latency] = []
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         onnx = Path(folder) / "model.onnx"
         if {"onnxruntime", "openvino", "openvino bf16"} & set(chosen):
             to_onnx(program, onnx)
         for batch in batches:
             calls = {name: RUNTIMES[name][1](program, batch, onnx) for name in chosen}
-            found += _measured(calls, example(program, batch), batch, seconds)
-    return found
+            latencies += _measured(calls, program.example_inputs(batch), batch, seconds)
+    return latencies
 
 
 def _measured(
@@ -118,101 +132,95 @@ def _measured(
     times: dict[str, list[float]] = {name: [] for name in calls}
     repeats: dict[str, int] = {}
     for name, (call, _) in calls.items():
-        # Long enough for the clock; the least of five, as a stall would leave a single call a round.
+        # Long enough for the clock. The minimum of five, because one delayed call would reduce a round to one call.
         repeats[name] = max(1, round(0.01 / min(_seconds(call, inputs, 1) for _ in range(5))))
-    until = time.perf_counter() + seconds
-    while len(next(iter(times.values()))) < 7 or time.perf_counter() < until:
+    end = time.perf_counter() + seconds
+    while len(next(iter(times.values()))) < 7 or time.perf_counter() < end:
         for name, (call, _) in calls.items():
-            # Untimed: the caches are those of the runtime before, whose threads may still spin.
+            # Not timed: caches are filled by the runtime before, and its threads may still be spinning.
             call(inputs)
             times[name].append(_seconds(call, inputs, repeats[name]))
-    return [
-        Latency(name, batch, statistics.median(own), _quartile(own, 0), _quartile(own, 2), calls[name][1])
-        for name, own in times.items()
-    ]
-
-
-def _quartile(values: list[float], which: int) -> float:
-    return statistics.quantiles(values, n=4)[which]
+    latencies: list[Latency] = []
+    for name, own in times.items():
+        low, _, high = statistics.quantiles(own, n=4)
+        latencies.append(Latency(name, batch, statistics.median(own), low, high, calls[name][1]))
+    return latencies
 
 
 def _seconds(call: Call, inputs: Sequence[Tensor], repeats: int) -> float:
-    began = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(repeats):
         call(inputs)
-    return (time.perf_counter() - began) / repeats
+    return (time.perf_counter() - start) / repeats
 
 
-def best_dense(found: Sequence[Latency], batch: int) -> Latency | None:
-    """The fastest dense float32 runtime at a batch size."""
-    rivals = [one for one in found if one.batch == batch and one.runtime not in _BESIDE]
-    return min(rivals, key=lambda one: one.median, default=None)
+def best_dense(latencies: Sequence[Latency], batch: int) -> Latency | None:
+    """The latency of the fastest dense float32 runtime at a batch size."""
+    dense = [one for one in latencies if one.batch == batch and one.runtime not in _NOT_DENSE_FLOAT32]
+    return min(dense, key=lambda one: one.median, default=None)
+
+
+# Each function returns a call of the runtime, and a note.
 
 
 def _torch(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
-    """Dense, in whichever order of memory is faster."""
-    inputs = example(program, batch)
-    plain = Dense(folded(program)).eval()
+    """Dense in torch, in the faster memory format."""
+    inputs = program.example_inputs(batch)
+    contiguous = DenseNetwork(fold_batchnorm(program)).eval()
     if not any(tensor.dim() == 4 for tensor in inputs):
-        return lambda given: plain(*given), ""
-    last: Any = Dense(folded(program)).eval()
-    last.to(memory_format=torch.channels_last)
+        return lambda inputs: contiguous(*inputs), ""
+    channels_last: Any = DenseNetwork(fold_batchnorm(program)).eval()
+    channels_last.to(memory_format=torch.channels_last)
 
-    def arrange(given: Sequence[Tensor]) -> Any:
-        images = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in given]
-        return last(*images)
+    def call_channels_last(inputs: Sequence[Tensor]) -> Any:
+        images = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs]
+        return channels_last(*images)
 
-    ways: dict[str, Call] = {"": lambda given: plain(*given), "channels last": arrange}
-    for way in ways.values():
-        way(inputs)
-    took = {note: min(_seconds(way, inputs, 1) for _ in range(5)) for note, way in ways.items()}
-    note = min(took, key=lambda name: took[name])
-    return ways[note], note
-
-
-def _bf16(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
-    narrow: Any = Dense(folded(program)).eval().to(torch.bfloat16)
-
-    def call(given: Sequence[Tensor]) -> Any:
-        given = [x.to(torch.bfloat16) if x.is_floating_point() else x for x in given]
-        return narrow(*given)
-
-    return call, _NARROW
+    calls: dict[str, Call] = {"": lambda inputs: contiguous(*inputs), "channels last": call_channels_last}
+    for call in calls.values():
+        call(inputs)
+    seconds = {note: min(_seconds(call, inputs, 1) for _ in range(5)) for note, call in calls.items()}
+    note = min(seconds, key=lambda name: seconds[name])
+    return calls[note], note
 
 
-def _compile(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
-    compiled: Any = torch.compile(Dense(folded(program)).eval())  # pyright: ignore
+def _torch_bf16(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
+    network: Any = DenseNetwork(fold_batchnorm(program)).eval().to(torch.bfloat16)
+
+    def call(inputs: Sequence[Tensor]) -> Any:
+        return network(*(x.to(torch.bfloat16) if x.is_floating_point() else x for x in inputs))
+
+    return call, _NOT_FLOAT32
+
+
+def _torch_compile(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
+    compiled: Any = torch.compile(DenseNetwork(fold_batchnorm(program)).eval())  # pyright: ignore
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        inputs = example(program, batch)
-        compiled(*inputs)
-    return lambda given: compiled(*given), ""
+        compiled(*program.example_inputs(batch))
+    return lambda inputs: compiled(*inputs), ""
+
+
+def _torch_csr(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
+    return CsrExecutor(fold_batchnorm(program)), "only linear layers are sparse"
 
 
 def _onnxruntime(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
-    import onnxruntime  # pyright: ignore
+    def configure(options: Any) -> None:
+        options.intra_op_num_threads = torch.get_num_threads()
+        # Threads that spin after a call slow down the runtime that is measured next.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
-    runtime: Any = onnxruntime
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
-    # Threads that spin on after a call slow whatever runs next.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = runtime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
-    names = [given.name for given in session.get_inputs()]
-
-    def call(given: Sequence[Tensor]) -> Any:
-        return session.run(None, {name: x.numpy() for name, x in zip(names, given, strict=True)})
-
-    return call, ""
+    return onnx_call(str(onnx), configure), ""
 
 
 @cache
 def _openvino_core() -> Any:
-    """One for the process: each core gives the thread a stack for signals and, at its end, brings back the one before.
+    """The only core of this process.
 
-    When two end in the order in which they began, what is brought back no longer exists, and the next signal (Ctrl-C,
-    a child that ended) kills the process without a word.
+    Each core installs a signal stack for the thread, and at its end restores the previous one. If two cores end in the
+    order in which they were created, the restored stack no longer exists, and the next signal (Ctrl-C, the end of a
+    child process) kills the process without a message.
     """
     import openvino  # pyright: ignore
 
@@ -223,39 +231,33 @@ def _openvino_core() -> Any:
 def _openvino(program: Program, batch: int, onnx: Path, precision: str = "f32") -> tuple[Call, str]:
     settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     model = _openvino_core().read_model(str(onnx))
-    shapes = [list(x.shape) for x in example(program, batch)]
+    shapes = [list(x.shape) for x in program.example_inputs(batch)]
     model.reshape(dict(enumerate(shapes)) if len(shapes) > 1 else shapes[0])
     request = _openvino_core().compile_model(model, "CPU", settings).create_infer_request()
-    note = "" if precision == "f32" else _NARROW
-    return lambda given: request.infer([x.numpy() for x in given], share_inputs=True), note
+    note = "" if precision == "f32" else _NOT_FLOAT32
+    return lambda inputs: request.infer([x.numpy() for x in inputs], share_inputs=True), note
 
 
 def _openvino_bf16(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
     return _openvino(program, batch, onnx, "bf16")
 
 
-def _csr(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
-    return Csr(folded(program)), "linear layers alone are sparse"
-
-
-def _ours(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
-    module = Sparse(program, batch=batch)
-    (tuned,) = module.tuned.values()
-    note = tuned.way if not tuned.dense_layers else f"dense: {', '.join(tuned.dense_layers)}"
-    return lambda given: module(*given), note
+def _swamp(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
+    network = SparseNetwork(program, batch=batch)
+    (tuned,) = network.tuned.values()
+    note = tuned.method if not tuned.dense_layers else f"dense: {', '.join(tuned.dense_layers)}"
+    return lambda inputs: network(*inputs), note
 
 
 RUNTIMES: Mapping[str, tuple[str, Callable[[Program, int, Path], tuple[Call, str]]]] = {
     "torch": ("torch", _torch),
-    "torch.compile": ("torch", _compile),
+    "torch.compile": ("torch", _torch_compile),
     "onnxruntime": ("onnxruntime", _onnxruntime),
     "openvino": ("openvino", _openvino),
-    "torch bf16": ("torch", _bf16),
+    "torch bf16": ("torch", _torch_bf16),
     "openvino bf16": ("openvino", _openvino_bf16),
-    "torch csr": ("torch", _csr),
-    OURS: ("torch", _ours),
+    "torch csr": ("torch", _torch_csr),
+    SWAMP: ("torch", _swamp),
 }
-"""Name -> (the package it needs, what makes a call of it)."""
-_BESIDE = (OURS, "torch bf16", "openvino bf16", "torch csr")
-"""What is no dense runtime in float32."""
-logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+"""Name -> (the package that it needs, the function that makes a call of it)."""
+_NOT_DENSE_FLOAT32 = (SWAMP, "torch bf16", "openvino bf16", "torch csr")

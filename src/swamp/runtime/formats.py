@@ -1,11 +1,10 @@
-"""Other formats that a network leaves in: dense ones that every runtime reads, and torch's CSR."""
+"""Formats of exported networks besides the sparse one: dense ones for other runtimes, and the CSR layout of torch."""
 
 import gzip
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
-from importlib import import_module
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,60 +14,86 @@ from torch import Tensor
 
 from swamp.errors import SwampError
 from swamp.files import digest, load_tensors, save_tensors, write_atomic
-from swamp.runtime.archive import read, save
-from swamp.runtime.program import Dense, Program, pattern
-from swamp.runtime.rewrite import folded
-from swamp.runtime.sparse import csr
+from swamp.optional import need
+from swamp.runtime.archive import is_sparse, read, save
+from swamp.runtime.kernels import to_csr_tensor
+from swamp.runtime.program import DenseNetwork, Program
+from swamp.runtime.rewrite import fold_batchnorm
 
 _CSR = "swamp-csr-1"
+_EXTRA = "swamp[export]"
+Call = Callable[[Sequence[Tensor]], Any]
+"""A function from input tensors to outputs."""
 
 
 def to_onnx(program: Program, path: Path) -> None:
-    """Write a dense ONNX graph for any batch size, with BatchNorm folded; deflated where the name ends in .gz.
+    """Write a dense ONNX graph for any batch size, with BatchNorm folded; with gzip if the path ends in .gz.
 
-    It is run in ONNX Runtime first and refused where it differs from torch by more than 1e-4. Needs swamp[export].
+    Raises SwampError if swamp[export] is not installed, or if ONNX Runtime computes other outputs than torch (by more
+    than 1e-4). In this case nothing is written.
     """
-    runtime = need("onnxruntime")
-    need("onnxscript")
-    dense = Dense(folded(program)).eval()
-    inputs = example(program, 2)
-    batch = torch.export.Dim("batch")
-    shapes = {"inputs": tuple({0: batch} if given.shape[0] is None else None for given in program.inputs)}
+    need("onnxruntime", _EXTRA)
+    need("onnxscript", _EXTRA)
+    network = DenseNetwork(fold_batchnorm(program)).eval()
+    inputs = program.example_inputs(2)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         file = Path(folder) / "model.onnx"
         untyped: Any = torch.onnx
         exported: Any = untyped.export(
-            dense, inputs, dynamo=True, dynamic_shapes=shapes, verbose=False, external_data=False
+            network,
+            inputs,
+            dynamo=True,
+            dynamic_shapes={"inputs": _dynamic_shapes(program)},
+            verbose=False,
+            external_data=False,
         )
         exported.save(str(file), external_data=False)
         data = file.read_bytes()
-        options = runtime.SessionOptions()
-        options.log_severity_level = 3
-        session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        names = [given.name for given in session.get_inputs()]
-        found = session.run(None, {name: given.numpy() for name, given in zip(names, inputs, strict=True)})[0]
-        want: Any = dense(*inputs)
-    first: Tensor = want if isinstance(want, Tensor) else want[0]
-    apart = float(np.abs(found - first.numpy()).max())
-    if not apart <= 1e-4 * max(1.0, float(first.abs().max())):
-        raise SwampError(f"the ONNX graph gives other outputs than torch (by {apart:.2g}); export to another format.")
+        found = onnx_call(data)(inputs)[0]
+        outputs: Any = network(*inputs)
+    expected: Tensor = outputs if isinstance(outputs, Tensor) else outputs[0]
+    difference = float(np.abs(found - expected.numpy()).max())
+    if not difference <= 1e-4 * max(1.0, float(expected.abs().max())):
+        raise SwampError(
+            f"the outputs of the ONNX graph differ from those of torch by {difference:.2g}; export to another format."
+        )
     write_atomic(path, gzip.compress(data, 9) if path.suffix == ".gz" else data)
+
+
+def onnx_call(model: bytes | str, options: Callable[[Any], None] = lambda options: None) -> Call:
+    """A function that runs an ONNX graph in ONNX Runtime on a sequence of input tensors."""
+    runtime = need("onnxruntime", _EXTRA)
+    settings = runtime.SessionOptions()
+    settings.log_severity_level = 3
+    options(settings)
+    session = runtime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]
+
+    def call(inputs: Sequence[Tensor]) -> Any:
+        return session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
+
+    return call
 
 
 def to_pt2(program: Program, path: Path) -> None:
     """Write a dense program of torch.export, which `torch.export.load` reads."""
-    dense = Dense(folded(program)).eval()
-    batch = torch.export.Dim("batch")
-    shapes = (tuple({0: batch} if given.shape[0] is None else None for given in program.inputs),)
+    network = DenseNetwork(fold_batchnorm(program)).eval()
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        exported = torch.export.export(dense, example(program, 2), dynamic_shapes=shapes)
+        shapes = (_dynamic_shapes(program),)
+        exported = torch.export.export(network, program.example_inputs(2), dynamic_shapes=shapes)
         torch.export.save(exported, Path(folder) / "model.pt2")
         write_atomic(path, (Path(folder) / "model.pt2").read_bytes())
 
 
+def _dynamic_shapes(program: Program) -> tuple[Any, ...]:
+    """For each input, the dimensions that torch.export keeps variable."""
+    batch = torch.export.Dim("batch")
+    return tuple({0: batch} if one.shape[0] is None else None for one in program.inputs)
+
+
 def to_dense(program: Program, path: Path) -> None:
-    """Write the state dict, zeros and all, as safetensors for `load_state_dict`."""
+    """Write the state dict including its zeros as safetensors, for `load_state_dict`."""
     save_tensors(path, program.tensors, {"format": "pt"})
 
 
@@ -77,8 +102,8 @@ def to_csr(program: Program, path: Path) -> None:
     stored: dict[str, Tensor] = {}
     shapes: dict[str, str] = {}
     for name, tensor in program.tensors.items():
-        if tensor.dim() > 1 and tensor.dtype == torch.float32 and bool((tensor == 0).any()):
-            matrix = csr(tensor.flatten(1))
+        if is_sparse(tensor):
+            matrix = to_csr_tensor(tensor.flatten(1))
             stored[f"{name}.crow"], stored[f"{name}.col"] = matrix.crow_indices().int(), matrix.col_indices().int()
             stored[f"{name}.values"] = matrix.values()
             shapes[f"shape {name}"] = " ".join(str(size) for size in tensor.shape)
@@ -88,7 +113,18 @@ def to_csr(program: Program, path: Path) -> None:
 
 
 def read_csr(path: Path | str) -> dict[str, Tensor]:
-    """The state dict that `to_csr` wrote; sparse tensors are CSR matrices of all dimensions but the first together."""
+    """Read the state dict that `to_csr` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Tensors by name. A sparse tensor is a CSR matrix whose rows are its first dimension and whose columns are all
+        others.
+
+    Raises:
+        SwampError: The file is missing, altered or of another format.
+    """
     stored, metadata = load_tensors(Path(path))
     if metadata.get("format") != _CSR or metadata.get("digest") != digest(stored):
         raise SwampError(f"{path} is damaged, or not a CSR file of this version of swamp ({_CSR!r}). Export again.")
@@ -107,24 +143,11 @@ def _to_sparse(program: Program, path: Path) -> None:
     read(path)
 
 
-FORMATS: Mapping[str, tuple[Callable[[Program, Path], None], str, str]] = {
-    "sparse": (_to_sparse, ".safetensors", "surviving weights and the graph: what swamp.load and swamp benchmark read"),
-    "dense": (to_dense, ".dense.safetensors", "the state dict with its zeros, for load_state_dict"),
-    "csr": (to_csr, ".csr.safetensors", "the state dict with sparse tensors in torch's CSR layout"),
-    "onnx": (to_onnx, ".onnx", "a dense graph, checked in ONNX Runtime"),
-    "pt2": (to_pt2, ".pt2", "a dense program of torch.export"),
+WRITERS: Mapping[str, tuple[Callable[[Program, Path], None], str]] = {
+    "sparse": (_to_sparse, ".safetensors"),
+    "dense": (to_dense, ".dense.safetensors"),
+    "csr": (to_csr, ".csr.safetensors"),
+    "onnx": (to_onnx, ".onnx"),
+    "pt2": (to_pt2, ".pt2"),
 }
-"""Name -> (writer, end of the file's name, what it is)."""
-
-
-def example(program: Program, batch: int) -> tuple[Tensor, ...]:
-    """Inputs of the program's shapes and types, of a fixed pattern."""
-    return tuple(pattern(given.shape, given.dtype, batch) for given in program.inputs)
-
-
-def need(package: str) -> Any:
-    """An optional package. Raises SwampError saying how to get it."""
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise SwampError(f"this needs {package}: pip install 'swamp[export]'.") from error
+"""Format -> (function that writes it, end of the file name)."""

@@ -1,4 +1,4 @@
-"""On a GPU: dense, with products of 2:4 weights where the device has them and they are faster."""
+"""GpuNetwork: an exported network on a GPU, dense except for layers with a 2:4 pattern where that is faster."""
 
 import statistics
 import time
@@ -11,105 +11,117 @@ import torch
 from torch import Tensor, nn
 from torch.sparse import to_sparse_semi_structured  # pyright: ignore[reportUnknownVariableType]
 
-from swamp.runtime.program import Dense, Program, Ref, Step, pattern
-from swamp.runtime.rewrite import folded
+from swamp.runtime.program import DenseNetwork, Node, Program, Ref, example_tensor
+from swamp.runtime.rewrite import fold_batchnorm
 
 _ROUNDS = 20
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A linear layer whose weights are 2:4, at the batch size that was asked for: seconds of a call."""
+class LayerTiming:
+    """Seconds of a call of a linear layer with a 2:4 pattern."""
 
     dense: float
     sparse: float | None
-    """None where there is no such product."""
-    why: str = ""
-    """Why there is none, in torch's words."""
+    """None if torch has no sparse product for it."""
+    unsupported_reason: str = ""
+    """The reason that torch gives."""
 
     @property
-    def chosen(self) -> bool:
+    def uses_sparse(self) -> bool:
         """Whether the sparse product is used."""
         return self.sparse is not None and self.sparse < self.dense
 
 
-class OnGpu(nn.Module):
-    """A program on a device, computed in `dtype`; takes and gives what the network does.
+class GpuNetwork(nn.Module):
+    """An exported network on a device. Inputs and outputs have the dtypes of the network that was traced.
 
-    Each linear layer whose weights are 2:4 (of every four neighbouring inputs at most two live) is timed dense and as
-    torch's semi-structured product, and the faster is kept: `layers` tells. Such products are of float16 and bfloat16.
-    Raises SwampError for inputs of another shape or type, and where gradients are asked for.
+    Each linear layer with a 2:4 pattern (at most two active weights among four neighbouring inputs) is timed as a dense
+    and as a semi-structured product of torch, which exists for float16 and bfloat16, and the faster one is kept.
+
+    Args:
+        program: What `trace` or `read` returned.
+        device: Where the network is executed.
+        dtype: The type in which it computes.
+        batch: The batch size to time layers with.
+
+    Attributes:
+        layers: Module path -> what was measured, for the layers with a 2:4 pattern.
+
+    Raises:
+        SwampError: A call raises it for inputs of another shape or dtype, and for inputs that require gradients.
     """
 
     def __init__(self, program: Program, device: torch.device, dtype: torch.dtype, *, batch: int = 32) -> None:
         super().__init__()
-        self.program = folded(program)
-        self.dense = Dense(self.program).eval().to(device)
+        self.program = fold_batchnorm(program)
+        self.dense = DenseNetwork(self.program).eval().to(device)
         for name, buffer in self.dense.named_buffers():
             if buffer.is_floating_point():
                 setattr(self.dense, name, buffer.to(dtype))
         self.device, self.dtype = device, dtype
-        self.layers: dict[str, Layer] = {}
-        for step in self.program.steps:
-            weight = step.args[1] if step.op == "linear" else None
-            if isinstance(weight, Ref) and two_of_four(self.program.tensors.get(weight.name)):
-                self._choose(step, weight.name, batch)
+        self.layers: dict[str, LayerTiming] = {}
+        for node in self.program.nodes:
+            weight = node.args[1] if node.op == "linear" else None
+            if isinstance(weight, Ref) and is_two_of_four(self.program.tensors.get(weight.name)):
+                self._tune(node, weight.name, batch)
 
     @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Any:
-        """The network's output, on the device."""
-        self.program.check(inputs)
-        found = self.dense(*(self._narrow(tensor.to(self.device)) for tensor in inputs))
-        return torch.utils._pytree.tree_map(_wide, found)  # pyright: ignore
+        """The output of the network, on the device."""
+        self.program.check_inputs(inputs)
+        output = self.dense(*(self._converted(tensor.to(self.device)) for tensor in inputs))
+        return torch.utils._pytree.tree_map(_to_float32, output)  # pyright: ignore
 
-    def _narrow(self, tensor: Tensor) -> Tensor:
+    def _converted(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
-    def _choose(self, step: Step, name: str, batch: int) -> None:
-        """Time a layer's product dense and sparse, and keep the faster."""
+    def _tune(self, node: Node, name: str, batch: int) -> None:
+        """Time the dense and the sparse product of a layer, and keep the faster one."""
         attribute = name.replace(".", "__")
         weight = getattr(self.dense, attribute)
-        shape = self.program.shape_of(step.args[0].name) or (None, weight.shape[1])
-        inputs = self._narrow(pattern(shape, torch.float32, batch).to(self.device))
-        dense = seconds(lambda: nn.functional.linear(inputs, weight), self.device)
+        shape = self.program.shape_of(node.args[0].name) or (None, weight.shape[1])
+        inputs = self._converted(example_tensor(shape, torch.float32, batch).to(self.device))
+        dense = median_seconds(lambda: nn.functional.linear(inputs, weight), self.device)
         try:
             with warnings.catch_warnings():
-                # That the class is a prototype is said at every first use.
+                # torch warns at each first use that the class is a prototype.
                 warnings.simplefilter("ignore")
                 sparse = to_sparse_semi_structured(weight)
-                found = Layer(dense, seconds(lambda: nn.functional.linear(inputs, sparse), self.device))
+                seconds = median_seconds(lambda: nn.functional.linear(inputs, sparse), self.device)
+                timing = LayerTiming(dense, seconds)
         except RuntimeError as error:
-            found, sparse = Layer(dense, None, str(error).splitlines()[0]), weight
-        self.layers[step.module or step.name] = found
-        if found.chosen:
+            timing, sparse = LayerTiming(dense, None, str(error).splitlines()[0]), weight
+        self.layers[node.module or node.name] = timing
+        if timing.uses_sparse:
             setattr(self.dense, attribute, sparse)
 
 
-def two_of_four(weight: Tensor | None) -> bool:
-    """Whether of every four neighbouring inputs at most two have weights."""
+def is_two_of_four(weight: Tensor | None) -> bool:
+    """Whether at most two of every four neighbouring inputs have an active weight."""
     if weight is None or weight.dim() != 2 or weight.shape[1] % 4:
         return False
     return bool(((weight.reshape(len(weight), -1, 4) != 0).sum(-1) <= 2).all())
 
 
 @torch.no_grad()
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Median of a call, the work on the device included."""
+def median_seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Median seconds of a call, including its work on the device."""
 
-    def wait() -> None:
+    def synchronize() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    work()
+    call()
     times: list[float] = []
     for _ in range(_ROUNDS):
-        wait()
-        began = time.perf_counter()
-        work()
-        wait()
-        times.append(time.perf_counter() - began)
+        synchronize()
+        start = time.perf_counter()
+        call()
+        synchronize()
+        times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
-def _wide(value: Any) -> Any:
+def _to_float32(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value

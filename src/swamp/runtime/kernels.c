@@ -1,8 +1,9 @@
-/* The kernels of the sparse runtime: one small interpreter of steps over float32 buffers.
+/* The kernels of the sparse runtime: an interpreter of kernel steps over float32 buffers.
 
-   A buffer holds `V` examples as [channel][row][column][V] with a border of zeros, so that a convolution of any kernel is,
-   for each output channel, a sum of weight times a contiguous row of inputs at a fixed offset. A linear layer is the same
-   with one pixel. Everything about shapes is data (see lower.py); nothing here is compiled for one network. */
+   A buffer stores a block of V examples as [channel][row][column][V] with a border of zeros. Then a convolution with
+   any kernel size is, for each output channel, a sum of weights times contiguous rows of inputs at fixed offsets, and a
+   linear layer is the same with one pixel. All shapes are data (see lowering.py): nothing here is compiled for one
+   network. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -12,38 +13,39 @@
 #endif
 
 #if defined(__AVX512F__)
-#define LANES 16
+#define SIMD_WIDTH 16
 #elif defined(__AVX__)
-#define LANES 8
+#define SIMD_WIDTH 8
 #else
-#define LANES 4
+#define SIMD_WIDTH 4
 #endif
 
 typedef int64_t i64;
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float vec __attribute__((vector_size(4 * SIMD_WIDTH), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * SIMD_WIDTH), aligned(4), may_alias));
 
 enum { SUM, MAX, GATHER, MEAN, COPY };
 enum { NONE, RELU, GELU };
 
-/* All fields are 64-bit integers, so that Python fills them as one array. Offsets and strides count floats. */
+/* FIELDS in arena.py lists the same fields. All are 64-bit integers, so that Python can fill them as one array.
+   Offsets and strides count floats. */
 typedef struct {
     i64 op, act;
-    i64 in, out, residual;                /* in the arena; residual < 0: none */
-    i64 in_tensor, in_example;            /* COPY from tensor number in_tensor (< 0: the arena), so far per example */
-    i64 out_tensor, out_example;          /* COPY to one */
+    i64 in, out, residual;         /* offsets in the arena; residual < 0: none */
+    i64 in_tensor, in_example;     /* COPY: from this tensor (< 0: the arena); floats of an example */
+    i64 out_tensor, out_example;   /* COPY: to this tensor (< 0: the arena); floats of an example */
     i64 channels, out_channel, residual_channel;
-    i64 runs, in_run, out_run, residual_run, length; /* a channel is so many runs, each of `length` floats of output */
-    i64 in_step, out_step, parts;         /* floats between vectors of a run; runs that a row is cut into, a vector apart */
-    i64 chain;                            /* so many steps after this one add to its sums, tile by tile */
-    i64 slice, group;                     /* channels of a slice, and slices of a group that one thread sums */
-    i64 gaps, row, pitch;                 /* an image in one run: its rows (floats, distance) and the borders between */
-    i64 in_channel, pixels, width;        /* MEAN */
-    i64 rows, offsets, values, bias, order; /* addresses */
-    i64 size[5], in_stride[5], out_stride[5], split; /* COPY: the last two are pixel and example */
+    i64 runs, in_run, out_run, residual_run, length; /* a channel consists of runs of `length` floats */
+    i64 in_step, out_step, parts;  /* floats between vectors of a run; runs of a row, which start a vector apart */
+    i64 chain;                     /* number of following steps that add to the sums of this one, tile by tile */
+    i64 slice, group;              /* channels of a slice; slices of a group, which one thread sums */
+    i64 gaps, row, pitch;          /* image in one run: borders between rows, floats of a row, floats between rows */
+    i64 in_channel, pixels, block; /* MEAN; block: examples of a block */
+    i64 row_starts, offsets, values, bias, order; /* addresses */
+    i64 size[5], in_stride[5], out_stride[5], split; /* COPY: five loops, the last two over pixels and examples */
 } step;
 
-i64 swamp_lanes(void) { return LANES; }
+i64 swamp_simd_width(void) { return SIMD_WIDTH; }
 i64 swamp_fields(void) { return sizeof(step) / sizeof(i64); }
 
 static inline vec load(const float *p) { return *(const vec *)p; }
@@ -51,16 +53,17 @@ static inline void store(float *p, vec v) { *(vec *)p = v; }
 
 static inline vec blend(ivec which, vec yes, vec no) { return (vec)((which & (ivec)yes) | (~which & (ivec)no)); }
 
-/* exp of values in [-87, 0]: 2^n times a polynomial. */
+/* exp of numbers in [-87, 0]: 2^n times a polynomial. */
 static inline vec exp_negative(vec x) {
     vec scaled = x * 1.44269504f - 0.5f;
     ivec n = __builtin_convertvector(scaled, ivec);
     vec r = x - __builtin_convertvector(n, vec) * 0.69314718f;
-    vec p = 1.0f + r * (1.0f + r * (0.5f + r * (1.6666667e-1f + r * (4.1666667e-2f + r * (8.3333333e-3f + r * 1.3888889e-3f)))));
+    vec p = 1.0f + r * (1.0f + r * (0.5f + r * (1.6666667e-1f + r * (4.1666667e-2f +
+                                        r * (8.3333333e-3f + r * 1.3888889e-3f)))));
     return p * (vec)((n + 127) << 23);
 }
 
-/* x * Phi(x), with erf of Abramowitz and Stegun 7.1.26 (error below 2e-7). */
+/* x * Phi(x), with erf from Abramowitz and Stegun, formula 7.1.26 (error below 2e-7). */
 static inline vec gelu(vec x) {
     vec zero = x - x, z = x * 0.70710678f;
     vec a = blend(z < zero, -z, z);
@@ -73,21 +76,21 @@ static inline vec gelu(vec x) {
 
 static inline vec activated(vec v, i64 act) {
     vec zero = {0};
-    if (act == RELU) return blend(v < zero, zero, v); /* NaN stays NaN */
+    if (act == RELU) return blend(v < zero, zero, v); /* passes NaN on */
     if (act == GELU) return gelu(v);
     return v;
 }
 
-/* R vectors of each of some output channels; U sums of each hide the latency of few vectors. */
+/* R vectors of each output channel in [from, to). With few vectors, U partial sums hide the latency of additions. */
 #define TILE(NAME, R, U, IN, OUT)                                                                                      \
     static void sum##NAME##R(const step *s, const float *in, float *out, const float *residual, i64 from, i64 to) {    \
-        const int32_t *rows = (const int32_t *)s->rows, *offsets = (const int32_t *)s->offsets;                        \
+        const int32_t *starts = (const int32_t *)s->row_starts, *offsets = (const int32_t *)s->offsets;                \
         const float *values = (const float *)s->values, *bias = (const float *)s->bias;                                \
         const i64 in_step = IN, out_step = OUT;                                                                        \
         for (i64 c = from; c < to; c++) {                                                                              \
             vec sums[U][R];                                                                                            \
             float *q = out + c * s->out_channel;                                                                       \
-            i64 k = rows[c], end = rows[c + 1];                                                                        \
+            i64 k = starts[c], end = starts[c + 1];                                                                    \
             for (int u = 0; u < U; u++)                                                                                \
                 for (int r = 0; r < R; r++) sums[u][r] = (vec){0} + (u ? 0.0f : bias[c]);                              \
             for (; k + U <= end; k += U)                                                                               \
@@ -109,12 +112,12 @@ static inline vec activated(vec v, i64 act) {
         }                                                                                                              \
     }                                                                                                                  \
     static void max##NAME##R(const step *s, const float *in, float *out, const float *residual, i64 from, i64 to) {    \
-        const int32_t *rows = (const int32_t *)s->rows, *offsets = (const int32_t *)s->offsets;                        \
+        const int32_t *starts = (const int32_t *)s->row_starts, *offsets = (const int32_t *)s->offsets;                \
         const i64 in_step = IN, out_step = OUT;                                                                        \
         for (i64 c = from; c < to; c++) {                                                                              \
             vec best[R];                                                                                               \
-            for (int r = 0; r < R; r++) best[r] = load(in + offsets[rows[c]] + r * in_step);                           \
-            for (i64 k = rows[c] + 1; k < rows[c + 1]; k++)                                                            \
+            for (int r = 0; r < R; r++) best[r] = load(in + offsets[starts[c]] + r * in_step);                         \
+            for (i64 k = starts[c] + 1; k < starts[c + 1]; k++)                                                        \
                 _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                                  \
                     vec v = load(in + offsets[k] + r * in_step);                                                       \
                     best[r] = blend((v > best[r]) | (v != v), v, best[r]);                                             \
@@ -126,36 +129,38 @@ static inline vec activated(vec v, i64 act) {
 #define TILES(NAME, IN, OUT)                                                                                           \
     TILE(NAME, 1, 6, IN, OUT) TILE(NAME, 2, 2, IN, OUT) TILE(NAME, 3, 3, IN, OUT) TILE(NAME, 4, 2, IN, OUT)            \
     TILE(NAME, 5, 2, IN, OUT) TILE(NAME, 6, 1, IN, OUT) TILE(NAME, 7, 1, IN, OUT) TILE(NAME, 8, 1, IN, OUT)
-TILES(near, LANES, LANES) /* vectors side by side */
+TILES(near, SIMD_WIDTH, SIMD_WIDTH) /* contiguous vectors */
 TILES(far, s->in_step, s->out_step)
 
 typedef void tile(const step *, const float *, float *, const float *, i64, i64);
 #define ALL(NAME) {0, NAME##1, NAME##2, NAME##3, NAME##4, NAME##5, NAME##6, NAME##7, NAME##8}
 static tile *const tiles_of[2][2][9] = {{ALL(sumnear), ALL(sumfar)}, {ALL(maxnear), ALL(maxfar)}};
 
-/* Slices of K channels that have about equal numbers of weights, in R vectors: the loop's end is foreseen, and K sums
-   hide each other's latency. */
+/* R vectors of slices of K channels with about equal numbers of weights: the branch at the end of the loop is
+   predicted, and K sums hide the latency of additions. */
 #define SLICES(R, K)                                                                                                   \
     static void sliced##R(const step *s, const float *in, float *out, const float *residual, i64 from, i64 to) {       \
-        const int32_t *rows = (const int32_t *)s->rows, *offsets = (const int32_t *)s->offsets + (i64)rows[from] * K;  \
+        const int32_t *starts = (const int32_t *)s->row_starts;                                                        \
+        const int32_t *offsets = (const int32_t *)s->offsets + (i64)starts[from] * K;                                  \
         const int32_t *order = (const int32_t *)s->order;                                                              \
-        const float *values = (const float *)s->values + (i64)rows[from] * K, *bias = (const float *)s->bias;          \
+        const float *values = (const float *)s->values + (i64)starts[from] * K, *bias = (const float *)s->bias;        \
         for (i64 slice = from; slice < to; slice++) {                                                                  \
             vec sums[K][R];                                                                                            \
             _Pragma("GCC unroll 8") for (int u = 0; u < K; u++)                                                        \
                 _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) sums[u][r] = (vec){0} + bias[slice * K + u];       \
-            for (i64 k = rows[slice + 1] - rows[slice]; k > 0; k--, offsets += K, values += K)                         \
+            for (i64 k = starts[slice + 1] - starts[slice]; k > 0; k--, offsets += K, values += K)                     \
                 _Pragma("GCC unroll 8") for (int u = 0; u < K; u++) {                                                  \
                     const float *p = in + offsets[u];                                                                  \
-                    _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) sums[u][r] += values[u] * load(p + r * LANES); \
+                    _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)                                                \
+                        sums[u][r] += values[u] * load(p + r * SIMD_WIDTH);                                            \
                 }                                                                                                      \
             _Pragma("GCC unroll 8") for (int u = 0; u < K; u++) {                                                      \
                 i64 c = order[slice * K + u];                                                                          \
-                if (c < 0) break; /* the last slice may not be full */                                                 \
+                if (c < 0) break; /* the last slice may have fewer channels */                                         \
                 _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                                  \
                     vec sum = sums[u][r];                                                                              \
-                    if (residual) sum += load(residual + c * s->residual_channel + r * LANES);                         \
-                    store(out + c * s->out_channel + r * LANES, activated(sum, s->act));                               \
+                    if (residual) sum += load(residual + c * s->residual_channel + r * SIMD_WIDTH);                    \
+                    store(out + c * s->out_channel + r * SIMD_WIDTH, activated(sum, s->act));                          \
                 }                                                                                                      \
             }                                                                                                          \
         }                                                                                                              \
@@ -163,48 +168,51 @@ static tile *const tiles_of[2][2][9] = {{ALL(sumnear), ALL(sumfar)}, {ALL(maxnea
 SLICES(1, 4) SLICES(2, 4) SLICES(3, 2) SLICES(4, 2)
 static tile *const slices_of[] = {0, sliced1, sliced2, sliced3, sliced4};
 
-/* Weights of all steps of a chain before slice n, which costs something even without. */
-static i64 weights(const step *s, i64 n) {
+/* Work before slice n in all steps of a chain: its weights, and a constant for each slice. */
+static i64 weights_before(const step *s, i64 n) {
     i64 found = 4 * n;
-    for (const step *t = s; t <= s + s->chain; t++) found += ((const int32_t *)t->rows)[n];
+    for (const step *t = s; t <= s + s->chain; t++) found += ((const int32_t *)t->row_starts)[n];
     return found;
 }
 
-/* The slices [*from, *to) of thread `self`, whole groups: equal shares of the weights. */
-static void by_weight(const step *s, i64 self, i64 threads, i64 *from, i64 *to) {
+/* The slices [*from, *to) of a thread: whole groups with an equal share of the weights. */
+static void by_weight(const step *s, i64 thread, i64 threads, i64 *from, i64 *to) {
     i64 slices = (s->channels + s->slice - 1) / s->slice, bounds[2];
     for (int side = 0; side < 2; side++) {
-        i64 want = weights(s, slices) * (self + side) / threads, low = 0, high = (slices + s->group - 1) / s->group;
+        i64 want = weights_before(s, slices) * (thread + side) / threads;
+        i64 low = 0, high = (slices + s->group - 1) / s->group;
         while (low < high) {
             i64 middle = (low + high) / 2;
-            if (weights(s, middle * s->group) < want) low = middle + 1; else high = middle;
+            if (weights_before(s, middle * s->group) < want) low = middle + 1; else high = middle;
         }
         bounds[side] = low * s->group < slices ? low * s->group : slices;
     }
     *from = bounds[0], *to = bounds[1];
 }
 
-static void taps(const step *s, float *arena, i64 self, i64 threads) {
-    i64 vectors = (s->length + LANES - 1) / LANES, tiles = (vectors + 7) / 8, all = s->runs * tiles;
+static void accumulate(const step *s, float *arena, i64 thread, i64 threads) {
+    i64 vectors = (s->length + SIMD_WIDTH - 1) / SIMD_WIDTH, tiles = (vectors + 7) / 8, all = s->runs * tiles;
     i64 first = 0, last = all, from = 0, to = (s->channels + s->slice - 1) / s->slice;
-    if (all >= 4 * threads) first = all * self / threads, last = all * (self + 1) / threads;
-    else by_weight(s, self, threads, &from, &to);
+    if (all >= 4 * threads) first = all * thread / threads, last = all * (thread + 1) / threads;
+    else by_weight(s, thread, threads, &from, &to);
     for (i64 item = first; item < last; item++) {
         i64 row = item / tiles / s->parts, part = item / tiles % s->parts, number = item % tiles;
-        i64 begin = vectors * number / tiles, wide = vectors * (number + 1) / tiles - begin;
+        i64 begin = vectors * number / tiles, count = vectors * (number + 1) / tiles - begin;
         for (const step *t = s; t <= s + s->chain; t++) {
-            i64 far = t->in_step != LANES || t->out_step != LANES, at = part * LANES + begin * t->out_step;
-            (t->slice > 1 ? slices_of[wide] : tiles_of[t->op != SUM][far][wide])(
-                t, arena + t->in + row * t->in_run + part * LANES + begin * t->in_step, arena + t->out + row * t->out_run + at,
+            i64 far = t->in_step != SIMD_WIDTH || t->out_step != SIMD_WIDTH;
+            i64 at = part * SIMD_WIDTH + begin * t->out_step;
+            (t->slice > 1 ? slices_of[count] : tiles_of[t->op != SUM][far][count])(
+                t, arena + t->in + row * t->in_run + part * SIMD_WIDTH + begin * t->in_step,
+                arena + t->out + row * t->out_run + at,
                 t->residual < 0 ? 0 : arena + t->residual + row * t->residual_run + at, from, to);
         }
     }
 }
 
-/* What an image in one run wrote between its rows and beyond its end is a border again. */
-static void clear(const step *s, float *arena, i64 self, i64 threads) {
-    i64 end = (s->length + LANES - 1) / LANES * LANES;
-    for (i64 c = s->channels * self / threads; c < s->channels * (self + 1) / threads; c++) {
+/* Zero what a single run over an image has written to the borders between its rows and behind its end. */
+static void clear(const step *s, float *arena, i64 thread, i64 threads) {
+    i64 end = (s->length + SIMD_WIDTH - 1) / SIMD_WIDTH * SIMD_WIDTH;
+    for (i64 c = s->channels * thread / threads; c < s->channels * (thread + 1) / threads; c++) {
         float *plane = arena + s->out + c * s->out_channel;
         for (i64 y = 0; y < s->gaps; y++)
             for (i64 i = y * s->pitch + s->row; i < (y + 1) * s->pitch; i++) plane[i] = 0;
@@ -212,126 +220,133 @@ static void clear(const step *s, float *arena, i64 self, i64 threads) {
     }
 }
 
-/* One example: LANES output channels at once, of about equal numbers of weights, each gathering inputs of its own. */
-static void gather(const step *s, float *arena, i64 self, i64 threads) {
-    const int32_t *rows = (const int32_t *)s->rows, *offsets = (const int32_t *)s->offsets;
+/* One example: SIMD_WIDTH output channels at once, with about equal numbers of weights, each with its own inputs. */
+static void gather(const step *s, float *arena, i64 thread, i64 threads) {
+    const int32_t *starts = (const int32_t *)s->row_starts, *offsets = (const int32_t *)s->offsets;
     const int32_t *order = (const int32_t *)s->order;
     const float *values = (const float *)s->values, *bias = (const float *)s->bias, *in = arena + s->in;
     i64 from, to;
-    by_weight(s, self, threads, &from, &to);
+    by_weight(s, thread, threads, &from, &to);
     for (i64 slice = from; slice < to; slice++) {
-        float total[LANES];
-        const int32_t *at = offsets + (i64)rows[slice] * LANES;
-        const float *weight = values + (i64)rows[slice] * LANES;
-        i64 here = s->channels - slice * LANES < LANES ? s->channels - slice * LANES : LANES;
-        memcpy(total, bias + slice * LANES, sizeof total);
+        float total[SIMD_WIDTH];
+        const int32_t *at = offsets + (i64)starts[slice] * SIMD_WIDTH;
+        const float *weight = values + (i64)starts[slice] * SIMD_WIDTH;
+        i64 channels = s->channels - slice * SIMD_WIDTH < SIMD_WIDTH ? s->channels - slice * SIMD_WIDTH : SIMD_WIDTH;
+        memcpy(total, bias + slice * SIMD_WIDTH, sizeof total);
         if (s->residual >= 0)
-            for (i64 j = 0; j < here; j++) total[j] += arena[s->residual + order[slice * LANES + j] * s->residual_channel];
-        /* In this form compilers use the gathers of the machine. */
-        for (i64 k = rows[slice]; k < rows[slice + 1]; k++, at += LANES, weight += LANES)
+            for (i64 j = 0; j < channels; j++)
+                total[j] += arena[s->residual + order[slice * SIMD_WIDTH + j] * s->residual_channel];
+        /* Compilers turn a loop of this form into gather instructions. */
+        for (i64 k = starts[slice]; k < starts[slice + 1]; k++, at += SIMD_WIDTH, weight += SIMD_WIDTH)
 #pragma omp simd
-            for (int j = 0; j < LANES; j++) total[j] += weight[j] * in[at[j]];
+            for (int j = 0; j < SIMD_WIDTH; j++) total[j] += weight[j] * in[at[j]];
         store(total, activated(load(total), s->act));
-        for (i64 j = 0; j < here; j++) arena[s->out + order[slice * LANES + j] * s->out_channel] = total[j];
+        for (i64 j = 0; j < channels; j++) arena[s->out + order[slice * SIMD_WIDTH + j] * s->out_channel] = total[j];
     }
 }
 
-static void mean(const step *s, float *arena, i64 self, i64 threads) {
-    i64 wide = s->width;
+static void mean(const step *s, float *arena, i64 thread, i64 threads) {
+    i64 examples = s->block;
     float scale = 1.0f / (float)s->pixels;
-    for (i64 c = s->channels * self / threads; c < s->channels * (self + 1) / threads; c++) {
+    for (i64 c = s->channels * thread / threads; c < s->channels * (thread + 1) / threads; c++) {
         const float *in = arena + s->in + c * s->in_channel;
         float *out = arena + s->out + c * s->out_channel;
-        if (wide == 1) {
+        if (examples == 1) {
             vec sum = {0};
             float rest = 0;
             for (i64 run = 0; run < s->runs; run++) {
                 const float *row = in + run * s->in_run;
                 i64 x = 0;
-                for (; x + LANES <= s->length; x += LANES) sum += load(row + x);
+                for (; x + SIMD_WIDTH <= s->length; x += SIMD_WIDTH) sum += load(row + x);
                 for (; x < s->length; x++) rest += row[x];
             }
-            for (int j = 0; j < LANES; j++) rest += sum[j];
+            for (int j = 0; j < SIMD_WIDTH; j++) rest += sum[j];
             out[0] = rest * scale;
             continue;
         }
-        for (i64 v = 0; v < wide; v++) out[v] = 0;
+        for (i64 v = 0; v < examples; v++) out[v] = 0;
         for (i64 run = 0; run < s->runs; run++)
-            for (i64 x = 0; x < s->length; x += wide)
-                for (i64 v = 0; v < wide; v++) out[v] += in[run * s->in_run + x + v];
-        for (i64 v = 0; v < wide; v++) out[v] *= scale;
+            for (i64 x = 0; x < s->length; x += examples)
+                for (i64 v = 0; v < examples; v++) out[v] += in[run * s->in_run + x + v];
+        for (i64 v = 0; v < examples; v++) out[v] *= scale;
     }
 }
 
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
-#define SHUFFLES
+#define HAS_SHUFFLE
 #endif
 #endif
 
-#ifdef SHUFFLES
-#if LANES == 16
-#define MIX(A, B, F) __builtin_shufflevector(A, B, F(0), F(1), F(2), F(3), F(4), F(5), F(6), F(7), F(8), F(9), F(10), F(11), F(12), F(13), F(14), F(15))
-#elif LANES == 8
-#define MIX(A, B, F) __builtin_shufflevector(A, B, F(0), F(1), F(2), F(3), F(4), F(5), F(6), F(7))
+#ifdef HAS_SHUFFLE
+#if SIMD_WIDTH == 16
+#define SHUFFLE(A, B, F)                                                                                               \
+    __builtin_shufflevector(A, B, F(0), F(1), F(2), F(3), F(4), F(5), F(6), F(7), F(8), F(9), F(10), F(11), F(12),     \
+                            F(13), F(14), F(15))
+#elif SIMD_WIDTH == 8
+#define SHUFFLE(A, B, F) __builtin_shufflevector(A, B, F(0), F(1), F(2), F(3), F(4), F(5), F(6), F(7))
 #else
-#define MIX(A, B, F) __builtin_shufflevector(A, B, F(0), F(1), F(2), F(3))
+#define SHUFFLE(A, B, F) __builtin_shufflevector(A, B, F(0), F(1), F(2), F(3))
 #endif
-/* Lanes of two rows that are H apart change places; H is a power of two. */
-#define LEFT(I) ((I) & H ? LANES + (I) - H : (I))
-#define RIGHT(I) ((I) & H ? LANES + (I) : (I) + H)
+/* Exchange elements of two rows that are H apart; H is a power of two. */
+#define LEFT(I) ((I) & H ? SIMD_WIDTH + (I) - H : (I))
+#define RIGHT(I) ((I) & H ? SIMD_WIDTH + (I) : (I) + H)
 #define EXCHANGE                                                                                                       \
-    _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) if (!(i & H)) {                                            \
+    _Pragma("GCC unroll 16") for (int i = 0; i < SIMD_WIDTH; i++) if (!(i & H)) {                                      \
         vec a = v[i], b = v[i + H];                                                                                    \
-        v[i] = MIX(a, b, LEFT), v[i + H] = MIX(a, b, RIGHT);                                                           \
+        v[i] = SHUFFLE(a, b, LEFT), v[i + H] = SHUFFLE(a, b, RIGHT);                                                   \
     }
 
-/* LANES rows of LANES numbers become columns. */
-static inline void turn_tile(const float *p, i64 from, float *q, i64 to) {
-    vec v[LANES];
-    _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) v[i] = load(p + i * from);
+/* Transpose a square of SIMD_WIDTH rows. */
+static inline void transpose_tile(const float *p, i64 from, float *q, i64 to) {
+    vec v[SIMD_WIDTH];
+    _Pragma("GCC unroll 16") for (int i = 0; i < SIMD_WIDTH; i++) v[i] = load(p + i * from);
 #define H 1
     EXCHANGE
 #undef H
 #define H 2
     EXCHANGE
 #undef H
-#if LANES > 4
+#if SIMD_WIDTH > 4
 #define H 4
     EXCHANGE
 #undef H
 #endif
-#if LANES > 8
+#if SIMD_WIDTH > 8
 #define H 8
     EXCHANGE
 #undef H
 #endif
-    _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) store(q + i * to, v[i]);
+    _Pragma("GCC unroll 16") for (int i = 0; i < SIMD_WIDTH; i++) store(q + i * to, v[i]);
 }
 #endif
 
-/* A transpose: pixels, in_pixel and out_pixel apart, by examples. A tile of LANES pixels stays in the first cache. */
-static void turn(const float *p, float *q, i64 pixels, i64 in_pixel, i64 out_pixel, i64 examples, i64 in_example, i64 out_example) {
-    for (i64 x = 0; x < pixels; x += LANES) {
-        i64 wide = pixels - x < LANES ? pixels - x : LANES, v = 0;
+/* Transpose pixels by examples. in_pixel, out_pixel: floats between pixels. A tile of SIMD_WIDTH pixels fits into the
+   first-level cache. */
+static void transpose(const float *p, float *q, i64 pixels, i64 in_pixel, i64 out_pixel, i64 examples, i64 in_example,
+                      i64 out_example) {
+    for (i64 x = 0; x < pixels; x += SIMD_WIDTH) {
+        i64 rows = pixels - x < SIMD_WIDTH ? pixels - x : SIMD_WIDTH, v = 0;
         const float *from = p + x * in_pixel;
         float *to = q + x * out_pixel;
-#ifdef SHUFFLES
-        if (wide == LANES && in_pixel == 1 && out_example == 1)
-            for (; v + LANES <= examples; v += LANES) turn_tile(from + v * in_example, in_example, to + v, out_pixel);
-        else if (wide == LANES && out_pixel == 1 && in_example == 1)
-            for (; v + LANES <= examples; v += LANES) turn_tile(from + v, in_pixel, to + v * out_example, out_example);
+#ifdef HAS_SHUFFLE
+        if (rows == SIMD_WIDTH && in_pixel == 1 && out_example == 1)
+            for (; v + SIMD_WIDTH <= examples; v += SIMD_WIDTH)
+                transpose_tile(from + v * in_example, in_example, to + v, out_pixel);
+        else if (rows == SIMD_WIDTH && out_pixel == 1 && in_example == 1)
+            for (; v + SIMD_WIDTH <= examples; v += SIMD_WIDTH)
+                transpose_tile(from + v, in_pixel, to + v * out_example, out_example);
 #endif
         for (; v < examples; v++)
-            for (i64 i = 0; i < wide; i++) to[i * out_pixel + v * out_example] = from[i * in_pixel + v * in_example];
+            for (i64 i = 0; i < rows; i++) to[i * out_pixel + v * out_example] = from[i * in_pixel + v * in_example];
     }
 }
 
-static void copy(const step *s, const float *in, float *out, i64 examples, i64 self, i64 threads) {
+static void copy(const step *s, const float *in, float *out, i64 examples, i64 thread, i64 threads) {
     i64 from[5] = {0}, to[5];
     memcpy(to, s->size, sizeof to);
     to[4] = examples;
-    from[s->split] = s->size[s->split] * self / threads, to[s->split] = s->size[s->split] * (self + 1) / threads;
+    from[s->split] = s->size[s->split] * thread / threads, to[s->split] = s->size[s->split] * (thread + 1) / threads;
     const i64 *is = s->in_stride, *os = s->out_stride;
     i64 pixels = to[3] - from[3];
     int plain = is[4] == 1 && os[4] == 1;
@@ -346,12 +361,12 @@ static void copy(const step *s, const float *in, float *out, i64 examples, i64 s
                     for (i64 x = 0; x < pixels; x++) q[x * os[3]] = p[x * is[3]];
                 else if (plain)
                     for (i64 x = 0; x < pixels; x++) memcpy(q + x * os[3], p + x * is[3], examples * 4);
-                else turn(p, q, pixels, is[3], os[3], examples, is[4], os[4]);
+                else transpose(p, q, pixels, is[3], os[3], examples, is[4], os[4]);
             }
 }
 
-/* A barrier among the threads of the block, if there are several. */
-static inline void meet(i64 threads) {
+/* Wait for the other threads that run this block. */
+static inline void barrier(i64 threads) {
     if (threads > 1) {
 #ifdef _OPENMP
 #pragma omp barrier
@@ -365,36 +380,37 @@ static double now(void) {
     return t.tv_sec + 1e-9 * t.tv_nsec;
 }
 
-/* One block of examples through all steps. */
-static void block(const step *steps, i64 count, float *arena, float *const *tensors, i64 first, i64 examples, i64 self,
-                  i64 threads, double *times) {
+/* Run all steps on one block of examples. */
+static void run_block(const step *steps, i64 count, float *arena, float *const *tensors, i64 first, i64 examples,
+                      i64 thread, i64 threads, double *times) {
     for (i64 n = 0; n < count; n++) {
         const step *s = steps + n;
         double began = times ? now() : 0;
         if (s->op == COPY) {
             const float *in = s->in_tensor < 0 ? arena + s->in : tensors[s->in_tensor] + s->in + first * s->in_example;
             float *out = s->out_tensor < 0 ? arena + s->out : tensors[s->out_tensor] + s->out + first * s->out_example;
-            copy(s, in, out, examples, self, threads);
-        } else if (s->op == GATHER) gather(s, arena, self, threads);
-        else if (s->op == MEAN) mean(s, arena, self, threads);
+            copy(s, in, out, examples, thread, threads);
+        } else if (s->op == GATHER) gather(s, arena, thread, threads);
+        else if (s->op == MEAN) mean(s, arena, thread, threads);
         else {
-            taps(s, arena, self, threads);
+            accumulate(s, arena, thread, threads);
             if (s->row) {
-                meet(threads);
-                clear(s, arena, self, threads);
+                barrier(threads);
+                clear(s, arena, thread, threads);
             }
         }
-        meet(threads);
+        barrier(threads);
         if (times) times[n] += now() - began;
         n += s->chain;
     }
 }
 
-/* Runs the steps on `batch` examples in blocks of `width`; each thread has `arena_size` floats of `arena`, zero at first.
-   Blocks are shared out where there are enough of them, else the channels of each layer. */
-void swamp_run(const step *steps, i64 count, float *arena, i64 arena_size, float *const *tensors, i64 batch, i64 width,
+/* Run the steps on `batch` examples in blocks of `block`. Each thread has `arena_size` floats of `arena`, which are
+   zero before the first call. Threads share the blocks if there are at least as many blocks as threads, else the
+   channels of each layer. */
+void swamp_run(const step *steps, i64 count, float *arena, i64 arena_size, float *const *tensors, i64 batch, i64 block,
                i64 threads, double *times) {
-    i64 blocks = (batch + width - 1) / width;
+    i64 blocks = (batch + block - 1) / block;
     int shared = blocks >= threads;
     (void)arena_size;
 #ifdef _OPENMP
@@ -403,20 +419,22 @@ void swamp_run(const step *steps, i64 count, float *arena, i64 arena_size, float
     threads = 1;
 #endif
     {
-        i64 self = 0, all = 1;
+        i64 thread = 0, all = 1;
 #ifdef _OPENMP
-        self = omp_get_thread_num(), all = omp_get_num_threads();
+        thread = omp_get_thread_num(), all = omp_get_num_threads();
 #endif
-        float *own = arena + (shared ? self * arena_size : 0);
-        double *told = self ? 0 : times;
+        float *own_arena = arena + (shared ? thread * arena_size : 0);
+        double *own_times = thread ? 0 : times;
         if (shared) {
 #ifdef _OPENMP
 #pragma omp for schedule(dynamic, 1)
 #endif
             for (i64 b = 0; b < blocks; b++)
-                block(steps, count, own, tensors, b * width, batch - b * width < width ? batch - b * width : width, 0, 1, told);
+                run_block(steps, count, own_arena, tensors, b * block,
+                          batch - b * block < block ? batch - b * block : block, 0, 1, own_times);
         } else
             for (i64 b = 0; b < blocks; b++)
-                block(steps, count, own, tensors, b * width, batch - b * width < width ? batch - b * width : width, self, all, told);
+                run_block(steps, count, own_arena, tensors, b * block,
+                          batch - b * block < block ? batch - b * block : block, thread, all, own_times);
     }
 }

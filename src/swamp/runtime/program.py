@@ -1,4 +1,4 @@
-"""Program: a network as a list of operations and named tensors, without its Python classes."""
+"""Program: a network as a list of torch operators and named tensors, without its Python classes."""
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -13,147 +13,184 @@ from torch import Tensor, nn
 from swamp.errors import SwampError
 
 Shape = tuple[int | None, ...]
-"""Sizes; None where the size may be any, as that of the batch."""
+"""Sizes of a tensor; None for a size that may vary, such as the batch size."""
+
+Values = dict[str, Any]
+"""The values of a running program by name: its tensors, its inputs, and the results computed up to now."""
+
+LAYERS = ("linear", "conv1d", "conv2d", "conv3d")
+"""Operators whose second argument is a weight."""
 
 
 @dataclass(frozen=True)
 class Ref:
-    """The value of that name: an input, a tensor, or what a step gives."""
+    """A reference to a value by name: an input, a tensor, or the result of a node."""
 
     name: str
 
 
 @dataclass(frozen=True)
-class Step:
-    """One operation on values that are there already."""
+class Node:
+    """One operator applied to values that are computed before it."""
 
     name: str
-    """Of the value it gives."""
+    """Name of the result."""
     target: str
-    """An operator of torch, as "conv2d.default", or of Python on sizes, as "operator.mul"."""
+    """An operator of torch, such as "conv2d.default", or of Python on sizes, such as "operator.mul"."""
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     module: str = ""
-    """Path of the module that it comes from."""
+    """Path of the module that contains the operator."""
     shape: Shape | None = None
-    """Of its value, if that is one tensor."""
+    """Shape of the result, if the result is one tensor."""
 
     @property
     def op(self) -> str:
         """The operator without its overload."""
         return self.target.partition(".")[0]
 
+    @cached_property
+    def reads(self) -> list[str]:
+        """Names of all values that the node reads."""
+        return referenced(self.args) + referenced(self.kwargs)
+
 
 @dataclass(frozen=True)
 class Input:
-    """A tensor that the network is called with."""
+    """An input tensor of the network."""
 
     name: str
     shape: Shape
     dtype: torch.dtype
 
-    def check(self, given: Any) -> Tensor:
-        """The tensor. Raises SwampError for one of another shape or type."""
-        if not isinstance(given, Tensor):
-            raise SwampError(f"input {self.name!r} must be a tensor, got {type(given).__name__}.")
-        fits = given.dim() == len(self.shape) and all(
-            want in (None, have) for want, have in zip(self.shape, given.shape, strict=True)
+    def check(self, value: Any) -> Tensor:
+        """Return `value`. Raises SwampError if its type, shape or dtype does not match."""
+        if not isinstance(value, Tensor):
+            raise SwampError(f"input {self.name!r} must be a tensor, got {type(value).__name__}.")
+        fits = value.dim() == len(self.shape) and all(
+            expected in (None, size) for expected, size in zip(self.shape, value.shape, strict=True)
         )
-        if not fits or given.dtype != self.dtype:
+        if not fits or value.dtype != self.dtype:
             expected = ", ".join("batch" if size is None else str(size) for size in self.shape)
             raise SwampError(
-                f"input {self.name!r} has shape {tuple(given.shape)} and type {given.dtype}; the exported network "
+                f"input {self.name!r} has shape {tuple(value.shape)} and type {value.dtype}; the exported network "
                 f"takes ({expected}) of {self.dtype}."
             )
-        return given
+        return value
+
+    def example(self, batch: int) -> Tensor:
+        """A tensor of this shape and dtype with `batch` examples."""
+        return example_tensor(self.shape, self.dtype, batch)
 
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Inputs, steps in an order that can be run, and the value or structure of values that is the output."""
+    """A network as data: operators in an order that can be executed, and the tensors that they read.
+
+    `trace` makes one from a module, `save` and `read` store it, `DenseNetwork` and `SparseNetwork` execute it.
+
+    Attributes:
+        inputs: The input tensors in call order.
+        nodes: The operators in execution order.
+        output: The returned value, or a tuple or list of values.
+        tensors: Parameters and buffers under the names that they have in the module.
+        provenance: JSON values that describe the origin of the network, such as the configuration of its run.
+    """
 
     inputs: tuple[Input, ...]
-    steps: tuple[Step, ...]
+    nodes: tuple[Node, ...]
     output: Any
     tensors: Mapping[str, Tensor]
-    """Parameters and buffers, by the names they have in the module; folded ones have their new values."""
-    about: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Where it comes from, as JSON knows it."""
+    provenance: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @cached_property
-    def uses(self) -> dict[str, int]:
-        """How often each value is read, by steps or as output."""
+    def use_counts(self) -> dict[str, int]:
+        """Value name -> number of reads, by nodes and by the output."""
         counts: dict[str, int] = {}
-        for part in (*((step.args, step.kwargs) for step in self.steps), self.output):
-            for name in refs(part):
-                counts[name] = counts.get(name, 0) + 1
+        for name in (*(name for node in self.nodes for name in node.reads), *referenced(self.output)):
+            counts[name] = counts.get(name, 0) + 1
         return counts
 
     @cached_property
-    def step_of(self) -> dict[str, Step]:
-        """Value name -> the step that gives it."""
-        return {step.name: step for step in self.steps}
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """The tensors that linear and convolutional steps read as weights."""
-        names = [step.args[1].name for step in self.steps if step.op in LAYERS and isinstance(step.args[1], Ref)]
-        return {name: self.tensors[name] for name in dict.fromkeys(names) if name in self.tensors}
+    def node_by_name(self) -> dict[str, Node]:
+        """Value name -> the node that computes it."""
+        return {node.name: node for node in self.nodes}
 
     def shape_of(self, name: str) -> Shape | None:
-        """The shape of a value."""
-        if name in self.step_of:
-            return self.step_of[name].shape
+        """The shape of a value, if it is one tensor."""
+        if name in self.node_by_name:
+            return self.node_by_name[name].shape
         if name in self.tensors:
             return tuple(self.tensors[name].shape)
-        return next((given.shape for given in self.inputs if given.name == name), None)
+        return next((one.shape for one in self.inputs if one.name == name), None)
 
-    def check(self, inputs: Sequence[Any]) -> None:
-        """Raise SwampError for inputs that it cannot be called with, and where gradients are asked for."""
+    def bias_of(self, layer: Node) -> Tensor | None:
+        """The bias of a linear or convolutional node."""
+        ref = layer.args[2] if len(layer.args) > 2 else layer.kwargs.get("bias")
+        return None if ref is None else self.tensors[ref.name]
+
+    def example_inputs(self, batch: int) -> tuple[Tensor, ...]:
+        """Input tensors with `batch` examples each."""
+        return tuple(one.example(batch) for one in self.inputs)
+
+    def check_inputs(self, inputs: Sequence[Any]) -> None:
+        """Raises SwampError if the inputs do not match in number, shape or dtype, or if one requires a gradient."""
         if len(inputs) != len(self.inputs):
             raise SwampError(f"the exported network takes {len(self.inputs)} inputs, got {len(inputs)}.")
-        for given, tensor in zip(self.inputs, inputs, strict=True):
-            if given.check(tensor).requires_grad:
+        for expected, value in zip(self.inputs, inputs, strict=True):
+            if expected.check(value).requires_grad:
                 raise SwampError(
-                    "the exported network has no gradients; call it with inputs that need none (detach())."
+                    "an exported network computes no gradients; call it with inputs that require none (detach())."
                 )
 
-    def pruned_of_dead(self) -> "Program":
-        """Without steps and tensors that nothing reads."""
-        steps: list[Step] = []
-        needed = set(refs(self.output))
-        for step in reversed(self.steps):
-            if step.name in needed:
-                steps.append(step)
-                needed.update(refs((step.args, step.kwargs)))
+    def start(self, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor] | None = None) -> Values:
+        """The values that are available before the first node: tensors (default: those of the program) and inputs."""
+        named = zip((one.name for one in self.inputs), inputs, strict=True)
+        return {**(self.tensors if tensors is None else tensors), **dict(named)}
+
+    def result(self, values: Values) -> Any:
+        """The output, after all nodes have added their results to `values`."""
+        return map_refs(self.output, lambda ref: values[ref.name])
+
+    def without_unused(self) -> "Program":
+        """A copy without the nodes and tensors whose values are never read."""
+        nodes: list[Node] = []
+        needed = set(referenced(self.output))
+        for node in reversed(self.nodes):
+            if node.name in needed:
+                nodes.append(node)
+                needed.update(node.reads)
         tensors = {name: tensor for name, tensor in self.tensors.items() if name in needed}
-        return replace(self, steps=tuple(reversed(steps)), tensors=tensors)
+        return replace(self, nodes=tuple(reversed(nodes)), tensors=tensors)
 
 
-LAYERS = ("linear", "conv1d", "conv2d", "conv3d")
-
-
-def refs(value: Any) -> list[str]:
-    """Names of all values that an argument speaks of."""
-    if isinstance(value, Ref):
-        return [value.name]
-    if isinstance(value, Mapping):
-        return [name for inner in cast("Mapping[str, Any]", value).values() for name in refs(inner)]
-    if isinstance(value, list | tuple):
-        return [name for inner in cast("list[Any]", value) for name in refs(inner)]
+def referenced(argument: Any) -> list[str]:
+    """Names of all values that an argument refers to, in order, with repetitions."""
+    if isinstance(argument, Ref):
+        return [argument.name]
+    if isinstance(argument, Mapping):
+        return [name for inner in cast("Mapping[str, Any]", argument).values() for name in referenced(inner)]
+    if isinstance(argument, list | tuple):
+        return [name for inner in cast("list[Any]", argument) for name in referenced(inner)]
     return []
 
 
-def mapped(value: Any, change: Callable[[Ref], Any]) -> Any:
-    """The same structure with every Ref replaced."""
-    if isinstance(value, Ref):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: mapped(inner, change) for key, inner in cast("Mapping[str, Any]", value).items()}
-    if isinstance(value, list | tuple):
-        changed = [mapped(inner, change) for inner in cast("list[Any]", value)]
-        return tuple(changed) if isinstance(value, tuple) else changed
-    return value
+def map_refs(argument: Any, change: Callable[[Any], Any], kind: type = Ref) -> Any:
+    """The same structure with every instance of `kind` replaced."""
+    if isinstance(argument, kind):
+        return change(argument)
+    if isinstance(argument, Mapping):
+        return {key: map_refs(inner, change, kind) for key, inner in cast("Mapping[str, Any]", argument).items()}
+    if isinstance(argument, list | tuple):
+        changed = [map_refs(inner, change, kind) for inner in cast("list[Any]", argument)]
+        return tuple(changed) if isinstance(argument, tuple) else changed
+    return argument
+
+
+def as_pair(value: Any) -> tuple[int, int]:
+    """(rows, columns) of an argument such as a stride: one number, or a list of one or two numbers."""
+    numbers = [value] if isinstance(value, int) else list(value)
+    return (numbers[0], numbers[-1])
 
 
 _PYTHON: dict[str, Callable[..., Any]] = {
@@ -161,88 +198,101 @@ _PYTHON: dict[str, Callable[..., Any]] = {
 }
 
 
-def operation(target: str) -> Callable[..., Any]:
-    """What a step does. Raises SwampError for anything but a function of tensors: a file may not ask for more."""
+def resolve_operator(target: str) -> Callable[..., Any]:
+    """The function with this name. Raises SwampError unless it is a pure function of tensors, since files name it."""
     name, _, overload = target.partition(".")
     if name == "operator" and overload in _PYTHON:
         return _PYTHON[overload]
     packet = getattr(torch.ops.aten, name, None)
-    found: Any = getattr(packet, overload, None) if packet is not None and overload else None
-    schema: Any = getattr(found, "_schema", None)
+    function: Any = getattr(packet, overload, None) if packet is not None and overload else None
+    schema: Any = getattr(function, "_schema", None)
     if schema is None or schema.is_mutable or not any("Tensor" in str(a.type) for a in schema.arguments):
         raise SwampError(
             f"the program asks for the operation {target!r}, which this torch ({torch.__version__}) does not have as a "
             "function of tensors. Export again, or update torch."
         )
-    return found
+    return function
 
 
-class Dense(nn.Module):
-    """A program run by torch, operation by operation; its parameters are the program's tensors."""
+def torch_call(node: Node) -> Callable[[Values], None]:
+    """A function that executes the node in torch and adds its result to the values."""
+    function = resolve_operator(node.target)
 
-    def __init__(self, program: Program) -> None:
-        super().__init__()
-        self.program = program
-        self._names = {name: name.replace(".", "__") for name in program.tensors}
-        for name, tensor in program.tensors.items():
-            self.register_buffer(self._names[name], tensor)
-        self._calls = [(step, operation(step.target)) for step in program.steps]
-        self._last = _last_uses(program)
+    def call(values: Values) -> None:
+        args, kwargs = map_refs((node.args, node.kwargs), lambda ref: values[ref.name])
+        values[node.name] = function(*args, **kwargs)
 
-    def forward(self, *inputs: Tensor) -> Any:
-        """The network's output."""
-        return self._run(inputs, lambda step, value: None)
-
-    def _run(self, inputs: Sequence[Tensor], tell: Callable[[Step, Any], None]) -> Any:
-        values: dict[str, Any] = {name: getattr(self, attribute) for name, attribute in self._names.items()}
-        for given, tensor in zip(self.program.inputs, inputs, strict=True):
-            values[given.name] = tensor
-        for step, call in self._calls:
-            args, kwargs = mapped((step.args, step.kwargs), lambda ref: values[ref.name])
-            values[step.name] = call(*args, **kwargs)
-            tell(step, values[step.name])
-            for name in self._last.get(step.name, ()):
-                del values[name]
-        return mapped(self.program.output, lambda ref: values[ref.name])
-
-    @torch.no_grad()
-    def check_shapes(self) -> None:
-        """Raise ValueError, or whatever torch does, unless every step gives a value of the shape that it states.
-
-        Kernels are built for these shapes and write that far: a file must not say another than it has. Tried on two
-        sizes, as None stands for that of the batch.
-        """
-        for size in (2, 3):
-
-            def compare(step: Step, value: Any, size: int = size) -> None:
-                stated = step.shape and tuple(size if length is None else length for length in step.shape)
-                if stated is not None and not (isinstance(value, Tensor) and tuple(value.shape) == stated):
-                    raise ValueError(f"{step.name} has not the shape {step.shape}")
-
-            sizes = ([size if length is None else length for length in given.shape] for given in self.program.inputs)
-            inputs = [
-                torch.zeros(own, dtype=given.dtype) for own, given in zip(sizes, self.program.inputs, strict=True)
-            ]
-            self._run(inputs, compare)
+    return call
 
 
-def _last_uses(program: Program) -> dict[str, list[str]]:
-    """Step name -> values that nothing reads after it."""
-    last: dict[str, str] = {}
-    for step in program.steps:
-        last.update(dict.fromkeys([step.name, *refs((step.args, step.kwargs))], step.name))
-    for name in (*refs(program.output), *program.tensors):
-        last.pop(name, None)
-    done: dict[str, list[str]] = {}
-    for name, step in last.items():
-        done.setdefault(step, []).append(name)
-    return done
-
-
-def pattern(shape: Sequence[int | None], dtype: torch.dtype, size: int) -> Tensor:
-    """A tensor to time with: numbers of a fixed pattern, since the global generator is not ours."""
-    sizes = [size if length is None else length for length in shape]
+def example_tensor(shape: Sequence[int | None], dtype: torch.dtype, batch: int) -> Tensor:
+    """A tensor for timing, with `batch` for each size that may vary. Its values do not depend on a random generator."""
+    sizes = [batch if size is None else size for size in shape]
     if not dtype.is_floating_point:
         return torch.zeros(sizes, dtype=dtype)
     count = int(np.prod(sizes))
     return (torch.arange(count, dtype=torch.float32) % 7 - 3).reshape(sizes).to(dtype)
+
+
+class DenseNetwork(nn.Module):
+    """A program that torch executes operator by operator, zeros included.
+
+    Args:
+        program: The network. Its tensors become buffers of the module.
+    """
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+        self._attributes = {name: name.replace(".", "__") for name in program.tensors}
+        for name, tensor in program.tensors.items():
+            self.register_buffer(self._attributes[name], tensor)
+        self._calls = [(node, torch_call(node)) for node in program.nodes]
+        self._last_reads = _last_reads(program)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """The output of the network."""
+        return self._execute(inputs, lambda node, value: None)
+
+    def _execute(self, inputs: Sequence[Tensor], on_result: Callable[[Node, Any], None]) -> Any:
+        tensors = {name: getattr(self, attribute) for name, attribute in self._attributes.items()}
+        values = self.program.start(inputs, tensors)
+        for node, call in self._calls:
+            call(values)
+            on_result(node, values[node.name])
+            for name in self._last_reads.get(node.name, ()):
+                del values[name]
+        return self.program.result(values)
+
+    @torch.no_grad()
+    def check_shapes(self) -> None:
+        """Raises ValueError, or an error of torch, unless every node computes the shape that it states.
+
+        Kernels are built for the stated shapes and write that many numbers, and the shapes come from a file. Each node
+        is executed with two batch sizes, because None stands for the batch size.
+        """
+        for batch in (2, 3):
+
+            def compare(node: Node, value: Any, batch: int = batch) -> None:
+                stated = node.shape and tuple(batch if size is None else size for size in node.shape)
+                if stated is not None and not (isinstance(value, Tensor) and tuple(value.shape) == stated):
+                    raise ValueError(f"{node.name} does not have the stated shape {node.shape}")
+
+            shapes = ([batch if size is None else size for size in one.shape] for one in self.program.inputs)
+            inputs = [
+                torch.zeros(shape, dtype=one.dtype) for shape, one in zip(shapes, self.program.inputs, strict=True)
+            ]
+            self._execute(inputs, compare)
+
+
+def _last_reads(program: Program) -> dict[str, list[str]]:
+    """Node name -> the values that are not read after that node."""
+    last: dict[str, str] = {}
+    for node in program.nodes:
+        last.update(dict.fromkeys([node.name, *node.reads], node.name))
+    for name in (*referenced(program.output), *program.tensors):
+        last.pop(name, None)
+    finished: dict[str, list[str]] = {}
+    for name, node in last.items():
+        finished.setdefault(node, []).append(name)
+    return finished

@@ -1,110 +1,248 @@
-"""Rewrites of programs that inference allows; see compact.py for one more."""
+"""Rewrites of programs that leave the outputs equal: folded BatchNorm, removed identities and removed dead units."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from swamp.runtime.program import LAYERS, Program, Ref, Step, mapped
+from swamp.runtime.program import LAYERS, Node, Program, Ref, Shape, as_pair, map_refs
 
 
-def _rewritten(program: Program, change: Callable[[Step], Step | Ref]) -> Program:
-    """Every step changed, or left out in favour of another value."""
-    renamed: dict[str, Ref] = {}
+def _rewritten(program: Program, change: Callable[[Node], Node | Ref]) -> Program:
+    """Replace every node by the node that `change` returns, or by a reference to another value."""
+    replaced: dict[str, Ref] = {}
 
     def follow(ref: Ref) -> Ref:
-        return renamed.get(ref.name, ref)
+        return replaced.get(ref.name, ref)
 
-    steps: list[Step] = []
-    for step in program.steps:
-        changed = change(replace(step, args=mapped(step.args, follow), kwargs=mapped(step.kwargs, follow)))
+    nodes: list[Node] = []
+    for node in program.nodes:
+        changed = change(replace(node, args=map_refs(node.args, follow), kwargs=map_refs(node.kwargs, follow)))
         if isinstance(changed, Ref):
-            renamed[step.name] = changed
+            replaced[node.name] = changed
         else:
-            steps.append(changed)
-    return replace(program, steps=tuple(steps), output=mapped(program.output, follow))
+            nodes.append(changed)
+    return replace(program, nodes=tuple(nodes), output=map_refs(program.output, follow))
 
 
-_END = 2**62
+_IDENTITIES = ("dropout", "feature_dropout", "alpha_dropout", "detach", "alias", "lift_fresh_copy")
+"""Operators that return their input in eval mode."""
+_TO_THE_END = 2**62
+"""An `end` of a slice above this number means no end."""
 
 
 def without_identities(program: Program) -> Program:
-    """Without steps that do nothing in eval mode, such as dropout."""
+    """The program without operators that change nothing in eval mode, such as dropout."""
 
-    def change(step: Step) -> Step | Ref:
-        same = step.op in ("dropout", "feature_dropout", "alpha_dropout", "detach", "alias", "lift_fresh_copy")
-        if step.op == "slice":
-            usual: list[Any] = [0, 0, _END, 1]
-            _, start, end, stride = [*step.args[1:], *usual[len(step.args) - 1 :]]
-            same = start in (0, None) and (end is None or (isinstance(end, int) and end > _END)) and stride == 1
-        return step.args[0] if same else step
+    def change(node: Node) -> Node | Ref:
+        identity = node.op in _IDENTITIES
+        if node.op == "slice":
+            defaults: list[Any] = [0, 0, _TO_THE_END, 1]
+            _, start, end, stride = [*node.args[1:], *defaults[len(node.args) - 1 :]]
+            unlimited = end is None or (isinstance(end, int) and end > _TO_THE_END)
+            identity = start in (0, None) and unlimited and stride == 1
+        return node.args[0] if identity else node
 
     return _rewritten(program, change)
 
 
-def folded(program: Program) -> Program:
-    """The program for inference: BatchNorm is part of the layer before it where nothing else reads that layer.
+def fold_batchnorm(program: Program) -> Program:
+    """Return a program for inference in which BatchNorm is part of the layer before it.
 
-    Equal to rounding; what nothing reads any more is left out.
+    Only a layer whose result is read once absorbs its BatchNorm. A mean over a flattened image becomes a mean over rows
+    and columns, which the kernels can execute, and values that are never read are removed.
+
+    Args:
+        program: What `trace` or `read` returned.
+
+    Returns:
+        A program whose outputs equal those of `program` up to rounding in float32.
     """
-    return _averaged(_normed(program)).pruned_of_dead()
+    return _with_image_means(_with_folded_norms(program)).without_unused()
 
 
-def _normed(program: Program) -> Program:
+def batchnorm_scale_and_shift(norm: Node, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | float]:
+    """(scale, mean, shift) in float64 of a BatchNorm in eval mode: y = (x - mean) * scale + shift."""
+    gain, shift, mean, variance = (None if ref is None else tensors[ref.name].double() for ref in norm.args[1:5])
+    assert mean is not None
+    assert variance is not None
+    scale = (variance + norm.args[7]).rsqrt() * (1 if gain is None else gain)
+    return scale, mean, 0 if shift is None else shift
+
+
+def _with_folded_norms(program: Program) -> Program:
     tensors = dict(program.tensors)
-    done: dict[str, Step] = {}
+    foldable: dict[str, Node] = {}
+    """Layers that can absorb a BatchNorm, by name; updated when they do."""
 
-    def change(step: Step) -> Step | Ref:
-        if step.op == "batch_norm" and isinstance(step.args[0], Ref):
-            layer = done.get(step.args[0].name)
-            if layer is not None and program.uses[layer.name] == 1 and not step.args[5]:
-                done[layer.name] = _with_norm(layer, step, tensors)
+    def change(node: Node) -> Node | Ref:
+        if node.op == "batch_norm" and isinstance(node.args[0], Ref):
+            layer = foldable.get(node.args[0].name)
+            training = node.args[5]
+            if layer is not None and program.use_counts[layer.name] == 1 and not training:
+                foldable[layer.name] = _with_norm(program, layer, node, tensors)
                 return Ref(layer.name)
-        if step.op in LAYERS and program.uses[step.args[1].name] == 1:
-            done[step.name] = step
-        return step
+        if node.op in LAYERS and program.use_counts[node.args[1].name] == 1:
+            foldable[node.name] = node
+        return node
 
     rewritten = _rewritten(program, change)
-    steps = tuple(done.get(step.name, step) for step in rewritten.steps)
-    return replace(rewritten, steps=steps, tensors=tensors)
+    nodes = tuple(foldable.get(node.name, node) for node in rewritten.nodes)
+    return replace(rewritten, nodes=nodes, tensors=tensors)
 
 
-def _weight(layer: Step) -> str:
-    args: Sequence[Any] = layer.args
-    return args[1].name
+def _with_norm(program: Program, layer: Node, norm: Node, tensors: dict[str, Tensor]) -> Node:
+    """The layer with the BatchNorm in its weight and bias, which are written to `tensors`."""
+    scale, mean, shift = batchnorm_scale_and_shift(norm, tensors)
+    weight_name = layer.args[1].name
+    weight = tensors[weight_name]
+    ref = layer.args[2] if len(layer.args) > 2 else None
+    bias = torch.zeros_like(mean) if ref is None else tensors[ref.name].double()
+    bias_name = f"{weight_name}.folded_bias"
+    tensors[weight_name] = (weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
+    tensors[bias_name] = ((bias - mean) * scale + shift).to(weight.dtype)
+    return replace(layer, args=(*layer.args[:2], Ref(bias_name), *layer.args[3:]))
 
 
-def _with_norm(layer: Step, norm: Step, tensors: dict[str, Tensor]) -> Step:
-    gain, shift, mean, var = (None if ref is None else tensors[ref.name].double() for ref in norm.args[1:5])
-    assert mean is not None
-    assert var is not None
-    scale = (var + norm.args[7]).rsqrt() * (1 if gain is None else gain)
-    weight = tensors[_weight(layer)]
-    given = layer.args[2] if len(layer.args) > 2 else None
-    before = torch.zeros_like(mean) if given is None else tensors[given.name].double()
-    bias = (before - mean) * scale + (0 if shift is None else shift)
-    name = _weight(layer)
-    own = f"{name}.folded_bias"
-    tensors[name] = (weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
-    tensors[own] = bias.to(weight.dtype)
-    return replace(layer, args=(*layer.args[:2], Ref(own), *layer.args[3:]))
+def _with_image_means(program: Program) -> Program:
+    """Replace `x.flatten(2).mean(2)` by a mean over rows and columns."""
 
-
-def _averaged(program: Program) -> Program:
-    """`x.flatten(2).mean(2)` is the mean over rows and columns: one step that the runtime knows."""
-    found = program.step_of
-
-    def change(step: Step) -> Step | Ref:
-        if step.op != "mean" or len(step.args) != 2 or step.kwargs or not isinstance(step.args[0], Ref):
-            return step
-        flat = found.get(step.args[0].name)
-        if flat is None or flat.op != "flatten" or list(step.args[1]) not in ([2], [-1]):
-            return step
+    def change(node: Node) -> Node | Ref:
+        if node.op != "mean" or len(node.args) != 2 or node.kwargs or not isinstance(node.args[0], Ref):
+            return node
+        flat = program.node_by_name.get(node.args[0].name)
+        if flat is None or flat.op != "flatten" or list(node.args[1]) not in ([2], [-1]):
+            return node
         shape = program.shape_of(flat.args[0].name)
         if shape is None or tuple(flat.args[1:]) not in ((2,), (2, -1), (2, len(shape) - 1)) or len(shape) < 3:
-            return step
-        return replace(step, args=(flat.args[0], list(range(2, len(shape)))))
+            return node
+        return replace(node, args=(flat.args[0], list(range(2, len(shape)))))
 
     return _rewritten(program, change)
+
+
+# Dead units
+
+_UNIT_LAYERS = ("linear", "conv1d", "conv2d")
+_CHANNELWISE = ("relu", "gelu", "max_pool2d", "adaptive_avg_pool2d", "mean", "flatten")
+"""Operators that do not mix channels and map a constant channel to a constant channel."""
+
+
+@dataclass(frozen=True)
+class _LayerPair:
+    """Two layers, and the channelwise operators by which only the second one reads the first."""
+
+    layer: Node
+    between: tuple[Node, ...]
+    reader: Node
+
+
+def remove_dead_units(program: Program) -> Program:
+    """Return a smaller program without units that cannot influence the output.
+
+    A unit is dead if all weights that read it are zero, or if all its own weights are zero. In the second case it is
+    constant, and the constant is added to the bias of the next layer. These units stay: units that several operators
+    read, as at a residual connection; non-zero constants that a padded convolution reads, because padding makes them
+    vary; and one unit of a layer whose units are all dead.
+
+    Args:
+        program: What `fold_batchnorm` returned. A BatchNorm between two layers hides their dead units.
+
+    Returns:
+        A program whose outputs equal those of `program` up to rounding in float32.
+    """
+    # From the last layer to the first: a unit that only a dead unit reads is dead as well.
+    for node in reversed(program.nodes):
+        pair = _layer_pair(program, node)
+        if pair is not None:
+            program = _without_dead_units(program, pair)
+    return program.without_unused()
+
+
+def _layer_pair(program: Program, layer: Node) -> _LayerPair | None:
+    if not _has_own_weight(program, layer):
+        return None
+    between: list[Node] = []
+    value = layer
+    while program.use_counts.get(value.name) == 1:
+        reader = next((node for node in program.nodes if node.args and node.args[0] == Ref(value.name)), None)
+        if reader is None:
+            return None
+        if reader.op in _UNIT_LAYERS:
+            # A linear layer reads the last dimension, which is not the channel dimension of an image.
+            fits = reader.op != "linear" or layer.op == "linear" or len(value.shape or ()) == 2
+            return _LayerPair(layer, tuple(between), reader) if fits and _has_own_weight(program, reader) else None
+        flattens_all = reader.op != "flatten" or tuple(reader.args[1:]) in ((1,), (1, -1), (1, 3))
+        if reader.op not in _CHANNELWISE or not flattens_all:
+            return None
+        between.append(reader)
+        value = reader
+    return None
+
+
+def _has_own_weight(program: Program, node: Node) -> bool:
+    """Whether the node is a layer without groups that shares no parameter with another node."""
+    if node.op not in _UNIT_LAYERS or node.kwargs or not isinstance(node.args[1], Ref):
+        return False
+    groups = node.args[6] if len(node.args) > 6 else 1
+    names = [ref.name for ref in node.args[1:3] if ref is not None]
+    return groups == 1 and all(name in program.tensors and program.use_counts[name] == 1 for name in names)
+
+
+def _without_dead_units(program: Program, pair: _LayerPair) -> Program:
+    layer, reader = pair.layer, pair.reader
+    weight, reading = (program.tensors[node.args[1].name] for node in (layer, reader))
+    units = len(weight)
+    # After a flattened image, the reader has several inputs for each channel.
+    inputs_per_unit = reading.shape[1] // units
+    if reading.shape[1] != inputs_per_unit * units:
+        return program
+    per_unit = reading.reshape(len(reading), units, -1)
+    constants = _constants(program, pair)
+    constant = (weight.flatten(1) == 0).all(1)
+    if reader.op != "linear" and any(_padding(reader)):
+        constant &= constants == 0
+    keep = ~((per_unit == 0).all(2).all(0) | constant)
+    if bool(keep.all()):
+        return program
+    keep[0] |= not bool(keep.any())
+    tensors = dict(program.tensors)
+    removed = torch.where(constant & ~keep, constants, torch.zeros(units))
+    added = (per_unit.double() * removed.double()[None, :, None]).sum((1, 2))
+    before = program.bias_of(reader)
+    bias_name = f"{reader.args[1].name}.compact_bias"
+    tensors[bias_name] = (added if before is None else added + before.double()).to(reading.dtype)
+    tensors[layer.args[1].name] = weight[keep].clone()
+    bias = program.bias_of(layer)
+    if bias is not None:
+        tensors[layer.args[2].name] = bias[keep].clone()
+    tensors[reader.args[1].name] = reading[:, keep.repeat_interleave(inputs_per_unit)].clone()
+    changed = {reader.name: replace(reader, args=(*reader.args[:2], Ref(bias_name), *reader.args[3:]))}
+    for node in (layer, *pair.between):
+        changed[node.name] = replace(node, shape=_with_units(node.shape, layer.op, units, int(keep.sum())))
+    return replace(program, nodes=tuple(changed.get(node.name, node) for node in program.nodes), tensors=tensors)
+
+
+def _constants(program: Program, pair: _LayerPair) -> Tensor:
+    """The value of each unit that the reader sees if the unit's own weights are all zero."""
+    bias = program.bias_of(pair.layer)
+    value = torch.zeros(len(program.tensors[pair.layer.args[1].name])) if bias is None else bias.clone()
+    for node in pair.between:
+        value = value.relu() if node.op == "relu" else torch.nn.functional.gelu(value) if node.op == "gelu" else value
+    return value
+
+
+def _padding(convolution: Node) -> tuple[int, int]:
+    padding: Any = convolution.args[4] if len(convolution.args) > 4 else 0
+    return (1, 1) if isinstance(padding, str) else as_pair(padding)
+
+
+def _with_units(shape: Shape | None, op: str, before: int, after: int) -> Shape | None:
+    """The shape with `after` instead of `before` units; a flattened image has a multiple of them."""
+    if shape is None:
+        return None
+    axis = len(shape) - 1 if op == "linear" else 1
+    size = shape[axis]
+    return (*shape[:axis], None if size is None else size // before * after, *shape[axis + 1 :])

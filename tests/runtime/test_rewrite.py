@@ -1,4 +1,4 @@
-"""Dead units leave, and outputs stay."""
+"""Dead units are removed, and outputs stay equal."""
 
 import pytest
 import torch
@@ -7,30 +7,29 @@ from hypothesis import strategies as st
 from torch import nn
 
 from swamp.datasets import build_network
-from swamp.runtime import Dense, folded, trace
-from swamp.runtime.compact import compacted
+from swamp.runtime import DenseNetwork, fold_batchnorm, remove_dead_units, trace
 
 from .networks import built, numbers, run
 
 
-def test_an_unread_and_a_constant_unit_leave_and_the_constant_moves_into_the_bias():
+def test_unread_and_constant_units_are_removed_and_the_constants_move_into_the_bias():
     model = built(lambda: nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)), 0)
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1.0, 2], [0, 0], [3, 4], [0, 0]]))
         model[0].bias.copy_(torch.tensor([0.5, 3, 0.5, -3]))
         model[2].weight.copy_(torch.tensor([[1.0, 2, 0, 5]]))
         model[2].bias.fill_(10)
-    program = compacted(folded(trace(model, numbers(2, 2))))
+    program = remove_dead_units(fold_batchnorm(trace(model, numbers(2, 2))))
     assert program.tensors["0.weight"].tolist() == [[1, 2]]
     assert program.tensors["2.weight"].tolist() == [[1]]
     # 10, and relu(3) times 2; the last unit is relu(-3) = 0.
     assert program.tensors["2.weight.compact_bias"].tolist() == [16]
     with torch.no_grad():
-        assert torch.allclose(Dense(program)(numbers(5, 2)), model(numbers(5, 2)), atol=1e-6)
+        assert torch.allclose(DenseNetwork(program)(numbers(5, 2)), model(numbers(5, 2)), atol=1e-6)
 
 
 class Kept(nn.Module):
-    """A residual connection, whose channels several read."""
+    """A residual connection, with units that several operators read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +42,7 @@ class Kept(nn.Module):
 @pytest.mark.slow
 @given(st.integers(0, 20), st.sampled_from([0, 1]), st.sampled_from([0.7, 0.9, 0.97]))
 @settings(max_examples=12)
-def test_outputs_stay_in_any_network(seed, padding, sparsity):
+def test_removing_dead_units_leaves_the_outputs_equal(seed, padding, sparsity):
     def make() -> nn.Module:
         return nn.Sequential(
             nn.Conv2d(1, 6, 3, padding=padding),
@@ -59,20 +58,20 @@ def test_outputs_stay_in_any_network(seed, padding, sparsity):
         )
 
     model = built(make, sparsity, seed)
-    before = folded(trace(model, numbers(2, 1, 8, 8)))
-    after = compacted(before)
+    before = fold_batchnorm(trace(model, numbers(2, 1, 8, 8)))
+    after = remove_dead_units(before)
     assert sum(t.numel() for t in after.tensors.values()) <= sum(t.numel() for t in before.tensors.values()) + 15
     with torch.no_grad():
         want = model(numbers(4, 1, 8, 8))
-        assert torch.allclose(Dense(after)(numbers(4, 1, 8, 8)), want, atol=1e-5)
+        assert torch.allclose(DenseNetwork(after)(numbers(4, 1, 8, 8)), want, atol=1e-5)
     assert torch.allclose(run(after, numbers(4, 1, 8, 8), 16), want, atol=1e-4)
 
 
 @pytest.mark.parametrize("make", [Kept, lambda: build_network("resnet-20", (1, 12, 12), 3)])
-def test_residual_connections_are_respected(make):
+def test_units_at_residual_connections_stay(make):
     model = built(make, 0.97)
     inputs = numbers(3, 4) if make is Kept else numbers(3, 1, 12, 12)
-    program = compacted(folded(trace(model, inputs)))
+    program = remove_dead_units(fold_batchnorm(trace(model, inputs)))
     with torch.no_grad():
         want = model(inputs)
-        assert (Dense(program)(inputs) - want).abs().max() <= 1e-5 * max(1, want.abs().max())
+        assert (DenseNetwork(program)(inputs) - want).abs().max() <= 1e-5 * max(1, want.abs().max())

@@ -1,4 +1,4 @@
-"""Every layer kind and shape that the kernels know, against torch."""
+"""The kernels compute every supported layer and shape as torch does."""
 
 import pytest
 import torch
@@ -7,25 +7,27 @@ from hypothesis import strategies as st
 from torch import nn
 
 from swamp.runtime import trace
-from swamp.runtime.layout import FIELDS
-from swamp.runtime.lower import lower
-from swamp.runtime.program import Step
-from swamp.runtime.segments import segments
-from swamp.runtime.sparse import Choice, Plan
+from swamp.runtime.arena import FIELDS
+from swamp.runtime.kernels import KernelConfig, KernelExecutor, kernel_library
+from swamp.runtime.lowering import lower
+from swamp.runtime.program import Node
+from swamp.runtime.regions import partition
 
-from .networks import built, numbers, run, same
+from .networks import assert_same, built, numbers, run
 
-WIDTHS = (1, 3, 4, 16, 32)
-widths = st.sampled_from(WIDTHS)
+BLOCKS = (1, 3, 4, 16, 32)
+blocks = st.sampled_from(BLOCKS)
 batches = st.sampled_from([1, 2, 5, 16, 33])
 densities = st.sampled_from([0.0, 0.5, 0.9, 1.0])
 
 
-@given(st.integers(1, 40), st.integers(1, 40), batches, widths, densities, st.booleans(), st.booleans())
+@given(st.integers(1, 40), st.integers(1, 40), batches, blocks, densities, st.booleans(), st.booleans())
 @settings(max_examples=15)
-def test_a_linear_layer(inputs, outputs, batch, width, sparsity, bias, relu):
+def test_a_linear_layer(inputs, outputs, batch, block, sparsity, bias, relu):
     after = nn.ReLU() if relu else nn.GELU()
-    same(built(lambda: nn.Sequential(nn.Linear(inputs, outputs, bias), after), sparsity), numbers(batch, inputs), width)
+    assert_same(
+        built(lambda: nn.Sequential(nn.Linear(inputs, outputs, bias), after), sparsity), numbers(batch, inputs), block
+    )
 
 
 @pytest.mark.slow
@@ -41,7 +43,7 @@ def test_a_convolution(data):
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
     assume(all(s + 2 * p >= r for s, p, r in zip(size, padding, reach, strict=True)))
     channels, more = few(1, 3) * groups, few(1, 5) * groups
-    bias, batch, width, sparsity = data.draw(st.booleans()), data.draw(batches), data.draw(widths), data.draw(densities)
+    bias, batch, block, sparsity = data.draw(st.booleans()), data.draw(batches), data.draw(blocks), data.draw(densities)
     model = built(
         lambda: nn.Sequential(
             nn.Conv2d(channels, more, kernel, stride, padding, dilation, groups, bias),
@@ -51,25 +53,25 @@ def test_a_convolution(data):
         ),
         sparsity,
     )
-    same(model, numbers(batch, channels, *size), width)
+    assert_same(model, numbers(batch, channels, *size), block)
 
 
 @pytest.mark.slow
-@given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 1), st.integers(4, 9), batches, widths)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 1), st.integers(4, 9), batches, blocks)
 @settings(max_examples=15)
-def test_pooling_after_a_convolution(kernel, stride, padding, size, batch, width):
+def test_pooling_after_a_convolution(kernel, stride, padding, size, batch, block):
     assume(2 * padding <= kernel)
     for pool in (nn.MaxPool2d(kernel, stride, padding), nn.AvgPool2d(kernel, stride, padding)):
         model = built(lambda pool=pool: nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), pool), 0.5)
-        same(model, numbers(batch, 2, size, size + 1), width)
+        assert_same(model, numbers(batch, 2, size, size + 1), block)
 
 
 @pytest.mark.slow
-@given(st.integers(1, 2), st.integers(0, 2), st.integers(5, 20), batches, widths)
+@given(st.integers(1, 2), st.integers(0, 2), st.integers(5, 20), batches, blocks)
 @settings(max_examples=15)
-def test_a_signal(stride, padding, length, batch, width):
+def test_a_signal(stride, padding, length, batch, block):
     model = built(lambda: nn.Sequential(nn.Conv1d(2, 5, 3, stride, padding), nn.ReLU(), nn.Conv1d(5, 3, 2)), 0.5)
-    same(model, numbers(batch, 2, length), width)
+    assert_same(model, numbers(batch, 2, length), block)
 
 
 class Residual(nn.Module):
@@ -91,14 +93,14 @@ class Residual(nn.Module):
 
 
 @pytest.mark.fast_cases(8)
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("size", [1, 2, 7, 8, 17])
-def test_residual_connections(width, size):
-    same(built(Residual), numbers(5, 3, size, size), width)
+def test_residual_connections(block, size):
+    assert_same(built(Residual), numbers(5, 3, size, size), block)
 
 
 class Wide(nn.Module):
-    """Sums of so many inputs that they are made in parts, with a residual before or after, and a stride."""
+    """Sums over so many inputs that they are computed in parts, with a residual before or after, and a stride."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,35 +112,35 @@ class Wide(nn.Module):
         return torch.relu(self.two(x) + self.side(x))
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize(("batch", "size"), [(33, 12), (2, 13)])
-def test_sums_in_parts(width, batch, size):
+def test_sums_in_parts(block, batch, size):
     model = built(Wide, 0.3)
     program = trace(model, numbers(2, 64, size, size))
-    (part,) = segments(program)
-    chains = lower(program, part, width, 16).steps[:, FIELDS.index("chain")]
+    (part,) = partition(program)
+    chains = lower(program, part, block, 16).steps[:, FIELDS.index("chain")]
     assert chains.max() > 0
-    same(model, numbers(batch, 64, size, size), width)
+    assert_same(model, numbers(batch, 64, size, size), block)
 
 
-@pytest.mark.parametrize("width", [1, 16, 32, 48])
-def test_sums_of_a_long_vector_in_parts(width):
+@pytest.mark.parametrize("block", [1, 16, 32, 48])
+def test_sums_of_a_long_vector_in_parts(block):
     model = nn.Sequential(built(lambda: nn.Linear(3000, 40), 0.3), nn.ReLU(), nn.Linear(40, 3))
     program = trace(model, numbers(2, 3000))
-    (part,) = segments(program)
-    chains = lower(program, part, width, 16).steps[:, FIELDS.index("chain")]
-    # One example gathers what it needs, whatever it is next to.
-    assert (chains.max() > 0) == (width > 1)
-    same(model, numbers(50, 3000), width)
+    (part,) = partition(program)
+    chains = lower(program, part, block, 16).steps[:, FIELDS.index("chain")]
+    # A single example is computed by the gather kernel, which has no parts.
+    assert (chains.max() > 0) == (block > 1)
+    assert_same(model, numbers(50, 3000), block)
 
 
-@pytest.mark.parametrize("width", [16, 32, 64])
-def test_parts_of_a_sum_share_channels_out_alike(width):
-    """Threads do not wait for each other between parts: a channel that changed its thread might lose one."""
+@pytest.mark.parametrize("block", [16, 32, 64])
+def test_all_parts_of_a_sum_give_a_channel_to_the_same_thread(block):
+    """There is no barrier between parts: a channel that moved to another thread could lose a part."""
     program = trace(built(lambda: nn.Linear(3000, 203), 0.9), numbers(2, 3000))
-    (part,) = segments(program)
-    lowered = lower(program, part, width, 16)
-    kept = {array.ctypes.data: array for array in lowered.kept}
+    (part,) = partition(program)
+    lowered = lower(program, part, block, 16)
+    kept = {array.ctypes.data: array for array in lowered.pinned}
     steps = [dict(zip(FIELDS, map(int, row), strict=True)) for row in lowered.steps if row[FIELDS.index("slice")] > 1]
     assert len(steps) > 1
     orders = [kept[step["order"]].reshape(-1) for step in steps]
@@ -147,11 +149,11 @@ def test_parts_of_a_sum_share_channels_out_alike(width):
         for at in range(0, len(order), step["slice"] * step["group"]):
             groups = [set(one[at : at + step["slice"] * step["group"]]) for one in (order, orders[0])]
             assert groups[0] == groups[1]
-    same(built(lambda: nn.Linear(3000, 203), 0.9), numbers(70, 3000), width)
+    assert_same(built(lambda: nn.Linear(3000, 203), 0.9), numbers(70, 3000), block)
 
 
 class Sliced(nn.Module):
-    """Rows, columns or both of an image left out, then read with a border."""
+    """An image without some rows or columns, which is then read with a border."""
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
@@ -162,41 +164,41 @@ class Sliced(nn.Module):
         return self.last(torch.relu(self.first(x))[:, :, :: self.rows, :: self.columns])
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("steps", [(2, 1), (1, 2), (2, 2)])
-def test_an_image_of_every_other_row_or_column(width, steps):
-    same(built(lambda: Sliced(*steps)), numbers(5, 2, 9, 8), width)
+def test_an_image_of_every_other_row_or_column(block, steps):
+    assert_same(built(lambda: Sliced(*steps)), numbers(5, 2, 9, 8), block)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_flattened_images_and_adaptive_means(width):
+@pytest.mark.parametrize("block", BLOCKS)
+def test_flattened_images_and_adaptive_means(block):
     def make() -> nn.Module:
         head = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
         return nn.Sequential(head, nn.Linear(4 * 9, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 3))
 
-    same(built(make), numbers(6, 2, 6, 6), width)
+    assert_same(built(make), numbers(6, 2, 6, 6), block)
     mean = built(lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.ReLU()))
-    same(mean, numbers(6, 2, 6, 5), width)
+    assert_same(mean, numbers(6, 2, 6, 5), block)
 
 
-@pytest.mark.parametrize("width", [1, 16])
-def test_a_transformer_layer_runs_its_linear_parts_on_the_kernels_and_the_rest_in_torch(width):
+@pytest.mark.parametrize("block", [1, 16])
+def test_a_transformer_layer_runs_its_linear_layers_on_the_kernels_and_the_rest_in_torch(block):
     layer = built(lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, activation="gelu", dropout=0))
     inputs = numbers(3, 5, 16)
     with torch.no_grad():
         want = layer(inputs)
     program = trace(layer, inputs)
-    parts = segments(program)
-    inside = [step.op for part in parts if not isinstance(part, Step) for step in part.steps]
+    parts = partition(program)
+    inside = [node.op for part in parts if not isinstance(part, Node) for node in part.nodes]
     assert inside.count("linear") == 4
-    assert {"layer_norm", "scaled_dot_product_attention"} <= {part.op for part in parts if isinstance(part, Step)}
-    assert (run(program, inputs, width) - want).abs().max() < 1e-4
+    assert {"layer_norm", "scaled_dot_product_attention"} <= {part.op for part in parts if isinstance(part, Node)}
+    assert (run(program, inputs, block) - want).abs().max() < 1e-4
 
 
-def test_layers_that_are_left_to_torch_are_run_by_torch():
+def test_excluded_layers_run_in_torch():
     model = built(Residual)
     program = trace(model, numbers(4, 3, 8, 8))
-    layers = [step.name for step in program.steps if step.op == "conv2d"]
+    layers = [node.name for node in program.nodes if node.op == "conv2d"]
     with torch.no_grad():
         want = model(numbers(4, 3, 8, 8))
     for dense in (layers[:1], layers[1:], layers):
@@ -205,31 +207,35 @@ def test_layers_that_are_left_to_torch_are_run_by_torch():
 
 
 @pytest.mark.slow
-def test_threads_share_channels_or_blocks_and_give_the_same():
+def test_threads_share_channels_or_blocks_and_compute_the_same():
     model = built(Residual)
     threads = torch.get_num_threads()
     try:
         for count in (2, 3):
             torch.set_num_threads(count)
-            for width, batch in ((16, 2), (1, 9), (4, 9)):
-                same(model, numbers(batch, 3, 9, 9), width)
+            for block, batch in ((16, 2), (1, 9), (4, 9)):
+                assert_same(model, numbers(batch, 3, 9, 9), block)
     finally:
         torch.set_num_threads(threads)
 
 
-def test_a_not_a_number_is_passed_on():
+def test_nan_is_passed_on():
     model = built(lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU()), 0)
     inputs = numbers(20, 3)
     inputs[3, 1] = float("nan")
-    for width in (1, 16):
-        found = run(trace(model, inputs), inputs, width)
+    for block in (1, 16):
+        found = run(trace(model, inputs), inputs, block)
         assert found.isnan().any(1).tolist() == [index == 3 for index in range(20)]
 
 
-def test_an_arena_is_as_large_as_a_block_needs_and_no_larger_for_more_examples():
+def test_more_examples_than_a_block_need_no_larger_arena():
     model = built(lambda: nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 10)))
-    plan = Plan(trace(model, numbers(2, 30)), Choice(16))
-    plan([numbers(2, 30)])
-    before = plan.segments[0].arena.nbytes
-    plan([numbers(200, 30)])
-    assert plan.segments[0].arena.nbytes == before
+    executor = KernelExecutor(trace(model, numbers(2, 30)), KernelConfig(16))
+    executor([numbers(2, 30)])
+    before = executor.regions[0].arena.nbytes
+    executor([numbers(200, 30)])
+    assert executor.regions[0].arena.nbytes == before
+
+
+def test_python_and_c_agree_on_the_fields_of_a_kernel_step():
+    assert kernel_library().swamp_fields() == len(FIELDS)

@@ -1,0 +1,186 @@
+"""Lowering: from a fused region to kernel steps, with fused sums and activations."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from swamp.runtime.accumulate import (
+    CsrOffsets,
+    PendingAccumulate,
+    convolution_offsets,
+    emit_accumulate,
+    linear_offsets,
+    pooling_offsets,
+)
+from swamp.runtime.arena import GELU, MEAN, RELU, SUM, Ints, RegionBuilder
+from swamp.runtime.program import Node, Program
+from swamp.runtime.regions import CONVOLUTIONS, FusedRegion, activations
+from swamp.runtime.rewrite import batchnorm_scale_and_shift
+
+_SPARE = 64
+"""Floats behind the last buffer: kernels may read one vector behind the end."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoweredRegion:
+    """The arguments of the kernels for one region."""
+
+    steps: Ints
+    """(steps, arena.FIELDS)."""
+    arena_size: int
+    """Floats that one thread needs."""
+    block: int
+    """Examples of a block."""
+    names: tuple[str, ...]
+    """For each kernel step, the node to which its time is attributed."""
+    pinned: tuple[Any, ...]
+    """Arrays that the kernel steps point to."""
+
+
+def lower(program: Program, region: FusedRegion, block: int, simd_width: int) -> LoweredRegion:
+    """The kernel steps of a region, for blocks of `block` examples and vectors of `simd_width` floats."""
+    return _Lowering(program, region, block, simd_width).lowered()
+
+
+class _Lowering:
+    def __init__(self, program: Program, region: FusedRegion, block: int, simd_width: int) -> None:
+        self.program, self.region, self.block, self.simd_width = program, region, block, simd_width
+        self.csr_of: dict[str, CsrOffsets] = {}
+        """The sums of convolutions and pooling."""
+        self.pending: dict[str, PendingAccumulate] = {}
+        self.builder = RegionBuilder(region, block, simd_width, self._borders(), self._emit_pending)
+        self.read_counts = dict(self.builder.unread)
+
+    def lowered(self) -> LoweredRegion:
+        builder = self.builder
+        for node in self.region.nodes:
+            getattr(self, f"_{node.op}")(node)
+        for number, name in enumerate(self.region.outputs):
+            builder.copy_output(name, len(self.region.inputs) + number)
+        size = builder.arena.size + _SPARE
+        return LoweredRegion(np.stack(builder.steps), size, self.block, tuple(builder.names), tuple(builder.pinned))
+
+    def _emit_pending(self, name: str) -> None:
+        if name in self.pending:
+            emit_accumulate(self.builder, self.pending.pop(name))
+
+    def _borders(self) -> dict[tuple[int, int], tuple[int, int]]:
+        """(rows, columns) of an image -> the border that all its readers need, so that equal sizes share a layout."""
+        borders: dict[tuple[int, int], tuple[int, int]] = {}
+        for node in self.region.nodes:
+            image = self.region.extents[activations(node)[0]]
+            csr = self._image_csr(node)
+            if csr is None or len(image) != 3 or csr.needs_phases(self.block, self.simd_width):
+                continue
+            size, output = image[1:], self.region.extents[node.name][1:]
+            border = csr.border(size, output)  # pyright: ignore
+            before = borders.get(size, (0, 0))  # pyright: ignore
+            borders[size] = (max(before[0], border[0]), max(before[1], border[1]))  # pyright: ignore
+        return borders
+
+    def _image_csr(self, node: Node) -> CsrOffsets | None:
+        """The sums of a node over an image; None for all nodes but convolutions and pooling."""
+        image, output = self.region.extents[activations(node)[0]], self.region.extents[node.name]
+        if node.name not in self.csr_of and node.op in CONVOLUTIONS:
+            self.csr_of[node.name] = convolution_offsets(self.program, node, image, output)
+        if node.name not in self.csr_of and node.op in ("max_pool2d", "avg_pool2d"):
+            self.csr_of[node.name] = pooling_offsets(node, image)
+        return self.csr_of.get(node.name)
+
+    def _accumulate(self, node: Node, csr: CsrOffsets, *, residual: str | None = None, act: int = 0) -> None:
+        extent = self.region.extents[node.name]
+        self.pending[node.name] = PendingAccumulate.of(csr, extent, node.name, residual=residual, act=act)
+
+    # One method for each operator in regions._CHECKS.
+
+    def _linear(self, node: Node) -> None:
+        source = self.builder.view(node.args[0].name)
+        weight = self.program.tensors[node.args[1].name]
+        bias = self.program.bias_of(node)
+        self._accumulate(node, linear_offsets(weight, bias, source.offsets(), node.args[0].name))
+
+    def _conv2d(self, node: Node) -> None:
+        csr = self._image_csr(node)
+        assert csr is not None
+        self._accumulate(node, csr)
+
+    _conv1d = _max_pool2d = _avg_pool2d = _conv2d
+
+    def _batch_norm(self, node: Node) -> None:
+        scale, mean, shift = batchnorm_scale_and_shift(node, self.program.tensors)
+        bias = shift - mean * scale
+        self._accumulate(node, CsrOffsets.per_channel(scale.numpy(), bias.numpy(), node.args[0].name))
+
+    def _add(self, node: Node) -> None:
+        first, second = (ref.name for ref in node.args)
+        # Fuse into the second sum if possible: when it is emitted, the first one is computed already.
+        for fused, residual in ((second, first), (first, second)):
+            pending = self.pending.get(fused)
+            fusable = pending is not None and pending.csr.op == SUM and not pending.act and pending.residual is None
+            if pending is not None and fusable and self.read_counts[fused] == 1:
+                self._fuse(fused, pending, node)
+                pending.residual = residual
+                return
+        csr = CsrOffsets.identity(self.region.extents[node.name][0], first)
+        self._accumulate(node, csr, residual=second)
+
+    def _fuse(self, name: str, pending: PendingAccumulate, node: Node) -> None:
+        """Let the pending sum of the value `name` compute the value of `node` instead."""
+        del self.pending[name]
+        pending.name = node.name
+        self.builder.unread[name] -= 1
+        self.pending[node.name] = pending
+
+    def _relu(self, node: Node) -> None:
+        self._activate(node, RELU)
+
+    def _gelu(self, node: Node) -> None:
+        self._activate(node, GELU)
+
+    def _activate(self, node: Node, act: int) -> None:
+        name = node.args[0].name
+        pending = self.pending.get(name)
+        if pending is not None and not pending.act and self.read_counts[name] == 1:
+            self._fuse(name, pending, node)
+            pending.act = act
+        else:
+            self._accumulate(node, CsrOffsets.identity(self.region.extents[node.name][0], name), act=act)
+
+    def _mean(self, node: Node) -> None:
+        name = node.args[0].name
+        source = self.builder.image(name)
+        if not source.contiguous:
+            source = self.builder.copied(name, source, self.builder.layout(source.shape))
+        channels, height, width = source.shape
+        target = self.builder.bind(node.name, self.builder.allocate((channels, 1, 1)))
+        fields = {"in": source.offset, "out": target.offset, "in_channel": source.strides[0]}
+        fields |= {"out_channel": target.strides[0], "runs": height, "in_run": source.strides[1]}
+        fields |= {"length": width * self.block, "pixels": height * width, "block": self.block, "channels": channels}
+        self.builder.emit(node.name, op=MEAN, **fields)
+        self.builder.mark_read(name)
+
+    _adaptive_avg_pool2d = _mean
+
+    def _flatten(self, node: Node) -> None:
+        name = node.args[0].name
+        view = self.builder.view(name)
+        self.builder.bind(node.name, replace(view, flat=view.flat or view.shape[1:] != (1, 1)))
+        self.builder.mark_read(name)
+
+    def _slice(self, node: Node) -> None:
+        name = node.args[0].name
+        axis, stride = node.args[1], (*node.args, None, None, 1)[4] or 1
+        self.builder.bind(node.name, self.builder.view(name).subsampled(axis - 1, stride))
+        self.builder.mark_read(name)
+
+    def _pad(self, node: Node) -> None:
+        name = node.args[0].name
+        source = self.builder.image(name)
+        # Not reusable: the channels that nothing writes must stay zero.
+        target = self.builder.allocate(self.region.extents[node.name], reusable=False)  # pyright: ignore
+        self.builder.bind(node.name, target)
+        first = node.args[1][4]
+        fields = {"in": source.offset, "out": target.offset + first * target.strides[0]}
+        self.builder.emit_copy(node.name, source.shape, [*source.strides, 1], [*target.strides, 1], fields)
+        self.builder.mark_read(name)

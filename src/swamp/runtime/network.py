@@ -1,0 +1,220 @@
+"""SparseNetwork: an exported network as a module that skips its zeros, each part executed by its fastest method."""
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swamp.errors import SwampError
+from swamp.runtime.archive import read
+from swamp.runtime.gpu import GpuNetwork
+from swamp.runtime.kernels import CompilerError, CsrExecutor, KernelConfig, KernelExecutor, kernel_library
+from swamp.runtime.program import LAYERS, DenseNetwork, Node, Program, example_tensor, torch_call
+from swamp.runtime.regions import partition
+from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
+
+Executor = Callable[[Sequence[Tensor]], Any]
+
+_BLOCKS = (1, 4, 16, 32, 64, 128)
+_WARM_UPS = 3
+_TUNING_SECONDS = 1.2
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was measured at one batch size, and the chosen method.
+
+    Attributes:
+        batch: The batch size.
+        method: "kernels, blocks of N" (N examples side by side), "mixed" (some layers dense), "csr" or "dense".
+        seconds: Method -> lower quartile of the measured seconds of a call. Other load of the machine only adds to it.
+        dense_layers: Module paths of the layers that torch executes if the method is "mixed".
+    """
+
+    batch: int
+    method: str
+    seconds: dict[str, float]
+    dense_layers: tuple[str, ...]
+
+
+class SparseNetwork(nn.Module):
+    """An exported network for inference on the CPU in float32. It is called like the network that was traced.
+
+    For each batch size in `batch`, all methods are timed, dense execution by torch and single dense layers among them,
+    and the fastest is kept. Other batch sizes use the method of the next smaller one. Calls from several threads wait
+    for each other. Without a C compiler, a warning is issued and the kernels are not among the methods.
+
+    Args:
+        program: What `trace` or `read` returned.
+        batch: The batch size or sizes to tune for.
+
+    Attributes:
+        tuned: Batch size -> what was measured and chosen.
+
+    Raises:
+        SwampError: A batch size is below 1. A call raises it for inputs of another shape or dtype, and for inputs that
+            require gradients.
+    """
+
+    def __init__(self, program: Program, *, batch: int | Sequence[int] = (1, 32)) -> None:
+        super().__init__()
+        sizes = (batch,) if isinstance(batch, int) else tuple(batch)
+        if not sizes or any(size < 1 for size in sizes):
+            raise SwampError(f"batch sizes must be 1 or more, got {sizes}.")
+        self.program = remove_dead_units(fold_batchnorm(program))
+        self.dense = DenseNetwork(self.program).eval()
+        fixed = next((one.shape[0] for one in self.program.inputs), None)
+        self.tuned: dict[int, Tuning] = {}
+        self._executors: dict[int, Executor] = {}
+        for size in sorted({fixed} if fixed else set(sizes)):
+            self._tune(size)
+
+    @torch.no_grad()
+    def forward(self, *inputs: Tensor) -> Any:
+        """The output of the network."""
+        self.program.check_inputs(inputs)
+        size = len(inputs[0]) if inputs and inputs[0].dim() else 1
+        smaller = [tuned for tuned in self._executors if tuned <= size]
+        return self._executors[max(smaller) if smaller else min(self._executors)](inputs)
+
+    @property
+    def fallback_ops(self) -> list[str]:
+        """Operators that torch executes between the kernels, as "module: operator"."""
+        parts = [part for part in partition(self.program) if isinstance(part, Node) and "operator" not in part.target]
+        return [f"{node.module or 'the model'}: {node.target}" for node in parts]
+
+    def _tune(self, size: int) -> None:
+        inputs = self.program.example_inputs(size)
+        executors: dict[str, Executor] = {"dense": lambda inputs: self.dense(*inputs)}
+        dense_layers: tuple[str, ...] = ()
+        try:
+            kernel_library()
+        except CompilerError as error:
+            warnings.warn(str(error), stacklevel=4)
+            executors["csr"] = CsrExecutor(self.program)
+            seconds = _lower_quartiles(executors, inputs)
+        else:
+            configs = _configs(size)
+            executors |= {str(config): KernelExecutor(self.program, config) for config in configs}
+            seconds = _lower_quartiles(executors, inputs)
+            best = min(configs, key=lambda config: seconds[str(config)])
+            dense_layers = self._layers_faster_in_torch(executors[str(best)], size, inputs)
+            if dense_layers:
+                mixed = KernelExecutor(self.program, replace(best, dense=frozenset(dense_layers)))
+                executors = {"dense": executors["dense"], str(best): executors[str(best)], "mixed": mixed}
+                seconds |= _lower_quartiles(executors, inputs)
+        method = min(executors, key=lambda name: seconds[name])
+        names = dense_layers if method == "mixed" else ()
+        modules = tuple(self.program.node_by_name[name].module for name in names)
+        self.tuned[size] = Tuning(size, method, seconds, modules)
+        self._executors[size] = executors[method]
+
+    def _layers_faster_in_torch(self, executor: Any, size: int, inputs: Sequence[Tensor]) -> tuple[str, ...]:
+        kernel_seconds = executor.profile(inputs)
+        faster: list[str] = []
+        for node in self.program.nodes:
+            shape = self.program.shape_of(node.args[0].name) if node.op in LAYERS else None
+            if shape is None or node.name not in kernel_seconds:
+                continue
+            values: dict[str, Any] = dict(self.program.tensors)
+            values[node.args[0].name] = example_tensor(shape, torch.float32, size)
+            call = torch_call(node)
+            if _lower_quartile(lambda call=call, values=values: call(values)) < kernel_seconds[node.name]:
+                faster.append(node.name)
+        return tuple(faster)
+
+
+def load(
+    path: Path | str,
+    *,
+    batch: int | Sequence[int] = (1, 32),
+    dense: bool = False,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """Load an exported network for inference.
+
+    Needs torch, numpy and safetensors; to be fast on a CPU, also a C compiler. No code of the file is executed.
+
+    Args:
+        path: A file that `swamp export` or `swamp.runtime.save` wrote.
+        batch: The batch size or sizes to tune for. A GPU is tuned for the largest.
+        dense: Execute the network in torch, zeros included.
+        device: A device of torch. On a GPU the network is dense, except for linear layers with a 2:4 pattern in float16
+            or bfloat16.
+        dtype: Type in which a GPU computes. A CPU computes in float32.
+
+    Returns:
+        A `SparseNetwork`, `DenseNetwork` or `GpuNetwork`.
+
+    Raises:
+        SwampError: The file is cut short, altered or of another format, the device is not available, or a CPU is asked
+            for another dtype.
+
+    Examples:
+        >>> import swamp
+        >>> network = swamp.load("runs/x/export.safetensors", batch=32)  # doctest: +SKIP
+        >>> outputs = network(inputs)  # doctest: +SKIP
+    """
+    place = _device(device)
+    if place.type == "cpu" and dtype != torch.float32:
+        raise SwampError(f"on CPU exported networks compute in float32, got dtype {dtype}; omit dtype.")
+    program = read(path)
+    if place.type != "cpu":
+        sizes = (batch,) if isinstance(batch, int) else tuple(batch)
+        return GpuNetwork(program, place, dtype, batch=max(sizes))
+    return DenseNetwork(fold_batchnorm(program)).eval() if dense else SparseNetwork(program, batch=batch)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SwampError(f"the device {name!r} cannot be used: {reason} Use cpu, or cuda on a GPU.") from error
+    return device
+
+
+def _configs(size: int) -> list[KernelConfig]:
+    largest = max(16, -(-size // 16) * 16)
+    configs = [KernelConfig(block) for block in _BLOCKS if block <= largest] if size > 1 else [KernelConfig(1)]
+    if torch.get_num_threads() > 1:
+        configs += [replace(config, one_thread=True) for config in configs if config.block in (1, 16)]
+    return configs
+
+
+def _lower_quartiles(executors: dict[str, Executor], inputs: Sequence[Tensor]) -> dict[str, float]:
+    """Lower quartile of the seconds of a call, measured in turn so that other load affects all executors alike."""
+    times: dict[str, list[float]] = {name: [] for name in executors}
+    end = time.perf_counter() + _TUNING_SECONDS
+    with torch.no_grad():
+        for execute in executors.values():
+            execute(inputs)
+        for rounds in range(100):
+            for name, execute in executors.items():
+                # The first calls find caches filled by the executor before.
+                for _ in range(_WARM_UPS):
+                    execute(inputs)
+                times[name].append(_seconds(lambda execute=execute: execute(inputs)))
+            if rounds >= 4 and time.perf_counter() > end:
+                break
+    return {name: statistics.quantiles(own, n=4)[0] for name, own in times.items()}
+
+
+def _lower_quartile(call: Callable[[], object], rounds: int = 5) -> float:
+    with torch.no_grad():
+        call()
+        return statistics.quantiles([_seconds(call) for _ in range(rounds)], n=4)[0]
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

@@ -1,0 +1,258 @@
+"""Fused regions: the parts of a program that the kernels execute in one call, and the fallback ops between them."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+
+from swamp.runtime.program import LAYERS, Node, Program, Ref, Shape, as_pair, referenced
+
+Extent = tuple[int, ...]
+"""Size of one example of a value: (channels, rows, columns) of an image, or (features,) of a vector."""
+
+CONVOLUTIONS = ("conv1d", "conv2d")
+
+
+@dataclass(frozen=True, eq=False)
+class FusedRegion:
+    """Nodes that the kernels execute in one call."""
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    extents: dict[str, Extent]
+    """Of every value that the nodes read or compute."""
+
+
+def partition(program: Program, dense: Iterable[str] = ()) -> list[FusedRegion | Node]:
+    """Split a program into fused regions and fallback ops (single nodes that torch executes), in execution order.
+
+    A node is moved forward if its arguments are available, so that regions become long.
+
+    Args:
+        program: The network.
+        dense: Names of layers that torch executes although the kernels could.
+    """
+    excluded = set(dense)
+    ready = {one.name for one in program.inputs} | set(program.tensors)
+    remaining = list(program.nodes)
+    parts: list[list[Node] | Node] = []
+    while remaining:
+        before = len(remaining)
+        remaining, fallback = _take(remaining, ready, partial(_is_fallback, program, excluded))
+        parts += fallback
+        extents: dict[str, Extent] = {}
+        remaining, fused = _take(remaining, ready, partial(_joins, program, excluded, extents))
+        if any(node.op in LAYERS for node in fused):
+            parts.append(fused)
+        else:
+            parts += fused
+        if len(remaining) == before:
+            # No region can start with the next node: torch executes it.
+            excluded.add(next(node.name for node in remaining if set(node.reads) <= ready))
+    return [_region(program, part) if isinstance(part, list) else part for part in parts]
+
+
+def _is_fallback(program: Program, excluded: set[str], node: Node) -> bool:
+    return node.name in excluded or _extents(program, node, {}) is None
+
+
+def _joins(program: Program, excluded: set[str], extents: dict[str, Extent], node: Node) -> bool:
+    return node.name not in excluded and _add_extents(program, node, extents)
+
+
+def _take(nodes: list[Node], ready: set[str], fits: Callable[[Node], bool]) -> tuple[list[Node], list[Node]]:
+    """(remaining, taken): take each node that fits and has its arguments in `ready`, and add its result to `ready`."""
+    remaining: list[Node] = []
+    taken: list[Node] = []
+    for node in nodes:
+        if set(node.reads) <= ready and fits(node):
+            taken.append(node)
+            ready.add(node.name)
+        else:
+            remaining.append(node)
+    return remaining, taken
+
+
+def _region(program: Program, nodes: list[Node]) -> FusedRegion:
+    names = {node.name for node in nodes}
+    extents: dict[str, Extent] = {}
+    for node in nodes:
+        _add_extents(program, node, extents)
+    inputs = [name for node in nodes for name in activations(node) if name not in names]
+    read_elsewhere = {name for node in program.nodes if node.name not in names for name in node.reads}
+    read_elsewhere.update(referenced(program.output))
+    outputs = [node.name for node in nodes if node.name in read_elsewhere]
+    return FusedRegion(tuple(nodes), tuple(dict.fromkeys(inputs)), tuple(outputs), extents)
+
+
+def activations(node: Node) -> list[str]:
+    """The values that a node reads, without its weights and biases."""
+    return [ref.name for ref in node.args[: 2 if node.op == "add" else 1] if isinstance(ref, Ref)]
+
+
+def _add_extents(program: Program, node: Node, extents: dict[str, Extent]) -> bool:
+    """Whether the node can join a region with these extents; if so, add those of its values."""
+    found = _extents(program, node, extents)
+    if found is None:
+        return False
+    of_inputs, of_result = found
+    if any(extents.get(name, of_inputs) != of_inputs for name in activations(node)):
+        return False
+    # All values of a region have the same leading dimensions, because a kernel call has one number of examples.
+    leads = {lead for name, extent in extents.items() if (lead := _lead(program, name, extent)) is not None}
+    new = {_lead(program, name, of_inputs) for name in activations(node)} | {_lead(program, node.name, of_result)}
+    if len(leads | new) > 1:
+        return False
+    extents.update({**dict.fromkeys(activations(node), of_inputs), node.name: of_result})
+    return True
+
+
+def _lead(program: Program, name: str, extent: Extent) -> Shape | None:
+    """The dimensions of a value that count examples."""
+    shape = program.shape_of(name)
+    return None if shape is None else shape[:1] if len(extent) == 3 else shape[:-1]
+
+
+def _extents(program: Program, node: Node, extents: dict[str, Extent]) -> tuple[Extent, Extent] | None:
+    """Extents of the activations that a node reads and of its result; None if the kernels cannot execute it."""
+    check = _CHECKS.get(node.op)
+    shape = program.shape_of(node.args[0].name) if node.args and isinstance(node.args[0], Ref) else None
+    if check is None or shape is None or node.shape is None or not _is_float32(program, node):
+        return None
+    if node.op in ("relu", "gelu", "add", "batch_norm"):
+        # Elementwise: the extent of an input. Four dimensions are an image if no other node has decided.
+        decided = [extents[name] for name in activations(node) if name in extents]
+        extent = decided[0] if decided else _image(shape) if len(shape) == 4 else _vector(shape)
+        return (extent, extent) if extent is not None and check(program, node, extent) else None
+    return check(program, node, shape)
+
+
+def _is_float32(program: Program, node: Node) -> bool:
+    """Whether all inputs and tensors that the node reads are float32."""
+    dtypes = {one.name: one.dtype for one in program.inputs}
+    dtypes |= {name: tensor.dtype for name, tensor in program.tensors.items()}
+    return all(dtypes.get(name, torch.float32) == torch.float32 for name in node.reads)
+
+
+def _image(shape: Shape | None) -> Extent | None:
+    """The extent of a batch of images or signals; a signal is an image of one row."""
+    if shape is None or len(shape) not in (3, 4) or any(size is None for size in shape[1:]):
+        return None
+    return (shape[1], 1, shape[2]) if len(shape) == 3 else tuple(shape[1:])  # pyright: ignore
+
+
+def _vector(shape: Shape) -> Extent | None:
+    return (shape[-1],) if len(shape) >= 2 and shape[-1] is not None else None
+
+
+# Each check returns the extents of the activations and of the result, or None if the kernels cannot execute the node.
+
+
+def _linear(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
+    before, after = _vector(shape), _vector(node.shape or ())
+    return (before, after) if before and after and _has_weight(program, node) else None
+
+
+def _convolution(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
+    before, after = _image(shape), _image(node.shape)
+    named_padding = any(isinstance(argument, str) for argument in node.args)
+    fits = _has_weight(program, node) and not named_padding and len(shape) == len(node.shape or ())
+    return (before, after) if before and after and fits else None
+
+
+def _has_weight(program: Program, node: Node) -> bool:
+    return isinstance(node.args[1], Ref) and node.args[1].name in program.tensors
+
+
+def _pool(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
+    before, after = _image(shape), _image(node.shape)
+    if not before or not after or len(shape) != 4:
+        return None
+    padding, *options = node.args[3:] or (0,)
+    padded = any(as_pair(padding))
+    if node.op == "max_pool2d":
+        # The kernels pad with zeros instead of -inf: equal only if no input is negative, that is after a ReLU.
+        producer = program.node_by_name.get(node.args[0].name)
+        ceil_mode = any(options[1:2])
+        fits = (not padded or (producer is not None and producer.op == "relu")) and not ceil_mode
+    else:
+        ceil_mode, count_include_pad, divisor = options[:1], options[1:2], options[2:3]
+        fits = not any(ceil_mode) and not (padded and count_include_pad == [False]) and divisor in ([], [None])
+    return (before, after) if fits and not node.kwargs else None
+
+
+def _adaptive(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
+    before, after = _image(shape), _image(node.shape)
+    return (before, after) if before and after and after[1:] == (1, 1) and len(shape) == 4 else None
+
+
+def _mean(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
+    before = _image(shape)
+    stated = cast("list[int]", node.args[1]) if isinstance(node.args[1], list) else []
+    axes = sorted(axis % len(shape) for axis in stated)
+    if not before or axes != list(range(2, len(shape))) or node.kwargs:
+        return None
+    keep_dimensions = node.args[2:3] == (True,)
+    return before, (before[0], 1, 1) if keep_dimensions else (before[0],)
+
+
+def _flatten(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
+    before = _image(shape)
+    whole = tuple(node.args[1:]) in ((1,), (1, -1), (1, len(shape) - 1))
+    return (before, (math.prod(before),)) if before and whole else None
+
+
+def _slice(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
+    before, after = _image(shape), _image(node.shape)
+    defaults: list[Any] = [0, None, None, 1]
+    axis, start, _, stride = [*node.args[1:], *defaults[len(node.args) - 1 :]]
+    if not before or not after or len(shape) != 4 or axis not in (2, 3) or start not in (0, None):
+        return None
+    return (before, after) if isinstance(stride, int) and after[axis - 1] == -(-before[axis - 1] // stride) else None
+
+
+def _pad(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
+    before, after = _image(shape), _image(node.shape)
+    amounts = list(node.args[1])
+    zeros = node.args[2:] in ((), ("constant",), ("constant", None), ("constant", 0.0), ("constant", 0))
+    only_channels = len(amounts) == 6 and not any(amounts[:4]) and min(amounts[4:]) >= 0
+    fits = len(shape) == 4 and zeros and only_channels and not node.kwargs
+    return (before, after) if before and after and fits else None
+
+
+def _activation(program: Program, node: Node, extent: Extent) -> bool:
+    return not node.kwargs or (node.op == "gelu" and dict(node.kwargs) == {"approximate": "none"})
+
+
+def _add(program: Program, node: Node, extent: Extent) -> bool:
+    shapes = [program.shape_of(ref.name) if isinstance(ref, Ref) else None for ref in node.args]
+    return len(shapes) == 2 and shapes[0] == shapes[1] and not node.kwargs and node.args[0] != node.args[1]
+
+
+def _norm(program: Program, node: Node, extent: Extent) -> bool:
+    constant = all(ref is None or ref.name in program.tensors for ref in node.args[1:5])
+    training, has_statistics = node.args[5], node.args[3] is not None
+    fits = len(program.shape_of(node.args[0].name) or ()) == 2 or len(extent) == 3
+    return constant and not training and has_statistics and fits
+
+
+_CHECKS: dict[str, Any] = {
+    "linear": _linear,
+    "conv1d": _convolution,
+    "conv2d": _convolution,
+    "max_pool2d": _pool,
+    "avg_pool2d": _pool,
+    "adaptive_avg_pool2d": _adaptive,
+    "mean": _mean,
+    "flatten": _flatten,
+    "slice": _slice,
+    "pad": _pad,
+    "relu": _activation,
+    "gelu": _activation,
+    "add": _add,
+    "batch_norm": _norm,
+}
