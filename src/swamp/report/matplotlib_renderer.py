@@ -163,7 +163,7 @@ def _style(mark: Curve) -> dict[str, Any]:
         "markersize": _SIZES.get(mark.style, 3.0),
         "markeredgewidth": 0.6 if large else 0,
         "markeredgecolor": "white" if large else None,
-        "prune_fraction": 0.4 if mark.style == "dots" and not mark.labelled else 1.0,
+        "alpha": 0.4 if mark.style == "dots" and not mark.labelled else 1.0,
     }
 
 
