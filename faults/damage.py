@@ -37,11 +37,12 @@ from swamp.errors import Interrupted, SwampError
 from swamp.files import digest, load_tensors, save_tensors
 from swamp.report import LivePage
 from swamp.runs import RunConfig, StudyDirectory, execute, open_run, read_particle, read_path, start
-from swamp.runs.seal import sealed, unsealed
+from swamp.runs.config import result_settings
+from swamp.runs.directory import FORMAT, PROVENANCE, add_checksum
 from swamp.runtime import read as read_archive
 from swamp.training import Dynamic, Training
 
-KINDS = ("truncated", "bit", "digit", "emptied", "removed", "directory", "other run", "elsewhere", "older", "newer")
+KINDS = ("truncated", "bit", "digit", "emptied", "removed", "directory", "other run", "elsewhere", "unmarked", "newer")
 COMMANDS = ("compare", "compare", "masks", "analyze", "analyze", "watch", "report", "figure", "export")
 _LATE = ("analysis.jsonl", "export.safetensors", "trials.jsonl", "study.json", "pair.json")
 """What resume does not read: a reading command must."""
@@ -183,7 +184,7 @@ def damage(file: Path, case: Case, folder: Path) -> bool:
         alike = [one for one in _files(folder / "own" / case.base) if one.name[:5] == file.name[:5]]
         own = [folder / "own" / case.base / one for one in alike if str(one) != case.file]
         data = bytearray(chance.choice(own).read_bytes()) if own else data
-    elif case.kind in ("older", "newer"):
+    elif case.kind in ("unmarked", "newer"):
         data = bytearray(_of_version(file, newer=case.kind == "newer") or data)
     file.write_bytes(data)
     return bytes(data) != before
@@ -199,24 +200,28 @@ def _of_version(file: Path, *, newer: bool) -> bytes | None:
         tensors, about = load_tensors(file)
         if not newer:
             return safetensors.torch.save(
-                tensors, metadata={k: v for k, v in about.items() if k not in ("run", "place")}
+                tensors, metadata={k: v for k, v in about.items() if k not in ("run", "path")}
             )
         kind, _, number = about.get("format", "").rpartition("-")
         if not number.isdecimal():
             return None
         save_tensors(file, tensors, {**about, "format": f"{kind}-{int(number) + 1}"})
         return file.read_bytes()
-    if not _text(file) or b'"seal"' not in file.read_bytes():
+    if not _text(file) or PROVENANCE.encode() not in file.read_bytes():
         return None
     lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
-    return "\n".join(_line_of_version(json.loads(line), newer) for line in lines).encode()
+    covered = result_settings if file.name == "config.json" else dict
+    return "\n".join(_line_of_version(json.loads(line), newer, covered) for line in lines).encode()
 
 
-def _line_of_version(value, newer: bool) -> str:
+def _line_of_version(value, newer: bool, covered: Callable[[dict], dict]) -> str:
+    """covered: which of the values the checksum is over."""
     if isinstance(value, list):
-        return f"[{', '.join(_line_of_version(one, newer) for one in value)}]"
-    plain, seal = unsealed(value, "")
-    return json.dumps(sealed(plain, {**seal, "version": seal["version"] + 1}) if newer else plain)
+        return f"[{', '.join(_line_of_version(one, newer, covered) for one in value)}]"
+    provenance = {**value.pop(PROVENANCE), "format": FORMAT + 1}
+    del provenance["checksum"]
+    stated = {PROVENANCE: add_checksum(covered(value), provenance)[PROVENANCE]} if newer else {}
+    return json.dumps({**value, **stated})
 
 
 @cache
@@ -260,7 +265,7 @@ def told(command: str, run: Path) -> object:
             raise SwampError(damaged[0])
         file = run / "analysis.jsonl"
         records = [json.loads(line) for line in _lines(file)] if file.exists() else []
-        return [{key: value for key, value in record.items() if key != "seal"} for record in records]
+        return [{key: value for key, value in record.items() if key != PROVENANCE} for record in records]
     if command == "export":
         return digest(load_tensors(out / "export.safetensors")[0])
     if command == "report":
@@ -291,7 +296,7 @@ def _printed(arguments: list[str]) -> str:
 def without_time(value):
     """The same without what a clock or a path decides."""
     if isinstance(value, dict):
-        left_out = ("seconds", "run", "seal", "files", "path", "study", "report", "paths", "time", "cost")
+        left_out = ("seconds", "run", PROVENANCE, "files", "path", "study", "report", "paths", "time", "cost")
         return {key: without_time(inner) for key, inner in value.items() if key not in left_out}
     return [without_time(inner) for inner in value] if isinstance(value, list) else value
 

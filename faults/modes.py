@@ -253,5 +253,7 @@ def _values(run: Path, name: Path) -> list[Any]:
 
 def _without_time(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_time(inner) for key, inner in value.items() if key not in ("seconds", "run", "seal")}
+        return {
+            key: _without_time(inner) for key, inner in value.items() if key not in ("seconds", "run", "provenance")
+        }
     return [_without_time(inner) for inner in value] if isinstance(value, list) else value

@@ -311,9 +311,9 @@ def test_a_particle_on_a_mask_of_its_own_is_judged_on_it(run):
     weights[name] = torch.where(torch.arange(weights[name].numel()).view_as(weights[name]) % 10 == 0, weights[name], 0)
     copied = type(particle)(weights, 0, particle.ticket, "another", 0, 1, (1.0,), 0.0)
     path = run_data.directory.particle(2, 0)
-    copied.save(path, run_data.directory.about(path))
+    copied.save(path, run_data.directory.provenance(path))
     try:
         tasks = {task.key: task for task in curvature_tasks(run_data, AnalysisSettings(examples=50))}
         assert tasks["curvature/cycle-02/particle-0"].compute()["sparsity"] > 0.9
     finally:
-        particle.save(path, run_data.directory.about(path))
+        particle.save(path, run_data.directory.provenance(path))

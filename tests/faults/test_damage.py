@@ -35,8 +35,8 @@ def test_the_campaign_sees_a_wrong_result(built, monkeypatch):
     """Without checksums a changed digit is taken as it is."""
     told: list[str] = []
     case = damage.Case("means", "metrics.jsonl", "digit", "compare", 0)
-    monkeypatch.setattr("swamp.runs.directory.unsealed", lambda value, where: (without_seal(value), {}))
-    monkeypatch.setattr("swamp.runs.directory.require_own", lambda *_, **__: None)
+    monkeypatch.setattr("swamp.runs.directory.verify_checksum", lambda value, where: (without_provenance(value), {}))
+    monkeypatch.setattr("swamp.runs.directory.verify_owner", lambda *_, **__: None)
     for seed in range(6):
         try:
             damage.check(damage.replace(case, seed=seed), built)
@@ -45,5 +45,5 @@ def test_the_campaign_sees_a_wrong_result(built, monkeypatch):
     assert any("says something else" in text for text in told)
 
 
-def without_seal(value):
-    return {key: inner for key, inner in value.items() if key != "seal"}
+def without_provenance(value):
+    return {key: inner for key, inner in value.items() if key != "provenance"}

@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from swamp.runs.directory import PROVENANCE, add_checksum
+
 NAMES = ["particle-0", "particle-1", "particle-2"]
 SHARES = [index / 10 for index in range(11)]
 LAYERS = ("hidden1.weight", "hidden2.weight", "output.weight")
@@ -22,7 +24,9 @@ def records(densities: list[float]) -> list[dict[str, Any]]:
 
 
 def write_analysis(path: Path, lines: list[dict[str, Any]]) -> None:
-    (path / "analysis.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plain = [{key: value for key, value in line.items() if key != PROVENANCE} for line in lines]
+    signed = [add_checksum(line, {"path": "analysis.jsonl"}) for line in plain]
+    (path / "analysis.jsonl").write_text("".join(json.dumps(line) + "\n" for line in signed))
 
 
 def _of(cycle: int, density: float) -> list[tuple[str, str, dict[str, Any]]]:

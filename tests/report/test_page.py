@@ -9,6 +9,7 @@ import pytest
 from swamp.errors import SwampError
 from swamp.report import SECTIONS, ReportData, render, write_report
 from swamp.report.page import render_waiting
+from swamp.runs.directory import add_checksum
 
 from .analysed import records, write_analysis
 from .browser import opened
@@ -123,7 +124,7 @@ def test_names_of_folders_machines_and_packages_and_reasons_are_text_too(tmp_pat
     place = tmp_path / HOSTILE.replace("/", "∕")
     path = write_run(place, [cycle(0, 1.0, 0.9)], recipe=HOSTILE, model=HOSTILE, data={"folder": HOSTILE})
     facts = {"device": HOSTILE, "git": HOSTILE, "packages": {HOSTILE: HOSTILE}, "platform": [HOSTILE]}
-    (path / "environment.json").write_text(json.dumps([facts]))
+    (path / "environment.json").write_text(json.dumps([add_checksum(facts, {"path": "environment.json"})]))
     left = {"key": "landscape/cycle-00", "settings": {}, "cycle": 0, "sparsity": 0.0, "skipped": HOSTILE}
     write_analysis(path, [left, {"key": f"masks/{HOSTILE}", "settings": {}}])
     pages = {"report": render(ReportData.read([path])), "waiting": render_waiting(place, HOSTILE)}

@@ -63,7 +63,7 @@ def kill_after(pid: int, seconds: float) -> int:
 
 def without_time(record: dict) -> dict:
     """A record without what a clock said."""
-    kept = {key: value for key, value in record.items() if key not in ("seconds", "run", "seal")}
+    kept = {key: value for key, value in record.items() if key not in ("seconds", "run", "provenance")}
     for key in ("particles", "cycles"):
         if key in kept:
             kept[key] = [without_time(inner) for inner in kept[key]]

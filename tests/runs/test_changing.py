@@ -77,7 +77,7 @@ def test_what_is_kept_between_two_changes_comes_back_as_it_was(tmp_path):
         mask.require_zeros(snapshot.weights)
         assert snapshot.step == phase.step
     with pytest.raises(CorruptFile, match="belongs to another run"):
-        RunDirectory(run, "other").require_own(path)
+        RunDirectory(run, "other").verify_owner(path)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.warns(UserWarning, match=r"unfinished\.safetensors .* the cycle is begun again"):
         go_on(run)
@@ -98,7 +98,7 @@ def test_the_seconds_of_an_earlier_session_count_in_the_cycle_and_in_its_particl
     with pytest.raises(Interrupted):
         start(config, run, StopAt(60, stop), stop)
     path = run / "cycle-00" / "unfinished.safetensors"
-    save_phase(path, replace(load_phase(path), seconds=1000.0), open_run(run)[0].about(path))
+    save_phase(path, replace(load_phase(path), seconds=1000.0), open_run(run)[0].provenance(path))
     cycle = go_on(run)["cycles"][0]
     assert 1000 < cycle["seconds"] < 1100
     assert 1000 < sum(particle["seconds"] for particle in cycle["particles"]) < 1100

@@ -30,14 +30,14 @@ def require_same(one: Snapshot, other: Snapshot) -> None:
 def test_every_part_of_a_snapshot_comes_back_from_its_file(tmp_path):
     taken = snapshot_of(7)
     directory = RunDirectory(tmp_path, "run")
-    save_snapshot(tmp_path / "one", taken, directory.about(tmp_path / "one"))
+    save_snapshot(tmp_path / "one", taken, directory.provenance(tmp_path / "one"))
     require_same(taken, load_snapshot(tmp_path / "one"))
-    directory.require_own(tmp_path / "one")
+    directory.verify_owner(tmp_path / "one")
     with pytest.raises(CorruptFile, match="another run"):
-        RunDirectory(tmp_path, "other").require_own(tmp_path / "one")
+        RunDirectory(tmp_path, "other").verify_owner(tmp_path / "one")
     (tmp_path / "one").rename(tmp_path / "two")
-    with pytest.raises(CorruptFile, match="two is one of its run, which was moved"):
-        directory.require_own(tmp_path / "two")
+    with pytest.raises(CorruptFile, match="two is one of its run, moved"):
+        directory.verify_owner(tmp_path / "two")
 
 
 def test_every_part_of_a_phase_comes_back_from_its_file(tmp_path):

@@ -1,6 +1,6 @@
 """The cycle loop, and the methods that are settings of it."""
 
-from swamp.algorithms.cycle import Break, Cost, Cycle, Measured, ParticleRecord, particle_index
+from swamp.algorithms.cycle import Break, Cost, Cycle, Measured, ParticleRecord
 from swamp.algorithms.cycles import cycles, cycles_in_step, train_on
 from swamp.algorithms.ensemble import ensemble, ensemble_predict, member_seed
 from swamp.algorithms.method import Method
@@ -33,7 +33,6 @@ __all__ = [
     "ensemble_predict",
     "member_seed",
     "method_named",
-    "particle_index",
     "prune",
     "retrain",
     "train_on",

@@ -85,9 +85,9 @@ class ParticleRecord:
         return {**asdict(self.measured), **own}
 
     @classmethod
-    def from_json(cls, line: Mapping[str, Any], place: int) -> "ParticleRecord":
-        """The record that `to_json` described, at this place among those of its cycle."""
-        return cls(_measured(line), line["steps"], line["seconds"], _number(line["loss"]), particle_index(line, place))
+    def from_json(cls, line: Mapping[str, Any]) -> "ParticleRecord":
+        """The record that `to_json` described."""
+        return cls(_measured(line), line["steps"], line["seconds"], _number(line["loss"]), line["index"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,27 +161,19 @@ class Cycle:
             weights,
             line["density"]["all"],
             _measured(line),
-            tuple(ParticleRecord.from_json(p, place) for place, p in enumerate(line["particles"])),
+            tuple(map(ParticleRecord.from_json, line["particles"])),
             Barrier(*(_number(line["barrier"][name]) for name in ("pair", "mean"))) if line["barrier"] else None,
-            _numbers(line.get("stale")),
+            _numbers(line["stale"]),
             _cost(line),
             _cost(line["total"]),
             tuple(line["warnings"]),
-            line["density"].get("heads", {}),
-            tuple(Break(**one) for one in line.get("broken", ())),
+            line["density"]["heads"],
+            tuple(Break(**one) for one in line["broken"]),
         )
 
 
 def _cost(fields: Mapping[str, Any]) -> Cost:
-    # The first records had no operations.
-    operations = fields.get("operations")
-    return Cost(fields["steps"], fields["samples"], _number(operations), fields["seconds"])
-
-
-def particle_index(line: Mapping[str, Any], place: int) -> int:
-    """Which particle of its cycle a record of one is about, at this place among them."""
-    # Records from before particles could be left out do not say.
-    return line.get("index", place)
+    return Cost(fields["steps"], fields["samples"], _number(fields["operations"]), fields["seconds"])
 
 
 def _measured(fields: Mapping[str, Any]) -> Measured:

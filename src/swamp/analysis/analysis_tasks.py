@@ -10,7 +10,7 @@ from swamp.analysis.run_data import RunData
 from swamp.errors import CorruptFile
 from swamp.files import one_at_a_time, parse_json, remove_unfinished, write_atomic
 from swamp.runs import RunDirectory
-from swamp.runs.seal import finite, sealed
+from swamp.runs.directory import add_checksum, finite
 
 FILE = "analysis.jsonl"
 
@@ -84,7 +84,7 @@ def _append(directory: RunDirectory, record: Mapping[str, Any]) -> dict[str, Map
         remove_unfinished(file)
         # Read again: another process may have appended records.
         records = {other["key"]: other for other in read_analysis(directory)} | {record["key"]: record}
-        lines = [json.dumps(sealed(line, directory.about(file))) + "\n" for line in records.values()]
+        lines = [json.dumps(add_checksum(line, directory.provenance(file))) + "\n" for line in records.values()]
         write_atomic(file, "".join(lines).encode())
     return records
 
@@ -110,7 +110,7 @@ def read_analysis(run: RunDirectory | Path) -> list[Mapping[str, Any]]:
     for number, line in enumerate(lines, 1):
         where = f"{file}, line {number}"
         try:
-            record = directory.unsealed(parse_json(line), where, file)
+            record = directory.verify(parse_json(line), where, file)
             found.append({"key": record["key"], "settings": record["settings"], **record})
         except CorruptFile as error:
             raise CorruptFile(f"{error} Without a copy, delete the line: it is computed again.") from error

@@ -17,7 +17,7 @@ from swamp.backends import Backend, Particle, Progress, Ticket
 from swamp.errors import CorruptFile, SwampError
 from swamp.files import one_at_a_time, write_atomic
 from swamp.masks import Mask, prune_mask
-from swamp.runs.seal import sealed, unsealed
+from swamp.runs.directory import add_checksum, verify_checksum
 from swamp.training import Seed, Task, Training
 
 FILE = "trials.jsonl"
@@ -220,7 +220,7 @@ class TrialLog:
             found.setdefault((trial.steps, trial.repeat), trial)
             self._trials = list(found.values())
             lines = [{"question": self.question}, *map(asdict, self._trials)]
-            write_atomic(self.file, "".join(json.dumps(sealed(line)) + "\n" for line in lines).encode())
+            write_atomic(self.file, "".join(json.dumps(add_checksum(line)) + "\n" for line in lines).encode())
 
     def _read(self) -> Iterator[RewindTrial]:
         if not self.file.exists():
@@ -234,7 +234,7 @@ class TrialLog:
         for number, line in enumerate(lines):
             where = f"{self.file}, line {number + 1}"
             try:
-                values, _ = unsealed(json.loads(line), where)
+                values, _ = verify_checksum(json.loads(line), where)
                 if number:
                     yield msgspec.convert(values, RewindTrial)
                     continue

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from swamp.algorithms import Cycle, particle_index
+from swamp.algorithms import Cycle
 from swamp.backends import Particle, Ticket
 from swamp.errors import CorruptFile, SwampError
 from swamp.runs import (
@@ -58,7 +58,7 @@ class RunData:
     def particle_numbers(self, index: int) -> list[int]:
         """Numbers of a cycle's particles, without the particles that diverged and were dropped."""
         records = read_record(self.directory, index)["particles"]
-        return [particle_index(record, place) for place, record in enumerate(records)]
+        return [record["index"] for record in records]
 
     def particles(self, index: int) -> list[Particle]:
         """All particles of a cycle; an empty list if any is not on disk (a run with --keep-checkpoints means)."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from swamp.errors import CorruptFile, SwampError
-from swamp.files import digest, load_tensors, require_format, save_tensors
+from swamp.files import load_tensors, require_format, save_tensors
 from swamp.training import State, mean
 
 
@@ -51,9 +51,6 @@ class Particle:
         """Read what `save` wrote. Raises SwampError for any other or altered file."""
         weights, metadata = load_tensors(Path(path))
         require_format(path, metadata, "swamp-particle-1", "a particle")
-        # Particles of before files had checksums have one of their weights.
-        if "weights" in metadata and digest(weights) != metadata["weights"]:
-            raise CorruptFile(f"{path} is damaged: its weights do not match its own checksum. Delete it and resume.")
         try:
             return cls(
                 weights,

@@ -12,6 +12,7 @@ from typing import Any, cast
 from swamp.errors import CorruptFile, SwampError
 from swamp.files import parse_json
 from swamp.runs import RunConfig, RunDirectory, flattened, open_run
+from swamp.runs.directory import PROVENANCE
 
 SPLITS = ("train", "validation", "test")
 CONFIG, METRICS = "config.json", "metrics.jsonl"
@@ -51,14 +52,14 @@ def read_run(path: Path | str) -> RunRecord:
         SwampError: `path` is not a run directory, has no finished cycle yet, or has a damaged file or line.
     """
     path = Path(path)
-    if not (path / CONFIG).is_file() and not RunDirectory(path).original.exists():
+    if not (path / CONFIG).is_file():
         raise SwampError(f"{path} is not a run directory: expected {CONFIG} and {METRICS} there. {_hint(path)}")
     metrics = path / METRICS
     lines = _lines(metrics)
     # A run directory written by hand has a configuration and metrics alone.
-    known = RunDirectory(path).original.exists() or any(b'"seal"' in line for line in lines)
-    directory = open_run(path)[0] if known else RunDirectory(path)
     config = _config(path / CONFIG)
+    known = config.pop(PROVENANCE, None) is not None or any(PROVENANCE.encode() in line for line in lines)
+    directory = open_run(path)[0] if known else RunDirectory(path)
     # The last cycle is finished a moment before its line is written; the file is never written empty.
     late = not directory.summary.exists() and (bool(lines) or not metrics.exists())
     if directory.last + 1 - len(lines) > late:
@@ -150,7 +151,8 @@ def _cycle(directory: RunDirectory, line: bytes, where: str) -> Mapping[str, Any
     cycle = _object(line, where)
     if not isinstance(cycle.get("cycle"), int):
         raise _damaged(where, "'cycle' is not a whole number")
-    cycle = directory.unsealed(cycle, where, directory.record(cycle["cycle"]))
+    if directory.run:
+        cycle = directory.verify(cycle, where, directory.record(cycle["cycle"]))
     _check_costs(cycle, where, "")
     if (total := cycle.get("total")) is not None:
         if not isinstance(total, dict):

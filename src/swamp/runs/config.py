@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,6 +15,7 @@ from swamp.datasets import DataOptions
 from swamp.errors import SwampError
 from swamp.fields import check_fields
 from swamp.files import parse_json, read_text
+from swamp.runs.directory import PROVENANCE
 from swamp.training import Training
 
 _MOST_THREADS = 1024
@@ -92,13 +94,15 @@ class RunConfig:
 
     @classmethod
     def load(cls, path: Path) -> "RunConfig":
-        """Read a config.json."""
+        """Read a config.json: of a run, or written by hand."""
         try:
             values = parse_json(read_text(path))
         except OSError as error:
             raise SwampError(f"cannot read the configuration {path}: {error.strerror}.") from error
         except ValueError as error:
             raise SwampError(f"{path} is not JSON ({error}).") from error
+        if isinstance(values, dict):
+            cast("dict[str, Any]", values).pop(PROVENANCE, None)
         try:
             return cls.from_json(values)
         except SwampError as error:
@@ -107,14 +111,10 @@ class RunConfig:
     def digest(self) -> str:
         """Fingerprint of the settings that decide the result (not of where it runs or what is kept)."""
         # Through the converter, as a run read back has 1.0 where a recipe may say 1.
-        values = flattened(RunConfig.from_json(self.to_json()).to_json())
-        # Of those that differ from the defaults only, so that an option to come does not rename the runs of today.
+        values = result_settings(RunConfig.from_json(self.to_json()).to_json())
+        # Only those that differ from the defaults, so that a future option does not rename the runs of today.
         usual = flattened(RunConfig().to_json())
-        settings = {
-            name: value
-            for name, value in values.items()
-            if name not in _BESIDE_THE_RESULT and (value != usual[name] or name in _ALWAYS)
-        }
+        settings = {name: value for name, value in values.items() if value != usual[name] or name in _ALWAYS}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
     def name(self) -> str:
@@ -142,14 +142,16 @@ _BESIDE_THE_RESULT = (
 _ALWAYS = ("task", "model", "plan.method")
 
 
+def result_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the nested values of a configuration those that decide the result, by their dotted names."""
+    given = flattened({name: value for name, value in values.items() if name != PROVENANCE})
+    return {name: value for name, value in given.items() if name not in _BESIDE_THE_RESULT}
+
+
 def differences(before: RunConfig, after: RunConfig) -> list[str]:
     """Fields that decide the result and differ, as 'training.lr: 0.1 -> 0.2'."""
-    old, new = flattened(before.to_json()), flattened(after.to_json())
-    return [
-        f"{name}: {old[name]} -> {new[name]}"
-        for name in old
-        if old[name] != new[name] and name not in _BESIDE_THE_RESULT
-    ]
+    old, new = result_settings(before.to_json()), result_settings(after.to_json())
+    return [f"{name}: {old[name]} -> {new[name]}" for name in old if old[name] != new[name]]
 
 
 def flattened(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,45 +1,53 @@
-"""The run directory: which file lies where, and who may write."""
+"""The run directory: names of its files, their checksums and owner, and the lock that keeps other processes out."""
 
 import fcntl
+import hashlib
 import json
+import math
 import os
 import socket
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 from swamp.errors import CorruptFile, RunLocked, SwampError
-from swamp.files import load_metadata, make_folder, parse_json, read_text, remove_unfinished, sign, write_atomic
-from swamp.runs.seal import finite, require_own, sealed, unsealed
+from swamp.files import (
+    load_metadata,
+    make_folder,
+    newer,
+    parse_json,
+    read_text,
+    remove_unfinished,
+    sign,
+    write_atomic,
+)
+
+FORMAT = 1
+"""Of run directories; raised when a version writes something that the version before it cannot read."""
+PROVENANCE = "provenance"
+"""Key under which a JSON object holds its format, run, path below the run directory, and checksum."""
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Paths of one run. What lies in it is enough to go on; nothing else is."""
+    """Paths of one run. The files below `path` are all that is needed to resume it."""
 
     path: Path
     run: str = ""
-    """Fingerprint of the run, by which its files say whose they are; empty: nobody asks them."""
+    """Fingerprint of the run, which each of its files must state; empty: any run is accepted."""
     folder: str = ""
-    """Where `path` lies below the run's own directory: a member's folder, or nothing."""
-    strict: bool = False
-    """Whether every file must say whose it is: in runs begun before format 2 they do not."""
+    """Path of this directory relative to the run's own: `member-1` for a member of an ensemble, else empty."""
 
     @property
     def config(self) -> Path:
-        """The resolved configuration, runnable again with `swamp run --config`."""
+        """The resolved configuration, which `swamp run --config` can run again."""
         return self.path / "config.json"
 
     @property
-    def original(self) -> Path:
-        """The configuration the run began with: a changed config.json is noticed by it."""
-        return self.path / ".config.json"
-
-    @property
     def metrics(self) -> Path:
-        """One line of JSON a finished cycle."""
+        """Records of all finished cycles, one line of JSON per cycle."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -49,12 +57,12 @@ class RunDirectory:
 
     @property
     def backend(self) -> Path:
-        """How particles are trained, as it was chosen by timing."""
+        """The backend chosen by timing."""
         return self.path / "backend.json"
 
     @property
     def summary(self) -> Path:
-        """The last word, written when the run is finished."""
+        """Results of the whole run, written when the run is finished."""
         return self.path / "summary.json"
 
     @property
@@ -74,7 +82,7 @@ class RunDirectory:
 
     @property
     def broken(self) -> Path:
-        """Trainings that broke, and what became of them."""
+        """Diverged trainings, and how each was handled."""
         return self.path / "broken.json"
 
     def cycle(self, index: int) -> Path:
@@ -82,17 +90,17 @@ class RunDirectory:
         return self.path / f"cycle-{index:02d}"
 
     def record(self, index: int) -> Path:
-        """The cycle's record; a cycle is finished when this file is there."""
+        """The cycle's record. The cycle is finished when this file exists."""
         return self.cycle(index) / "record.json"
 
     @property
     def finished(self) -> int:
-        """Finished cycles."""
+        """Number of finished cycles before the first unfinished one."""
         return next(index for index in range(10**9) if not self.record(index).exists())
 
     @property
     def last(self) -> int:
-        """The last cycle that is finished, whether or not all before it are; -1 where none is."""
+        """Index of the last finished cycle, even if an earlier one is missing; -1 if there is none."""
         found = (path.parent.name.removeprefix("cycle-") for path in self.path.glob("cycle-*/record.json"))
         return max((int(number) for number in found if number.isdecimal()), default=-1)
 
@@ -101,7 +109,7 @@ class RunDirectory:
         return self.cycle(cycle) / f"particle-{index}.safetensors"
 
     def trajectory(self, cycle: int, index: int) -> Path:
-        """The path that a particle took in training."""
+        """The trajectory of a particle in training."""
         return self.cycle(cycle) / f"path-{index}.safetensors"
 
     def snapshot(self, cycle: int | None, index: int) -> Path:
@@ -109,7 +117,7 @@ class RunDirectory:
         return (self.path if cycle is None else self.cycle(cycle)) / f"unfinished-{index}.safetensors"
 
     def phase(self, cycle: int) -> Path:
-        """The particles of a cycle whose masks change, as they stood after a change."""
+        """All particles of a cycle with dynamic masks, as they were after a mask update."""
         return self.cycle(cycle) / "unfinished.safetensors"
 
     def member(self, index: int) -> "RunDirectory":
@@ -120,34 +128,34 @@ class RunDirectory:
         """A directory of the same run inside this one."""
         return replace(self, path=self.path / folder, folder=PurePosixPath(self.folder, folder).as_posix())
 
-    def about(self, path: Path) -> dict[str, str]:
-        """What the file `path` says of itself: its run, and its place there."""
-        place = PurePosixPath(self.folder, path.relative_to(self.path)).as_posix()
-        return {"run": self.run, "place": place} if self.run else {"place": place}
+    def provenance(self, path: Path) -> dict[str, str]:
+        """The run and the relative path that the file `path` states."""
+        relative = PurePosixPath(self.folder, path.relative_to(self.path)).as_posix()
+        return {"run": self.run, "path": relative} if self.run else {"path": relative}
 
     def write(self, path: Path, value: Mapping[str, Any]) -> None:
-        """Write `value` as JSON with a seal, atomically."""
-        write_json(path, sealed(value, self.about(path)))
+        """Write `value` as JSON with its provenance, atomically."""
+        write_json(path, add_checksum(value, self.provenance(path)))
 
     def read(self, path: Path) -> dict[str, Any]:
-        """Read what `write` wrote, or an older version did. Raises CorruptFile for anything else."""
-        return self.unsealed(read_json(path), str(path), path)
+        """Read what `write` wrote. Raises CorruptFile for anything else."""
+        return self.verify(read_json(path), str(path), path)
 
-    def unsealed(self, value: Any, where: str, path: Path) -> dict[str, Any]:
-        """Values that belong to the file `path`, checked; `where` names them in errors."""
-        plain, seal = unsealed(value, where)
-        require_own(where, seal, self.about(path), strict=self.strict)
+    def verify(self, value: Any, where: str, path: Path) -> dict[str, Any]:
+        """Values from the file `path` without their provenance, which is checked; `where` names them in errors."""
+        plain, provenance = verify_checksum(value, where)
+        verify_owner(where, provenance, self.provenance(path))
         return plain
 
-    def require_own(self, path: Path) -> None:
-        """Raise CorruptFile unless the file of tensors in `path` was written for this run and place."""
-        require_own(str(path), load_metadata(path), self.about(path), strict=self.strict)
+    def verify_owner(self, path: Path) -> None:
+        """Raise CorruptFile unless the safetensors file `path` was written for this run and relative path."""
+        verify_owner(str(path), load_metadata(path), self.provenance(path))
 
     @contextmanager
     def locked(self) -> Generator[None]:
-        """Keep every other process out of this run; the system lifts the lock of a process that dies.
+        """Keep every other process out of this run. The system releases the lock of a process that dies.
 
-        Raises RunLocked where another process is in, and SwampError for a directory that cannot be written.
+        Raises RunLocked if another process has the lock, and SwampError for a directory that cannot be written.
         """
         try:
             make_folder(self.path)
@@ -170,15 +178,74 @@ class RunDirectory:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, atomically. NaN becomes null, as JSON knows no other."""
+    """Write `value` as JSON, atomically. Numbers that are not finite become null."""
     write_atomic(path, (json.dumps(finite(value), indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON. Raises CorruptFile, naming the file, where it is not whole."""
+    """Read JSON. Raises CorruptFile, naming the file, if it is missing or incomplete."""
     try:
         return parse_json(read_text(path))
     except PermissionError as error:
-        raise SwampError(f"{path} may not be read ({error.strerror}); ask its owner for the right to.") from error
+        raise SwampError(f"no permission to read {path} ({error.strerror}); ask its owner for it.") from error
     except (OSError, ValueError) as error:
         raise CorruptFile(f"{path} is damaged or unreadable ({error}). Restore it from a copy.") from error
+
+
+def add_checksum(value: Mapping[str, Any], provenance: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Plain values with `provenance` (run and path), the format, and a checksum over all of it. NaN becomes None."""
+    # As JSON returns them: keys are strings, and tuples are lists.
+    plain: dict[str, Any] = json.loads(json.dumps(finite(dict(value))))
+    stated: dict[str, Any] = {"format": FORMAT, **(provenance or {})}
+    return {**plain, PROVENANCE: {**stated, "checksum": _checksum(plain, stated)}}
+
+
+def verify_checksum(value: Any, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values, and their provenance.
+
+    Raises CorruptFile for anything but an object with a matching checksum, SwampError for a newer format.
+    """
+    if not isinstance(value, dict):
+        raise CorruptFile(
+            f"{where} is damaged: it holds {type(value).__name__}, not an object. Restore it from a copy."
+        )
+    plain = dict(cast("dict[str, Any]", value))
+    found = plain.pop(PROVENANCE, None)
+    provenance: dict[str, Any] = dict(cast("dict[str, Any]", found)) if isinstance(found, dict) else {}
+    version = provenance.get("format")
+    # First: another format may have another checksum.
+    if isinstance(version, int) and version > FORMAT:
+        raise newer(where, f"format {version}, this one reads up to {FORMAT}")
+    if provenance.pop("checksum", None) != _checksum(plain, provenance):
+        raise CorruptFile(f"{where} is damaged: it does not match its checksum. Restore it from a copy.")
+    return plain, provenance
+
+
+def verify_owner(where: str, found: Mapping[str, Any], expected: Mapping[str, str]) -> None:
+    """Raise CorruptFile unless the provenance `found` in a file has the run and the path that are expected."""
+    for name, value in expected.items():
+        stated = found.get(name)
+        if stated is None:
+            raise CorruptFile(f"{where} does not state its {name}, as all files of a run do.")
+        if stated != value:
+            raise CorruptFile(
+                f"{where} belongs to another run ({stated}, this one is {value})."
+                if name == "run"
+                else f"{where} is {stated} of its run, moved or copied to another path."
+            )
+
+
+def finite(value: Any) -> Any:
+    """The same plain values with None for every number that is not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in cast("list[Any]", value)]
+    return value
+
+
+def _checksum(plain: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+    text = json.dumps({**plain, PROVENANCE: provenance}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -18,10 +18,10 @@ from swamp.errors import CorruptFile, Diverged, Interrupted, SwampError
 from swamp.files import set_aside
 from swamp.integrations import timm
 from swamp.runs.config import RunConfig, differences
-from swamp.runs.directory import RunDirectory, read_json, write_json
+from swamp.runs.directory import RunDirectory, add_checksum, finite, read_json, write_json
 from swamp.runs.environment import environment
 from swamp.runs.progress import Reporter
-from swamp.runs.read import open_run, read_original, read_sessions
+from swamp.runs.read import open_run, read_sessions, verify_config_owner, write_config
 from swamp.runs.refusals import (
     device_kind,
     device_named,
@@ -31,7 +31,6 @@ from swamp.runs.refusals import (
     refuse_idle,
     refuse_lonely_shards,
 )
-from swamp.runs.seal import finite, sealed
 from swamp.runs.space import check_space
 from swamp.runs.store import RunStore
 from swamp.runs.together import Nobody, joined, prepared, restarted
@@ -43,7 +42,7 @@ def start(config: RunConfig, path: Path, reporter: Reporter, stop: Event) -> dic
 
     Under torchrun the ranks do it together: rank 0 leads and returns the summary, the others return an empty one.
     """
-    directory = RunDirectory(path, config.digest(), strict=True)
+    directory = RunDirectory(path, config.digest())
     if restarted() and directory.config.exists() and not differences(RunConfig.load(directory.config), config):
         return resume(path, reporter, stop)
     refuse_lonely_shards(config)
@@ -58,14 +57,15 @@ def start(config: RunConfig, path: Path, reporter: Reporter, stop: Event) -> dic
             refuse_foreign(directory, config)
             check_space(directory, config, model, problem.task.train.steps(config.training.batch_size))
             prepared(world)
-            write_configuration(directory, config)
+            write_config(directory, config)
             return _execute(config, directory, problem, model, reporter, stop, world)
     return {}
 
 
 def resume(path: Path, reporter: Reporter, stop: Event) -> dict[str, Any]:
     """Go on with the run in `path`; what is finished is read back. Returns the summary, as `start` does."""
-    directory, config = reopened(path)
+    directory, config = open_run(path)
+    verify_config_owner(directory)
     with joined(config, device_kind(config), path, stop) as world:
         if world is not None and world.rank:
             return _serve(config, directory, world)
@@ -77,20 +77,6 @@ def resume(path: Path, reporter: Reporter, stop: Event) -> dict[str, Any]:
             prepared(world)
             return _execute(config, directory, problem, model, reporter, stop, world)
     return {}
-
-
-def reopened(path: Path) -> tuple[RunDirectory, RunConfig]:
-    """A run that was begun, to go on with."""
-    _restore_config(RunDirectory(path))
-    directory, config = open_run(path)
-    read_original(directory)
-    return directory, config
-
-
-def write_configuration(directory: RunDirectory, config: RunConfig) -> None:
-    """Begin a run on disk."""
-    directory.write(directory.original, config.to_json())
-    write_json(directory.config, config.to_json())
 
 
 def _serve(config: RunConfig, directory: RunDirectory, world: World) -> dict[str, Any]:
@@ -203,7 +189,7 @@ def _execute(
 
 def note_session(directory: RunDirectory, config: RunConfig, ranks: Sequence[str]) -> None:
     """Append this session's environment to environment.json. ranks: of a distributed job."""
-    here = sealed(environment(device_named(config.device), ranks), directory.about(directory.environment))
+    here = add_checksum(environment(device_named(config.device), ranks), directory.provenance(directory.environment))
     write_json(directory.environment, [*_sessions(directory), here])
 
 
@@ -227,12 +213,6 @@ def _sessions(directory: RunDirectory) -> list[Any]:
     except CorruptFile as error:
         warnings.warn(f"{error} It is begun again. (Kept as {set_aside(path)}.)", stacklevel=2)
         return []
-
-
-def _restore_config(directory: RunDirectory) -> None:
-    if directory.original.exists() and not directory.config.exists():
-        write_json(directory.config, read_original(directory).to_json())
-        warnings.warn(f"{directory.config} was missing. It is written again from {directory.original}.", stacklevel=2)
 
 
 def store_of(

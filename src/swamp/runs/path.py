@@ -66,7 +66,7 @@ class PathWriter:
             part.unlink(missing_ok=True)
 
     def _about(self, file: Path) -> dict[str, str]:
-        return self.directory.about(file) if self.directory else {}
+        return self.directory.provenance(file) if self.directory else {}
 
 
 def read_path(path: Path, directory: RunDirectory | None = None) -> dict[int, dict[str, Tensor]]:
@@ -78,7 +78,7 @@ def read_path(path: Path, directory: RunDirectory | None = None) -> dict[int, di
     points: dict[int, dict[str, Tensor]] = {}
     for file in path_files(path):
         if directory:
-            directory.require_own(file)
+            directory.verify_owner(file)
         points.update(_read(file))
     return dict(sorted(points.items()))
 

@@ -87,8 +87,8 @@ class RunProgress:
         if index in self.paths:
             self.paths[index].flush()
         file = self.directory.snapshot(self.cycle, index)
-        begins = {"path": self.begins[index]} if index in self.begins else {}
-        save_snapshot(file, taken, {**self.directory.about(file), **begins})
+        begins = {"trajectory": self.begins[index]} if index in self.begins else {}
+        save_snapshot(file, taken, {**self.directory.provenance(file), **begins})
         self.saved[index] = time.monotonic()
 
     def path(self, index: int) -> PathWriter | None:
@@ -115,9 +115,9 @@ class RunProgress:
             path = directory.trajectory(self.cycle, index)
 
         def read() -> Snapshot:
-            directory.require_own(file)
+            directory.verify_owner(file)
             snapshot = load_snapshot(file)
-            if path and (begins := load_metadata(file).get("path")):
+            if path and (begins := load_metadata(file).get("trajectory")):
                 self._require_whole(path, int(begins), snapshot.step)
                 self.begins[index] = begins
             return snapshot
@@ -144,7 +144,7 @@ class RunProgress:
                 taken.finish()
             # The rank that trained it wrote it at once; rank 0, told of it later, need not write it again.
             if not path.exists():
-                particle.save(path, self.directory.about(path))
+                particle.save(path, self.directory.provenance(path))
             self.directory.snapshot(self.cycle, particle.index).unlink(missing_ok=True)
 
     def broke(self, index: int, error: Diverged) -> None:

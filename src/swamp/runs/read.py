@@ -1,4 +1,4 @@
-"""What lies in a run directory, read back and checked: nothing is taken that is not what the run has written there."""
+"""Read what a run directory holds. Every file is checked: damaged and foreign files raise CorruptFile."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,79 +10,78 @@ from torch import Tensor
 from swamp.algorithms import Cycle
 from swamp.backends import Particle, Ticket
 from swamp.errors import CorruptFile, SwampError
-from swamp.files import digest, load_tensors, set_aside
+from swamp.files import digest, load_metadata, load_tensors, set_aside
 from swamp.masks import Mask
-from swamp.runs.config import RunConfig, differences
-from swamp.runs.directory import RunDirectory, read_json
-from swamp.runs.seal import unsealed
+from swamp.runs.config import RunConfig, result_settings
+from swamp.runs.directory import PROVENANCE, RunDirectory, add_checksum, read_json, verify_checksum, write_json
 
 T = TypeVar("T")
 
 
-def open_run(path: Path | str) -> tuple[RunDirectory, RunConfig]:
-    """A run that was begun, by its directory.
+def write_config(directory: RunDirectory, config: RunConfig) -> None:
+    """Write config.json, by which the run begins. Its checksum covers the settings that decide the result."""
+    values = config.to_json()
+    signed = add_checksum(result_settings(values), directory.provenance(directory.config))
+    write_json(directory.config, {**values, PROVENANCE: signed[PROVENANCE]})
 
-    Raises SwampError where there is none, where config.json is not what the run began with, or where a later version
-    of swamp wrote it; CorruptFile where one of the two configurations is.
+
+def open_run(path: Path | str) -> tuple[RunDirectory, RunConfig]:
+    """The directory and configuration of a run.
+
+    Raises SwampError if there is no run, or a newer version of swamp wrote it; CorruptFile if config.json was changed
+    since the run began.
     """
     directory = RunDirectory(Path(path))
-    if not directory.config.exists():
-        if directory.original.exists():
-            raise CorruptFile(f"{directory.config} is missing. To write it again: swamp resume {path}")
+    file = directory.config
+    if not file.exists():
         raise SwampError(
-            f"{path} holds no run: there is no {directory.config.name} in it. Give the directory of a run, or start "
-            "one with swamp run."
+            f"{path} holds no run: it has no {file.name}. Give the directory of a run, or start one with swamp run."
         )
-    began, seal = _original(directory)
-    config = RunConfig.load(directory.config)
-    changed = differences(began, config) if began else []
-    if changed:
-        raise SwampError(
-            f"{directory.config} was changed since this run began ({'; '.join(changed)}; what it began with is in "
-            f"{directory.original.name}). Put it back, or start another run with: swamp run --config "
-            f"{directory.config} --out NEW"
-        )
-    # As it was when the run began: another version may have other defaults, and with them another fingerprint.
-    return RunDirectory(Path(path), str(seal.get("run") or config.digest()), strict="run" in seal), config
-
-
-def read_original(directory: RunDirectory) -> RunConfig:
-    """The configuration that the run began with. Raises CorruptFile where it is missing or not whole."""
-    began, _ = _original(directory)
-    if began is None:
-        raise CorruptFile(f"{directory.original} is missing.{_to_do(directory)}")
-    return began
-
-
-def _original(directory: RunDirectory) -> tuple[RunConfig | None, dict[str, Any]]:
-    path = directory.original
-    if not path.exists():
-        return None, {}
+    values = read_json(file)
+    if not isinstance(values, dict) or PROVENANCE not in values:
+        raise CorruptFile(f"{file} is not the configuration that a run began with: it has no {PROVENANCE!r}.")
+    settings = result_settings(cast("dict[str, Any]", values))
     try:
-        values, seal = unsealed(read_json(path), str(path))
+        _, provenance = verify_checksum({**settings, PROVENANCE: values[PROVENANCE]}, str(file))
     except CorruptFile as error:
-        raise CorruptFile(f"{error}{_to_do(directory)}") from error
+        raise CorruptFile(
+            f"{file} was changed since this run began, or is damaged: its settings do not match their checksum. Put it "
+            f"back, or start another run with: swamp run --config {file} --out NEW"
+        ) from error
+    # Not config.digest(): other defaults in another version of swamp would give another fingerprint.
+    return RunDirectory(Path(path), str(provenance.get("run"))), RunConfig.load(file)
+
+
+def verify_config_owner(directory: RunDirectory) -> None:
+    """Raise SwampError if config.json was copied from another run, to which no other file here belongs."""
+    others = [path for path in (directory.ticket, directory.record(0), directory.environment) if path.exists()]
+    owners = {owner for path in others if (owner := _owner(path))}
+    if owners and directory.run not in owners:
+        raise SwampError(
+            f"{directory.config} belongs to run {directory.run}, and {', '.join(path.name for path in others)} to run "
+            f"{', '.join(owners)}. Put back the configuration that this run began with."
+        )
+
+
+def _owner(path: Path) -> str:
+    """The run that a file states; empty where it cannot be read."""
     try:
-        return RunConfig.from_json(values), seal
-    except SwampError as error:
-        raise CorruptFile(f"{path} is damaged: {error}{_to_do(directory)}") from error
-
-
-def _to_do(directory: RunDirectory) -> str:
-    return (
-        f" It says what the run began with. If {directory.config.name} is as it was then, put a copy of it there: "
-        f"cp {directory.config} {directory.original}"
-    )
+        if path.suffix == ".safetensors":
+            return load_metadata(path).get("run", "")
+        found: Any = read_json(path)
+        return str((found[-1] if path.name == "environment.json" else found)[PROVENANCE]["run"])
+    except (SwampError, LookupError, TypeError):
+        return ""
 
 
 def read_sessions(directory: RunDirectory) -> list[dict[str, Any]]:
-    """What the run ran on, session by session."""
+    """The environment of each session that worked on the run, in order."""
     path = directory.environment
     found = read_json(path)
     if not isinstance(found, list):
         raise CorruptFile(f"{path} is damaged: it holds {type(found).__name__}, not a list. Restore it from a copy.")
     sessions = cast("list[Any]", found)
-    return [directory.unsealed(one, f"{path}, session {number}", path) for number, one in enumerate(sessions, 1)]
+    return [directory.verify(one, f"{path}, session {number}", path) for number, one in enumerate(sessions, 1)]
 
 
 def read_record(directory: RunDirectory, index: int) -> dict[str, Any]:
@@ -93,16 +92,7 @@ def read_record(directory: RunDirectory, index: int) -> dict[str, Any]:
         raise CorruptFile(f"{path} is damaged: it is the record of cycle {line.get('cycle')}. Restore it from a copy.")
     if not isinstance(line.get("digest"), dict):
         raise CorruptFile(f"{path} is damaged: it has no digest of weights and mask. Restore it from a copy.")
-    return line if "total" in line else {**line, "total": _total(directory, index)}
-
-
-def _total(directory: RunDirectory, index: int) -> dict[str, float]:
-    """What a model cost with all cycles before it, which the first records did not say: all methods needed them."""
-    lines = [directory.read(directory.record(earlier)) for earlier in range(index + 1)]
-    try:
-        return {name: sum(line[name] for line in lines) for name in ("steps", "samples", "seconds")}
-    except (KeyError, TypeError) as error:
-        raise CorruptFile(f"{directory.record(index)} is damaged: it does not say what it took ({error!r}).") from error
+    return line
 
 
 def read_mask(directory: RunDirectory, index: int) -> Mask:
@@ -110,61 +100,61 @@ def read_mask(directory: RunDirectory, index: int) -> Mask:
     return _mask_of(directory, index, read_record(directory, index))
 
 
-def _mask_of(directory: RunDirectory, index: int, line: dict[str, Any]) -> Mask:
-    path = directory.cycle(index) / "mask.safetensors"
-    mask = Mask.load(path)
-    _require(path, mask.digest, line["digest"].get("mask"))
-    return mask
-
-
 def read_weights(directory: RunDirectory, index: int) -> dict[str, Tensor]:
     """The weights of a finished cycle's model."""
     return _weights_of(directory, index, read_record(directory, index))
 
 
-def _weights_of(directory: RunDirectory, index: int, line: dict[str, Any]) -> dict[str, Tensor]:
-    path = directory.cycle(index) / "mean.safetensors"
-    weights, _ = load_tensors(path)
-    _require(path, digest(weights), line["digest"].get("weights"))
-    return weights
-
-
 def read_cycle(directory: RunDirectory, index: int) -> Cycle:
-    """A finished cycle: its record, mask and weights. Raises CorruptFile, naming the file that is."""
+    """A finished cycle: its record, mask and weights. Raises CorruptFile, naming the damaged file."""
     line = read_record(directory, index)
     mask, weights = _mask_of(directory, index, line), _weights_of(directory, index, line)
     try:
         return Cycle.from_json(line, mask, weights)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CorruptFile(f"{directory.record(index)} is damaged: it is not whole ({error!r}).") from error
+        raise CorruptFile(f"{directory.record(index)} is damaged: it is incomplete ({error!r}).") from error
+
+
+def _mask_of(directory: RunDirectory, index: int, line: dict[str, Any]) -> Mask:
+    path = directory.cycle(index) / "mask.safetensors"
+    mask = Mask.load(path)
+    _require_digest(path, mask.digest, line["digest"].get("mask"))
+    return mask
+
+
+def _weights_of(directory: RunDirectory, index: int, line: dict[str, Any]) -> dict[str, Tensor]:
+    path = directory.cycle(index) / "mean.safetensors"
+    weights, _ = load_tensors(path)
+    _require_digest(path, digest(weights), line["digest"].get("weights"))
+    return weights
+
+
+def _require_digest(path: Path, found: str, expected: object) -> None:
+    if found != expected:
+        raise CorruptFile(f"{path} is not the file its record was written with. Restore it from a copy.")
 
 
 def read_particle(directory: RunDirectory, cycle: int, index: int) -> Particle:
-    """A particle that was kept."""
+    """A finished particle."""
     path = directory.particle(cycle, index)
     particle = Particle.load(path)
-    directory.require_own(path)
+    directory.verify_owner(path)
     if particle.index != index:
-        raise CorruptFile(f"{path} is particle {particle.index} of its cycle, which was moved or copied here.")
+        raise CorruptFile(f"{path} is particle {particle.index} of its cycle, moved or copied to another path.")
     return particle
 
 
 def read_ticket(directory: RunDirectory) -> Ticket:
     """The ticket."""
     ticket = Ticket.load(directory.ticket)
-    directory.require_own(directory.ticket)
+    directory.verify_owner(directory.ticket)
     return ticket
 
 
-def _require(path: Path, found: str, expected: object) -> None:
-    if found != expected:
-        raise CorruptFile(f"{path} is not the file its record was written with. Restore it from a copy.")
-
-
 def unless_damaged(paths: Sequence[Path], read: Callable[[], T], again: str) -> T | None:
-    """What was kept in the first of `paths`, if it is there.
+    """What `read` returns; None if the first of `paths` does not exist, or is damaged.
 
-    Where it is damaged, all of them get other names, and a warning says so and what comes of it (`again`).
+    In the last case all of `paths` are renamed, and a warning says so; `again` is its text on what happens next.
     """
     if not paths[0].exists():
         return None

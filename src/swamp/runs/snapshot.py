@@ -10,7 +10,7 @@ from torch import Tensor
 
 from swamp.algorithms import Phase
 from swamp.errors import CorruptFile
-from swamp.files import digest, load_tensors, parse_json, require_format, save_tensors
+from swamp.files import load_tensors, parse_json, require_format, save_tensors
 from swamp.masks import Mask
 from swamp.training import Snapshot
 
@@ -105,9 +105,6 @@ def _save(path: Path, kind: str, about: Mapping[str, str], tensors: Mapping[str,
 def _load(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
     tensors, metadata = load_tensors(path)
     require_format(path, metadata, kind, "a training in progress")
-    # Those of before files had checksums have one of their tensors.
-    if "digest" in metadata and digest(tensors) != metadata["digest"]:
-        raise CorruptFile(f"{path} is damaged: its tensors do not match their checksum.")
     with _whole(path):
         return tensors, parse_json(metadata["numbers"])
 

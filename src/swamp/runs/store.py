@@ -54,7 +54,7 @@ class RunStore:
 
     def keep_ticket(self, ticket: Ticket) -> None:
         """Write the ticket, then drop its snapshot."""
-        ticket.save(self.directory.ticket, self.directory.about(self.directory.ticket))
+        ticket.save(self.directory.ticket, self.directory.provenance(self.directory.ticket))
         self.directory.snapshot(None, 0).unlink(missing_ok=True)
 
     def particle(self, cycle: int, index: int) -> Particle | None:
@@ -100,8 +100,8 @@ class RunStore:
         directory, folder = self.directory, self.directory.cycle(cycle.index)
         cycle.mask.require_zeros(cycle.weights)
         mask, mean, record = folder / "mask.safetensors", folder / "mean.safetensors", directory.record(cycle.index)
-        cycle.mask.save(mask, directory.about(mask))
-        save_tensors(mean, cycle.weights, directory.about(mean))
+        cycle.mask.save(mask, directory.provenance(mask))
+        save_tensors(mean, cycle.weights, directory.provenance(mean))
         digests = {"weights": digest(cycle.weights), "mask": cycle.mask.digest, "made_from": self._origin(cycle.index)}
         directory.write(record, {**cycle.to_json(), "digest": digests})
         self.publish(cycle)
@@ -123,8 +123,8 @@ class RunStore:
         for path in (directory.mask, directory.model, directory.metrics):
             if path.is_dir():
                 set_aside(path)
-        cycle.mask.save(directory.mask, directory.about(directory.mask))
-        save_tensors(directory.model, cycle.weights, directory.about(directory.model))
+        cycle.mask.save(directory.mask, directory.provenance(directory.mask))
+        save_tensors(directory.model, cycle.weights, directory.provenance(directory.model))
         # Last: it tells how far the other two are.
         write_atomic(directory.metrics, self._lines(cycle.index))
 
@@ -179,10 +179,8 @@ class RunStore:
         return hashlib.sha256(" ".join([ticket, *found]).encode()).hexdigest()[:16] if self.chained else ""
 
     def _require_made_from(self, index: int) -> None:
-        record = read_record(self.directory, index)
-        # Records of before format 2 do not say.
-        stated = record["digest"].get("made_from", "")
-        if self.chained and stated and stated != self._origin(index):
+        stated = read_record(self.directory, index)["digest"].get("made_from")
+        if self.chained and stated != self._origin(index):
             before = f"cycle {index - 1}" if index else "ticket"
             raise SwampError(
                 f"{self.directory.record(index)} was made from another {before} than lies there now. Put back the one "
@@ -209,7 +207,7 @@ class RunStore:
         path = self.directory.phase(cycle)
 
         def read() -> Phase:
-            self.directory.require_own(path)
+            self.directory.verify_owner(path)
             return load_phase(path)
 
         return unless_damaged([path], read, "Going on without it: the cycle is begun again.")
@@ -219,7 +217,7 @@ class RunStore:
         now = time.monotonic()
         if due or now - self.phases.setdefault(cycle, now) > self.snapshot_seconds:
             path = self.directory.phase(cycle)
-            save_phase(path, phase, self.directory.about(path))
+            save_phase(path, phase, self.directory.provenance(path))
             self.phases[cycle] = now
 
     def progress(self, cycle: int | None, particles: int, *, keep: bool = True) -> RunProgress:

@@ -16,9 +16,8 @@ from swamp.algorithms import method_named
 from swamp.errors import CorruptFile, SwampError, shortened
 from swamp.files import make_folder, one_at_a_time, remove_unfinished, sign
 from swamp.runs.config import RunConfig, differences
-from swamp.runs.directory import RunDirectory, read_json, write_json
+from swamp.runs.directory import RunDirectory, add_checksum, read_json, verify_checksum, write_json
 from swamp.runs.read import open_run
-from swamp.runs.seal import sealed, unsealed
 from swamp.runs.study import View, names_a_run
 
 State = Literal["finished", "failed", "running", "waiting"]
@@ -57,7 +56,7 @@ class StudyDirectory:
         file = _listing(path)
         if not file.exists():
             raise SwampError(f"{path} holds no study: there is no {file.name} in it.")
-        values, _ = unsealed(read_json(file), str(file))
+        values, _ = verify_checksum(read_json(file), str(file))
         try:
             runs, compare = cast("dict[str, Any]", values["runs"]).items(), msgspec.convert(values["compare"], View)
         except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
@@ -99,7 +98,7 @@ class StudyDirectory:
             study = cls(path, runs, compare or View())
             if study != there_already:
                 listed = {name: config.to_json() for name, config in runs.items()}
-                write_json(_listing(path), sealed({"runs": listed, "compare": asdict(study.compare)}))
+                write_json(_listing(path), add_checksum({"runs": listed, "compare": asdict(study.compare)}))
         return study
 
     def run(self, name: str) -> RunDirectory:
