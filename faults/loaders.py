@@ -43,10 +43,10 @@ from swamp.backends import Choice, Particle, Ticket
 from swamp.backends.wire import unpacked
 from swamp.datasets import DataOptions, TextOptions
 from swamp.datasets.cifar import CifarSource, parse_records
-from swamp.datasets.idx import read_idx
+from swamp.datasets.fashion import read_idx
 from swamp.datasets.images import check_images, read_fitted
-from swamp.datasets.normalise import Normalise
-from swamp.datasets.text.tables import from_tables, read_table
+from swamp.datasets.problem import Normalise
+from swamp.datasets.text.table_files import from_tables, read_table
 from swamp.errors import SwampError
 from swamp.files import digest, save_tensors, write_atomic
 from swamp.masks import Mask

@@ -48,7 +48,7 @@ def test_every_table_of_names_is_where_it_says(package, name):
     [
         ("src/swamp/algorithms/masks.py", "_PASSES"),
         ("src/swamp/models/__init__.py", "_BUILDERS"),
-        ("tests/scores/probes.py", "LOOKING"),
+        ("tests/scores/networks.py", "LOOKING"),
         ("tests/scores/test_agreement.py", "INDEPENDENT"),
         ("tests/backends/test_backend_contract.py", "BACKENDS"),
     ],

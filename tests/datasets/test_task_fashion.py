@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from swamp.datasets import DataOptions, fashion, task_named
 from swamp.datasets.cache import checksum_of
-from swamp.datasets.fashion import FASHION_MNIST, IdxFile, IdxSource, load
-from swamp.datasets.idx import parse_idx, read_idx
+from swamp.datasets.fashion import FASHION_MNIST, IdxFile, IdxSource, load, parse_idx, read_idx
 from swamp.errors import SwampError
 from swamp.training.data import TensorData
 from swamp.training.order import Seed
@@ -103,7 +102,7 @@ def test_a_file_with_one_changed_pixel_is_refused_by_name(folder: Path, seed: Se
 def test_a_file_that_was_cut_short_is_refused_by_name(folder: Path, seed: Seed):
     path = folder / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(SwampError, match=r"train-images-idx3-ubyte.gz is not a whole idx file"):
+    with pytest.raises(SwampError, match=r"train-images-idx3-ubyte.gz is not a valid idx file"):
         task_named("fashion-mnist")(DataOptions(folder=str(folder)), seed)
 
 
@@ -125,10 +124,10 @@ def test_idx_bytes_become_the_array_they_describe():
         (b"", "starts with nothing"),
         (b"\0\0\x0d\x01\0\0\0\1x", "expected 00 00 08 01"),
         (idx(1, 1, values=b"x"), "expected 00 00 08 01"),
-        (b"\0\0\x08\x01\0\0", "its header alone needs 8"),
-        (idx(3, values=b"xx"), "holds 2 values"),
-        (idx(3, values=b"xxxx"), "holds 4 values"),
-        (idx(0, values=b""), "holds no values"),
+        (b"\0\0\x08\x01\0\0", "its header needs 8"),
+        (idx(3, values=b"xx"), "has 2 values"),
+        (idx(3, values=b"xxxx"), "has 4 values"),
+        (idx(0, values=b""), "has no values"),
         (idx(2**32 - 1, values=b"x"), "need 4294967295"),
     ],
 )

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from swamp.datasets import DataOptions, task_named
-from swamp.datasets import tiny as tiny_module
-from swamp.datasets.folder import ImageFileData
+from swamp.datasets import images as images_module
+from swamp.datasets.images import ImageFileData
 from swamp.errors import SwampError
 from swamp.training.data import Data, TensorData
 from swamp.training.order import Seed
@@ -52,7 +52,7 @@ def test_tiny_imagenet_is_decoded_once_and_again_where_its_files_change(
     task_named("tiny-imagenet")(options, seed)
     assert len(list(cache.iterdir())) == 1
     with monkeypatch.context() as without:
-        without.setattr(tiny_module, "read_image", None)
+        without.setattr(images_module, "read_image", None)
         task_named("tiny-imagenet")(options, seed)
     draw(tiny / "train" / "n01" / "images" / "n01_0.JPEG", (1, 2, 250))
     changed = cast(TensorData, task_named("tiny-imagenet")(replace(options, validation=0), seed).task.train)
@@ -76,7 +76,7 @@ def test_a_damaged_or_odd_sized_image_is_named(tiny: Path, seed: Seed):
     path = tiny / "train" / "n02" / "images" / "n02_1.JPEG"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(SwampError, match=r"n02_1.JPEG is not a whole image"):
+    with pytest.raises(SwampError, match=r"n02_1.JPEG is not a complete image"):
         task_named("tiny-imagenet")(DataOptions(folder=str(tiny)), seed)
     draw(path, (1, 2, 3), size=(32, 64))
     with pytest.raises(SwampError, match=r"n02_1.JPEG is 32 x 64 pixels, expected 64 x 64"):
@@ -182,17 +182,17 @@ def test_each_thing_that_can_be_wrong_with_the_folder_is_said_before_training(pi
         with pytest.raises(SwampError, match=reason):
             task_named("image-folder")(DataOptions(folder=str(folder)), seed)
 
-    with pytest.raises(SwampError, match="name the data folder"):
+    with pytest.raises(SwampError, match="pass a data folder"):
         task_named("image-folder")(DataOptions(), seed)
     fails(r"needs the folders train and test \(or val\); it has \[\]", pictures / "train")
     (pictures / "test" / "cow").mkdir()
-    fails("only one of them has: cow")
+    fails("only in one of them: cow")
     (pictures / "train" / "cow").mkdir()
     fails("train/cow has no images")
     (pictures / "train" / "cow").rmdir()
     (pictures / "test" / "cow").rmdir()
     (pictures / "train" / "cat" / "9.png").write_bytes(b"no picture")
-    fails("9.png is not a whole image")
+    fails("9.png is not a complete image")
 
 
 @pytest.mark.parametrize("name", ["tiny-imagenet", "image-folder"])

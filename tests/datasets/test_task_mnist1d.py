@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from swamp.datasets import DataOptions, signals, task_named
-from swamp.datasets.signals import generate
+from swamp.datasets import DataOptions, bundled, task_named
+from swamp.datasets.bundled import generate
 from swamp.errors import SwampError
 from swamp.training.data import TensorData
 from swamp.training.order import Seed
@@ -23,7 +23,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         sizes.append((train, test))
         return generate(train // 100, test // 100)
 
-    monkeypatch.setattr(signals, "generate", few)
+    monkeypatch.setattr(bundled, "generate", few)
     return sizes
 
 

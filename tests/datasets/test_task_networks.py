@@ -137,7 +137,7 @@ def test_equal_seeds_give_equal_networks():
         ("resnet-9999998", "nearest is 1298"),
         ("wrn-28-0", "factor is 0"),
         ("wrn-26-4", r"it must be 6n \+ 4: 10, 16, 22, 28, 34, .* nearest is 28|nearest is 22"),
-        ("vgg-12", "there is vgg-11, vgg-13, vgg-16 and vgg-19"),
+        ("vgg-12", "choose vgg-11, vgg-13, vgg-16 or vgg-19"),
     ],
 )
 def test_a_name_that_cannot_be_is_refused_with_what_can(name: str, reason: str):

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from swamp.datasets import NETWORKS, TASKS, DataOptions, task_named
-from swamp.datasets.normalise import Normalise
-from swamp.datasets.problem import split, split_index
+from swamp.datasets.problem import Normalise, split, split_index
 from swamp.errors import SwampError
 from swamp.training.augment import crop_flip
 from swamp.training.data import TensorData
@@ -73,7 +72,7 @@ def test_a_small_share_holds_out_at_least_one(seed: Seed):
 
 
 def test_more_examples_than_there_are_is_an_error_with_the_numbers(seed: Seed):
-    with pytest.raises(SwampError, match="91 training examples were asked for, but of 100 there remain 90"):
+    with pytest.raises(SwampError, match="91 training examples were requested, but of 100 there remain 90"):
         split(counted(100), DataOptions(examples=91), seed)
     with pytest.raises(SwampError, match="remain 0"):
         split(counted(1), DataOptions(), seed)

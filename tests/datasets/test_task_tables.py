@@ -106,14 +106,14 @@ def test_glue_has_its_columns_and_classes_and_its_validation_is_the_test(tmp_pat
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"train": ROWS}, "train and test .or validation. are needed, there is train"),
-        ({"train": [{"words": "a", "label": 1}], "test": ROWS}, "which columns are text.*words, label.*--columns"),
-        ({"train": [{"text": "a", "kind": 1}], "test": ROWS}, "which column is the label"),
+        ({"train": ROWS}, "expected train and test .or validation., got train"),
+        ({"train": [{"words": "a", "label": 1}], "test": ROWS}, "no text column found among words, label.*--columns"),
+        ({"train": [{"text": "a", "kind": 1}], "test": ROWS}, "no label column"),
         ({"train": [{"text": " ", "label": 1}], "test": ROWS}, "train.jsonl: 1 of 1 texts are empty"),
         ({"train": [{"text": "\ud800", "label": 1}], "test": ROWS}, "train.jsonl, line 1 .*half of a character"),
         ({"train": ROWS, "test": [{"text": "a", "label": "?"}]}, "test.jsonl: example 0 .* has the label '.'"),
-        ({"train": [{"text": "a", "label": -1}], "test": ROWS}, "there is a label -1"),
-        ({"train": [ROWS[0], {"text": "a"}], "test": ROWS}, "example 1 .* has nothing in the column 'label'"),
+        ({"train": [{"text": "a", "label": -1}], "test": ROWS}, "the label -1 is negative"),
+        ({"train": [ROWS[0], {"text": "a"}], "test": ROWS}, "example 1 .* has no value in column 'label'"),
         ({"train": ROWS, "test": []}, "test.jsonl has no rows"),
     ],
 )
@@ -141,5 +141,5 @@ def test_a_number_that_is_none_is_named(tmp_path: Path):
 def test_a_row_with_too_many_fields_does_not_hide_what_is_wrong(tmp_path: Path):
     for part in ("train", "test"):
         (tmp_path / f"{part}.csv").write_text("text,kind\na film,good,1,2\n")
-    with pytest.raises(SwampError, match=r"which column is the label. It has text, kind"):
+    with pytest.raises(SwampError, match=r"no label column found among text, kind"):
         build("text-folder", DataOptions(folder=str(tmp_path)))

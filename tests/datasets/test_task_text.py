@@ -8,8 +8,16 @@ import torch
 
 from swamp.algorithms import Plan, cycles
 from swamp.datasets import DataOptions, Problem, TextOptions, build_network, build_problem, network_for
-from swamp.datasets.text.corpus import Texts, classification, language, regression
-from swamp.datasets.text.goals import bits_per_byte, pearson, spearman, unexplained
+from swamp.datasets.text.corpus import (
+    Texts,
+    bits_per_byte,
+    classification,
+    language,
+    pearson,
+    regression,
+    spearman,
+    unexplained,
+)
 from swamp.datasets.text.reviews import sentences
 from swamp.datasets.text.tokenizer import Words
 from swamp.errors import SwampError
@@ -160,8 +168,8 @@ def test_an_ensemble_of_regressions_is_their_mean() -> None:
     [
         ([], [], "no text"),
         (["a", " "], [0, 1], "1 of 2 texts are empty, the first in example 1"),
-        (["a", "b"], [0, 2], "labels go from 0 to 2, expected 0 to 1"),
-        (["a", "b"], [-1, 0], "labels go from -1"),
+        (["a", "b"], [0, 2], "labels range from 0 to 2, expected 0 to 1"),
+        (["a", "b"], [-1, 0], "labels range from -1"),
     ],
 )
 def test_texts_and_labels_that_cannot_be_are_refused(first: list[str], targets: list[int], message: str) -> None:
@@ -185,8 +193,8 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
     ("task", "model", "message"),
     [
         ("movie-reviews", "mlp-10", "takes numbers"),
-        ("movie-reviews", "decoder-1-32", "take encoder-1-32"),
-        ("movie-reviews-text", "encoder-1-32", "take decoder-1-32"),
+        ("movie-reviews", "decoder-1-32", "use encoder-1-32"),
+        ("movie-reviews-text", "encoder-1-32", "use decoder-1-32"),
         ("movie-reviews", "encoder-1-33", "multiple of 32"),
         ("digits", "encoder-1-32", "takes text"),
     ],

@@ -10,7 +10,7 @@ import torch
 
 from swamp import Seed, SwampError, Training
 from swamp.datasets import DataOptions, Problem, task_named
-from swamp.datasets.normalise import Normalise
+from swamp.datasets.problem import Normalise
 from swamp.integrations.timm import network, preprocessed
 from swamp.training import Task, TensorData, isolated
 

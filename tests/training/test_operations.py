@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from swamp.masks import Mask
-from swamp.models.resnet import resnet
+from swamp.models.networks import resnet
 from swamp.training import Operations, Task, Training
 
 

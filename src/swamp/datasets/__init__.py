@@ -1,16 +1,15 @@
-"""What is learned: data sets and networks, ready-made."""
+"""Ready-made tasks and networks."""
 
 from collections.abc import Callable
 from dataclasses import replace
 
 from torch import nn
 
-from swamp.datasets.bundled import digits
+from swamp.datasets.bundled import digits, mnist1d, mnist1d_10k
 from swamp.datasets.cifar import cifar_10, cifar_100
 from swamp.datasets.fashion import fashion_mnist
-from swamp.datasets.folder import image_folder
+from swamp.datasets.images import image_folder, tiny_imagenet
 from swamp.datasets.problem import DataOptions, Problem, TextOptions
-from swamp.datasets.signals import mnist1d, mnist1d_10k
 from swamp.datasets.text import (
     GLUE_TASKS,
     movie_reviews,
@@ -20,10 +19,9 @@ from swamp.datasets.text import (
     text_folder_number,
     text_folder_text,
 )
-from swamp.datasets.tiny import tiny_imagenet
 from swamp.errors import unknown
 from swamp.models import NETWORKS, build_network
-from swamp.models.pretrained import is_pretrained
+from swamp.models.language import is_pretrained
 from swamp.training.order import Seed
 
 __all__ = [
@@ -58,18 +56,36 @@ TASKS: dict[str, TaskBuilder] = {
     "text-folder-text": text_folder_text,
     **GLUE_TASKS,
 }
-"""Name -> builder; the first line of a builder's docstring says what it is."""
+"""Name -> builder; `swamp list tasks` prints the first line of its docstring."""
 
 
 def task_named(name: str) -> TaskBuilder:
-    """The builder of the task of that name. Raises SwampError with the nearest names for one that does not exist."""
+    """Look up a task builder by name. Raises SwampError with suggestions."""
     if name not in TASKS:
         raise unknown("task", name, TASKS)
     return TASKS[name]
 
 
 def build_problem(task: str, model: str, options: DataOptions, seed: Seed) -> Problem:
-    """The task of that name for the model of that name: texts become the tokens that a pretrained model knows."""
+    """Build a ready-made task for a model.
+
+    Args:
+        task: A name in `TASKS`.
+        model: A name as for `build_network`. The tokenizer of a pretrained model is used for its texts.
+        options: Which data to use.
+        seed: Draws the validation split.
+
+    Returns:
+        The problem: task, input shape, number of outputs and tokens.
+
+    Raises:
+        SwampError: For an unknown task, and for data that is missing or damaged.
+
+    Example:
+        >>> problem = build_problem("digits", "mlp-20", DataOptions(validation=0.1), Seed(0))
+        >>> problem.shape, problem.classes, len(problem.task.train)
+        ((1, 8, 8), 10, 1294)
+    """
     text = options.text
     if is_pretrained(model) and not text.tokenizer:
         options = replace(options, text=replace(text, tokenizer=model))
@@ -77,5 +93,5 @@ def build_problem(task: str, model: str, options: DataOptions, seed: Seed) -> Pr
 
 
 def network_for(problem: Problem, model: str) -> nn.Module:
-    """`build_network` for that problem; it draws from torch's global generator too."""
+    """`build_network` for the inputs and outputs of `problem`."""
     return build_network(model, problem.shape, problem.classes, problem.tokens)

@@ -1,12 +1,19 @@
-"""The handwritten digits that come with scikit-learn (UCI, Alpaydin and Kaynak 1998)."""
+"""Data sets without a download: generated MNIST-1D, and the digits that scikit-learn contains."""
+
+import importlib.metadata
+import random
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from swamp.datasets.normalise import Normalise
-from swamp.datasets.problem import DataOptions, Problem, in_memory
+from swamp.datasets.cache import cached
+from swamp.datasets.problem import DataOptions, Normalise, Problem, in_memory
+from swamp.errors import SwampError
 from swamp.optional import need
-from swamp.training.augment import crop_flip
+from swamp.training.augment import crop_flip, shift_scale_noise
 from swamp.training.data import TensorData
 from swamp.training.order import Seed
 
@@ -15,11 +22,11 @@ _NORMALISE = Normalise(mean=(0.3053,), std=(0.3760,), largest=16.0)
 
 
 def digits(options: DataOptions, seed: Seed) -> Problem:
-    """scikit-learn's bundled digits: 1,438 training and 359 test images of 1 x 8 x 8, 10 classes."""
+    """The digits of scikit-learn (UCI, Alpaydin and Kaynak 1998): 1,438 training and 359 test images of 1 x 8 x 8."""
     bundled = need("sklearn.datasets", "swamp[digits]").load_digits()
     images = torch.as_tensor(np.asarray(bundled.images, np.uint8)).unsqueeze(1)
     labels = torch.as_tensor(np.asarray(bundled.target, np.int64))
-    # The test set is the same for every run, so its draw must not depend on the run's seed.
+    # The test set is the same for every run: its draw does not depend on the run's seed.
     order = torch.randperm(len(labels), generator=Seed(0).at("digits", "test").generator())
     tests = int(_TEST_SHARE * len(labels))
     test, train = order[:tests], order[tests:]
@@ -30,3 +37,58 @@ def digits(options: DataOptions, seed: Seed) -> Problem:
         options,
         seed,
     )
+
+
+def mnist1d(options: DataOptions, seed: Seed) -> Problem:
+    """MNIST-1D as published (arXiv:2011.14439): 4,000 training and 1,000 test signals of 40 samples, 10 classes."""
+    return _problem(4_000, 1_000, options, seed)
+
+
+def mnist1d_10k(options: DataOptions, seed: Seed) -> Problem:
+    """MNIST-1D from the same generator, larger: 10,000 training and 5,000 test signals."""
+    return _problem(10_000, 5_000, options, seed)
+
+
+def generate(train: int, test: int) -> dict[str, Tensor]:
+    """Signals (n, 40) float32 and labels (n,) int64 from the generator of mnist1d with its published defaults.
+
+    It seeds the global generators of `random` and `numpy.random`; both are restored afterwards.
+    """
+    with _global_generators_kept():
+        source = need("mnist1d.data", "mnist1d")
+        settings = source.get_dataset_args()
+        settings.num_samples = train + test
+        settings.train_split = train / (train + test)
+        made = source.make_dataset(settings)
+    return {
+        "train_inputs": torch.as_tensor(np.asarray(made["x"], np.float32)),
+        "train_targets": torch.as_tensor(np.asarray(made["y"], np.int64)),
+        "test_inputs": torch.as_tensor(np.asarray(made["x_test"], np.float32)),
+        "test_targets": torch.as_tensor(np.asarray(made["y_test"], np.int64)),
+    }
+
+
+def _problem(train: int, test: int, options: DataOptions, seed: Seed) -> Problem:
+    try:
+        version = importlib.metadata.version("mnist1d")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise SwampError("this task needs mnist1d, which is not installed. Install it: pip install mnist1d") from error
+    # Cached: 0.2 ms per example add up over the runs of a sweep.
+    made = cached(f"mnist1d-{version}-{train}-{test}", lambda: generate(train, test))
+    return in_memory(
+        TensorData(made["train_inputs"], made["train_targets"], augment=shift_scale_noise()),
+        TensorData(made["test_inputs"], made["test_targets"]),
+        10,
+        options,
+        seed,
+    )
+
+
+@contextmanager
+def _global_generators_kept() -> Generator[None]:
+    python, numbers = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)

@@ -1,4 +1,4 @@
-"""The user's cache folder: what was generated or downloaded once. It may be deleted at any time."""
+"""The user's cache folder for generated and downloaded data. It may be deleted at any time."""
 
 import contextlib
 import hashlib
@@ -16,15 +16,15 @@ from swamp.optional import need
 
 
 def cache_folder() -> Path:
-    """$SWAMP_CACHE, or the system's place for caches (on Linux ~/.cache/swamp)."""
+    """$SWAMP_CACHE, or the default cache folder of the system (on Linux ~/.cache/swamp)."""
     chosen = os.environ.get("SWAMP_CACHE", "")
     return Path(chosen).expanduser() if chosen else Path(need("pooch", "pooch").os_cache("swamp"))
 
 
 def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of cache file `name`.safetensors, made anew where it is absent, damaged or cannot be read.
+    """The tensors of the cache file `name`.safetensors; generated again if it is missing, damaged or unreadable.
 
-    A cache that cannot be written is no error: the tensors are then made in every run.
+    If the cache cannot be written, the tensors are generated in every run.
     """
     path = cache_folder() / f"{name}.safetensors"
     try:
@@ -40,17 +40,17 @@ def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
 
 
 def download(url: str, checksum: str, task: str) -> Path:
-    """The file at `url` in the cache folder of `task`, fetched unless it is there whole.
+    """The file at `url` in the cache folder of `task`, downloaded unless a complete copy is there.
 
-    checksum: "sha256:..." or "md5:...". Raises SwampError where it cannot be had, saying what to do instead; and for a
-    url that is not https (but of this machine) or has no checksum, before anything is asked for.
+    checksum: "sha256:..." or "md5:...". Raises SwampError if the download fails; and before any request for a url
+    that is not https (except on this machine) or has no checksum.
     """
     place = urlsplit(url)
     if place.scheme != "https" and place.hostname not in ("127.0.0.1", "localhost"):
-        raise SwampError(f"{task}: {url} is not fetched: only https is, where nobody between can change what arrives.")
+        raise SwampError(f"{task}: {url} is not downloaded: only https urls are, which cannot be altered in transit.")
     if not re.fullmatch(r"sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}", checksum):
         raise SwampError(
-            f"{task}: {url} is not fetched without its checksum (sha256:... or md5:...), got {checksum!r}."
+            f"{task}: {url} is not downloaded without a checksum (sha256:... or md5:...), got {checksum!r}."
         )
     name = url.rpartition("/")[2]
     folder = cache_folder() / task
@@ -59,8 +59,8 @@ def download(url: str, checksum: str, task: str) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SwampError(
-            f"{task}: could not download {url} to {folder} ({reason}). Put {name} into a folder of your choice "
-            "and give that folder as the data folder (or set SWAMP_CACHE if the cache cannot be written)."
+            f"{task}: could not download {url} to {folder} ({reason}). Put {name} into a folder "
+            "and pass it as the data folder (or set SWAMP_CACHE if the cache cannot be written)."
         ) from error
 
 
@@ -70,14 +70,12 @@ def checksum_of(data: bytes, algorithm: str) -> str:
 
 
 def given_folder(task: str, folder: str) -> Path:
-    """The data folder the user named. Raises SwampError unless it is there and readable."""
+    """The data folder given by the user. Raises SwampError unless it exists, is readable and is not empty."""
     path = Path(folder).expanduser()
     try:
         empty = next(path.iterdir(), None) is None
     except OSError as error:
-        raise SwampError(f"{task}: {path} is not a folder that can be read ({error.strerror}); check the path.") from (
-            error
-        )
+        raise SwampError(f"{task}: {path} is not a readable folder ({error.strerror}); check the path.") from (error)
     if empty:
-        raise SwampError(f"{task}: the folder {path} is empty; put the data there or name another folder.")
+        raise SwampError(f"{task}: the folder {path} is empty; put the data there or choose another folder.")
     return path

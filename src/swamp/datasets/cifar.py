@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from swamp.datasets.cache import checksum_of, download, given_folder
-from swamp.datasets.normalise import Normalise
-from swamp.datasets.problem import DataOptions, Problem, in_memory
+from swamp.datasets.problem import DataOptions, Normalise, Problem, in_memory
 from swamp.errors import SwampError
 from swamp.training.augment import crop_flip
 from swamp.training.data import TensorData
@@ -23,7 +22,7 @@ _PIXELS = 3 * 32 * 32
 
 @dataclass(frozen=True)
 class CifarSource:
-    """Archive, files and records of one CIFAR. label_bytes: before the pixels, the last one is the class."""
+    """Archive, files and record sizes of one CIFAR. label_bytes: bytes before the pixels; the last one is the class."""
 
     task: str
     url: str
@@ -79,8 +78,8 @@ def cifar_100(options: DataOptions, seed: Seed) -> Problem:
 def load(source: CifarSource, folder: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images (n, 3, 32, 32) uint8 and labels (n,) int64 for training, then for test.
 
-    From the .bin files or the archive in the folder given, else from the cache, else downloaded. Raises SwampError
-    for a file that is missing, has not the published number of records, or has a label that is no class.
+    From the .bin files or the archive in `folder`, else from the cache, else downloaded. Raises SwampError for a file
+    that is missing, does not have the published number of records, or has an invalid label.
     """
     files = _files(source, folder)
     parts = [parse_records(files[name], name, source, source.train_records) for name in source.train]
@@ -89,7 +88,7 @@ def load(source: CifarSource, folder: str) -> tuple[Tensor, Tensor, Tensor, Tens
 
 
 def parse_records(contents: bytes, name: str, source: CifarSource, records: int) -> tuple[Tensor, Tensor]:
-    """Images and labels of one .bin file with so many records. Raises SwampError naming the file for any other."""
+    """Images and labels of one .bin file. Raises SwampError, naming the file, unless it has `records` records."""
     width = source.label_bytes + _PIXELS
     if len(contents) != records * width:
         raise SwampError(
@@ -124,13 +123,13 @@ def _files(source: CifarSource, folder: str) -> dict[str, bytes]:
     place = given_folder(source.task, folder)
     names = [*source.train, source.test]
     for inner in (place, place / source.folder):
-        # Any one of them says that this is the place; then a missing one is worth an error that names it.
+        # One file is enough to choose the folder; a missing file is then an error that names it.
         if any((inner / name).is_file() for name in names):
             return {name: _read(source, inner / name) for name in names}
     if not (place / archive).is_file():
         raise SwampError(
             f"{source.task}: {place} has neither {names[0]} (and the other .bin files, there or in {source.folder}) "
-            f"nor {archive}; put one of them there, or name no folder to have it downloaded."
+            f"nor {archive}; put one of them there, or omit the folder to download it."
         )
     return _from_archive(source, place / archive)
 

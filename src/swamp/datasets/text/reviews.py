@@ -15,13 +15,13 @@ _TEST_SHARE = 0.2
 
 
 def movie_reviews(options: DataOptions, seed: Seed) -> Problem:
-    """Sentences of film reviews, good or bad: 5,679 for training and 1,400 for test without the near-neutral third."""
+    """Sentiment of movie-review sentences: 5,679 for training and 1,400 for test, without the near-neutral third."""
     train, test = (_rated(texts, options.text.neutral) for texts in _split())
     return classification(train, test, 2, options, seed)
 
 
 def movie_reviews_rating(options: DataOptions, seed: Seed) -> Problem:
-    """The mean rating, -4 to 4, that people gave sentences of film reviews: 8,484 for training and 2,121 for test."""
+    """Mean human rating, -4 to 4, of movie-review sentences: 8,484 for training and 2,121 for test."""
     return regression(*_split(), options, seed)
 
 
@@ -47,9 +47,9 @@ def _split() -> tuple[Texts, Texts]:
 
 
 def _rated(texts: Texts, neutral: float) -> Texts:
-    """The sentences whose rating is surely good (1) or bad (0)."""
+    """The sentences with a clearly positive (1) or negative (0) rating."""
     strength = sentences().targets.abs().sort().values
-    # Of all sentences, so that training and test leave the same ones out; a rating of 0 is on neither side.
+    # Over all sentences, so that training and test use the same threshold; a rating of 0 is neither class.
     border = max(float(strength[int(neutral * len(strength))]), 1e-6)
     kept = (texts.targets.abs() >= border).nonzero().flatten()
     if not len(kept):

@@ -1,9 +1,10 @@
-"""Local tables of text: CSV, TSV, JSON lines and Parquet, a file for training, for test and, by choice, validation."""
+"""Tables of text: local CSV, TSV, JSON lines and Parquet files, and GLUE."""
 
 import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -29,88 +30,88 @@ _LABEL = ("label", "labels", "target", "class", "score", "rating", "stars")
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of one part of a data set, and where they come from."""
+    """Rows of one part of a data set, and their source."""
 
     rows: Sequence[Row]
     where: str
 
     def __post_init__(self) -> None:
         if not self.rows:
-            raise SwampError(f"{self.where} has no rows; give one example at least.")
+            raise SwampError(f"{self.where} has no rows; expected at least one example.")
 
     def column(self, name: str) -> list[Any]:
-        """The values of that column. Raises SwampError where a row has none."""
+        """The values of a column. Raises SwampError if a row has none."""
         if name not in self.rows[0]:
             raise SwampError(f"{self.where} has no column {name!r}; it has {shortened(list(self.rows[0]))}.")
         missing = [place for place, row in enumerate(self.rows) if row.get(name) is None]
         if missing:
-            raise SwampError(f"{self.where}: example {missing[0]} (from 0) has nothing in the column {name!r}.")
+            raise SwampError(f"{self.where}: example {missing[0]} (from 0) has no value in column {name!r}.")
         return [row[name] for row in self.rows]
 
 
 def text_folder(options: DataOptions, seed: Seed) -> Problem:
-    """Your own texts and their classes: train and test in a folder, as .csv, .tsv, .jsonl or .parquet."""
+    """Classify your own texts: train and test in a folder, as .csv, .tsv, .jsonl or .parquet."""
     return from_tables("text-folder", folder_tables("text-folder", options), "class", options, seed)
 
 
 def text_folder_number(options: DataOptions, seed: Seed) -> Problem:
-    """Your own texts and a number for each to tell: files as for text-folder, the label is the number."""
+    """Predict a number for your own texts: files as for text-folder, the label is the number."""
     return from_tables("text-folder-number", folder_tables("text-folder-number", options), "number", options, seed)
 
 
 def text_folder_text(options: DataOptions, seed: Seed) -> Problem:
-    """Go on writing texts of your own: files as for text-folder, without labels."""
+    """Language modelling on your own texts: files as for text-folder, without labels."""
     return from_tables("text-folder-text", folder_tables("text-folder-text", options), "next token", options, seed)
 
 
 def folder_tables(task: str, options: DataOptions) -> dict[str, Table]:
-    """The parts that lie in the data folder, each one file named after it. Raises SwampError where one is missing."""
+    """The parts in the data folder, one file each, named after the part. Raises SwampError for duplicates."""
     if not options.folder:
-        raise SwampError(f"{task}: name the data folder, with train and test (or validation) as .csv, .tsv, .jsonl ...")
+        raise SwampError(f"{task}: pass a data folder with train and test (or validation) as .csv, .tsv, .jsonl ...")
     folder = given_folder(task, options.folder)
     found: dict[str, Table] = {}
     for part, stems in _PARTS.items():
         paths = [path for stem in stems for ending in _ENDINGS if (path := folder / f"{stem}{ending}").is_file()]
         if len(paths) > 1:
-            raise SwampError(f"{task}: {paths[0]} and {paths[1]} are both the {part} part; leave one of them there.")
+            raise SwampError(f"{task}: {paths[0]} and {paths[1]} are both the {part} part; keep one of them.")
         if paths:
             found[part] = read_table(paths[0])
     return found
 
 
 def read_table(path: Path) -> Table:
-    """Read a .csv or .tsv with a line of column names, JSON lines, or Parquet. Raises SwampError naming the line."""
+    """Read a .csv or .tsv file with column names, JSON lines, or Parquet. Raises SwampError, naming the line."""
     try:
         if path.suffix == ".parquet":
             rows = need("pyarrow.parquet", "swamp[language]").read_table(path).to_pylist()
         elif path.suffix in (".jsonl", ".json"):
             rows = _json_rows(path)
         else:
-            # GLUE's own .tsv files do not quote: a quotation mark is one more character there.
+            # The .tsv files of GLUE do not quote: a quotation mark is an ordinary character.
             quoting = csv.QUOTE_NONE if path.suffix == ".tsv" else csv.QUOTE_MINIMAL
             with path.open(encoding="utf-8-sig", newline="") as file:
-                # A row with more fields than there are names has the rest under no name: an empty one, as all are text.
+                # Fields beyond the column names go under an empty name, as all names are text.
                 separator = "\t" if path.suffix == ".tsv" else ","
                 rows = list(csv.DictReader(file, delimiter=separator, quoting=quoting, restkey=""))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SwampError(f"{path} cannot be read ({error}); give a whole file in UTF-8.") from error
-    except ValueError as error:  # what pyarrow's own errors are
-        raise SwampError(f"{path} is not a whole file of its kind: {error}.") from error
+        raise SwampError(f"{path} cannot be read ({error}); expected a complete file in UTF-8.") from error
+    except ValueError as error:  # pyarrow's errors
+        raise SwampError(f"{path} is not a valid file: {error}.") from error
     return Table(rows, str(path))
 
 
 def from_tables(
     task: str, tables: Mapping[str, Table], goal: Goal, options: DataOptions, seed: Seed, names: Sequence[str] = ()
 ) -> Problem:
-    """The problem of a training and a test table, and perhaps one for validation.
+    """The problem of a training table, a test table and an optional validation table.
 
-    The validation table is the test's where there is none for test (of GLUE, whose test labels are secret). names:
-    what classes are called; empty: the labels of the training table, sorted.
+    Without a test table, the validation table is the test data (GLUE: the test labels are secret). names: class names;
+    empty: the labels of the training table, sorted.
     """
     if "train" not in tables or len(tables) < 2:
         raise SwampError(
-            f"{task}: train and test (or validation) are needed, there is {', '.join(tables) or 'none of them'}; name "
-            "the files train.csv, test.csv (or .tsv, .jsonl, .parquet)."
+            f"{task}: expected train and test (or validation), got {', '.join(tables) or 'none of them'}; name the "
+            "files train.csv, test.csv (or .tsv, .jsonl, .parquet)."
         )
     columns = columns_of(tables["train"], options.text)
     validation = tables["validation"] if len(tables) == 3 else None
@@ -132,24 +133,24 @@ def from_tables(
 
 
 def columns_of(table: Table, options: TextOptions) -> tuple[str, ...]:
-    """One column of text, or two: those the options name, or the usual ones. Raises SwampError for none."""
+    """One or two text columns: those in the options, or columns with common names. Raises SwampError for none."""
     if options.columns:
         return options.columns
     have = table.rows[0]
     for names in (*_TEXT, *((name,) for name in _SINGLE)):
         if all(name in have for name in names):
             return names
-    raise SwampError(f"{table.where}: which columns are text? It has {shortened(list(have))}. Say --columns NAME.")
+    raise SwampError(f"{table.where}: no text column found among {shortened(list(have))}. Set --columns NAME.")
 
 
 def label_of(table: Table, options: TextOptions) -> str:
-    """The column of what is to be told. Raises SwampError for none."""
+    """The target column. Raises SwampError for none."""
     if options.label:
         return options.label
     for name in _LABEL:
         if name in table.rows[0]:
             return name
-    raise SwampError(f"{table.where}: which column is the label? It has {shortened(list(table.rows[0]))}. Say --label.")
+    raise SwampError(f"{table.where}: no label column found among {shortened(list(table.rows[0]))}. Set --label NAME.")
 
 
 def _json_rows(path: Path) -> list[Row]:
@@ -161,11 +162,13 @@ def _json_rows(path: Path) -> list[Row]:
             try:
                 row = parse_json(line)
             except ValueError as error:
-                raise SwampError(f"{path}, line {number} is not JSON ({error}); one object a line is expected.") from (
+                raise SwampError(f"{path}, line {number} is not JSON ({error}); expected one object per line.") from (
                     error
                 )
             if not isinstance(row, dict):
-                raise SwampError(f"{path}, line {number} is no object; expected e.g. {{'text': ..., 'label': ...}}.")
+                raise SwampError(
+                    f"{path}, line {number} is not an object; expected e.g. {{'text': ..., 'label': ...}}."
+                )
             rows.append(cast("Row", row))
     return rows
 
@@ -179,14 +182,14 @@ def _texts(table: Table, columns: Sequence[str], targets: torch.Tensor) -> Texts
 
 
 def _classes(labels: Iterable[Any], names: Sequence[str]) -> list[str]:
-    """Names of the classes in the order of their numbers; whole numbers from 0 on are numbers already."""
+    """Class names in the order of their numbers; integers from 0 are class numbers."""
     if names:
         return list(names)
-    found = {_said(label) for label in labels}
+    found = {_label_text(label) for label in labels}
     if negative := sorted(label for label in found if re.fullmatch(r"-\d+", label)):
-        raise SwampError(f"there is a label {negative[0]}, where classes are named or numbered from 0 on. Correct it.")
+        raise SwampError(f"the label {negative[0]} is negative; expected class names, or numbers from 0. Correct it.")
     if all(label.isdecimal() for label in found):
-        # A class that no example has is a class all the same, but far more classes than labels is a mistake.
+        # A class may have no examples; but a largest label of twice the number of labels is a mistake.
         numbers = sorted(int(label) for label in found)
         if numbers[-1] < 2 * len(numbers):
             return [str(number) for number in range(numbers[-1] + 1)]
@@ -195,12 +198,12 @@ def _classes(labels: Iterable[Any], names: Sequence[str]) -> list[str]:
 
 def _labels(table: Table, label: str, classes: Sequence[str]) -> torch.Tensor:
     numbers = {name: number for number, name in enumerate(classes)}
-    found = [_said(value) for value in table.column(label)]
+    found = [_label_text(value) for value in table.column(label)]
     for place, value in enumerate(found):
         if value not in numbers and value not in map(str, range(len(classes))):
             raise SwampError(
                 f"{table.where}: example {place} (from 0) has the label {value!r}, the classes are "
-                f"{shortened(list(classes))}. Correct it, or leave the example out."
+                f"{shortened(list(classes))}. Correct it, or remove the example."
             )
     return torch.tensor([numbers[value] if value in numbers else int(value) for value in found])
 
@@ -215,10 +218,74 @@ def _numbers(table: Table, label: str) -> torch.Tensor:
     return torch.tensor(values)
 
 
-def _said(label: Any) -> str:
-    # Parquet and CSV may hold the same class as 1, 1.0, true and "1".
+def _label_text(label: Any) -> str:
+    # Parquet and CSV may store the same class as 1, 1.0, true and "1".
     if isinstance(label, bool):
         return str(int(label))
     if isinstance(label, float) and label.is_integer():
         return str(int(label))
     return str(label).strip()
+
+
+@dataclass(frozen=True)
+class GlueTask:
+    """Text columns, classes (none: regression) and validation part of one task."""
+
+    columns: tuple[str, ...]
+    classes: tuple[str, ...]
+    validation: str = "validation"
+
+
+GLUE: Mapping[str, GlueTask] = {
+    "cola": GlueTask(("sentence",), ("unacceptable", "acceptable")),
+    "sst2": GlueTask(("sentence",), ("negative", "positive")),
+    "mrpc": GlueTask(("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
+    "stsb": GlueTask(("sentence1", "sentence2"), ()),
+    "qqp": GlueTask(("question1", "question2"), ("not_duplicate", "duplicate")),
+    "mnli": GlueTask(("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), "validation_matched"),
+    "qnli": GlueTask(("question", "sentence"), ("entailment", "not_entailment")),
+    "rte": GlueTask(("sentence1", "sentence2"), ("entailment", "not_entailment")),
+    "wnli": GlueTask(("sentence1", "sentence2"), ("not_entailment", "entailment")),
+}
+"""Name -> task; class numbers as in `datasets` (Wang et al. 2019)."""
+
+
+def glue(name: str, options: DataOptions, seed: Seed) -> Problem:
+    """A GLUE task. Its validation part is the test data here, as the test labels are secret."""
+    task = GLUE[name]
+    goal: Goal = "class" if task.classes else "number"
+    if options.folder:
+        tables = folder_tables(f"glue-{name}", options)
+        tables.pop("test", None)
+    else:
+        tables = {part: _fetched(name, split) for part, split in (("train", "train"), ("test", task.validation))}
+    text = options.text
+    if not options.folder:
+        text = replace(text, columns=text.columns or task.columns, label=text.label or "label")
+    return from_tables(f"glue-{name}", tables, goal, replace(options, text=text), seed, task.classes)
+
+
+def _builder(name: str) -> Any:
+    build = partial(glue, name)
+    what = f"{len(GLUE[name].classes)} classes" if GLUE[name].classes else "a number to predict"
+    pairs = "pairs of sentences" if len(GLUE[name].columns) == 2 else "sentences"
+    build.__doc__ = f"GLUE's {name}: {pairs}, {what}; from `datasets`, or files as for text-folder."
+    return build
+
+
+GLUE_TASKS: Mapping[str, Any] = {f"glue-{name}": _builder(name) for name in GLUE}
+
+
+def _fetched(name: str, split: str) -> Table:
+    library = need("datasets", "swamp[language]")
+    where = f"GLUE's {name} ({split})"
+    try:
+        loaded: Any = library.load_dataset("nyu-mll/glue", name, split=split)
+    except Exception as error:
+        # A download may raise many types: connection, permission, missing cache.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SwampError(
+            f"{where} cannot be loaded: {reason}. Offline, put train and validation as .parquet, .jsonl or .tsv into a "
+            f"folder and pass it: --folder FOLDER."
+        ) from error
+    return Table(loaded.to_list(), where)
