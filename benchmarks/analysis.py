@@ -1,8 +1,8 @@
-"""What looking into a run costs, in processor time of the run itself: `python benchmarks/analysis.py`.
+"""Cost of the analyses of a run, relative to the CPU time of the run: `python benchmarks/analysis.py`.
 
-LeNet-300-100 on Fashion-MNIST, 10 cycles of 4 particles, then all analyses; and 100 points of a segment evaluated at
-once beside 100 evaluations of one network. Both parts of a ratio run in turn in one process, so that a busy machine
-hurts both.
+LeNet-300-100 on Fashion-MNIST, 10 cycles of 4 particles, then all analyses. Also 100 points of a segment, evaluated by
+`PointEvaluator` and by evaluating one model at a time. Both parts of a ratio run alternately in one process, so that
+other load on the machine slows down both.
 """
 
 import argparse
@@ -14,58 +14,60 @@ from time import process_time
 
 from torch import nn
 
-from swamp.analysis import ANALYSES, AnalysisSettings, PointEvaluator, RunData, analyze
-from swamp.analysis.weight_space import LinearCombination
+from swamp.analysis import ANALYSES, AnalysisSettings, LinearCombination, PointEvaluator, RunData, analyze
 from swamp.cli.progress import Quiet
 from swamp.recipes import recipe_named
 from swamp.runs import RunConfig, prepare, start
 from swamp.training import Task, evaluate, refreshed
 
 
-def whole(cycles: int) -> None:
+def cost_of_analyses(cycles: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
         config = recipe_named("fashion-mnist-lenet")()
         plan = {**config.to_json()["plan"], "cycles": cycles, "prune_fraction": [0.3], "sparsity": 1 - 0.7**cycles}
-        begun = process_time()
+        started = process_time()
         start(RunConfig.from_json({**config.to_json(), "plan": plan}), path, Quiet(), Event())
-        run = process_time() - begun
-        print(f"run of {cycles} prunings, 4 particles     {run:6.1f} s of processor")
+        run = process_time() - started
+        print(f"run of {cycles} pruning steps, 4 particles  {run:6.1f} s of CPU time")
         run_data, total = RunData.open(path), 0.0
         for name, analysis in ANALYSES.items():
-            begun = process_time()
+            started = process_time()
             for _ in analyze(run_data, {name: analysis}, AnalysisSettings()):
                 pass
-            spent = process_time() - begun
+            spent = process_time() - started
             total += spent
             print(f"  {name:12} {spent:6.1f} s  {100 * spent / run:5.1f} % of the run")
         print(f"  {'all':12} {total:6.1f} s  {100 * total / run:5.1f} %")
 
 
-def one_by_one(model: nn.Module, task: Task, blends: list[LinearCombination]) -> None:
+def evaluate_each(model: nn.Module, task: Task, combinations: list[LinearCombination]) -> None:
     scratch = copy.deepcopy(model)
-    for blend in blends:
-        scratch.load_state_dict(blend.weights())
+    for combination in combinations:
+        scratch.load_state_dict(combination.weights())
         evaluate(refreshed(scratch, task.train, batches=4), task, task.held_out, examples=1000)
 
 
-def together(recipe: str, repeats: int = 5) -> None:
+def points_at_once(recipe: str, repeats: int = 5) -> None:
     problem, model = prepare(recipe_named(recipe)())
     task = problem.task
     ends = (
         {name: value.clone() for name, value in model.state_dict().items()},
         {name: value + 0.1 if value.is_floating_point() else value for name, value in model.state_dict().items()},
     )
-    blends = [LinearCombination(ends, (1 - share / 99, share / 99)) for share in range(100)]
-    points, times = PointEvaluator(model, task, examples=1000), ([], [])
+    combinations = [LinearCombination(ends, (1 - k / 99, k / 99)) for k in range(100)]
+    evaluator, times = PointEvaluator(model, task, examples=1000), ([], [])
     for _ in range(repeats):
-        for spent, work in zip(times, (lambda: one_by_one(model, task, blends), lambda: points(blends)), strict=True):
-            begun = process_time()
+        for spent, work in zip(
+            times, (lambda: evaluate_each(model, task, combinations), lambda: evaluator(combinations)), strict=True
+        ):
+            started = process_time()
             work()
-            spent.append(process_time() - begun)
+            spent.append(process_time() - started)
     single, several = map(min, times)
     print(
-        f"{recipe:20} 100 points: {10 * single:.1f} ms each alone, {10 * several:.1f} at once: {single / several:.1f} x"
+        f"{recipe:20} 100 points: {10 * single:.1f} ms each one by one, {10 * several:.1f} ms each at once: "
+        f"{single / several:.1f} times as fast"
     )
 
 
@@ -74,5 +76,5 @@ if __name__ == "__main__":
     parser.add_argument("--cycles", type=int, default=10)
     given = parser.parse_args()
     for name in ("fashion-mnist-lenet", "mnist1d-mlp", "digits-mlp"):
-        together(name)
-    whole(given.cycles)
+        points_at_once(name)
+    cost_of_analyses(given.cycles)

@@ -1,6 +1,7 @@
-"""What a study says of its mean against its particles, and of the barrier: `python benchmarks/claims.py RUN...`.
+"""Mean compared with particles, and barriers, of a study: `python benchmarks/claims.py RUN...`.
 
-Per cycle over the runs given (one a seed): accuracy of the mean minus that of its particles, and the error barriers.
+For each cycle, over the given runs (one per seed): accuracy of the mean minus the average accuracy of its particles,
+and the error barriers.
 """
 
 import argparse
@@ -18,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
     cycles = list(zip(*(read_run(path).cycles for path in parser.parse_args().runs), strict=True))
-    table = Table("sparsity %", "mean - particles, test points", "barrier pair", "barrier mean", "warned")
+    table = Table("sparsity %", "mean - particles, test points", "barrier pair", "barrier mean", "runs with a warning")
     for seeds in cycles:
         gains = [100 * (c["test"]["accuracy"] - fmean(p["test"]["accuracy"] for p in c["particles"])) for c in seeds]
         mean, half = interval(gains)

@@ -1,12 +1,12 @@
-"""Our Hessian products, traces and eigenvalues beside those of curvlinops: `python benchmarks/curvature.py`.
+"""Hessian products, traces and eigenvalues compared with curvlinops: `python benchmarks/curvature.py`.
 
-In an environment of its own, as curvlinops asks for torchvision (through backpack), which it does not need for this:
+Run it in a separate environment: curvlinops requires torchvision (through backpack), although not for this:
 
     pip install -e . && pip install --no-deps curvlinops-for-pytorch backpack-for-pytorch einconv unfoldNd
     pip install einops linear_operator opt-einsum tqdm
 
-Float64, a pruned perceptron with BatchNorm and one without. Products, eigenvalues and the trace's block of survivors
-must agree to rounding; a trace of many probes, to its standard error.
+Float64, a pruned perceptron with and without BatchNorm. Products, eigenvalues and the block of active weights must
+agree up to rounding; the trace, up to its standard error.
 """
 
 import warnings
@@ -36,7 +36,7 @@ def compare(normed: bool) -> None:
 
     model, task, mask = problem(normed)
     ours = Hessian(model, task, model.state_dict(), mask, examples=512)
-    # Statistics are made at the weights: the model that has them is the operator's own.
+    # The Hessian re-estimates BatchNorm statistics in its copy of the model: curvlinops gets that copy.
     batches = list(task.train.in_order(128))
     theirs = HessianLinearOperator(ours.model, nn.CrossEntropyLoss(), list(ours.model.parameters()), batches)
     vectors = torch.randn(8, ours.size, generator=torch.Generator().manual_seed(1)).double()
@@ -54,7 +54,7 @@ def compare(normed: bool) -> None:
     diagonal = written.diag()
     print(f"BatchNorm {normed}, {ours.size} parameters, {int(kept.sum())} active")
     print(f"  products, largest difference     {float((mine - expected).abs().max()):.1e}")
-    print(f"  block of survivors               {float((block - written * kept * kept[:, None]).abs().max()):.1e}")
+    print(f"  block of active weights          {float((block - written * kept * kept[:, None]).abs().max()):.1e}")
     apart = max(abs(one.value - float(value)) for one, value in zip(found, values[-5:].flip(0), strict=True))
     print(f"  five largest eigenvalues         {apart:.1e}")
     for name, part, exact in ("whole", trace.whole, diagonal.sum()), ("active", trace.active, diagonal[kept].sum()):
@@ -63,7 +63,7 @@ def compare(normed: bool) -> None:
 
 
 if __name__ == "__main__":
-    # Forward mode of torch 2.13 loads scripts that it says are deprecated.
+    # Forward mode of torch 2.13 uses a deprecated function itself.
     warnings.simplefilter("ignore", DeprecationWarning)
     torch.set_num_threads(1)
     for normed in (False, True):

@@ -1,8 +1,8 @@
 """Claims about the loss landscape, from analysed runs: `python benchmarks/why.py FOLDER`, a study's folder.
 
-FOLDER holds runs METHOD-SEED of imp, imp-swa, swamp-no-swa and swamp that `swamp analyze` has looked into. Claim 4:
-error barriers between particles and between consecutive means. Claim 5: the trace of the Hessian at what a cycle hands
-on, as ratios paired by seed. Hull: whether its size says what averaging gains.
+FOLDER contains runs METHOD-SEED of imp, imp-swa, swamp-no-swa and swamp, analysed with `swamp analyze`. Claim 4: error
+barriers between particles and between consecutive means. Claim 5: the trace of the Hessian at the model of each cycle,
+as ratios paired by seed. Hull: correlation of its size with the gain of averaging.
 """
 
 import argparse
@@ -30,12 +30,12 @@ def read(folder: Path) -> Records:
         if method in METHODS and seed.isdigit() and (records := read_analysis(run)):
             found.setdefault(method, {})[int(seed)] = {record["key"]: record for record in records}
     if "swamp" not in found:
-        raise SwampError(f"{folder} has no analysed run of swamp. Make it with: swamp analyze {folder}/swamp-0")
+        raise SwampError(f"{folder} has no analysed run of swamp. Analyse one: swamp analyze {folder}/swamp-0")
     return found
 
 
 def shown(values: Iterable[float | None]) -> str:
-    """Mean and 95 % interval."""
+    """Mean and 95 % confidence interval."""
     there = [value for value in values if value is not None and math.isfinite(value)]
     if len(there) < 2:
         return f"{there[0]:.3g}" if there else "–"
@@ -77,7 +77,7 @@ def traces(records: Records, console: Console, part: str) -> None:
         }
         ratios = [_ratio(values.get(a, {}), values.get(b, {})) for a, b in pairs]
         table.add_row(f"{100 * sparsity:.1f}", *(shown(values.get(m, {}).values()) for m in METHODS), *ratios)
-    console.print(f"Trace of the Hessian ({part}) at what the cycle hands on, and ratios paired by seed", table)
+    console.print(f"Trace of the Hessian ({part}) at the model of each cycle, and ratios paired by seed", table)
 
 
 def _ratio(above: dict[int, float], below: dict[int, float]) -> str:
@@ -94,7 +94,7 @@ def hull(records: Records, console: Console) -> None:
     for gain in ("gain", "loss_gain"):
         runs = [run["hull/all"][gain] for run in records["swamp"].values() if "hull/all" in run]
         table.add_row(gain, *(shown(run[size] for run in runs) for size in sizes))
-    console.print("Hull of swamp's particles: does its size say what the mean gains?", table)
+    console.print("Hull of the particles of swamp: rank correlation of its size with the gain of averaging", table)
 
 
 def main() -> None:

@@ -1,70 +1,96 @@
-"""Tiny runs to look into, and a network whose loss is a quadratic of its weights."""
+"""Runs of half a second, and ways to interrupt and compare them."""
 
+import os
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import torch
-from torch import nn
 
 from swamp.algorithms import Plan
 from swamp.analysis import RunData
 from swamp.cli.progress import Quiet
 from swamp.datasets import DataOptions
-from swamp.runs import RunConfig, start
-from swamp.training import Task, TensorData, Training
+from swamp.files import load_tensors
+from swamp.runs import RunConfig, resume, start
+from swamp.training import TensorData, Training
 
 
-def run(path: Path, particles: int = 3, method: str = "swamp", keep: str = "particles", **changes) -> Path:
-    """A run of half a second: BatchNorm, augmentation, a tail with averaging, three cycles; or fewer, by `changes`."""
-    plan = Plan(
-        method, sparsity=0.75, particles=(particles,), prune_fraction=(0.5,), ticket_epochs=1, barrier_threshold=1.0
-    )
+def tiny(particles: int = 2, **changes: Any) -> RunConfig:
+    """BatchNorm, augmentation, SWA, three cycles; `changes` are fields of the configuration."""
+    plan = Plan(sparsity=0.75, particles=(particles,), prune_fraction=(0.5,), ticket_epochs=1, barrier_threshold=1.0)
     training = Training(epochs=4, batch_size=64, lr=0.05, swa_fraction=0.5)
-    data = DataOptions(examples=640)
     config = RunConfig(
-        "tiny", "digits", "mlp-bn-16", plan, training, data, threads=1, backend="sequential", keep_checkpoints=keep
+        "tiny", "digits", "mlp-bn-16", plan, training, DataOptions(examples=640), threads=1, backend="sequential"
     )
-    start(replace(config, plan=replace(plan, **changes)), path, Quiet(), Event())
+    return replace(config, **changes)
+
+
+def go(config: RunConfig, path: Path, stop: Event | None = None, reporter: Any = None) -> Any:
+    """Start the run."""
+    return start(config, path, reporter or Quiet(), stop or Event())
+
+
+def go_on(path: Path) -> Any:
+    """Resume the run."""
+    return resume(path, Quiet(), Event())
+
+
+def run(
+    path: Path, particles: int = 3, method: str = "swamp", keep_checkpoints: str = "particles", **changes: Any
+) -> Path:
+    """A finished run; `changes` are fields of the plan."""
+    config = tiny(particles, keep_checkpoints=keep_checkpoints)
+    go(replace(config, plan=replace(config.plan, method=method, **changes)), path)
     return path
 
 
 class Unread(TensorData):
-    """Data that nobody may look at."""
+    """Data that raises when it is read."""
 
-    def in_order(self, batch_size):
+    def in_order(self, batch_size: int) -> Any:
         raise AssertionError("the test data was read")
 
 
 def blind(run_data: RunData) -> RunData:
-    """The same run, whose test data cannot be read."""
+    """The same run with test data that raises when it is read."""
     task = run_data.task
     return replace(run_data, task=replace(task, test=Unread(task.test.inputs, task.test.targets)))
 
 
-class Weights(nn.Module):
-    """Its outputs are its weights, whatever the input; `offset` is not prunable."""
+class StopAt(Quiet):
+    """Stops the run at the given training step, counted over all trainings."""
 
-    def __init__(self, size: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1, size))
-        self.offset = nn.Parameter(torch.zeros(size))
+    def __init__(self, step: int, stop: Event) -> None:
+        self.left, self.stop = step, stop
 
-    def forward(self, inputs):
-        return (self.weight + self.offset).expand(len(inputs), -1)
-
-
-def quadratic(centre: torch.Tensor) -> Task:
-    """Loss |w - centre|^2, and as the error a tenth of it."""
-    data = TensorData(torch.zeros(4, 1), torch.zeros(4, dtype=torch.long))
-
-    def loss(outputs, targets):
-        del targets
-        return (outputs - centre.to(outputs)).square().sum(-1).mean()
-
-    unread = Unread(data.inputs, data.targets)
-    return Task(data, unread, data, loss=loss, metrics={}, error=lambda o, t: float(loss(o, t)) / 10)
+    def training(self, cycle: int, index: int, count: int, step: int, total: int) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.stop.set()
 
 
-def at(*weights: float) -> dict[str, torch.Tensor]:
-    return {"weight": torch.tensor([weights]), "offset": torch.zeros(len(weights))}
+def killed_after(seconds: float, work: Any) -> None:
+    """Call `work` in a forked process, and kill that process with SIGKILL after `seconds`."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    time.sleep(seconds)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def assert_same_tensors(a: Path, b: Path) -> None:
+    """Both folders have the same tensor files, equal bit for bit; trajectories are among them."""
+    names = sorted(path.relative_to(a) for path in a.rglob("*.safetensors"))
+    assert names == sorted(path.relative_to(b) for path in b.rglob("*.safetensors"))
+    for name in names:
+        one, two = load_tensors(a / name)[0], load_tensors(b / name)[0]
+        assert one.keys() == two.keys(), name
+        assert all(torch.equal(one[key], two[key]) for key in one), name

@@ -13,8 +13,7 @@ from swamp.report import SECTIONS, ReportData
 from swamp.training import Seed
 from swamp.training.noise import draws
 
-from .conftest import StopAt
-from .runs import blind, run
+from .runs import StopAt, blind, run
 
 SETTINGS = AblationSettings(examples=64, points=3, particles=3)
 
@@ -28,7 +27,7 @@ def ablation(path, reporter=None, stop=None, settings=SETTINGS, cycle=1) -> Part
     return ParticleAblation(blind(RunData.open(path)), cycle, settings, reporter or Quiet(), stop or Event())
 
 
-def test_a_seed_borrows_the_named_streams_and_no_other():
+def test_a_seed_borrows_only_the_named_streams():
     own, other = Seed(1).at("a"), Seed(1).at("b")
     mixed = own.borrowing(other, "order")
     assert mixed.at("order", 3).number() == other.at("order", 3).number()
@@ -36,7 +35,7 @@ def test_a_seed_borrows_the_named_streams_and_no_other():
     assert mixed.number() == own.number()
 
 
-def test_each_source_changes_its_own_stream_alone(path):
+def test_each_factor_changes_only_its_own_random_streams(path):
     here = ablation(path)
     names = ("order", "augment", "loader", "noise")
     changed = {}
@@ -60,7 +59,7 @@ def test_each_source_changes_its_own_stream_alone(path):
     assert moved == {"output.weight", "output.bias"}
 
 
-def test_nothing_gives_no_distance_and_every_source_some(path):
+def test_the_control_gives_distance_zero_and_every_factor_a_positive_distance(path):
     here = ablation(path)
     found = {record["factor"]: record for record in map(here.record, ("none", "order", "rate", "head", "all"))}
     assert found["none"]["mean_distance"] == 0
@@ -78,7 +77,7 @@ def test_nothing_gives_no_distance_and_every_source_some(path):
     )
 
 
-def test_a_source_that_the_run_has_not_is_left_out(path, normed, task):
+def test_a_factor_that_does_not_apply_to_the_run_is_skipped(path, normed, task):
     here = ablation(path)
     assert here.record("dropout")["skipped"] == "its network draws no random numbers"
     plain = replace(here, run=replace(here.run, task=replace(here.run.task, train=task.train)))
@@ -86,7 +85,7 @@ def test_a_source_that_the_run_has_not_is_left_out(path, normed, task):
     assert draws(normed, task, 8)
 
 
-def test_it_goes_on_where_it_was_stopped_and_the_figure_shows_it(path):
+def test_a_stopped_ablation_resumes_and_the_figure_shows_it(path):
     stop = Event()
     (unit,) = ablation(path, StopAt(50, stop), stop).tasks(["order"])
     with pytest.raises(Interrupted):
@@ -105,7 +104,7 @@ def test_it_goes_on_where_it_was_stopped_and_the_figure_shows_it(path):
     assert distance.values == (none["mean_distance"], pytest.approx(order["mean_distance"]))
 
 
-def test_what_cannot_be_looked_into_is_refused(path, tmp_path):
+def test_runs_and_settings_that_do_not_fit_are_refused(path, tmp_path):
     with pytest.raises(SwampError, match=r"cycle 9 is not finished: .* has finished cycles 0 to 2"):
         ablation(path, cycle=9)
     with pytest.raises(SwampError, match="do not start from a ticket"):

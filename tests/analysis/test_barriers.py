@@ -13,12 +13,12 @@ from swamp.analysis.point_evaluator import PointMetrics
 from swamp.errors import SwampError
 from swamp.training import evaluate, refreshed
 
-from .conftest import TwoWeights, at
+from .known_losses import TwoWeights, at
 
 ALL = AnalysisSettings(examples=10_000, points=5)
 
 
-def test_the_barrier_of_a_double_well_is_the_hill_between_its_minima(well):
+def test_the_barrier_of_a_double_well_is_the_height_between_its_minima(well):
     # 31 points: the top, at a = 1/2, is one of them. E = L / 2.
     found = interpolate_models(TwoWeights(0, 0), well, at(-1.0, 0.0), at(1.0, 0.0), points=31).barriers
     assert found.loss == pytest.approx(1, abs=1e-5)
@@ -26,7 +26,7 @@ def test_the_barrier_of_a_double_well_is_the_hill_between_its_minima(well):
     assert (found.chord_loss, found.chord_error) == (found.loss, found.error)
 
 
-def test_on_a_slope_the_two_definitions_differ_as_they_should(well):
+def test_on_a_slope_the_two_definitions_differ(well):
     # L(a) = ((1 - 2a)^2 - 1)^2 + a: from 0 to 1 along the chord a. Frankle: max L - 1/2; Entezari: the hill of 1.
     shares = [k / 30 for k in range(31)]
     losses = [((1 - 2 * a) ** 2 - 1) ** 2 + a for a in shares]
@@ -38,14 +38,14 @@ def test_on_a_slope_the_two_definitions_differ_as_they_should(well):
     assert found.barriers.loss > 1.01
 
 
-def test_a_way_downhill_has_half_the_drop_by_frankle_and_nothing_by_the_chord(well):
+def test_a_descent_has_half_its_height_by_frankle_and_zero_by_the_chord(well):
     found = interpolate_models(TwoWeights(0, 0), well, at(1.0, 1.0), at(1.0, 0.0)).barriers
     assert found.loss == pytest.approx(0.5, abs=1e-6)
     assert found.chord_loss == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_value_that_is_not_a_number_is_never_passed_over(place):
+def test_a_nan_anywhere_makes_the_barrier_nan(place):
     values = [PointMetrics(1.0, 0.1)] * 3
     values[place] = PointMetrics(math.nan, 0.1)
     found = Interpolation((0, 0.5, 1), tuple(values)).barriers
@@ -53,7 +53,7 @@ def test_a_value_that_is_not_a_number_is_never_passed_over(place):
     assert found.error == pytest.approx(0)
 
 
-def test_models_that_do_not_fit_are_told_apart(well, finished):
+def test_the_error_says_which_model_does_not_fit_and_why(well, finished):
     with pytest.raises(SwampError, match=r"second of the two models does not fit.*shape \(1, 3\), not \(1, 2\)"):
         interpolate_models(TwoWeights(0, 0), well, at(0.0, 0.0), at(0.0, 0.0, 0.0))
     with pytest.raises(SwampError, match=r"first of the two.*'weight' is missing.*'bias' is unknown"):
@@ -70,7 +70,7 @@ def records(finished):
     return {r["key"]: r for r in analyze(RunData.open(finished), {"barriers": barrier_tasks}, ALL)}
 
 
-def test_there_is_a_record_for_every_cycle_and_step_between(records, finished):
+def test_there_is_a_record_for_every_cycle_and_pair_of_consecutive_cycles(records, finished):
     ways = [f"barriers/cycle-0{c}/particles" for c in range(3)]
     ways += [f"barriers/cycle-0{c}/next" for c in range(2)]
     assert set(records) == set(ways)
@@ -95,7 +95,7 @@ def test_there_is_a_record_for_every_cycle_and_step_between(records, finished):
     assert json.loads(json.dumps(records)) == records
 
 
-def test_the_ends_are_worth_what_the_stored_models_are(records, finished):
+def test_the_ends_have_the_loss_and_error_of_the_stored_models(records, finished):
     run_data = RunData.open(finished)
     task = run_data.task
 
@@ -119,7 +119,7 @@ def test_the_ends_are_worth_what_the_stored_models_are(records, finished):
         assert record["error"][end] == pytest.approx(1 - measured["accuracy"], abs=1e-9)
 
 
-def test_pairs_are_symmetric_and_hold_the_barrier_of_the_first_two(records, finished):
+def test_pairs_are_symmetric_and_contain_the_barrier_of_the_first_two(records, finished):
     record = records["barriers/cycle-02/particles"]
     pairs = record["pairs"]
     assert pairs[0][1] == record["barrier"]["error"]

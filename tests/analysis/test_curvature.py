@@ -23,7 +23,7 @@ from swamp.masks import Mask
 from swamp.runs import RunConfig, start
 from swamp.training import Seed, Task, TensorData, Training, isolated, refreshed
 
-from .quadratic import planted, symmetric
+from .known_losses import planted, symmetric
 
 
 class Tied(nn.Module):
@@ -86,7 +86,7 @@ def half(model: nn.Module) -> Mask:
 
 @pytest.mark.parametrize("batched", [True, False])
 @pytest.mark.parametrize("kind", ["mlp", "normed", "tied", "conv"])
-def test_products_are_those_of_the_written_out_hessian(kind, batched):
+def test_products_equal_those_of_the_dense_hessian(kind, batched):
     model, task = problem(kind)
     hessian = Hessian(model, task, model.state_dict(), examples=31, batch_size=7)
     hessian.batched = batched
@@ -98,7 +98,7 @@ def test_products_are_those_of_the_written_out_hessian(kind, batched):
     assert torch.allclose(found, expected, atol=1e-12)
 
 
-def test_a_network_that_cannot_be_vectorised_takes_one_vector_after_the_other():
+def test_a_network_without_vmap_support_takes_one_vector_at_a_time():
     class Awkward(torch.autograd.Function):
         generate_vmap_rule = False
 
@@ -130,7 +130,7 @@ def test_a_network_that_cannot_be_vectorised_takes_one_vector_after_the_other():
     assert not trying.batched
 
 
-def test_the_mean_over_all_signs_is_each_trace_exactly(monkeypatch):
+def test_the_mean_over_all_sign_vectors_is_each_trace_exactly(monkeypatch):
     matrix = symmetric(10)
     model, task = planted(matrix)
     model.second.data[1::2] = 0
@@ -164,7 +164,7 @@ def test_one_probe_is_exact_for_a_diagonal():
 
 
 @pytest.mark.parametrize("kind", ["mlp", "normed"])
-def test_traces_of_a_network_lie_within_their_errors(kind):
+def test_traces_of_a_network_lie_within_their_standard_errors(kind):
     model, task = problem(kind)
     mask = half(model)
     found = hutchinson(Hessian(model, task, model.state_dict(), mask, only=mask), min_probes=300, max_probes=300)
@@ -178,7 +178,7 @@ def test_traces_of_a_network_lie_within_their_errors(kind):
     assert sum(part.mean for part in found.layers.values()) == pytest.approx(found.whole.mean)
 
 
-def test_probes_depend_on_the_seed_and_their_number_alone():
+def test_probes_depend_only_on_the_seed_and_their_number():
     model, task = problem("mlp")
     hessian = Hessian(model, task, model.state_dict())
     one, same, other = (hutchinson(hessian, max_probes=20, tolerance=0, seed=seed) for seed in (0, 0, 1))
@@ -205,7 +205,7 @@ def test_probes_are_added_until_the_error_is_small_enough():
     assert before.error > 0.02 * before.mean
 
 
-def test_survivors_decide_too_when_there_are_probes_enough():
+def test_the_trace_of_active_weights_must_also_reach_the_tolerance():
     # Nothing but the block of the first four is uncertain, and next to the whole trace it is little.
     matrix = torch.diag(torch.full((12,), 100.0).double())
     matrix[:4, :4] = symmetric(4)
@@ -217,7 +217,7 @@ def test_survivors_decide_too_when_there_are_probes_enough():
     assert found.active.probes > 8
 
 
-def test_statistics_of_normalisation_are_made_at_the_weights():
+def test_normalisation_statistics_are_re_estimated_at_the_weights():
     model, task = problem("normed", examples=600)
     stale = copy.deepcopy(model)
     stale[1].running_mean += 5
@@ -231,7 +231,7 @@ def test_statistics_of_normalisation_are_made_at_the_weights():
     assert torch.equal(stale[1].running_mean, torch.full((3,), 5.0).double())
 
 
-def test_everything_is_left_as_it_was():
+def test_model_weights_gradients_and_generators_do_not_change():
     model, task = problem("normed")
     mask = half(model)
     model[0].eval()
@@ -251,7 +251,7 @@ def test_everything_is_left_as_it_was():
     assert torch.equal(noise, torch.get_rng_state())
 
 
-def test_what_does_not_fit_is_refused():
+def test_masks_names_and_probe_counts_that_do_not_fit_are_refused():
     model, task = problem("mlp")
     dense = copy.deepcopy(model.state_dict())
     mask = half(model)
@@ -263,7 +263,7 @@ def test_what_does_not_fit_is_refused():
         hutchinson(Hessian(model, task, dense), min_probes=3, max_probes=2)
 
 
-def test_weights_that_are_not_finite_are_told_as_they_are():
+def test_weights_that_are_not_finite_give_nan():
     model, task = problem("mlp")
     wild = {name: torch.full_like(value, math.nan) for name, value in model.state_dict().items()}
     found = curvature_at(model, task, wild)
@@ -283,7 +283,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_run_is_looked_into_model_by_model_once(run, monkeypatch):
+def test_every_model_of_a_run_has_a_record_that_is_computed_once(run, monkeypatch):
     run_data, settings = RunData.open(run), AnalysisSettings(examples=100, curvature_particles=2)
     records = list(analyze(run_data, {"curvature": curvature_tasks}, settings))
     keys = [f"curvature/cycle-{c:02d}/{of}" for c in range(3) for of in ("mean", "particle-0", "particle-1")]
@@ -303,7 +303,7 @@ def test_a_run_is_looked_into_model_by_model_once(run, monkeypatch):
     assert list(analyze(RunData.open(run), {"curvature": curvature_tasks}, settings)) == json.loads(json.dumps(records))
 
 
-def test_a_particle_on_a_mask_of_its_own_is_judged_on_it(run):
+def test_a_particle_with_its_own_mask_is_evaluated_on_it(run):
     run_data = RunData.open(run)
     particle = run_data.particles(2)[0]
     weights = dict(particle.weights)

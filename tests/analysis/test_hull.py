@@ -36,7 +36,9 @@ from swamp.errors import SwampError
 from swamp.masks import Mask
 from swamp.training import BatchList, Seed, TensorData, evaluate, mean, refreshed
 
-from .runs import Weights, at, blind, quadratic, run
+from .known_losses import WeightsAndOffset, squared_distance_task
+from .known_losses import state_without_offset as state
+from .runs import blind, run
 
 EXAMPLES = AnalysisSettings(examples=100)
 
@@ -51,7 +53,12 @@ def mask_of(size: int) -> Mask:
 
 
 def test_orthogonal_particles_span_a_regular_simplex():
-    states = [at(3, 0, 0, 0), at(0, 3, 0, 0), at(0, 0, 3, 0), at(0, 0, 0, 3)]
+    states = [
+        state(3, 0, 0, 0),
+        state(0, 3, 0, 0),
+        state(0, 0, 3, 0),
+        state(0, 0, 0, 3),
+    ]
     found = size_of(states, mask_of(4))
     expected = 3 * math.sqrt(2) * (1 - np.eye(4))
     np.testing.assert_allclose(found["distances"], expected, rtol=1e-14)
@@ -60,12 +67,12 @@ def test_orthogonal_particles_span_a_regular_simplex():
     # The covariance of N orthogonal points of length c has N - 1 eigenvalues c^2 / N.
     assert found["spectrum"] == pytest.approx([9 / 4] * 3, rel=1e-13)
     assert found["dimension"] == pytest.approx(3, rel=1e-13)
-    seen = angles(inner_products(states, at(0, 0, 0, 0), ["weight"]))
+    seen = angles(inner_products(states, state(0, 0, 0, 0), ["weight"]))
     np.testing.assert_allclose(seen, 90 * (1 - np.eye(4)), atol=1e-12)
 
 
-def test_angles_are_seen_from_where_the_particles_started():
-    inner = inner_products([at(2, 1), at(1, 2), at(1, 1)], at(1, 1), ["weight"])
+def test_angles_are_measured_from_the_start_of_the_particles():
+    inner = inner_products([state(2, 1), state(1, 2), state(1, 1)], state(1, 1), ["weight"])
     found = angles(inner)
     assert found[0, 1] == pytest.approx(90)
     assert found[:2, 2].isnan().all()
@@ -73,14 +80,16 @@ def test_angles_are_seen_from_where_the_particles_started():
 
 
 def test_points_on_a_line_have_one_dimension_and_equal_points_none():
-    line = size_of([at(0, 0), at(1, 1), at(2, 2)], mask_of(2))
+    line = size_of([state(0, 0), state(1, 1), state(2, 2)], mask_of(2))
     assert line["spectrum"] == pytest.approx([4 / 3, 0], abs=1e-15)
     assert line["dimension"] == pytest.approx(1)
-    assert math.isnan(participation_ratio(covariance_spectrum(inner_products([at(1, 1)] * 3, at(1, 1), ["weight"]))))
+    assert math.isnan(
+        participation_ratio(covariance_spectrum(inner_products([state(1, 1)] * 3, state(1, 1), ["weight"])))
+    )
 
 
 def test_small_distances_far_from_the_origin_are_exact():
-    states = [at(1e4, 1e4), at(1e4 + 2**-9, 1e4), at(1e4, 1e4 + 2**-9)]
+    states = [state(1e4, 1e4), state(1e4 + 2**-9, 1e4), state(1e4, 1e4 + 2**-9)]
     found = size_of(states, mask_of(2))["distances"]
     assert found[0][1:] == pytest.approx([2**-9, 2**-9], rel=1e-9)
     assert found[1][2] == pytest.approx(2**-8.5, rel=1e-9)
@@ -89,19 +98,22 @@ def test_small_distances_far_from_the_origin_are_exact():
 
 
 def test_only_prunable_weights_count():
-    here, there = at(1, 2), {"weight": torch.tensor([[1.0, 2.0]]), "offset": torch.tensor([9.0, 9.0])}
+    here, there = state(1, 2), {"weight": torch.tensor([[1.0, 2.0]]), "offset": torch.tensor([9.0, 9.0])}
     assert size_of([here, there], mask_of(2))["radius"] == 0
 
 
 def test_points_of_different_networks_are_refused():
     with pytest.raises(SwampError, match=r"'weight' has different shapes.*one network"):
-        inner_products([at(1, 2), at(1, 2, 3)], at(0, 0), ["weight"])
+        inner_products([state(1, 2), state(1, 2, 3)], state(0, 0), ["weight"])
 
 
 def test_every_value_in_the_hull_is_that_of_the_quadratic():
     corners = torch.eye(4)[:3] * 2
     target = torch.tensor([0.5, 1.0, 0.0, 0.25])
-    whole = Hull([at(*row.tolist()) for row in corners], PointEvaluator(Weights(4), quadratic(target)))
+    whole = Hull(
+        [state(*row.tolist()) for row in corners],
+        PointEvaluator(WeightsAndOffset(4), squared_distance_task(target)),
+    )
     found = evaluate_hull(whole, Seed(0))
 
     def loss(shares):
@@ -126,7 +138,7 @@ def test_every_value_in_the_hull_is_that_of_the_quadratic():
     assert found["gain"] == pytest.approx(8 / 30, rel=1e-5)
 
 
-def test_no_place_is_evaluated_twice():
+def test_no_point_is_evaluated_twice():
     asked = []
 
     class Counted(PointEvaluator):
@@ -135,13 +147,16 @@ def test_no_place_is_evaluated_twice():
             asked.append(len(points))
             return super().__call__(points)
 
-    whole = Hull([at(1, 0), at(0, 1), at(1, 1)], Counted(Weights(2), quadratic(torch.zeros(2))))
+    whole = Hull(
+        [state(1, 0), state(0, 1), state(1, 1)],
+        Counted(WeightsAndOffset(2), squared_distance_task(torch.zeros(2))),
+    )
     evaluate_hull(whole, Seed(0))
     # 3 corners, their mean (which the grid has too), 20 samples, 3 on each edge, and 28 - 3 - 9 - 1 of the grid.
     assert sum(asked) == 3 + 1 + 20 + 9 + 15
 
 
-def test_combinations_are_exact_at_corners_and_on_zeros():
+def test_combinations_are_exact_for_one_network_and_on_zeros():
     count = torch.tensor(7)
     one = {"w": torch.tensor([0.1, 0.0, 3.0]), "n": count}
     two = {"w": torch.tensor([0.7, 0.0, 5.0]), "n": count + 1}
@@ -155,7 +170,7 @@ def test_combinations_are_exact_at_corners_and_on_zeros():
     assert LinearCombination([half, half], (0.5, 0.5)).weights()["w"].dtype == torch.bfloat16
 
 
-def test_shares_are_those_of_a_hull():
+def test_coefficients_are_those_of_a_convex_hull():
     assert edge(0, 2, 3) == [(4 / 6, 0, 2 / 6), (3 / 6, 0, 3 / 6), (2 / 6, 0, 4 / 6)]
     assert len(set(triangle_grid(4))) == 28
     assert all(shares[3] == 0 and sum(shares) == pytest.approx(1) for shares in triangle_grid(4))
@@ -168,7 +183,7 @@ def test_shares_are_those_of_a_hull():
 
 
 @pytest.mark.parametrize("best", [(0.2, 0.5, 0.3), (0.0, 1.0, 0.0), (0.7, 0.0, 0.3)])
-def test_the_learned_soup_is_the_least_of_a_quadratic(best):
+def test_the_learned_soup_finds_the_minimum_of_a_quadratic(best):
     def evaluate_at(places):
         return [PointMetrics(sum((a - b) ** 2 for a, b in zip(at, best, strict=True)), 0.5) for at in places]
 
@@ -179,7 +194,7 @@ def test_the_learned_soup_is_the_least_of_a_quadratic(best):
     assert found == learned_soup(evaluate_at, 3)
 
 
-def test_the_learned_soup_is_no_worse_than_the_mean_where_it_looked_and_bears_what_is_not_finite():
+def test_the_learned_soup_is_not_worse_than_the_mean_and_ignores_losses_that_are_not_finite():
     def wild(places):
         return [PointMetrics(0.1 if shares == centroid(4) else math.nan, 0.5) for shares in places]
 
@@ -191,7 +206,7 @@ def test_the_learned_soup_is_no_worse_than_the_mean_where_it_looked_and_bears_wh
     assert learned_soup(without_mean, 4) == extreme_point(2, 4)
 
 
-def test_the_greedy_soup_takes_what_does_no_harm():
+def test_the_greedy_soup_adds_networks_that_do_not_raise_the_error():
     # Networks of errors 0.3, 0.1, 0.2, 0.4: with 1 the mean of 1 and 2 is no worse, with 0 worse, with 3 better.
     known = {(1, 2): 0.1, (0, 1, 2): 0.11, (1, 2, 3): 0.05}
     alone = (0.3, 0.1, 0.2, 0.4)
@@ -204,7 +219,7 @@ def test_the_greedy_soup_takes_what_does_no_harm():
 
 
 @pytest.mark.parametrize("examples", [5, 11, 1000])
-def test_halves_share_no_example_and_miss_none(examples):
+def test_halves_are_disjoint_and_complete(examples):
     data = TensorData(torch.arange(11.0)[:, None], torch.arange(11))
     for given in (data, BatchList([(data.inputs[:3], data.targets[:3]), (data.inputs[3:], data.targets[3:])])):
         parts = [torch.cat([targets for _, targets in half.in_order(1)]).tolist() for half in halves(given, examples)]
@@ -212,7 +227,7 @@ def test_halves_share_no_example_and_miss_none(examples):
         assert abs(len(parts[0]) - len(parts[1])) <= 1 or isinstance(given, BatchList)
 
 
-def test_the_record_is_what_its_models_give(finished):
+def test_the_record_agrees_with_its_models(finished):
     run_data = blind(RunData.open(finished))
     found = hull_of_cycle(run_data, 1, EXAMPLES)
     particles, mask, task = run_data.particles(1), run_data.cycle(1).mask, run_data.task
@@ -249,7 +264,7 @@ def test_the_record_is_what_its_models_give(finished):
 
 
 @pytest.mark.slow
-def test_units_are_done_once_and_the_same_each_time(finished, tmp_path, monkeypatch):
+def test_tasks_are_computed_once_and_reproducible(finished, tmp_path, monkeypatch):
     copies = [tmp_path / name for name in ("one", "two")]
     for path in copies:
         shutil.copytree(finished, path)
@@ -275,7 +290,7 @@ def test_units_are_done_once_and_the_same_each_time(finished, tmp_path, monkeypa
     assert other["distances"] == records[0][0]["distances"]
 
 
-def test_size_and_gain_are_ranked_over_cycles():
+def test_size_and_gain_are_rank_correlated_over_cycles():
     lines = [
         {"radius": 1.0, "mean_distance": 4.0, "dimension": 2.0, "sparsity": 0.0, "gain": 0.1, "loss_gain": 1.0},
         {"radius": 2.0, "mean_distance": 3.0, "dimension": 2.0, "sparsity": 0.5, "gain": 0.2, "loss_gain": 3.0},
@@ -293,7 +308,7 @@ def test_size_and_gain_are_ranked_over_cycles():
     assert size_and_gain([{**lines[0], "gain": math.nan}, *lines[1:]])["gain"]["radius"] is None
 
 
-def test_particles_that_were_not_kept_are_asked_for(tmp_path):
+def test_missing_particles_are_named_in_the_error(tmp_path):
     run_data = RunData.open(run(tmp_path / "run", 2, keep_checkpoints="means", sparsity=0.5))
     with pytest.raises(SwampError, match=r"0 particles on disk; at least 2 are needed.*--keep-checkpoints particles"):
         hull_of_cycle(run_data, 0, EXAMPLES)
@@ -302,12 +317,12 @@ def test_particles_that_were_not_kept_are_asked_for(tmp_path):
     assert "--keep-checkpoints particles" in line["skipped"]
 
 
-def test_particles_of_a_method_without_rewinding_are_seen_from_the_model_they_carry_on(tmp_path):
+def test_without_rewinding_particles_start_from_the_previous_model(tmp_path):
     run_data = RunData.open(run(tmp_path / "run", 2, method="sms", sparsity=0.5))
     assert [hull_of_cycle(run_data, index, EXAMPLES)["start"] for index in (0, 1)] == ["ticket", "cycle 0"]
 
 
-def test_a_run_that_goes_on_has_no_last_word_yet(finished, tmp_path):
+def test_a_run_in_progress_has_no_summary_over_cycles(finished, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(finished, path)
     (path / "cycle-02" / "record.json").unlink()

@@ -13,12 +13,13 @@ from swamp.errors import SwampError
 from swamp.masks import Mask
 from swamp.training import Seed, evaluate, refreshed
 
-from .conftest import TwoWeights, at, go, tiny
+from .known_losses import TwoWeights, at
+from .runs import go, tiny
 
 ALL = AnalysisSettings(examples=10_000)
 
 
-def test_a_plane_through_three_points_is_orthonormal_and_holds_them(normed):
+def test_a_plane_through_three_points_is_orthonormal_and_contains_them(normed):
     states = []
     for number in range(3):
         torch.manual_seed(number)
@@ -91,7 +92,7 @@ def test_a_grid_has_the_values_of_its_points(well):
     assert wild["loss"][0][0] == pytest.approx(1)
 
 
-def test_a_grid_reaches_beyond_its_places_on_all_sides():
+def test_a_grid_has_a_margin_on_all_sides():
     u, v = grid_around([(0, 0), (10, 0), (5, 2)], 5)
     assert u == pytest.approx([-4, 0.5, 5, 9.5, 14])
     assert v == pytest.approx([-4, -1.5, 1, 3.5, 6])
@@ -145,13 +146,13 @@ def test_the_records_of_a_run(finished):
 
 
 @pytest.mark.slow
-def test_too_few_particles_are_a_reason_and_no_failure(tmp_path):
+def test_too_few_particles_are_skipped_with_the_reason(tmp_path):
     go(tiny(2), tmp_path / "run")
     records = {r["key"]: r for r in analyze(RunData.open(tmp_path / "run"), {"landscape": landscape_tasks}, ALL)}
     assert "has 2 particles on disk; at least 3 are needed" in records["landscape/cycle-00"]["skipped"]
     assert "loss" in records["landscape/cycle-00/random"]
 
 
-def test_a_masked_ticket_is_where_particles_begin():
+def test_a_masked_ticket_is_zero_off_the_mask():
     found = masked_weights(at(1.0, 2.0), {"weight": torch.tensor([[True, False]])})
     assert found["weight"].tolist() == [[1, 0]]

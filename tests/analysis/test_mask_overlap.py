@@ -40,7 +40,7 @@ def finished(tmp_path_factory):
     return run(tmp_path_factory.mktemp("masks") / "run", 2)
 
 
-def test_what_another_process_wrote_meanwhile_stays(finished):
+def test_records_written_by_another_process_are_kept(finished):
     run_data = RunData.open(finished)
     (finished / "analysis.jsonl").unlink(missing_ok=True)
     tasks = analyze(run_data, {"masks": ANALYSES["masks"]}, AnalysisSettings())
@@ -65,7 +65,7 @@ def test_layers_and_their_dead_units_are_counted():
     }
 
 
-def test_a_kernel_lives_while_one_of_its_weights_does():
+def test_a_kernel_is_alive_if_one_of_its_weights_is_active():
     tensor = torch.zeros(2, 3, 2, 2, dtype=torch.bool)
     tensor[0, 0, 1, 1] = tensor[0, 1, 0, 0] = True
     assert dead_units(Mask({"conv.weight": tensor}))["conv.weight"] == {"outputs": 1, "inputs": 1}
@@ -81,7 +81,7 @@ def test_a_transposed_convolution_has_its_inputs_first():
     assert dead_units(two, names)["0.weight"] == {"outputs": 2, "inputs": 0}
 
 
-def test_signs_and_ranks_are_those_of_survivors():
+def test_signs_and_ranks_are_those_of_active_weights():
     alive = mask(a=[[1, 1, 1, 1, 0, 0]])
     ticket = {"a": torch.tensor([[1.0, -2.0, 3.0, 0.0, -9.0, 0.0]])}
     weights = {"a": torch.tensor([[2.0, -1.0, -4.0, 0.5, 0.0, 0.0]])}
@@ -90,7 +90,7 @@ def test_signs_and_ranks_are_those_of_survivors():
     assert magnitude_correlation(alive, ticket, weights) == pytest.approx(0.8)
 
 
-def test_overlap_by_chance_is_the_average_over_random_masks():
+def test_expected_overlap_is_the_average_over_random_masks():
     one, other = mask(a=[1, 1, 0, 0, 0, 0], b=[1, 1, 1, 0]), mask(a=[0, 0, 1, 1, 1, 0], b=[0, 0, 1, 1])
     # Expected in both: 2 * 3 / 6 + 3 * 2 / 4 = 2.5, of 5 + 5 - 2.5 in either.
     assert expected_overlap(one, other) == pytest.approx(2.5 / 7.5)
@@ -104,7 +104,7 @@ def test_overlap_by_chance_is_the_average_over_random_masks():
     assert sum(n / (10 - n) for n in both) / len(both) == pytest.approx(1 / 3, abs=0.03)
 
 
-def test_overlap_is_told_beside_chance():
+def test_overlap_is_compared_with_its_expectation():
     one, other = mask(a=[1, 1, 0, 0], b=[1, 0]), mask(a=[1, 0, 1, 0], b=[1, 0])
     found = overlap(one, other)
     assert found["jaccard"] == 2 / 4
@@ -118,7 +118,7 @@ def test_overlap_is_told_beside_chance():
         expected_overlap(one, dense)
 
 
-def test_the_record_of_a_cycle_agrees_with_other_ways_to_count(finished):
+def test_the_record_of_a_cycle_agrees_with_independent_counts(finished):
     run_data = blind(RunData.open(finished))
     first, second = mask_of_cycle(run_data, 0), mask_of_cycle(run_data, 1)
     assert (first["before"], first["kept_of_before"], first["signs"]["before"]) == (None, None, None)
@@ -135,7 +135,7 @@ def test_the_record_of_a_cycle_agrees_with_other_ways_to_count(finished):
     assert second["magnitude_rank"] == pytest.approx(expected)
 
 
-def test_kept_of_before_counts_survivors_of_masks_that_grow_back(tmp_path):
+def test_kept_of_before_is_right_for_masks_that_regrow(tmp_path):
     # Masks that stand alone are no subsets of each other, and have no ticket.
     path = run(tmp_path / "run", method="random", densities=(0.5, 0.25))
     line = mask_of_cycle(RunData.open(path), 1)
@@ -147,7 +147,7 @@ def test_kept_of_before_counts_survivors_of_masks_that_grow_back(tmp_path):
     assert line["magnitude_rank"] is None
 
 
-def test_units_are_done_once(finished, tmp_path):
+def test_tasks_are_computed_once(finished, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(finished, path)
     one = list(analyze(RunData.open(path), {"masks": ANALYSES["masks"]}, AnalysisSettings()))

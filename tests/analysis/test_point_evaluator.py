@@ -34,7 +34,7 @@ def states(model: nn.Module, count: int) -> list[dict]:
 
 
 @pytest.mark.parametrize("kind", ["mlp", "normed", "unstackable"])
-def test_points_are_worth_what_their_models_are(kind, task, request):
+def test_points_have_the_loss_and_error_of_their_models(kind, task, request):
     model = Unstackable() if kind == "unstackable" else request.getfixturevalue(kind)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     points = states(model, 7)
@@ -85,7 +85,7 @@ class Scaled(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "first"), [("mlp", True), ("normed", True), (Twice, False), (Peeking, False), (Scaled, False)]
 )
-def test_blends_are_worth_what_their_weights_are_with_the_first_layer_computed_once(kind, first, task, request):
+def test_combinations_with_the_first_layer_computed_once_equal_their_weights(kind, first, task, request):
     model = request.getfixturevalue(kind) if isinstance(kind, str) else kind()
     one, *_, other = states(model, 3)
     points = PointEvaluator(model, task)
@@ -97,7 +97,7 @@ def test_blends_are_worth_what_their_weights_are_with_the_first_layer_computed_o
         assert found.error == alone.error
 
 
-def test_a_network_that_is_not_finite_spoils_only_the_points_it_has_a_share_in(mlp, task):
+def test_a_network_that_is_not_finite_affects_only_points_with_its_coefficient(mlp, task):
     tame, other = states(mlp, 2)
     wild = {name: torch.full_like(value, torch.nan) for name, value in mlp.state_dict().items()}
     networks = (tame, other, wild)
@@ -109,7 +109,7 @@ def test_a_network_that_is_not_finite_spoils_only_the_points_it_has_a_share_in(m
     assert found[5].loss != found[5].loss
 
 
-def test_only_so_many_examples_are_looked_at(normed, task):
+def test_only_the_given_number_of_examples_is_used(normed, task):
     points = states(normed, 3)
     values = PointEvaluator(normed, task, task.train, examples=40)(points)
     for state, value in zip(points, values, strict=True):
@@ -118,7 +118,7 @@ def test_only_so_many_examples_are_looked_at(normed, task):
         assert value.loss == pytest.approx(evaluate(fresh, task, task.train, examples=40)["nll"], rel=1e-5)
 
 
-def test_a_loss_that_is_not_finite_is_told_as_it_is(mlp, task):
+def test_a_loss_that_is_not_finite_is_returned(mlp, task):
     wild = {name: torch.full_like(value, torch.nan) for name, value in mlp.state_dict().items()}
     wild_value, tame_value = PointEvaluator(mlp, task)([wild, states(mlp, 2)[0]])
     assert wild_value.loss != wild_value.loss

@@ -78,7 +78,7 @@ def test_disagreement_counts_classes_and_not_outputs():
     assert found.tolist() == [[0, 0.5], [0.5, 0]]
 
 
-def test_the_first_examples_are_taken_and_no_more():
+def test_only_the_first_examples_are_taken():
     data = TensorData({"a": torch.arange(700)}, torch.arange(700))
     for count in (3, 300, 600, 700, 9000):
         batches = first_examples(data, count, 512)
@@ -86,7 +86,7 @@ def test_the_first_examples_are_taken_and_no_more():
         assert all(torch.equal(inputs["a"], targets) for inputs, targets in batches)
 
 
-def test_a_cycle_is_as_good_as_its_record_says(finished):
+def test_predictions_of_a_cycle_agree_with_its_record(finished):
     run_data = blind(RunData.open(finished))
     found = predictions_of_cycle(run_data, 1, EvaluationInputs(run_data.task.held_out, AnalysisSettings()))
     cycle = run_data.cycle(1)
@@ -109,7 +109,7 @@ def test_a_cycle_is_as_good_as_its_record_says(finished):
     assert min(row["mean"] for row in found["corruptions"]["noise"]) < found["mean"]["accuracy"]
 
 
-def test_noise_has_its_size_and_is_the_same_for_all_and_larger_where_it_is_stronger():
+def test_noise_has_the_given_scale_and_is_equal_for_all_models():
     inputs = 3 * torch.randn(2, 500, 40, generator=torch.Generator().manual_seed(0)) + 7
     data = BatchList([(inputs[0], torch.zeros(500)), (inputs[1], torch.zeros(500))])
     deviation = standard_deviation([inputs[0], inputs[1]])
@@ -138,7 +138,7 @@ def test_blur_is_the_mean_of_neighbours_and_repeats_the_edges():
     torch.testing.assert_close(box_blur(torch.full((2, 3), 5.0), 7), torch.full((2, 3), 5.0))
 
 
-def test_lost_contrast_moves_each_example_to_its_own_mean():
+def test_reduced_contrast_moves_each_example_to_its_mean():
     inputs = torch.tensor([[0.0, 4.0], [10.0, 20.0]])
     torch.testing.assert_close(reduce_contrast(inputs, 0.5), torch.tensor([[1.0, 3.0], [12.5, 17.5]]))
     torch.testing.assert_close(reduce_contrast(inputs, 1.0), torch.tensor([[2.0, 2.0], [15.0, 15.0]]))
@@ -153,7 +153,7 @@ def test_lost_contrast_moves_each_example_to_its_own_mean():
         (torch.zeros(2), "() is not a signal"),
     ],
 )
-def test_inputs_that_cannot_be_corrupted_are_left_out_with_the_reason(inputs, reason):
+def test_inputs_that_cannot_be_corrupted_are_skipped_with_the_reason(inputs, reason):
     assert reason in unsupported_reason(inputs)
     data = BatchList([(inputs, torch.zeros(2))])
     assert reason in robustness(None, [], numbered([0, 1]), EvaluationInputs(data, AnalysisSettings()))["skipped"]
@@ -164,7 +164,7 @@ def test_an_unknown_corruption_is_refused():
         corrupt(BatchList([(torch.zeros(1, 2), torch.zeros(1))]), "blurr", 3, Seed(0))
 
 
-def test_a_task_without_classes_is_left_out_with_the_reason(finished):
+def test_a_task_without_classes_is_skipped_with_the_reason(finished):
     run_data = RunData.open(finished)
     data = TensorData(run_data.task.validation.inputs, torch.rand(len(run_data.task.validation)))
     normalised = replace(data, normalise=run_data.task.validation.normalise)
@@ -177,7 +177,7 @@ def test_a_task_without_classes_is_left_out_with_the_reason(finished):
     )
 
 
-def test_without_particles_the_mean_is_measured_alone(tmp_path):
+def test_without_particles_only_the_mean_is_evaluated(tmp_path):
     run_data = RunData.open(run(tmp_path / "run", keep_checkpoints="means", sparsity=0.5))
     found = predictions_of_cycle(run_data, 1, EvaluationInputs(run_data.task.held_out, AnalysisSettings()))
     assert found["mean"]["accuracy"] > 0
@@ -202,7 +202,7 @@ def test_the_particles_of_an_ensemble_are_its_members(tmp_path):
     assert found["disagreement"][0][1] > 0
 
 
-def test_units_are_done_once_and_the_same_each_time(finished, tmp_path):
+def test_tasks_are_computed_once_and_reproducible(finished, tmp_path):
     paths = [tmp_path / name for name in ("one", "two")]
     for path in paths:
         shutil.copytree(finished, path)

@@ -15,7 +15,7 @@ from swamp.errors import Interrupted, SwampError
 from swamp.runs import RunConfig, prepare
 from swamp.training import Training
 
-from .conftest import go, tiny
+from .runs import go, tiny
 
 BARRIER_AT = "swamp.analysis.rewind_search.InstabilityAnalysis.barrier_at"
 
@@ -49,7 +49,7 @@ def test_a_coarse_search_ends_within_its_resolution_and_takes_fewer_trials():
     assert tried[-2:] == [(found.steps, 1), (found.steps // 4, 1)]
 
 
-def test_every_trial_is_told_as_it_is_made():
+def test_on_trial_is_called_after_every_trial():
     told = []
     found = search_rewind_step(planted(5), 20, on_trial=told.append)
     assert tuple(told) == found.trials
@@ -57,12 +57,12 @@ def test_every_trial_is_told_as_it_is_made():
     assert told[1].steps == 0
 
 
-def test_where_nothing_is_stable_nothing_is_found():
+def test_without_a_stable_step_nothing_is_found():
     found = search_rewind_step(planted(101), 100)
     assert (found.steps, found.confirmed, len(found.trials)) == (None, False, 1)
 
 
-def test_a_result_that_other_batch_orders_do_not_bear_out_is_said_not_to_hold():
+def test_a_result_that_other_batch_orders_contradict_is_not_confirmed():
     unstable_again = search_rewind_step(lambda steps, repeat: 0.1 if steps < 50 or repeat else 0.0, 100, resolution=0)
     assert (unstable_again.steps, unstable_again.confirmed) == (50, False)
     # Stable at a quarter of it too: the assumption of the bisection is broken.
@@ -72,13 +72,13 @@ def test_a_result_that_other_batch_orders_do_not_bear_out_is_said_not_to_hold():
     assert (broken.steps, broken.confirmed) == (50, False)
 
 
-def test_a_barrier_at_the_threshold_or_of_no_number_is_not_stable():
+def test_a_barrier_at_the_threshold_or_nan_is_not_stable():
     assert search_rewind_step(lambda steps, repeat: 0.02, 10).steps is None
     assert search_rewind_step(lambda steps, repeat: float("nan"), 10).steps is None
 
 
 @pytest.mark.parametrize(("last", "resolution"), [(-1, 0.1), (10, 1.0), (10, -0.1)])
-def test_what_cannot_be_searched_is_refused(last, resolution):
+def test_bounds_and_resolutions_out_of_range_are_refused(last, resolution):
     with pytest.raises(SwampError, match="last must be 0 or more"):
         search_rewind_step(planted(1), last, resolution=resolution)
 
@@ -101,7 +101,7 @@ def test_the_ticket_tried_is_the_one_that_a_run_takes(tmp_path):
     assert tried.ticket(0).id == Ticket(model.state_dict(), 0).id
 
 
-def test_copies_differ_in_batch_order_alone_and_live_on_a_magnitude_mask(normed, task):
+def test_copies_differ_only_in_batch_order_and_are_trained_on_a_magnitude_mask(normed, task):
     normed.eval()
     look = instability(normed, task)
     ticket = look.ticket(4)
@@ -131,14 +131,14 @@ def test_copies_differ_in_batch_order_alone_and_live_on_a_magnitude_mask(normed,
     assert instability(normed, task, 0.0).mask(ticket) == look.dense
 
 
-def test_what_has_no_ticket_or_no_such_sparsity_is_refused(mlp, task):
+def test_methods_without_a_ticket_and_sparsities_out_of_range_are_refused(mlp, task):
     with pytest.raises(SwampError, match=r"must lie in \[0, 1\), got 1"):
         instability(mlp, task, 1.0)
     with pytest.raises(SwampError, match="snip has no ticket"):
         InstabilityAnalysis(mlp, task, Plan(method="snip"), Training(), Sequential(mlp, task), 0.5)
 
 
-def test_a_search_stops_where_it_is_asked_to(mlp, task):
+def test_a_search_stops_when_its_progress_raises(mlp, task):
     class Stop(Silent):
         def stepped(self, *_):
             raise Interrupted("stopped.")
@@ -186,7 +186,7 @@ def test_the_command_writes_a_configuration_that_runs(tmp_path, planted_command,
     assert "already exists" in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_a_killed_search_goes_on_with_the_next_trial(tmp_path, monkeypatch, capsys):
+def test_a_killed_search_resumes_with_the_next_trial(tmp_path, monkeypatch, capsys):
     asked = []
 
     def measured(self, steps, repeat=0):
@@ -241,7 +241,7 @@ def test_as_json_it_prints_one_object(capsys, planted_command):
     assert printed.err == ""
 
 
-def test_it_measures_real_networks_too(capsys):
+def test_the_command_trains_real_networks(capsys):
     assert (
         swamp("ticket", *TINY, "--at-sparsity", "0.5", "--threshold", "1.01", "--json", "--evaluation-examples", "200")
         == 0
@@ -252,7 +252,7 @@ def test_it_measures_real_networks_too(capsys):
     assert all(0 <= trial["barrier"] <= 1 for trial in done["trials"])
 
 
-def test_where_nothing_is_stable_it_says_what_to_try(capsys, tmp_path):
+def test_without_a_stable_step_the_error_says_what_to_try(capsys, tmp_path):
     arguments = [*TINY, "--at-sparsity", "0.5", "--threshold", "0", "--json", "--out", tmp_path / "found.json"]
     assert swamp("ticket", *arguments) == 2
     printed = capsys.readouterr()
@@ -275,7 +275,7 @@ def test_bad_input_gets_a_message_before_any_training(arguments, message, capsys
     assert message in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_its_help_teaches(capsys):
+def test_the_help_explains_the_options(capsys):
     assert swamp("ticket", "--help") == 0
     shown = capsys.readouterr().out
     for word in ("--at-sparsity", "--threshold", "bisection", "batch order", "--lr"):

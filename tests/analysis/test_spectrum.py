@@ -8,7 +8,7 @@ import torch
 from swamp.analysis import Hessian, lanczos, restricted, spectral_density, top_eigenvalues
 from swamp.errors import SwampError
 
-from .quadratic import planted, symmetric
+from .known_losses import planted, symmetric
 
 
 def product_of(matrix):
@@ -33,7 +33,7 @@ def test_as_many_steps_as_dimensions_give_all_eigenvalues():
         assert float(run.weights.sum()) == pytest.approx(1)
 
 
-def test_residuals_say_how_far_off_the_values_may_be():
+def test_residuals_bound_the_error_of_the_values():
     matrix = symmetric(200)
     exact = torch.linalg.eigvalsh(matrix)
     (run,) = lanczos(product_of(matrix), starts(1, 200), 25)
@@ -44,7 +44,7 @@ def test_residuals_say_how_far_off_the_values_may_be():
     assert [one.value for one in found] == sorted((float(v) for v in run.values[-3:]), reverse=True)
 
 
-def test_residuals_are_those_of_an_independent_projection():
+def test_values_residuals_and_weights_agree_with_an_independent_projection():
     matrix, start = symmetric(30), starts(1, 30)
     powers = [start[0]]
     for _ in range(4):
@@ -58,7 +58,7 @@ def test_residuals_are_those_of_an_independent_projection():
     assert torch.allclose(run.weights, (vectors.T @ start[0] / math.sqrt(30)) ** 2)
 
 
-def test_vectors_stay_orthogonal_where_rounding_is_at_its_worst():
+def test_vectors_stay_orthogonal_with_one_large_eigenvalue():
     # One eigenvalue far out: it is found in a few steps, and rounding brings it back in all that follow.
     matrix = torch.diag(torch.cat([torch.linspace(0, 1, 299), torch.tensor([1e6])]).double())
     seen = []
@@ -74,7 +74,7 @@ def test_vectors_stay_orthogonal_where_rounding_is_at_its_worst():
     assert torch.allclose(basis @ basis.T, torch.eye(60).double(), atol=1e-13)
 
 
-def test_a_run_ends_where_its_space_ends_and_the_others_go_on():
+def test_a_run_ends_with_its_krylov_space_and_the_others_continue():
     matrix = torch.diag(torch.arange(1.0, 21.0).double())
     two = torch.zeros(2, 20).double()
     two[0, [3, 7]] = 1
@@ -110,7 +110,7 @@ def test_the_density_of_a_planted_quadratic_has_its_moments():
     assert [one.value for one in top_eigenvalues(runs)] == pytest.approx([7, 2.5, 2, 1, 0.5], abs=1e-9)
 
 
-def test_few_steps_have_the_moments_of_all():
+def test_few_steps_have_the_moments_of_all_eigenvalues():
     # Gauss quadrature: m steps are exact for the first 2m - 1 moments of the starting vector.
     matrix, start = symmetric(200), starts(1, 200)
     (run,) = lanczos(product_of(matrix), start, 5)
@@ -121,7 +121,7 @@ def test_few_steps_have_the_moments_of_all():
         assert float((run.values**degree * run.weights).sum()) == pytest.approx(exact, rel=1e-8)
 
 
-def test_one_eigenvalue_alone_has_a_density():
+def test_a_single_eigenvalue_has_a_density():
     found = spectral_density(lanczos(product_of(2 * torch.eye(5).double()), starts(1, 5), 5))
     assert integral(found, 1) == pytest.approx(2)
     assert integral(
@@ -129,13 +129,13 @@ def test_one_eigenvalue_alone_has_a_density():
     ) == pytest.approx(1)
 
 
-def test_what_is_not_finite_is_told_as_it_is():
+def test_a_matrix_that_is_not_finite_gives_nan_and_an_empty_density():
     runs = lanczos(product_of(torch.full((5, 5), math.nan).double()), starts(2, 5), 3)
     assert math.isnan(top_eigenvalues(runs)[0].value)
     assert spectral_density(runs).at == ()
 
 
-def test_senseless_runs_are_refused():
+def test_zero_steps_and_zero_starts_are_refused():
     with pytest.raises(SwampError, match="steps >= 1"):
         lanczos(product_of(torch.eye(3)), starts(1, 3), 0)
     with pytest.raises(SwampError, match="not zero"):

@@ -19,7 +19,8 @@ from swamp.runs import RunConfig, RunDirectory, read_path
 from swamp.runs.path import PathWriter
 from swamp.training import Seed, fit
 
-from .conftest import StopAt, TwoWeights, assert_same_tensors, at, go, go_on, killed_after, tiny
+from .known_losses import TwoWeights, at
+from .runs import StopAt, assert_same_tensors, go, go_on, killed_after, tiny
 
 STEPS = 4 * 10
 """Of a tiny training: 640 examples in batches of 64, four epochs."""
@@ -30,7 +31,7 @@ def random_points(count: int) -> dict[int, dict]:
     return {10 * k: {n: torch.randn(m.shape) * m for n, m in alive.items()} for k in range(1, count + 1)}
 
 
-def test_a_path_comes_back_bit_for_bit_without_statistics_and_counters(tmp_path):
+def test_a_trajectory_is_read_back_bit_for_bit_without_buffers(tmp_path):
     points = random_points(4)
     writer = PathWriter(tmp_path / "path-0.safetensors")
     for step, state in points.items():
@@ -48,7 +49,7 @@ def test_a_path_comes_back_bit_for_bit_without_statistics_and_counters(tmp_path)
         assert all(found[step][name].shape == value.shape for name, value in state.items())
 
 
-def test_a_path_takes_four_bytes_for_each_living_weight_and_point(tmp_path):
+def test_a_trajectory_takes_four_bytes_per_active_weight_and_point(tmp_path):
     alive = torch.rand(300, 100) > 0.95
     writer = PathWriter(tmp_path / "path-0.safetensors")
     for step in range(20):
@@ -58,7 +59,7 @@ def test_a_path_takes_four_bytes_for_each_living_weight_and_point(tmp_path):
     assert exact < writer.path.stat().st_size < exact + 1000
 
 
-def test_what_waits_is_written_before_it_fills_the_memory(tmp_path, monkeypatch):
+def test_points_are_written_before_they_fill_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("swamp.runs.path._MOST_BYTES", 1000)
     writer = PathWriter(tmp_path / "path-0.safetensors")
     for step in range(1, 8):
@@ -69,7 +70,7 @@ def test_what_waits_is_written_before_it_fills_the_memory(tmp_path, monkeypatch)
     assert {step: float(state["w"][0]) for step, state in read_path(writer.path).items()} == {k: k for k in range(1, 8)}
 
 
-def test_points_taken_again_after_a_kill_replace_the_first_ones(tmp_path):
+def test_points_recorded_again_after_a_kill_replace_the_first_ones(tmp_path):
     first, again = random_points(3), random_points(3)
     for points in (first, again):
         writer = PathWriter(tmp_path / "path-0.safetensors")
@@ -81,7 +82,7 @@ def test_points_taken_again_after_a_kill_replace_the_first_ones(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["sequential", "stacked", "threads"])
-def test_keeping_paths_does_not_change_the_run(backend, tmp_path, monkeypatch):
+def test_storing_trajectories_does_not_change_the_run(backend, tmp_path, monkeypatch):
     monkeypatch.setitem(Stacked.__init__.__kwdefaults__, "compiled", False)
     config = replace(tiny(2), backend=backend)
     go(config, tmp_path / "without")
@@ -97,7 +98,7 @@ def test_keeping_paths_does_not_change_the_run(backend, tmp_path, monkeypatch):
     assert digests[0] == digests[1]
 
 
-def test_points_are_the_weights_that_training_had(finished):
+def test_points_are_the_weights_during_training(finished):
     run_data = RunData.open(finished)
     cycle = run_data.cycle(1)
     run_data.model.load_state_dict(masked_weights(run_data.ticket.weights, cycle.mask))
@@ -118,7 +119,7 @@ def test_points_are_the_weights_that_training_had(finished):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [10 + 13, 10 + STEPS, 10 + 3 * STEPS - 1, 10 + 3 * STEPS, 10 + 3 * STEPS + 1])
-def test_a_run_stopped_anywhere_has_the_paths_of_one_never_stopped(stop_at, tmp_path):
+def test_a_run_stopped_anywhere_has_the_trajectories_of_an_uninterrupted_run(stop_at, tmp_path):
     """The ticket takes 10 steps: among the moments are a particle's last step and the first one of the next."""
     config = replace(tiny(2), trajectory_every=4)
     config = replace(config, plan=replace(config.plan, sparsity=0.5))
@@ -132,7 +133,7 @@ def test_a_run_stopped_anywhere_has_the_paths_of_one_never_stopped(stop_at, tmp_
 
 
 @pytest.mark.slow
-def test_a_run_killed_while_it_saves_all_the_time_has_the_same_paths(tmp_path):
+def test_a_run_killed_between_frequent_snapshots_has_the_same_trajectories(tmp_path):
     config = replace(tiny(2), trajectory_every=3, snapshot_seconds=1e-9)
     seconds = go(config, tmp_path / "whole")["seconds"]
     run = tmp_path / "run"
@@ -143,7 +144,7 @@ def test_a_run_killed_while_it_saves_all_the_time_has_the_same_paths(tmp_path):
     assert not list(run.rglob("*.part-*"))
 
 
-def test_settings_that_cannot_be_are_refused():
+def test_settings_without_stored_trajectories_are_refused():
     with pytest.raises(SwampError, match="trajectory_every must be 0 or more, got -1"):
         tiny(trajectory_every=-1)
     with pytest.raises(SwampError, match=r"trajectory_every keeps the paths.*keep_checkpoints is means"):
@@ -152,7 +153,7 @@ def test_settings_that_cannot_be_are_refused():
         tiny(trajectory_every=5, shard=True)
 
 
-def test_the_principal_components_of_a_planted_path_are_exact():
+def test_the_principal_components_of_a_planted_trajectory_are_exact():
     # Points on a rectangle of sides 6 and 2, tilted by 30 degrees: variances 9 and 1 along its sides.
     cosine, sine = math.cos(math.pi / 6), math.sin(math.pi / 6)
 
@@ -172,7 +173,7 @@ def test_the_principal_components_of_a_planted_path_are_exact():
     assert (abs(found.others[0][0]), abs(found.others[0][1])) == pytest.approx((1, 0.5))
 
 
-def test_on_a_line_the_second_component_is_nothing():
+def test_on_a_line_the_second_component_is_zero():
     found = principal_components(ParameterSpace(TwoWeights(0, 0)), [[at(0.0, 0.0), at(3.0, 4.0), at(6.0, 8.0)]])
     assert found.explained == pytest.approx((1, 0))
     assert [y for _, y in found.trajectories[0]] == [0, 0, 0]
@@ -191,7 +192,7 @@ def test_on_a_line_the_second_component_is_nothing():
         ([0.0, 0.0, 0.0, 0.0, math.nan], None),
     ],
 )
-def test_settled_is_the_first_step_from_which_on_there_is_no_barrier(barriers, step):
+def test_the_onset_is_the_first_step_from_which_on_there_is_no_barrier(barriers, step):
     assert stability_onset([10, 20, 30, 40, 50], barriers) == step
 
 
@@ -222,7 +223,7 @@ def test_the_record_of_a_cycle(finished):
     assert record["onset"] == stability_onset(record["barriers"]["steps"], record["barriers"]["error"])
 
 
-def test_a_run_without_paths_says_how_to_have_them(tmp_path):
+def test_a_run_without_trajectories_names_the_option(tmp_path):
     config = tiny(1)
     go(replace(config, plan=replace(config.plan, sparsity=0.5)), tmp_path / "run")
     records = list(analyze(RunData.open(tmp_path / "run"), {"trajectories": trajectory_tasks}, AnalysisSettings()))
@@ -230,7 +231,7 @@ def test_a_run_without_paths_says_how_to_have_them(tmp_path):
     assert json.loads((tmp_path / "run" / "analysis.jsonl").read_text().splitlines()[0])["skipped"]
 
 
-def test_one_particle_has_a_path_and_nothing_to_be_apart_from(tmp_path):
+def test_one_particle_has_a_trajectory_and_no_barriers(tmp_path):
     config = tiny(1, trajectory_every=10)
     go(replace(config, plan=replace(config.plan, sparsity=0.5)), tmp_path / "run")
     record = next(iter(analyze(RunData.open(tmp_path / "run"), {"trajectories": trajectory_tasks}, AnalysisSettings())))
@@ -239,7 +240,7 @@ def test_one_particle_has_a_path_and_nothing_to_be_apart_from(tmp_path):
     assert record["barriers"] == {"steps": [], "error": []}
 
 
-def test_members_of_an_ensemble_keep_theirs(tmp_path):
+def test_members_of_an_ensemble_have_trajectories(tmp_path):
     config = tiny(2, trajectory_every=10)
     go(replace(config, plan=replace(config.plan, method="imp-ensemble", sparsity=0.5)), tmp_path / "run")
     assert list(read_path(RunDirectory(tmp_path / "run" / "member-1").trajectory(0, 0))) == [10, 20, 30, 40]

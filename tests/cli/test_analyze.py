@@ -61,7 +61,7 @@ def asked(monkeypatch):
     return done
 
 
-def test_units_are_done_once_and_one_that_cannot_be_is_told_and_skipped(run, asked, capsys):
+def test_tasks_are_computed_once_and_a_task_that_fails_is_skipped(run, asked, capsys):
     assert swamp("analyze", run, "--json") == 0
     printed = capsys.readouterr()
     found = json.loads(printed.out)
@@ -77,7 +77,7 @@ def test_units_are_done_once_and_one_that_cannot_be_is_told_and_skipped(run, ask
     assert len(asked) == 5
 
 
-def test_only_takes_the_named_and_an_unknown_name_is_refused_with_the_nearest(run, asked, capsys):
+def test_only_selects_analyses_and_an_unknown_name_suggests_the_nearest(run, asked, capsys):
     assert swamp("analyze", run, "--only", "dear", "cheap", "--quiet") == 0
     assert asked[0] == "cheap/cycle-00"
     assert swamp("analyze", run, "--only", "chep") == 2
@@ -87,7 +87,7 @@ def test_only_takes_the_named_and_an_unknown_name_is_refused_with_the_nearest(ru
     assert "cheap  Answers at once." in capsys.readouterr().out
 
 
-def test_a_signal_ends_after_the_unit_and_says_how_to_go_on(run, asked, monkeypatch, capsys):
+def test_a_signal_stops_after_the_current_task_and_the_command_continues(run, asked, monkeypatch, capsys):
     first = ANALYSES["cheap"]
 
     def stopped(run_data, settings):
@@ -105,7 +105,7 @@ def test_a_signal_ends_after_the_unit_and_says_how_to_go_on(run, asked, monkeypa
     assert asked == ["cheap/cycle-01"]
 
 
-def test_report_and_figure_write_what_they_say(run, tmp_path, capsys):
+def test_report_and_figure_write_the_files_they_name(run, tmp_path, capsys):
     capsys.readouterr()
     assert swamp("report", run, "-o", tmp_path / "r.html", "--json") == 0
     said = json.loads(capsys.readouterr().out)
@@ -123,7 +123,7 @@ def test_report_and_figure_write_what_they_say(run, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_watch_serves_until_it_is_interrupted(run):
+def test_watch_serves_until_interrupted(run):
     command = [sys.executable, "-m", "swamp", "watch", str(run), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         line = process.stdout.readline()

@@ -54,7 +54,7 @@ def cell(found, **wanted):
 
 
 @pytest.mark.slow
-def test_the_table_has_the_runs_own_cycles_on_its_diagonal_and_new_trainings_beside_it(runs, tmp_path, capsys):
+def test_the_diagonal_holds_cycles_of_the_runs_and_other_cells_new_trainings(runs, tmp_path, capsys):
     every = [runs / name for name in ("imp-0", "imp-1", "swamp-0", "swamp-1")]
     assert swamp("cross", *every, "--out", tmp_path / "x", "--json") == 0
     found = json.loads(capsys.readouterr().out)
@@ -80,7 +80,7 @@ def test_the_table_has_the_runs_own_cycles_on_its_diagonal_and_new_trainings_bes
 
 
 @pytest.mark.slow
-def test_it_goes_on_where_it_was_stopped_and_does_nothing_twice(runs, tmp_path, capsys, monkeypatch):
+def test_cross_resumes_after_an_interruption_and_trains_nothing_twice(runs, tmp_path, capsys, monkeypatch):
     command = ["cross", runs / "imp-0", runs / "swamp-0", "--sparsities", "0.75", "--quiet", "--out"]
     assert swamp(*command, tmp_path / "whole") == 0
     once = Quiet.training
@@ -100,7 +100,7 @@ def test_it_goes_on_where_it_was_stopped_and_does_nothing_twice(runs, tmp_path, 
     assert swamp(*command, tmp_path / "part") == 0
 
 
-def test_runs_that_cannot_be_crossed_are_refused(runs, tmp_path, capsys):
+def test_runs_without_a_common_ticket_are_refused(runs, tmp_path, capsys):
     out = ["--out", tmp_path / "x", "--quiet"]
     assert swamp("cross", runs / "imp-0", runs / "swamp-1", *out) == 2
     assert "no seed has two runs" in capsys.readouterr().err
@@ -118,7 +118,7 @@ def test_runs_that_cannot_be_crossed_are_refused(runs, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
-def test_sparsities_match_within_the_tolerance_alone(runs):
+def test_sparsities_match_only_within_the_tolerance(runs):
     sides = {0: {name: MaskSource.open(runs / f"{name}-0") for name in ("imp", "swamp")}}
     own = sides[0]["imp"].records[1]["density"]["prunable"]
     assert sides[0]["swamp"].at(own * (1 + 0.9 * TOLERANCE))["cycle"] == 1
@@ -130,7 +130,7 @@ def test_sparsities_match_within_the_tolerance_alone(runs):
     ]
 
 
-def test_masks_of_runs_are_put_beside_each_other(runs, tmp_path, capsys):
+def test_masks_of_all_pairs_of_runs_are_compared(runs, tmp_path, capsys):
     capsys.readouterr()
     every = [runs / name for name in ("imp-0", "imp-1", "swamp-0")]
     assert swamp("masks", *every, "--out", tmp_path / "m", "--json") == 0
@@ -146,7 +146,7 @@ def test_masks_of_runs_are_put_beside_each_other(runs, tmp_path, capsys):
     assert "all have 0.5, 0.75" in capsys.readouterr().err
 
 
-def test_noise_is_made_once_and_printed(runs, tmp_path, capsys):
+def test_noise_is_computed_once_and_printed(runs, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(runs / "swamp-0", run)
     command = [
