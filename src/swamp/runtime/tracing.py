@@ -87,10 +87,13 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     batch = torch.export.Dim("batch")
     try:
         with torch.no_grad():
+            # Not strict, as is the default of newer torch: in strict mode of torch 2.6 a process can trace 8 networks.
             try:
-                return torch.export.export(model, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
+                return torch.export.export(
+                    model, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=False
+                )
             except torch._dynamo.exc.UserError:  # pyright: ignore
-                return torch.export.export(model, inputs)
+                return torch.export.export(model, inputs, strict=False)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SwampError(

@@ -74,6 +74,9 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 def load_optimizer(optimizer: Optimizer, flat: Mapping[str, Tensor]) -> None:
     """Give a fresh `optimizer` the memory that `optimizer_tensors` took."""
+    if not flat:
+        # Nothing was kept: loading an empty state would remove the one that Adagrad starts from.
+        return
     slots: dict[int, dict[str, Any]] = {}
     groups = optimizer.param_groups
     for name, tensor in flat.items():
