@@ -13,7 +13,7 @@ def opened(url: str, profile: Path, *more: str) -> tuple[str, list[str]]:
     """The document, and the lines of the console; skips the test where there is no browser."""
     if CHROMIUM is None:
         pytest.skip("there is no chromium on this machine")
-    # What a page asks of any host but this one fails here, and its failure stands in the console.
+    # Requests to other hosts fail here, and the failure is written to the console.
     options = [
         "--headless=new",
         "--no-sandbox",

@@ -48,7 +48,7 @@ def test_operations_without_a_total_are_summed_until_a_cycle_lacks_them(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("field", "said"),
+    ("field", "message"),
     [
         ({"operations": "many"}, "'operations' is not a number"),
         ({"operations": True}, "'operations' is not a number"),
@@ -57,8 +57,8 @@ def test_operations_without_a_total_are_summed_until_a_cycle_lacks_them(tmp_path
         ({"total": {"steps": 1, "samples": 1, "operations": "1", "seconds": 1}}, "'total.operations' is not a number"),
     ],
 )
-def test_a_damaged_cost_is_named(tmp_path: Path, field: dict[str, Any], said: str) -> None:
-    with pytest.raises(SwampError, match=rf"line 1 is damaged: {said}"):
+def test_a_damaged_cost_is_named(tmp_path: Path, field: dict[str, Any], message: str) -> None:
+    with pytest.raises(SwampError, match=rf"line 1 is damaged: {message}"):
         run(tmp_path / "a", [cycle(0, 1.0, 0.9, **field)])
 
 

@@ -120,7 +120,7 @@ def test_hostile_names_are_text_everywhere(tmp_path):
 
 
 def test_names_of_folders_machines_and_packages_and_reasons_are_text_too(tmp_path):
-    """Names of folders, recipes, machines and packages, and reasons: all that stands on a page beside the records."""
+    """Names of folders, recipes, machines and packages, and reasons: everything on a page besides the records."""
     place = tmp_path / HOSTILE.replace("/", "∕")
     path = write_run(place, [cycle(0, 1.0, 0.9)], recipe=HOSTILE, model=HOSTILE, data={"folder": HOSTILE})
     facts = {"device": HOSTILE, "git": HOSTILE, "packages": {HOSTILE: HOSTILE}, "platform": [HOSTILE]}

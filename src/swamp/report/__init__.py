@@ -10,7 +10,7 @@ from swamp.report.page import render, write_report
 from swamp.report.read import RunRecord, label_runs, read_run
 from swamp.report.report_data import ReportData
 from swamp.report.serve import LivePage, PageServer
-from swamp.report.tables import Table, print_comparison, print_table
+from swamp.report.tables import print_comparison, print_table
 from swamp.report.write import draw_comparison, draw_figure, write_comparison, write_finding
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "PageServer",
     "ReportData",
     "RunRecord",
-    "Table",
     "compare",
     "draw",
     "draw_comparison",

@@ -358,7 +358,7 @@ def _best(means: Mapping[str, float], metric: Metric) -> tuple[str, ...]:
 
 
 def _diverged_notes(labels: Sequence[str], runs: Sequence[RunRecord]) -> list[str]:
-    """For each label the trainings that diverged, their learning rate, and what followed."""
+    """For each label the trainings that diverged, their learning rate, and the reaction."""
 
     def diverged(cycle: Mapping[str, Any]) -> Iterator[str]:
         for event in cycle.get("broken") or ():

@@ -36,7 +36,7 @@ def write_comparison(comparison: Comparison, folder: Path | str, *, at: At = "sp
     """Write `compare.csv` (a line per run and cycle), `.json`, `.png`, `.svg` and `comparison.md`.
 
     Args:
-        comparison: what to write.
+        comparison: the comparison to write.
         folder: created if it does not exist.
         at: compare methods in the figure and in Markdown at equal sparsity, or also at equal cost.
 

@@ -197,7 +197,7 @@ def landscape(data: ReportData) -> list[Figure]:
 def _plane(run: RunAnalyses, record: Mapping[str, Any]) -> Panel:
     z = tuple(percent(row) for row in record["error"])
     heights = [error for row in z for error in row if error is not None]
-    # Far from the basin the error is that of chance: the colours are spent on the basin.
+    # Far from the basin the error is at chance level: the range of colours covers the basin only.
     limits = (min(heights), quantiles(heights, n=10)[7]) if len(heights) > 1 else None
     if limits and limits[0] >= limits[1]:
         limits = None

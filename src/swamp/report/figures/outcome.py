@@ -53,7 +53,7 @@ def accuracy_figure(comparison: Comparison, *, alone: bool = False) -> Figure:
             marks.append(Curve("single particles", (), (), None, "dots"))
     title = f"{comparison.task}, {comparison.model}" if alone else ""
     return Figure(
-        f"{metric.name.capitalize()} of the averaged network as its weights go",
+        f"{metric.name.capitalize()} of the averaged network against sparsity",
         f"Fewer weights remain further right; {'lower' if metric.lower else 'higher'} is better. Bands are 95 % "
         "intervals over seeds. Methods with overlapping bands may still differ: see the paired differences below.",
         (Panel(title, sparsity_axis(densities, with_density=alone), y, tuple(marks)),),
@@ -272,7 +272,7 @@ def _corruptions(data: ReportData) -> list[Figure]:
     for run in data.one_per_label("predictions"):
         record = run.last_cycle("predictions", key="corruptions")
         kinds: Mapping[str, Any] = record["corruptions"] if record else {}
-        # If inputs cannot be corrupted, the value is a sentence that says why.
+        # If inputs cannot be corrupted, the value is the reason, a sentence.
         for kind in (kind for kind in kinds if isinstance(kinds[kind], list)):
             found.setdefault(kind, []).extend(_corruption_curves(run, values_at(kinds, kind), data.color(run.label)))
     return figures_of(
