@@ -7,8 +7,8 @@ from swamp.report.figures.spread import noise_table
 from swamp.report.mask_comparison import MaskByTraining, MaskOverlaps
 from swamp.report.matplotlib_renderer import FORMATS, draw
 from swamp.report.page import render, write_report
-from swamp.report.read import RunRecord, label_runs, read_run
 from swamp.report.report_data import ReportData
+from swamp.report.run_records import RunRecord, label_runs, read_run
 from swamp.report.serve import LivePage, PageServer
 from swamp.report.tables import print_comparison, print_table
 from swamp.report.write import draw_comparison, draw_figure, write_comparison, write_finding

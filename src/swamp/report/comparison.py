@@ -22,7 +22,7 @@ from swamp.report.cost import (
     rank_by_cost,
     run_cost,
 )
-from swamp.report.read import SPLITS, RunRecord, label_runs, measured, number, show
+from swamp.report.run_records import SPLITS, RunRecord, label_runs, measured, number, show
 from swamp.report.statistics import Metric, Paired, interval, mean_known, paired
 
 At = Literal["sparsity", "equal-cost"]

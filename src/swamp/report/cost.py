@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-from swamp.report.read import RunRecord, particles_of
+from swamp.report.run_records import RunRecord, particles_of
 from swamp.report.statistics import Metric, Paired, paired
 
 DENSE = 0.995

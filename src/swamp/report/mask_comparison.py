@@ -22,7 +22,7 @@ from swamp.report.figure_description import (
     percent_sparse,
     sparsity_axis,
 )
-from swamp.report.read import measured
+from swamp.report.run_records import measured
 from swamp.report.statistics import Metric, Paired, interval, paired
 from swamp.report.tables import Cell, Column, Table, comparisons_note, difference_cell, sparsity_column
 

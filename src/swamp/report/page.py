@@ -18,8 +18,8 @@ from swamp.report.comparison import Comparison, Row
 from swamp.report.figure_description import Figure, tables_of
 from swamp.report.figures import SECTIONS, Section
 from swamp.report.plotly_renderer import plotly_json
-from swamp.report.read import show
 from swamp.report.report_data import MOST_RUNS, ReportData, RunAnalyses
+from swamp.report.run_records import show
 from swamp.report.statistics import Metric, Paired
 from swamp.report.tables import Table
 from swamp.runs import flattened, read_sessions

@@ -10,7 +10,7 @@ from typing import Any, cast
 from swamp.analysis import read_analysis
 from swamp.report.comparison import Comparison, compare
 from swamp.report.figure_description import Axis, Curve, interval_curve, sparsity_axis
-from swamp.report.read import RunRecord, label_runs, number, read_run
+from swamp.report.run_records import RunRecord, label_runs, number, read_run
 from swamp.report.statistics import Metric, interval
 
 MOST_RUNS = 4

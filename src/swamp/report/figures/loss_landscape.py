@@ -245,7 +245,7 @@ def _trajectory_plane(run: RunAnalyses, record: Mapping[str, Any]) -> Panel:
 
 
 def _distances(run: RunAnalyses, record: Mapping[str, Any]) -> Iterator[Panel]:
-    for key, title in (("from_ticket", "distance from the ticket"), ("between", "distance to the others")):
+    for key, title in (("from_ticket", "distance from the ticket"), ("between", "distance to particle 0")):
         curves = [
             Curve(f"particle {index}", tuple(particle["steps"]), tuple(particle[key]), index)
             for index, particle in enumerate(record["particles"])

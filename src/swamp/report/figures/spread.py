@@ -22,8 +22,8 @@ from swamp.report.figure_description import (
     shown,
     tables_of,
 )
-from swamp.report.read import number
 from swamp.report.report_data import ReportData, RunAnalyses, values_at
+from swamp.report.run_records import number
 from swamp.report.statistics import mean_known
 from swamp.report.tables import Column, Table
 

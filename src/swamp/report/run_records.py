@@ -56,8 +56,8 @@ def read_run(path: Path | str) -> RunRecord:
         raise SwampError(f"{path} is not a run directory: expected {CONFIG} and {METRICS} there. {_hint(path)}")
     metrics = path / METRICS
     lines = _lines(metrics)
-    # A run directory written by hand has a configuration and metrics alone.
     config = _config(path / CONFIG)
+    # A run directory that was written by hand states no provenance.
     known = config.pop(PROVENANCE, None) is not None or any(PROVENANCE.encode() in line for line in lines)
     directory = open_run(path)[0] if known else RunDirectory(path)
     # The last cycle is finished a moment before its line is written; the file is never written empty.
