@@ -132,6 +132,7 @@ def test_a_study_ends_with_the_table_it_asks_for_also_by_its_folder(finished, tm
         assert "75.00" not in told
 
 
+@pytest.mark.slow
 def test_a_finished_study_starts_no_worker_and_is_told_again(finished, monkeypatch, capsys):
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a worker was started"))
     assert swamp("study", finished, "--json") == 0

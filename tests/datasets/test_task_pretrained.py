@@ -115,6 +115,7 @@ def test_particles_differ_by_seed_only_and_dropout_of_the_library_is_seeded(bert
     assert len(record["density"]["heads"]) == 2
 
 
+@pytest.mark.slow
 def test_a_language_model_of_gpt2s_layers(gpt2: Path):
     problem = reviews(gpt2, "movie-reviews-text")
     model = network_for(problem, f"hf:{gpt2}")

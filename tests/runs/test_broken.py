@@ -48,7 +48,7 @@ def steps_of(config, path) -> int:
     return 10**6 - counter.left
 
 
-@pytest.mark.slow_cases("3")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "policy", "stops"), [("sequential", "restart", 3), ("threads", "restart", 1), ("sequential", "drop", 2)]
 )
@@ -70,6 +70,7 @@ def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(backend, policy, stop
         assert not list(run.rglob("*.part-*"))
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_mending_it_goes_on_bit_for_bit(spoil, tmp_path):
     spoil(WHO, WHO.at("restart", 1), epoch=2)
     config = tiny(snapshot_seconds=0.02)
