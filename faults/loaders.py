@@ -50,7 +50,7 @@ from swamp.datasets.text.table_files import from_tables, read_table
 from swamp.errors import SwampError
 from swamp.files import digest, save_tensors, write_atomic
 from swamp.masks import Mask
-from swamp.recipes import recipe_named
+from swamp.recipes import configuration
 from swamp.report import read_run
 from swamp.runs import RunConfig, Study, StudyDirectory
 from swamp.runs.directory import read_json
@@ -222,7 +222,10 @@ def _analysis(path: Path) -> object:
 
 
 def _study(path: Path) -> object:
-    return Study.load(path).configurations(lambda name: recipe_named(name or "digits-mlp"), "study")
+    def started(recipe: str, task: str, model: str) -> RunConfig:
+        return configuration(recipe or "digits-mlp", task, model)
+
+    return Study.load(path).configurations(started, "study")
 
 
 def _opened_study(path: Path) -> object:

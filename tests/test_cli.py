@@ -166,7 +166,7 @@ def test_list_says_what_there_is_one_line_each(what, names, capsys):
         (["run", *TINY, "--task", "fashion-mnist", "--folder", "/nowhere"], "/nowhere"),
         (["run", *TINY, "--device", "cuda:9"], "torch sees"),
         (["run", *TINY, "--device", "meta"], "device 'meta' cannot be used here"),
-        (["run", "digits-mlp", "--config", "x.json"], "cannot read the configuration x.json"),
+        (["run", "--config", "x.json"], "cannot read the configuration x.json"),
         (["run", "--config"], "--config needs the path"),
         (["resume", "/nowhere"], "holds no run"),
         (["compare"], "no run was given"),

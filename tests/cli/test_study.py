@@ -19,7 +19,7 @@ from swamp import cli
 from swamp.cli.progress import Quiet
 from swamp.cli.workers import Job, shares, submit
 from swamp.errors import SwampError
-from swamp.recipes import STUDIES, recipe_named
+from swamp.recipes import STUDIES, configuration
 from swamp.runs import RunConfig, Study, StudyDirectory, work
 
 STUDY = """
@@ -247,7 +247,7 @@ def test_the_example_of_the_page_can_be_resolved(tmp_path):
 @pytest.mark.slow_cases("path0", "path1")
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "benchmarks" / "studies").iterdir()))
 def test_the_studies_of_the_results_can_be_resolved(path):
-    runs = Study.load(path).configurations(recipe_named, path.name)
+    runs = Study.load(path).configurations(configuration, path.name)
     assert {config.plan.seed for config in runs.values()} >= {0, 1}
     # Those that are looked into need their particles.
     assert {config.keep_checkpoints for config in runs.values()} == {

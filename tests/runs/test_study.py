@@ -6,13 +6,13 @@ import pytest
 
 from swamp.algorithms import Plan
 from swamp.errors import SwampError
-from swamp.recipes import STUDIES, recipe_named
+from swamp.recipes import STUDIES, configuration, recipe_named
 from swamp.runs import RunConfig, Study, StudyDirectory, differences
 
 
 def runs_of(path, text: str) -> dict[str, RunConfig]:
     (path / "study.toml").write_text(text)
-    return Study.load(path / "study.toml").configurations(recipe_named, "study.toml")
+    return Study.load(path / "study.toml").configurations(configuration, "study.toml")
 
 
 def test_every_combination_of_a_grid_is_a_run_and_single_runs_come_after(tmp_path):
@@ -121,7 +121,7 @@ def test_a_name_with_two_meanings_asks_for_the_whole_one(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(STUDIES))
 def test_every_ready_made_study_can_be_resolved(name):
-    assert STUDIES[name]().configurations(recipe_named, name)
+    assert STUDIES[name]().configurations(configuration, name)
 
 
 def test_a_study_that_cannot_be_read_is_said(tmp_path):

@@ -11,8 +11,9 @@ import tyro
 
 from swamp.cli.progress import Live, Quiet, print_summary
 from swamp.cli.session import Err, Out, parse, print_json, stoppable
+from swamp.datasets import task_named
 from swamp.errors import SwampError
-from swamp.recipes import DEFAULT, recipe_named
+from swamp.recipes import configuration, for_task
 from swamp.runs import Reporter, RunConfig, resume, start
 
 
@@ -21,7 +22,8 @@ class RunArgs:
     """Prune a network: train the ticket, then cycle after cycle train particles, average, prune, rewind.
 
     swamp run                                        the default recipe
-    swamp run RECIPE --method imp --seed 3           another recipe, changed (see swamp list recipes)
+    swamp run RECIPE --method imp --seed 3           another recipe, changed (see swamp list recipes); or --recipe
+    swamp run --task digits                          a task, with a model and a training that fit it
     swamp run --config runs/x/config.json            the configuration of an earlier run
 
     The defaults shown below are those of the recipe named first.
@@ -63,25 +65,54 @@ def resume_command(arguments: Sequence[str]) -> None:
 
 
 def recipe_or_config(arguments: Sequence[str]) -> tuple[RunConfig, list[str]]:
-    """The configuration that [RECIPE] or --config FILE names, and the other arguments, which change it."""
+    """The configuration to start from, and the arguments that change it.
+
+    It is that of [RECIPE] or --recipe NAME, of --config FILE, of the recipe of --task, or of the default recipe.
+    """
     rest = list(arguments)
-    recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    config = _configured(rest)
-    if recipe and config:
+    recipe = rest.pop(0) if rest and not rest[0].startswith("-") else ""
+    for name in _taken(rest, "--recipe", "the name of a recipe, e.g. --recipe digits-mlp"):
+        if recipe and name != recipe:
+            raise SwampError(f"two recipes were given, {recipe} and {name}. Give one.")
+        recipe = name
+    files = _taken(rest, "--config", "the path of a config.json")
+    task, model = _value(rest, "--task"), _value(rest, "--model")
+    if not files:
+        return configuration(recipe, task, model), rest
+    if recipe:
         raise SwampError(f"give a recipe ({recipe}) or --config, not both: each is a whole configuration.")
-    return config or recipe_named(recipe or DEFAULT)(), rest
+    config = RunConfig.load(Path(files[-1]))
+    if task not in ("", config.task):
+        task_named(task)  # refuses an unknown name
+        config = for_task(task, model, config)
+    return config, rest
 
 
-def _configured(rest: list[str]) -> RunConfig | None:
-    """Take `--config FILE` out of the arguments: the file gives the defaults of all others."""
-    for index, word in enumerate(rest):
-        if word == "--config" or word.startswith("--config="):
-            path = word.partition("=")[2] if "=" in word else "".join(rest[index + 1 : index + 2])
-            del rest[index : index + (1 if "=" in word else 2)]
-            if not path:
-                raise SwampError("--config needs the path of a config.json.")
-            return RunConfig.load(Path(path))
-    return None
+def _taken(rest: list[str], option: str, what: str) -> list[str]:
+    """Remove `option VALUE` and `option=VALUE` from the arguments; returns the values."""
+    values: list[str] = []
+    while (index := _index(rest, option)) is not None:
+        value = _value(rest[index:], option)
+        if not value:
+            raise SwampError(f"{option} needs {what}.")
+        del rest[index : index + (1 if "=" in rest[index] else 2)]
+        values.append(value)
+    return values
+
+
+def _value(rest: Sequence[str], option: str) -> str:
+    """The value of `option` among the arguments; empty where it is not given, or has none."""
+    index = _index(rest, option)
+    if index is None:
+        return ""
+    if "=" in rest[index]:
+        return rest[index].partition("=")[2]
+    following = rest[index + 1] if index + 1 < len(rest) else ""
+    return "" if following.startswith("-") else following
+
+
+def _index(rest: Sequence[str], option: str) -> int | None:
+    return next((i for i, word in enumerate(rest) if word == option or word.startswith(f"{option}=")), None)
 
 
 def _finish(as_json: bool, quiet: bool, work: Callable[[Reporter, Event], dict[str, Any]]) -> None:

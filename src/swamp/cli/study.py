@@ -14,7 +14,7 @@ from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
 from swamp.cli.study_progress import Watch, counted, last_line
 from swamp.cli.workers import local_workers, stop_with_parent, submit, work_here
 from swamp.errors import Interrupted, SwampError, unknown
-from swamp.recipes import DEFAULT, STUDIES, recipe_named
+from swamp.recipes import STUDIES, configuration
 from swamp.runs import RunState, Study, StudyDirectory, is_study
 
 _LOOK_SECONDS = 0.25
@@ -96,7 +96,7 @@ def _joined(given: str, out: Path | None) -> StudyDirectory:
         study, name = STUDIES[given](), given
     else:
         raise SwampError(f"{unknown('study', given, STUDIES)} Or give a TOML file, or the folder of a study.")
-    runs = study.configurations(lambda recipe: recipe_named(recipe or DEFAULT), given)
+    runs = study.configurations(configuration, given)
     return StudyDirectory.join(out or Path("studies") / name, runs, study.compare)
 
 

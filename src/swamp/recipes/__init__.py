@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from swamp.datasets import task_named
 from swamp.errors import unknown
 from swamp.recipes.recipes import (
     cifar_10_resnet,
@@ -17,6 +18,7 @@ from swamp.recipes.recipes import (
     movie_reviews_transformer,
 )
 from swamp.recipes.studies import baselines, baselines_fashion_mnist, demo
+from swamp.recipes.tasks import for_task
 from swamp.runs import RunConfig, Study
 
 DEFAULT = "mnist1d-mlp"
@@ -38,6 +40,28 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 """Name -> recipe; the first line of a recipe's docstring says what it is."""
 
 
+def configuration(recipe: str = "", task: str = "", model: str = "") -> RunConfig:
+    """The configuration that a run starts from, before any other option changes it.
+
+    Args:
+        recipe: Name of a recipe; empty: that of the task, or the default recipe where no task is named.
+        task: The task asked for. One that is not the recipe's brings its own data options, model and training.
+        model: The network asked for; it decides which training a task starts from. It is not set here.
+
+    Returns:
+        A configuration of `task`, or of the recipe's task where none is named.
+
+    Raises:
+        SwampError: There is no recipe or no task of this name; the message has the nearest names.
+    """
+    if task:
+        task_named(task)
+    named = recipe_named(recipe or DEFAULT)()
+    if task in ("", named.task):
+        return named
+    return for_task(task, model, named if recipe else None)
+
+
 def recipe_named(name: str) -> Callable[[], RunConfig]:
     """Look a recipe up by name. Raises SwampError with suggestions."""
     if name not in RECIPES:
@@ -53,4 +77,4 @@ STUDIES: dict[str, Callable[[], Study]] = {
 """Name -> study; the first line of a study's docstring says what it is."""
 
 
-__all__ = ["DEFAULT", "RECIPES", "STUDIES", "recipe_named"]
+__all__ = ["DEFAULT", "RECIPES", "STUDIES", "configuration", "for_task", "recipe_named"]

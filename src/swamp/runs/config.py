@@ -26,7 +26,7 @@ class RunConfig:
     """A pruning run: what is learned, by which network, pruned how, trained how."""
 
     recipe: str = "custom"
-    """Where the settings come from; a label, nothing more."""
+    """Recipe, or task, that the settings started from. See `swamp list recipes`."""
     task: str = "mnist1d"
     """Data set. See `swamp list tasks`."""
     model: str = "lenet-300-100"

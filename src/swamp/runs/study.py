@@ -17,8 +17,8 @@ from swamp.files import read_text
 from swamp.runs.config import RunConfig, flattened
 
 Options = Mapping[str, Any]
-Recipe = Callable[[str], Callable[[], RunConfig]]
-"""Gives the recipe of a name."""
+Recipe = Callable[[str, str, str], RunConfig]
+"""(recipe, task, model), each empty where it is not set -> the configuration that the other options change."""
 
 BESIDE_RUNS = ("study.json", "comparison")
 """What lies in a study's folder beside its runs."""
@@ -132,7 +132,7 @@ class Study:
         settings = {**_resolved(self.settings, f"{where}, [settings]", varied=False), **options}
         start = settings.pop("recipe", self.recipe)
         try:
-            values = recipe(start)().to_json()
+            values = recipe(start, str(settings.get("task", "")), str(settings.get("model", ""))).to_json()
             for name, value in settings.items():
                 *path, last = name.split(".")
                 table = values
