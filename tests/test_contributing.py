@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md names files and tables of names that exist."""
+"""CONTRIBUTING.md names files and tables of names that exist, and docs/method.md tests that exist."""
 
 import re
 from pathlib import Path
@@ -56,3 +56,13 @@ def test_every_table_of_names_is_where_it_says(package, name):
 def test_every_other_table_is_defined_there(path, name):
     assert f"`{name}` in `{path}`" in re.sub(r"\s+", " ", TEXT)
     assert re.search(rf"^{name}\b", (ROOT / path).read_text(), re.MULTILINE)
+
+
+PROMISES = (ROOT / "docs" / "method.md").read_text().partition("## Promises")[2]
+
+
+@pytest.mark.parametrize(("path", "name"), re.findall(r"`(\w+/test_[\w*]+\.py)(?:::(\w+))?`", PROMISES))
+def test_every_test_that_keeps_a_promise_exists(path, name):
+    files = list((ROOT / "tests").glob(path))
+    assert files
+    assert any(f"def {name}(" in file.read_text() for file in files) or not name
