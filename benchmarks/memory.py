@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swamp.backends import Ranks, Sequential, Silent, Ticket, World, serve
+from swamp.backends import Progress, Ranks, Sequential, Ticket, World, serve
 from swamp.masks import Mask, to_local
 from swamp.training import Seed, Task, Training, build_optimizer, isolated
 
@@ -80,7 +80,7 @@ def main() -> None:
         return Sequential(model, task, counted, shard=shard)
 
     if world.rank:
-        serve(world, lambda choice: Sequential(model, task), lambda address: Silent(), shared)
+        serve(world, lambda choice: Sequential(model, task), lambda address: Progress(), shared)
     else:
         ranks = Ranks(Sequential(model, task), world, particles=1, shared=shared, sharded=given.sharded)
         ranks.train(Ticket(model.state_dict(), 0), Mask.ones(model), TRAINING, [(0, Seed(0))])

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from line import Line, median
-from swamp.backends import Backend, Forked, Sequential, Silent, Stacked, Threads, Ticket
+from swamp.backends import Backend, MultiStream, Progress, Sequential, Threads, Ticket, Vmapped
 from swamp.datasets import build_network
 from swamp.masks import Mask
 from swamp.training import Seed, Task, TensorData, Training, isolated
@@ -64,13 +64,13 @@ CASES = {
 }
 
 
-class Clock(Silent):
+class Clock(Progress):
     """When each step was reported; on a GPU, when its work was done."""
 
     def __init__(self) -> None:
         self.at: list[float] = []
 
-    def stepped(self, index: int, step: int, total: int, snapshot: object) -> None:
+    def on_step(self, index: int, step: int, total: int, snapshot: object) -> None:
         if torch.cuda.is_available() and step in (1, total):
             torch.cuda.synchronize()
         self.at.append(time.perf_counter())
@@ -163,11 +163,11 @@ def throughput(name: str, case: Case, device: str = "cpu", rounds: int = 5) -> l
     ticket = Ticket(model.state_dict(), 0)
     backends: dict[str, Backend] = {"sequential": Sequential(model, task)}
     if device == "cuda":
-        backends |= {"stacked": Stacked(model, task), "forked": Forked(model, task)}
+        backends |= {"vmapped": Vmapped(model, task), "multi-stream": MultiStream(model, task)}
     else:
         backends["threads"] = Threads(model, task)
         if not any(p.dim() > 2 for p in model.parameters()):
-            backends["stacked"] = Stacked(model, task)
+            backends["vmapped"] = Vmapped(model, task)
     found: dict[str, list[float]] = {label: [] for label in backends}
     speeds: dict[str, list[float]] = {label: [] for label in [*backends, "plain"]}
     for turn in range(rounds + 1):

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from swamp.backends import Ranks, Sequential, Silent, Ticket, World, serve
+from swamp.backends import Progress, Ranks, Sequential, Ticket, World, serve
 from swamp.datasets import build_network
 from swamp.masks import Mask
 from swamp.training import Seed, Task, Training, isolated
@@ -114,7 +114,7 @@ def main() -> None:
     world.connect()
     if world.rank:
         model, task, _ = problem(given.network)
-        serve(world, lambda choice: Sequential(model, task), lambda address: Silent())
+        serve(world, lambda choice: Sequential(model, task), lambda address: Progress())
         world.leave("finished")
         return
     try:

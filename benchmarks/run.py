@@ -25,8 +25,7 @@ from export import exported, sizes
 from line import Line, median, ratio, ratios, seconds
 from particles import CASES, throughput
 from reference import swamp_by_hand
-from swamp.algorithms import Plan, cycles, cycles_in_step
-from swamp.backends import Backend, Sequential, Stacked
+from swamp.algorithms import Plan, cycles
 from swamp.cli.progress import Quiet
 from swamp.datasets import build_network
 from swamp.masks import Mask, prune_mask
@@ -47,7 +46,7 @@ def masked_step(name: str, shape: tuple[int, ...], examples: int) -> Line:
     with isolated(Seed(0)):
         model = build_network(name, shape, 10)
     mask = Mask.ones(model)
-    training = Training(epochs=1, swa_fraction=0, swa=False)
+    training = Training(epochs=1, tail=0, swa=False)
     return ratio(
         f"masked / dense step, {name}",
         lambda: fit(model, task, training, Seed(0), mask=mask),
@@ -124,7 +123,7 @@ def job(name: str, images: int, epochs: int, goal: str, precision: Precision = "
     task = Task(TensorData(*train, crop_flip(2), scale), TensorData(*test, None, scale))
     # The script looks at test data alone, and at no barrier.
     plan = Plan(densities=(1.0, 0.6), particles=(4,), ticket_epochs=1, barrier_points=0, evaluation_examples=128)
-    training = Training(epochs=epochs, swa_fraction=0.25, precision=precision)
+    training = Training(epochs=epochs, tail=0.25, precision=precision)
 
     def model() -> torch.nn.Module:
         with isolated(Seed(0)):
@@ -140,33 +139,6 @@ def job(name: str, images: int, epochs: int, goal: str, precision: Precision = "
     workers = min((0, os.cpu_count() or 1), key=lambda count: seconds(partial(plain, count)))
     found = [1 / value for value in ratios(ours, partial(plain, workers), rounds=3)]
     return median(f"plain script / ours, SWAMP (4), {name}, {precision}", found, "ratio", goal)
-
-
-def seeds(method: str, particles: int, count: int = 5) -> Line:
-    """Runs of several seeds one after the other, each in the way that is fastest for it, over all as one stack."""
-    torch.set_num_threads(os.cpu_count() or 1)
-    generator = torch.Generator().manual_seed(0)
-    inputs, targets = torch.randn((9000, 40), generator=generator), torch.randint(0, 10, (9000,), generator=generator)
-    train, *held = ((inputs[part], targets[part]) for part in (slice(0, 4000), slice(4000, 5000), slice(5000, 9000)))
-    task = Task(TensorData(*train), *(TensorData(*one) for one in reversed(held)))
-    plans = [Plan(method, densities=(1.0, 0.6), particles=(particles,), seed=seed) for seed in range(count)]
-    training = Training(epochs=80, swa_fraction=0.25)
-    models: list[torch.nn.Module] = []
-    for plan in plans:
-        with isolated(Seed(plan.seed)):
-            models.append(build_network("mlp-100-100", (40,), 10))
-    stacked = Stacked(models[0], task)  # one for all: it compiles its step once
-    alone: Backend = stacked if particles > 1 else Sequential(models[0], task)
-
-    def one_by_one() -> None:
-        for model, plan in zip(models, plans, strict=True):
-            list(cycles(model, task, plan, training, backend=alone))
-
-    def at_once() -> None:
-        list(cycles_in_step(models, task, plans, training, backend=stacked))
-
-    name = f"{count} seeds one by one / at once, {method} ({particles}), mlp-100-100"
-    return median(name, ratios(one_by_one, at_once, rounds=5), "ratio", "")
 
 
 def memory(name: str = "resnet-20") -> Line:
@@ -213,7 +185,6 @@ PARTS: dict[str, Callable[[], list[Line]]] = {
     "lenet-job": lambda: [job("lenet-300-100", 2560, 40, "at least 3", held_out=427)],
     # Test data as many for each training example as Fashion-MNIST has; ten minutes.
     "resnet-job": lambda: [job("resnet-20", 640, 8, "at least 2", "bfloat16", 128)],
-    "seeds": lambda: [seeds("imp", 1), seeds("swamp", 4)],
     "exported": exported,
     "sizes": sizes,
     "ranks": lambda: [*ranks("mlp-bn-600-200"), *ranks("resnet-20")],

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import swamp
-from swamp.backends import Work
+from swamp.backends import TrainJob
 from swamp.integrations.huggingface import HoldMask, backend
 from swamp.integrations.pretrained import from_pretrained, save_pretrained
 
@@ -85,7 +85,7 @@ def main(folder: Path) -> None:
         {**{name: values[i] for name, values in fields.items()}, "labels": labels[i]} for i in range(len(task.train))
     ]
 
-    def make(work: Work) -> Trainer:
+    def make(work: TrainJob) -> Trainer:
         return Trainer(work.model, arguments(folder / work.name), train_dataset=rows)
 
     # Every particle of every cycle is trained by a Trainer of ours.
@@ -94,7 +94,7 @@ def main(folder: Path) -> None:
     trained = backend(model, task, make)
     sparse = swamp.prune(model, task, sparsity=0.75, particles=2, cycles=2, training=training, backend=trained)
     for cycle in sparse.cycles:
-        print(f"sparsity {cycle.sparsity:.3f}: accuracy {cycle.measured.test['accuracy']:.3f}")
+        print(f"sparsity {cycle.sparsity:.3f}: accuracy {cycle.metrics.test['accuracy']:.3f}")
 
     save_pretrained(sparse, folder / "published", method="swamp", tokenizer=tokenizer)
     print((folder / "published" / "README.md").read_text().split("```")[0])

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import swamp
-from swamp.backends import Work
+from swamp.backends import TrainJob
 from swamp.integrations.lightning import HoldMask, backend
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -77,7 +77,7 @@ def main(folder: Path) -> None:
     module = Counter()
     task = swamp.Task.of(train=data(512, seed=1), validation=data(200, seed=3), test=data(500, seed=2))
 
-    def make(work: Work) -> lightning.Trainer:
+    def make(work: TrainJob) -> lightning.Trainer:
         return trainer(folder, work.name, enable_checkpointing=False)
 
     # Every particle of every cycle is trained by a Trainer of ours, in a log of its own.
@@ -85,7 +85,7 @@ def main(folder: Path) -> None:
     training = swamp.Training(epochs=4, batch_size=32, lr=0.05)
     sparse = swamp.prune(module, task, sparsity=0.75, particles=2, cycles=2, training=training, backend=trained)
     for cycle in sparse.cycles:
-        print(f"sparsity {cycle.sparsity:.3f}: accuracy {cycle.measured.test['accuracy']:.3f}")
+        print(f"sparsity {cycle.sparsity:.3f}: accuracy {cycle.metrics.test['accuracy']:.3f}")
     print("logs:", *sorted(path.name for path in folder.iterdir()))
 
     # Fine-tuned with checkpoints, each of them sparse.

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import swamp
-from swamp.backends import Own, Work
+from swamp.backends import CustomTrainer, TrainJob
 
 
 def data(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,7 +52,7 @@ def fine_tune(model: nn.Module) -> None:
     print(f"fine-tuned: {mask}, accuracy {accuracy(model):.3f}, zeros kept: {swamp.Mask.from_zeros(model) == mask}")
 
 
-def one_particle(work: Work) -> float:
+def one_particle(work: TrainJob) -> float:
     """What SWAMP asks of a loop: train `work.model` for `work.steps` steps, and say when each is taken."""
     optimizer = torch.optim.SGD(work.model.parameters(), lr=work.rate(), momentum=0.9)
 
@@ -70,10 +70,16 @@ def main() -> None:
     training = swamp.Training(epochs=4, batch_size=64, lr=0.1)
     model = build()
     sparse = swamp.prune(
-        model, task, sparsity=0.8, particles=3, cycles=3, training=training, backend=Own(model, task, one_particle)
+        model,
+        task,
+        sparsity=0.8,
+        particles=3,
+        cycles=3,
+        training=training,
+        backend=CustomTrainer(model, task, one_particle),
     )
     for cycle in sparse.cycles:
-        print(f"sparsity {cycle.sparsity:.3f}: accuracy {cycle.measured.test['accuracy']:.3f}")
+        print(f"sparsity {cycle.sparsity:.3f}: accuracy {cycle.metrics.test['accuracy']:.3f}")
     fine_tune(sparse.model)
 
 

@@ -52,7 +52,7 @@ def _place(told: progress.RunProgress, index: int) -> Path:
 
 @dataclass(frozen=True)
 class Redone:
-    """Work that was done twice."""
+    """TrainJob that was done twice."""
 
     particles: int = 0
     """Steps of particles that were finished, or from before a snapshot that was kept: must be none."""

@@ -9,7 +9,7 @@ from campaign import Campaign, main
 from child import Fault, traceback_in
 from modes import MODES, finish, log, undisturbed, warm
 
-ORDER = ("sequential", "threads", "stacked", "ranks", "study", "analyze")
+ORDER = ("sequential", "threads", "vmapped", "ranks", "study", "analyze")
 
 
 def jumps(campaign: Campaign, modes: Sequence[str] = ORDER) -> None:

@@ -13,7 +13,7 @@ from child import Fault, traceback_in
 from modes import MODES, Faults, Mode, Workers, finish, log, undisturbed, warm
 from tap import tap
 
-ORDER = ("sequential", "threads", "stacked", "analyze", "ranks", "study")
+ORDER = ("sequential", "threads", "vmapped", "analyze", "ranks", "study")
 FAULTS = {"full": errno.ENOSPC, "full from then on": errno.ENOSPC, "failing": errno.EIO, "read-only": errno.EROFS}
 DIES = "dies"
 

@@ -11,7 +11,7 @@ from campaign import Campaign, main
 from child import Fault, traceback_in
 from modes import MODES, Mode, Workers, different, finish, log, undisturbed, warm
 
-ORDER = ("sequential", "threads", "stacked", "ranks", "study", "analyze")
+ORDER = ("sequential", "threads", "vmapped", "ranks", "study", "analyze")
 
 
 def shortages(campaign: Campaign, modes: Sequence[str] = ORDER) -> None:

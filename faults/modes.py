@@ -165,12 +165,12 @@ class Study(Workers):
 MODES: dict[str, Mode] = {
     "sequential": Mode("sequential", tiny()),
     "threads": Mode("threads", tiny(backend="threads")),
-    "stacked": Mode("stacked", tiny(backend="stacked")),
-    "ensemble": Mode("ensemble", of(3, tiny(backend="stacked", model="mlp-100"), "imp-ensemble")),
+    "vmapped": Mode("vmapped", tiny(backend="vmapped")),
+    "ensemble": Mode("ensemble", of(3, tiny(backend="vmapped", model="mlp-100"), "imp-ensemble")),
     "ranks": ForkedRanks("ranks", tiny()),
     "study": Workers("study", tiny()),
     "analyze": Analyze("analyze", tiny()),
-    "compiled": Process("compiled", tiny(backend="stacked"), slow=True),
+    "compiled": Process("compiled", tiny(backend="vmapped"), slow=True),
     # One particle more than cores, left alone at the end, in a network that rounds otherwise with two threads. No fork:
     # a child cannot use the threads that torch had in its parent, and waits for them.
     "alone": Process("alone", of(3, tiny(backend="threads", threads=2, model="lenet-300-100")), slow=True),

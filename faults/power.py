@@ -17,7 +17,7 @@ from child import Fault, traceback_in
 from modes import MODES, Faults, Mode, finish, log, undisturbed, warm
 from tap import tap
 
-ORDER = ("sequential", "analyze", "threads", "stacked")
+ORDER = ("sequential", "analyze", "threads", "vmapped")
 
 
 @dataclass

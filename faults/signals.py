@@ -11,7 +11,7 @@ from campaign import Campaign, main
 from child import started, traceback_in
 from modes import MODES, Workers, finish, log, undisturbed, warm
 
-ORDER = ("sequential", "threads", "stacked", "ranks", "study", "analyze")
+ORDER = ("sequential", "threads", "vmapped", "ranks", "study", "analyze")
 ASKED = {"SIGTERM": (signal.SIGTERM,), "SIGINT": (signal.SIGINT,), "SIGINT twice": (signal.SIGINT, signal.SIGINT)}
 
 

@@ -14,7 +14,7 @@ from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from swamp.backends.step import Step
+from swamp.backends.vmapped_step import VmappedStep
 
 CUDA = torch.device("cuda", 0)
 waits: Counter[str] = Counter()
@@ -28,7 +28,7 @@ READS = {
     aten.masked_select.default,
     aten.nonzero.default,
 }
-_to, _tensor, _gradients = torch.Tensor.to, torch.tensor, Step.gradients
+_to, _tensor, _gradients = torch.Tensor.to, torch.tensor, VmappedStep._masked_gradients
 _grouped = _foreach_utils._group_tensors_by_device_and_dtype
 
 
@@ -178,7 +178,7 @@ def _made(values, *, device=None, **kwargs):
 
 
 def _stacked_gradients(step, *args):
-    _Mode.vmapped = not step.forked
+    _Mode.vmapped = not step.multi_stream
     try:
         return _gradients(step, *args)
     finally:
@@ -200,9 +200,9 @@ def pretended(monkeypatch) -> Iterator[None]:
     monkeypatch.setattr("torch.nn.utils.clip_grad._group_tensors_by_device_and_dtype", _by_device)
     # A module moves by `parameter.data = moved` otherwise, which leaves a parameter the type it had.
     monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)
-    monkeypatch.setattr(Step, "gradients", _stacked_gradients)
+    monkeypatch.setattr(VmappedStep, "_masked_gradients", _stacked_gradients)
     monkeypatch.setattr("swamp.backends.compiled._inductor", lambda function, inputs: function)
-    monkeypatch.setattr("swamp.backends.stack.Graphed", lambda step, state: step)
+    monkeypatch.setattr("swamp.backends.vmapped_state.Graphed", lambda step, state: step)
     stream = SimpleNamespace(wait_stream=lambda other: None)
     answers = {
         "_lazy_init": None,

@@ -136,7 +136,7 @@ def test_compare_as_json_prints_one_object(runs, tmp_path, capsys):
         ("scores", SCORES),
         ("allocations", ALLOCATIONS),
         ("structures", STRUCTURES),
-        ("backends", ("auto", "sequential", "threads", "stacked", "forked")),
+        ("backends", ("auto", "sequential", "threads", "vmapped", "multi-stream")),
     ],
 )
 def test_list_says_what_there_is_one_line_each(what, names, capsys):

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import swamp
-from swamp.algorithms import Cycle, Plan, cycles_in_step
-from swamp.backends import Forked, Sequential, Silent, Stacked, Ticket
+from swamp.algorithms import Cycle, Plan
+from swamp.backends import MultiStream, Progress, Sequential, Ticket, Vmapped
 from swamp.cli import entry
 from swamp.cli.progress import Quiet
 from swamp.datasets import DataOptions, build_network
@@ -90,42 +90,26 @@ def test_the_pretended_gpu_is_as_strict_as_one(gpu):
     assert not waits
 
 
-@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("method", METHODS)
 def test_methods(method, images, gpu):
     assert_the_same_on_a_gpu(network("normed"), images, replace(PLAN, method=method), "sequential")
 
 
-@pytest.mark.slow_cases("8", "encoder", "forked", "stacked")
 @pytest.mark.parametrize("name", ["normed", "encoder", "resnet-8"])
-@pytest.mark.parametrize("backend", ["sequential", "stacked", "forked"])
+@pytest.mark.parametrize("backend", ["sequential", "vmapped", "multi-stream"])
 def test_backends(backend, name, images, gpu):
     assert_the_same_on_a_gpu(network(name), images, PLAN, backend)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["stacked", "forked"])
-@pytest.mark.parametrize("own_data", [False, True])
-def test_several_seeds_at_once(own_data, backend, images, gpu):
-    plans = [replace(PLAN, seed=seed) for seed in (0, 1)]
-    models = [network("normed") for _ in plans]
-    other = replace(images, train=images.train.subset(torch.arange(60).flip(0)))
-    tasks = [images, other] if own_data else images
-    expected = list(cycles_in_step(models, tasks, plans, TRAINING, backend="sequential"))
-    found = list(cycles_in_step([m.to(CUDA) for m in models], tasks, plans, TRAINING, backend=backend))
-    for some, others in zip(found, expected, strict=True):
-        assert_the_same_but_there([*some], [*others])
-
-
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: "-".join(map(str, option.values())) or "plain")
-@pytest.mark.parametrize("backend", [Sequential, Stacked, Forked])
+@pytest.mark.parametrize("backend", [Sequential, Vmapped, MultiStream])
 def test_no_step_waits_for_the_gpu(backend, option, images, gpu):
     """Neither does one that a CUDA graph captures read or copy anything, which would end the capture."""
     model = network("normed").to(CUDA)
     before: list[dict[str, int]] = []
 
-    class Watching(Silent):
-        def stepped(self, index, step, total, snapshot):
+    class Watching(Progress):
+        def on_step(self, index, step, total, snapshot):
             if index == 0:
                 before.append(dict(waits))
                 waits.clear()
@@ -156,8 +140,7 @@ def command(*arguments: object) -> None:
         entry.main([str(one) for one in arguments])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["sequential", "stacked", "forked"])
+@pytest.mark.parametrize("backend", ["sequential", "vmapped", "multi-stream"])
 def test_a_run_that_was_interrupted_its_analyses_and_its_export(backend, tmp_path, gpu, capfd):
     """Snapshots go to the disk and come back to the GPU; what looks into a run computes where the run did."""
     config = RunConfig(
@@ -180,7 +163,6 @@ def test_a_run_that_was_interrupted_its_analyses_and_its_export(backend, tmp_pat
         assert "swamp:" not in said.err
 
 
-@pytest.mark.slow
 def test_an_exported_network_on_a_gpu(tmp_path, gpu):
     model, inputs = network("resnet-8").float(), torch.randn(4, 1, 4, 4)
     mask = Mask({name: torch.arange(p.numel()).view(p.shape) % 5 > 0 for name, p in Mask.ones(model).items()})

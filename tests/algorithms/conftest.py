@@ -65,20 +65,6 @@ class Tickets(NoStore):
         self.tickets.append(ticket)
 
 
-class AtOnce(Sequential):
-    """Remembers of how many runs particles were trained at once, and of how many particles they were."""
-
-    def __init__(self, model: nn.Module, task: Task) -> None:
-        super().__init__(model, task)
-        self.calls: list[tuple[list[int], int]] = []
-
-    def train_groups(self, groups, training, *, first=0, last=None):
-        self.calls.append(([len(group.seeds) for group in groups], sum(group.of for group in groups)))
-        return [
-            self.train(g.ticket, g.mask, training, g.seeds, first=first, last=last, progress=g.progress) for g in groups
-        ]
-
-
 class Spy(Sequential):
     """Remembers where particles started and what they were trained with."""
 

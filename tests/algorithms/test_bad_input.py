@@ -154,7 +154,7 @@ def test_a_task_without_validation_runs_and_says_none(mlp, task):
             TRAINING,
         )
     )
-    assert record[0].measured.validation is None
+    assert record[0].metrics.validation is None
     assert record[0].barrier is not None
     assert record[0].to_json()["validation"] is None
 
@@ -171,4 +171,4 @@ def test_regression_with_its_own_loss_metrics_and_error_runs(mlp):
     )
     plan = swamp.Plan(sparsity=0.5, particles=(2,), prune_fraction=(0.5,), barrier_threshold=1)
     record = list(swamp.cycles(mlp, regression, plan, Training(epochs=2, batch_size=16, lr=0.01, swa_fraction=0.5)))
-    assert record[-1].measured.test["mse"] < 3
+    assert record[-1].metrics.test["mse"] < 3

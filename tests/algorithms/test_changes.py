@@ -120,7 +120,7 @@ def test_frozen_parameters_do_not_shift_whose_momentum_is_cut(task):
 
     class Looking(Spy):
         def train(self, ticket, mask, training, seeds, **more):
-            snapshot = more["progress"].unfinished(0)
+            snapshot = more["progress"].load_snapshot(0)
             if snapshot:
                 seen.append((mask, snapshot.optimizer))
             return super().train(ticket, mask, training, seeds, **more)

@@ -9,7 +9,7 @@ from torch import nn
 
 import swamp
 from swamp.algorithms import METHODS
-from swamp.backends import Particle, Sequential, Silent
+from swamp.backends import Particle, Progress, Sequential
 from swamp.training import TensorData, Training, evaluate, mean
 
 from .conftest import PLAN, TRAINING, Spy, Tickets, run, same, spied, swamp_initial
@@ -31,19 +31,19 @@ def test_every_method_gives_exact_counts_and_exact_zeros_and_iterative_ones_nest
 def test_recorded_metrics_are_those_of_the_stored_weights(normed, task):
     for cycle in run(normed, task, "swamp"):
         normed.load_state_dict(cycle.weights)
-        assert evaluate(normed, task, task.test) == cycle.measured.test
-        assert evaluate(normed, task, task.validation) == cycle.measured.validation
+        assert evaluate(normed, task, task.test) == cycle.metrics.test
+        assert evaluate(normed, task, task.validation) == cycle.metrics.validation
 
 
 def test_both_numbers_are_told_with_statistics_fresh_and_stale(mlp, normed, task):
     record = run(normed, task, "swamp")
-    assert all(cycle.stale.keys() == cycle.measured.test.keys() for cycle in record)
-    assert any(cycle.stale != cycle.measured.test for cycle in record)
+    assert all(cycle.metrics_before_bn_update.keys() == cycle.metrics.test.keys() for cycle in record)
+    assert any(cycle.metrics_before_bn_update != cycle.metrics.test for cycle in record)
     # One particle that is a mean over its tail is an average too.
-    assert all(cycle.stale is not None for cycle in run(normed, task, "imp-swa"))
+    assert all(cycle.metrics_before_bn_update is not None for cycle in run(normed, task, "imp-swa"))
     # Nothing was averaged, or there is nothing to go stale.
-    assert {cycle.stale for cycle in run(normed, task, "imp")} == {None}
-    assert {cycle.stale for cycle in run(mlp, task, "swamp")} == {None}
+    assert {cycle.metrics_before_bn_update for cycle in run(normed, task, "imp")} == {None}
+    assert {cycle.metrics_before_bn_update for cycle in run(mlp, task, "swamp")} == {None}
 
 
 def test_the_test_data_decides_nothing(normed, task):
@@ -51,13 +51,13 @@ def test_the_test_data_decides_nothing(normed, task):
     for method in ("imp-best", "swamp"):
         a, b = run(normed, task, method), run(normed, poisoned, method)
         assert all(same(x, y) for x, y in zip(a, b, strict=True))
-        assert a[0].measured.test != b[0].measured.test
+        assert a[0].metrics.test != b[0].metrics.test
 
 
 def test_the_best_particle_is_the_one_with_least_validation_error(normed, task):
     for cycle in run(normed, task, "imp-best"):
-        scores = [particle.measured.validation["accuracy"] for particle in cycle.particles]
-        assert cycle.measured.validation["accuracy"] == max(scores)
+        scores = [particle.metrics.validation["accuracy"] for particle in cycle.particles]
+        assert cycle.metrics.validation["accuracy"] == max(scores)
         assert cycle.barrier is None
 
 
@@ -184,8 +184,8 @@ def test_a_mean_of_particles_is_their_mean(mlp, task):
         def progress(self, cycle, particles):
             store = self
 
-            class Kept(Silent):
-                def finished(self, particle):
+            class Kept(Progress):
+                def on_finished(self, particle):
                     store.starts.append(particle)
 
             return Kept()

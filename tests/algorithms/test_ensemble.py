@@ -1,6 +1,5 @@
 """Ensembles of whole runs."""
 
-import time
 from dataclasses import replace
 
 import pytest
@@ -9,10 +8,10 @@ from torch import nn
 
 import swamp
 from swamp.algorithms import NoStore, ensemble, ensemble_predict, member_seed
-from swamp.backends import Sequential, Stacked
+from swamp.backends import Sequential, Vmapped
 from swamp.training import Seed, Training, isolated
 
-from .conftest import AtOnce, exact
+from .conftest import exact
 
 TRAINING = Training(epochs=3, batch_size=16, swa_fraction=0, swa=False)
 PLAN = swamp.Plan(method="imp-ensemble", sparsity=0.75, prune_fraction=(0.5,), particles=(2,))
@@ -27,7 +26,7 @@ def test_the_first_member_is_the_plain_run_of_that_seed(task):
     joined = list(ensemble(initial, task, PLAN, TRAINING))
     plain = list(swamp.cycles(initial(0), task, replace(PLAN, method="imp"), TRAINING))
     for a, b in zip(joined, plain, strict=True):
-        assert a.particles[0].measured == b.measured
+        assert a.particles[0].metrics == b.metrics
         assert all(torch.equal(a.weights[name], b.weights[name]) for name in b.weights)
 
 
@@ -54,7 +53,7 @@ def test_the_record_is_measured_on_the_joint_prediction_and_costs_the_sum(task):
     for index, cycle in enumerate(joined):
         states = [member[index].weights for member in members]
         outputs, targets = ensemble_predict(states, initial(0), task, task.test)
-        assert cycle.measured.test["accuracy"] == float((outputs.argmax(-1) == targets).double().mean())
+        assert cycle.metrics.test["accuracy"] == float((outputs.argmax(-1) == targets).double().mean())
         assert cycle.cost.steps == sum(member[index].cost.steps for member in members)
         assert len(cycle.particles) == 2
 
@@ -64,8 +63,8 @@ def test_an_ensemble_of_one_is_that_one(task, validation):
     task = task if validation else replace(task, validation=None)
     (joined,) = ensemble(initial, task, replace(PLAN, particles=(1,), sparsity=0.0), TRAINING)
     (plain,) = swamp.cycles(initial(0), task, replace(PLAN, method="imp", sparsity=0.0), TRAINING)
-    assert joined.measured.test == pytest.approx(plain.measured.test)
-    assert (joined.measured.validation is None) is not validation
+    assert joined.metrics.test == pytest.approx(plain.metrics.test)
+    assert (joined.metrics.validation is None) is not validation
 
 
 class Kept(NoStore):
@@ -81,13 +80,7 @@ class Kept(NoStore):
         return self.particles.get((self.index, cycle))
 
 
-def test_members_take_each_cycle_together_and_their_tickets_alone(task):
-    backend = AtOnce(initial(0), task)
-    list(ensemble(initial, task, replace(PLAN, particles=(3,), ticket_epochs=1), TRAINING, backend=backend))
-    assert backend.calls == [([1], 1)] * 3 + [([1, 1, 1], 3)] * 3
-
-
-def test_a_member_whose_particle_was_kept_is_not_trained_again_and_the_others_keep_their_share(task):
+def test_a_member_whose_particle_was_kept_is_not_trained_again(task):
     class Remembers(Sequential):
         def train(self, *given, **more):
             self.done = [*getattr(self, "done", []), *super().train(*given, **more)]
@@ -95,43 +88,29 @@ def test_a_member_whose_particle_was_kept_is_not_trained_again_and_the_others_ke
 
     plan, spy = replace(PLAN, particles=(3,), ticket_epochs=1), Remembers(initial(0), task)
     whole = list(ensemble(initial, task, plan, TRAINING, backend=spy))
-    backend, (_, second, _) = AtOnce(initial(0), task), spy.done[3:6]
-    again = list(ensemble(initial, task, plan, TRAINING, backend=backend, store=Kept({(1, 0): second})))
-    assert backend.calls[3:] == [([1, 0, 1], 3), ([1, 1, 1], 3), ([1, 1, 1], 3)]
+    # Of each member in turn: its ticket, then its dense particle.
+    second, resumed = spy.done[3], Remembers(initial(0), task)
+    again = list(ensemble(initial, task, plan, TRAINING, backend=resumed, store=Kept({(1, 0): second})))
+    assert len(resumed.done) == len(spy.done) - 1
     for one, other in zip(again, whole, strict=True):
-        assert [p.measured for p in one.particles] == [p.measured for p in other.particles]
-        assert one.measured == other.measured
+        assert [p.metrics for p in one.particles] == [p.metrics for p in other.particles]
+        assert one.metrics == other.metrics
         assert one.cost.steps == other.cost.steps
 
 
-@pytest.mark.parametrize("backend", ["threads", "stacked"])
-def test_members_trained_at_once_are_the_runs_they_are_alone(backend, task):
+@pytest.mark.parametrize("backend", ["threads", "vmapped"])
+def test_members_are_the_same_with_every_backend(backend, task):
     _, task = exact(initial(0), task)
 
     def made(seed: int) -> nn.Module:
         return initial(seed).double()
 
-    if backend == "stacked":
-        backend = Stacked(made(0), task, compiled=False)
+    if backend == "vmapped":
+        backend = Vmapped(made(0), task, compiled=False)
     found = list(ensemble(made, task, PLAN, TRAINING, backend=backend))
     expected = list(ensemble(made, task, PLAN, TRAINING, backend="sequential"))
     for one, other in zip(found, expected, strict=True):
         assert one.mask == other.mask
         torch.testing.assert_close(dict(one.weights), dict(other.weights), rtol=0, atol=1e-10)
-        assert one.measured.test["accuracy"] == other.measured.test["accuracy"]
+        assert one.metrics.test["accuracy"] == other.metrics.test["accuracy"]
         assert [p.steps for p in one.particles] == [p.steps for p in other.particles]
-
-
-@pytest.mark.slow
-def test_the_seconds_of_members_trained_at_once_are_those_that_went_by(task):
-    class Slow(AtOnce):
-        def train_groups(self, groups, training, **options):
-            time.sleep(0.4 if len(groups) > 1 else 0)
-            return super().train_groups(groups, training, **options)
-
-    began = time.perf_counter()
-    joined = list(ensemble(initial, task, PLAN, TRAINING, backend=Slow(initial(0), task)))
-    went_by = time.perf_counter() - began
-    assert sum(cycle.cost.seconds for cycle in joined) <= went_by
-    for cycle in joined:
-        assert all(member.seconds >= 0.2 for member in cycle.particles)

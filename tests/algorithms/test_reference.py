@@ -73,7 +73,7 @@ def test_the_loop_equals_a_hand_written_one(mlp, task, method, particles, swa):
 def test_one_particle_without_averaging_is_imp_bit_for_bit(normed, task):
     imp, swamp_1 = run(normed, task, "imp"), run(normed, task, "swamp-no-swa", particles=(1,))
     assert all(same(a, b) for a, b in zip(imp, swamp_1, strict=True))
-    assert [c.measured for c in imp] == [c.measured for c in swamp_1]
+    assert [c.metrics for c in imp] == [c.metrics for c in swamp_1]
 
 
 def test_swamp_with_one_particle_is_imp_with_averaging_bit_for_bit(normed, task):

@@ -11,7 +11,7 @@ from swamp.cli.progress import Quiet
 from swamp.errors import Interrupted, SwampError
 from swamp.report import SECTIONS, ReportData
 from swamp.training import Seed
-from swamp.training.noise import draws
+from swamp.training.dropout import draws
 
 from .runs import StopAt, blind, run
 

@@ -115,7 +115,7 @@ def test_the_ends_have_the_loss_and_error_of_the_stored_models(records, finished
     for end, index in ((0, 1), (-1, 2)):
         assert record["loss"][end] == pytest.approx(worth(run_data.cycle(index).weights)[0], rel=1e-5)
         # Those of the record: the mean was measured with statistics of all training examples, as here.
-        measured = run_data.cycle(index).measured.validation
+        measured = run_data.cycle(index).metrics.validation
         assert record["error"][end] == pytest.approx(1 - measured["accuracy"], abs=1e-9)
 
 

@@ -93,9 +93,9 @@ def test_predictions_of_a_cycle_agree_with_its_record(finished):
     assert found["data"] == "validation"
     for name in ("accuracy", "nll", "ece"):
         # The run measured the same models on the same examples, all there are.
-        assert found["mean"][name] == pytest.approx(cycle.measured.validation[name], rel=1e-5)
+        assert found["mean"][name] == pytest.approx(cycle.metrics.validation[name], rel=1e-5)
         for one, particle in zip(found["particles"], cycle.particles, strict=True):
-            assert one[name] == pytest.approx(particle.measured.validation[name], rel=1e-5)
+            assert one[name] == pytest.approx(particle.metrics.validation[name], rel=1e-5)
     _, particles = models_of_cycle(run_data, 1, 2000)
     states = [model.state_dict() for model in particles]
     together = ensemble_predict(states, run_data.model, run_data.task, run_data.task.validation)
@@ -191,14 +191,14 @@ def test_without_particles_only_the_mean_is_evaluated(tmp_path):
 def test_one_particle_that_was_not_averaged_keeps_its_own_statistics(tmp_path):
     run_data = RunData.open(run(tmp_path / "run", method="imp", sparsity=0.5))
     found = predictions_of_cycle(run_data, 1, EvaluationInputs(run_data.task.held_out, AnalysisSettings()))
-    assert found["mean"] == found["particles"][0] == pytest.approx(run_data.cycle(1).measured.validation, rel=1e-5)
+    assert found["mean"] == found["particles"][0] == pytest.approx(run_data.cycle(1).metrics.validation, rel=1e-5)
 
 
 def test_the_particles_of_an_ensemble_are_its_members(tmp_path):
     run_data = RunData.open(run(tmp_path / "run", 2, method="imp-ensemble", sparsity=0.5))
     found = predictions_of_cycle(run_data, 1, EvaluationInputs(run_data.task.held_out, AnalysisSettings()))
     assert found["mean"] is None
-    assert found["ensemble"] == pytest.approx(run_data.cycle(1).measured.validation, rel=1e-5)
+    assert found["ensemble"] == pytest.approx(run_data.cycle(1).metrics.validation, rel=1e-5)
     assert found["disagreement"][0][1] > 0
 
 

@@ -10,7 +10,7 @@ import torch
 from swamp import cli
 from swamp.algorithms import Plan
 from swamp.analysis import InstabilityAnalysis, interpolate_models, search_rewind_step
-from swamp.backends import Sequential, Silent, Ticket
+from swamp.backends import Progress, Sequential, Ticket
 from swamp.errors import Interrupted, SwampError
 from swamp.runs import RunConfig, prepare
 from swamp.training import Training
@@ -139,7 +139,7 @@ def test_methods_without_a_ticket_and_sparsities_out_of_range_are_refused(mlp, t
 
 
 def test_a_search_stops_when_its_progress_raises(mlp, task):
-    class Stop(Silent):
+    class Stop(Progress):
         def stepped(self, *_):
             raise Interrupted("stopped.")
 

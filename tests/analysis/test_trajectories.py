@@ -12,7 +12,7 @@ import torch
 from swamp.analysis import AnalysisSettings, RunData, analyze, interpolate_models
 from swamp.analysis.trajectories import principal_components, stability_onset, trajectory_tasks
 from swamp.analysis.weight_space import ParameterSpace, euclidean_norm, masked_weights
-from swamp.backends import Stacked
+from swamp.backends import Vmapped
 from swamp.errors import Interrupted, SwampError
 from swamp.files import load_tensors
 from swamp.runs import RunConfig, RunDirectory, read_path
@@ -81,9 +81,9 @@ def test_points_recorded_again_after_a_kill_replace_the_first_ones(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["sequential", "stacked", "threads"])
+@pytest.mark.parametrize("backend", ["sequential", "vmapped", "threads"])
 def test_storing_trajectories_does_not_change_the_run(backend, tmp_path, monkeypatch):
-    monkeypatch.setitem(Stacked.__init__.__kwdefaults__, "compiled", False)
+    monkeypatch.setitem(Vmapped.__init__.__kwdefaults__, "compiled", False)
     config = replace(tiny(2), backend=backend)
     go(config, tmp_path / "without")
     go(replace(config, trajectory_every=7), tmp_path / "with")
@@ -109,7 +109,7 @@ def test_points_are_the_weights_during_training(finished):
 
     training = run_data.config.plan.setting.training(run_data.config.training, 3)
     seed = Seed(run_data.config.plan.seed).at("cycle", 1, "particle", 2)
-    fit(run_data.model, run_data.task, training, seed, mask=cycle.mask, watch=watch)
+    fit(run_data.model, run_data.task, training, seed, mask=cycle.mask, on_step=watch)
     found = read_path(run_data.directory.trajectory(1, 2))
     assert list(found) == list(range(4, STEPS + 1, 4))
     for step, state in found.items():

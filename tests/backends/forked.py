@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.distributed import PrefixStore, TCPStore
 
-from swamp.backends import Particle, Progress, Ranks, Sequential, Silent, World, serve
+from swamp.backends import Particle, Progress, Ranks, Sequential, World, serve
 from swamp.errors import SwampError
 from swamp.training import Seed, Task, Training
 
@@ -30,7 +30,7 @@ class Together:
         self.model, self.task = model, task
         self.patience = 60.0
         self.facts: Callable[[int], Mapping[str, Any]] = lambda rank: {"torch": "2.0"}
-        self.served: Callable[[World], Progress] = lambda world: Silent()
+        self.served: Callable[[World], Progress] = lambda world: Progress()
         self.pids: list[int] = []
 
     def shared(self, shard: Any) -> Sequential:
@@ -103,7 +103,7 @@ def assert_equal(ours: list[Particle], theirs: list[Particle], within: float = 0
             assert torch.allclose(one.weights[name], value, rtol=0, atol=within), name
 
 
-class Heard(Silent):
+class Heard(Progress):
     """Progress with an address, so that the serving ranks make theirs, which a test chooses."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from swamp.backends import Backend, Particle, Progress, Sequential, Stacked, Threads, Ticket
+from swamp.backends import Backend, Particle, Progress, Sequential, Threads, Ticket, Vmapped
 from swamp.errors import Diverged, Interrupted
 from swamp.masks import Mask
 from swamp.training import OptimizerFactory, Seed, Snapshot, Task, Training, copied, fit
@@ -53,7 +53,7 @@ BACKENDS = {
     "sequential": Entry(Sequential),
     "reversed": Entry(Reversed),
     "threads": Entry(Threads),
-    "stacked": Entry(partial(Stacked, compiled=False), exact=False),
+    "vmapped": Entry(partial(Vmapped, compiled=False), exact=False),
 }
 OPTIMIZERS: dict[str, tuple[dict[str, Any], OptimizerFactory | None]] = {
     "sgd": ({"lr": 0.1}, None),
@@ -84,7 +84,7 @@ def train(entry: Entry, image_task: Task, two_thirds: Any, ticket_of: Any) -> Ca
 
 
 @dataclass
-class Recorder:
+class Recorder(Progress):
     """Progress that remembers what it was told, and stops after so many reports."""
 
     stop: int = 10**9
@@ -94,19 +94,19 @@ class Recorder:
         self.done: list[Particle] = []
         self.kept: dict[int, Snapshot] = {}
 
-    def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
+    def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         self.steps.append((index, step, total))
         if len(self.steps) >= self.stop:
             self.kept[index] = snapshot()
             raise Interrupted("enough")
 
-    def unfinished(self, index: int) -> Snapshot | None:
+    def load_snapshot(self, index: int) -> Snapshot | None:
         return self.kept.get(index)
 
-    def ready(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
+    def on_last_step(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
         assert self.steps[-1][1] == snapshot().step
 
-    def finished(self, particle: Particle) -> None:
+    def on_finished(self, particle: Particle) -> None:
         self.done.append(particle)
 
 

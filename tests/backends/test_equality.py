@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from swamp.backends import Backend, Forked, Sequential, Silent, Stacked, Threads, Ticket
+from swamp.backends import Backend, MultiStream, Progress, Sequential, Threads, Ticket, Vmapped
 from swamp.errors import Interrupted
 from swamp.masks import Mask
 from swamp.training import Seed, Task, TensorData, Training, crop_flip, isolated
@@ -127,10 +127,10 @@ def assert_equal_to_sequential(
 
 
 def uncompiled(model: nn.Module, task: Task, optimizer: Any = None) -> Backend:
-    return Stacked(model, task, optimizer, compiled=False)
+    return Vmapped(model, task, optimizer, compiled=False)
 
 
-@pytest.fixture(params=[Threads, uncompiled, Forked], ids=["threads", "stacked", "forked"])
+@pytest.fixture(params=[Threads, uncompiled, MultiStream], ids=["threads", "vmapped", "multi-stream"])
 def build(request: pytest.FixtureRequest) -> Callable[..., Backend]:
     return request.param
 
@@ -221,7 +221,7 @@ def test_a_list_of_batches_and_another_loss(build):
 @COMPILER
 def test_the_compiled_step(name):
     training = replace(TEN_STEPS, **OPTIONS[name])
-    assert_equal_to_sequential(Stacked, network_of("normed"), task_of(), training)
+    assert_equal_to_sequential(Vmapped, network_of("normed"), task_of(), training)
 
 
 @pytest.mark.slow
@@ -231,16 +231,16 @@ def test_a_compiled_step_goes_on_where_an_interrupted_one_stopped(name):
     model, task, training = network_of("counting"), task_of(), replace(TEN_STEPS, **OPTIONS[name])
     ticket, mask, kept = Ticket(model.state_dict(), 0), Mask.ones(model), {}
 
-    class StopAtFive(Silent):
-        def stepped(self, index, step, total, snapshot):
+    class StopAtFive(Progress):
+        def on_step(self, index, step, total, snapshot):
             if step == 5:
                 kept[index] = snapshot()
                 raise Interrupted("enough")
 
-        def unfinished(self, index):
+        def load_snapshot(self, index):
             return kept.get(index)
 
-    backend = Stacked(model, task)
+    backend = Vmapped(model, task)
     with pytest.raises(Interrupted):
         backend.train(ticket, mask, training, SEEDS, progress=StopAtFive())
     assert sorted(kept) == [0, 1, 2]
@@ -257,14 +257,14 @@ def test_a_compiled_step_goes_on_where_an_interrupted_one_stopped(name):
 def test_the_compiled_step_with_augmentation_and_a_loss_with_weights_of_its_own():
     task = task_of(augment=crop_flip(1), normalise=lambda x: 2 * x)
     weighted = partial(F.cross_entropy, weight=torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
-    assert_equal_to_sequential(Stacked, network_of("tied"), replace(task, loss=weighted), TEN_STEPS)
+    assert_equal_to_sequential(Vmapped, network_of("tied"), replace(task, loss=weighted), TEN_STEPS)
 
 
 @pytest.mark.slow
 @COMPILER
 def test_one_compiled_step_serves_every_cycle_and_other_masks(monkeypatch):
     model, task = network_of("tied"), task_of()
-    backend, ticket = Stacked(model, task), Ticket(model.state_dict(), 0)
+    backend, ticket = Vmapped(model, task), Ticket(model.state_dict(), 0)
     for every in (2, 3):
         mask = Mask({n: torch.arange(p.numel()).view(p.shape) % every != 0 for n, p in Mask.ones(model).items()})
         if every == 3:
@@ -282,20 +282,20 @@ def wide_stack():
     with isolated(Seed(0).at("init")):
         model = nn.Sequential(nn.Linear(64, 100), nn.BatchNorm1d(100), nn.ReLU(), nn.Linear(100, 10))
     task, training = Task(data, data), replace(TEN_STEPS, batch_size=48)
-    return Stacked(model, task, compiled=False), (Ticket(model.state_dict(), 0), Mask.ones(model), training)
+    return Vmapped(model, task, compiled=False), (Ticket(model.state_dict(), 0), Mask.ones(model), training)
 
 
 def test_a_stack_goes_on_to_the_same_bits_from_particles_at_different_steps():
     (backend, given), kept = wide_stack(), {}
 
-    class Keeps(Silent):
-        def stepped(self, index, step, total, snapshot):
+    class Keeps(Progress):
+        def on_step(self, index, step, total, snapshot):
             # What is on disk when a process dies between the snapshots of two particles.
             if step == (3 if index == 1 else 5):
                 kept[index] = snapshot()
 
-    class GoesOn(Silent):
-        def unfinished(self, index):
+    class GoesOn(Progress):
+        def load_snapshot(self, index):
             return kept.get(index)
 
     whole = backend.train(*given, SEEDS, progress=Keeps())
@@ -310,23 +310,23 @@ def test_a_process_that_dies_while_a_stacks_particles_are_finished_one_by_one_go
     """It had saved so many of three at the last step, and written so many."""
     (backend, given), kept, done = wide_stack(), {}, []
 
-    class Dies(Silent):
-        def stepped(self, index, step, total, snapshot):
+    class Dies(Progress):
+        def on_step(self, index, step, total, snapshot):
             if step == 5:
                 kept[index] = snapshot()
 
-        def ready(self, index, snapshot):
+        def on_last_step(self, index, snapshot):
             if index == saved:
                 raise Interrupted("killed")
             kept[index] = snapshot()
 
-        def finished(self, particle):
+        def on_finished(self, particle):
             if len(done) == written:
                 raise Interrupted("killed")
             done.append(particle)
 
-    class GoesOn(Silent):
-        def unfinished(self, index):
+    class GoesOn(Progress):
+        def load_snapshot(self, index):
             return kept.get(index)
 
     whole = backend.train(*given, SEEDS)

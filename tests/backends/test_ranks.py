@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import TCPStore
 
-from swamp.backends import Member, Sequential, Silent, Ticket, World, serve
+from swamp.backends import Member, Progress, Sequential, Ticket, World, serve
 from swamp.backends.data_parallel import SynchronisedBatchNorm
 from swamp.errors import Diverged, Interrupted, RankFailed, SwampError
 from swamp.masks import Mask
@@ -83,13 +83,13 @@ def test_a_rank_that_holds_another_mask_is_named(small, trained, two_thirds):
         serve.__globals__["Mask"] = before
 
 
-class At(Silent):
+class At(Progress):
     """Does something at the third step that a serving rank takes."""
 
     def __init__(self, what: Callable[[], None]) -> None:
         self.what = what
 
-    def stepped(self, index, step, total, snapshot):
+    def on_step(self, index, step, total, snapshot):
         if step == 3:
             self.what()
 
@@ -144,7 +144,7 @@ def test_asked_on_any_rank_all_stop_and_save_at_once(who, particles, small, trai
     with small.led(2, particles) as backend:
 
         class Ask(Heard):
-            def stepped(self, index, step, total, snapshot):
+            def on_step(self, index, step, total, snapshot):
                 if step == 5 and who == 0:
                     backend.world.asked.set()
 

@@ -83,10 +83,10 @@ class Kept(Heard):
         super().__init__()
         self.found, self.at, self.stop = found, 0, lambda: None
 
-    def unfinished(self, index: int) -> Snapshot | None:
+    def load_snapshot(self, index: int) -> Snapshot | None:
         return self.found
 
-    def stepped(self, index, step, total, snapshot):
+    def on_step(self, index, step, total, snapshot):
         if self.found is None and step >= 3:
             self.found = snapshot()
             self.at = step

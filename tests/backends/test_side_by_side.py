@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from swamp.backends import Sequential, Silent, Stacked, Threads, Ticket
-from swamp.backends import stacked as module
+from swamp.backends import Progress, Sequential, Threads, Ticket, Vmapped
+from swamp.backends import vmapped as module
 from swamp.errors import Diverged
 from swamp.masks import Mask
 from swamp.training import DatasetData, Seed, Task, Training
@@ -60,7 +60,7 @@ def assert_trained_alone(backend, model, task, reason):
         assert all(torch.equal(one.weights[name], weight) for name, weight in other.weights.items())
 
 
-@pytest.mark.parametrize("kind", [Threads, Stacked])
+@pytest.mark.parametrize("kind", [Threads, Vmapped])
 def test_a_model_that_draws_by_itself_is_trained_alone_with_the_reason(kind, image_task):
     model = Drawing()
     assert_trained_alone(kind(model, image_task), model, image_task, "the model draws random numbers")
@@ -97,14 +97,14 @@ def test_a_process_with_one_core_and_no_such_setting_hears_nothing(one_core, mlp
 
 def test_a_forward_pass_that_cannot_be_stacked_is_not(image_task):
     model = Deciding()
-    assert_trained_alone(Stacked(model, image_task), model, image_task, "its forward pass cannot be stacked")
+    assert_trained_alone(Vmapped(model, image_task), model, image_task, "its forward pass cannot be stacked")
 
 
 def test_attention_is_tried_as_a_stack_without_torchs_advice(image_task):
     """torch has no rule to stack it on CPU, and says so for its own developers."""
     layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
     model = nn.Sequential(nn.Flatten(1, 2), layer, nn.Flatten(), nn.Linear(16, 3)).double()
-    assert not isinstance(Stacked(model, image_task).step(TRAINING), str)
+    assert not isinstance(Vmapped(model, image_task).step(TRAINING), str)
 
 
 @pytest.mark.slow
@@ -113,7 +113,7 @@ def test_what_cannot_be_compiled_goes_on_uncompiled_and_says_so_once(mlp, image_
         raise RuntimeError("no compiler in this house")
 
     monkeypatch.setattr("torch._inductor.compile", refuse)
-    backend, ticket, mask = Stacked(mlp, image_task), Ticket(mlp.state_dict(), 0), Mask.ones(mlp)
+    backend, ticket, mask = Vmapped(mlp, image_task), Ticket(mlp.state_dict(), 0), Mask.ones(mlp)
     with pytest.warns(UserWarning, match="uncompiled: RuntimeError: no compiler in this house"):
         found = backend.train(ticket, mask, TRAINING, SEEDS)
     backend.train(ticket, mask, TRAINING, SEEDS)
@@ -133,7 +133,7 @@ def test_a_stack_that_does_not_fit_in_memory_is_halved_and_goes_on(mlp, image_ta
         original(self, until, last)
 
     monkeypatch.setattr(module.Stack, "run", run)
-    backend, ticket, mask = Stacked(mlp, image_task, compiled=False), Ticket(mlp.state_dict(), 0), Mask.ones(mlp)
+    backend, ticket, mask = Vmapped(mlp, image_task, compiled=False), Ticket(mlp.state_dict(), 0), Mask.ones(mlp)
     with pytest.warns(UserWarning, match="do not fit in memory at once; going on with") as told:
         found = backend.train(ticket, mask, TRAINING, SEEDS)
     assert sizes == [4, 2, 1, 1, 1, 1]
@@ -149,15 +149,15 @@ def test_any_other_error_in_a_stack_is_raised(mlp, image_task, monkeypatch):
 
     monkeypatch.setattr(module.Stack, "run", run)
     with pytest.raises(RuntimeError, match="something else"):
-        Stacked(mlp, image_task, compiled=False).train(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS)
+        Vmapped(mlp, image_task, compiled=False).train(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS)
 
 
 def test_a_thread_that_fails_stops_the_others_and_is_the_one_that_is_told_of(mlp, image_task):
-    class Failing(Silent):
+    class Failing(Progress):
         def __init__(self) -> None:
             self.steps = {index: 0 for index, _ in SEEDS}
 
-        def stepped(self, index, step, total, snapshot):
+        def on_step(self, index, step, total, snapshot):
             self.steps[index] = step
             if index == 1 and step == 2:
                 raise ValueError("particle 1 broke")
@@ -170,7 +170,7 @@ def test_a_thread_that_fails_stops_the_others_and_is_the_one_that_is_told_of(mlp
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.parametrize("kind", [Threads, lambda *parts: Stacked(*parts, compiled=False)])
+@pytest.mark.parametrize("kind", [Threads, lambda *parts: Vmapped(*parts, compiled=False)])
 def test_the_particle_that_diverged_is_named_when_all_train_at_once(kind, mlp, image_task):
     def loss(outputs, targets):
         return F.cross_entropy(outputs, targets) * math.nan
@@ -185,7 +185,7 @@ def test_weights_that_are_not_finite_are_noticed_in_a_stack(mlp, image_task):
         return F.cross_entropy(outputs, targets) * 1e290
 
     with pytest.raises(Diverged, match=r"particle 0: "):
-        Stacked(mlp, replace(image_task, loss=steep), compiled=False).train(
+        Vmapped(mlp, replace(image_task, loss=steep), compiled=False).train(
             Ticket(mlp.state_dict(), 0), Mask.ones(mlp), replace(TRAINING, lr=1e38), SEEDS, last=2
         )
 
@@ -193,4 +193,4 @@ def test_weights_that_are_not_finite_are_noticed_in_a_stack(mlp, image_task):
 def test_batches_of_different_shapes_are_not_stacked(mlp):
     batches = [(torch.randn(n, 16).double(), torch.zeros(n, dtype=torch.long)) for n in (6, 6, 4)]
     task = Task.of(batches, batches)
-    assert_trained_alone(Stacked(mlp, task), mlp, task, "the batches it was given differ in shape")
+    assert_trained_alone(Vmapped(mlp, task), mlp, task, "the batches it was given differ in shape")

@@ -126,7 +126,7 @@ def test_a_language_model_of_gpt2s_layers(gpt2: Path):
     assert [len(own) for own in head_densities(model, mask).values()] == [2]
     training = Training(epochs=1, batch_size=16, optimizer="adamw", lr=1e-3, swa_fraction=0)
     plan = Plan(method="imp", densities=(1, 0.5), ticket_epochs=0, evaluation_examples=20)
-    assert list(cycles(model, problem.task, plan, training))[-1].measured.test.keys() == {"bits_per_byte", "perplexity"}
+    assert list(cycles(model, problem.task, plan, training))[-1].metrics.test.keys() == {"bits_per_byte", "perplexity"}
 
 
 def test_pairs_have_types_that_tell_them_apart(bert: Path, tmp_path: Path):

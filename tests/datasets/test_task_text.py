@@ -132,7 +132,7 @@ def test_swamp_runs_on_every_kind_of_text_task(task: str, model: str, metric: st
     untrained = evaluate(network, problem.task, problem.task.test)
     records = list(cycles(network, problem.task, plan, training))
     assert records[-1].mask.density == pytest.approx(0.3, abs=1e-3)
-    assert records[0].measured.test[metric] < untrained[metric]
+    assert records[0].metrics.test[metric] < untrained[metric]
     assert records[-1].barrier is not None
 
 
@@ -149,7 +149,7 @@ def test_a_training_resumed_in_mid_epoch_sees_the_batches_it_would_have_seen() -
         if step == 7:
             kept.append(snapshot())
 
-    uninterrupted = fit(model, problem.task, training, Seed(3), watch=watch)
+    uninterrupted = fit(model, problem.task, training, Seed(3), on_step=watch)
     resumed = fit(model, problem.task, training, Seed(3), resume=kept[0])
     assert all(torch.equal(value, resumed.weights[name]) for name, value in uninterrupted.weights.items())
 

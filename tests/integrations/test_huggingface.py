@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from swamp import Mask, MaskError, Plan, Seed, SwampError, Task, TensorData, Training, cycles
-from swamp.backends import Sequential, Ticket, Work
+from swamp.backends import Sequential, Ticket, TrainJob
 from swamp.integrations.huggingface import HoldMask, backend
 from swamp.training import isolated
 
@@ -183,7 +183,7 @@ def ours() -> Task:
 
 
 def make_in(folder: Any, **others: Any) -> Any:
-    def make(work: Work) -> Trainer:
+    def make(work: TrainJob) -> Trainer:
         # swamp's decay counts for all parameters, the Trainer's not for biases and normalisation.
         settings = arguments(folder / work.name, optim="sgd", max_grad_norm=0.0, **others)
         return Trainer(work.model, settings, train_dataset=examples())
@@ -243,7 +243,7 @@ def test_the_trainers_own_schedule_is_left_alone_where_asked(bert, ours, tmp_pat
         def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
             seen.append(optimizer.param_groups[0]["lr"])
 
-    def make(work: Work) -> Trainer:
+    def make(work: TrainJob) -> Trainer:
         trainer = make_in(tmp_path, lr_scheduler_type="linear")(work)
         trainer.add_callback(Rates())
         return trainer
@@ -274,7 +274,7 @@ def test_what_the_trainer_would_not_do_is_refused(training, others, message, ber
 
 
 def test_data_that_is_not_the_tasks_is_refused(bert, ours, tmp_path):
-    def make(work: Work) -> Trainer:
+    def make(work: TrainJob) -> Trainer:
         return Trainer(work.model, arguments(tmp_path), train_dataset=examples(40))
 
     with pytest.raises(SwampError, match="takes 5 steps an epoch, the task has 6"):

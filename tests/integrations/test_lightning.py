@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from swamp import Mask, MaskError, Plan, Seed, SwampError, Task, TensorData, Training, cycles
-from swamp.backends import Sequential, Ticket, Work
+from swamp.backends import Sequential, Ticket, TrainJob
 from swamp.integrations.lightning import HoldMask, backend
 from swamp.training import isolated
 
@@ -183,7 +183,7 @@ def in_swamps_order(task: Task) -> Any:
     class Batches:
         """The loader of one particle: each epoch in the order in which swamp takes it."""
 
-        def __init__(self, work: Work) -> None:
+        def __init__(self, work: TrainJob) -> None:
             self.work = work
 
         def __len__(self) -> int:
@@ -211,7 +211,7 @@ def test_particles_are_those_of_the_librarys_own_loop(last, averaged, task, tmp_
 
 
 def test_a_whole_run_prunes_logs_each_particle_and_its_particles_differ(task, tmp_path):
-    def make(work: Work) -> lightning.Trainer:
+    def make(work: TrainJob) -> lightning.Trainer:
         return trainer_in(tmp_path, logger=CSVLogger(tmp_path, name=work.name), log_every_n_steps=6)
 
     plan = Plan(sparsity=0.75, cycles=2, particles=(2,), ticket_epochs=1, barrier_points=1)

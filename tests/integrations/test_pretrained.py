@@ -62,7 +62,7 @@ def test_the_card_states_density_method_accuracy_and_cost(sparse, tmp_path):
         "| density of the prunable weights | 0.2500 (sparsity 0.7500) |",
         f"| density of all parameters | {density:.4f} |",
         "| method | imp |",
-        f"| accuracy, test data | {last.measured.test['accuracy']:.4f} |",
+        f"| accuracy, test data | {last.metrics.test['accuracy']:.4f} |",
         f"{last.total.steps} steps, {last.total.samples} examples",
     ):
         assert line in card

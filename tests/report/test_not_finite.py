@@ -73,7 +73,7 @@ def test_a_record_read_back_has_nan_where_it_was_written_as_null_and_is_shown(ml
 
     again = Cycle.from_json(finite(record.to_json()), record.mask, record.weights)
     for one in (record, again):
-        assert math.isnan(one.measured.test["accuracy"])
+        assert math.isnan(one.metrics.test["accuracy"])
         assert one.barrier is not None
         assert math.isnan(one.barrier.mean)
         Live(Console()).finished(one)

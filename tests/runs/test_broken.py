@@ -12,7 +12,7 @@ from threading import Event
 import pytest
 
 from swamp.algorithms import Plan, member_seed
-from swamp.backends import BACKENDS, Stacked
+from swamp.backends import BACKENDS, Vmapped
 from swamp.cli import main
 from swamp.errors import Diverged, Interrupted
 from swamp.files import load_tensors
@@ -89,11 +89,11 @@ def test_killed_in_the_middle_of_mending_it_goes_on_bit_for_bit(spoil, tmp_path)
 @pytest.mark.parametrize("method", ["swamp", "imp-ensemble"])
 def test_a_stack_of_which_one_broke_goes_on_to_the_same_bits(method, spoil, tmp_path, monkeypatch):
     # Large enough that a smaller stack, and another place in it, round otherwise.
-    monkeypatch.setitem(BACKENDS, "stacked", partial(Stacked, compiled=False))
+    monkeypatch.setitem(BACKENDS, "vmapped", partial(Vmapped, compiled=False))
     second = Seed(0).at("cycle", 0, "particle", 1)
     spoil(second if method == "swamp" else Seed(member_seed(0, 1)).at("cycle", 0, "particle", 0), epoch=1)
     plan = Plan(method, particles=(3,), densities=(1.0,), ticket_epochs=1, barrier_threshold=1.0)
-    config = tiny(plan=plan, backend="stacked", model="mlp-bn-100")
+    config = tiny(plan=plan, backend="vmapped", model="mlp-bn-100")
     steps = steps_of(config, tmp_path / "whole")
     broken = json.loads(next((tmp_path / "whole").rglob("broken.json")).read_text())["trainings"]
     assert len(broken) == 1
@@ -177,10 +177,10 @@ def test_a_ticket_and_a_member_of_an_ensemble_keep_what_broke(spoil, tmp_path):
 
 def test_a_run_that_broke_for_good_says_so_again_at_once(spoil, tmp_path):
     spoil(*(WHO.at("restart", times) for times in range(1, 4)), WHO)
-    with pytest.raises(Diverged, match=r"cycle 1, particle 1: .* It broke 4 times.* --config .* --lr"):
+    with pytest.raises(Diverged, match=r"cycle 1, particle 1: .* It diverged 4 times.* --config .* --lr"):
         go(tiny(), tmp_path / "run")
     counter = StopAt(10**6, Event())
-    with pytest.raises(Diverged, match=r"cycle 1, particle 1: .* It broke 4 times"):
+    with pytest.raises(Diverged, match=r"cycle 1, particle 1: .* It diverged 4 times"):
         resume(tmp_path / "run", counter, Event())
     assert counter.left == 10**6
 
@@ -232,6 +232,6 @@ def test_the_command_warns_and_the_summary_is_strict_json(spoil, tmp_path, capsy
     go_config.write_text(json.dumps(config.to_json()))
     main(["run", "--config", str(go_config), "--out", str(tmp_path / "run"), "--json", "--on-divergence", "drop"])
     said = capsys.readouterr()
-    assert "warning: Cycle 1, particle 1, broke" in said.err
+    assert "warning: Cycle 1, particle 1, diverged" in said.err
     done = json.loads(said.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert done["cycles"][1]["broken"][0]["again"] is None

@@ -9,7 +9,7 @@ from threading import Event
 
 import pytest
 
-from swamp.algorithms.measure import Measure
+from swamp.algorithms.evaluator import Evaluator
 from swamp.backends import Particle, threads
 from swamp.backends.sequential import Job
 from swamp.cli.progress import Quiet
@@ -48,7 +48,7 @@ def test_killed_at_ten_random_moments_the_run_ends_like_one_never_interrupted(re
 
 @pytest.mark.slow
 def test_asked_to_stop_while_a_cycle_is_measured_it_does_not_measure_the_rest(reference, tmp_path, monkeypatch):
-    run, stop, measured, judged = tmp_path / "run", Event(), [], Measure.judged
+    run, stop, measured, judged = tmp_path / "run", Event(), [], Evaluator.evaluate
 
     def stopping(self, *given, **options):
         measured.append(given)
@@ -56,8 +56,8 @@ def test_asked_to_stop_while_a_cycle_is_measured_it_does_not_measure_the_rest(re
         return judged(self, *given, **options)
 
     with monkeypatch.context() as inside:
-        inside.setattr(Measure, "judged", stopping)
-        inside.setattr("swamp.algorithms.measure.cores", lambda: 2)
+        inside.setattr(Evaluator, "evaluate", stopping)
+        inside.setattr("swamp.algorithms.evaluator.cores", lambda: 2)
         with pytest.raises(Interrupted, match="Go on with: swamp resume"):
             start(tiny(), run, Quiet(), stop)
     assert len(measured) <= 2

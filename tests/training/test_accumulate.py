@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from swamp.backends import Sequential, Stacked, Ticket
+from swamp.backends import Sequential, Ticket, Vmapped
 from swamp.errors import SwampError
 from swamp.masks import Mask
 from swamp.training import Seed, Task, Training, fit
@@ -52,7 +52,7 @@ def test_parts_are_one_to_the_batch_size():
 def test_a_stack_declines_and_trains_one_after_the_other():
     model, task, training = setting(2)
     ticket, mask, seeds = Ticket(model.state_dict(), 0), Mask.ones(model), [(0, SEED), (1, SEED.at("other"))]
-    with pytest.warns(UserWarning, match="accumulated in parts"):
-        found = Stacked(model, task).train(ticket, mask, training, seeds)
+    with pytest.warns(UserWarning, match="gradients are accumulated"):
+        found = Vmapped(model, task).train(ticket, mask, training, seeds)
     for one, other in zip(found, Sequential(model, task).train(ticket, mask, training, seeds), strict=True):
         assert all(torch.equal(value, other.weights[name]) for name, value in one.weights.items())

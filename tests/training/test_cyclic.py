@@ -54,7 +54,7 @@ def test_a_sample_is_taken_where_an_epoch_or_a_cycle_of_the_tail_ends(cycles: in
 def test_what_comes_out_is_the_mean_over_the_ends_of_the_cycles(small_task, small_net, same):
     training = plain(epochs=6, batch_size=6, lr=0.1, swa_fraction=4 / 6, swa_cycles=2, swa=True)
     model, states = small_net(rich=True), []
-    trained = fit(model, small_task, training, Seed(0), watch=lambda *_: states.append(copied(model.state_dict())))
+    trained = fit(model, small_task, training, Seed(0), on_step=lambda *_: states.append(copied(model.state_dict())))
     assert trained.averaged == 2
     assert same(trained.weights, mean([states[11], states[17]]))
 

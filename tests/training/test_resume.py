@@ -81,7 +81,7 @@ def assert_resumes_everywhere(task: Task, training: Training, build: Any, optimi
         return fit(model, task, training, SEED, mask=mask, optimizer=optimizer, **others)
 
     first = build()
-    whole = trained(first, watch=lambda step, total, snapshot: snapshots.append(snapshot()))
+    whole = trained(first, on_step=lambda step, total, snapshot: snapshots.append(snapshot()))
     assert [s.step for s in snapshots] == list(range(1, 13))
     for snapshot in snapshots:
         kept = copied({**snapshot.weights, **{f"mean/{k}": v for k, v in snapshot.mean.items()}})
@@ -141,8 +141,8 @@ def test_state_wider_than_the_weights_comes_back_bit_for_bit(small_task, small_n
 
 def test_a_resume_of_a_finished_training_takes_no_step(small_task, small_net, same):
     last: list[Snapshot] = []
-    whole = fit(small_net(), small_task, TRAINING, SEED, watch=lambda step, total, snapshot: last.append(snapshot()))
-    again = fit(small_net(), small_task, TRAINING, SEED, resume=last[-1], watch=lambda *_: pytest.fail("a step"))
+    whole = fit(small_net(), small_task, TRAINING, SEED, on_step=lambda step, total, snapshot: last.append(snapshot()))
+    again = fit(small_net(), small_task, TRAINING, SEED, resume=last[-1], on_step=lambda *_: pytest.fail("a step"))
     assert same(whole.weights, again.weights)
     assert whole.losses == again.losses
 

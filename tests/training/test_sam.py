@@ -164,10 +164,10 @@ def test_no_pass_leaves_the_support_and_a_single_step_takes_one(sharpness: Any, 
 def test_a_resumed_step_needs_the_gradient_of_the_one_before(small_task, small_net, same):
     training = Training(epochs=2, batch_size=6, lr=0.2, sam=0.2, sharpness="s2-sam", swa_fraction=0, swa=False)
     kept: list[Snapshot] = []
-    whole = fit(small_net(), small_task, training, Seed(0), watch=lambda step, total, taken: kept.append(taken()))
+    whole = fit(small_net(), small_task, training, Seed(0), on_step=lambda step, total, taken: kept.append(taken()))
     assert kept[3].gradient.keys() == whole.weights.keys()
     forgotten = fit(small_net(), small_task, training, Seed(0), resume=replace(kept[3], gradient={}))
     assert not same(forgotten.weights, whole.weights)
     plain = replace(training, sharpness="sam")
-    fit(small_net(), small_task, plain, Seed(0), watch=lambda step, total, taken: kept.append(taken()))
+    fit(small_net(), small_task, plain, Seed(0), on_step=lambda step, total, taken: kept.append(taken()))
     assert not kept[-1].gradient

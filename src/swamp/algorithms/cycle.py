@@ -1,11 +1,10 @@
-"""Cycle: the record of one train-average-evaluate round, and the sparse model it made."""
+"""Cycle: the record of one round of training, averaging and evaluation, and the sparse model it made."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from swamp.algorithms.stability import Barrier
 from swamp.errors import SwampError
 from swamp.masks import Mask
 from swamp.training import State
@@ -22,7 +21,7 @@ class Cost:
     samples: int = 0
     """Training examples seen."""
     operations: float = 0.0
-    """Floating-point operations of training and scoring, zeros left out: see training/operations.py. NaN: unknown."""
+    """Floating-point operations of training and scoring, zeros left out: see training/flops.py. NaN: unknown."""
     seconds: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -35,31 +34,56 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Break:
-    """A training that broke: its loss or weights were not finite any more."""
+class Divergence:
+    """A training that diverged: its loss or weights were not finite."""
 
     cycle: int | None
-    """None: the ticket's."""
+    """None: the training of the ticket."""
     particle: int
     lr: float
-    """The learning rate at which it did."""
+    """Peak learning rate of the training that diverged."""
     steps: int
-    """Steps it had taken, as far as is known: losses are read once an epoch."""
+    """Steps taken until the divergence was found: losses are read once an epoch."""
     why: str
     again: float | None
-    """The learning rate with which it was trained anew; None: it was left out of the mean."""
+    """Peak learning rate of the restart; None: the particle was left out of the mean."""
 
     @property
     def sentence(self) -> str:
-        """What became of whom."""
+        """One line for the log."""
         where = "The ticket" if self.cycle is None else f"Cycle {self.cycle}, particle {self.particle}"
         if self.again is None:
-            return f"{where}, broke: {self.why} It is left out of the mean."
-        return f"{where}, broke: {self.why} It is trained again with learning rate {self.again:g}."
+            return f"{where}, diverged: {self.why} It is left out of the mean."
+        return f"{where}, diverged: {self.why} It is trained again with learning rate {self.again:g}."
 
 
 @dataclass(frozen=True)
-class Measured:
+class Barrier:
+    """Error barriers in [0, 1] between the particles of one cycle (definition: Frankle et al. 2020)."""
+
+    pair: float
+    """max over a in [0, 1] of E((1 - a) w0 + a w1) - (E(w0) + E(w1)) / 2, of the first two particles."""
+    mean: float
+    """E(mean of all particles) - mean of their errors: negative where averaging helps."""
+
+    def above(self, threshold: float) -> bool:
+        """Whether either barrier is higher than `threshold`."""
+        return max(self.pair, self.mean) > threshold
+
+    def warning(self, cycle: int, sparsity: float, threshold: float) -> str | None:
+        """The warning to show if a barrier is higher than `threshold`, else None."""
+        if not self.above(threshold):
+            return None
+        return (
+            f"cycle {cycle} (sparsity {sparsity:.4f}): the error barrier between particles is "
+            f"{100 * max(self.pair, self.mean):.1f} points, above {100 * threshold:.1f}. Their mean may be worse than "
+            "each of them: the ticket is not stable at this sparsity. Take it later (--ticket-epochs), prune less a "
+            "cycle (--prune-fraction) or lower the learning rate."
+        )
+
+
+@dataclass(frozen=True)
+class SplitMetrics:
     """Metrics on each split; `validation` is None where nothing was held out."""
 
     train: Metrics
@@ -71,7 +95,7 @@ class Measured:
 class ParticleRecord:
     """One particle in the record of its cycle."""
 
-    measured: Measured
+    metrics: SplitMetrics
     steps: int
     seconds: float
     loss: float
@@ -82,12 +106,12 @@ class ParticleRecord:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         own = {"index": self.index, "steps": self.steps, "seconds": self.seconds, "loss": self.loss}
-        return {**asdict(self.measured), **own}
+        return {**asdict(self.metrics), **own}
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> "ParticleRecord":
         """The record that `to_json` described."""
-        return cls(_measured(line), line["steps"], line["seconds"], _number(line["loss"]), line["index"])
+        return cls(_split_metrics(line), line["steps"], line["seconds"], _number(line["loss"]), line["index"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,12 +123,12 @@ class Cycle:
     weights: State
     """State dict of the cycle's model (of an ensemble: of its first member), normalisation statistics included."""
     density_of_all: float
-    measured: Measured
+    metrics: SplitMetrics
     particles: tuple[ParticleRecord, ...]
     barrier: Barrier | None
-    stale: Metrics | None
-    """Test metrics with running statistics as averaged, not re-estimated: what forgetting it would cost. None where
-    nothing was averaged or the model has no BatchNorm."""
+    metrics_before_bn_update: Metrics | None
+    """Test metrics with averaged BatchNorm statistics, before they are re-estimated. None where nothing was averaged or
+    the model has no BatchNorm."""
     cost: Cost
     """Of this cycle alone; the first one has the ticket's too."""
     total: Cost
@@ -112,7 +136,7 @@ class Cycle:
     warnings: tuple[str, ...] = ()
     heads: Mapping[str, list[float]] = field(default_factory=dict[str, list[float]])
     """Density of each attention head, by attention module: see masks/heads.py."""
-    broken: tuple[Break, ...] = ()
+    divergences: tuple[Divergence, ...] = ()
     """Trainings of it that broke and were made good, or left out; the first cycle has the ticket's too."""
 
     @property
@@ -133,14 +157,14 @@ class Cycle:
             },
             "nnz": self.mask.nnz,
             "prunable": self.mask.prunable,
-            **asdict(self.measured),
+            **asdict(self.metrics),
             "particles": [particle.to_json() for particle in self.particles],
             "barrier": asdict(self.barrier) if self.barrier else None,
-            "stale": self.stale,
+            "stale": self.metrics_before_bn_update,
             **asdict(self.cost),
             "total": asdict(self.total),
             "warnings": list(self.warnings),
-            "broken": [asdict(one) for one in self.broken],
+            "broken": [asdict(one) for one in self.divergences],
         }
 
     @classmethod
@@ -160,7 +184,7 @@ class Cycle:
             mask,
             weights,
             line["density"]["all"],
-            _measured(line),
+            _split_metrics(line),
             tuple(map(ParticleRecord.from_json, line["particles"])),
             Barrier(*(_number(line["barrier"][name]) for name in ("pair", "mean"))) if line["barrier"] else None,
             _numbers(line["stale"]),
@@ -168,7 +192,7 @@ class Cycle:
             _cost(line["total"]),
             tuple(line["warnings"]),
             line["density"]["heads"],
-            tuple(Break(**one) for one in line["broken"]),
+            tuple(Divergence(**one) for one in line["broken"]),
         )
 
 
@@ -176,9 +200,9 @@ def _cost(fields: Mapping[str, Any]) -> Cost:
     return Cost(fields["steps"], fields["samples"], _number(fields["operations"]), fields["seconds"])
 
 
-def _measured(fields: Mapping[str, Any]) -> Measured:
+def _split_metrics(fields: Mapping[str, Any]) -> SplitMetrics:
     train, test = (_numbers(fields[split]) or {} for split in ("train", "test"))
-    return Measured(train, _numbers(fields["validation"]), test)
+    return SplitMetrics(train, _numbers(fields["validation"]), test)
 
 
 def _numbers(metrics: Mapping[str, float | None] | None) -> Metrics | None:

@@ -1,29 +1,25 @@
 """Particles whose masks change while they train: SET, RigL, gradual pruning, and SWAMP on top of them."""
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from swamp.algorithms.combine import Trained
-from swamp.algorithms.mending import Mending, again, gentler
-from swamp.algorithms.plan import Plan
+from swamp.algorithms.cycle_spec import CycleSpec
+from swamp.algorithms.divergence import reduced_lr, restart_seed
+from swamp.algorithms.particles import Trained
+from swamp.algorithms.setup import Setup
 from swamp.algorithms.store import Phase
-from swamp.backends import Group, Particle, Progress, Ticket, train_groups
+from swamp.backends import ForwardingProgress, Particle, Progress
 from swamp.errors import Diverged, Interrupted
 from swamp.masks import Mask, prune_mask
 from swamp.training import (
-    Operations,
     RunningMean,
     Seed,
     Snapshot,
     State,
-    Task,
-    Training,
-    arrange,
     dense_gradients,
     density_at,
     masked,
@@ -32,231 +28,221 @@ from swamp.training import (
 )
 
 
-class StartOver(Exception):  # noqa: N818
-    """A particle broke, and the cycle is to be trained anew: its weights had a share in the masks of all."""
+def train_dynamic(setup: Setup, index: int, spec: CycleSpec) -> Trained:
+    """The particles of cycle `index`, whose masks change while they train, starting from the mask of `spec`."""
+    while True:
+        try:
+            return _DynamicTraining(setup, index, spec).run()
+        except _RestartCycle:
+            continue
 
 
-class Changing:
-    """One cycle of a method whose masks change: fixed-mask trainings, by any backend, between one change and the next.
+class _RestartCycle(Exception):  # noqa: N818
+    """A particle diverged: the cycle is trained again, as that particle's weights influenced the masks of all."""
 
-    What a particle carries over a change is its snapshot, in which dropped weights, and all that is kept of them, are
-    set to zero; grown ones start there.
+
+class _DynamicTraining:
+    """One cycle: trainings on a fixed mask, by any backend, between one change of the mask and the next.
+
+    A particle passes from one training to the next as a snapshot, in which dropped weights, and the optimizer state
+    of dropped and grown weights, are zero.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        task: Task,
-        plan: Plan,
-        training: Training,
-        operations: Operations,
-        mending: Mending,
-    ) -> None:
-        self.model, self.task, self.plan, self.mending = copy.deepcopy(model), task, plan, mending
-        self.backend, self.store = mending.backend, mending.store
-        arrange(self.model, narrow=training.precision == "bfloat16")
-        self.method, self.training, self.operations = plan.setting, training, operations
-        self.batch = min(training.batch_size, len(task.train))
-        self.per_epoch = task.train.steps(training.batch_size)
-        self.total = training.epochs * self.per_epoch
-        self.end = plan.dynamic.end(training, self.per_epoch)
-        self.changes = plan.dynamic.steps(training, self.per_epoch)
-        # A tail of several cycles changes the mask before each of them but the first, and takes a sample after each.
-        self.sampled = self.method.cyclic_tail and training.swa
+    def __init__(self, setup: Setup, index: int, spec: CycleSpec) -> None:
+        self.setup, self.index, self.spec = setup, index, spec
+        self.plan, self.method, self.store = setup.plan, setup.method, setup.store
+        self.nnz = setup.schedule.nnz(index, setup.dense.prunable)
+        self.per_epoch, self.total = setup.per_epoch, spec.training.epochs * setup.per_epoch
+        restarts = setup.divergence.cycle_restarts(index)
+        count = setup.schedule.particles[index]
+        self.members = setup.divergence.remaining(index, count)
+        """Indices of the particles that are not dropped."""
+        self.training = reduced_lr(spec.training, restarts)
+        # Particles have the seeds that they have with other methods.
+        self.seed = restart_seed(setup.seed.at("cycle", index), restarts)
+        self.split = round(self.plan.ticket_epochs * self.per_epoch) if len(self.members) > 1 else 0
+        """Steps of the trunk that all particles share before they separate."""
+        dynamic = self.plan.dynamic
+        self.end = dynamic.end(self.training, self.per_epoch)
+        self.changes = dynamic.steps(self.training, self.per_epoch)
+        # A cyclic tail changes the mask before each of its cycles except the first, and takes a sample after each.
+        self.sampled = self.method.cyclic_tail and self.training.swa
         ends = range(self.per_epoch, self.total + 1, self.per_epoch) if self.sampled else ()
-        self.tail_ends = tuple(step for step in ends if training.samples_at(step, self.per_epoch))
+        self.tail_ends = tuple(step for step in ends if self.training.samples_at(step, self.per_epoch))
 
-    def run(self, index: int, start: Ticket, mask: Mask, kept: int, count: int) -> Trained:
-        """Train `count` particles of cycle `index` from `mask`, to `kept` weights where masks prune_mask.
-
-        Raises StartOver where one breaks and the plan has a way to go on: called again, it is gone.
-        """
-        times = self.mending.times(index)
-        self.members, self.training = self.mending.whole(index, count), gentler(self.training, times)
-        self.index, count = index, len(self.members)
-        # Particles have the seeds that those of other methods have.
-        self.seed = again(Seed(self.plan.seed).at("cycle", index), times)
-        phase = self.store.phase(index) or Phase(0, (mask,), (), {}, 0, 0.0, 0.0)
-        earlier = phase.seconds
-        self.count, self.split = count, round(self.plan.ticket_epochs * self.per_epoch) if count > 1 else 0
-        # Also where no mask changes any more: what is kept between two parts is what a killed run goes on from.
+    def run(self) -> Trained:
+        """Train all particles. Raises _RestartCycle if one diverges and the plan allows a restart."""
+        index, count = self.index, len(self.members)
+        phase = self.store.phase(index) or Phase(0, (self.spec.mask,), (), {}, 0, 0.0, 0.0)
+        earlier_seconds = phase.seconds
+        # Also after the last change of the mask: a killed run resumes at the start of its part.
         parts = range(self.plan.dynamic.update_interval, self.total, self.plan.dynamic.update_interval)
         stops = [*parts, *self.tail_ends, self.split, self.total]
-        training = replace(self.training, swa=False, ema=0.0) if self.sampled else self.training
         while True:
             began = time.perf_counter()
             if len(phase.snapshots) == 1 < count and phase.step >= self.split:
                 phase = replace(phase, snapshots=phase.snapshots * count)
-            several = count if phase.step >= self.split else 1
-            until = min(stop for stop in stops if stop > phase.step)
+            stop = min(step for step in stops if step > phase.step)
             try:
-                particles, snapshots = self.advance(index, start, training, phase, several, until)
+                particles, snapshots = self._train_part(phase, count if phase.step >= self.split else 1, stop)
             except Interrupted:
                 self.store.keep_phase(index, phase, due=True)
                 raise
-            phase = self.after(phase, mask, until, kept, snapshots, began)
-            if until == self.total:
+            phase = self._next_phase(phase, stop, snapshots, began)
+            if stop == self.total:
                 break
             self.store.keep_phase(index, phase)
-        # They were trained a part at a time; the last part knows of all steps but of its own seconds only.
-        seconds = phase.seconds / count
-        particles = [replace(particle, seconds=seconds) for particle in particles]
+        # A particle knows the seconds of its last part only.
+        particles = [replace(particle, seconds=phase.seconds / count) for particle in particles]
         for particle in particles:
-            self.store.progress(index, count).finished(particle)
-        # What was trained in vain was paid for all the same.
-        lost = sum(broke.steps for broke in self.mending.of(index))
+            self.store.progress(index, count).on_finished(particle)
+        # Diverged trainings were paid for too.
+        lost = sum(one.steps for one in self.setup.divergence.of(index))
         masks = phase.masks * count if len(phase.masks) == 1 else phase.masks
-        samples = self._mean(phase).mean() if self.sampled else None
+        samples = self._running_mean(phase).mean() if self.sampled else None
         steps = self.split + count * (self.total - self.split) + lost
-        operations = phase.operations + lost * self.batch * self.operations.training_step(mask, self.training)
-        return Trained(particles, masks, steps, operations, earlier, samples)
+        step_flops = self.setup.flops.training_step(self.spec.mask, self.training)
+        flops = phase.operations + lost * self.setup.batch * step_flops
+        return Trained(particles, masks, steps, flops, earlier_seconds, samples)
 
-    def advance(
-        self, index: int, start: Ticket, training: Training, phase: Phase, count: int, until: int
-    ) -> tuple[list[Particle], tuple[Snapshot, ...]]:
-        """Train to step `until` on masks that stay."""
-        # While they are still one, the first stands for all.
-        numbers = self.members[:count]
-        seeds = [(i, self._seed(i, count)) for i in numbers]
+    def _train_part(self, phase: Phase, count: int, stop: int) -> tuple[list[Particle], tuple[Snapshot, ...]]:
+        """Train `count` particles to step `stop` on masks that do not change."""
+        # Before they separate, the first particle is the trunk of all.
+        indices = self.members[:count]
+        seeds = [(i, self._seed(i, count)) for i in indices]
         shared = len(phase.masks) == 1
-        apart = [(phase.masks[0], seeds)] if shared else [(phase.masks[i], [seeds[i]]) for i in range(count)]
-        kept = dict(zip(numbers, phase.snapshots, strict=False))
-        relay = _Relay(self.store.progress(index, count, keep=False), kept, until, self.total, self.broke)
-        groups = [Group(start, mask, members, relay) for mask, members in apart]
-        trained = train_groups(self.backend, groups, training, first=0, last=until)
-        return [particle for group in trained for particle in group], tuple(relay.taken[i] for i in numbers)
+        groups = [(phase.masks[0], seeds)] if shared else [(phase.masks[i], [seeds[i]]) for i in range(count)]
+        snapshots = dict(zip(indices, phase.snapshots, strict=False))
+        inner = self.store.progress(self.index, count, keep=False)
+        progress = _PartProgress(inner, snapshots, stop, self.total, self._on_diverged)
+        training = replace(self.training, swa=False, ema=0.0) if self.sampled else self.training
+        particles: list[Particle] = []
+        for mask, members in groups:
+            particles += self.setup.backend.train(
+                self.spec.start, mask, training, members, first=0, last=stop, progress=progress
+            )
+        return particles, tuple(progress.taken[i] for i in indices)
 
-    def broke(self, number: int, error: Diverged) -> None:
-        """Raise StartOver where the cycle is to be trained anew, else `error`."""
+    def _on_diverged(self, index: int, error: Diverged) -> None:
+        """Raise _RestartCycle if the plan allows it, else `error`."""
         count = len(self.members) if error.steps > self.split else 1
-        self.mending.broke(self.index, number, count, self.training.lr, 0, error)
-        raise StartOver
+        self.setup.divergence.record(self.index, index, count, self.training.lr, 0, error)
+        raise _RestartCycle
 
-    def after(
-        self,
-        phase: Phase,
-        first: Mask,
-        step: int,
-        kept: int,
-        snapshots: tuple[Snapshot, ...],
-        began: float,
-    ) -> Phase:
-        """Account for what was trained, take a sample where one is due, and change the masks where they do."""
+    def _next_phase(self, phase: Phase, step: int, snapshots: tuple[Snapshot, ...], began: float) -> Phase:
+        """Add up the cost, take a sample where one is due, and change the masks where a change is due."""
         own = [phase.masks[i % len(phase.masks)] for i in range(len(snapshots))]
-        steps = (step - phase.step) * self.batch
-        operations = phase.operations + sum(steps * self.operations.training_step(mask, self.training) for mask in own)
-        averaged = self._mean(phase)
+        examples = (step - phase.step) * self.setup.batch
+        flops = phase.operations + sum(examples * self.setup.flops.training_step(mask, self.training) for mask in own)
+        average = self._running_mean(phase)
         if self.sampled and step in self.tail_ends:
             for snapshot in snapshots:
-                averaged.add(snapshot.weights)
+                average.add(snapshot.weights)
         masks = phase.masks
         in_tail = self.sampled and step in self.tail_ends and step < self.total
         if step in self.changes or in_tail:
             if self.method.own_masks and len(snapshots) > len(masks):
                 masks = masks * len(snapshots)
-            operations += self._cost_of_change(masks, len(snapshots))
-            masks = self.changed(masks, first, snapshots, step, kept)
-            names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+            flops += self._change_flops(masks, len(snapshots))
+            masks = self._changed_masks(masks, snapshots, step)
+            names = [name for name, parameter in self.setup.model.named_parameters() if parameter.requires_grad]
             snapshots = tuple(masked(s, masks[i % len(masks)], names) for i, s in enumerate(snapshots))
         seconds = phase.seconds + time.perf_counter() - began
-        return Phase(step, masks, snapshots, averaged.partial(), averaged.count, operations, seconds)
+        return Phase(step, masks, snapshots, average.partial(), average.count, flops, seconds)
 
-    def changed(
-        self, masks: tuple[Mask, ...], first: Mask, snapshots: Sequence[Snapshot], step: int, kept: int
-    ) -> tuple[Mask, ...]:
+    def _changed_masks(self, masks: tuple[Mask, ...], snapshots: Sequence[Snapshot], step: int) -> tuple[Mask, ...]:
         """The masks after the change that follows `step`."""
         if len(masks) == 1:
-            return (self._one_changed(masks[0], first, snapshots, self.members[: len(snapshots)], step, kept),)
+            return (self._changed(masks[0], snapshots, self.members[: len(snapshots)], step),)
         return tuple(
-            self._one_changed(mask, first, [snapshot], [number], step, kept)
-            for number, mask, snapshot in zip(self.members, masks, snapshots, strict=True)
+            self._changed(mask, [snapshot], [index], step)
+            for index, mask, snapshot in zip(self.members, masks, snapshots, strict=True)
         )
 
-    def _one_changed(
-        self, mask: Mask, first: Mask, snapshots: Sequence[Snapshot], indices: Sequence[int], step: int, kept: int
-    ) -> Mask:
-        weights = mean(snapshot.weights for snapshot in snapshots)
+    def _changed(self, mask: Mask, snapshots: Sequence[Snapshot], indices: Sequence[int], step: int) -> Mask:
+        """One mask after the change, decided by the mean of the particles that share it."""
+        plan, weights = self.plan, mean(snapshot.weights for snapshot in snapshots)
         if self.method.grow == "nothing":
-            density = density_at(step, self.end, kept / first.prunable)
+            prunable = self.spec.mask.prunable
+            density = density_at(step, self.end, self.nnz / prunable)
             last = step == self.changes[-1]
-            scores = {name: weights[name].abs() for name in mask}
-            plan = self.plan
             return prune_mask(
                 mask,
-                scores,
-                kept if last else round(density * first.prunable),
+                {name: weights[name].abs() for name in mask},
+                self.nnz if last else round(density * prunable),
                 allocation=plan.allotment,
                 structure=plan.structure,
                 min_per_layer=plan.min_per_layer,
             )
         if self.method.grow == "random":
             generator = self.seed.at("grow", step, *(indices if len(snapshots) == 1 else ())).generator()
-            growth = {name: torch.rand(alive.shape, generator=generator) for name, alive in mask.items()}
+            growth = {name: torch.rand(active.shape, generator=generator) for name, active in mask.items()}
         else:
-            growth = {name: value.abs() for name, value in self._gradients(snapshots, indices, step).items()}
-        share = self.plan.dynamic.fraction_at(step, self.end) if step <= self.end else self.plan.dynamic.drop_fraction
-        return regrown(mask, weights, growth, share, self.plan.structure)
+            gradients = self._dense_gradients(snapshots, indices, step)
+            growth = {name: gradient.abs() for name, gradient in gradients.items()}
+        fraction = plan.dynamic.fraction_at(step, self.end) if step <= self.end else plan.dynamic.drop_fraction
+        return regrown(mask, weights, growth, fraction, plan.structure)
 
-    def _gradients(self, snapshots: Sequence[Snapshot], indices: Sequence[int], step: int) -> dict[str, Tensor]:
+    def _dense_gradients(self, snapshots: Sequence[Snapshot], indices: Sequence[int], step: int) -> dict[str, Tensor]:
         """Mean over the particles of the dense gradient on the batch that each takes next."""
         found: list[State] = []
         for i, snapshot in zip(indices, snapshots, strict=True):
-            self.model.load_state_dict(dict(snapshot.weights))
-            seed = self._seed(i, self.count if step > self.split else len(snapshots))
-            gradients = dense_gradients(self.model, self.task, self.training, seed, step)
+            self.setup.model.load_state_dict(dict(snapshot.weights))
+            seed = self._seed(i, len(self.members) if step > self.split else len(snapshots))
+            gradients = dense_gradients(self.setup.model, self.setup.task, self.training, seed, step)
             if not all(bool(gradient.isfinite().all()) for gradient in gradients.values()):
-                self.broke(i, Diverged(f"particle {i}: the gradients that grow weights broke at step {step}.", step))
+                self._on_diverged(i, Diverged(f"particle {i}: the dense gradients diverged at step {step}.", step))
             found.append(gradients)
         return mean(found)
 
-    def _seed(self, index: int, several: int) -> Seed:
-        """Of the order of batches: particles part from a common trunk."""
-        return self.seed.at("trunk") if several == 1 < self.count else self.seed.at("particle", index)
+    def _seed(self, index: int, count: int) -> Seed:
+        """Of the batch order of a particle, or of the trunk while there is one."""
+        return self.seed.at("trunk") if count == 1 < len(self.members) else self.seed.at("particle", index)
 
-    def _cost_of_change(self, masks: tuple[Mask, ...], count: int) -> float:
+    def _change_flops(self, masks: tuple[Mask, ...], count: int) -> float:
         """As RigL counts: a sparse forward pass, sparse gradients of activations, dense gradients of weights."""
         if self.method.grow != "gradient":
             return 0.0
-        own = [masks[i % len(masks)] for i in range(count)]
-        return self.batch * sum(2 * self.operations.forward(mask) + self.operations.forward(None) for mask in own)
+        own, flops = [masks[i % len(masks)] for i in range(count)], self.setup.flops
+        return self.setup.batch * sum(2 * flops.forward(mask) + flops.forward(None) for mask in own)
 
-    def _mean(self, phase: Phase) -> RunningMean:
+    def _running_mean(self, phase: Phase) -> RunningMean:
         like = phase.snapshots[0].weights if phase.snapshots else None
         return RunningMean(phase.mean, phase.averaged, like)
 
 
-class _Relay:
-    """Progress of one part of a training: hands each particle its snapshot, and takes the one at the end."""
+class _PartProgress(ForwardingProgress):
+    """Progress of one part of a training: gives each particle its snapshot, and takes the one at step `stop`."""
 
     def __init__(
         self,
-        progress: Progress,
+        inner: Progress,
         snapshots: Mapping[int, Snapshot],
-        until: int,
+        stop: int,
         total: int,
-        broke: Callable[[int, Diverged], None],
+        diverged: Callable[[int, Diverged], None],
     ) -> None:
-        self.progress, self.snapshots, self.tell = progress, snapshots, broke
-        self.until, self.total = until, total
+        super().__init__(inner)
+        self.snapshots, self.diverged = snapshots, diverged
+        self.stop, self.total = stop, total
         self.taken: dict[int, Snapshot] = {}
 
-    def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
-        """Pass it on, as part of the whole training."""
-        del total
-        if step == self.until:
+    def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Forward, as a step of the whole training."""
+        if step == self.stop:
             self.taken[index] = snapshot()
-        self.progress.stepped(index, step, self.total, snapshot)
+        self.inner.on_step(index, step, self.total, snapshot)
 
-    def broke(self, index: int, error: Diverged) -> None:
-        """Pass it on."""
-        self.tell(index, error)
+    def on_diverged(self, index: int, error: Diverged) -> None:
+        """Apply the plan's policy."""
+        self.diverged(index, error)
 
-    def unfinished(self, index: int) -> Snapshot | None:
-        """Where the part before ended."""
+    def load_snapshot(self, index: int) -> Snapshot | None:
+        """The end of the previous part."""
         return self.snapshots.get(index)
 
-    def ready(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
-        """Nothing: the parts of a training are kept together, as a phase."""
+    def on_last_step(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Nothing: all particles of a part are kept together, as a phase."""
 
-    def finished(self, particle: Particle) -> None:
-        """Nothing yet: the training goes on."""
+    def on_finished(self, particle: Particle) -> None:
+        """Nothing: the training goes on in the next part."""

@@ -1,14 +1,14 @@
-"""Ensembles: whole runs side by side, their predicted probabilities averaged at each sparsity."""
+"""Ensembles of independent runs: their predicted probabilities are averaged at each sparsity."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from swamp.algorithms.cycle import Cost, Cycle, Measured, ParticleRecord
-from swamp.algorithms.cycles import cycles_in_step
+from swamp.algorithms.cycle import Cost, Cycle, ParticleRecord, SplitMetrics
+from swamp.algorithms.loop import cycles
 from swamp.algorithms.plan import Plan
 from swamp.algorithms.store import NoStore, Store
 from swamp.backends import Backend
@@ -18,7 +18,7 @@ MEMBER_METHOD = "imp"
 
 
 def member_seed(seed: int, member: int) -> int:
-    """Seed of one member; member 0 has the run's own, so that it is the plain run of that seed."""
+    """Seed of one member. Member 0 has the ensemble's seed, so that it equals the plain run of that seed."""
     return seed if member == 0 else Seed(seed).at("member", member).number()
 
 
@@ -31,30 +31,43 @@ def ensemble(
     backend: Backend | str | None = None,
     store: Store | None = None,
 ) -> Iterator[Cycle]:
-    """Yield the cycles of N = max(plan.particles) whole IMP runs as one; `particles` of each record are its members.
+    """Yield the cycles of an ensemble of N = max(plan.particles) independent IMP runs.
 
-    They go through the cycles together, and in each their single particles are trained at once.
+    Args:
+        initial: Seed -> model with the initial weights of that seed.
+        task: Data, loss and metrics.
+        plan: The plan of the ensemble; each member is an IMP run with one particle and its own seed.
+        training: How each member is trained.
+        backend: See `cycles`.
+        store: See `cycles`; each member has its own part of it.
 
-    initial: seed -> model with that seed's initial weights. Steps and seconds are the sum over members; the weights
-    and mask of a record are its first member's, as no single network has the ensemble's predictions.
+    Returns:
+        An iterator of cycles, measured on the members' joint prediction. `particles` of a cycle are its members; its
+        cost is their sum; its weights and mask are the first member's, as no single network predicts like the ensemble.
+
+    Raises:
+        SwampError: See `cycles`.
     """
-    kept = store or NoStore()
+    store = store or NoStore()
     numbers = range(plan.most_particles)
-    own = replace(plan, method=MEMBER_METHOD, particles=(1,))
-    plans = [replace(own, seed=member_seed(plan.seed, number)) for number in numbers]
-    models = [initial(one.seed) for one in plans]
-    stores = [kept.member(number, len(numbers)) for number in numbers]
-    members = cycles_in_step(models, task, plans, training, backend=backend, stores=stores)
-    return _together(members, copy.deepcopy(models[0]), task, plan.evaluation_examples, kept)
+    plans = [
+        replace(plan, method=MEMBER_METHOD, particles=(1,), seed=member_seed(plan.seed, number)) for number in numbers
+    ]
+    models = [initial(own.seed) for own in plans]
+    members = [
+        cycles(model, task, own, training, backend=backend, store=store.member(number, len(numbers)))
+        for number, model, own in zip(numbers, models, plans, strict=True)
+    ]
+    return _joint_cycles(members, copy.deepcopy(models[0]), task, plan.evaluation_examples, store)
 
 
-def _together(
-    runs: Iterator[tuple[Cycle, ...]], model: nn.Module, task: Task, examples: int, store: Store
+def _joint_cycles(
+    members: Sequence[Iterator[Cycle]], model: nn.Module, task: Task, examples: int, store: Store
 ) -> Iterator[Cycle]:
-    for members in runs:
-        cycle = store.cycle(members[0].index)
+    for of_members in zip(*members, strict=True):
+        cycle = store.cycle(of_members[0].index)
         if cycle is None:
-            cycle = _joined(members, model, task, examples)
+            cycle = _joined(of_members, model, task, examples)
             store.keep_cycle(cycle)
         yield cycle
 
@@ -73,9 +86,9 @@ def _joined(members: tuple[Cycle, ...], model: nn.Module, task: Task, examples: 
         first.mask,
         first.weights,
         first.density_of_all,
-        Measured(measured(task.train, examples), validation, measured(task.test)),
+        SplitMetrics(measured(task.train, examples), validation, measured(task.test)),
         tuple(
-            ParticleRecord(m.measured, m.cost.steps, m.cost.seconds, m.particles[0].loss, number)
+            ParticleRecord(m.metrics, m.cost.steps, m.cost.seconds, m.particles[0].loss, number)
             for number, m in enumerate(members)
         ),
         None,
@@ -84,14 +97,14 @@ def _joined(members: tuple[Cycle, ...], model: nn.Module, task: Task, examples: 
         sum((m.total for m in members), Cost()),
         tuple(warning for m in members for warning in m.warnings),
         first.heads,
-        tuple(replace(broke, particle=number) for number, m in enumerate(members) for broke in m.broken),
+        tuple(replace(broke, particle=number) for number, m in enumerate(members) for broke in m.divergences),
     )
 
 
 def ensemble_predict(
     states: list[State], model: nn.Module, task: Task, data: Data, examples: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What the members predict together (most often the log of their mean probabilities), and the targets."""
+    """The ensemble's predictions (for classification the log of the mean probabilities), and the targets."""
     found: list[Tensor] = []
     targets = torch.empty(0)
     for state in states:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from swamp.algorithms.cycle import Cycle
-from swamp.algorithms.cycles import cycles, train_on
+from swamp.algorithms.loop import cycles, train_on
 from swamp.algorithms.plan import Plan
 from swamp.backends import Backend, Ticket
 from swamp.errors import SwampError

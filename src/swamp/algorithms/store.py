@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from swamp.algorithms.cycle import Break, Cycle
-from swamp.backends import Choice, Particle, Progress, Silent, Ticket
+from swamp.algorithms.cycle import Cycle, Divergence
+from swamp.backends import Choice, Particle, Progress, Ticket
 from swamp.masks import Mask
 from swamp.training import Snapshot, State
 
@@ -56,11 +56,11 @@ class Store(Protocol):
         """Keep a finished cycle; its particles were kept before."""
         ...
 
-    def breaks(self) -> tuple[Break, ...]:
+    def divergences(self) -> tuple[Divergence, ...]:
         """Trainings that broke, if that was kept."""
         ...
 
-    def keep_break(self, broke: Break) -> None:
+    def keep_divergence(self, divergence: Divergence) -> None:
         """Keep that a training broke, and nothing that it left half done."""
         ...
 
@@ -114,11 +114,11 @@ class NoStore:
     def keep_cycle(self, cycle: Cycle) -> None:
         """Nothing to do."""
 
-    def breaks(self) -> tuple[Break, ...]:
+    def divergences(self) -> tuple[Divergence, ...]:
         """Nothing was kept."""
         return ()
 
-    def keep_break(self, broke: Break) -> None:
+    def keep_divergence(self, divergence: Divergence) -> None:
         """Nothing to do."""
 
     def phase(self, cycle: int) -> Phase | None:
@@ -130,7 +130,7 @@ class NoStore:
 
     def progress(self, cycle: int | None, particles: int, *, keep: bool = True) -> Progress:
         """Silence."""
-        return Silent()
+        return Progress()
 
     def check_stop(self) -> None:
         """Nobody asks to stop."""

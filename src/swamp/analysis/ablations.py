@@ -21,7 +21,7 @@ from swamp.backends import Backend, Choice, Particle, Ticket
 from swamp.errors import SwampError
 from swamp.runs import Reporter, RunDirectory, RunStore, executing
 from swamp.training import BatchList, Seed, State, TensorData, Training, isolated, mean
-from swamp.training.noise import draws
+from swamp.training.dropout import draws
 
 FACTORS = {
     "none": "nothing: two copies that must end with equal weights, the control for all others",
@@ -195,7 +195,7 @@ class ParticleAblation:
         """The backend of the run: another one would round differently."""
         run, chosen = self.run, self.run.directory.backend
         choice = Choice.from_json(run.directory.read(chosen)) if chosen.exists() else None
-        return backend_of(run.config.backend, run.model, run.task, run.config.plan, chosen=choice)
+        return backend_of(run.config.backend, run.model, run.task, run.config.plan, choice=choice)
 
     def _directory(self, factor: str) -> RunDirectory:
         """Where finished particles are kept until all particles of a factor are trained."""

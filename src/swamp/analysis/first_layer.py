@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from swamp.analysis.weight_space import LinearCombination
-from swamp.backends.step import Network
+from swamp.backends.vmapped_step import Network
 from swamp.training import State
 
 PREFIX = "model."

@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from swamp.analysis.run_data import first_examples
 from swamp.errors import SwampError, shortened
 from swamp.masks import Mask
-from swamp.training import Seed, State, Task, arrange, batch_to, isolated, refresh
-from swamp.training.layout import arranged_for
+from swamp.training import Seed, State, Task, batch_to, isolated, refresh, to_fastest_memory_format
+from swamp.training.memory_format import to_memory_format_of
 
 Product = Callable[[Tensor], Tensor]
 """A symmetric matrix A as a function (count, n) -> (count, n) in float64: each row v becomes A v."""
@@ -94,7 +94,7 @@ class Hessian:
         # The other attention kernels have no second derivative.
         with isolated(self._noise, self.device), sdpa_kernel(SDPBackend.MATH):
             for inputs, targets in self.batches:
-                loss = self.task.loss(self.task.forward(self.model, arranged_for(self.model, inputs)), targets)
+                loss = self.task.loss(self.task.forward(self.model, to_memory_format_of(self.model, inputs)), targets)
                 for row, product in zip(total, self._products(loss, parts), strict=True):
                     row.add_(product, alpha=len(targets) / self.examples)
         return total
@@ -155,7 +155,7 @@ def _model_at(model: nn.Module, task: Task, weights: State, mask: Mask | None, e
         mask.require_zeros(weights)
     scratch = copy.deepcopy(model)
     scratch.load_state_dict(dict(weights))
-    arrange(scratch, narrow=False)
+    to_fastest_memory_format(scratch, bfloat16=False)
     batches = math.ceil(examples / _REFRESH_BATCH)
     refresh(scratch, task.train, forward=task.forward, batch_size=_REFRESH_BATCH, batches=batches)
     return scratch.eval()

@@ -16,8 +16,8 @@ from torch.func import (
 
 from swamp.analysis.first_layer import PREFIX, FirstLayer
 from swamp.analysis.weight_space import LinearCombination
-from swamp.backends.step import Network
-from swamp.training import Data, State, Task, arrange, batch_to, norm_layers, predict, refresh
+from swamp.backends.vmapped_step import Network
+from swamp.training import Data, State, Task, batch_to, norm_layers, predict, refresh, to_fastest_memory_format
 
 Point = State | LinearCombination
 """Weights, or a linear combination of networks that is computed when it is evaluated."""
@@ -86,7 +86,7 @@ class PointEvaluator:
                 size -= self.first.size
                 self.at_once = max(1, min(_MAX_POINTS, most // max(1, size)))
         else:
-            arrange(self.model, narrow=False)
+            to_fastest_memory_format(self.model, bfloat16=False)
 
     def __call__(self, points: Iterable[Point]) -> list[PointMetrics]:
         """Loss and error at each of `points`, in order."""
@@ -118,7 +118,7 @@ class PointEvaluator:
         except (RuntimeError, ValueError, TypeError):
             # vmap does not support this forward pass: evaluate one by one from now on.
             self.at_once = 1
-            arrange(self.model, narrow=False)
+            to_fastest_memory_format(self.model, bfloat16=False)
             return [self._single(point) for point in points]
         return [self._metrics(own, targets) for own in outputs]
 

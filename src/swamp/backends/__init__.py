@@ -2,22 +2,22 @@
 
 from collections.abc import Callable
 
-from swamp.backends.auto import WAYS, Auto, Choice
-from swamp.backends.backend import AtOnce, Backend, Group, Progress, Silent, train_groups
+from swamp.backends.autotune import CANDIDATES, Autotune, Choice
+from swamp.backends.base import Backend, ForwardingProgress, Progress
 from swamp.backends.beat import Member
+from swamp.backends.custom import CustomTrainer, TrainJob
 from swamp.backends.data_parallel import can_shard
-from swamp.backends.own import Own, Work
 from swamp.backends.particle import Particle, mean_of, require_unbroken
-from swamp.backends.ranks import Addressed, Ranks
+from swamp.backends.ranks import Ranks
 from swamp.backends.sequential import Sequential, rewind
 from swamp.backends.serving import serve
-from swamp.backends.stacked import Forked, Stacked
 from swamp.backends.threads import Threads, cores
 from swamp.backends.ticket import Ticket
+from swamp.backends.vmapped import MultiStream, Vmapped
 from swamp.backends.world import JobEnded, World, rank, ranks
 from swamp.errors import unknown
 
-BACKENDS: dict[str, Callable[..., Backend]] = {"auto": Auto, **WAYS}
+BACKENDS: dict[str, Callable[..., Backend]] = {"auto": Autotune, **CANDIDATES}
 """Name -> (model, task, optimizer factory or None) -> backend."""
 
 
@@ -30,25 +30,22 @@ def backend_named(name: str) -> Callable[..., Backend]:
 
 __all__ = [
     "BACKENDS",
-    "Addressed",
-    "AtOnce",
-    "Auto",
+    "Autotune",
     "Backend",
     "Choice",
-    "Forked",
-    "Group",
+    "CustomTrainer",
+    "ForwardingProgress",
     "JobEnded",
     "Member",
-    "Own",
+    "MultiStream",
     "Particle",
     "Progress",
     "Ranks",
     "Sequential",
-    "Silent",
-    "Stacked",
     "Threads",
     "Ticket",
-    "Work",
+    "TrainJob",
+    "Vmapped",
     "World",
     "backend_named",
     "can_shard",
@@ -59,5 +56,4 @@ __all__ = [
     "require_unbroken",
     "rewind",
     "serve",
-    "train_groups",
 ]

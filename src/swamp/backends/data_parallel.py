@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from swamp.backends.backend import Progress
+from swamp.backends.base import ForwardingProgress, Progress
 from swamp.backends.particle import Particle
 from swamp.errors import Diverged, Interrupted, SwampError
 from swamp.files import digest
@@ -115,16 +115,17 @@ class _SnapshotLater(Exception):  # noqa: N818
     """The requested snapshot can be taken only at a later step, by all processes together."""
 
 
-class GroupProgress:
+class GroupProgress(ForwardingProgress):
     """Progress of a particle that several processes train: the first one reports and saves, all stop at one step.
 
     agreed: set before the last report, so that `progress` saves the training.
     """
 
     def __init__(self, progress: Progress, shard: DataParallel, agreed: Event) -> None:
+        super().__init__(progress)
         self.progress, self.shard, self.agreed = progress, shard, agreed
 
-    def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
+    def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         """Report; raise Interrupted once any of the processes was asked to stop."""
         if self.shard.stopping:
             self.agreed.set()
@@ -132,7 +133,7 @@ class GroupProgress:
             snapshot = self._collective(snapshot)
         if self.shard.first:
             with suppress(_SnapshotLater):
-                self.progress.stepped(index, step, total, snapshot)
+                self.progress.on_step(index, step, total, snapshot)
         if self.shard.stopping:
             raise Interrupted("stopped.")
 
@@ -143,9 +144,9 @@ class GroupProgress:
         self.shard.snapshot_taken()
         return lambda: taken
 
-    def unfinished(self, index: int) -> Snapshot | None:
+    def load_snapshot(self, index: int) -> Snapshot | None:
         """The snapshot to resume from. Raises SwampError where the processes find different ones."""
-        found = self.progress.unfinished(index)
+        found = self.progress.load_snapshot(index)
         if not self.shard.agree(-1 if found is None else found.step):
             raise SwampError(
                 f"the ranks that train particle {index} find different snapshots of it. Put the run directory on a "
@@ -153,10 +154,10 @@ class GroupProgress:
             )
         return found
 
-    def ready(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
+    def on_last_step(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
         """Nothing to do: particles are trained sequentially."""
 
-    def finished(self, particle: Particle) -> None:
+    def on_finished(self, particle: Particle) -> None:
         """Report the particle. Raises SwampError where the processes ended with different weights."""
         if not self.shard.agree(int(digest(particle.weights)[:15], 16)):
             raise SwampError(
@@ -165,14 +166,14 @@ class GroupProgress:
                 "model other than dropout: start no more ranks than particles."
             )
         if self.shard.first:
-            self.progress.finished(particle)
+            self.progress.on_finished(particle)
 
-    def broke(self, index: int, error: Diverged) -> None:
+    def on_diverged(self, index: int, error: Diverged) -> None:
         """Report it; continue or raise on all processes alike, which see the divergence at the same step."""
         raised: Exception | None = None
         if self.shard.first:
             try:
-                self.progress.broke(index, error)
+                self.progress.on_diverged(index, error)
             except SwampError as stopped:
                 raised = stopped
         if not self.shard.agree(int(raised is not None)) and raised is None:

@@ -7,14 +7,14 @@ reduction would add in an order that depends on the number of ranks, and so woul
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import msgspec
 import torch
 from torch import Tensor
 
-from swamp.backends.auto import Auto
-from swamp.backends.backend import Backend, Group, Progress, Silent
+from swamp.backends.autotune import Autotune
+from swamp.backends.base import Backend, ForwardingProgress, Progress
 from swamp.backends.particle import Particle
 from swamp.backends.serving import Job, Shared, Trained, own_part
 from swamp.backends.ticket import Ticket
@@ -25,20 +25,6 @@ from swamp.masks import Mask
 from swamp.training import Seed, Snapshot, Training
 
 _RELAY = 0.25
-
-
-@runtime_checkable
-class Addressed(Protocol):
-    """Progress that another process can open too, by its address, and that hears of steps taken elsewhere."""
-
-    @property
-    def address(self) -> Any:
-        """Plain JSON from which the other process makes its own."""
-        ...
-
-    def elsewhere(self, index: int, step: int, total: int) -> None:
-        """Particle `index`, trained by another process, has taken `step` of `total` steps."""
-        ...
 
 
 class Ranks:
@@ -80,9 +66,9 @@ class Ranks:
         """See Backend.train. Raises RankFailed naming a rank that died or froze."""
         if not seeds:
             return []
-        told = _Leading(progress or Silent(), self)
-        if self.apart and isinstance(self.inner, Auto):
-            self.inner.decide([Group(ticket, mask, seeds[0 :: self.world.size])], training, first, last)
+        told = _Leading(progress or Progress(), self)
+        if self.apart and isinstance(self.inner, Autotune):
+            self.inner.choose(ticket, mask, training, seeds[0 :: self.world.size], first, last)
         job = self._announce(ticket, mask, training, tuple(seeds), first, last, told.address)
         try:
             particles = own_part(self.world, job, self.inner, self.shared, ticket, mask, told)
@@ -97,7 +83,7 @@ class Ranks:
         for rank in others:
             like = particles[0] if particles else None
             for particle in self._collected(rank, answers[rank], ticket, mask, like):
-                told.finished(particle)
+                told.on_finished(particle)
                 particles.append(particle)
         found = {particle.index: particle for particle in particles}
         return [found[index] for index, _ in seeds if index in found]
@@ -180,21 +166,18 @@ class Ranks:
             raise self.world.blame(error) from error
 
 
-class _Leading:
+class _Leading(ForwardingProgress):
     """Rank 0's progress: relays the others' steps, and stops its own training where one of them failed."""
 
     def __init__(self, told: Progress, ranks: Ranks) -> None:
-        self.told, self.ranks, self.world = told, ranks, ranks.world
+        super().__init__(told)
+        self.ranks, self.world = ranks, ranks.world
         self.watched = time.monotonic()
         self.broken: set[int] = set()
         self.trouble: Exception | None = None
         """What went wrong elsewhere, once it did."""
 
-    @property
-    def address(self) -> Any:
-        return self.told.address if isinstance(self.told, Addressed) else None
-
-    def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
+    def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         if self.trouble is None:
             try:
                 self.watch()
@@ -202,19 +185,7 @@ class _Leading:
                 self.trouble = error
                 # The progress saves this training before it ends; others on the same particle stop at the same step.
                 self.world.asked.set()
-        self.told.stepped(index, step, total, snapshot)
-
-    def unfinished(self, index: int) -> Snapshot | None:
-        return self.told.unfinished(index)
-
-    def ready(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
-        self.told.ready(index, snapshot)
-
-    def finished(self, particle: Particle) -> None:
-        self.told.finished(particle)
-
-    def broke(self, index: int, error: Diverged) -> None:
-        self.told.broke(index, error)
+        self.inner.on_step(index, step, total, snapshot)
 
     def hear_of_broken(self) -> None:
         """Tell of particles that broke on other ranks, each once."""
@@ -223,7 +194,7 @@ class _Leading:
                 for index, (text, steps) in broken:
                     if index not in self.broken:
                         self.broken.add(index)
-                        self.told.broke(index, Diverged(text, steps))
+                        self.inner.on_diverged(index, Diverged(text, steps))
 
     def watch(self) -> None:
         """Now and then: raise what went wrong elsewhere, relay how far the others are."""
@@ -237,7 +208,6 @@ class _Leading:
                     raise failed
         self.hear_of_broken()
         self.world.check()
-        if isinstance(self.told, Addressed):
-            for beat, _ in self.world.beats().values():
-                if beat.at is not None:
-                    self.told.elsewhere(*beat.at)
+        for beat, _ in self.world.beats().values():
+            if beat.at is not None:
+                self.inner.on_remote_step(*beat.at)

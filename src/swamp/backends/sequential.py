@@ -1,15 +1,13 @@
-"""The reference backend: particles one after the other."""
+"""The reference backend: particles are trained sequentially."""
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
-from swamp.backends.backend import Group, Progress, Silent
+from swamp.backends.base import Progress
 from swamp.backends.particle import Particle
 from swamp.backends.ticket import Ticket
 from swamp.errors import Diverged, SwampError
@@ -19,7 +17,6 @@ from swamp.training import (
     OptimizerFactory,
     Seed,
     Shard,
-    Snapshot,
     Task,
     Training,
     fit,
@@ -27,14 +24,15 @@ from swamp.training import (
     reset_statistics,
 )
 
-T = TypeVar("T")
-
 
 class Sequential:
-    """One after the other, with all threads: the reference that every other backend must equal.
+    """Trains particles one at a time with all threads: the reference that every other backend must equal.
 
-    `model` itself is left alone. optimizer: factory from parameters to any torch optimizer, in place of the one that
-    `training` names. shard: the rows of this process where several processes train each particle (data parallelism).
+    Args:
+        model: Architecture of the particles; it is copied, so that the caller's weights stay as they are.
+        task: Data, loss and forward pass.
+        optimizer: Factory from parameters to a torch optimizer (default: the one that `training` names).
+        shard: Shard of each batch that this process computes, where several processes train each particle.
     """
 
     def __init__(
@@ -56,14 +54,16 @@ class Sequential:
         progress: Progress | None = None,
     ) -> list[Particle]:
         """See Backend.train."""
-        job = Job(self.model, self.task, self.optimizer, ticket, mask, training, first, last, progress or Silent())
-        job = replace(job, shard=self.shard)
-        return job.particles(seeds)
+        job = ParticleJob(
+            self.model, self.task, self.optimizer, ticket, mask, training, first, last, progress or Progress(),
+            shard=self.shard,
+        )  # fmt: skip
+        return job.train_all(seeds)
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
-    """What one call of `Backend.train` asks for, and the training of one particle of it."""
+class ParticleJob:
+    """The arguments of one call of `Backend.train`, and the training of one particle."""
 
     model: nn.Module
     task: Task
@@ -74,51 +74,43 @@ class Job:
     first: int
     last: int | None
     progress: Progress
-    alone: bool = True
-    """Whether no other training runs in this process at the same time."""
-    beside: int = 1
-    """Trainings that share the time of this one."""
+    exclusive: bool = True
+    """Whether no other training runs in this process meanwhile: then it may seed the global generators."""
+    concurrent: int = 1
+    """Particles that shard this process's time: the seconds of each are divided by it."""
     shard: Shard | None = None
-    """The rows of this process where several processes train each particle."""
 
-    def particles(self, seeds: Sequence[tuple[int, Seed]]) -> list[Particle]:
-        """Train one after the other, and report each; those that broke are left out."""
-        return unbroken([self.particle(index, seed) for index, seed in seeds])
+    def train_all(self, seeds: Sequence[tuple[int, Seed]]) -> list[Particle]:
+        """Train one particle for each (index, seed) sequentially; those that diverge are left out."""
+        found = [self.train(index, seed) for index, seed in seeds]
+        return [particle for particle in found if particle is not None]
 
-    def particle(self, index: int, seed: Seed) -> Particle | None:
-        """Train one particle and report it; None where it broke."""
-        return self.trained_by(self.fitted, index, seed)
+    def train(
+        self, index: int, seed: Seed, train_in_place: Callable[[nn.Module, int, Seed], Fit] | None = None
+    ) -> Particle | None:
+        """Train one particle and report it; None where it diverged and `progress` lets the others go on.
 
-    def trained_by(self, train: Callable[[nn.Module, int, Seed], Fit], index: int, seed: Seed) -> Particle | None:
-        """Report what `train` makes, in place, of a model at `mask * ticket.weights`; None where it broke."""
-        return self.unless_broken(index, lambda: self._trained_by(train, index, seed))
-
-    def unless_broken(self, index: int, work: Callable[[], T]) -> T | None:
-        """What `work` gives; None where it raises Diverged and `progress` lets the others go on."""
+        train_in_place: trains the given model (default: the library's own loop).
+        """
+        began = time.perf_counter()
         try:
-            return work()
+            model = self.start_model()
+            fitted = (train_in_place or self._fit)(model, index, seed)
+            return self.finish(index, fitted, (time.perf_counter() - began) / self.concurrent)
         except Diverged as error:
-            told = Diverged(f"particle {index}: {error}", error.steps)
-            told.__cause__ = error
-            self.progress.broke(index, told)
+            self.report_divergence(index, error)
             return None
 
-    def _trained_by(self, train: Callable[[nn.Module, int, Seed], Fit], index: int, seed: Seed) -> Particle:
-        began = time.perf_counter()
-        # A copy each: what a state dict leaves out (a buffer that is not persistent) stays with its own particle.
+    def start_model(self) -> nn.Module:
+        """A copy of the model at `mask * ticket.weights`."""
+        # A copy each: a state dict leaves out buffers that are not persistent, which particles must not shard.
         model = copy.deepcopy(self.model)
         rewind(model, self.ticket, self.mask)
         if self.training.reset_batchnorm:
             reset_statistics(model)
-        trained = train(model, index, seed)
-        return self.reported(index, trained, (time.perf_counter() - began) / self.beside)
+        return model
 
-    def fitted(self, model: nn.Module, index: int, seed: Seed) -> Fit:
-        """The library's own loop."""
-
-        def watch(step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
-            self.progress.stepped(index, step, total, snapshot)
-
+    def _fit(self, model: nn.Module, index: int, seed: Seed) -> Fit:
         return fit(
             model,
             self.task,
@@ -128,78 +120,43 @@ class Job:
             first=self.first,
             last=self.last,
             optimizer=self.optimizer,
-            resume=self.progress.unfinished(index),
-            watch=watch,
-            alone=self.alone,
+            resume=self.progress.load_snapshot(index),
+            on_step=lambda step, total, snapshot: self.progress.on_step(index, step, total, snapshot),
+            exclusive=self.exclusive,
             shard=self.shard,
         )
 
-    def reported(self, index: int, trained: Fit, seconds: float) -> Particle:
-        """The particle that a training gave, checked and handed to `progress`. Raises Diverged for one that broke."""
-        # The average too, and running statistics: one bad batch spoils these though the weights may be finite again.
-        step = self.first + trained.steps
-        require_finite_weights(trained.weights, step, self.training, beside=self.ticket.weights)
-        self.mask.require_zeros(trained.weights)
+    def finish(self, index: int, fitted: Fit, seconds: float) -> Particle:
+        """Check the trained weights and hand the particle to `progress`. Raises Diverged if they are not finite."""
+        # The average and running statistics too: one bad batch spoils these though the last weights are finite.
+        step = self.first + fitted.steps
+        require_finite_weights(fitted.weights, step, self.training, beside=self.ticket.weights)
+        self.mask.require_zeros(fitted.weights)
         particle = Particle(
-            trained.weights,
+            fitted.weights,
             index,
             self.ticket.id,
             self.mask.digest,
-            trained.averaged,
-            trained.steps,
-            trained.losses,
+            fitted.averaged,
+            fitted.steps,
+            fitted.losses,
             seconds,
         )
-        self.progress.finished(particle)
+        self.progress.on_finished(particle)
         return particle
 
-
-class Row(NamedTuple):
-    """One particle of those that are trained at once, and the job of its group."""
-
-    job: Job
-    number: int
-    """The particle's index in its group."""
-    seed: Seed
-    place: int
-    """Among all of all groups."""
-
-
-def rows_of(
-    model: nn.Module,
-    task: Task,
-    optimizer: OptimizerFactory | None,
-    groups: Sequence[Group],
-    training: Training,
-    first: int,
-    last: int | None,
-) -> list[Row]:
-    """The particles of all groups, in their order."""
-    rows: list[Row] = []
-    start = 0
-    for group in groups:
-        job = Job(model, task, optimizer, group.ticket, group.mask, training, first, last, group.progress)
-        for n, (index, seed) in enumerate(group.seeds):
-            rows.append(Row(job, index, seed, start + (index if group.of else n)))
-        start += group.size
-    return rows
-
-
-def regrouped(groups: Sequence[Group], particles: Sequence[Particle | None]) -> list[list[Particle]]:
-    """What the rows of `rows_of` gave, group by group; those that broke are left out."""
-    given = iter(particles)
-    return [unbroken(islice(given, len(group.seeds))) for group in groups]
-
-
-def unbroken(particles: Iterable[Particle | None]) -> list[Particle]:
-    """Those that did not break."""
-    return [particle for particle in particles if particle is not None]
+    def report_divergence(self, index: int, error: Diverged) -> None:
+        """Tell `progress` that a particle diverged; it raises, or lets the others go on."""
+        named = Diverged(f"particle {index}: {error}", error.steps)
+        named.__cause__ = error
+        self.progress.on_diverged(index, named)
 
 
 def rewind(model: nn.Module, ticket: Ticket, mask: Mask) -> None:
-    """Set `model` to mask * ticket.weights: survivors bit-equal to the ticket, the rest exactly zero.
+    """Set `model` to `mask * ticket.weights`: remaining weights bit-equal to the ticket, all others exactly zero.
 
-    Raises SwampError for the ticket of another model.
+    Raises:
+        SwampError: The ticket belongs to another architecture.
     """
     try:
         model.load_state_dict(dict(ticket.weights))

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from torch import Tensor
 
-from swamp.backends.backend import Backend, Progress, Silent
+from swamp.backends.base import Backend, ForwardingProgress, Progress
 from swamp.backends.data_parallel import DataParallel, GroupProgress
 from swamp.backends.particle import Particle
 from swamp.backends.ticket import Ticket
@@ -90,59 +90,61 @@ def own_part(
     return particles if one.first else []
 
 
-class Alone:
+class Alone(ForwardingProgress):
     """Progress of particles that this process trains by itself. asked: set to save and stop, by way of `stop`."""
 
     def __init__(self, told: Progress, asked: Event, stop: Callable[[], None]) -> None:
+        super().__init__(told)
         self.told, self.asked, self.stop = told, asked, stop
 
-    def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
+    def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         """Report; raise Interrupted where this process was asked to stop."""
         stopping = self.asked.is_set()
         if stopping:
             self.stop()
-        self.told.stepped(index, step, total, snapshot)
+        self.told.on_step(index, step, total, snapshot)
         if stopping:
             raise Interrupted("stopped.")
 
-    def unfinished(self, index: int) -> Snapshot | None:
+    def load_snapshot(self, index: int) -> Snapshot | None:
         """What it goes on from."""
-        return self.told.unfinished(index)
+        return self.told.load_snapshot(index)
 
-    def ready(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
+    def on_last_step(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
         """Pass it on."""
-        self.told.ready(index, snapshot)
+        self.told.on_last_step(index, snapshot)
 
-    def finished(self, particle: Particle) -> None:
+    def on_finished(self, particle: Particle) -> None:
         """Report it."""
-        self.told.finished(particle)
+        self.told.on_finished(particle)
 
-    def broke(self, index: int, error: Diverged) -> None:
+    def on_diverged(self, index: int, error: Diverged) -> None:
         """Pass it on."""
-        self.told.broke(index, error)
+        self.told.on_diverged(index, error)
 
 
-class _Serving:
+class _Serving(ForwardingProgress):
     """Progress of a rank that serves: its steps go into its signs of life."""
 
     def __init__(self, told: Progress, world: World, number: int) -> None:
+        super().__init__(told)
         self.told, self.world, self.number = told, world, number
         self.broken: dict[int, tuple[str, int]] = {}
 
-    def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
+    def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         self.world.pulse.at = index, step, total
-        self.told.stepped(index, step, total, snapshot)
+        self.told.on_step(index, step, total, snapshot)
 
-    def unfinished(self, index: int) -> Snapshot | None:
-        return self.told.unfinished(index)
+    def load_snapshot(self, index: int) -> Snapshot | None:
+        return self.told.load_snapshot(index)
 
-    def ready(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
-        self.told.ready(index, snapshot)
+    def on_last_step(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
+        self.told.on_last_step(index, snapshot)
 
-    def finished(self, particle: Particle) -> None:
-        self.told.finished(particle)
+    def on_finished(self, particle: Particle) -> None:
+        self.told.on_finished(particle)
 
-    def broke(self, index: int, error: Diverged) -> None:
+    def on_diverged(self, index: int, error: Diverged) -> None:
         # Rank 0 says what becomes of it; where nothing is to go on without it, it ends the job.
         self.broken[index] = str(error), error.steps
         self.world.post(f"broke-{self.number}", list(self.broken.items()))
@@ -185,7 +187,7 @@ def serve(
         world.post(f"holds-{number}", [ticket.id, mask.digest])
         if not job.groups and (inner is None or job.choice != choice):
             inner, choice = build(job.choice), job.choice
-        told = Silent() if job.address is None else progress(job.address)
+        told = Progress() if job.address is None else progress(job.address)
         train = partial(own_part, world, job, inner, shared, ticket, mask, _Serving(told, world, number))
         particles = _answered(world, job, train)
         if particles:

@@ -1,4 +1,4 @@
-"""Particles beside each other, a thread each: for networks whose kernels are larger than the interpreter's work."""
+"""Particles trained concurrently, one thread each: for networks whose kernels take longer than the interpreter."""
 
 import copy
 import os
@@ -11,9 +11,9 @@ from threading import Lock
 import torch
 from torch import nn
 
-from swamp.backends.backend import Group, Progress, Silent
+from swamp.backends.base import ForwardingProgress, Progress
 from swamp.backends.particle import Particle
-from swamp.backends.sequential import Row, regrouped, rows_of
+from swamp.backends.sequential import ParticleJob
 from swamp.backends.ticket import Ticket
 from swamp.errors import Diverged
 from swamp.masks import Mask
@@ -27,16 +27,16 @@ from swamp.training import (
     TokenData,
     Training,
     draws_globally,
-    kinds,
 )
 
 _BINDING = ("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 
 
 class Threads:
-    """One thread a particle, torch's own threads shared out among them: for convolutions and transformers on CPU.
+    """Trains one particle a thread and divides torch's threads among them: for convolutions and transformers on CPU.
 
-    Where that cannot be (see `obstacle`), particles are trained one after the other, with a warning that says why.
+    Where this is not supported (see `unsupported_reason`), particles are trained sequentially, with a warning that
+    says why. Bit-equal to Sequential if each thread has as many of torch's threads.
     """
 
     def __init__(self, model: nn.Module, task: Task, optimizer: OptimizerFactory | None = None) -> None:
@@ -55,123 +55,106 @@ class Threads:
         last: int | None = None,
         progress: Progress | None = None,
     ) -> list[Particle]:
-        """See Backend.train. Bit-equal to Sequential where each thread has as many of torch's threads."""
-        groups = [Group(ticket, mask, seeds, progress or Silent())]
-        return self.train_groups(groups, training, first=first, last=last)[0]
-
-    def train_groups(
-        self, groups: Sequence[Group], training: Training, *, first: int = 0, last: int | None = None
-    ) -> list[list[Particle]]:
-        """See AtOnce."""
-        rows = rows_of(self.model, self.task, self.optimizer, groups, training, first, last)
-        size = sum(group.size for group in groups)
-        workers = min(size, cores())
-        why_not = obstacle(self.model, self.task, training) if size > 1 else None
-        if why_not:
-            warnings.warn(f"particles are trained one after the other, not in threads: {why_not}", stacklevel=2)
-        if workers < 2 or why_not:
-            return regrouped(groups, [row.job.particle(row.number, row.seed) for row in rows])
-        return regrouped(groups, _side_by_side(rows, workers))
+        """See Backend.train."""
+        progress = progress or Progress()
+        job = ParticleJob(self.model, self.task, self.optimizer, ticket, mask, training, first, last, progress)
+        places = progress.places or len(seeds)
+        workers = min(places, cores())
+        reason = unsupported_reason(self.model, self.task, training) if places > 1 else None
+        if reason:
+            warnings.warn(f"particles are trained sequentially, not in threads: {reason}", stacklevel=2)
+        if workers < 2 or reason:
+            return job.train_all(seeds)
+        return _train_concurrently(job, seeds, workers)
 
 
-def obstacle(model: nn.Module, task: Task, training: Training) -> str | None:
-    """Why trainings of this model cannot run in threads beside each other; None where they can, given the cores."""
+def unsupported_reason(model: nn.Module, task: Task, training: Training) -> str | None:
+    """Why particles of this model cannot be trained in threads; None where they can, if there are several cores."""
     if cores() < 2:
-        return _bound()
-    if not all(isinstance(part, TensorData | TokenData | BatchList) for part in kinds(task.train)):
-        return "examples are fetched one by one, with global random numbers that one training at a time may use."
+        return _binding_reason()
+    if not isinstance(task.train, TensorData | TokenData | BatchList):
+        return "examples are fetched one by one, with global random numbers, which only one training at a time may use."
     if draws_globally(model, task, training.batch_size):
         return "the model draws random numbers by other means than dropout, from torch's one global generator."
     return None
 
 
 def cores() -> int:
-    """Processor cores that this process may use; those of a machine are shared out among the ranks on it."""
+    """Processor cores that this process may use; ranks on one machine share its cores equally."""
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, mine // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _bound() -> str | None:
-    """Which setting leaves one core to a process that has more: OpenMP binds it, and its threads begin where it is."""
+def _binding_reason() -> str | None:
+    """Which setting binds a process that has several cores to one: OpenMP pins it, and its threads start there."""
     binding = [name for name in _BINDING if os.environ.get(name, "false").lower() != "false"]
     if not binding or torch.get_num_threads() < 2:
         return None
     return f"{binding[0]} binds this process to one core, and its threads with it; unset it to train on all."
 
 
-def _side_by_side(rows: Sequence[Row], workers: int) -> list[Particle | None]:
+def _train_concurrently(job: ParticleJob, seeds: Sequence[tuple[int, Seed]], workers: int) -> list[Particle]:
     threads = torch.get_num_threads()
-    # Never more than the user asked for: another number rounds differently.
+    # At most the number that the user set: another number rounds differently.
     each = min(threads, max(1, cores() // workers))
-    turn = _Turn()
-    beside = min(workers, len(rows))
+    locked = _LockedProgress(job.progress)
+    own = replace(job, progress=locked, exclusive=False, concurrent=min(workers, len(seeds)))
     with ThreadPoolExecutor(workers, "particle", initializer=torch.set_num_threads, initargs=(each,)) as pool:
-        futures: list[Future[Particle | None]] = []
-        for row in rows:
-            told = _InTurn(row.job.progress, turn)
-            job = replace(row.job, progress=told, alone=False, beside=beside)
-            futures.append(pool.submit(job.particle, row.number, row.seed))
+        futures = [pool.submit(own.train, index, seed) for index, seed in seeds]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
-            turn.cancelled = True
+            locked.cancelled = True
             pool.shutdown(cancel_futures=True)
-            # Their number of threads is in part the whole process's.
+            # torch's thread count is partly a setting of the whole process.
             torch.set_num_threads(threads)
-    return _results(futures)
+    return [particle for particle in _results(futures) if particle is not None]
 
 
 def _results(futures: Sequence[Future[Particle | None]]) -> list[Particle | None]:
     errors = [error for future in futures if not future.cancelled() and (error := future.exception())]
-    # Those that were only told to stop say nothing of what happened.
+    # A real error first: _Cancelled only tells that another thread failed.
     for error in sorted(errors, key=lambda error: isinstance(error, _Cancelled)):
         raise error
     return [future.result() for future in futures]
 
 
 class _Cancelled(Exception):  # noqa: N818
-    """Raised in a thread when another one failed or was stopped."""
+    """Raised in a thread after another thread failed or was stopped."""
 
 
-class _Turn:
-    """What the threads of one training at once have in common."""
+class _LockedProgress(ForwardingProgress):
+    """Reports of several threads, one at a time; after `cancelled` is set every thread stops at its next step."""
 
-    def __init__(self) -> None:
+    def __init__(self, inner: Progress) -> None:
+        super().__init__(inner)
         self.lock = Lock()
         self.cancelled = False
 
-
-class _InTurn:
-    """Progress told by many threads, one at a time; stops them all when one stops."""
-
-    def __init__(self, progress: Progress, turn: _Turn) -> None:
-        self.progress, self.turn = progress, turn
-        self.lock = turn.lock
-
-    def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
-        """Pass it on. Raises what it raises, and _Cancelled where another thread failed."""
+    def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Forward. Raises _Cancelled where another thread failed."""
         with self.lock:
-            # Asked once more though cancelled: a run that was stopped saves each of its particles.
-            self.progress.stepped(index, step, total, snapshot)
-        if self.turn.cancelled:
+            # Also after cancellation: a run that was stopped saves each of its particles.
+            self.inner.on_step(index, step, total, snapshot)
+        if self.cancelled:
             raise _Cancelled
 
-    def unfinished(self, index: int) -> Snapshot | None:
-        """Pass it on."""
+    def load_snapshot(self, index: int) -> Snapshot | None:
+        """Forward."""
         with self.lock:
-            return self.progress.unfinished(index)
+            return self.inner.load_snapshot(index)
 
-    def ready(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
-        """Pass it on."""
+    def on_last_step(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Forward."""
         with self.lock:
-            self.progress.ready(index, snapshot)
+            self.inner.on_last_step(index, snapshot)
 
-    def finished(self, particle: Particle) -> None:
-        """Pass it on."""
+    def on_finished(self, particle: Particle) -> None:
+        """Forward."""
         with self.lock:
-            self.progress.finished(particle)
+            self.inner.on_finished(particle)
 
-    def broke(self, index: int, error: Diverged) -> None:
-        """Pass it on."""
+    def on_diverged(self, index: int, error: Diverged) -> None:
+        """Forward."""
         with self.lock:
-            self.progress.broke(index, error)
+            self.inner.on_diverged(index, error)

@@ -118,7 +118,7 @@ def _program(run: RunData, index: int) -> tuple[Program, float]:
         "config": run.config.to_json(),
         "cycle": cycle.index,
         "sparsity": cycle.mask.sparsity,
-        "test": cycle.measured.test,
+        "test": cycle.metrics.test,
     }
     program = replace(trace(model, inputs), provenance=json.loads(json.dumps(provenance)))
     with torch.no_grad():

@@ -143,11 +143,11 @@ def _heading() -> str:
 
 
 def _line(cycle: Cycle) -> str:
-    name = "accuracy" if "accuracy" in cycle.measured.test else next(iter(cycle.measured.test))
-    members = [particle.measured.test[name] for particle in cycle.particles]
+    name = "accuracy" if "accuracy" in cycle.metrics.test else next(iter(cycle.metrics.test))
+    members = [particle.metrics.test[name] for particle in cycle.particles]
     inside = _number(sum(members) / len(members), name) if len(members) > 1 else "-"
     height = f"{100 * max(cycle.barrier.pair, cycle.barrier.mean):.2f}" if cycle.barrier else "-"
-    test = _number(cycle.measured.test[name], name)
+    test = _number(cycle.metrics.test[name], name)
     seconds = cycle.cost.seconds
     return f"{cycle.index:5d}  {100 * cycle.sparsity:6.2f} %  {test:>8}  {inside:>10}  {height:>8}  {seconds:8.1f}"
 

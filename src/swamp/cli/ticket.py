@@ -12,7 +12,7 @@ import tyro
 
 from swamp.algorithms import backend_of
 from swamp.analysis import InstabilityAnalysis, RewindSearchResult, RewindTrial, TrialLog, search_rewind_step
-from swamp.backends import Silent
+from swamp.backends import Progress
 from swamp.cli.run import recipe_or_config
 from swamp.cli.session import Err, Out, parse, print_json, stoppable
 from swamp.errors import Interrupted, SwampError
@@ -183,11 +183,11 @@ def _with_ticket(config: RunConfig, epochs: float) -> RunConfig:
 
 
 @dataclass(frozen=True)
-class _Stopping(Silent):
+class _Stopping(Progress):
     """Progress that raises Interrupted when `stop` is set."""
 
     stop: Event = field(default_factory=Event)
 
-    def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
+    def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         if self.stop.is_set():
             raise Interrupted("stopped. Finished trials are kept: repeat the command to continue.")

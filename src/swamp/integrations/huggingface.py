@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from swamp.backends import Own, Work
+from swamp.backends import CustomTrainer, TrainJob
 from swamp.errors import MaskError, SwampError
 from swamp.integrations.settings import mask_to_hold, refuse_other_counts, refuse_untaken
 from swamp.masks import Mask, Scope, hold
@@ -91,7 +91,7 @@ class HoldMask(TrainerCallback):
 class _Steps(TrainerCallback):
     """Counts, averages and stops as the plan says."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: TrainJob) -> None:
         self.work = work
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -100,7 +100,7 @@ class _Steps(TrainerCallback):
             control.should_training_stop = True
 
 
-def backend(model: nn.Module, task: Task, make: Callable[[Work], Any], *, rates: bool = True) -> Own:
+def backend(model: nn.Module, task: Task, make: Callable[[TrainJob], Any], *, rates: bool = True) -> CustomTrainer:
     """A backend that trains each particle with a Trainer of the user's own.
 
     make: `work -> Trainer` for `work.model`; `work.name` tells particles' folders apart. Seed and steps are set by
@@ -109,7 +109,7 @@ def backend(model: nn.Module, task: Task, make: Callable[[Work], Any], *, rates:
     are not the task's, and for settings of `Training` that it does not take.
     """
 
-    def train(work: Work) -> float:
+    def train(work: TrainJob) -> float:
         refuse_untaken(work.training, _ELSEWHERE)
         trainer = make(work)
         args = trainer.args
@@ -127,10 +127,10 @@ def backend(model: nn.Module, task: Task, make: Callable[[Work], Any], *, rates:
         _schedule(trainer, work, rates)
         return float(trainer.train().training_loss)
 
-    return Own(model, task, train)
+    return CustomTrainer(model, task, train)
 
 
-def _schedule(trainer: Any, work: Work, rates: bool) -> None:
+def _schedule(trainer: Any, work: TrainJob, rates: bool) -> None:
     given, lr = trainer.args.learning_rate, work.training.lr
     if not rates:
         if work.first:

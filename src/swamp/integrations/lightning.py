@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from swamp.backends import Own, Work
+from swamp.backends import CustomTrainer, TrainJob
 from swamp.errors import MaskError, SwampError
 from swamp.integrations.settings import environment, mask_to_hold, refuse_other_counts, refuse_untaken
 from swamp.masks import Mask, Scope, hold
@@ -81,7 +81,7 @@ class HoldMask(Callback):
 class _Steps(Callback):
     """Counts, averages and stops as the plan says, and sets the learning rate where asked."""
 
-    def __init__(self, work: Work, rates: bool) -> None:
+    def __init__(self, work: TrainJob, rates: bool) -> None:
         self.work, self.rates, self.own = work, rates, [0.0]
         self.losses: list[Tensor] = []
 
@@ -117,11 +117,11 @@ class _Steps(Callback):
 def backend(
     module: nn.Module,
     task: Task,
-    make: Callable[[Work], Any],
-    data: Callable[[Work], Any] | None = None,
+    make: Callable[[TrainJob], Any],
+    data: Callable[[TrainJob], Any] | None = None,
     *,
     rates: bool = True,
-) -> Own:
+) -> CustomTrainer:
     """A backend that trains each particle, a copy of a LightningModule, with a Trainer of the user's own.
 
     make: `work -> lightning.Trainer`; `work.name` tells particles' loggers and folders apart. data: `work -> ` what
@@ -130,7 +130,7 @@ def backend(
     constant tail, unless `rates` is False: then the module's own schedule runs over the whole training.
     """
 
-    def train(work: Work) -> float:
+    def train(work: TrainJob) -> float:
         refuse_untaken(work.training, _ELSEWHERE)
         if work.first and not rates:
             raise SwampError("a module's own schedule cannot start in the middle: lr_after_rewind must be 'restart'.")
@@ -145,4 +145,4 @@ def backend(
             trainer.fit(work.model, source)
         return float(torch.stack(steps.losses).double().mean()) if steps.losses else 0.0
 
-    return Own(module, task, train)
+    return CustomTrainer(module, task, train)

@@ -113,7 +113,7 @@ def model_card(sparse: SparseModel, method: str, folder: str) -> str:
     if last is None:
         rows += [("accuracy", "not recorded"), ("cost", "not recorded")]
     else:
-        rows += [(f"{name}, test data", f"{value:.4f}") for name, value in last.measured.test.items()]
+        rows += [(f"{name}, test data", f"{value:.4f}") for name, value in last.metrics.test.items()]
         cost = last.total
         spent = (
             f"{cost.steps:,} steps, {cost.samples:,} examples, {cost.operations:.3g} operations, {cost.seconds:.0f} s"

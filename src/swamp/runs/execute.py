@@ -92,7 +92,7 @@ def _serve(config: RunConfig, directory: RunDirectory, world: World) -> dict[str
 
     def build(choice: Any) -> Backend:
         chosen = None if choice is None else Choice.from_json(choice)
-        return backend_of(config.backend, model, problem.task, config.plan, chosen=chosen)
+        return backend_of(config.backend, model, problem.task, config.plan, choice=chosen)
 
     with executing(config):
         serve(world, build, store.opened, lambda shard: Sequential(model, problem.task, shard=shard))
@@ -147,13 +147,13 @@ def summary(directory: RunDirectory, config: RunConfig, records: Iterable[Cycle]
         "method": config.plan.method,
         "sparsity": last.sparsity,
         "density": {"prunable": last.mask.density, "all": last.density_of_all},
-        "test": last.measured.test,
+        "test": last.metrics.test,
         # Methods that stand alone at each sparsity need no dense network.
         "dense": dense
         and {
             "sparsity": dense.sparsity,
             "density": {"prunable": dense.mask.density, "all": dense.density_of_all},
-            "test": dense.measured.test,
+            "test": dense.metrics.test,
         },
         "cycles": cycles,
         "seconds": sum(record["seconds"] for record in cycles),
@@ -236,7 +236,7 @@ def _records(
     """The loop, ready to go: all that can be refused is refused here, before the first step."""
     task, plan, training = problem.task, config.plan, config.training
     build_optimizer(model.parameters(), training)
-    backend = backend_of(config.backend, model, task, plan, chosen=store.choice(), tell=store.keep_choice)
+    backend = backend_of(config.backend, model, task, plan, choice=store.choice(), on_choice=store.keep_choice)
     if world is not None:
         backend = Ranks(
             backend,

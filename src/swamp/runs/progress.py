@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
-from typing import Any, Protocol
+from typing import Protocol
 
 from swamp.algorithms import Cycle
-from swamp.backends import Choice, Particle
-from swamp.errors import CorruptFile, Diverged, Interrupted
+from swamp.backends import Choice, Particle, Progress
+from swamp.errors import CorruptFile, Interrupted
 from swamp.files import load_metadata
 from swamp.runs.directory import RunDirectory
 from swamp.runs.path import PathWriter, path_files, read_path
@@ -41,7 +41,7 @@ class Reporter(Protocol):
 
 
 @dataclass(eq=False)
-class RunProgress:
+class RunProgress(Progress):
     """Keeps particles and snapshots of one cycle as they come. `stop` is set from outside to end at the next step."""
 
     directory: RunDirectory
@@ -63,9 +63,13 @@ class RunProgress:
     begins: dict[int, str] = field(default_factory=dict[int, str])
     """The step of the first point of each path, which snapshots keep: a missing file is noticed by it."""
 
-    def stepped(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
+    def __post_init__(self) -> None:
+        # The run directory is on a file system that all ranks share.
+        self.address = {"folder": self.directory.folder, "cycle": self.cycle, "count": self.count}
+
+    def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         """Show, save now and then, and stop where asked."""
-        self.elsewhere(index, step, total)
+        self.on_remote_step(index, step, total)
         stopping = self.stop.is_set()
         due = stopping or time.monotonic() - self.saved.get(index, self.began) > self.snapshot_seconds
         path = (
@@ -97,17 +101,12 @@ class RunProgress:
             return None
         return self.paths.setdefault(index, PathWriter(self.directory.trajectory(self.cycle, index), self.directory))
 
-    @property
-    def address(self) -> Any:
-        """See Addressed in particles/ranks.py: the run directory is on a file system that all ranks share."""
-        return {"folder": self.directory.folder, "cycle": self.cycle, "count": self.count}
-
-    def elsewhere(self, index: int, step: int, total: int) -> None:
+    def on_remote_step(self, index: int, step: int, total: int) -> None:
         """Show the step of a particle, which another rank may train."""
         member, members = self.one_of
         self.reporter.training(self.cycle, index + member * self.count, members * self.count, step, total)
 
-    def unfinished(self, index: int) -> Snapshot | None:
+    def load_snapshot(self, index: int) -> Snapshot | None:
         """The snapshot on disk; where it, or the path up to it, is damaged, training begins again."""
         directory = self.directory
         file, path = directory.snapshot(self.cycle, index), None
@@ -130,12 +129,12 @@ class RunProgress:
         if not {*range(begins, step + 1, self.trajectory_every)} <= {*read_path(path, self.directory)}:
             raise CorruptFile(f"{path} lacks points before step {step}: a file of it is missing.")
 
-    def ready(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
+    def on_last_step(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
         """Save it where its training is to be kept."""
         if self.keep:
             self._save(index, snapshot())
 
-    def finished(self, particle: Particle) -> None:
+    def on_finished(self, particle: Particle) -> None:
         """Write the particle, then drop its snapshot. The ticket's training is kept as the ticket."""
         if self.cycle is not None:
             path = self.directory.particle(self.cycle, particle.index)
@@ -146,7 +145,3 @@ class RunProgress:
             if not path.exists():
                 particle.save(path, self.directory.provenance(path))
             self.directory.snapshot(self.cycle, particle.index).unlink(missing_ok=True)
-
-    def broke(self, index: int, error: Diverged) -> None:
-        """Nobody said that the others should go on; the loop does."""
-        raise error

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from threading import Event
 from typing import Any
 
-from swamp.algorithms import Break, Cycle, Phase
+from swamp.algorithms import Cycle, Divergence, Phase
 from swamp.backends import Choice, Particle, Ticket
 from swamp.errors import CorruptFile, Interrupted, SwampError
 from swamp.files import digest, load_metadata, load_tensors, save_tensors, set_aside, write_atomic
@@ -187,20 +187,21 @@ class RunStore:
                 f"it was made from, or move the folder of cycle {index} and all later ones away and resume."
             )
 
-    def breaks(self) -> tuple[Break, ...]:
+    def divergences(self) -> tuple[Divergence, ...]:
         """Trainings that broke, on disk."""
         path = self.directory.broken
-        return tuple(Break(**one) for one in self.directory.read(path)["trainings"]) if path.exists() else ()
+        return tuple(Divergence(**one) for one in self.directory.read(path)["trainings"]) if path.exists() else ()
 
-    def keep_break(self, broke: Break) -> None:
-        """Drop what the training left half done, then write that it broke: killed in between, it breaks once more."""
-        snapshot = self.directory.snapshot(broke.cycle, broke.particle)
+    def keep_divergence(self, divergence: Divergence) -> None:
+        """Delete the snapshot of the diverged training, then record it; killed in between, it diverges again."""
+        snapshot = self.directory.snapshot(divergence.cycle, divergence.particle)
         snapshot.unlink(missing_ok=True)
-        if broke.cycle is not None:
-            self.directory.phase(broke.cycle).unlink(missing_ok=True)
-            self.phases.pop(broke.cycle, None)
-            PathWriter(self.directory.trajectory(broke.cycle, broke.particle)).forget()
-        self.directory.write(self.directory.broken, {"trainings": [asdict(one) for one in (*self.breaks(), broke)]})
+        if divergence.cycle is not None:
+            self.directory.phase(divergence.cycle).unlink(missing_ok=True)
+            self.phases.pop(divergence.cycle, None)
+            PathWriter(self.directory.trajectory(divergence.cycle, divergence.particle)).forget()
+        trainings = [asdict(one) for one in (*self.divergences(), divergence)]
+        self.directory.write(self.directory.broken, {"trainings": trainings})
 
     def phase(self, cycle: int) -> Phase | None:
         """The particles of a cycle whose masks change, on disk."""

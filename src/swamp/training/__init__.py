@@ -3,19 +3,19 @@
 from swamp.training.augment import Augment, crop_flip, shift_scale_noise
 from swamp.training.average import RunningMean, State, copied, interpolate, mean
 from swamp.training.batchnorm import norm_layers, refresh, refreshed
-from swamp.training.data import BatchList, Data, DatasetData, TensorData, as_batch, batch_to
+from swamp.training.data import Batch, BatchList, Data, DatasetData, TensorData, as_batch, batch_to
+from swamp.training.dropout import draws_globally
 from swamp.training.dynamic import Dynamic, dense_gradients, density_at, regrown, within_budget
-from swamp.training.finite import (
+from swamp.training.flops import FlopCounter
+from swamp.training.loop import Fit, TrainState, fit, reset_statistics, smoothed, train_loop
+from swamp.training.memory_format import to_fastest_memory_format
+from swamp.training.nan_checks import (
     require_finite,
     require_finite_given,
     require_finite_memory,
     require_finite_start,
     require_finite_weights,
 )
-from swamp.training.fit import Fit, Watch, fit, reset_statistics, smoothed
-from swamp.training.layout import arrange
-from swamp.training.noise import draws_globally
-from swamp.training.operations import Operations
 from swamp.training.optimizers import OptimizerFactory, build_optimizer
 from swamp.training.options import Sharpness, Training
 from swamp.training.order import Seed, isolated
@@ -23,19 +23,19 @@ from swamp.training.retrain import Retraining, norm_change, retraining
 from swamp.training.shard import Shard
 from swamp.training.snapshot import Snapshot, masked
 from swamp.training.sources import as_data
+from swamp.training.stacked import gather_rows, stacked_batches
 from swamp.training.task import Task, evaluate, predict
-from swamp.training.together import BySeed, a_seed, gathered, kinds, shuffled_together
 from swamp.training.tokens import TokenData
 
 __all__ = [
     "Augment",
+    "Batch",
     "BatchList",
-    "BySeed",
     "Data",
     "DatasetData",
     "Dynamic",
     "Fit",
-    "Operations",
+    "FlopCounter",
     "OptimizerFactory",
     "Retraining",
     "RunningMean",
@@ -47,10 +47,8 @@ __all__ = [
     "Task",
     "TensorData",
     "TokenData",
+    "TrainState",
     "Training",
-    "Watch",
-    "a_seed",
-    "arrange",
     "as_batch",
     "as_data",
     "batch_to",
@@ -62,10 +60,9 @@ __all__ = [
     "draws_globally",
     "evaluate",
     "fit",
-    "gathered",
+    "gather_rows",
     "interpolate",
     "isolated",
-    "kinds",
     "masked",
     "mean",
     "norm_change",
@@ -82,7 +79,9 @@ __all__ = [
     "reset_statistics",
     "retraining",
     "shift_scale_noise",
-    "shuffled_together",
     "smoothed",
+    "stacked_batches",
+    "to_fastest_memory_format",
+    "train_loop",
     "within_budget",
 ]

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from swamp.training.data import Data, batch_to
-from swamp.training.layout import arranged_for
+from swamp.training.memory_format import to_memory_format_of
 from swamp.training.task import Forward, call_model, evaluating
 
 
@@ -54,7 +54,7 @@ def refresh(
             inputs, targets = batch_to(batch, device)
             first_size = first_size or len(targets)
             if len(targets) >= first_size:
-                forward(model, arranged_for(model, inputs))
+                forward(model, to_memory_format_of(model, inputs))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
 

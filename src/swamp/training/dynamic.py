@@ -13,9 +13,9 @@ from swamp.masks import Mask, structure_named
 from swamp.training.average import State
 from swamp.training.batchnorm import frozen_statistics
 from swamp.training.data import batch_to
-from swamp.training.fit import smoothed
-from swamp.training.layout import arranged_for
-from swamp.training.noise import Randomness
+from swamp.training.dropout import DropoutStream
+from swamp.training.loop import smoothed
+from swamp.training.memory_format import to_memory_format_of
 from swamp.training.options import Training
 from swamp.training.order import Seed, isolated
 from swamp.training.task import Task
@@ -124,9 +124,11 @@ def dense_gradients(model: nn.Module, task: Task, training: Training, seed: Seed
     inputs, targets = batch_to(next(iter(task.train.shuffled(training.batch_size, seed, epoch, within))), device)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     model.train()
-    random = Randomness(model, seed.at("noise").number(), device, alone=True)
+    random = DropoutStream(model, seed.at("noise").number(), device, exclusive=True)
     with isolated(seed, device), frozen_statistics(model), random.at(step, None, len(targets)):
-        loss = smoothed(task.loss, training.label_smoothing)(task.forward(model, arranged_for(model, inputs)), targets)
+        loss = smoothed(task.loss, training.label_smoothing)(
+            task.forward(model, to_memory_format_of(model, inputs)), targets
+        )
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     gradients: list[Tensor | None] = list(found)
     return {

@@ -1,4 +1,4 @@
-"""Randomness by name: every stream is a pure function of one seed and the path of names that leads to it."""
+"""DropoutStream by name: every stream is a pure function of one seed and the path of names that leads to it."""
 
 import hashlib
 import random

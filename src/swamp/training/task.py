@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from swamp.errors import SwampError
 from swamp.training.data import Data, TensorData, batch_to
-from swamp.training.layout import arranged_for
+from swamp.training.memory_format import to_memory_format_of
 from swamp.training.sources import as_data
 
 Loss = Callable[[Tensor, Any], Tensor]
@@ -131,7 +131,7 @@ def predict(
     with evaluating(model):
         for batch in data.in_order(batch_size if examples is None else min(batch_size, examples)):
             inputs, target = batch_to(batch, device)
-            outputs.append(task.forward(model, arranged_for(model, inputs)))
+            outputs.append(task.forward(model, to_memory_format_of(model, inputs)))
             targets.append(target)
             seen += len(target)
             if examples is not None and seen >= examples:

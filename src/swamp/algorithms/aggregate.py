@@ -1,0 +1,61 @@
+"""The model of a cycle: the mean of its particles, a greedy soup of them, or the best of them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from swamp.algorithms.evaluator import Evaluator
+from swamp.algorithms.method import Method
+from swamp.algorithms.particles import Trained
+from swamp.algorithms.plan import Plan
+from swamp.backends import Particle, mean_of, require_unbroken
+from swamp.masks import Mask
+from swamp.training import State, mean, within_budget
+
+
+class Average(NamedTuple):
+    """The mask and weights of a cycle's model."""
+
+    mask: Mask
+    weights: State
+    averaged: bool
+    """Whether the weights are an average, which needs new BatchNorm statistics."""
+
+
+def aggregate(trained: Trained, plan: Plan, evaluator: Evaluator) -> Average:
+    """Combine particles as the plan's method does; a mean over different masks is pruned to the size of the first."""
+    if trained.samples is not None:
+        return Average(*within_budget(trained.samples, trained.masks[0], plan.structure), averaged=True)
+    weights, averaged = combined(trained.particles, plan.setting, evaluator)
+    if plan.setting.own_masks:
+        return Average(*within_budget(weights, trained.masks[0], plan.structure), averaged)
+    return Average(trained.masks[0], weights, averaged)
+
+
+def combined(particles: Sequence[Particle], method: Method, evaluator: Evaluator) -> tuple[State, bool]:
+    """The combined weights of particles, and whether they are an average."""
+    require_unbroken(particles)
+    if method.combine == "mean" or len(particles) == 1:
+        # mean_of requires one common mask.
+        average = mean(p.weights for p in particles) if method.own_masks else mean_of(particles)
+        return average, len(particles) > 1 or particles[0].averaged > 1
+
+    def error(model: nn.Module, candidate: tuple[State, bool]) -> float:
+        weights, averaged = candidate
+        return evaluator.error(evaluator.load(model, weights, None, refresh_bn=averaged))
+
+    single = [(particle.weights, particle.averaged > 1) for particle in particles]
+    errors = evaluator.map(error, single)
+    order = sorted(range(len(particles)), key=lambda i: errors[i])
+    best = order[0]
+    if method.combine == "best":
+        return single[best]
+    taken, lowest = [best], errors[best]
+    for candidate in order[1:]:
+        soup = mean(particles[i].weights for i in [*taken, candidate])
+        (found,) = evaluator.map(error, [(soup, True)])
+        # A greedy soup takes a particle that does not raise the error (Wortsman et al. 2022).
+        if found <= lowest:
+            taken, lowest = [*taken, candidate], found
+    return single[best] if len(taken) == 1 else (mean(particles[i].weights for i in taken), True)

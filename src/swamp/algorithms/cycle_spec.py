@@ -1,0 +1,69 @@
+"""How a cycle begins: at which weights its particles start, on which mask, and how they train."""
+
+from dataclasses import dataclass, field, replace
+
+from swamp.algorithms.cycle import Cost, Cycle
+from swamp.algorithms.setup import Setup
+from swamp.backends import Ticket
+from swamp.masks import Mask
+from swamp.training import Training, norm_change, retraining
+
+
+@dataclass(frozen=True, eq=False)
+class CycleSpec:
+    """How one cycle begins."""
+
+    start: Ticket
+    mask: Mask
+    training: Training
+    first: int = 0
+    """Step of the schedule at which the particles start."""
+    notes: tuple[str, ...] = ()
+    earlier: Cost = field(default_factory=Cost)
+    """Cost of the cycles that this one is made from."""
+    scoring_flops: float = 0.0
+    """Floating-point operations of finding the mask."""
+
+
+def first_spec(setup: Setup, index: int, ticket: Ticket) -> CycleSpec:
+    """The dense cycle, or a cycle of a method that needs no other cycle."""
+    if not setup.method.alone:
+        return CycleSpec(ticket, setup.dense, setup.training, setup.first_step)
+    training = _repeated(setup, setup.schedule.densities[index])
+    if setup.method.masks == "dynamic" and setup.method.grow == "nothing":
+        return CycleSpec(ticket, setup.dense, training)
+    nnz = setup.schedule.nnz(index, setup.dense.prunable)
+    pruned = setup.pruner.prune(setup.dense, ticket.weights, nnz, setup.seed.at("score", index))
+    return CycleSpec(ticket, pruned.mask, training, notes=pruned.notes, scoring_flops=pruned.flops)
+
+
+def next_spec(setup: Setup, index: int, ticket: Ticket, previous: Cycle) -> CycleSpec:
+    """The average of `previous` pruned; the remaining weights rewound to the ticket, or carried on."""
+    nnz = setup.schedule.nnz(index, setup.dense.prunable)
+    pruned = setup.pruner.prune(previous.mask, previous.weights, nnz, setup.seed.at("score", index))
+    start, training, first = ticket, setup.training, setup.first_step
+    if setup.method.start == "carry":
+        start = Ticket(previous.weights, 0)
+        training, first = _retrained(setup, previous, pruned.mask)
+    return CycleSpec(start, pruned.mask, training, first, pruned.notes, previous.total, pruned.flops)
+
+
+def _repeated(setup: Setup, density: float) -> Training:
+    """The training of a one-cycle method; a cyclic one repeats the schedule as often as an iterative run has cycles."""
+    if not setup.method.cyclic:
+        return setup.training
+    times = setup.plan.trainings_to(density)
+    repeats = times * (setup.plan.most_particles if setup.method.longer else 1)
+    return replace(setup.training, epochs=setup.training.epochs * times, schedule_repeats=repeats)
+
+
+def _retrained(setup: Setup, previous: Cycle, mask: Mask) -> tuple[Training, int]:
+    """How carried weights train on the smaller `mask`, and the step at which this starts."""
+    whole, removed = (
+        sum(float(previous.weights[name][chosen].double().square().sum()) for name, chosen in part.items()) ** 0.5
+        for part in (previous.mask, {name: ~active for name, active in mask.items()})
+    )
+    change = norm_change(whole, removed, 1 - mask.nnz / previous.mask.nnz)
+    plan = setup.plan
+    training, epoch = retraining(setup.training, plan.retraining, plan.retrain_epochs or setup.training.epochs, change)
+    return training, epoch * setup.per_epoch

@@ -1,0 +1,147 @@
+"""Evaluator: metrics and errors of weights, on scratch models."""
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from swamp.algorithms.cycle import Metrics, SplitMetrics
+from swamp.backends import cores
+from swamp.masks import Mask
+from swamp.training import (
+    BatchList,
+    State,
+    Task,
+    TensorData,
+    TokenData,
+    copied,
+    evaluate,
+    predict,
+    refreshed,
+    to_fastest_memory_format,
+)
+from swamp.training.options import Precision
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Metrics of one model, and the state they were measured in."""
+
+    metrics: SplitMetrics
+    error: float
+    """In [0, 1], on the data that choices are made on; NaN where it was not asked for."""
+    state: State
+    """With new BatchNorm statistics where these were asked for."""
+
+
+class Evaluator:
+    """Loads weights into scratch models and evaluates them, several at once where cores are free.
+
+    Args:
+        model: Architecture; it is copied.
+        task: Data and metrics.
+        examples: Largest number of training examples to evaluate on.
+        precision: Of the forward passes that re-estimate BatchNorm statistics; metrics are measured in float32.
+        check_stop: Called before each model is evaluated; may raise Interrupted, as many models may take minutes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        examples: int,
+        precision: Precision = "float32",
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.task, self.examples, self.check_stop = task, examples, check_stop
+        self.bfloat16 = precision == "bfloat16"
+        self.scratch: SimpleQueue[nn.Module] = SimpleQueue()
+        self.workers = _workers(model, task)
+        for _ in range(self.workers):
+            one = copy.deepcopy(model)
+            to_fastest_memory_format(one, bfloat16=False)
+            self.scratch.put(one)
+
+    def map(self, work: Callable[[nn.Module, T], R], items: Iterable[T]) -> list[R]:
+        """`work(scratch model, item)` for every item, as many at once as there are free cores."""
+
+        def one(item: T) -> R:
+            self.check_stop()
+            model = self.scratch.get()
+            try:
+                return work(model, item)
+            finally:
+                self.scratch.put(model)
+
+        if self.workers == 1:
+            return [one(item) for item in items]
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+            return list(pool.map(one, items))
+
+    def load(
+        self, model: nn.Module, weights: State, mask: Mask | None, *, refresh_bn: bool, examples: int | None = None
+    ) -> nn.Module:
+        """`model` with these weights; raises MaskError if they are not zero off `mask`.
+
+        refresh_bn: re-estimate BatchNorm statistics on all training examples, or on about `examples`.
+        """
+        if mask is not None:
+            mask.require_zeros(weights)
+        model.load_state_dict(dict(weights))
+        if not refresh_bn:
+            return model
+        batches = None if examples is None else math.ceil(examples / 256)
+        device = next(model.parameters()).device
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
+            return refreshed(model, self.task.train, forward=self.task.forward, batch_size=256, batches=batches)
+
+    def evaluate(
+        self, model: nn.Module, weights: State, mask: Mask, *, refresh_bn: bool, with_error: bool
+    ) -> Evaluation:
+        """Metrics of these weights on each split."""
+        model = self.load(model, weights, mask, refresh_bn=refresh_bn)
+        task = self.task
+        train = predict(model, task, task.train, examples=self.examples)
+        validation = None if task.validation is None else predict(model, task, task.validation)
+        held_out = tuple(part[: self.examples] for part in validation or train)
+        return Evaluation(
+            SplitMetrics(
+                self._metrics(*train),
+                None if validation is None else self._metrics(*validation),
+                self._metrics(*predict(model, task, task.test)),
+            ),
+            task.error_of(*held_out) if with_error else math.nan,
+            {name: value.contiguous() for name, value in copied(model.state_dict()).items()},
+        )
+
+    def metrics_before_bn_update(self, model: nn.Module, weights: State, mask: Mask) -> Metrics:
+        """Test metrics with the BatchNorm statistics that `weights` came with."""
+        return evaluate(self.load(model, weights, mask, refresh_bn=False), self.task, self.task.test)
+
+    def _metrics(self, outputs: Tensor, targets: Tensor) -> Metrics:
+        return {name: metric(outputs, targets) for name, metric in self.task.metrics.items()}
+
+    def error(self, model: nn.Module) -> float:
+        """Error in [0, 1] on the data that choices are made on."""
+        outputs, targets = predict(model, self.task, self.task.held_out, examples=self.examples)
+        return self.task.error_of(outputs, targets)
+
+
+def _workers(model: nn.Module, task: Task) -> int:
+    """How many models to evaluate at once: the cores that torch's own threads leave free."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    held = [data for data in (task.train, task.test, task.validation) if data is not None]
+    # Other data may keep state, or draw from the global generators.
+    if not on_cpu or not all(isinstance(data, TensorData | TokenData | BatchList) for data in held):
+        return 1
+    return max(1, cores() // torch.get_num_threads())

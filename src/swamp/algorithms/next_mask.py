@@ -1,0 +1,101 @@
+"""Pruner: from weights to the next, smaller mask."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from swamp.algorithms.plan import Plan
+from swamp.masks import Mask, empty_layer_warning, prune_mask
+from swamp.scores import ScoringContext, score_named
+from swamp.scores.grasp import PER_CLASS
+from swamp.training import FlopCounter, Seed, State, Task, batch_to, isolated
+from swamp.training.data import Batch
+
+_PASSES = {"snip": 1, "taylor": 1, "fisher": 1, "grasp": 3, "synflow": 1}
+"""Gradients that a score takes of every example; GraSP's Hessian-vector product counts as two."""
+
+
+class Pruned(NamedTuple):
+    """The result of one pruning."""
+
+    mask: Mask
+    notes: tuple[str, ...]
+    """Warnings for the record, such as a layer that lost all its weights."""
+    flops: float
+    """Floating-point operations of scoring."""
+
+
+class Pruner:
+    """Scores weights, in as many rounds as the method has, and prunes to an exact count.
+
+    Args:
+        model: Scratch model; it is loaded with the weights to be scored.
+        task: Data, loss and forward pass, for scores that need gradients.
+        plan: Score, allocation and structure.
+        batch_size: Examples in a batch of training.
+        flops: Counts the cost of scoring.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, plan: Plan, batch_size: int, flops: FlopCounter) -> None:
+        self.model, self.task, self.plan, self.flops = model, task, plan, flops
+        self.batch_size = batch_size
+        self.score = score_named(plan.ranking)
+
+    def prune(self, mask: Mask, weights: State, nnz: int, seed: Seed) -> Pruned:
+        """Shrink `mask` to `nnz` weights by their scores at `weights`."""
+        plan, rounds = self.plan, self.plan.setting.rounds
+        self.model.load_state_dict(dict(weights))
+        smaller, flops = mask, 0.0
+        for number in range(1, rounds + 1):
+            scores = self.score(self.model, smaller, self._context(seed))
+            flops += self._flops(smaller)
+            smaller = prune_mask(
+                smaller,
+                scores,
+                round(mask.nnz * (nnz / mask.nnz) ** (number / rounds)),
+                allocation=plan.allotment,
+                structure=plan.structure,
+                min_per_layer=plan.min_per_layer,
+            )
+        note = empty_layer_warning(mask, smaller)
+        return Pruned(smaller, (note,) if note else (), flops)
+
+    def _context(self, seed: Seed) -> ScoringContext:
+        device = next(self.model.parameters()).device
+
+        def batches() -> Iterator[Batch]:
+            return (batch_to(batch, device) for batch in self.task.train.shuffled(self.batch_size, seed, 0))
+
+        return ScoringContext(
+            seed.generator(),
+            batches=batches,
+            forward=self.task.forward,
+            loss=self.task.loss,
+            examples=self.plan.score_examples,
+        )
+
+    def _flops(self, mask: Mask) -> float:
+        """Of one scoring: as in training, a gradient costs three forward passes."""
+        return 3 * _PASSES.get(self.plan.ranking, 0) * self._examples() * self.flops.forward(mask)
+
+    def _examples(self) -> int:
+        """Training examples that the score takes gradients of."""
+        train, most = self.task.train, self.plan.score_examples
+        match self.plan.ranking:
+            case "synflow":
+                return 1
+            case "grasp":
+                return PER_CLASS * self._outputs()
+            case _:
+                batch = min(self.batch_size, len(train))
+                # Whole batches; a first batch that is too large is cut.
+                return batch * min(most // batch, train.steps(self.batch_size)) or most
+
+    def _outputs(self) -> int:
+        """Outputs of the network, which GraSP takes for classes."""
+        device = next(self.model.parameters()).device
+        with torch.no_grad(), isolated(Seed(0).at("classes"), device):
+            inputs, _ = batch_to(next(iter(self.task.train.in_order(1))), device)
+            return self.task.forward(self.model.eval(), inputs).shape[-1]

@@ -1,0 +1,115 @@
+"""Train the ticket, and the particles of a cycle; what an interrupted run finished is read back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from swamp.algorithms.cycle_spec import CycleSpec
+from swamp.algorithms.divergence import DivergencePolicy, reduced_lr, restart_seed
+from swamp.algorithms.setup import Setup
+from swamp.backends import ForwardingProgress, Particle, Progress, Ticket
+from swamp.errors import Diverged, SwampError
+from swamp.masks import Mask
+from swamp.training import Seed, State
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """The particles of a cycle, and what they cost."""
+
+    particles: list[Particle]
+    masks: tuple[Mask, ...]
+    """The mask of each particle; all are equal, unless each has its own."""
+    steps: int
+    """Optimizer steps of all particles, diverged trainings included; a shared trunk counts once."""
+    flops: float
+    seconds: float
+    """Training time in earlier, interrupted sessions."""
+    samples: State | None = None
+    """Mean over the samples of a cyclic tail, which have different masks; None where the particles are averaged."""
+
+
+def train_ticket(setup: Setup) -> Ticket:
+    """The weights at which all particles start: read back, or trained now."""
+    if setup.method.alone:
+        return setup.initial
+    stored = setup.store.ticket()
+    if stored is not None:
+        return stored
+    ticket = setup.initial
+    if setup.ticket_steps:
+        spec = CycleSpec(ticket, setup.dense, setup.ticket_training)
+        try:
+            (trained,) = _train(setup, None, spec, [(0, setup.seed.at("ticket"))], [], last=setup.ticket_steps)
+        except Diverged as error:
+            raise Diverged(f"the ticket, {error}", error.steps) from error
+        ticket = Ticket(trained.weights, setup.ticket_steps)
+    setup.store.keep_ticket(ticket)
+    return ticket
+
+
+def train_particles(setup: Setup, index: int, spec: CycleSpec) -> Trained:
+    """The particles of cycle `index`, trained on the fixed mask of `spec`."""
+    count = setup.schedule.particles[index]
+    found = _stored(setup, index, spec, count)
+    seconds = sum(particle.seconds for particle in found)
+    seeds = [(i, setup.seed.at("cycle", index, "particle", i)) for i in range(count)]
+    particles = sorted(_train(setup, index, spec, seeds, found), key=lambda particle: particle.index)
+    # Diverged trainings were paid for too.
+    steps = sum(one.steps for one in (*particles, *setup.divergence.of(index)))
+    flops = steps * setup.batch * setup.flops.training_step(spec.mask, spec.training)
+    return Trained(particles, (spec.mask,) * len(particles), steps, flops, seconds)
+
+
+def _stored(setup: Setup, index: int, spec: CycleSpec, count: int) -> list[Particle]:
+    """The particles of a cycle that an interrupted run finished."""
+    found = [particle for i in range(count) if (particle := setup.store.particle(index, i)) is not None]
+    for particle in found:
+        if (particle.ticket, particle.mask) != (spec.start.id, spec.mask.digest):
+            raise SwampError(
+                f"the stored particle {particle.index} of cycle {index} was trained from another ticket or mask "
+                "than this run has. Its files were mixed with another run's: delete that cycle's folder, resume."
+            )
+    return found
+
+
+def _train(
+    setup: Setup,
+    cycle: int | None,
+    spec: CycleSpec,
+    seeds: Sequence[tuple[int, Seed]],
+    found: Sequence[Particle],
+    last: int | None = None,
+) -> list[Particle]:
+    """Train one particle for each seed, until each is finished or dropped; `found` are finished. cycle None: ticket."""
+    policy, particles = setup.divergence, [*found]
+    while True:
+        policy.check(cycle, len(seeds))
+        missing = {*policy.remaining(cycle, len(seeds))} - {particle.index for particle in particles}
+        left = [(i, seed) for i, seed in seeds if i in missing]
+        if not left:
+            return particles
+        # Particles that diverged equally often have the same learning rate, and train at once.
+        times = min(policy.count(cycle, i) for i, _ in left)
+        group = [(i, restart_seed(seed, times)) for i, seed in left if policy.count(cycle, i) == times]
+        training = reduced_lr(spec.training, times)
+        progress = _PolicyProgress(
+            setup.store.progress(cycle, len(seeds)), policy, cycle, len(seeds), training.lr, spec.first
+        )
+        particles += setup.backend.train(
+            spec.start, spec.mask, training, group, first=spec.first, last=last, progress=progress
+        )
+
+
+class _PolicyProgress(ForwardingProgress):
+    """Applies the divergence policy to the particles of one cycle."""
+
+    def __init__(
+        self, inner: Progress, policy: DivergencePolicy, cycle: int | None, count: int, lr: float, first: int
+    ) -> None:
+        super().__init__(inner)
+        self.places = count
+        self.policy, self.cycle, self.lr, self.first = policy, cycle, lr, first
+
+    def on_diverged(self, index: int, error: Diverged) -> None:
+        """Record it. Raises Diverged where the run cannot continue."""
+        self.policy.record(self.cycle, index, self.places, self.lr, self.first, error)

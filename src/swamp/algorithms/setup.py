@@ -1,0 +1,83 @@
+"""What a run needs in every cycle, made and validated before the first training step."""
+
+import copy
+
+from torch import nn
+
+from swamp.algorithms.divergence import DivergencePolicy
+from swamp.algorithms.evaluator import Evaluator
+from swamp.algorithms.next_mask import Pruner
+from swamp.algorithms.plan import Plan
+from swamp.algorithms.store import Store
+from swamp.backends import Backend, Ticket
+from swamp.errors import SwampError
+from swamp.masks import Mask, structure_named
+from swamp.training import (
+    FlopCounter,
+    Seed,
+    Task,
+    Training,
+    require_finite_start,
+    retraining,
+    to_fastest_memory_format,
+)
+
+
+class Setup:
+    """One run, ready to start. Raises SwampError where the plan, the weights or the data make it impossible."""
+
+    def __init__(
+        self, model: nn.Module, task: Task, plan: Plan, training: Training, backend: Backend, store: Store
+    ) -> None:
+        self.plan, self.method, self.schedule = plan, plan.setting, plan.schedule()
+        self.backend, self.store = backend, store
+        self.dense = Mask.ones(model, plan.scope)
+        self._check_sparsity()
+        self.model = copy.deepcopy(model)
+        """Scratch model: its weights change."""
+        to_fastest_memory_format(self.model, bfloat16=False)
+        self.task = task.to(next(model.parameters()).device)
+        require_finite_start(self.model, self.task)
+        self.divergence = DivergencePolicy(plan, store)
+        self.evaluator = Evaluator(model, self.task, plan.evaluation_examples, training.precision, store.check_stop)
+        self.flops = FlopCounter.of(model, self.task)
+        self.initial = Ticket(model.state_dict(), 0)
+        self.seed = Seed(plan.seed)
+        self.pruner = Pruner(self.model, self.task, plan, training.batch_size, self.flops)
+        self.ticket_training = training.plain()
+        self.training = self.method.training(training, plan.most_particles)
+        self.per_epoch = task.train.steps(training.batch_size)
+        self.batch = min(training.batch_size, len(task.train))
+        self.ticket_steps = round(plan.ticket_epochs * self.per_epoch)
+        self.first_step = self.ticket_steps if training.lr_after_rewind == "advance" else 0
+        """Step of the schedule at which particles start."""
+        self._check_epochs(training)
+
+    def _check_sparsity(self) -> None:
+        plan = self.plan
+        last = self.schedule.nnz(len(self.schedule) - 1, self.dense.prunable)
+        if last < max(1, plan.min_per_layer * len(self.dense)):
+            raise SwampError(
+                f"sparsity {1 - self.schedule.densities[-1]:g} would keep {last} of {self.dense.prunable} weights, "
+                f"with at least {plan.min_per_layer} in each of {len(self.dense)} layers. Ask for less."
+            )
+        structure_named(plan.structure).check(self.dense, last, plan.min_per_layer)
+
+    def _check_epochs(self, training: Training) -> None:
+        plan, method = self.plan, self.method
+        # The particles of a dynamic method separate at the ticket's step; other one-cycle methods have no ticket.
+        separates = method.masks == "dynamic" and max(self.schedule.particles) > 1
+        latest = training.epochs * self.per_epoch - (separates or training.lr_after_rewind == "advance")
+        if self.ticket_steps > latest and (separates or not method.alone):
+            raise SwampError(
+                f"the ticket is taken after {plan.ticket_epochs:g} epochs, the training has {training.epochs}. "
+                "Take it earlier or train longer."
+            )
+        if plan.retrain_epochs > training.epochs and plan.retraining == "lrw":
+            raise SwampError(
+                f"lrw trains the last {plan.retrain_epochs} epochs of {training.epochs} again; ask for fewer."
+            )
+        if method.masks == "dynamic":
+            plan.dynamic.steps(self.training, self.per_epoch)
+        if method.start == "carry":
+            retraining(self.training, plan.retraining, plan.retrain_epochs or training.epochs, 1.0)

@@ -1,0 +1,114 @@
+"""Backend: trains copies of a ticket. Progress: where it reports. The cycle loop needs nothing else."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from swamp.backends.particle import Particle
+from swamp.backends.ticket import Ticket
+from swamp.errors import Diverged
+from swamp.masks import Mask
+from swamp.training import Seed, Snapshot, Training
+
+
+class Progress:
+    """Where a backend reports, and where unfinished trainings are kept. This base class shows and keeps nothing."""
+
+    places: int = 0
+    """Particles of the cycle, counting those already trained or diverged; their indices are 0 to places - 1. A backend
+    splits the machine, and sizes a stack, by it, so that a resumed run rounds as before. 0: only the seeds given."""
+    address: Any = None
+    """Plain JSON from which another rank opens its own progress of these particles; None where it cannot."""
+
+    def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Called after step `step` of `total` of particle `index`. May save `snapshot()`, or raise Interrupted."""
+
+    def load_snapshot(self, index: int) -> Snapshot | None:
+        """The snapshot at which an interrupted training of particle `index` stopped; None starts at the ticket."""
+        return None
+
+    def on_last_step(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Called after the last batched step. Save a snapshot: resuming a smaller stack would change rounding."""
+
+    def on_finished(self, particle: Particle) -> None:
+        """Called as soon as a particle is trained, so that it can be stored."""
+
+    def on_diverged(self, index: int, error: Diverged) -> None:
+        """Called when the loss or weights of particle `index` are not finite.
+
+        Returning leaves the particle out and trains the others; this base class raises `error`.
+        """
+        raise error
+
+    def on_remote_step(self, index: int, step: int, total: int) -> None:
+        """Called after step `step` of `total` of a particle that another rank trains."""
+
+
+class ForwardingProgress(Progress):
+    """Passes every report on to `inner`; a subclass overrides what it changes."""
+
+    def __init__(self, inner: Progress) -> None:
+        self.inner = inner
+        self.places, self.address = inner.places, inner.address
+
+    def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Forward."""
+        self.inner.on_step(index, step, total, snapshot)
+
+    def load_snapshot(self, index: int) -> Snapshot | None:
+        """Forward."""
+        return self.inner.load_snapshot(index)
+
+    def on_last_step(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Forward."""
+        self.inner.on_last_step(index, snapshot)
+
+    def on_finished(self, particle: Particle) -> None:
+        """Forward."""
+        self.inner.on_finished(particle)
+
+    def on_diverged(self, index: int, error: Diverged) -> None:
+        """Forward."""
+        self.inner.on_diverged(index, error)
+
+    def on_remote_step(self, index: int, step: int, total: int) -> None:
+        """Forward."""
+        self.inner.on_remote_step(index, step, total)
+
+
+class Backend(Protocol):
+    """Trains particles: sequentially, concurrently, on several machines, or with a user's own trainer.
+
+    For the same arguments every backend returns the same particles, up to rounding where its arithmetic differs.
+    """
+
+    def train(
+        self,
+        ticket: Ticket,
+        mask: Mask,
+        training: Training,
+        seeds: Sequence[tuple[int, Seed]],
+        *,
+        first: int = 0,
+        last: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[Particle]:
+        """Train one particle for each seed from `mask * ticket.weights`, with a fresh optimizer.
+
+        Args:
+            ticket: Weights at which every particle starts.
+            mask: Weights that are trained; all others stay exactly zero.
+            training: Learning rates, epochs, averaging.
+            seeds: (index of the particle in its cycle, seed of its batch order and dropout), one a particle.
+            first: Step at which training starts, counted from the beginning of the schedule.
+            last: Step at which training stops (default: the end of the schedule).
+            progress: Where steps, snapshots and finished particles are reported.
+
+        Returns:
+            The particles in the order of `seeds`. A particle whose loss or weights are not finite is reported to
+            `progress.on_diverged`, which raises or leaves it out; the others are what they would be without it.
+
+        Raises:
+            Diverged: A particle diverged and `progress` did not allow the others to go on.
+            Interrupted: `progress` asked to stop; the trainings in progress were offered to it as snapshots.
+        """
+        ...

@@ -1,0 +1,146 @@
+"""A user's own trainer in the cycle loop: any function that trains a model in place."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from torch import nn
+
+from swamp.backends.base import Progress
+from swamp.backends.particle import Particle
+from swamp.backends.sequential import ParticleJob
+from swamp.backends.ticket import Ticket
+from swamp.errors import Diverged, SwampError
+from swamp.masks import Mask
+from swamp.training import (
+    Fit,
+    RunningMean,
+    Seed,
+    Snapshot,
+    Task,
+    Training,
+    copied,
+    isolated,
+    require_finite_weights,
+)
+
+
+@dataclass(eq=False)
+class TrainJob:
+    """One particle to train in place, from step `first` to step `last`.
+
+    The trainer keeps the zeros with `swamp.hold(job.model, job.mask, optimizer)`, calls `job.stepped()` after each
+    optimizer step, and takes its batch order from `job.number`. `stepped` alone takes the samples of the average.
+    """
+
+    model: nn.Module
+    """At `mask * ticket.weights`."""
+    mask: Mask
+    training: Training
+    seed: Seed
+    first: int
+    last: int
+    per_epoch: int
+    """Steps of an epoch."""
+    on_step: Callable[[int, "TrainJob"], None] = lambda step, job: None
+    step: int = field(init=False)
+    """Steps taken, counted from the beginning of the schedule: `first` before the first."""
+    mean: RunningMean = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.step = self.first
+        self.mean = RunningMean(decay=self.training.decay)
+
+    @property
+    def name(self) -> str:
+        """A name for this particle's logs and checkpoints, e.g. cycle-3-particle-1, or `ticket`."""
+        return "-".join(map(str, self.seed.path))
+
+    @property
+    def number(self) -> int:
+        """The seed as an integer below 2 ** 31, as trainers take it."""
+        return self.seed.number() % 2**31
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps to take."""
+        return self.last - self.first
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole schedule; a ticket stops earlier."""
+        return self.training.epochs * self.per_epoch
+
+    def rate(self, step: int | None = None) -> float:
+        """Learning rate of the next step, or of `step`, by the schedule of `training`."""
+        return self.training.rate(min(self.step if step is None else step, self.total - 1), self.per_epoch)
+
+    def stepped(self) -> None:
+        """Call after each optimizer step: takes samples of the average, and reports. May raise Interrupted."""
+        self.step += 1
+        if self.step <= self.last and self.training.samples_at(self.step, self.per_epoch):
+            self.mean.add(self.model.state_dict())
+        self.on_step(self.step, self)
+
+
+TrainFunction = Callable[[TrainJob], float]
+"""Trains `job.model` in place; returns the mean training loss."""
+
+
+class CustomTrainer:
+    """Trains particles sequentially by a user's function that trains a model in place.
+
+    Of `training` the library uses the epochs, the batch size (to count the steps of `task`) and when weights are
+    averaged; everything else is the function's to use. An interrupted particle starts again. The global generators are
+    seeded for each particle and restored afterwards.
+
+    Args:
+        model: Architecture of the particles; each is trained as a copy.
+        task: Its training data determine the number of steps.
+        train: Trains `job.model` in place and returns the mean training loss.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, train: TrainFunction) -> None:
+        self.model, self.task, self.function = model, task, train
+
+    def train(
+        self,
+        ticket: Ticket,
+        mask: Mask,
+        training: Training,
+        seeds: Sequence[tuple[int, Seed]],
+        *,
+        first: int = 0,
+        last: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[Particle]:
+        """See Backend.train. Raises SwampError where the function took another number of steps than `job.steps`."""
+        job = ParticleJob(self.model, self.task, None, ticket, mask, training, first, last, progress or Progress())
+        found = [job.train(index, seed, partial(self._train, job)) for index, seed in seeds]
+        return [particle for particle in found if particle is not None]
+
+    def _train(self, job: ParticleJob, model: nn.Module, index: int, seed: Seed) -> Fit:
+        per_epoch = self.task.train.steps(job.training.batch_size)
+        last = job.training.epochs * per_epoch if job.last is None else job.last
+
+        def on_step(step: int, own: TrainJob) -> None:
+            def snapshot() -> Snapshot:
+                return Snapshot(step, copied(model.state_dict()), {}, own.mean.partial(), own.mean.count, (), 0.0, 0)
+
+            job.progress.on_step(index, step, last, snapshot)
+
+        own = TrainJob(model, job.mask, job.training, seed, job.first, last, per_epoch, on_step)
+        with isolated(seed, next(model.parameters()).device):
+            loss = self.function(own)
+        if own.step != last:
+            raise SwampError(
+                f"the trainer took {own.step - job.first} steps where {own.steps} were asked for (TrainJob.steps). "
+                "Call job.stepped() after each optimizer step, and give the loop the task whose batches the trainer "
+                "takes."
+            )
+        if not math.isfinite(loss):
+            raise Diverged(f"the mean training loss is {loss} after step {last}. Lower the learning rate.", last)
+        require_finite_weights(dict(model.named_parameters()), last, job.training)
+        weights = own.mean.mean() if own.mean.count else copied(model.state_dict())
+        return Fit({name: value.contiguous() for name, value in weights.items()}, own.mean.count, own.steps, (loss,))

@@ -1,0 +1,244 @@
+"""Particles as one stack of tensors that one step updates: for small networks, and for GPUs."""
+
+import copy
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from swamp.backends.base import Progress
+from swamp.backends.particle import Particle
+from swamp.backends.sequential import ParticleJob
+from swamp.backends.ticket import Ticket
+from swamp.backends.vmapped_state import VmappedState
+from swamp.backends.vmapped_step import VmappedStep
+from swamp.errors import Diverged
+from swamp.masks import Mask
+from swamp.training import (
+    BatchList,
+    Data,
+    OptimizerFactory,
+    Seed,
+    Snapshot,
+    Task,
+    TokenData,
+    Training,
+    as_batch,
+    copied,
+    draws_globally,
+    stacked_batches,
+    train_loop,
+)
+
+_Member = tuple[int, Seed]
+"""A particle's index and seed."""
+
+
+class Vmapped:
+    """Trains all particles as one stack of tensors with one compiled step: for small networks on CPU, and for GPUs.
+
+    A forward pass that torch.vmap does not support is trained sequentially, one that cannot be compiled is trained
+    uncompiled, and a stack that does not fit in memory is split; a warning says why.
+
+    Args:
+        model: Architecture of the particles; it is copied.
+        task: Data, loss and forward pass.
+        optimizer: Factory from parameters to a torch optimizer (default: the one that `training` names).
+        compiled: Compile the step, which takes seconds once and makes small networks several times faster.
+        multi_stream: Compute each particle by itself, on a GPU in its own stream, instead of as a slice of a stack.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        optimizer: OptimizerFactory | None = None,
+        *,
+        compiled: bool = True,
+        multi_stream: bool = False,
+    ) -> None:
+        self.model = copy.deepcopy(model)
+        self.task = task.to(next(model.parameters()).device)
+        self.optimizer = optimizer
+        self.compiled, self.multi_stream = compiled, multi_stream
+        self._compiled_sizes: set[int] = set()
+        self._largest: int | None = None
+        """Particles that fit in memory, once that is known."""
+        self._steps: dict[Training, VmappedStep | str] = {}
+
+    def train(
+        self,
+        ticket: Ticket,
+        mask: Mask,
+        training: Training,
+        seeds: Sequence[tuple[int, Seed]],
+        *,
+        first: int = 0,
+        last: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[Particle]:
+        """See Backend.train. Equal to Sequential up to rounding."""
+        progress = progress or Progress()
+        job = ParticleJob(self.model, self.task, self.optimizer, ticket, mask, training, first, last, progress)
+        step = self.step(training)
+        if isinstance(step, str):
+            warnings.warn(f"particles are trained sequentially, not stacked: {step}", stacklevel=2)
+            return job.train_all(seeds)
+        members = {index if progress.places else place: (index, seed) for place, (index, seed) in enumerate(seeds)}
+        size, start = progress.places or len(seeds), 0
+        found: dict[int, Particle | None] = {}
+        while start < size:
+            places = range(start, min(size, start + (self._largest or size)))
+            try:
+                found |= self._train_stack(job, step, {n: members[n] for n in places if n in members}, places)
+                start = places.stop
+            except RuntimeError as error:
+                if not _out_of_memory(error) or len(places) == 1:
+                    raise
+                self._largest = (len(places) + 1) // 2
+                warnings.warn(
+                    f"{len(places)} particles do not fit in memory at once; going on with {self._largest}.",
+                    stacklevel=2,
+                )
+        return [particle for place in members if (particle := found[place]) is not None]
+
+    def step(self, training: Training) -> VmappedStep | str:
+        """The step of a stack of this model, or why there is none."""
+        if training not in self._steps:
+            if training.grad_accum_steps > 1:
+                self._steps[training] = "gradients are accumulated to save memory, which a stack would not."
+            elif not _equal_shapes(self.task.train):
+                self._steps[training] = "the batches it was given differ in shape."
+            elif draws_globally(self.model, self.task, training.batch_size):
+                reason = (
+                    "the model draws random numbers by other means than dropout, from torch's one global generator."
+                )
+                self._steps[training] = reason
+            else:
+                self._steps[training] = self._tried_step(training)
+        return self._steps[training]
+
+    def _tried_step(self, training: Training) -> VmappedStep | str:
+        step = VmappedStep(self.model, self.task, training, multi_stream=self.multi_stream)
+        ticket = Ticket(self.model.state_dict(), 0)
+        job = ParticleJob(self.model, self.task, None, ticket, Mask({}), training, 0, 1, Progress())
+        fresh = _first_snapshot(job)
+        state = VmappedState(step, job, [(n, Seed(n)) for n in (0, 1)], [fresh, fresh], compiled=False)
+        try:
+            with warnings.catch_warnings():
+                # Which operations torch cannot batch is nothing that a user could act on.
+                warnings.filterwarnings("ignore", "There is a performance drop")
+                state.step(0, 0.0, _first_batch(self.task, 8, 2, step.device))
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+            return f"its forward pass cannot be stacked ({str(error).strip().splitlines()[0]})"
+        return step
+
+    def _train_stack(
+        self, job: ParticleJob, step: VmappedStep, members: Mapping[int, _Member], places: range
+    ) -> dict[int, Particle | None]:
+        """Train the particles `members` (by place) in a stack of all `places`; None for those that diverged."""
+        if not members:
+            return {}
+        began = time.perf_counter()
+        per_epoch = self.task.train.steps(job.training.batch_size)
+        last = job.training.epochs * per_epoch if job.last is None else job.last
+        first = _first_snapshot(job)
+        snapshots = {n: job.progress.load_snapshot(index) or first for n, (index, _) in members.items()}
+        # Unused copies take the places of particles that diverged, were finished before or are ahead of the others:
+        # a smaller stack, or other places in it, would round differently, and would have to be compiled.
+        stack = [members.get(n, next(iter(members.values()))) for n in places]
+        unfinished = any(snapshot.step < last for snapshot in snapshots.values())
+        if self.compiled and len(stack) not in self._compiled_sizes and unfinished:
+            self._compiled_sizes.add(len(stack))
+            self._try_compiling(job, step, stack, first)
+        found: dict[int, Particle | None] = dict.fromkeys(members)
+        while snapshots:
+            # An interruption leaves particles at different steps: those behind catch up first.
+            behind = min(snapshots, key=lambda n: snapshots[n].step)
+            group = [n for n in snapshots if snapshots[n].step == snapshots[behind].step]
+            starts = [snapshots[n if n in group else behind] for n in places]
+            stop = min([s.step for s in snapshots.values() if s.step > snapshots[behind].step], default=last)
+            state = VmappedState(step, job, stack, starts, compiled=self.compiled)
+            state.inactive |= {n - places.start for n in places if n not in group}
+            train_loop(state, job.training, per_epoch, snapshots[behind].step, stop, last)
+            if len(group) == len(snapshots):
+                finished = _finished(job, state, (time.perf_counter() - began) / len(members))
+                found |= {place + places.start: particle for place, particle in finished.items()}
+                break
+            for n in group:
+                if n - places.start in state.inactive:
+                    del snapshots[n]
+                else:
+                    snapshots[n] = state.snapshot(n - places.start)
+        return found
+
+    def _try_compiling(self, job: ParticleJob, step: VmappedStep, stack: Sequence[_Member], first: Snapshot) -> None:
+        """Compile the step on scratch particles; if that fails, warn and train uncompiled."""
+        try:
+            scratch = VmappedState(step, job, stack, [first] * len(stack), compiled=True)
+            with warnings.catch_warnings():
+                # The compiler's warnings about its own parts are nothing that a user could act on.
+                warnings.simplefilter("ignore")
+                scratch.step(0, 0.0, _first_batch(self.task, job.training.batch_size, len(stack), step.device))
+        except Exception as error:  # Whatever a compiler raises, training goes on without it.
+            if _out_of_memory(error):
+                raise
+            self.compiled = False
+            reason = " ".join(str(error).split())[:200]
+            warnings.warn(f"the stacked step runs uncompiled: {type(error).__name__}: {reason}", stacklevel=2)
+
+
+class MultiStream(Vmapped):
+    """One CUDA graph in which each particle has its own stream: for GPUs and networks that are slow as a stack."""
+
+    def __init__(self, model: nn.Module, task: Task, optimizer: OptimizerFactory | None = None) -> None:
+        super().__init__(model, task, optimizer, compiled=False, multi_stream=True)
+
+
+def _first_snapshot(job: ParticleJob) -> Snapshot:
+    """A particle before its first step."""
+    return Snapshot(job.first, copied(job.start_model().state_dict()), {}, {}, 0, (), 0.0, 0)
+
+
+def _finished(job: ParticleJob, state: VmappedState, seconds: float) -> dict[int, Particle | None]:
+    """Place in the stack -> particle, None for those whose final weights are not finite."""
+    active = state.active_places
+    if len(active) > 1:
+        for place in active:
+            job.progress.on_last_step(state.members[place][0], partial(state.snapshot, place))
+    found: dict[int, Particle | None] = {}
+    for place in active:
+        index = state.members[place][0]
+        try:
+            found[place] = job.finish(index, state.fitted(place), seconds)
+        except Diverged as error:
+            found[place] = None
+            job.report_divergence(index, error)
+    return found
+
+
+def _equal_shapes(data: Data) -> bool:
+    """Whether all batches have one shape."""
+    if isinstance(data, TokenData):
+        return int(data.lengths.min()) == int(data.lengths.max())
+    if isinstance(data, BatchList):
+        return len({str(tree_map(_shape, as_batch(batch))) for batch in data.batches}) < 2
+    return True
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tensor.shape)
+
+
+def _first_batch(task: Task, size: int, particles: int, device: torch.device) -> tuple[Any, Tensor]:
+    """One batch of the training data for each particle, the same for all."""
+    return next(stacked_batches(task.train, size, [Seed(0)] * particles, 0, 0, device))
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

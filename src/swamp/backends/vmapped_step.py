@@ -1,0 +1,211 @@
+"""The step of N models as one: every tensor has a leading dimension for the particle, and one step moves them all."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap  # pyright: ignore[reportUnknownVariableType]
+from torch.utils._pytree import tree_map
+
+from swamp.backends.compiled import Compiled
+from swamp.backends.functional_optimizer import Update
+from swamp.training import Task, Training, gather_rows, smoothed
+from swamp.training.data import rows_of
+from swamp.training.dropout import Noise, scaled
+from swamp.training.sam import ascent
+
+Tensors = dict[str, Tensor]
+
+
+class Network(nn.Module):
+    """The model as its task calls it, so that `functional_call` reaches into a task's own forward pass."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model = model
+        self.run = task.forward
+
+    def forward(self, inputs: Any) -> tuple[Tensor, Tensors]:
+        """Outputs of the task's forward pass, and the buffers after it, whether it wrote into them or replaced them."""
+        outputs = self.run(self.model, inputs)
+        return outputs, {name: buffer.detach() for name, buffer in self.named_buffers()}
+
+
+class VmappedStep:
+    """The arithmetic of one step of N models, without their tensors: compiled once, used for every cycle.
+
+    Args:
+        model: Architecture; it is copied.
+        task: Loss and forward pass.
+        training: SAM, clipping, precision, label smoothing.
+        multi_stream: Compute each particle by itself, on a GPU in its own stream, instead of by torch.vmap.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, training: Training, *, multi_stream: bool = False) -> None:
+        self.multi_stream = multi_stream
+        self.network = Network(copy.deepcopy(model), task).train()
+        self.training = training
+        self.device = next(model.parameters()).device
+        self.loss = smoothed(task.loss, training.label_smoothing)
+        self.shapes: dict[Any, list[tuple[tuple[int, ...], float, torch.dtype]]] = {}
+        self.streams: list[torch.cuda.Stream] = []
+        self._compiled: Compiled | None = None
+
+    def _masked_gradients(
+        self, weights: Tensors, buffers: Tensors, masks: Tensors, inputs: Any, targets: Tensor, dropout: list[Tensor]
+    ) -> tuple[Tensors, Tensor, Tensors]:
+        """Masked gradients (particle, ...), losses (particle,) and the buffers after the forward pass."""
+        derive = grad_and_value(self._loss_of, has_aux=True)
+        spread = self._per_particle if self.multi_stream else vmap
+        gradients, (losses, after) = spread(derive)(weights, buffers, inputs, targets, dropout)
+        return {n: g * masks[n] if n in masks else g for n, g in gradients.items()}, losses, after
+
+    def gradients(
+        self,
+        weights: Tensors,
+        buffers: Tensors,
+        masks: Tensors,
+        previous: Tensors,
+        inputs: Any,
+        targets: Tensor,
+        dropout: list[Tensor],
+    ) -> tuple[Tensors, Tensor]:
+        """The gradients that the optimizer gets, with SAM and clipping; buffers move in place. `Rows` are gathered.
+
+        previous: the gradients of the step before, where s2-sam needs them; those of this step take their place.
+        """
+        inputs = gather_rows(inputs)
+        there = self._perturbed(weights, previous) if self.training.looks_back else weights
+        gradients, losses, after = self._masked_gradients(there, buffers, masks, inputs, targets, dropout)
+        for name, value in after.items():
+            buffers[name].copy_(value)
+        for name, kept in previous.items():
+            kept.copy_(gradients[name])
+        if self.training.passes > 1:
+            there = self._perturbed(weights, gradients)
+            # The second pass may not move the buffers, or they would take every batch twice.
+            aside = {name: value.clone() for name, value in buffers.items()}
+            gradients, _, _ = self._masked_gradients(there, aside, masks, inputs, targets, dropout)
+        if self.training.clip:
+            share = (self.training.clip / (_norms(gradients) + 1e-6)).clamp(max=1.0)
+            gradients = {name: value * _each(share, value) for name, value in gradients.items()}
+        return gradients, losses
+
+    def _perturbed(self, weights: Tensors, gradients: Tensors) -> Tensors:
+        measured, directions = ascent(weights, gradients, self.training.sharpness)
+        share = self.training.sam / (_norms(measured) + 1e-12)
+        return {name: weight + directions[name] * _each(share, weight) for name, weight in weights.items()}
+
+    def _per_particle(self, derive: Callable[..., Any]) -> Callable[..., Any]:
+        """What vmap does, one particle after the other; on a GPU at once, in streams that part and meet again."""
+
+        def all_of(weights: Tensors, buffers: Tensors, inputs: Any, targets: Tensor, dropout: list[Tensor]) -> Any:
+            count = len(targets)
+            on_gpu = self.device.type == "cuda"
+            while on_gpu and len(self.streams) < count:
+                self.streams.append(torch.cuda.Stream(self.device))
+            results: list[Any] = []
+            for n in range(count):
+                stream = self.streams[n] if on_gpu else None
+                if stream is not None:
+                    stream.wait_stream(torch.cuda.current_stream(self.device))
+                with torch.cuda.stream(stream):
+                    own = {k: v[n] for k, v in weights.items()}, {k: v[n] for k, v in buffers.items()}
+                    results.append(derive(*own, rows_of(inputs, n), targets[n], [part[n] for part in dropout]))
+            for stream in self.streams[:count]:
+                torch.cuda.current_stream(self.device).wait_stream(stream)
+            return tree_map(_together, *results)
+
+        return all_of
+
+    def _loss_of(
+        self, weights: Tensors, buffers: Tensors, inputs: Any, targets: Tensor, dropout: list[Tensor]
+    ) -> tuple[Tensor, Tensors]:
+        narrow = self.training.precision == "bfloat16"
+        # No cache of casts: it would be kept across the steps that a graph replays.
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=narrow, cache_enabled=False):
+            if dropout:
+                given = iter(dropout)
+                with Noise(lambda shape, kept, like: next(given)):
+                    outputs, after = functional_call(self.network, (weights, buffers), (inputs,))
+            else:
+                outputs, after = functional_call(self.network, (weights, buffers), (inputs,))
+            loss = self.loss(outputs, targets)
+        return loss, after
+
+    def dropout_masks(self, inputs: Any, targets: Tensor, seeds: Sequence[int]) -> list[Tensor]:
+        """The dropout dropout of one step: for each call of dropout, that of all particles; seeds: one a particle."""
+        key = targets.shape
+        if key not in self.shapes:
+            self.shapes[key] = self._asked(inputs)
+        asked = self.shapes[key]
+        if not asked:
+            return []
+        found: list[list[Tensor]] = []
+        generator = torch.Generator(self.device)
+        for seed in seeds:
+            generator.manual_seed(seed)
+            drawn = [
+                (torch.empty(s, dtype=d, device=self.device).bernoulli_(k, generator=generator), k) for s, k, d in asked
+            ]
+            found.append([scaled(dropout, kept) for dropout, kept in drawn])
+        return [torch.stack(of_all) for of_all in zip(*found, strict=True)]
+
+    def _asked(self, inputs: Any) -> list[tuple[tuple[int, ...], float, torch.dtype]]:
+        """What dropout asks for in one forward pass of one particle."""
+        asked: list[tuple[tuple[int, ...], float, torch.dtype]] = []
+
+        def record(shape: tuple[int, ...], kept: float, like: Tensor) -> Tensor:
+            asked.append((shape, kept, like.dtype))
+            return torch.ones(shape, dtype=like.dtype, device=like.device)
+
+        first = rows_of(gather_rows(inputs), 0)
+        narrow = self.training.precision == "bfloat16"
+        with torch.no_grad(), Noise(record), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=narrow):
+            copy.deepcopy(self.network)(first)
+        return asked
+
+    def fused(self, update: Update, *, compiled: bool) -> Callable[..., Callable[..., None]]:
+        """The step with the optimizer's update in it: a function of masks and what changes, which gives one of a batch.
+
+        compiled: at the first batch; the function that is compiled is that of the first `update`.
+        """
+
+        def body(
+            masks: Tensors,
+            weights: Tensors,
+            buffers: Tensors,
+            previous: Tensors,
+            state: Any,
+            running_loss: Tensor,
+            numbers: Tensor,
+            inputs: Any,
+            targets: Tensor,
+            dropout: list[Tensor],
+        ) -> None:
+            gradients, losses = self.gradients(weights, buffers, masks, previous, inputs, targets, dropout)
+            running_loss.add_(losses)
+            update([*weights.values()], [gradients[name] for name in weights], state, numbers)
+
+        if not compiled:
+            return lambda *own: partial(body, *own)
+        if self._compiled is None:
+            self._compiled = Compiled(body)
+        return self._compiled.bound
+
+
+def _norms(gradients: Mapping[str, Tensor]) -> Tensor:
+    """The norm of each particle's whole gradient (particle,)."""
+    return torch.stack([(g.reshape(len(g), -1) ** 2).sum(1) for g in gradients.values()]).sum(0).sqrt()
+
+
+def _each(factors: Tensor, like: Tensor) -> Tensor:
+    """One factor a particle, shaped to multiply a stacked tensor."""
+    return factors.to(like.dtype).view(-1, *(1 for _ in like.shape[1:]))
+
+
+def _together(*parts: Tensor) -> Tensor:
+    return torch.stack(parts)

@@ -1,0 +1,211 @@
+"""Dropout whose noise is handed in: drawn from a generator of its own, or made beforehand for many models at once."""
+
+import copy
+import math
+import random
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from swamp.training.data import batch_to
+from swamp.training.order import Seed, isolated, reseed_global
+from swamp.training.task import Task
+
+Draw = Callable[[tuple[int, ...], float, Tensor], Tensor]
+"""(shape, share kept, tensor whose type and device to take) -> 0 or 1 / share, by which activations are multiplied."""
+
+
+class Noise(TorchFunctionMode):
+    """Inside the block dropout takes its noise from `draw` instead of torch's global generator.
+
+    Trainings in threads beside each other would take each other's numbers from the global generator, and stacked
+    ones each need their own. Covers torch's dropouts but the alpha ones, attention, and layers that are made of them.
+    """
+
+    def __init__(self, draw: Draw) -> None:
+        super().__init__()
+        self.draw = draw
+        self.asked = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        replaced = _REPLACED.get(func)
+        if replaced is None:
+            return func(*args, **(kwargs or {}))
+        return replaced(self, *args, **(kwargs or {}))
+
+    def multiplier(self, inputs: Tensor, p: float, shape: tuple[int, ...] | None = None) -> Tensor:
+        """What `inputs` are multiplied by where a share `p` is dropped."""
+        self.asked = True
+        return self.draw(tuple(inputs.shape) if shape is None else shape, 1 - p, inputs)
+
+
+def from_generator(generator: torch.Generator, rows: slice | None = None, total: int = 0) -> Draw:
+    """Noise from `generator`: on CPU the very numbers torch would draw from its global generator in the same state.
+
+    rows, total: where the inputs are `rows` of a batch of `total` examples, the noise is those rows of the batch's.
+    """
+
+    def draw(shape: tuple[int, ...], kept: float, like: Tensor) -> Tensor:
+        of_batch = rows is not None and bool(shape) and shape[0] == rows.stop - rows.start
+        whole = (total, *shape[1:]) if of_batch else shape
+        # Contiguous, whatever the layout of the activations: the noise must not depend on how the network is stored.
+        noise = torch.empty(whole, dtype=like.dtype, device=like.device).bernoulli_(kept, generator=generator)
+        return scaled(noise[rows] if of_batch else noise, kept)
+
+    return draw
+
+
+def scaled(noise: Tensor, kept: float) -> Tensor:
+    """Zeros and ones as multipliers that leave the mean of activations as it was."""
+    return noise.div_(kept) if kept else noise
+
+
+class DropoutStream:
+    """The random numbers of one training's forward passes, a pure function of its seed and the step.
+
+    Dropout has noise of its own. Whatever else draws does so from torch's global generator, which is seeded by step
+    too where the training is `exclusive`.
+    """
+
+    def __init__(self, model: nn.Module, seed: int, device: torch.device, exclusive: bool) -> None:
+        self.seed, self.device, self.exclusive = seed, device, exclusive
+        self.generator = torch.Generator(device)
+        # The first step tells of dropout that is no module; without any, the others are spared looking for it.
+        self.drops = drops_by_module(model)
+        self.first = True
+
+    @contextmanager
+    def at(self, step: int, rows: slice | None, total: int) -> Generator[None]:
+        """Around the forward pass of one step, on `rows` (None: all) of a batch of `total` examples."""
+        if self.exclusive:
+            reseed_global(self.seed + step, self.device)
+        if not (self.first or self.drops):
+            yield
+            return
+        self.generator.manual_seed(self.seed + step)
+        with Noise(from_generator(self.generator, rows, total)) as noise:
+            yield
+        self.first, self.drops = False, self.drops or noise.asked
+
+
+def drops_by_module(model: nn.Module) -> bool:
+    """Whether there is a dropout layer in it."""
+    return any("Dropout" in type(module).__name__ for module in model.modules())
+
+
+def draws_globally(model: nn.Module, task: Task, batch_size: int) -> bool:
+    """Whether a forward pass in training draws random numbers in another way than by dropout."""
+    return _drawn(model, task, batch_size)[1]
+
+
+def draws(model: nn.Module, task: Task, batch_size: int) -> bool:
+    """Whether a forward pass in training draws random numbers, by dropout or in any other way."""
+    return any(_drawn(model, task, batch_size))
+
+
+def _drawn(model: nn.Module, task: Task, batch_size: int) -> tuple[bool, bool]:
+    """Whether a forward pass draws by dropout, and whether in another way."""
+    fresh = copy.deepcopy(model).train()
+    device = next(fresh.parameters()).device
+    inputs, _ = batch_to(next(iter(task.train.in_order(min(batch_size, 8)))), device)
+    generator = torch.Generator(device)
+    with isolated(Seed(0).at("probe"), device), torch.no_grad():
+        before = _global_state(device)
+        with Noise(from_generator(generator)) as noise:
+            task.forward(fresh, inputs)
+        return noise.asked, before != _global_state(device)
+
+
+def _global_state(device: torch.device) -> tuple[bytes, ...]:
+    of_torch = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    return of_torch.numpy().tobytes(), cast(Any, np.random.get_state())[1].tobytes(), repr(random.getstate()).encode()
+
+
+def _dropout(noise: Noise, inputs: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    if not training or not p:
+        return inputs
+    multiplier = noise.multiplier(inputs, p)
+    return inputs.mul_(multiplier) if inplace else inputs * multiplier
+
+
+def _channels(spatial: int) -> Callable[..., Tensor]:
+    """Dropout of whole channels; without a batch dimension the first one is the channels'."""
+
+    def dropout(noise: Noise, inputs: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if not training or not p:
+            return inputs
+        leading = 1 if spatial != 2 and inputs.dim() == spatial + 1 else 2
+        shape = (*inputs.shape[:leading], *(1 for _ in inputs.shape[leading:]))
+        multiplier = noise.multiplier(inputs, p, shape)
+        return inputs.mul_(multiplier) if inplace else inputs * multiplier
+
+    return dropout
+
+
+def _attention(
+    noise: Noise,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    if not dropout_p:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, 0.0, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    if enable_gqa:
+        repeats = query.size(-3) // key.size(-3)
+        key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
+    weights = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.size(-1)) if scale is None else scale)
+    if is_causal:
+        later = torch.ones(weights.shape[-2:], dtype=torch.bool, device=query.device).triu(1)
+        weights = weights.masked_fill(later, -math.inf)
+    if attn_mask is not None:
+        masked = attn_mask.dtype == torch.bool
+        weights = weights.masked_fill(~attn_mask, -math.inf) if masked else weights + attn_mask
+    weights = weights.softmax(-1)
+    return (weights * noise.multiplier(weights, dropout_p)) @ value
+
+
+def _never(*tensors: Any) -> bool:
+    del tensors
+    return False
+
+
+def inside(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of torch.nn.functional made of others, run under a mode that sees its inner calls too."""
+    # torch asks once, at the door, and then runs the body unseen: this is the same body without the door.
+    original = cast(FunctionType, function)
+    opened: dict[str, Any] = {**original.__globals__, "has_torch_function": _never}
+    body = FunctionType(original.__code__, opened, original.__name__, original.__defaults__, original.__closure__)
+    body.__kwdefaults__ = original.__kwdefaults__
+
+    def run(mode: TorchFunctionMode, *args: Any, **kwargs: Any) -> Any:
+        with mode:
+            return body(*args, **kwargs)
+
+    return run
+
+
+_REPLACED: dict[Any, Callable[..., Any]] = {
+    F.dropout: _dropout,
+    torch.dropout: _dropout,
+    F.dropout1d: _channels(1),
+    F.dropout2d: _channels(2),
+    F.dropout3d: _channels(3),
+    F.scaled_dot_product_attention: _attention,
+    F.multi_head_attention_forward: inside(F.multi_head_attention_forward),
+}

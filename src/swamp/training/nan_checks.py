@@ -1,0 +1,147 @@
+"""NaN and infinity: refused in what a run begins with, seen in what a training makes."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from swamp.errors import Diverged, SwampError, shortened
+from swamp.masks import full_tensor
+from swamp.training.average import State
+from swamp.training.data import Batch, BatchList, Data, TensorData, batch_to
+from swamp.training.memory_format import to_memory_format_of
+from swamp.training.options import Training
+from swamp.training.order import Seed, isolated
+from swamp.training.task import Task, evaluating
+from swamp.training.tokens import TokenData
+
+_BATCH = 256
+
+
+def require_finite(loss: float, step: int, training: Training, per_epoch: int, weight: Tensor) -> None:
+    """Raise Diverged where the mean loss of the epoch that ends with `step` is not a number; weight: any of them."""
+    if not math.isfinite(loss):
+        raise Diverged(
+            f"the training loss became {loss} in epoch {(step - 1) // per_epoch + 1} (before step {step}, learning "
+            f"rate {training.rate(step - 1, per_epoch):.4g}). Lower the learning rate, or clip the gradient."
+            f"{_narrow(training, weight)}",
+            step,
+        )
+
+
+def require_finite_weights(weights: State, step: int, training: Training, *, beside: State | None = None) -> None:
+    """Raise Diverged naming the first tensor that is not finite, and was finite in `beside`."""
+    wrong = [name for name, weight in weights.items() if not _is_finite(weight)]
+    if beside is not None:
+        # A buffer may hold infinities from the beginning: a mask of attention does.
+        wrong = [name for name in wrong if _is_finite(beside[name]) or bool(weights[name].isnan().any())]
+    if wrong:
+        raise Diverged(
+            f"the weights of {wrong[0]!r} are not finite after step {step}. Lower the learning rate."
+            f"{_narrow(training, weights[wrong[0]])}",
+            step,
+        )
+
+
+def require_finite_memory(memory: Mapping[str, Tensor], names: Sequence[str], step: int) -> None:
+    """Raise Diverged for what an optimizer keeps of a weight (`0/exp_avg_sq`) and is not finite; names: its parameters.
+
+    A second moment that overflowed divides every later step by infinity: its weight stands still and nobody notices.
+    """
+    for key, tensor in memory.items():
+        owner, _, kept = key.partition("/")
+        if owner.isdigit() and tensor.dim() and not _is_finite(tensor):
+            raise Diverged(
+                f"the optimizer's {kept} of {names[int(owner)]!r} is not finite after step {step}: a gradient was too "
+                "large for it. Lower the learning rate, or clip the gradient.",
+                step,
+            )
+
+
+def require_finite_start(model: nn.Module, task: Task) -> None:
+    """Raise SwampError for initial weights, or data in memory, that are NaN or infinite, before anything is trained.
+
+    An example is let through if the loss of its batch is a number all the same: some losses know NaN as a target that
+    is missing, and attention is masked by infinities. Data that is fetched one by one is not looked at.
+    """
+    require_finite_given(dict(model.named_parameters()), "the model's initial weights")
+    splits = (("training", task.train), ("validation", task.validation), ("test", task.test))
+    for split, data in splits:
+        for what, batch in () if data is None else _suspects(data):
+            _try(model, task, batch, f"the {split} data: {what}")
+
+
+def require_finite_given(weights: State, what: str) -> None:
+    """Raise SwampError naming the tensors that are NaN or infinite of weights that were given."""
+    wrong = [name for name, weight in weights.items() if not _is_finite(weight)]
+    if wrong:
+        first = weights[wrong[0]]
+        count = int((~torch.isfinite(full_tensor(first))).sum())
+        raise SwampError(
+            f"{what} are NaN or infinite in {shortened(wrong)} ({count} of {first.numel()} numbers of the first). "
+            "Nothing can be trained from there: make or load them anew."
+        )
+
+
+def _suspects(data: Data) -> Iterator[tuple[str, Batch]]:
+    """What is not finite in data held in memory, and the batch that it is in."""
+    if isinstance(data, TensorData):
+        inputs = {"inputs": data.inputs} if isinstance(data.inputs, Tensor) else data.inputs
+        for name, tensor in {**inputs, "targets": data.targets}.items():
+            bad = _rows(tensor)
+            if bad:
+                start = bad[0] - bad[0] % _BATCH
+                index = torch.arange(start, min(start + _BATCH, len(data)), device=data.targets.device)
+                drawn, targets = data.gather(index)
+                yield _said(name, bad), (data.normalised(drawn), targets)
+        # A normalisation that divides by zero does so in every batch.
+        yield from _of_batches(data, 1)
+    elif isinstance(data, BatchList) or (isinstance(data, TokenData) and data.targets.is_floating_point()):
+        yield from _of_batches(data, len(data))
+
+
+def _of_batches(data: Data, most: int) -> Iterator[tuple[str, Batch]]:
+    for number, (inputs, targets) in zip(range(most), data.in_order(_BATCH), strict=False):
+        parts = cast("Mapping[str, Any]", inputs if isinstance(inputs, Mapping) else {"inputs": inputs})
+        for name, tensor in {**parts, "targets": targets}.items():
+            bad = _rows(tensor) if isinstance(tensor, Tensor) else []
+            if bad:
+                yield f"batch {number} as the model sees it, {_said(name, bad)}", (inputs, targets)
+
+
+def _rows(tensor: Tensor) -> list[int]:
+    """Examples of a tensor that are not finite."""
+    if not tensor.is_floating_point() or _is_finite(tensor):
+        return []
+    rows = ~torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
+    return [int(row) for row in rows.nonzero().flatten()]
+
+
+def _said(name: str, bad: Sequence[int]) -> str:
+    return f"{name} of example {bad[0]}" + (f" and of {len(bad) - 1} more" if len(bad) > 1 else "")
+
+
+def _try(model: nn.Module, task: Task, batch: Batch, what: str) -> None:
+    device = next(model.parameters()).device
+    with torch.no_grad(), isolated(Seed(0).at("finite"), device), evaluating(model):
+        inputs, targets = batch_to(batch, device)
+        loss = task.loss(task.forward(model, to_memory_format_of(model, inputs)), targets)
+    if not bool(torch.isfinite(loss).all()):
+        raise SwampError(f"NaN or infinity in {what}. The loss of its batch is {float(loss)}: repair or leave it out.")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(full_tensor(tensor)).all())
+
+
+def _narrow(training: Training, weight: Tensor) -> str:
+    """What to say of a precision that may have been too narrow."""
+    if weight.dtype in (torch.float16, torch.bfloat16):
+        most = f"{torch.finfo(weight.dtype).max:.3g}"
+        kind = str(weight.dtype).removeprefix("torch.")
+        return f" The weights are {kind}, which ends at {most}: keep them in float32."
+    if training.precision == "bfloat16":
+        return " It was trained in bfloat16, which keeps 8 bits of a number: try --precision float32."
+    return ""

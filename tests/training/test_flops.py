@@ -1,0 +1,174 @@
+"""What a network costs an example, in numbers worked out by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from swamp.masks import Mask
+from swamp.models.networks import resnet
+from swamp.training import FlopCounter, Task, Training
+
+
+def of(model: nn.Module, *shape: int, examples: int = 3) -> FlopCounter:
+    data = torch.zeros(examples, *shape), torch.zeros(examples, dtype=torch.long)
+    return FlopCounter.of(model, Task.of(data, data))
+
+
+def living(model: nn.Module, name: str, count: int) -> Mask:
+    """Only the first `count` weights of one layer live; the mask says nothing of the others."""
+    weight = dict(model.named_parameters())[name]
+    return Mask({name: (torch.arange(weight.numel()) < count).view(weight.shape)})
+
+
+def test_a_linear_weight_costs_a_multiplication_and_an_addition():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    operations = of(model, 4)
+    assert operations.forward(None) == 2 * (4 * 8 + 8 * 3)
+    assert operations.forward(living(model, "0.weight", 5)) == 2 * (5 + 24)
+    assert operations.by_layer(Mask.ones(model)) == {"0.weight": 64, "3.weight": 48}
+
+
+def test_a_linear_layer_along_a_sequence_costs_each_position():
+    assert of(nn.Linear(4, 8), 7, 4).forward(None) == 7 * 64
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "expected"),
+    [
+        (nn.Conv1d(2, 4, 3), (2, 10), 4 * 2 * 3 * 8),
+        (nn.Conv2d(2, 4, 3), (2, 6, 6), 4 * 2 * 9 * 16),
+        (nn.Conv2d(2, 4, 3, padding=1), (2, 6, 6), 4 * 2 * 9 * 36),
+        (nn.Conv2d(2, 4, 3, stride=2, padding=1), (2, 6, 6), 4 * 2 * 9 * 9),
+        (nn.Conv2d(2, 4, 3, dilation=2), (2, 6, 6), 4 * 2 * 9 * 4),
+        (nn.Conv2d(4, 8, 3, groups=2), (4, 6, 5), 8 * 2 * 9 * 12),
+        (nn.Conv2d(4, 4, 3, groups=4), (4, 6, 6), 4 * 9 * 16),
+        (nn.Conv3d(1, 2, 2), (1, 3, 4, 5), 2 * 8 * 2 * 3 * 4),
+        (nn.ConvTranspose2d(2, 4, 3, stride=2), (2, 5, 5), 2 * 4 * 9 * 25),
+        (nn.ConvTranspose1d(4, 6, 3, groups=2), (4, 7), 4 * 3 * 3 * 7),
+    ],
+)
+def test_a_convolution_costs_its_weights_at_every_position(layer: nn.Module, shape: tuple[int, ...], expected: int):
+    assert of(layer, *shape).forward(None) == 2 * expected
+
+
+class Tied(nn.Module):
+    """One matrix in two layers, one of which is used twice, and a layer that is never used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.never = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.two.weight = self.one.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.two(self.two(self.one(inputs)))
+
+
+def test_a_tied_weight_costs_each_of_its_uses():
+    model = Tied()
+    assert of(model, 4).by_layer(None) == {"one.weight": 2 * 3 * 16, "never.weight": 0}
+    assert of(model, 4).forward(living(model, "one.weight", 5)) == 2 * 3 * 5
+
+
+class Padded(nn.Module):
+    """A transformer whose fast path of eval mode would leave out the padding, and run past its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        padding = torch.arange(inputs.shape[1]).expand(inputs.shape[:2]) > 2
+        return self.encoder(inputs, src_key_padding_mask=padding)
+
+
+def test_a_transformer_costs_its_projections_and_not_its_attention_products():
+    layer = {"self_attn.in_proj_weight": 24 * 8, "self_attn.out_proj.weight": 64}
+    layer |= {"linear1.weight": 128, "linear2.weight": 128}
+    expected = {f"encoder.layers.{number}.{n}": 2 * 5 * size for number in range(2) for n, size in layer.items()}
+    assert of(Padded(), 5, 8).by_layer(None) == expected
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+class Crossing(nn.Module):
+    """3 learned queries look at a sequence."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.zeros(1, 3, 4))
+        self.attention = nn.MultiheadAttention(4, 1, batch_first=True, **options)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.attention(self.queries, key=inputs, value=inputs)[0]
+
+
+def test_queries_and_keys_of_a_cross_attention_cost_their_own_positions():
+    together = of(Crossing(), 7, 4).by_layer(None)
+    assert together == {
+        "attention.in_proj_weight": 2 * (3 * 16 + 7 * 16 + 7 * 16),
+        "attention.out_proj.weight": 2 * 3 * 16,
+    }
+    model = Crossing()
+    of_values = torch.zeros(12, 4, dtype=torch.bool)
+    of_values[8:] = True
+    assert (
+        of(model, 7, 4).by_layer(Mask({"attention.in_proj_weight": of_values}))["attention.in_proj_weight"] == 2 * 112
+    )
+    apart = of(Crossing(kdim=6, vdim=6), 7, 6).by_layer(None)
+    assert apart == {
+        "attention.q_proj_weight": 2 * 3 * 16,
+        "attention.k_proj_weight": 2 * 7 * 24,
+        "attention.v_proj_weight": 2 * 7 * 24,
+        "attention.out_proj.weight": 2 * 3 * 16,
+    }
+
+
+def test_resnet_20_costs_what_its_stages_say():
+    # Stage s: 16 * 2^s channels at 32 / 2^s pixels a side; the first of its 6 convolutions comes from half as wide.
+    multiplications = 3 * 16 * 9 * 32**2 + 64 * 10
+    for stage in range(3):
+        wide, pixels = 16 * 2**stage, (32 // 2**stage) ** 2
+        first = wide if stage == 0 else wide // 2
+        multiplications += (5 * wide * wide + first * wide) * 9 * pixels
+    assert multiplications == 40_551_040
+    model = resnet((3, 32, 32), 10, 20)
+    operations = of(model, 3, 32, 32, examples=1)
+    assert operations.forward(None) == operations.forward(Mask.ones(model)) == 2 * multiplications
+
+
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [({}, 3), ({"sam": 0.1}, 6), ({"sam": 0.1, "sharpness": "asam"}, 6), ({"sam": 0.1, "sharpness": "s2-sam"}, 3)],
+)
+def test_training_costs_three_forward_passes_and_a_second_gradient_as_much_again(options: dict[str, Any], passes: int):
+    model = nn.Linear(4, 8)
+    step = of(model, 4).training_step(living(model, "weight", 10), Training(**options))
+    assert step == passes * 20
+
+
+def test_batches_as_they_are_count_by_example():
+    batches = [(torch.zeros(6, 4), torch.zeros(6, dtype=torch.long))] * 2
+    assert FlopCounter.of(nn.Linear(4, 8), Task.of(batches, batches)).forward(None) == 64
+
+
+def test_a_network_that_takes_no_single_example_counts_each_weight_once():
+    class Squeezing(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            raise ValueError("two examples or more")
+
+    with pytest.warns(UserWarning, match=r"count every weight once.*two examples or more"):
+        assert of(Squeezing(4, 8), 4).forward(None) == 64
+
+
+def test_a_network_without_such_layers_costs_nothing():
+    assert of(nn.Sequential(nn.BatchNorm1d(4), nn.PReLU()), 4).forward(None) == 0
+
+
+def test_model_and_generators_stay_as_they_were(small_task, small_net, same, generators):
+    model = small_net(rich=True).train()
+    before, numbers = {k: v.clone() for k, v in model.state_dict().items()}, generators()
+    FlopCounter.of(model, small_task)
+    assert same(model.state_dict(), before)
+    assert generators() == numbers
+    assert all(module.training and not module._forward_hooks for module in model.modules())
