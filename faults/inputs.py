@@ -35,7 +35,7 @@ from sandbox import SECONDS, Sandbox, Verdict, limit_memory
 from swamp.algorithms import METHODS, Plan
 from swamp.analysis import ANALYSES, FACTORS
 from swamp.backends import BACKENDS
-from swamp.cli import analyze, compare, cross, export, listing, masks, noise, report, run, study, ticket
+from swamp.cli import analyze, compare, compare_masks, cross, export, find_ticket, listing, noise, report, run, study
 from swamp.cli.progress import Quiet
 from swamp.cli.workers import Workers
 from swamp.datasets import TASKS, DataOptions, Problem
@@ -56,11 +56,11 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 COMMANDS: dict[str, tuple[type[Any], int]] = {
     "run": (run.RunArgs, 8),
     "resume": (run.ResumeArgs, 3),
-    "ticket": (ticket.TicketArgs, 2),
+    "ticket": (find_ticket.TicketArgs, 2),
     "study": (study.StudyArgs, 3),
     "compare": (compare.CompareArgs, 3),
     "analyze": (analyze.AnalyzeArgs, 2),
-    "masks": (masks.MasksArgs, 2),
+    "masks": (compare_masks.MasksArgs, 2),
     "noise": (noise.NoiseArgs, 1),
     "cross": (cross.CrossArgs, 1),
     "report": (report.ReportArgs, 2),

@@ -70,7 +70,7 @@ def test_the_control_gives_distance_zero_and_every_factor_a_positive_distance(pa
         assert not found[name]["identical"]
         corners = [corner["error"] for corner in found[name]["extreme_points"]]
         assert found[name]["gain"] == pytest.approx(sum(corners) / 3 - found[name]["mean"]["error"])
-    # What differs in all is what the run itself trained.
+    # The particles that differ in all factors are the particles of the run.
     own = [particle.weights["output.weight"] for particle in here.run.particles(1)]
     assert all(
         torch.equal(one.weights["output.weight"], other) for one, other in zip(here.particles("all"), own, strict=True)

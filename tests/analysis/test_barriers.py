@@ -1,4 +1,4 @@
-"""Barriers are those worked out by hand, and a segment ends in the models it was laid between."""
+"""Barriers equal values computed by hand, and the ends of a segment are the given models."""
 
 import json
 import math
@@ -27,7 +27,7 @@ def test_the_barrier_of_a_double_well_is_the_height_between_its_minima(well):
 
 
 def test_on_a_slope_the_two_definitions_differ(well):
-    # L(a) = ((1 - 2a)^2 - 1)^2 + a: from 0 to 1 along the chord a. Frankle: max L - 1/2; Entezari: the hill of 1.
+    # L(a) = ((1 - 2a)^2 - 1)^2 + a: from 0 to 1 along the chord a. Frankle: max L - 1/2; Entezari: the barrier of 1.
     shares = [k / 30 for k in range(31)]
     losses = [((1 - 2 * a) ** 2 - 1) ** 2 + a for a in shares]
     found = interpolate_models(TwoWeights(0, 0), well, at(-1.0, 0.0), at(1.0, 1.0), points=31)
@@ -114,7 +114,7 @@ def test_the_ends_have_the_loss_and_error_of_the_stored_models(records, finished
     assert record["between"] == ["cycle-01", "cycle-02"]
     for end, index in ((0, 1), (-1, 2)):
         assert record["loss"][end] == pytest.approx(worth(run_data.cycle(index).weights)[0], rel=1e-5)
-        # Those of the record: the mean was measured with statistics of all training examples, as here.
+        # The run evaluated its mean with statistics of all training examples, as here.
         measured = run_data.cycle(index).metrics.validation
         assert record["error"][end] == pytest.approx(1 - measured["accuracy"], abs=1e-9)
 

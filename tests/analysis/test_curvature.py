@@ -1,10 +1,9 @@
-"""Products and traces are those of the written-out Hessian, and measuring them leaves everything as it was."""
+"""Products and traces equal those of the dense Hessian, and measuring them changes nothing."""
 
 import copy
 import itertools
 import json
 import math
-import sys
 from threading import Event
 
 import pytest
@@ -27,7 +26,7 @@ from .known_losses import planted, symmetric
 
 
 class Tied(nn.Module):
-    """One weight in two places, dropout, and a bias that the loss is linear in."""
+    """A tied weight, dropout, and a bias in which the loss is linear."""
 
     def __init__(self):
         super().__init__()
@@ -61,7 +60,7 @@ def problem(kind: str, examples: int = 40) -> tuple[nn.Module, Task]:
 
 
 def exact(model: nn.Module, task: Task, examples: int) -> torch.Tensor:
-    """The Hessian of a model as it is, written out."""
+    """The dense Hessian at the weights of `model`."""
     model = copy.deepcopy(model).eval()
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     flat = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
@@ -76,7 +75,7 @@ def exact(model: nn.Module, task: Task, examples: int) -> torch.Tensor:
 
 
 def half(model: nn.Module) -> Mask:
-    """Every other weight pruned, in the model too."""
+    """Prune every second weight; also in the model."""
     mask = Mask(
         {name: (torch.arange(p.numel()) % 2 == 0).view(p.shape) for name, p in model.named_parameters() if p.dim() > 1}
     )
@@ -92,7 +91,7 @@ def test_products_equal_those_of_the_dense_hessian(kind, batched):
     hessian.batched = batched
     found = hessian(torch.eye(hessian.size, dtype=torch.float64))
     assert kind == "conv" or hessian.batched == batched
-    # 31 examples are within the one batch of statistics, that of all 40.
+    # Statistics come from one batch of all 40 examples, also for 31 examples.
     expected = exact(refreshed(model, task.train), task, 31)
     assert float(expected.abs().max()) > 0.05
     assert torch.allclose(found, expected, atol=1e-12)
@@ -136,9 +135,7 @@ def test_the_mean_over_all_sign_vectors_is_each_trace_exactly(monkeypatch):
     model.second.data[1::2] = 0
     mask = Mask({"second": model.second.data != 0})
     table = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=10))).double()
-    # The name of the module is that of the function.
-    module = sys.modules["swamp.analysis.hessian_trace"]
-    monkeypatch.setattr(module, "random_signs", lambda size, seed: table[seed.path[-1]])
+    monkeypatch.setattr("swamp.analysis.hessian_trace.random_signs", lambda size, seed: table[seed.path[-1]])
     found = hutchinson(Hessian(model, task, model.state_dict(), mask), max_probes=1024, tolerance=0)
     alive = torch.tensor([1, 1, 1, 1, 1, 0, 1, 0, 1, 0]).double()
     diagonal = matrix.diag()
@@ -147,7 +144,7 @@ def test_the_mean_over_all_sign_vectors_is_each_trace_exactly(monkeypatch):
     assert found.active.mean == pytest.approx(float(alive @ diagonal), abs=1e-9)
     assert found.layers["first"].mean == pytest.approx(float(diagonal[:4].sum()), abs=1e-9)
     assert found.layers["second"].mean == pytest.approx(float(diagonal[4:].sum()), abs=1e-9)
-    # The standard deviation over all signs is known too: sqrt(2 * sum of squares off the diagonal of the block).
+    # The standard deviation over all signs is sqrt(2 * sum of squares off the diagonal of the block).
     block = (matrix - torch.diag(diagonal)) * alive[:, None] * alive
     assert found.active.error * math.sqrt(1023) == pytest.approx(math.sqrt(2 * float(block.square().sum())), rel=1e-9)
 
@@ -200,13 +197,13 @@ def test_probes_are_added_until_the_error_is_small_enough():
     found = asked(0.02)
     assert 10 < found.probes < 400
     assert found.error <= 0.02 * found.mean
-    # At the round before it was not.
+    # One round earlier it was larger.
     before = asked(0, max_probes=found.probes - 4)
     assert before.error > 0.02 * before.mean
 
 
 def test_the_trace_of_active_weights_must_also_reach_the_tolerance():
-    # Nothing but the block of the first four is uncertain, and next to the whole trace it is little.
+    # Only the block of the first four weights has noise, which is small relative to the whole trace.
     matrix = torch.diag(torch.full((12,), 100.0).double())
     matrix[:4, :4] = symmetric(4)
     model, task = planted(matrix)
@@ -298,8 +295,8 @@ def test_every_model_of_a_run_has_a_record_that_is_computed_once(run, monkeypatc
     assert last["top"][0]["value"] > 0
     assert len(last["density"]["at"]) == len(last["density"]["value"]) == 128
     json.dumps(records, allow_nan=False)
-    # A second look computes nothing.
-    monkeypatch.setattr(sys.modules["swamp.analysis.curvature"], "curvature_at", None)
+    # The second call computes nothing.
+    monkeypatch.setattr("swamp.analysis.curvature.curvature_at", None)
     assert list(analyze(RunData.open(run), {"curvature": curvature_tasks}, settings)) == json.loads(json.dumps(records))
 
 

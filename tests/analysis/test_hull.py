@@ -1,4 +1,4 @@
-"""Where particles lie, and what is between them: planted points whose geometry and loss are known by hand."""
+"""Geometry and loss of hulls whose points are chosen so that both are known by hand."""
 
 import json
 import math
@@ -133,7 +133,7 @@ def test_every_value_in_the_hull_is_that_of_the_quadratic():
         assert error == pytest.approx(loss(shares) / 10, rel=1e-5)
     alone = [loss(extreme_point(n, 3)) for n in range(3)]
     assert [one["loss"] for one in found["extreme_points"]] == pytest.approx(alone)
-    # Of a quadratic, the mean gains the mean squared distance of the corners from it: here 4 * 2/3.
+    # For a quadratic loss, the gain is the mean squared distance of the networks from their mean: here 4 * 2/3.
     assert found["loss_gain"] == pytest.approx(8 / 3, rel=1e-5)
     assert found["gain"] == pytest.approx(8 / 30, rel=1e-5)
 
@@ -152,7 +152,7 @@ def test_no_point_is_evaluated_twice():
         Counted(WeightsAndOffset(2), squared_distance_task(torch.zeros(2))),
     )
     evaluate_hull(whole, Seed(0))
-    # 3 corners, their mean (which the grid has too), 20 samples, 3 on each edge, and 28 - 3 - 9 - 1 of the grid.
+    # 3 networks, their mean (also a grid point), 20 samples, 3 per edge, and 28 - 3 - 9 - 1 other grid points.
     assert sum(asked) == 3 + 1 + 20 + 9 + 15
 
 
@@ -207,7 +207,7 @@ def test_the_learned_soup_is_not_worse_than_the_mean_and_ignores_losses_that_are
 
 
 def test_the_greedy_soup_adds_networks_that_do_not_raise_the_error():
-    # Networks of errors 0.3, 0.1, 0.2, 0.4: with 1 the mean of 1 and 2 is no worse, with 0 worse, with 3 better.
+    # Errors are 0.3, 0.1, 0.2, 0.4. Adding network 2 to 1 keeps the error; 0 raises it; 3 lowers it.
     known = {(1, 2): 0.1, (0, 1, 2): 0.11, (1, 2, 3): 0.05}
     alone = (0.3, 0.1, 0.2, 0.4)
 
@@ -273,7 +273,7 @@ def test_tasks_are_computed_once_and_reproducible(finished, tmp_path, monkeypatc
     assert [record["key"] for record in records[0]] == [*(f"hull/cycle-0{n}" for n in range(3)), "hull/all"]
     assert records[0][-1]["cycles"] == 3
 
-    # Without its last two lines the analysis goes on from the others, and ends the same.
+    # With its last two lines deleted, the analysis continues from the others, with the same result.
     file = copies[1] / "analysis.jsonl"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:2]))
     done = []

@@ -1,4 +1,4 @@
-"""Planes hold the models they were laid through, and grids have the values of their points."""
+"""Planes contain the models that define them, and grids have the values of their points."""
 
 import math
 
@@ -130,7 +130,7 @@ def test_the_records_of_a_run(finished):
     assert len(record["u"]) == len(record["v"]) == len(record["loss"]) == len(record["error"][0]) == 13
     points = record["points"]
     assert set(points) == {"particle-0", "particle-1", "particle-2", "mean", "ticket"}
-    # Of three particles the mean is in their plane, and their centre; the ticket is not.
+    # The mean of three particles is the centre of the triangle; the ticket is not in the plane.
     centre = [sum(points[f"particle-{k}"][axis] for k in range(3)) / 3 for axis in (0, 1)]
     assert points["mean"] == pytest.approx(centre, abs=1e-4)
     assert record["off_plane"]["mean"] < 1e-4

@@ -1,4 +1,4 @@
-"""Which weights survive: counted by hand on masks of a few weights, and on a run by other means."""
+"""Statistics of masks: counted by hand on masks of a few weights, and independently on a run."""
 
 import itertools
 import shutil
@@ -45,7 +45,7 @@ def test_records_written_by_another_process_are_kept(finished):
     (finished / "analysis.jsonl").unlink(missing_ok=True)
     tasks = analyze(run_data, {"masks": ANALYSES["masks"]}, AnalysisSettings())
     first = next(tasks)
-    # Between two units of this one, another look at the same run adds its own.
+    # Between two tasks of this analysis, another process adds records.
     others = list(analyze(RunData.open(finished), {"barriers": ANALYSES["barriers"]}, AnalysisSettings(points=2)))
     rest = list(tasks)
     assert {record["key"] for record in read_analysis(finished)} == {r["key"] for r in [first, *rest, *others]}
@@ -136,7 +136,7 @@ def test_the_record_of_a_cycle_agrees_with_independent_counts(finished):
 
 
 def test_kept_of_before_is_right_for_masks_that_regrow(tmp_path):
-    # Masks that stand alone are no subsets of each other, and have no ticket.
+    # Random masks are not nested, and have no ticket.
     path = run(tmp_path / "run", method="random", densities=(0.5, 0.25))
     line = mask_of_cycle(RunData.open(path), 1)
     old, new = (RunData.open(path).cycle(index).mask for index in (0, 1))
@@ -153,7 +153,7 @@ def test_tasks_are_computed_once(finished, tmp_path):
     one = list(analyze(RunData.open(path), {"masks": ANALYSES["masks"]}, AnalysisSettings()))
     assert [line["key"] for line in one] == [f"masks/cycle-0{n}" for n in range(3)]
     written = (path / "analysis.jsonl").read_bytes()
-    (path / "cycle-01" / "mean.safetensors").unlink()  # what is done needs it no more
+    (path / "cycle-01" / "mean.safetensors").unlink()  # not needed by tasks that are computed
     assert list(analyze(RunData.open(path), {"masks": ANALYSES["masks"]}, AnalysisSettings())) == one
     assert (path / "analysis.jsonl").read_bytes() == written
 

@@ -1,4 +1,4 @@
-"""Many points at once give what each gives alone, and what evaluating the models gives."""
+"""Evaluating many points at once, one at a time, and as models gives equal results."""
 
 import copy
 
@@ -12,7 +12,7 @@ from swamp.training import Seed, evaluate, interpolate, isolated, refreshed
 
 
 class Unstackable(nn.Module):
-    """Looks at its numbers, which a stack cannot."""
+    """Branches on the values of its weights, which vmap does not support."""
 
     def __init__(self):
         super().__init__()
@@ -50,7 +50,7 @@ def test_points_have_the_loss_and_error_of_their_models(kind, task, request):
 
 
 class Twice(nn.Module):
-    """Uses its first layer again."""
+    """Calls its first layer twice."""
 
     def __init__(self):
         super().__init__()
@@ -61,7 +61,7 @@ class Twice(nn.Module):
 
 
 class Peeking(nn.Module):
-    """Looks at its first layer's weights from elsewhere."""
+    """Uses the weights of its first layer outside the layer."""
 
     def __init__(self):
         super().__init__()
@@ -72,7 +72,7 @@ class Peeking(nn.Module):
 
 
 class Scaled(nn.Module):
-    """Something learned comes before its first layer."""
+    """Applies a parameter to the inputs before the first layer."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What models predict: by hand on a few examples, and on a run by evaluating its models one by one."""
+"""Predictions, computed by hand on a few examples, and on a run by evaluating its models one by one."""
 
 import shutil
 from dataclasses import replace
@@ -36,8 +36,8 @@ def finished(tmp_path_factory):
     return run(tmp_path_factory.mktemp("predictions") / "run", 3)
 
 
-class Says(nn.Module):
-    """Predicts the class that it is told for each example, with this confidence out of two classes."""
+class Predicts(nn.Module):
+    """Predicts the given one of two classes for each example, with the given confidence."""
 
     def __init__(self, *classes: int, sure: float = 0.8):
         super().__init__()
@@ -55,7 +55,10 @@ def numbered(targets) -> Task:
 
 def test_disagreement_ensemble_and_agreement_by_hand():
     task = numbered([0, 0, 1, 1])
-    mean, particles = Says(0, 1, 1, 0), [Says(0, 0, 1, 1), Says(0, 1, 1, 0, sure=0.65), Says(1, 1, 1, 1, sure=0.7)]
+    mean, particles = (
+        Predicts(0, 1, 1, 0),
+        [Predicts(0, 0, 1, 1), Predicts(0, 1, 1, 0, sure=0.65), Predicts(1, 1, 1, 1, sure=0.7)],
+    )
     found = compare_predictions(mean, particles, task, task.held_out)
     assert found["disagreement"] == [[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
     assert [one["accuracy"] for one in found["particles"]] == [1, 0.5, 0.5]
@@ -64,7 +67,7 @@ def test_disagreement_ensemble_and_agreement_by_hand():
     assert found["ensemble"]["nll"] == pytest.approx(float(-torch.cat([share[:2], 1 - share[2:]]).log().mean()))
     assert found["mean"]["accuracy"] == 0.5
     assert found["mean"]["ece"] == pytest.approx(0.8 - 0.5)
-    # The ensemble says 0 1 1 1.
+    # The ensemble predicts 0 1 1 1.
     assert found["agreement_of_mean_with_ensemble"] == 0.75
 
 
@@ -92,7 +95,7 @@ def test_predictions_of_a_cycle_agree_with_its_record(finished):
     cycle = run_data.cycle(1)
     assert found["data"] == "validation"
     for name in ("accuracy", "nll", "ece"):
-        # The run measured the same models on the same examples, all there are.
+        # The run evaluated the same models on the same examples.
         assert found["mean"][name] == pytest.approx(cycle.metrics.validation[name], rel=1e-5)
         for one, particle in zip(found["particles"], cycle.particles, strict=True):
             assert one[name] == pytest.approx(particle.metrics.validation[name], rel=1e-5)
@@ -117,7 +120,7 @@ def test_noise_has_the_given_scale_and_is_equal_for_all_models():
     weak, again, strong = (list(corrupt(data, "noise", s, Seed(0)).in_order(1)) for s in (0.5, 0.5, 1.0))
     noise = torch.stack([weak[n][0] - inputs[n] for n in range(2)])
     assert float(noise.std()) == pytest.approx(0.5 * deviation, rel=0.01)
-    assert float((noise[0] * noise[1]).mean()) == pytest.approx(0, abs=0.05)  # each batch has its own
+    assert float((noise[0] * noise[1]).mean()) == pytest.approx(0, abs=0.05)  # batches have independent noise
     assert all(torch.equal(a[0], b[0]) for a, b in zip(weak, again, strict=True))
     torch.testing.assert_close(strong[0][0] - inputs[0], 2 * noise[0], rtol=1e-3, atol=1e-4)
     other = list(corrupt(data, "noise", 0.5, Seed(1)).in_order(1))
@@ -211,5 +214,5 @@ def test_tasks_are_computed_once_and_reproducible(finished, tmp_path):
     assert one == two
     assert [line["key"] for line in one] == [f"predictions/cycle-0{n}" for n in range(3)]
     for file in paths[0].rglob("particle-*.safetensors"):
-        file.unlink()  # what is done needs them no more
+        file.unlink()  # not needed by tasks that are computed
     assert list(analyze(RunData.open(paths[0]), analysis, AnalysisSettings(examples=100))) == one

@@ -1,4 +1,4 @@
-"""The earliest stable ticket is found and verified, and is the very ticket that a run takes."""
+"""The earliest stable ticket is found and verified, and equals the ticket of a run."""
 
 import json
 from dataclasses import replace
@@ -65,7 +65,7 @@ def test_without_a_stable_step_nothing_is_found():
 def test_a_result_that_other_batch_orders_contradict_is_not_confirmed():
     unstable_again = search_rewind_step(lambda steps, repeat: 0.1 if steps < 50 or repeat else 0.0, 100, resolution=0)
     assert (unstable_again.steps, unstable_again.confirmed) == (50, False)
-    # Stable at a quarter of it too: the assumption of the bisection is broken.
+    # Stable at a quarter of it too, which contradicts the assumption of the bisection.
     broken = search_rewind_step(
         lambda steps, repeat: 0.1 if 30 <= steps < 50 or steps in (0, 10) else 0.0, 100, resolution=0
     )
@@ -206,7 +206,7 @@ def test_a_killed_search_resumes_with_the_next_trial(tmp_path, monkeypatch, caps
         return planted(6)(*at)
 
     monkeypatch.setattr(BARRIER_AT, noted)
-    # The ticket that a recipe has is not what is asked about: its trials are the same.
+    # Trials do not depend on the ticket of the recipe.
     assert swamp(*search, "--ticket-epochs", "1") == 0
     done = json.loads(capsys.readouterr().out)
     assert done["steps"] == 6

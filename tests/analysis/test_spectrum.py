@@ -1,4 +1,4 @@
-"""Lanczos against the eigenvalues of matrices that are written out."""
+"""Lanczos compared with the eigenvalues of dense matrices."""
 
 import math
 
@@ -59,7 +59,7 @@ def test_values_residuals_and_weights_agree_with_an_independent_projection():
 
 
 def test_vectors_stay_orthogonal_with_one_large_eigenvalue():
-    # One eigenvalue far out: it is found in a few steps, and rounding brings it back in all that follow.
+    # A large eigenvalue converges in a few steps; without re-orthogonalisation rounding would duplicate it.
     matrix = torch.diag(torch.cat([torch.linspace(0, 1, 299), torch.tensor([1e6])]).double())
     seen = []
 

@@ -1,4 +1,4 @@
-"""Paths are kept exactly, change nothing, survive interruptions; what is said of them is true of a planted one."""
+"""Trajectories are stored exactly, do not change a run, and survive interruptions; their analysis is right."""
 
 import json
 import math
@@ -23,7 +23,7 @@ from .known_losses import TwoWeights, at
 from .runs import StopAt, assert_same_tensors, go, go_on, killed_after, tiny
 
 STEPS = 4 * 10
-"""Of a tiny training: 640 examples in batches of 64, four epochs."""
+"""Steps of a tiny training: 640 examples in batches of 64, four epochs."""
 
 
 def random_points(count: int) -> dict[int, dict]:
@@ -120,7 +120,7 @@ def test_points_are_the_weights_during_training(finished):
 @pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [10 + 13, 10 + STEPS, 10 + 3 * STEPS - 1, 10 + 3 * STEPS, 10 + 3 * STEPS + 1])
 def test_a_run_stopped_anywhere_has_the_trajectories_of_an_uninterrupted_run(stop_at, tmp_path):
-    """The ticket takes 10 steps: among the moments are a particle's last step and the first one of the next."""
+    """The ticket takes 10 steps. The stops include a particle's last step and the first step of the next one."""
     config = replace(tiny(2), trajectory_every=4)
     config = replace(config, plan=replace(config.plan, sparsity=0.5))
     go(config, tmp_path / "whole")

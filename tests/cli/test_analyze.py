@@ -1,4 +1,4 @@
-"""swamp analyze, report, figure and watch, with analyses that say when they run."""
+"""swamp analyze, report, figure and watch, with analyses that record their calls."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Two analyses, of which the second cannot do its first unit; what they were asked for."""
+    """Two analyses; the first task of the second one fails. Returns the keys of the computed tasks."""
     done: list[str] = []
 
     def task(key, fail=False):

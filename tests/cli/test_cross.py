@@ -1,4 +1,4 @@
-"""swamp cross, masks and noise, on real runs of a second."""
+"""swamp cross, masks and noise on runs of one second."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def test_the_diagonal_holds_cycles_of_the_runs_and_other_cells_new_trainings(run
         own = [read_json(runs / f"{name}-{seed}" / "cycle-02" / "record.json")["test"]["accuracy"] for seed in (0, 1)]
         there = cell(found, split="test", masks=label, training=label, density=found["densities"][1])
         assert [there["seeds"]["0"], there["seeds"]["1"]] == own
-    # IMP's masks by SWAMP's training: the mask is IMP's, bit for bit, and there are two particles.
+    # Masks of IMP with the training of SWAMP: the mask equals that of IMP, and there are two particles.
     (folder,) = (tmp_path / "x").glob("seed0-masks-imp-*-training-swamp-*")
     record = read_json(folder / "cycle-02" / "record.json")
     assert record["digest"]["mask"] == read_json(runs / "imp-0" / "cycle-02" / "record.json")["digest"]["mask"]

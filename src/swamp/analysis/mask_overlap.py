@@ -77,7 +77,7 @@ def dead_units(mask: Mask, transposed: frozenset[str] = frozenset()) -> dict[str
 
 
 def transposed_weights(model: nn.Module) -> frozenset[str]:
-    """Names of the weights with shape (in, out, ...): those of transposed convolutions."""
+    """Names of the weights with shape (in, out, ...), which are weights of transposed convolutions."""
     kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     weights = {id(module.weight) for module in model.modules() if isinstance(module, kinds)}
     return frozenset(name for name, parameter in model.named_parameters() if id(parameter) in weights)

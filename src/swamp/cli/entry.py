@@ -9,16 +9,16 @@ from rich.table import Table
 
 from swamp.cli.analyze import analyze_command
 from swamp.cli.compare import compare_command
+from swamp.cli.compare_masks import masks_command
 from swamp.cli.cross import cross_command
 from swamp.cli.export import benchmark_command, export_command
+from swamp.cli.find_ticket import ticket_command
 from swamp.cli.listing import list_command
-from swamp.cli.masks import masks_command
 from swamp.cli.noise import noise_command
 from swamp.cli.report import figure_command, report_command, watch_command
 from swamp.cli.run import resume_command, run_command
 from swamp.cli.session import Err, Out, deaf, escaped
 from swamp.cli.study import study_command
-from swamp.cli.ticket import ticket_command
 from swamp.errors import SwampError, as_swamp_error, unknown
 from swamp.runs import one_voice
 
