@@ -29,6 +29,18 @@ def built(make, sparsity: float = 0.8, seed: int = 0) -> nn.Module:
         return pruned_(make(), sparsity, seed)
 
 
+def images() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(8 * 16, 5),
+    )
+
+
 def numbers(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 

@@ -28,13 +28,13 @@ def network():
     return trace(model, inputs[:2]), model, inputs
 
 
-@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-6), (torch.bfloat16, 5e-2)])
-def test_inputs_and_outputs_have_the_dtypes_of_the_network(network, dtype, off):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 5e-2)])
+def test_inputs_and_outputs_have_the_dtypes_of_the_network(network, dtype, tolerance):
     program, model, inputs = network
     module = GpuNetwork(program, CPU, dtype)
-    found = module(inputs)
-    assert found.dtype == torch.float32
-    assert torch.allclose(found, model(inputs), atol=off)
+    outputs = module(inputs)
+    assert outputs.dtype == torch.float32
+    assert torch.allclose(outputs, model(inputs), atol=tolerance)
     # Only the layer with the pattern is timed. The CPU has no sparse product, and the reason of torch is kept.
     assert list(module.layers) == ["0"]
     assert not module.layers["0"].uses_sparse
@@ -44,8 +44,8 @@ def test_inputs_and_outputs_have_the_dtypes_of_the_network(network, dtype, off):
 @pytest.mark.parametrize(("times", "chosen"), [((2.0, 1.0), True), ((1.0, 2.0), False)])
 def test_the_faster_product_is_kept(network, monkeypatch, times, chosen):
     program, model, inputs = network
-    told = iter(times)
-    monkeypatch.setattr(gpu, "median_seconds", lambda work, device: (work(), next(told))[1])
+    measured = iter(times)
+    monkeypatch.setattr(gpu, "median_seconds", lambda call, device: (call(), next(measured))[1])
     monkeypatch.setattr(gpu, "to_sparse_semi_structured", lambda weight: weight * 2)
     module = GpuNetwork(program, CPU, torch.float32)
     assert module.layers["0"] == gpu.LayerTiming(*times)

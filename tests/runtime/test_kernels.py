@@ -1,12 +1,16 @@
 """The kernels compute every supported layer and shape as torch does."""
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from swamp.runtime import trace
+from swamp.runtime import kernels, trace
 from swamp.runtime.arena import FIELDS
 from swamp.runtime.kernels import KernelConfig, KernelExecutor, kernel_library
 from swamp.runtime.lowering import lower
@@ -186,13 +190,13 @@ def test_a_transformer_layer_runs_its_linear_layers_on_the_kernels_and_the_rest_
     layer = built(lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, activation="gelu", dropout=0))
     inputs = numbers(3, 5, 16)
     with torch.no_grad():
-        want = layer(inputs)
+        expected = layer(inputs)
     program = trace(layer, inputs)
     parts = partition(program)
     inside = [node.op for part in parts if not isinstance(part, Node) for node in part.nodes]
     assert inside.count("linear") == 4
     assert {"layer_norm", "scaled_dot_product_attention"} <= {part.op for part in parts if isinstance(part, Node)}
-    assert (run(program, inputs, block) - want).abs().max() < 1e-4
+    assert (run(program, inputs, block) - expected).abs().max() < 1e-4
 
 
 def test_excluded_layers_run_in_torch():
@@ -200,10 +204,10 @@ def test_excluded_layers_run_in_torch():
     program = trace(model, numbers(4, 3, 8, 8))
     layers = [node.name for node in program.nodes if node.op == "conv2d"]
     with torch.no_grad():
-        want = model(numbers(4, 3, 8, 8))
+        expected = model(numbers(4, 3, 8, 8))
     for dense in (layers[:1], layers[1:], layers):
-        found = run(program, numbers(4, 3, 8, 8), 4, frozenset(dense))
-        assert (found - want).abs().max() < 1e-4
+        outputs = run(program, numbers(4, 3, 8, 8), 4, frozenset(dense))
+        assert (outputs - expected).abs().max() < 1e-4
 
 
 @pytest.mark.slow
@@ -224,8 +228,8 @@ def test_nan_is_passed_on():
     inputs = numbers(20, 3)
     inputs[3, 1] = float("nan")
     for block in (1, 16):
-        found = run(trace(model, inputs), inputs, block)
-        assert found.isnan().any(1).tolist() == [index == 3 for index in range(20)]
+        outputs = run(trace(model, inputs), inputs, block)
+        assert outputs.isnan().any(1).tolist() == [index == 3 for index in range(20)]
 
 
 def test_more_examples_than_a_block_need_no_larger_arena():
@@ -239,3 +243,35 @@ def test_more_examples_than_a_block_need_no_larger_arena():
 
 def test_python_and_c_agree_on_the_fields_of_a_kernel_step():
     assert kernel_library().swamp_fields() == len(FIELDS)
+
+
+def test_kernels_are_compiled_once_for_a_machine_and_again_for_another(tmp_path, monkeypatch):
+    data, compiled = Path(kernel_library()._name).read_bytes(), []
+    monkeypatch.setenv("SWAMP_CACHE", str(tmp_path))
+    monkeypatch.setattr(kernels, "_compile", lambda compiler, flags: (compiled.append(flags), data)[1])
+
+    def load_library() -> int:
+        kernel_library.cache_clear()
+        assert kernel_library().swamp_simd_width() in (4, 8, 16)
+        return len(compiled)
+
+    try:
+        for processor, total in ((b"this", 1), (b"this", 1), (b"another", 2)):
+            monkeypatch.setattr(kernels, "_processor", lambda processor=processor: processor)
+            assert load_library() == total
+        # A damaged file is compiled again. (unlink first: the old file may still be mapped.)
+        for path in tmp_path.rglob("*.so"):
+            path.unlink()
+            path.write_bytes(b"broken")
+        assert load_library() == 3
+    finally:
+        kernel_library.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a compiler")
+def test_kernels_compile_without_warnings(tmp_path):
+    flags = ["-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC"]
+    command = ["cc", str(kernels.SOURCE), "-o", str(tmp_path / "kernels.so"), *flags, "-lm"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -62,9 +62,9 @@ def test_removing_dead_units_leaves_the_outputs_equal(seed, padding, sparsity):
     after = remove_dead_units(before)
     assert sum(t.numel() for t in after.tensors.values()) <= sum(t.numel() for t in before.tensors.values()) + 15
     with torch.no_grad():
-        want = model(numbers(4, 1, 8, 8))
-        assert torch.allclose(DenseNetwork(after)(numbers(4, 1, 8, 8)), want, atol=1e-5)
-    assert torch.allclose(run(after, numbers(4, 1, 8, 8), 16), want, atol=1e-4)
+        expected = model(numbers(4, 1, 8, 8))
+        assert torch.allclose(DenseNetwork(after)(numbers(4, 1, 8, 8)), expected, atol=1e-5)
+    assert torch.allclose(run(after, numbers(4, 1, 8, 8), 16), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("make", [Kept, lambda: build_network("resnet-20", (1, 12, 12), 3)])
@@ -73,5 +73,5 @@ def test_units_at_residual_connections_stay(make):
     inputs = numbers(3, 4) if make is Kept else numbers(3, 1, 12, 12)
     program = remove_dead_units(fold_batchnorm(trace(model, inputs)))
     with torch.no_grad():
-        want = model(inputs)
-        assert (DenseNetwork(program)(inputs) - want).abs().max() <= 1e-5 * max(1, want.abs().max())
+        expected = model(inputs)
+        assert (DenseNetwork(program)(inputs) - expected).abs().max() <= 1e-5 * max(1, expected.abs().max())

@@ -1,0 +1,118 @@
+"""Formats of exported networks, and the benchmark."""
+
+import copy
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+import swamp
+from swamp.errors import SwampError
+from swamp.files import load_tensors
+from swamp.runtime import bake_mask, save, trace
+from swamp.runtime.benchmark import benchmark, best_dense, measure_size
+from swamp.runtime.formats import WRITERS, read_csr
+
+from .networks import built, images, numbers
+
+
+@pytest.fixture
+def model():
+    return built(images, 0.8)
+
+
+@pytest.fixture
+def program(model):
+    return trace(bake_mask(model), numbers(2, 1, 8, 8))
+
+
+def load_dense(path, model):
+    fresh = images()
+    fresh.load_state_dict(load_tensors(path)[0])
+    return fresh.eval()
+
+
+def load_csr(path, model):
+    stored = read_csr(path)
+    assert stored["6.weight"].layout == torch.sparse_csr
+    dense = {name: x.to_dense() if x.layout == torch.sparse_csr else x for name, x in stored.items()}
+    fresh = copy.deepcopy(model)
+    fresh.load_state_dict({name: x.reshape(model.state_dict()[name].shape) for name, x in dense.items()})
+    return fresh
+
+
+def load_onnx(path, model):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda inputs: torch.from_numpy(session.run(None, {name: inputs.numpy()})[0])
+
+
+LOADERS = {
+    "sparse": lambda path, model: swamp.load(path, batch=3),
+    "dense": load_dense,
+    "csr": load_csr,
+    "onnx": load_onnx,
+    "pt2": lambda path, model: torch.export.load(path).module(),
+}
+
+
+@pytest.mark.slow_cases("onnx")
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_computes_the_same_outputs(name, model, program, tmp_path):
+    if name == "onnx":
+        pytest.importorskip("onnxscript")
+    write, ending = WRITERS[name]
+    path = tmp_path / f"file{ending}"
+    write(program, path)
+    inputs = numbers(3, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(LOADERS[name](path, model)(inputs), model(inputs), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_benchmark_measures_each_runtime_at_each_batch_size(program):
+    openvino = ("openvino bf16",) if find_spec("openvino") else ()
+    runtimes = ("torch", "torch bf16", *openvino, "swamp")
+    latencies = benchmark(program, (1, 4), runtimes, seconds=0.05)
+    assert [(one.runtime, one.batch) for one in latencies] == [(name, batch) for batch in (1, 4) for name in runtimes]
+    assert all(0 < one.low <= one.median <= one.high for one in latencies)
+    fastest = best_dense(latencies, 4)
+    assert fastest is not None
+    assert fastest.runtime == "torch"
+
+
+def test_an_unknown_runtime_is_refused(program):
+    with pytest.raises(SwampError, match="no runtime 'tflite'"):
+        benchmark(program, (1,), ("tflite",))
+
+
+def test_flops_count_two_for_each_weight_and_position(program, tmp_path):
+    (tmp_path / "x").write_bytes(b"12345")
+    size = measure_size(program, tmp_path / "x")
+    assert size.file_bytes == 5
+    assert size.dense_flops == 2 * (8 * 9 * 64 + 5 * 128)
+    nnz = {name: int(program.tensors[name].count_nonzero()) for name in ("0.weight", "6.weight")}
+    assert size.flops == 2 * (nnz["0.weight"] * 64 + nnz["6.weight"])
+
+
+_SIGNALLED = """
+import os, signal, sys
+from swamp.runtime.benchmark import benchmark
+from swamp.runtime import read
+signal.signal(signal.SIGINT, lambda *_: print("received", flush=True))
+benchmark(read(sys.argv[1]), (1, 4), ("openvino",), seconds=0.01)
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_after_a_benchmark_is_handled(program, tmp_path):
+    """OpenVINO replaces the signal stack, and several cores can leave one that no longer exists."""
+    pytest.importorskip("openvino")
+    save(program, tmp_path / "x.safetensors")
+    command = [sys.executable, "-c", _SIGNALLED, str(tmp_path / "x.safetensors")]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (child.returncode, child.stdout) == (0, "received\n"), child.stderr
