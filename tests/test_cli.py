@@ -203,6 +203,26 @@ def test_help_explains_every_command(capsys):
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["rum"], []])
+def test_without_a_command_to_run_torch_is_not_imported(arguments):
+    code = f"""
+import sys
+from swamp import cli
+try:
+    cli.main({arguments})
+except SystemExit:
+    pass
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_every_command_can_be_imported():
+    from swamp.cli import entry
+
+    assert all(callable(entry._command(name)) for name in entry._COMMANDS)
+
+
 def test_help_of_run_shows_the_defaults_of_the_recipe_named(capsys):
     swamp("run", "fashion-mnist-lenet", "--help")
     assert "fashion-mnist" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The command line: swamp run | resume | study | compare | analyze | report | watch | figure | list."""
+"""The command line. One module a command, imported when the command is given; `swamp --help` lists them."""
 
 import os
 import signal
@@ -7,26 +7,26 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["main"]
+__all__ = ["leaving_at_once", "main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: see swamp.cli.entry."""
-    with _leaving_at_once():
-        # Here, as it takes seconds: who changes their mind meanwhile is not shown the inside of an import.
+    with leaving_at_once():
+        # Imported here: Ctrl-C during the import prints one line, not a traceback.
         from swamp.cli import entry
     entry.main(arguments)
 
 
 @contextmanager
-def _leaving_at_once() -> Generator[None]:
-    """Ctrl-C inside the block ends the process: libraries that are half imported turn exceptions into others."""
+def leaving_at_once() -> Generator[None]:
+    """End the process on Ctrl-C inside the block: half-imported libraries would replace the exception by another."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def leave(number: int, frame: Any) -> None:
-        os.write(2, b"swamp: stopped before anything began.\n")
+        os.write(2, b"swamp: stopped before the command started.\n")
         os._exit(130)
 
     before = signal.signal(signal.SIGINT, leave)

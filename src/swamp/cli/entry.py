@@ -1,47 +1,40 @@
 """The entry point: finds the command, and turns errors into messages and exit codes."""
 
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from typing import NoReturn
 
 from rich.table import Table
 
-from swamp.cli.analyze import analyze_command
-from swamp.cli.compare import compare_command
-from swamp.cli.compare_masks import masks_command
-from swamp.cli.cross import cross_command
-from swamp.cli.export import benchmark_command, export_command
-from swamp.cli.find_ticket import ticket_command
-from swamp.cli.listing import list_command
-from swamp.cli.noise import noise_command
-from swamp.cli.report import figure_command, report_command, watch_command
-from swamp.cli.run import resume_command, run_command
+from swamp.cli import leaving_at_once
 from swamp.cli.session import Err, Out, deaf, escaped
-from swamp.cli.study import study_command
 from swamp.errors import SwampError, as_swamp_error, unknown
-from swamp.runs import one_voice
 
-_COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
-    "run": (run_command, "prune a network, from a recipe or a configuration"),
-    "resume": (resume_command, "go on with a run after any interruption"),
-    "ticket": (ticket_command, "find the earliest stable ticket: how long to train before pruning begins"),
-    "study": (study_command, "do many runs: a grid of methods, seeds and settings, on one machine or several"),
-    "compare": (compare_command, "put runs beside each other: table, differences, plot"),
-    "analyze": (analyze_command, "look into a run: barriers, curvature, hull, landscape, masks"),
-    "masks": (masks_command, "say what masks of several runs have in common"),
-    "noise": (noise_command, "train particles that differ in one thing at a time: what makes averaging work?"),
-    "cross": (cross_command, "train runs' masks by each other's training: is it the mask, or how it was trained?"),
-    "report": (report_command, "write one HTML page on runs: what they reached, and why"),
-    "watch": (watch_command, "serve that page to this machine while a run goes on"),
-    "figure": (figure_command, "draw one of its pictures for a paper"),
-    "export": (export_command, "write the sparse network of a run as one small file, or as ONNX and others"),
-    "benchmark": (benchmark_command, "measure such a file here: size, speed beside dense runtimes, accuracy"),
-    "list": (
-        list_command,
-        "say what recipes, tasks, models, methods, scores, backends, studies and analyses there are",
-    ),
+_COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("run", "prune a network, from a recipe, a task or a configuration"),
+    "resume": ("run", "continue a run after any interruption"),
+    "ticket": ("find_ticket", "find the earliest stable ticket: how long to train before pruning begins"),
+    "study": ("study", "run a grid of methods, seeds and settings, on one machine or several"),
+    "compare": ("compare", "compare runs: table, differences, plot"),
+    "analyze": ("analyze", "analyze a run: barriers, curvature, hull, landscape, masks"),
+    "masks": ("compare_masks", "compare the masks of several runs"),
+    "noise": ("noise", "train particles that differ in one source of randomness: which one makes averaging work?"),
+    "cross": ("cross", "train the masks of runs by each other's training: is it the mask, or the training?"),
+    "report": ("report", "write one HTML page on runs: accuracy, cost, analyses"),
+    "watch": ("report", "serve this page to this machine while a run continues"),
+    "figure": ("report", "draw one figure of the page for a paper"),
+    "export": ("export", "write the sparse network of a run as one small file, as ONNX, or as another format"),
+    "benchmark": ("export", "measure an exported file here: size, speed beside dense runtimes, accuracy"),
+    "list": ("listing", "list recipes, tasks, models, methods, scores, backends, studies or analyses"),
 }
+"""Command -> module of swamp.cli with the function COMMAND_command, and a summary.
+
+A module is imported when its command is given, as most modules import torch, which takes seconds.
+"""
 
 _LONGEST = 4096
 """Characters of one argument: what Linux takes as a path."""
@@ -55,14 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A file's name may be no text at all; that must not end a run in the line that tells of it.
+            # A file name may not be valid text; printing it must not end a run.
             stream.reconfigure(errors="backslashreplace")
-    with one_voice():
+    with _one_voice():
         try:
             _main(arguments)
         except KeyboardInterrupt:
-            # Here, as a second Ctrl-C may come while the first one is being answered.
-            _say("stopped at once. What was saved stays: swamp resume RUN goes on from it.")
+            # Outermost, as a second Ctrl-C may arrive while the first one is handled.
+            _say("stopped at once. Saved work is kept: continue with swamp resume RUN.")
             sys.exit(130)
 
 
@@ -80,11 +73,11 @@ def _main(arguments: Sequence[str] | None) -> None:
         _refuse_endless(given)
         if given[0] not in _COMMANDS:
             raise unknown("command", given[0], _COMMANDS)
-        _COMMANDS[given[0]][0](given[1:])
+        _command(given[0])(given[1:])
     except SwampError as error:
         _end(error)
     except BrokenPipeError:
-        # The reader of our output (head, say) has had enough; nothing is wrong.
+        # The reader of the output, e.g. head, has closed the pipe; this is no error.
         sys.stderr.close()
         sys.exit(0)
     except Exception as error:
@@ -93,18 +86,32 @@ def _main(arguments: Sequence[str] | None) -> None:
         _end(told)
 
 
+def _command(name: str) -> Callable[[Sequence[str]], None]:
+    with leaving_at_once():
+        return getattr(import_module(f"swamp.cli.{_COMMANDS[name][0]}"), f"{name}_command")
+
+
+def _one_voice() -> AbstractContextManager[None]:
+    """Under torchrun, rank 0 prints for all ranks."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return nullcontext()
+    from swamp.runs import one_voice
+
+    return one_voice()
+
+
 def _refuse_endless(given: Sequence[str]) -> None:
-    """What is longer than any path is no argument of ours; messages that repeat it would be as long."""
+    """Raise SwampError for an argument longer than any path: messages that repeat it would be as long."""
     for number, argument in enumerate(given, 1):
         if len(argument) > _LONGEST:
             raise SwampError(
-                f"argument {number} ({argument[:40]}...) has {len(argument):,} characters; {_LONGEST:,} are the most."
-                " Options with many values take them one by one, apart from each other."
+                f"argument {number} ({argument[:40]}...) has {len(argument):,} characters; the limit is {_LONGEST:,}."
+                " Separate several values of an option by spaces."
             )
 
 
 def _unusable(error: Exception) -> SwampError | None:
-    """What a path leads to is the user's: a name too long, a folder that may not be entered."""
+    """The error for a path that cannot be used: a name too long, a folder without permission."""
     if not isinstance(error, OSError) or error.filename is None:
         return None
     name = str(error.filename)
@@ -128,4 +135,4 @@ def _overview() -> None:
     for name, (_, what) in _COMMANDS.items():
         table.add_row(f"  swamp [bold]{name}[/bold]", what)
     Out.print(table)
-    Out.print("\nStart with [bold]swamp run[/bold]; every command explains itself with --help.")
+    Out.print("\nStart with [bold]swamp run[/bold]; COMMAND --help describes a command.")

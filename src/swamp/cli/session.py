@@ -10,11 +10,9 @@ from contextlib import contextmanager
 from threading import Event
 from typing import Any, TypeVar
 
-import tyro
 from rich.console import Console
 
 from swamp.errors import Interrupted
-from swamp.runs.directory import finite
 
 T = TypeVar("T")
 Out = Console()
@@ -23,6 +21,8 @@ Err = Console(stderr=True)
 
 def parse(kind: type[T], prog: str, arguments: Sequence[str], default: T | None = None) -> T:
     """Read `arguments` as the fields of `kind`; prints help or the mistake and exits where that is what is due."""
+    import tyro
+
     config = (tyro.conf.OmitArgPrefixes,)
     if default is None:
         return tyro.cli(kind, prog=prog, args=list(arguments), config=config)
@@ -88,7 +88,13 @@ def warnings_to(console: Console) -> Generator[None]:
 
 def print_json(value: dict[str, Any]) -> None:
     """One JSON object as one line of standard output; numbers that are not finite become null."""
-    sys.stdout.write(json.dumps(finite(value), allow_nan=False) + "\n")
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except ValueError:
+        from swamp.runs.directory import finite
+
+        text = json.dumps(finite(value), allow_nan=False)
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
