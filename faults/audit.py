@@ -8,7 +8,7 @@ from typing import Any
 
 from swamp.algorithms import Cycle
 from swamp.backends import Particle
-from swamp.runs import progress, store
+from swamp.runs import checkpoints, run_progress
 from swamp.training import Snapshot
 
 
@@ -19,34 +19,38 @@ def note(file: Path) -> None:
     def line(*words: object) -> None:
         os.write(handle, (" ".join(map(str, words)) + "\n").encode())
 
-    stepped, finished, keep = progress.RunProgress.stepped, progress.RunProgress.finished, store.RunStore.keep_cycle
+    stepped, finished, keep = (
+        run_progress.RunProgress.stepped,
+        run_progress.RunProgress.finished,
+        checkpoints.RunStore.keep_cycle,
+    )
 
     def noted_stepped(
-        self: progress.RunProgress, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]
+        self: run_progress.RunProgress, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]
     ) -> None:
         line("step", _place(self, index), step)
         stepped(self, index, step, total, snapshot)
 
-    def noted_finished(self: progress.RunProgress, particle: Particle) -> None:
+    def noted_finished(self: run_progress.RunProgress, particle: Particle) -> None:
         finished(self, particle)
         if self.cycle is not None:
             line("particle", _place(self, particle.index), particle.steps)
 
-    def noted_cycle(self: store.RunStore, cycle: Cycle) -> None:
+    def noted_cycle(self: checkpoints.RunStore, cycle: Cycle) -> None:
         keep(self, cycle)
         line("cycle", f"{self.directory.path}/{cycle.index}", 0)
 
-    save: Any = progress.save_snapshot
+    save: Any = run_progress.save_snapshot
 
     def noted_save(path: Path, snapshot: Snapshot, run: str) -> None:
         save(path, snapshot, run)
         line("snapshot", path, snapshot.step)
 
-    progress.RunProgress.stepped, progress.RunProgress.finished = noted_stepped, noted_finished
-    store.RunStore.keep_cycle, progress.save_snapshot = noted_cycle, noted_save
+    run_progress.RunProgress.stepped, run_progress.RunProgress.finished = noted_stepped, noted_finished
+    checkpoints.RunStore.keep_cycle, run_progress.save_snapshot = noted_cycle, noted_save
 
 
-def _place(told: progress.RunProgress, index: int) -> Path:
+def _place(told: run_progress.RunProgress, index: int) -> Path:
     return told.directory.snapshot(told.cycle, index)
 
 

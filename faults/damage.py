@@ -36,7 +36,7 @@ from swamp.datasets import DataOptions
 from swamp.errors import Interrupted, SwampError
 from swamp.files import digest, load_tensors, save_tensors
 from swamp.report import LivePage
-from swamp.runs import RunConfig, StudyDirectory, execute, open_run, read_particle, read_path, start
+from swamp.runs import RunConfig, StudyDirectory, execute, open_run, read_particle, read_trajectory, start
 from swamp.runs.config import result_settings
 from swamp.runs.directory import FORMAT, PROVENANCE, add_checksum
 from swamp.runtime import read as read_archive
@@ -346,20 +346,20 @@ def _resumed(case: Case, base: Path, work: Path) -> str:
 def _late(case: Case, reference: Path) -> bool:
     """Whether resume has no need to read the file: those of finished cycles that nothing is made from any more."""
     name = Path(case.file).name
-    return name in _LATE or (name.startswith(("particle-", "path-")) and (reference / case.file).exists())
+    return name in _LATE or (name.startswith(("particle-", "trajectory-")) and (reference / case.file).exists())
 
 
 def _late_reader(case: Case, base: Path, work: Path) -> str:
     file = Path(case.file)
-    if not file.name.startswith(("particle-", "path-")):
+    if not file.name.startswith(("particle-", "trajectory-")):
         return "same"
     directory, _ = open_run(work)
     directory = directory if file.parts[0].startswith("cycle-") else directory.below(file.parts[0])
     cycle, number = int(file.parent.name[6:]), int(file.stem[-1])
     whole = load_tensors(base / file) if (base / file).exists() else None
     try:
-        if file.name.startswith("path-"):
-            read_path(work / file, directory)
+        if file.name.startswith("trajectory-"):
+            read_trajectory(work / file, directory)
         else:
             read_particle(directory, cycle, number)
     except SwampError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from campaign import Campaign, main
 from child import Child, Fault, forked, traceback_in
 from modes import tiny, warm
-from swamp.runs import RunConfig, StudyDirectory, study_worker
+from swamp.runs import RunConfig, StudyDirectory, study_queue
 
 WORKERS = 4
 
@@ -57,7 +57,7 @@ def noting(notes: Path) -> Fault:
 
     def prepare() -> None:
         handle = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        settle = study_worker._settle  # pyright: ignore[reportPrivateUsage]
+        settle = study_queue._settle  # pyright: ignore[reportPrivateUsage]
 
         def noted(study: StudyDirectory, name: str, *others: object) -> bool:
             done = study.run(name).summary.exists()
@@ -66,7 +66,7 @@ def noting(notes: Path) -> Fault:
             os.write(handle, f"ended {name}\n".encode())
             return over
 
-        study_worker._settle = noted  # pyright: ignore[reportPrivateUsage]
+        study_queue._settle = noted  # pyright: ignore[reportPrivateUsage]
 
     return prepare
 

@@ -54,8 +54,8 @@ from swamp.recipes import configuration
 from swamp.report import read_run
 from swamp.runs import RunConfig, Study, StudyDirectory
 from swamp.runs.directory import read_json
-from swamp.runs.path import PathWriter, read_path
 from swamp.runs.snapshot import load_snapshot, save_snapshot
+from swamp.runs.trajectory import TrajectoryWriter, read_trajectory
 from swamp.runtime import DenseNetwork, bake_mask, fold_batchnorm, load, read, save, trace
 from swamp.training import Seed, Snapshot
 
@@ -148,12 +148,12 @@ def _tensor_files(place: Path) -> list[Loader]:
     add("particle", Particle.load, lambda tensors: {"weights": digest(tensors)})
     save_snapshot(file, Snapshot(3, weights, {"a/x": weights["b"]}, {}, 0, (0.5,), 0.1, 2, {}), {"run": "run"})
     add("snapshot", load_snapshot, no_seal)
-    writer = PathWriter(place / "path.safetensors")
+    writer = TrajectoryWriter(place / "path.safetensors")
     writer.add(0, weights)
     writer.add(1, weights)
     writer.finish()
     file = place / "path.safetensors"
-    add("path", read_path, no_seal)
+    add("path", read_trajectory, no_seal)
     found.append(Loader("wire", safetensors.torch.save(weights), _message, reseal=found[-1].reseal))
     return found
 

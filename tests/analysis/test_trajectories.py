@@ -15,8 +15,8 @@ from swamp.analysis.weight_space import ParameterSpace, euclidean_norm, masked_w
 from swamp.backends import Vmapped
 from swamp.errors import Interrupted, SwampError
 from swamp.files import load_tensors
-from swamp.runs import RunConfig, RunDirectory, read_path
-from swamp.runs.path import PathWriter
+from swamp.runs import RunConfig, RunDirectory, read_trajectory
+from swamp.runs.trajectory import TrajectoryWriter
 from swamp.training import Seed, fit
 
 from .known_losses import TwoWeights, at
@@ -33,15 +33,15 @@ def random_points(count: int) -> dict[int, dict]:
 
 def test_a_trajectory_is_read_back_bit_for_bit_without_buffers(tmp_path):
     points = random_points(4)
-    writer = PathWriter(tmp_path / "path-0.safetensors")
+    writer = TrajectoryWriter(tmp_path / "trajectory-0.safetensors")
     for step, state in points.items():
         writer.add(step, {**state, "n.running_mean": torch.ones(3), "n.num_batches_tracked": torch.tensor(3)})
         if step == 20:
             writer.flush()
-    assert list(read_path(writer.path)) == [10, 20]
+    assert list(read_trajectory(writer.path)) == [10, 20]
     writer.finish()
-    assert [file.name for file in tmp_path.iterdir()] == ["path-0.safetensors"]
-    found = read_path(writer.path)
+    assert [file.name for file in tmp_path.iterdir()] == ["trajectory-0.safetensors"]
+    found = read_trajectory(writer.path)
     assert list(found) == list(points)
     for step, state in points.items():
         assert found[step].keys() == state.keys()
@@ -51,7 +51,7 @@ def test_a_trajectory_is_read_back_bit_for_bit_without_buffers(tmp_path):
 
 def test_a_trajectory_takes_four_bytes_per_active_weight_and_point(tmp_path):
     alive = torch.rand(300, 100) > 0.95
-    writer = PathWriter(tmp_path / "path-0.safetensors")
+    writer = TrajectoryWriter(tmp_path / "trajectory-0.safetensors")
     for step in range(20):
         writer.add(step, {"w": torch.randn(300, 100) * alive})
     writer.finish()
@@ -60,24 +60,26 @@ def test_a_trajectory_takes_four_bytes_per_active_weight_and_point(tmp_path):
 
 
 def test_points_are_written_before_they_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("swamp.runs.path._MOST_BYTES", 1000)
-    writer = PathWriter(tmp_path / "path-0.safetensors")
+    monkeypatch.setattr("swamp.runs.trajectory._MAX_BYTES", 1000)
+    writer = TrajectoryWriter(tmp_path / "trajectory-0.safetensors")
     for step in range(1, 8):
         writer.add(step, {"w": torch.full((100,), float(step))})
     assert len(list(tmp_path.iterdir())) == 2
     assert len(writer.waiting) == 1
     writer.finish()
-    assert {step: float(state["w"][0]) for step, state in read_path(writer.path).items()} == {k: k for k in range(1, 8)}
+    assert {step: float(state["w"][0]) for step, state in read_trajectory(writer.path).items()} == {
+        k: k for k in range(1, 8)
+    }
 
 
 def test_points_recorded_again_after_a_kill_replace_the_first_ones(tmp_path):
     first, again = random_points(3), random_points(3)
     for points in (first, again):
-        writer = PathWriter(tmp_path / "path-0.safetensors")
+        writer = TrajectoryWriter(tmp_path / "trajectory-0.safetensors")
         for step, state in points.items():
             writer.add(step, state)
         writer.finish() if points is again else writer.flush()
-    assert torch.equal(read_path(writer.path)[20]["a"], again[20]["a"])
+    assert torch.equal(read_trajectory(writer.path)[20]["a"], again[20]["a"])
 
 
 @pytest.mark.slow
@@ -87,11 +89,11 @@ def test_storing_trajectories_does_not_change_the_run(backend, tmp_path, monkeyp
     config = replace(tiny(2), backend=backend)
     go(config, tmp_path / "without")
     go(replace(config, trajectory_every=7), tmp_path / "with")
-    found = {file.relative_to(tmp_path / "with") for file in (tmp_path / "with").rglob("path-*")}
+    found = {file.relative_to(tmp_path / "with") for file in (tmp_path / "with").rglob("trajectory-*")}
     assert len(found) == 6
-    assert not list((tmp_path / "without").rglob("path-*"))
+    assert not list((tmp_path / "without").rglob("trajectory-*"))
     for file in found:
-        assert list(read_path(tmp_path / "with" / file)) == [7, 14, 21, 28, 35, STEPS]
+        assert list(read_trajectory(tmp_path / "with" / file)) == [7, 14, 21, 28, 35, STEPS]
         (tmp_path / "with" / file).unlink()
     assert_same_tensors(tmp_path / "without", tmp_path / "with")
     digests = [RunConfig.load(tmp_path / name / "config.json").digest() for name in ("with", "without")]
@@ -110,7 +112,7 @@ def test_points_are_the_weights_during_training(finished):
     training = run_data.config.plan.setting.training(run_data.config.training, 3)
     seed = Seed(run_data.config.plan.seed).at("cycle", 1, "particle", 2)
     fit(run_data.model, run_data.task, training, seed, mask=cycle.mask, on_step=watch)
-    found = read_path(run_data.directory.trajectory(1, 2))
+    found = read_trajectory(run_data.directory.trajectory(1, 2))
     assert list(found) == list(range(4, STEPS + 1, 4))
     for step, state in found.items():
         assert set(state) == {name for name, _ in run_data.model.named_parameters()}
@@ -129,7 +131,10 @@ def test_a_run_stopped_anywhere_has_the_trajectories_of_an_uninterrupted_run(sto
         go(config, tmp_path / "run", stop, StopAt(stop_at, stop))
     go_on(tmp_path / "run")
     assert_same_tensors(tmp_path / "whole", tmp_path / "run")
-    assert {f.name for f in (tmp_path / "run").rglob("path-*")} == {"path-0.safetensors", "path-1.safetensors"}
+    assert {f.name for f in (tmp_path / "run").rglob("trajectory-*")} == {
+        "trajectory-0.safetensors",
+        "trajectory-1.safetensors",
+    }
 
 
 @pytest.mark.slow
@@ -209,7 +214,7 @@ def test_the_record_of_a_cycle(finished):
     assert one["steps"] == list(range(4, STEPS + 1, 4))
     assert {len(one[name]) for name in ("x", "y", "from_ticket", "between")} == {10}
     assert record["particles"][0]["between"] == [0] * 10
-    taken = [read_path(run_data.directory.trajectory(1, k)) for k in (0, 1)]
+    taken = [read_trajectory(run_data.directory.trajectory(1, k)) for k in (0, 1)]
     space = ParameterSpace(run_data.model)
     start = space.vector(masked_weights(run_data.ticket.weights, run_data.cycle(1).mask))
     assert one["between"][4] == pytest.approx(euclidean_norm(space.vector(taken[1][20]) - space.vector(taken[0][20])))
@@ -243,5 +248,5 @@ def test_one_particle_has_a_trajectory_and_no_barriers(tmp_path):
 def test_members_of_an_ensemble_have_trajectories(tmp_path):
     config = tiny(2, trajectory_every=10)
     go(replace(config, plan=replace(config.plan, method="imp-ensemble", sparsity=0.5)), tmp_path / "run")
-    assert list(read_path(RunDirectory(tmp_path / "run" / "member-1").trajectory(0, 0))) == [10, 20, 30, 40]
-    assert load_tensors(tmp_path / "run" / "member-0" / "cycle-01" / "path-0.safetensors")
+    assert list(read_trajectory(RunDirectory(tmp_path / "run" / "member-1").trajectory(0, 0))) == [10, 20, 30, 40]
+    assert load_tensors(tmp_path / "run" / "member-0" / "cycle-01" / "trajectory-0.safetensors")

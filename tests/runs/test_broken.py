@@ -18,7 +18,7 @@ from swamp.errors import Diverged, Interrupted
 from swamp.files import load_tensors
 from swamp.report import compare, read_run
 from swamp.runs import RunDirectory, execute, resume, start
-from swamp.runs.path import read_path
+from swamp.runs.trajectory import read_trajectory
 from swamp.training import Dynamic, Seed
 
 from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, kill_after, tiny
@@ -190,7 +190,7 @@ def test_the_path_of_a_particle_that_was_trained_again_has_no_point_of_the_broke
     spoil(WHO, epoch=2)
     config = tiny(trajectory_every=3, snapshot_seconds=1e-9)
     go(config, tmp_path / "run")
-    path = read_path(RunDirectory(tmp_path / "run").trajectory(1, 1))
+    path = read_trajectory(RunDirectory(tmp_path / "run").trajectory(1, 1))
     assert all(bool(value.isfinite().all()) for point in path.values() for value in point.values())
 
 

@@ -12,10 +12,10 @@ from swamp.algorithms import METHODS, Plan
 from swamp.cli.progress import Quiet
 from swamp.errors import CorruptFile, Interrupted
 from swamp.files import load_tensors
-from swamp.runs import RunConfig, open_run, resume, start, store
+from swamp.runs import RunConfig, checkpoints, open_run, resume, start
+from swamp.runs.checkpoints import RunStore
 from swamp.runs.directory import RunDirectory
 from swamp.runs.snapshot import load_phase, save_phase
-from swamp.runs.store import RunStore
 from swamp.training import Dynamic
 
 from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, kill_after, tiny
@@ -132,8 +132,8 @@ def test_a_run_that_crashed_has_its_last_change_on_disk_and_a_stopped_one_whatev
 
 def test_what_is_kept_between_changes_is_written_as_often_as_asked(tmp_path, monkeypatch):
     moments, written = iter([0.0, 9.0, 11.0, 12.0, 22.0, 23.0]), []
-    monkeypatch.setattr(store, "time", SimpleNamespace(monotonic=lambda: next(moments)))
-    monkeypatch.setattr(store, "save_phase", lambda path, phase, run: written.append(phase))
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    monkeypatch.setattr(checkpoints, "save_phase", lambda path, phase, run: written.append(phase))
     keeping = RunStore(RunDirectory(tmp_path, "run"), Quiet(), Event(), snapshot_seconds=10)
     for number in range(5):
         keeping.keep_phase(0, number)

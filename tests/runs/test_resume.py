@@ -14,7 +14,7 @@ from swamp.backends import Particle, threads
 from swamp.backends.sequential import Job
 from swamp.cli.progress import Quiet
 from swamp.errors import Interrupted, SwampError
-from swamp.runs import RunDirectory, RunStore, open_run, resume, start, store
+from swamp.runs import RunDirectory, RunStore, checkpoints, open_run, resume, start
 
 from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, kill_after, tiny
 
@@ -221,8 +221,8 @@ def test_what_a_kill_left_of_a_finished_cycle_is_removed(reference, tmp_path, mo
 
 @pytest.mark.slow
 def test_each_record_is_read_once_however_many_cycles_are_published(tmp_path, monkeypatch):
-    read, read_json = [], store.read_json
-    monkeypatch.setattr(store, "read_json", lambda path: read.append(path) or read_json(path))
+    read, read_json = [], checkpoints.read_json
+    monkeypatch.setattr(checkpoints, "read_json", lambda path: read.append(path) or read_json(path))
     go(tiny(), tmp_path / "run")
     assert [path.name for path in read] == ["record.json"] * 3
 

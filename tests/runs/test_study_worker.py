@@ -14,7 +14,7 @@ import pytest
 from swamp.cli.progress import Quiet
 from swamp.errors import Interrupted
 from swamp.runs import RunConfig, RunDirectory, StudyDirectory, work
-from swamp.runs.study_directory import worker_name
+from swamp.runs.study_queue import worker_name
 
 from .conftest import StopAt, assert_same_outcome, go, in_child, tiny
 
@@ -227,7 +227,7 @@ def test_what_was_left_behind_comes_before_what_nobody_began(tmp_path, monkeypat
         study.run(name).summary.write_text("{}")
         other.close()
 
-    monkeypatch.setattr("swamp.runs.study_worker._execute", execute)
+    monkeypatch.setattr("swamp.runs.study_queue._execute", execute)
     work(study, Quiet(), Event())
     assert order == ["seed1", "seed0", "seed2"]
 

@@ -15,7 +15,7 @@ from swamp.analysis.point_evaluator import PointEvaluator
 from swamp.analysis.run_data import RunData
 from swamp.analysis.weight_space import ParameterSpace, euclidean_norm, masked_weights
 from swamp.errors import SwampError
-from swamp.runs import read_path
+from swamp.runs import read_trajectory
 from swamp.training import State
 
 STABLE = 0.02
@@ -112,7 +112,7 @@ def _of_cycle(run: RunData, settings: AnalysisSettings, evaluator: PointEvaluato
     cycle = run.cycle(index)
     heading = {"cycle": index, "sparsity": cycle.sparsity}
     files = [run.directory.trajectory(index, number) for number in run.particle_numbers(index)]
-    taken = [_thinned(read_path(file, run.directory), MAX_POINTS) for file in files]
+    taken = [_thinned(read_trajectory(file, run.directory), MAX_POINTS) for file in files]
     if not all(taken):
         return {
             **heading,

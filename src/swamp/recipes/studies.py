@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from swamp.algorithms import METHODS
-from swamp.runs import Study, View
+from swamp.runs import CompareOptions, Study
 
 SPARSITIES = (0.5, 0.75, 0.9, 0.95, 0.98)
 """Rows of the field's usual table."""
@@ -46,7 +46,7 @@ def every_method(
         if key[0] is not None:
             grid["lr"] = key[0]
     settings = {"particles": [particles], "update_interval": interval, "keep_checkpoints": "means"}
-    view = View(baseline="best", sparsities=SPARSITIES)
+    view = CompareOptions(baseline="best", sparsities=SPARSITIES)
     return Study(recipe=recipe, settings=settings, grid=list(grids.values()), name="{method}-{seed}", compare=view)
 
 

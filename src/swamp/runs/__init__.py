@@ -1,10 +1,9 @@
 """A run on disk: configuration, checkpoints, resume, record."""
 
+from swamp.runs.checkpoints import RunStore
 from swamp.runs.config import RunConfig, differences, flattened
 from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import executing, prepare, resume, start
-from swamp.runs.path import read_path
-from swamp.runs.progress import Reporter
 from swamp.runs.read import (
     open_run,
     read_cycle,
@@ -15,14 +14,15 @@ from swamp.runs.read import (
     read_ticket,
     read_weights,
 )
-from swamp.runs.store import RunStore
-from swamp.runs.study import BESIDE_RUNS, Study, View
-from swamp.runs.study_directory import RunState, StudyDirectory, is_study
-from swamp.runs.study_worker import work
+from swamp.runs.run_progress import Reporter
+from swamp.runs.study import BESIDE_RUNS, CompareOptions, Study
+from swamp.runs.study_queue import RunState, StudyDirectory, is_study, work
 from swamp.runs.together import one_voice
+from swamp.runs.trajectory import read_trajectory
 
 __all__ = [
     "BESIDE_RUNS",
+    "CompareOptions",
     "Reporter",
     "RunConfig",
     "RunDirectory",
@@ -30,7 +30,6 @@ __all__ = [
     "RunStore",
     "Study",
     "StudyDirectory",
-    "View",
     "differences",
     "executing",
     "flattened",
@@ -41,10 +40,10 @@ __all__ = [
     "read_cycle",
     "read_mask",
     "read_particle",
-    "read_path",
     "read_record",
     "read_sessions",
     "read_ticket",
+    "read_trajectory",
     "read_weights",
     "resume",
     "start",

@@ -110,7 +110,7 @@ class RunDirectory:
 
     def trajectory(self, cycle: int, index: int) -> Path:
         """The trajectory of a particle in training."""
-        return self.cycle(cycle) / f"path-{index}.safetensors"
+        return self.cycle(cycle) / f"trajectory-{index}.safetensors"
 
     def snapshot(self, cycle: int | None, index: int) -> Path:
         """A training in progress (cycle None: the ticket's)."""

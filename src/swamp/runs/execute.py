@@ -17,23 +17,23 @@ from swamp.datasets import Problem, build_problem, network_for
 from swamp.errors import CorruptFile, Diverged, Interrupted, SwampError
 from swamp.files import set_aside
 from swamp.integrations import timm
+from swamp.runs.checkpoints import RunStore
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, add_checksum, finite, read_json, write_json
 from swamp.runs.environment import environment
-from swamp.runs.progress import Reporter
 from swamp.runs.read import open_run, read_sessions, verify_config_owner, write_config
-from swamp.runs.refusals import (
-    device_kind,
-    device_named,
-    most_particles,
-    refuse_changing,
-    refuse_foreign,
-    refuse_idle,
-    refuse_lonely_shards,
-)
-from swamp.runs.space import check_space
-from swamp.runs.store import RunStore
+from swamp.runs.run_progress import Reporter
 from swamp.runs.together import Nobody, joined, prepared, restarted
+from swamp.runs.validation import (
+    check_disk_space,
+    check_rank_count,
+    check_shard,
+    check_static_masks,
+    device_named,
+    device_type,
+    most_particles,
+    require_new_directory,
+)
 from swamp.training import Seed, build_optimizer, isolated
 
 
@@ -45,17 +45,17 @@ def start(config: RunConfig, path: Path, reporter: Reporter, stop: Event) -> dic
     directory = RunDirectory(path, config.digest())
     if restarted() and directory.config.exists() and not differences(RunConfig.load(directory.config), config):
         return resume(path, reporter, stop)
-    refuse_lonely_shards(config)
-    with joined(config, device_kind(config), path, stop) as world:
+    check_shard(config)
+    with joined(config, device_type(config), path, stop) as world:
         if world is not None and world.rank:
             return _serve(config, directory, world)
-        refuse_foreign(directory, config)
-        refuse_changing(config, world)
+        require_new_directory(directory, config)
+        check_static_masks(config, world)
         problem, model = prepare(config)
-        refuse_idle(config, problem, world)
+        check_rank_count(config, problem, world)
         with directory.locked():
-            refuse_foreign(directory, config)
-            check_space(directory, config, model, problem.task.train.steps(config.training.batch_size))
+            require_new_directory(directory, config)
+            check_disk_space(directory, config, model, problem.task.train.steps(config.training.batch_size))
             prepared(world)
             write_config(directory, config)
             return _execute(config, directory, problem, model, reporter, stop, world)
@@ -66,14 +66,14 @@ def resume(path: Path, reporter: Reporter, stop: Event) -> dict[str, Any]:
     """Go on with the run in `path`; what is finished is read back. Returns the summary, as `start` does."""
     directory, config = open_run(path)
     verify_config_owner(directory)
-    with joined(config, device_kind(config), path, stop) as world:
+    with joined(config, device_type(config), path, stop) as world:
         if world is not None and world.rank:
             return _serve(config, directory, world)
-        refuse_changing(config, world)
+        check_static_masks(config, world)
         problem, model = prepare(config)
-        refuse_idle(config, problem, world)
+        check_rank_count(config, problem, world)
         with directory.locked():
-            check_space(directory, config, model, problem.task.train.steps(config.training.batch_size))
+            check_disk_space(directory, config, model, problem.task.train.steps(config.training.batch_size))
             prepared(world)
             return _execute(config, directory, problem, model, reporter, stop, world)
     return {}
@@ -174,7 +174,7 @@ def _execute(
     store = store_of(config, directory, reporter, stop)
     with executing(config):
         ranks = [] if world is None else [str(member) for member in world.members]
-        note_session(directory, config, ranks)
+        append_session(directory, config, ranks)
         reporter.started(len(config.plan.schedule()))
         try:
             done = summary(directory, config, _records(config, problem, model, store, world))
@@ -184,16 +184,16 @@ def _execute(
             ) from error
         except Interrupted as error:
             raise Interrupted(f"{error} Go on with: swamp resume {directory.path}") from error
-        return conclude(directory, done)
+        return write_summary(directory, done)
 
 
-def note_session(directory: RunDirectory, config: RunConfig, ranks: Sequence[str]) -> None:
+def append_session(directory: RunDirectory, config: RunConfig, ranks: Sequence[str]) -> None:
     """Append this session's environment to environment.json. ranks: of a distributed job."""
     here = add_checksum(environment(device_named(config.device), ranks), directory.provenance(directory.environment))
     write_json(directory.environment, [*_sessions(directory), here])
 
 
-def conclude(directory: RunDirectory, done: dict[str, Any]) -> dict[str, Any]:
+def write_summary(directory: RunDirectory, done: dict[str, Any]) -> dict[str, Any]:
     """Write the last word on a run; what lies there is finished."""
     done = finite(done)
     if directory.summary.is_dir():

@@ -26,7 +26,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,+=-]{0,199}")
 
 
 @dataclass(frozen=True)
-class View:
+class CompareOptions:
     """How the runs of a study are put beside each other at its end: options of `swamp compare`."""
 
     metric: str = ""
@@ -49,7 +49,7 @@ class Study:
     """Further single runs, by name: their options."""
     name: str = ""
     """Names of the grid's runs, e.g. '{method}-{seed}'; empty: made of the options that have a list."""
-    compare: View = field(default_factory=View)
+    compare: CompareOptions = field(default_factory=CompareOptions)
     """How they are compared at the end."""
 
     @classmethod

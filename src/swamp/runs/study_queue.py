@@ -4,25 +4,30 @@ import fcntl
 import os
 import socket
 import time
+import traceback
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any, Literal, cast
 
 import msgspec
 
 from swamp.algorithms import method_named
-from swamp.errors import CorruptFile, SwampError, shortened
+from swamp.errors import CorruptFile, Interrupted, RunLocked, SwampError, as_swamp_error, shortened
 from swamp.files import make_folder, one_at_a_time, remove_unfinished, sign
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, add_checksum, read_json, verify_checksum, write_json
+from swamp.runs.execute import resume, start
 from swamp.runs.read import open_run
-from swamp.runs.study import View, names_a_run
+from swamp.runs.run_progress import Reporter
+from swamp.runs.study import CompareOptions, names_a_run
 
 State = Literal["finished", "failed", "running", "waiting"]
 _LOOKS = 5
 _LOOK_SECONDS = 0.01
+_POLL_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class StudyDirectory:
     path: Path
     runs: Mapping[str, RunConfig]
     """Name -> configuration, in the order in which workers take them."""
-    compare: View = field(default_factory=View)
+    compare: CompareOptions = field(default_factory=CompareOptions)
 
     @classmethod
     def open(cls, path: Path) -> "StudyDirectory":
@@ -58,7 +63,10 @@ class StudyDirectory:
             raise SwampError(f"{path} holds no study: there is no {file.name} in it.")
         values, _ = verify_checksum(read_json(file), str(file))
         try:
-            runs, compare = cast("dict[str, Any]", values["runs"]).items(), msgspec.convert(values["compare"], View)
+            runs, compare = (
+                cast("dict[str, Any]", values["runs"]).items(),
+                msgspec.convert(values["compare"], CompareOptions),
+            )
         except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
             raise CorruptFile(f"{file} is damaged: expected runs and compare. Restore it, or start anew.") from error
         for name, _ in runs:
@@ -76,7 +84,7 @@ class StudyDirectory:
         return study
 
     @classmethod
-    def join(cls, path: Path, runs: Mapping[str, RunConfig], compare: View | None = None) -> "StudyDirectory":
+    def join(cls, path: Path, runs: Mapping[str, RunConfig], compare: CompareOptions | None = None) -> "StudyDirectory":
         """Begin the study in `path`, or take part in it where it was begun; runs that it did not have are added.
 
         Raises SwampError naming the differences if a run is another one there, or is there and not in `runs`.
@@ -95,7 +103,7 @@ class StudyDirectory:
                     f"{path} holds another study. It differs in {shortened(wrong)}. Choose another --out, or put the "
                     "study back; runs may be added to it, not changed or left out."
                 )
-            study = cls(path, runs, compare or View())
+            study = cls(path, runs, compare or CompareOptions())
             if study != there_already:
                 listed = {name: config.to_json() for name, config in runs.items()}
                 write_json(_listing(path), add_checksum({"runs": listed, "compare": asdict(study.compare)}))
@@ -263,3 +271,60 @@ def _of_one(run: RunDirectory, config: RunConfig) -> int:
             continue
         return done + sum(run.particle(cycle, index).exists() for index in range(count))
     return done
+
+
+def work(study: StudyDirectory, reporter: Reporter, stop: Event, *, wait: bool = False) -> None:
+    """Finish every run of `study` that nobody else works on; one that an earlier worker left is gone on with.
+
+    A run that fails is recorded as failed, and the next is taken. wait: stay for the runs that others hold, and take
+    over those that they leave. Raises Interrupted once `stop` is set; the run in progress is saved.
+    """
+    while True:
+        held = False
+        for name in study.runs:
+            if stop.is_set():
+                raise Interrupted("stopped.")
+            if study.over(name):
+                continue
+            with study.claimed(name) as mine:
+                # Between the look and the claim, another worker may have finished it.
+                taken = mine and (study.over(name) or _settle(study, name, reporter, stop))
+            held |= not taken
+            if taken:
+                # From the top: what was abandoned meanwhile comes before what nobody began.
+                break
+        else:
+            if not (held and wait):
+                return
+            stop.wait(_POLL_SECONDS)
+
+
+def _settle(study: StudyDirectory, name: str, reporter: Reporter, stop: Event) -> bool:
+    """Bring a run to its end, good or bad; False where somebody holds it who is no worker of a study."""
+    try:
+        _execute(study, name, reporter, stop)
+    except Interrupted:
+        raise
+    except RunLocked:
+        return False
+    except Exception as error:
+        # Bad input, memory that ran out, or a fault of ours: it must not take the other runs along, nor be lost.
+        told = as_swamp_error(error)
+        study.fail(name, told or error, str(told) if told else "".join(traceback.format_exception(error)))
+    return True
+
+
+def _execute(study: StudyDirectory, name: str, reporter: Reporter, stop: Event) -> None:
+    run, config = study.run(name), study.runs[name]
+    _require_own(study, name)
+    if run.config.exists():
+        resume(run.path, reporter, stop)
+    else:
+        start(config, run.path, reporter, stop)
+
+
+def _require_own(study: StudyDirectory, name: str) -> None:
+    run = study.run(name)
+    other = differences(RunConfig.load(run.config), study.runs[name]) if run.config.exists() else []
+    if other:
+        raise SwampError(f"{run.path} holds another run than the study's ({'; '.join(other)}). Move it away.")

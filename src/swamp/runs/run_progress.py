@@ -12,9 +12,9 @@ from swamp.backends import Choice, Particle, Progress
 from swamp.errors import CorruptFile, Interrupted
 from swamp.files import load_metadata
 from swamp.runs.directory import RunDirectory
-from swamp.runs.path import PathWriter, path_files, read_path
 from swamp.runs.read import unless_damaged
 from swamp.runs.snapshot import load_snapshot, save_snapshot
+from swamp.runs.trajectory import TrajectoryWriter, read_trajectory, trajectory_files
 from swamp.training import Snapshot
 
 _BEGUN = "Going on without it: this training begins again."
@@ -59,7 +59,7 @@ class RunProgress(Progress):
     """Which member of an ensemble it is, and of how many: its particle is told of as one of them."""
     began: float = field(default_factory=time.monotonic)
     saved: dict[int, float] = field(default_factory=dict[int, float])
-    paths: dict[int, PathWriter] = field(default_factory=dict[int, PathWriter])
+    paths: dict[int, TrajectoryWriter] = field(default_factory=dict[int, TrajectoryWriter])
     begins: dict[int, str] = field(default_factory=dict[int, str])
     """The step of the first point of each path, which snapshots keep: a missing file is noticed by it."""
 
@@ -95,11 +95,13 @@ class RunProgress(Progress):
         save_snapshot(file, taken, {**self.directory.provenance(file), **begins})
         self.saved[index] = time.monotonic()
 
-    def path(self, index: int) -> PathWriter | None:
+    def path(self, index: int) -> TrajectoryWriter | None:
         """Where the path of a particle is kept; None for the ticket, and for masks that change."""
         if self.cycle is None or not self.keep:
             return None
-        return self.paths.setdefault(index, PathWriter(self.directory.trajectory(self.cycle, index), self.directory))
+        return self.paths.setdefault(
+            index, TrajectoryWriter(self.directory.trajectory(self.cycle, index), self.directory)
+        )
 
     def on_remote_step(self, index: int, step: int, total: int) -> None:
         """Show the step of a particle, which another rank may train."""
@@ -121,12 +123,12 @@ class RunProgress(Progress):
                 self.begins[index] = begins
             return snapshot
 
-        files = [file, *(path_files(path) if path else [])]
+        files = [file, *(trajectory_files(path) if path else [])]
         return unless_damaged(files, read, _BEGUN)
 
     def _require_whole(self, path: Path, begins: int, step: int) -> None:
         """Raise CorruptFile unless all points of a path up to `step` are there; it does not come by them again."""
-        if not {*range(begins, step + 1, self.trajectory_every)} <= {*read_path(path, self.directory)}:
+        if not {*range(begins, step + 1, self.trajectory_every)} <= {*read_trajectory(path, self.directory)}:
             raise CorruptFile(f"{path} lacks points before step {step}: a file of it is missing.")
 
     def on_last_step(self, index: int, snapshot: Callable[[], Snapshot]) -> None:

@@ -14,10 +14,10 @@ from swamp.errors import CorruptFile, Interrupted, SwampError
 from swamp.files import digest, load_metadata, load_tensors, save_tensors, set_aside, write_atomic
 from swamp.masks import Mask
 from swamp.runs.directory import RunDirectory, read_json
-from swamp.runs.path import PathWriter
-from swamp.runs.progress import Reporter, RunProgress
 from swamp.runs.read import read_cycle, read_particle, read_record, read_ticket, unless_damaged
+from swamp.runs.run_progress import Reporter, RunProgress
 from swamp.runs.snapshot import load_phase, save_phase
+from swamp.runs.trajectory import TrajectoryWriter
 
 _TRAINED = "Going on without it: it is trained again."
 
@@ -199,7 +199,7 @@ class RunStore:
         if divergence.cycle is not None:
             self.directory.phase(divergence.cycle).unlink(missing_ok=True)
             self.phases.pop(divergence.cycle, None)
-            PathWriter(self.directory.trajectory(divergence.cycle, divergence.particle)).forget()
+            TrajectoryWriter(self.directory.trajectory(divergence.cycle, divergence.particle)).delete()
         trainings = [asdict(one) for one in (*self.divergences(), divergence)]
         self.directory.write(self.directory.broken, {"trainings": trainings})
 

@@ -1,0 +1,131 @@
+"""Checks before a run starts: device, directory, disk space, number of ranks."""
+
+import os
+import shutil
+
+import torch
+from torch import nn
+
+from swamp.backends import World, can_shard, ranks
+from swamp.datasets import Problem
+from swamp.errors import SwampError
+from swamp.runs.config import RunConfig, differences
+from swamp.runs.directory import RunDirectory
+
+
+def device_type(config: RunConfig) -> str:
+    """cpu or cuda, which ranks compare; or the reason why the device cannot be used."""
+    try:
+        return device_named(config.device).type
+    except SwampError as error:
+        return str(error)
+
+
+def device_named(name: str) -> torch.device:
+    """The device of that name, or this rank's GPU of several. Raises SwampError if it cannot be used."""
+    if name in ("auto", "cuda") and torch.cuda.is_available() and ranks() > 1:
+        # One GPU per rank of this host; more ranks than GPUs share them.
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SwampError(f"device {name!r} is unknown to torch; use auto, cpu or cuda.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SwampError(
+            f"device {name!r} does not exist: torch sees {torch.cuda.device_count()} GPUs. Use --device cpu."
+        )
+    if device.type != "cuda":
+        try:
+            torch.zeros(1, device=device).item()
+        except Exception as error:  # Each device type raises its own error.
+            why = str(error).strip().splitlines()[0].split(". ")[0]
+            raise SwampError(f"device {name!r} cannot be used here ({why}). Use auto, cpu or cuda.") from error
+    return device
+
+
+def require_new_directory(directory: RunDirectory, config: RunConfig) -> None:
+    """Raise SwampError if the directory has any files: of another run, of this run, or of anything else."""
+    try:
+        str(directory.path).encode()
+    except UnicodeEncodeError as error:
+        # safetensors reads paths in UTF-8 only, so such a run could not be resumed.
+        raise SwampError(f"{directory.path} is not valid UTF-8. Choose another --out.") from error
+    if not directory.path.exists() or not any(
+        entry.name != "lock" and not entry.name.startswith(".") for entry in directory.path.iterdir()
+    ):
+        return
+    if not directory.config.exists():
+        raise SwampError(f"{directory.path} is not empty and holds no run of swamp. Choose another --out.")
+    other = differences(RunConfig.load(directory.config), config)
+    if other:
+        raise SwampError(f"{directory.path} holds another run ({'; '.join(other)}). Choose another --out.")
+    state = "is finished" if directory.summary.exists() else f"can go on: swamp resume {directory.path}"
+    raise SwampError(f"{directory.path} holds this very run, which {state}. Choose another --out to run it again.")
+
+
+def most_particles(config: RunConfig) -> int:
+    """Largest number of particles trained from one ticket; each member of an ensemble is a run with one particle."""
+    return max(config.plan.schedule().particles)
+
+
+def check_rank_count(config: RunConfig, problem: Problem, world: World | None) -> None:
+    """Refuse more ranks than there are particles times rows of a batch."""
+    particles = most_particles(config)
+    rows = min(config.training.batch_size, len(problem.task.train))
+    if world is not None and world.size > particles * rows:
+        raise SwampError(
+            f"{world.size} ranks are too many for {particles} particles with {rows} examples per step. "
+            f"Start at most {particles * rows}, better {particles}."
+        )
+
+
+def check_static_masks(config: RunConfig, world: World | None) -> None:
+    """Refuse several ranks where masks change while particles train."""
+    if world is not None and config.plan.setting.masks == "dynamic":
+        raise SwampError(
+            f"the masks of {config.plan.method} change while it trains, which several ranks cannot do together. Leave "
+            "torchrun out; several such runs at once are a study: swamp study --help."
+        )
+
+
+def check_shard(config: RunConfig) -> None:
+    """Refuse to spread particles over ranks that are too few, or by a torch that cannot."""
+    particles = most_particles(config)
+    if config.shard and ranks() < 2 * particles:
+        raise SwampError(
+            f"--shard spreads each of {particles} particles over two ranks or more, and there are {ranks()} in all. "
+            f"Start {2 * particles} or more with torchrun --nproc-per-node={2 * particles}, or leave --shard out."
+        )
+    if config.shard and not can_shard():
+        raise SwampError(f"--shard needs a newer torch than {torch.__version__}. Update it, or leave --shard out.")
+
+
+def check_disk_space(directory: RunDirectory, config: RunConfig, model: nn.Module, per_epoch: int) -> None:
+    """Raise SwampError if the run needs more disk space than is free. per_epoch: steps of an epoch."""
+    schedule = config.plan.schedule()
+    one = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    kept = sum(schedule.particles) if config.keep_checkpoints == "particles" else max(schedule.particles)
+    # Also: a mean per cycle, the ticket, the final model, and one snapshot with optimizer state and running mean.
+    total = one * (kept + len(schedule) + 2 + 5)
+    if config.trajectory_every:
+        points = config.training.epochs * per_epoch // config.trajectory_every + 1
+        cycles = zip(schedule.densities, schedule.particles, strict=True)
+        # Each trajectory also has one bit per weight.
+        total += round(one * sum(count * (points * density + 1 / 32) for density, count in cycles))
+    method = config.plan.setting
+    if method.masks == "dynamic":
+        # One snapshot holds all particles of a cycle, and the previous one exists while it is written.
+        total += 2 * 5 * one * max(schedule.particles)
+    if method.ensemble or method.pools:
+        total *= (config.plan.most_particles if method.ensemble else 1) + 1
+    existing = sum(file.stat().st_size for file in directory.path.rglob("*.safetensors"))
+    needed = max(0, total - existing)
+    free = shutil.disk_usage(directory.path).free
+    if needed > free:
+        fewer = ", or fewer trajectory points with --trajectory-every" if config.trajectory_every else ""
+        raise SwampError(
+            f"the run needs up to {needed / 1e6:,.2f} MB in {directory.path} and {free / 1e6:,.2f} MB are free. "
+            f"Free some space, choose another --out, or keep less with --keep-checkpoints means{fewer}."
+        )
