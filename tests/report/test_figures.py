@@ -141,8 +141,8 @@ def test_labels_of_near_points_overlap_neither_each_other_nor_a_point():
         dx, dy = free_offset((x, y), half, placed, points, corners)
         placed.append((x + dx, y + dy, *half))
     for index, (x, y, *_) in enumerate(placed):
-        assert 0 < x < 100
-        assert 0 < y < 100
+        assert half[0] < x < 100 - half[0]
+        assert half[1] < y < 100 - half[1]
         assert all(abs(x - a) > half[0] or abs(y - b) > half[1] for a, b in points)
         assert all(abs(x - a) > 2 * half[0] or abs(y - b) > 2 * half[1] for a, b, *_ in placed[:index])
 

@@ -124,6 +124,11 @@ class Comparison:
     notes: tuple[str, ...]
     points: tuple[Point, ...]
 
+    @property
+    def heading(self) -> str:
+        """The split and the metric with its unit: `test accuracy (%)`."""
+        return f"{self.split} {Metric(self.metric).heading}"
+
     def to_json(self) -> dict[str, Any]:
         """Plain values that JSON can hold; numbers that are not finite become None."""
         values = plain(asdict(self))

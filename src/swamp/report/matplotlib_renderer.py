@@ -311,10 +311,14 @@ def free_offset(
     points: Any,
     corners: Any,
 ) -> tuple[float, float]:
-    """The nearest offset at which a label of half-size `half` is free and inside the axes, in points."""
+    """The nearest offset at which a label of half-size `half` is free and inside the axes; all in points.
+
+    If there is none, the label covers its own point.
+    """
+    (left, bottom), (right, top) = corners
     for dx, dy in _OFFSETS:
         x, y = point[0] + dx, point[1] + dy
-        inside = corners[0][0] < x < corners[1][0] and corners[0][1] < y < corners[1][1]
+        inside = left + half[0] < x < right - half[0] and bottom + half[1] < y < top - half[1]
         clear = all(abs(x - at[0]) > half[0] + at[2] or abs(y - at[1]) > half[1] + at[3] for at in placed)
         if inside and clear and all(abs(x - p[0]) > half[0] + 2 or abs(y - p[1]) > half[1] + 2 for p in points):
             return dx, dy

@@ -156,10 +156,7 @@ def comparison_csv(comparison: Comparison) -> str:
 
 def _results_table(comparison: Comparison, methods_down: bool) -> Table:
     """The mean with its interval for each method and sparsity; `*`: the best; `=`: not told apart from the best."""
-    metric = Metric(comparison.metric)
-    title = (
-        f"{comparison.task}, {comparison.model}: {comparison.split} {metric.heading}, mean ± 95 % t-interval over seeds"
-    )
+    title = f"{comparison.task}, {comparison.model}: {comparison.heading}, mean ± 95 % t-interval over seeds"
     columns, keys = _by_sparsity(comparison, comparison.labels, _result_cell, methods_down)
     below = _results_note(comparison)
     if methods_down:
@@ -196,7 +193,7 @@ def _ranking_table(comparison: Comparison, row: Row) -> Table:
     ]
     return Table.of_columns(
         f"{100 * row.sparsity:.2f} % sparse ({100 * (1 - row.density_all):.2f} % of all): methods by cost, "
-        f"{comparison.split} {metric.heading} ± 95 % t-interval",
+        f"{comparison.heading} ± 95 % t-interval",
         columns,
         "*: on the front, no method at up to 1.05 times the cost has a better mean. Differences are paired by seed "
         f"(seeds).\n{comparisons_note(compared, metric)}\n{unit.meaning}",

@@ -42,7 +42,7 @@ def accuracy_figure(comparison: Comparison, *, alone: bool = False) -> Figure:
     cells = [cell for row in comparison.rows for cell in row.cells.values()]
     inside = [*(cell.mean for cell in cells), *(cell.particles for cell in cells if cell.particles is not None)]
     low, high = robust_limits(inside, metric, [cell.half for cell in cells])
-    y = Axis(f"{comparison.split} {metric.heading}", limits=(low * metric.factor, high * metric.factor))
+    y = Axis(comparison.heading, limits=(low * metric.factor, high * metric.factor))
     marks: list[Curve] = []
     if comparison.dense is not None:
         marks.append(level_line(f"dense ({comparison.dense_label})", comparison.dense * metric.factor, densities))
@@ -71,7 +71,7 @@ def particles(data: ReportData) -> list[Figure]:
         curve for label in several for curve in (_particles(comparison, label), _means(comparison, label, colored=True))
     ]
     gains = [level_line("0", 0.0, data.densities, in_legend=False), *(_gain(comparison, label) for label in several)]
-    value, gain = Axis(f"{comparison.split} {metric.heading}"), Axis(f"difference ({metric.difference_unit})")
+    value, gain = Axis(comparison.heading), Axis(f"difference ({metric.difference_unit})")
     return figures_of(
         "Particles against their mean",
         "Left: small dots are single particles, the line is their average as one network. Right: the metric of "
@@ -99,7 +99,7 @@ def cost(data: ReportData) -> list[Figure]:
         "The cost of each network",
         "Each point is a network of one sparsity; its cost includes all cycles up to it. Of two points at the same "
         "sparsity, the better one is further left and higher.",
-        panels_of("", x, Axis(f"{comparison.split} {metric.heading}"), curves),
+        panels_of("", x, Axis(comparison.heading), curves),
         [cost_table(comparison)],
     )
 
@@ -163,7 +163,7 @@ def _cost_panel(comparison: Comparison, row: Row) -> Panel:
     return Panel(
         f"{100 * row.sparsity:.4g} % sparse",
         Axis(f"cost of the model ({comparison.unit.heading})", log=True, limits=x),
-        Axis(f"{comparison.split} {metric.heading}", limits=(low, high)),
+        Axis(comparison.heading, limits=(low, high)),
         tuple(mark for mark in marks if mark.x),
     )
 
