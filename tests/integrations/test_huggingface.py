@@ -157,7 +157,7 @@ def test_sharded_parameters_are_refused_by_name(kind, sparse, tmp_path, monkeypa
 
     monkeypatch.setitem(trainer.optimizer.accelerator_state._shared_state, "distributed_type", DistributedType[kind])
     callback = HoldMask()
-    with pytest.raises(SwampError, match=f"does not know parameters that {kind}"):
+    with pytest.raises(SwampError, match=f"does not support parameters sharded by {kind}"):
         callback.on_train_begin(trainer.args, trainer.state, trainer.control, model=sparse, optimizer=trainer.optimizer)
 
 
@@ -258,12 +258,12 @@ def test_the_trainers_own_schedule_is_left_alone_where_asked(bert, ours, tmp_pat
 @pytest.mark.parametrize(
     ("training", "others", "message"),
     [
-        ({"batch_size": 16}, {}, "takes 8 examples a step"),
+        ({"batch_size": 16}, {}, "uses 8 examples per step"),
         ({"lr": 0.1}, {}, r"lr=0\.1\) and TrainingArguments\(learning_rate=0\.01\) differ"),
         ({"clip": 1.0}, {}, "Set max_grad_norm there"),
         ({"sam": 0.05}, {}, "no sharpness-aware steps"),
-        ({}, {"data_seed": 1}, "leave data_seed out"),
-        ({}, {"per_device_train_batch_size": 4}, "takes 4 examples a step"),
+        ({}, {"data_seed": 1}, "omit data_seed"),
+        ({}, {"per_device_train_batch_size": 4}, "uses 4 examples per step"),
     ],
 )
 def test_what_the_trainer_would_not_do_is_refused(training, others, message, bert, ours, tmp_path):
@@ -277,7 +277,7 @@ def test_data_that_is_not_the_tasks_is_refused(bert, ours, tmp_path):
     def make(work: TrainJob) -> Trainer:
         return Trainer(work.model, arguments(tmp_path), train_dataset=examples(40))
 
-    with pytest.raises(SwampError, match="takes 5 steps an epoch, the task has 6"):
+    with pytest.raises(SwampError, match="takes 5 steps per epoch, the task 6"):
         backend(bert, ours, make).train(Ticket(bert.state_dict(), 0), half(bert), TRAINING, SEEDS)
 
 

@@ -175,7 +175,7 @@ def test_a_weight_written_to_is_found_when_it_is_saved(tmp_path):
 @pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"])
 def test_strategies_that_spread_parameters_are_refused_by_name(name):
     trainer = SimpleNamespace(strategy=type(name, (), {})(), optimizers=[])
-    with pytest.raises(SwampError, match=f"does not know parameters that {name} spreads"):
+    with pytest.raises(SwampError, match=f"does not support parameters sharded by {name}"):
         HoldMask().on_train_start(trainer, net())
 
 
@@ -255,11 +255,11 @@ def test_the_modules_own_schedule_is_left_alone_where_asked(task, tmp_path):
 @pytest.mark.parametrize(
     ("training", "source", "message"),
     [
-        ({"batch_size": 16}, loader, "takes 8 examples a step"),
+        ({"batch_size": 16}, loader, "uses 8 examples per step"),
         ({"lr": 0.1}, loader, r"Training\(lr=0\.1\)"),
         ({"clip": 1.0}, loader, "Set gradient_clip_val there"),
         ({}, lambda: DataLoader(TensorDataset(*tensors()), 8, generator=torch.Generator(), shuffle=True), "generator"),
-        ({}, lambda: DataLoader(TensorDataset(tensors()[0][:40], tensors()[1][:40]), 8), "takes 5 steps an epoch"),
+        ({}, lambda: DataLoader(TensorDataset(tensors()[0][:40], tensors()[1][:40]), 8), "takes 5 steps per epoch"),
     ],
 )
 def test_what_the_trainer_would_not_do_is_refused(training, source, message, task, tmp_path):

@@ -98,11 +98,11 @@ def _config(**fields: Any) -> Any:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_config(auto_map={"AutoModel": "evil.Model"}), "Code of a model is never run"),
-        (_config(architectures=["EvilModel"]), "Code of a model is never run"),
-        (_config(architectures=["Trainer"]), "Code of a model is never run"),
-        (_config(architectures=None), "holds no transformers model"),
-        (lambda folder: (folder / "config.json").write_text("{"), "holds no transformers model"),
+        (_config(auto_map={"AutoModel": "evil.Model"}), "Code in a model folder is never run"),
+        (_config(architectures=["EvilModel"]), "Code in a model folder is never run"),
+        (_config(architectures=["Trainer"]), "Code in a model folder is never run"),
+        (_config(architectures=None), "is not a transformers model"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is not a transformers model"),
         (lambda folder: (folder / "mask.safetensors").unlink(), "does not exist"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"cut"), "cannot be read as a LlamaForCausalLM"),
     ],
@@ -117,9 +117,9 @@ def test_a_folder_that_is_not_whole_or_brings_code_is_refused(spoil, message, sp
 def test_a_folder_that_holds_something_and_other_models_are_refused(sparse, tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "thesis.tex").touch()
-    with pytest.raises(SwampError, match="holds something already"):
+    with pytest.raises(SwampError, match="is not empty"):
         save_pretrained(sparse, tmp_path / "x", method="imp")
-    with pytest.raises(SwampError, match="no transformers model"):
+    with pytest.raises(SwampError, match="not a transformers model"):
         save_pretrained(replace(sparse, model=nn.Linear(2, 2)), tmp_path / "y", method="imp")
 
 

@@ -1,5 +1,5 @@
-"""Adapters for other libraries, each imported only when asked for by its own name.
+"""Adapters for other libraries. Import each by its own name; nothing is imported here.
 
 `swamp.integrations.huggingface`, `swamp.integrations.pretrained`, `swamp.integrations.lightning`,
-`swamp.integrations.timm`. A loop of one's own needs none of them: see `swamp.hold` and `swamp.backends.CustomTrainer`.
+`swamp.integrations.timm`. Your own training loop needs no adapter: see `swamp.hold` and `swamp.backends.CustomTrainer`.
 """

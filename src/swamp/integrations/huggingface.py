@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer: a callback that keeps a sparse model's zeros, and a backend of the user's own Trainer."""
+"""Hugging Face's Trainer: a callback that keeps a sparse model's zeros, and a backend with the user's own Trainer."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from swamp.backends import CustomTrainer, TrainJob
 from swamp.errors import MaskError, SwampError
-from swamp.integrations.settings import mask_to_hold, refuse_other_counts, refuse_untaken
+from swamp.integrations.settings import mask_to_hold, require_batch_counts, require_supported
 from swamp.masks import Mask, Scope, hold
 from swamp.training import Task
 
@@ -35,11 +35,19 @@ _SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA")
 class HoldMask(TrainerCallback):
     """Keeps pruned weights, their gradients and optimizer state at zero while a Trainer trains.
 
-        trainer = Trainer(model, args, train_dataset=..., callbacks=[HoldMask()])
+    Args:
+        mask: By default `Mask.from_zeros(model, scope)` when training begins: weights that are zero then stay zero.
+        scope: The prunable parameters for the default mask.
 
-    mask: default `Mask.from_zeros(model, scope)` when training begins: what is zero then stays zero. Zeros are
-    asserted at every evaluation, save and end. Raises MaskError where another optimizer than the one held takes the
-    steps, SwampError for a dense model without a mask, and for parameters that FSDP or DeepSpeed spread.
+    Raises:
+        MaskError: If another optimizer takes steps, or a pruned weight is not zero at an evaluation, save or end of
+            training.
+        SwampError: For a dense model without a mask, and for parameters sharded by FSDP or DeepSpeed.
+
+    Example:
+        ```python
+        trainer = Trainer(model, args, train_dataset=..., callbacks=[HoldMask()])
+        ```
     """
 
     def __init__(self, mask: Mask | None = None, scope: Scope | None = None) -> None:
@@ -47,7 +55,7 @@ class HoldMask(TrainerCallback):
         self.held, self.holding, self.steps = ExitStack(), mask, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Hold the model with the optimizer that the Trainer has by now."""
+        """Hold the model with the Trainer's optimizer."""
         model, stepping = kwargs["model"], kwargs["optimizer"]
         kind = str(getattr(getattr(stepping, "accelerator_state", None), "distributed_type", "NO"))
         self.holding = mask_to_hold(self.mask, model, self.scope, next((n for n in _SHARDED if n in kind), ""))
@@ -62,25 +70,25 @@ class HoldMask(TrainerCallback):
         self.steps += 1
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The step must have been taken by the optimizer that is held, or not at all."""
+        """Require that the held optimizer took the step, or that it was skipped."""
         if self.steps < state.global_step:
             if not getattr(kwargs["optimizer"], "step_was_skipped", False):
                 raise MaskError(
-                    "the Trainer's steps are no longer taken by the optimizer it had when training began: something "
-                    "replaced trainer.optimizer, and pruned weights would come back to life. Replace it before train()."
+                    "the Trainer's optimizer is not the one it had when training began: something replaced "
+                    "trainer.optimizer, so that pruned weights would become nonzero. Replace it before train()."
                 )
             self.steps = state.global_step
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Assert the density that is being measured."""
+        """Require zeros in the evaluated model."""
         self._require_zeros(kwargs["model"])
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Assert the density of what was saved."""
+        """Require zeros in the saved model."""
         self._require_zeros(kwargs["model"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Let go, and assert the density once more (also of a best model loaded at the end)."""
+        """Remove the hooks; requires zeros (also in a best model loaded at the end)."""
         self.held.close()
 
     def _require_zeros(self, model: nn.Module) -> None:
@@ -89,7 +97,7 @@ class HoldMask(TrainerCallback):
 
 
 class _Steps(TrainerCallback):
-    """Counts, averages and stops as the plan says."""
+    """Counts and averages steps, and stops as planned."""
 
     def __init__(self, work: TrainJob) -> None:
         self.work = work
@@ -101,27 +109,40 @@ class _Steps(TrainerCallback):
 
 
 def backend(model: nn.Module, task: Task, make: Callable[[TrainJob], Any], *, rates: bool = True) -> CustomTrainer:
-    """A backend that trains each particle with a Trainer of the user's own.
+    """A backend that trains each particle with the user's own Trainer.
 
-    make: `work -> Trainer` for `work.model`; `work.name` tells particles' folders apart. Seed and steps are set by
-    this backend, so is the learning rate by swamp's schedule and constant tail, unless `rates` is False: then the
-    Trainer's own schedule runs over the whole training, tail included. Raises SwampError where the Trainer's batches
-    are not the task's, and for settings of `Training` that it does not take.
+    Args:
+        model: A transformers model; each particle is a copy.
+        task: Evaluates the particles; its training data must give the same number of steps per epoch.
+        make: `work -> Trainer` for `work.model`. `work.name` is unique per particle, for its output folder. The backend
+            sets seed and number of steps.
+        rates: Whether swamp sets the learning rate (its schedule and constant SWA phase). False: the Trainer's own
+            schedule runs over the whole training, SWA phase included.
+
+    Returns:
+        A backend for `swamp.prune(..., backend=...)`.
+
+    Raises:
+        SwampError: During training, if the Trainer's batches differ from the task's, and for settings of `Training`
+            that have no effect on it.
+
+    Example:
+        See `examples/huggingface_trainer.py`.
     """
 
     def train(work: TrainJob) -> float:
-        refuse_untaken(work.training, _ELSEWHERE)
+        require_supported(work.training, _ELSEWHERE)
         trainer = make(work)
         args = trainer.args
         if trainer.model is not work.model:
-            raise SwampError("make(work) must give a Trainer of work.model.")
+            raise SwampError("make(work) must return a Trainer of work.model.")
         if args.data_seed is not None:
-            raise SwampError("leave data_seed out of TrainingArguments: each particle has a batch order of its own.")
+            raise SwampError("omit data_seed in TrainingArguments: each particle has its own batch order.")
         args.seed, args.max_steps = work.number, work.total - work.first
         transformers.set_seed(work.number)
         batches = len(trainer.get_train_dataloader())
         steps = -(-batches // args.gradient_accumulation_steps)
-        refuse_other_counts(trainer.get_total_train_batch_size(args), steps, work.training, work.per_epoch)
+        require_batch_counts(trainer.get_total_train_batch_size(args), steps, work.training, work.per_epoch)
         trainer.add_callback(HoldMask(work.mask))
         trainer.add_callback(_Steps(work))
         _schedule(trainer, work, rates)
@@ -138,7 +159,7 @@ def _schedule(trainer: Any, work: TrainJob, rates: bool) -> None:
         return
     if given != lr:
         raise SwampError(
-            f"Training(lr={lr:g}) and TrainingArguments(learning_rate={given:g}) differ: give both the same, or "
-            "backend(..., rates=False) for the Trainer's own rate and schedule."
+            f"Training(lr={lr:g}) and TrainingArguments(learning_rate={given:g}) differ: set both to the same, or "
+            "use backend(..., rates=False) for the Trainer's own rate and schedule."
         )
     trainer.lr_scheduler = LambdaLR(trainer.create_optimizer(), lambda step: work.rate(work.first + step) / lr)

@@ -1,4 +1,4 @@
-"""What of `Training` a foreign trainer takes: all else is refused, as else it would be ignored in silence."""
+"""Checks of `Training` for external trainers: settings that they would ignore raise an error."""
 
 import os
 from collections.abc import Generator, Mapping
@@ -11,7 +11,7 @@ from swamp.errors import SwampError
 from swamp.masks import Mask, Scope, is_sharded
 from swamp.training import Training
 
-_TAKEN = {
+_SUPPORTED = {
     *("epochs", "batch_size", "lr", "schedule", "warmup", "schedule_repeats", "lr_after_rewind"),
     *("swa_fraction", "swa_lr", "swa_cycles"),
     *("swa", "ema", "reset_batchnorm", "sharpness"),
@@ -19,57 +19,57 @@ _TAKEN = {
 
 
 def mask_to_hold(mask: Mask | None, model: nn.Module, scope: Scope | None, sharding: str) -> Mask:
-    """`mask`, or that of the zeros of `model`. Raises SwampError for a dense model and for spread parameters.
+    """`mask`, or by default the mask of the zeros of `model`. Raises SwampError for dense or sharded models.
 
-    sharding: what spreads parameters over processes, as far as the trainer tells; empty: nothing.
+    sharding: name of the trainer's sharding strategy; empty: none.
     """
     if sharding or any(is_sharded(parameter) for parameter in model.parameters()):
         raise SwampError(
-            f"HoldMask does not know parameters that {sharding or 'a device mesh'} spreads over processes. Train "
-            "without sharding (DDP works), or shard with swamp's own --shard."
+            f"HoldMask does not support parameters sharded by {sharding or 'a device mesh'}. Train without sharding "
+            "(DDP works), or shard with swamp's own --shard."
         )
     found = mask or Mask.from_zeros(model, scope)
     if mask is None and not found.sparsity:
-        raise SwampError(f"{type(model).__name__} has no zeros to keep. Prune it first, or give HoldMask a mask.")
+        raise SwampError(f"{type(model).__name__} has no zeros to keep. Prune it first, or pass a mask to HoldMask.")
     return found
 
 
-def refuse_untaken(training: Training, elsewhere: Mapping[str, str]) -> None:
-    """Raise SwampError for each field of `training` that was set and has no effect with this trainer.
+def require_supported(training: Training, elsewhere: Mapping[str, str]) -> None:
+    """Raise SwampError for a field of `training` that is set and has no effect on this trainer.
 
-    elsewhere: field -> where the trainer has it.
+    elsewhere: field -> the trainer's own setting for it.
     """
     plain = Training()
     if training.sam:
-        raise SwampError("a trainer of your own takes no sharpness-aware steps: choose a method without SAM.")
-    for name in (field.name for field in fields(Training) if field.name not in _TAKEN):
+        raise SwampError("an external trainer takes no sharpness-aware steps: choose a method without SAM.")
+    for name in (field.name for field in fields(Training) if field.name not in _SUPPORTED):
         if getattr(training, name) != getattr(plain, name):
             raise SwampError(
                 f"Training({name}={getattr(training, name)!r}) has no effect on this trainer. Set "
-                f"{elsewhere.get(name, 'its counterpart')} there instead, and leave {name} out."
+                f"{elsewhere.get(name, 'its counterpart')} there instead, and omit {name}."
             )
 
 
-def refuse_other_counts(batch: int, steps: int, training: Training, per_epoch: int) -> None:
-    """Raise SwampError where the trainer's batches are not those that the task counts.
+def require_batch_counts(batch: int, steps: int, training: Training, per_epoch: int) -> None:
+    """Raise SwampError if the trainer's batch size or steps per epoch differ from the task's.
 
-    batch, steps: the examples of one optimizer step, and the optimizer steps of an epoch, as the trainer has them.
+    batch: examples per optimizer step of the trainer. steps: its optimizer steps per epoch.
     """
     if batch != training.batch_size:
         raise SwampError(
-            f"the trainer takes {batch} examples a step, Training(batch_size={training.batch_size}): give both the "
-            "same (of a trainer: the batch size times processes times gradient accumulation)."
+            f"the trainer uses {batch} examples per step, Training(batch_size={training.batch_size}): both must be "
+            "equal (for the trainer: batch size times processes times gradient accumulation)."
         )
     if steps != per_epoch:
         raise SwampError(
-            f"the trainer takes {steps} steps an epoch, the task has {per_epoch}: give both the same training data, "
-            "and have the trainer drop an incomplete last batch, as every step should weigh the same."
+            f"the trainer takes {steps} steps per epoch, the task {per_epoch}: use the same training data for both, "
+            "and drop an incomplete last batch in the trainer, so that all steps have equal weight."
         )
 
 
 @contextmanager
 def environment(name: str, value: str) -> Generator[None]:
-    """An environment variable inside the block; then it is as it was."""
+    """Set an environment variable inside the block."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

@@ -1,4 +1,4 @@
-"""Image models of timm by name, `timm:NAME`, each with its own preprocessing."""
+"""Image models of timm by name, `timm:NAME`, with their own preprocessing."""
 
 import importlib
 from collections.abc import Callable
@@ -17,14 +17,14 @@ PREFIX = "timm:"
 
 @dataclass(frozen=True)
 class Preprocess:
-    """(n, 1 or 3, H, W) stored pixels -> (n, 3, size, size) float32, as the model was made for."""
+    """(n, 1 or 3, H, W) stored pixels -> (n, 3, size, size) float32, the input of the model."""
 
     size: tuple[int, int]
     mode: str
     normalise: Normalise
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Grey images three times, resized, then normalised by the model's own mean and deviation."""
+        """Repeat grey images to 3 channels, resize, and normalise with the model's own mean and standard deviation."""
         pixels = images.float().expand(-1, 3, -1, -1)
         if pixels.shape[-2:] != self.size:
             pixels = F.interpolate(pixels, self.size, mode=self.mode, antialias=True)
@@ -32,16 +32,45 @@ class Preprocess:
 
 
 def network(name: str, classes: int) -> nn.Module:
-    """The model `timm:NAME` with a head of so many classes and random initial weights, of the global generator.
+    """Build a timm model with random initial weights, drawn from torch's global generator. Nothing is downloaded.
 
-    Raises SwampError with the nearest names for one that timm does not have. Nothing is downloaded.
+    Args:
+        name: `timm:NAME`.
+        classes: Number of outputs of the head.
+
+    Returns:
+        The model.
+
+    Raises:
+        SwampError: For a name that timm does not have, with suggestions.
+
+    Example:
+        ```python
+        network("timm:resnet18", 10)
+        ```
     """
     timm, own = _timm(), _own_name(name)
     return timm.create_model(own, pretrained=False, num_classes=classes)
 
 
 def preprocessed(problem: Problem, name: str) -> Problem:
-    """The problem with its images as the model `timm:NAME` takes them. Raises SwampError for data without images."""
+    """Preprocess the images of a problem for a timm model.
+
+    Args:
+        problem: A problem with images as stored pixels.
+        name: `timm:NAME`.
+
+    Returns:
+        The problem with resized and normalised inputs.
+
+    Raises:
+        SwampError: For data without images.
+
+    Example:
+        ```python
+        preprocessed(problem, "timm:resnet18")
+        ```
+    """
     timm = _timm()
     config: dict[str, Any] = timm.data.resolve_data_config(
         pretrained_cfg=timm.models.get_pretrained_cfg(_own_name(name)).to_dict()
@@ -49,17 +78,19 @@ def preprocessed(problem: Problem, name: str) -> Problem:
     mode = config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic") else "bilinear"
     size = tuple(config["input_size"][1:])
 
-    def own(data: Any) -> Any:
+    def converted(data: Any) -> Any:
         given = getattr(data, "normalise", None)
         stored = is_dataclass(data) and "normalise" in {field.name for field in fields(data)}
         if len(problem.shape) != 3 or not stored or not isinstance(given, Normalise):
-            raise SwampError(f"{name} takes images, and this task has none as pixels. Choose another model or task.")
+            raise SwampError(
+                f"{name} takes images, but the data of this task is not stored as pixels. Choose another model or task."
+            )
         normalise = Normalise(tuple(config["mean"]), tuple(config["std"]), given.largest)
         return replace(cast(Any, data), normalise=Preprocess(cast(tuple[int, int], size), mode, normalise))
 
     task = problem.task
-    validation = None if task.validation is None else own(task.validation)
-    fitted = replace(task, train=own(task.train), test=own(task.test), validation=validation)
+    validation = None if task.validation is None else converted(task.validation)
+    fitted = replace(task, train=converted(task.train), test=converted(task.test), validation=validation)
     return replace(problem, task=fitted, shape=(3, *size))
 
 
@@ -75,7 +106,7 @@ def _timm() -> Any:
     try:
         return importlib.import_module("timm")
     except (ImportError, RuntimeError) as error:
-        # torchvision raises RuntimeError where it was built for another torch.
+        # torchvision raises RuntimeError if it was built for another torch.
         raise SwampError(
             f"timm cannot be imported ({error}). Install it: pip install 'swamp[timm]', with a torchvision that was "
             "built for this torch."
