@@ -1,4 +1,4 @@
-"""Fields of option classes hold what they say: values of their type, finite numbers, whole ones of 64 bits."""
+"""Validate the fields of option dataclasses: declared types, finite numbers, integers of at most 64 bits."""
 
 import math
 import numbers
@@ -13,15 +13,14 @@ from swamp.errors import SwampError, unknown
 
 _MOST = 2**63
 _LARGEST = 3.4e38
-"""What is larger is infinite in the arithmetic of the weights, and refused by torch at the first step."""
+"""A larger number is infinite in float32, the arithmetic of the weights."""
 _KINDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 def check_fields(options: object) -> None:
-    """Raise SwampError, naming the field, for one that has not its declared type, or a number that cannot be used.
+    """Raise SwampError, naming the field, for a value of another type than declared, or an unusable number.
 
-    From a file or the command line values have their types; from Python they may be anything. NaN would slip through
-    every comparison that follows.
+    Values from Python may have any type, and NaN passes every later comparison.
     """
     for name, hint in _hints(type(options)).items():
         _check(name, hint, getattr(options, name))
@@ -51,14 +50,14 @@ def _check(name: str, hint: Any, value: Any) -> None:
 
 def _check_each(name: str, hint: Any, values: Any) -> None:
     if not isinstance(values, list | tuple):
-        raise _wrong(name, f"a sequence, each of it {_KINDS.get(hint, 'a value')}", values)
+        raise _wrong(name, f"a sequence, each item {_KINDS.get(hint, 'a value')}", values)
     for value in cast("Sequence[Any]", values):
         _check(name, hint, value)
 
 
 def _fits(hint: Any, value: Any) -> bool:
     if hint in (int, float):
-        # Those of numpy too; but true is no number.
+        # numpy's numbers included; bool excluded.
         return type(value) is not bool and isinstance(value, numbers.Integral if hint is int else numbers.Real)
     return isinstance(value, hint)
 
@@ -67,13 +66,13 @@ def _check_size(name: str, hint: Any, value: Any) -> None:
     if hint is int and not -_MOST <= value < _MOST:
         raise _wrong(name, "a whole number of at most 64 bits", value)
     if hint is float and not abs(value) <= _LARGEST:
-        raise _wrong(name, "a finite number" if _infinite(value) else "a number that float32 holds", value)
+        raise _wrong(name, "a finite number" if _infinite(value) else "a number in the range of float32", value)
     if hint is str and "\0" in str(value):
         raise _wrong(name, "text without zero bytes", value)
 
 
 def _infinite(value: Any) -> bool:
-    # A whole number has no end that a float would see.
+    # math.isfinite would overflow for large integers.
     return not isinstance(value, int) and not math.isfinite(value)
 
 

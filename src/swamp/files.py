@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside, synced, renamed. Tensors go as safetensors; nothing is pickled."""
+"""Atomic file writes (temporary file, sync, rename), tensors as safetensors, and JSON. Nothing is pickled."""
 
 import contextlib
 import errno
@@ -23,18 +23,18 @@ from swamp.errors import CorruptFile, SwampError
 _CHECKSUM = "swamp-checksum"
 
 _MOST_TEXT = 2**28
-"""Bytes. The largest records are a hundredth of it, and a device such as /dev/zero never ends."""
+"""Bytes. The largest records are a hundredth of this; a device such as /dev/zero has no end."""
 
 _HALVES = re.compile(rb"\\u[dD]")
-"""Where JSON may escape half of a character: between \\ud800 and \\udfff."""
+"""Candidates for an escaped half of a surrogate pair in JSON: \\ud800 to \\udfff."""
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between.
+    """Write `data` to `path` atomically: a reader, or a crash, sees the old file or the new one.
 
-    Raises SwampError when it cannot be written; what was there before stays.
+    Raises SwampError if it cannot be written; the old file stays.
     """
-    # Not tempfile.mkstemp: its files are private to the user, and a run directory is often shared.
+    # Not tempfile.mkstemp: its files are readable by the user only, and a run directory is often shared.
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         make_folder(path.parent)
@@ -46,8 +46,8 @@ def write_atomic(path: Path, data: bytes) -> None:
         _sync_directory(path.parent)
     except OSError as error:
         raise SwampError(
-            f"could not write {path}: {error.strerror or error}. Nothing that was there is lost; "
-            "free some disk space or choose another directory, then go on."
+            f"could not write {path}: {error.strerror or error}. Existing files are kept; "
+            "free disk space or choose another directory, then resume."
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -55,10 +55,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` and those above it where they are missing, so that a power cut does not take them away again.
-
-    Raises OSError where that cannot be.
-    """
+    """Create `folder` and its missing parents, synced to disk. Raises OSError if that fails."""
     if folder.is_dir():
         return
     make_folder(folder.parent)
@@ -67,7 +64,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sign(handle: int, name: str) -> None:
-    """Write into a lock who holds it. It is for people to read, so that a full disk is none of its business."""
+    """Write the name of its holder into a lock file, for people to read; errors are ignored."""
     with contextlib.suppress(OSError):
         os.ftruncate(handle, 0)
         os.pwrite(handle, name.encode(), 0)
@@ -75,9 +72,9 @@ def sign(handle: int, name: str) -> None:
 
 @contextlib.contextmanager
 def one_at_a_time(path: Path) -> Generator[None]:
-    """A block that one process at a time is in, by a lock on the file `path`; others wait, for as long as that takes.
+    """Exclusive lock on the file `path` inside the block; other processes wait without a timeout.
 
-    Raises SwampError where the file cannot be made.
+    Raises SwampError if the file cannot be created.
     """
     try:
         make_folder(path.parent)
@@ -92,9 +89,9 @@ def one_at_a_time(path: Path) -> Generator[None]:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Delete what a killed process left half-written of the file `path`, or of any file below the folder `path`.
+    """Delete temporary files that a killed process left for the file `path`, or below the folder `path`.
 
-    Nobody else may be writing there.
+    No other process may be writing there.
     """
     folder, name = (path, ".+") if path.is_dir() else (path.parent, re.escape(path.name))
     for beside in folder.rglob(".*") if path.is_dir() else folder.glob(".*"):
@@ -103,10 +100,7 @@ def remove_unfinished(path: Path) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Save tensors (tied ones as copies, which safetensors asks for) and text metadata, atomically.
-
-    The file carries a checksum over all of it.
-    """
+    """Save tensors (tied ones as copies, as safetensors requires) and text metadata, atomically and with a checksum."""
     apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     about = dict(metadata or {})
     write_atomic(path, _serialized(apart, {**about, _CHECKSUM: _checksum(apart, about)}))
@@ -116,16 +110,16 @@ def _serialized(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     try:
         return safetensors.torch.save(tensors, metadata=metadata)
     except BaseException as error:
-        # What the library's Rust raises where memory runs out is no Exception, and of a type that nobody can import.
+        # Without memory the library raises a Rust panic: not an Exception, and of a type that cannot be imported.
         if type(error).__name__ == "PanicException":
             raise MemoryError(f"for a file of tensors: {error}") from error
         raise
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read what `save_tensors` wrote, now or before there were checksums; or any other safetensors file.
+    """Read a safetensors file; a checksum of `save_tensors` is verified.
 
-    Raises CorruptFile for a file that is missing, cut short or altered, SwampError for one that may not be read.
+    Raises CorruptFile for a file that is missing, truncated or altered, SwampError for missing read permission.
     """
     with _opened(path) as file:
         metadata: dict[str, str] = dict(file.metadata() or {})
@@ -137,7 +131,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def load_metadata(path: Path) -> dict[str, str]:
-    """The metadata alone, unchecked. Raises as `load_tensors` does."""
+    """The metadata only, without checksum. Raises as `load_tensors`."""
     with _opened(path) as file:
         return dict(file.metadata() or {})
 
@@ -145,21 +139,21 @@ def load_metadata(path: Path) -> dict[str, str]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Generator[Any]:
     try:
-        opened: Any = safetensors.safe_open(path, framework="pt")  # Its stubs leave all types out.
+        opened: Any = safetensors.safe_open(path, framework="pt")  # Its stubs have no types.
         with opened as file:
             yield file
     except FileNotFoundError as error:
         raise CorruptFile(f"{path} does not exist; expected a safetensors file there.") from error
     except PermissionError as error:
-        raise SwampError(f"{path} may not be read ({error}); ask its owner for the right to.") from error
+        raise SwampError(f"{path} cannot be read ({error}); ask its owner for permission.") from error
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise CorruptFile(f"{path} is not a whole safetensors file ({error}); restore it or delete it.") from error
+        raise CorruptFile(f"{path} is not a complete safetensors file ({error}); restore it or delete it.") from error
 
 
 def require_format(path: Path | str, metadata: Mapping[str, str], expected: str, what: str) -> None:
-    """Raise unless the metadata's "format" is `expected`, as in "swamp-mask-1"; `what` is its name for people.
+    """Raise unless the metadata's "format" is `expected`, such as "swamp-mask-1"; `what` describes it in the message.
 
-    SwampError where a later version of swamp wrote it, CorruptFile where it is something else.
+    SwampError for the format of a later version of swamp, CorruptFile for any other.
     """
     found, (kind, _, number) = metadata.get("format"), expected.rpartition("-")
     later = re.fullmatch(re.escape(kind) + r"-(\d{1,9})", found or "")
@@ -170,7 +164,7 @@ def require_format(path: Path | str, metadata: Mapping[str, str], expected: str,
 
 
 def newer(path: Path | str, what: str) -> SwampError:
-    """The error for a file of a later version of swamp than this one."""
+    """The error for a file of a later version of swamp."""
     return SwampError(
         f"{path} was written by a newer version of swamp ({what}). Upgrade: pip install --upgrade swamp. Nothing was "
         "changed."
@@ -178,7 +172,7 @@ def newer(path: Path | str, what: str) -> SwampError:
 
 
 def set_aside(path: Path) -> Path:
-    """Give a damaged file another name, which nothing reads, and return that: what is left of it is not lost."""
+    """Rename a damaged file, so that it is not read again but not lost; returns the new path."""
     names = (path.with_name(f"{path.name}.aside{f'-{number}' if number > 1 else ''}") for number in count(1))
     aside = next(name for name in names if not name.exists())
     try:
@@ -189,7 +183,7 @@ def set_aside(path: Path) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file of settings or records. Raises OSError, and ValueError where it is no UTF-8 or has no end."""
+    """The text of a file. Raises OSError, and ValueError if it is not UTF-8 or longer than 256 MiB."""
     with path.open("rb") as file:
         data = file.read(_MOST_TEXT + 1)
     if len(data) > _MOST_TEXT:
@@ -198,10 +192,10 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What JSON says.
+    """Parse JSON.
 
-    Raises ValueError for anything else, for what is nested deeper than Python can follow, and for an escaped half of a
-    character, which would end in a traceback wherever the text is written, printed or converted.
+    Raises ValueError for invalid JSON, for nesting beyond Python's recursion limit, and for half of a surrogate pair,
+    which could be neither written nor printed.
     """
     try:
         value = json.loads(text)
@@ -220,7 +214,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         total.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        # numpy declares its buffer protocol only for Python 3.12 and later.
+        # numpy declares its buffer protocol for Python 3.12 and later only.
         total.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))  # pyright: ignore[reportArgumentType]
     return total.hexdigest()[:16]
 
@@ -231,8 +225,8 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
 
 
 def _sync_directory(directory: Path) -> None:
-    # Without this the rename itself may not survive a power cut. Some systems cannot sync a directory: the file is
-    # whole there all the same.
+    # Without this the rename may not survive a power failure. Some file systems cannot sync a directory; the file is
+    # complete there too.
     try:
         handle = os.open(directory, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Libraries that only some tasks need: imported when first used, with an error that says how to get them."""
+"""Optional libraries: imported when first used, with an error that states how to install them."""
 
 import importlib
 from typing import Any
@@ -7,11 +7,11 @@ from swamp.errors import SwampError
 
 
 def need(module: str, install: str) -> Any:
-    """Import `module`. Raises SwampError with the command that installs it where it is absent."""
+    """Import `module`. Raises SwampError with the install command if it cannot be imported."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise SwampError(
-            f"this task needs {module.partition('.')[0]}, which cannot be imported ({error}). "
+            f"this needs {module.partition('.')[0]}, which cannot be imported ({error}). "
             f"Install it: pip install '{install}'"
         ) from error

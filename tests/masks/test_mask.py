@@ -35,6 +35,15 @@ def test_counts_worked_out_by_hand(model: nn.Module, mask: Mask) -> None:
     assert repr(mask) == "Mask(5 of 8 weights, sparsity 0.3750, 2 layers)"
 
 
+def test_its_representations_stay_short_for_many_layers() -> None:
+    mask = Mask({f"layer<{i}>": bits(1, 0) for i in range(500)})
+    assert repr(mask) == "Mask(500 of 1,000 weights, sparsity 0.5000, 500 layers)"
+    page = mask._repr_html_()
+    assert "layer&lt;0&gt;" in page
+    assert "and 488 more" in page
+    assert len(page) < 2000
+
+
 def test_a_tied_weight_counts_once_in_the_density_of_all() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[1].weight = model[0].weight

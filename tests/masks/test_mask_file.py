@@ -76,7 +76,7 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(SwampError, match="not a whole safetensors file"):
+        with pytest.raises(SwampError, match="not a complete safetensors file"):
             Mask.load(path)
 
 
@@ -99,7 +99,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CorruptFile, match="'swamp-ticket-1'"):
         Mask.load(path)
     path.write_text("not tensors at all")
-    with pytest.raises(SwampError, match="not a whole safetensors file"):
+    with pytest.raises(SwampError, match="not a complete safetensors file"):
         Mask.load(path)
     with pytest.raises(SwampError, match="does not exist"):
         Mask.load(tmp_path / "absent")

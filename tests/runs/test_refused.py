@@ -220,7 +220,7 @@ def test_a_disk_that_fills_up_ends_the_run_clearly_and_it_goes_on_later(finished
             (tmp_path / "message").write_text(str(error))
 
     os.waitpid(in_child(limited), 0)
-    assert "Nothing that was there is lost" in (tmp_path / "message").read_text()
+    assert "Existing files are kept" in (tmp_path / "message").read_text()
     done = go_on(run)
     assert [c["test"] for c in done["cycles"]] == [c["test"] for c in finished[1]["cycles"]]
 

@@ -79,7 +79,7 @@ def test_a_file_that_is_cut_short_altered_or_of_another_version_is_refused(file,
     data = file.read_bytes()
     broken = tmp_path / "broken"
     broken.write_bytes(data[:-100])
-    with pytest.raises(SwampError, match="not a whole safetensors file"):
+    with pytest.raises(SwampError, match="not a complete safetensors file"):
         read(broken)
     tensors, metadata = load_tensors(file)
     tensors["values"][3] += 1
