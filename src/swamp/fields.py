@@ -5,8 +5,9 @@ import numbers
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
 from functools import cache
+from html import escape
 from typing import Any, Literal, cast, get_args, get_origin
 
 from swamp.errors import SwampError, unknown
@@ -79,3 +80,26 @@ def _infinite(value: Any) -> bool:
 def _wrong(name: str, expected: str, value: Any) -> SwampError:
     given = repr(value)
     return SwampError(f"{name} must be {expected}, got {given if len(given) < 100 else given[:80] + '...'}.")
+
+
+def short_repr(value: Any) -> str:
+    """`Name(field=value, ...)` with the fields of a dataclass that differ from their defaults."""
+    changed = ", ".join(f"{one.name}={getattr(value, one.name)!r}" for one in _changed(value))
+    return f"{type(value).__name__}({changed})"
+
+
+def html_table(value: Any) -> str:
+    """A table of all fields of a dataclass, for notebooks; those that differ from their defaults are bold."""
+    changed = {one.name for one in _changed(value)}
+    rows: list[str] = []
+    for one in fields(value):
+        text = escape(repr(getattr(value, one.name)))
+        rows.append(f"<tr><td>{one.name}</td><td>{f'<b>{text}</b>' if one.name in changed else text}</td></tr>")
+    return f"<b>{type(value).__name__}</b><table>{''.join(rows)}</table>"
+
+
+def _changed(value: Any) -> "list[Field[Any]]":
+    def default(one: "Field[Any]") -> Any:
+        return one.default if one.default_factory is MISSING else one.default_factory()
+
+    return [one for one in fields(value) if getattr(value, one.name) != default(one)]

@@ -7,8 +7,8 @@ from swamp.algorithms.evaluate import barrier
 from swamp.algorithms.loop import cycles, train_on
 from swamp.algorithms.method import Method
 from swamp.algorithms.plan import Plan
-from swamp.algorithms.prune import SparseModel, prune, retrain
 from swamp.algorithms.registry import METHODS, method_named
+from swamp.algorithms.sparse_model import PlanOptions, SparseModel, prune, retrain
 from swamp.algorithms.store import NoStore, Phase, Store
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "ParticleRecord",
     "Phase",
     "Plan",
+    "PlanOptions",
     "SparseModel",
     "SplitMetrics",
     "Store",

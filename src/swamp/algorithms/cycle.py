@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from html import escape
 from typing import Any
 
 from swamp.errors import SwampError
@@ -143,6 +144,21 @@ class Cycle:
     def sparsity(self) -> float:
         """1 - nnz / prunable."""
         return self.mask.sparsity
+
+    def __repr__(self) -> str:
+        test = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.test.items())
+        return f"Cycle({self.index}, {self.mask!r}, {len(self.particles)} particles, test {test})"
+
+    def _repr_html_(self) -> str:
+        """A table of the metrics on each split, for notebooks."""
+        splits = {"train": self.metrics.train, "validation": self.metrics.validation or {}, "test": self.metrics.test}
+        names = list(self.metrics.test)
+        rows = "".join(
+            f"<tr><td>{split}</td>{''.join(f'<td>{values.get(name, math.nan):.4g}</td>' for name in names)}</tr>"
+            for split, values in splits.items()
+        )
+        head = "".join(f"<th>{escape(name)}</th>" for name in ("", *names))
+        return f"<p>{escape(repr(self))}</p><table><tr>{head}</tr>{rows}</table>"
 
     def to_json(self) -> dict[str, Any]:
         """The line of metrics.jsonl: plain values, without weights and mask."""

@@ -6,7 +6,7 @@ from typing import Literal, cast, get_args
 from swamp.algorithms.method import Method
 from swamp.algorithms.registry import method_named
 from swamp.errors import SwampError, unknown
-from swamp.fields import check_fields
+from swamp.fields import check_fields, html_table, short_repr
 from swamp.masks import (
     MAX_CYCLES,
     NMPattern,
@@ -20,7 +20,7 @@ from swamp.masks import (
 from swamp.scores import score_named
 from swamp.training import Dynamic, Retraining
 
-Broken = Literal["stop", "restart", "drop"]
+OnDivergence = Literal["stop", "restart", "drop"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Plan:
     retrain_epochs: int = 0
     """Epochs for which pruned weights train on (0: as many as the dense network trained)."""
     dynamic: Dynamic = field(default_factory=Dynamic)
-    on_divergence: Broken = "restart"
+    on_divergence: OnDivergence = "restart"
     """A particle whose loss or weights are not finite: stop ends the run; restart trains it again from the ticket with
     half the learning rate, up to three times; drop leaves it out of the mean. The record says so in any case."""
     barrier_points: int = 9
@@ -85,8 +85,8 @@ class Plan:
                 f"{self.method} rewinds its weights, and trains them as before: retrain and retrain_epochs are of "
                 "methods whose pruned weights train on, such as lrr, sms and one-shot. Leave them out, or take one."
             )
-        if self.on_divergence not in get_args(Broken):
-            raise unknown("on_divergence", str(self.on_divergence), get_args(Broken))
+        if self.on_divergence not in get_args(OnDivergence):
+            raise unknown("on_divergence", str(self.on_divergence), get_args(OnDivergence))
         structure_named(self.structure).check_allocation(self.allotment)
         wrong = [
             (not 0 <= self.cycles <= MAX_CYCLES, "cycles", f"0 or more, and {MAX_CYCLES} at most"),
@@ -102,6 +102,12 @@ class Plan:
             if bad:
                 raise SwampError(f"{name} must be {expected}, got {getattr(self, name)}.")
         self.schedule()
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+    def _repr_html_(self) -> str:
+        return html_table(self)
 
     @property
     def setting(self) -> Method:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from swamp.errors import SwampError
-from swamp.fields import check_fields
+from swamp.fields import check_fields, html_table, short_repr
 
 RateShape = Literal["cosine", "linear", "step", "constant"]
 AfterRewind = Literal["restart", "advance"]
@@ -98,6 +98,12 @@ class Training:
         if count > 1 and epochs and epochs % count:
             fitting = ", ".join(str(number) for number in range(1, epochs + 1) if epochs % number == 0)
             raise SwampError(f"{name} must divide the {epochs} epochs {what}, got {count}. These fit: {fitting}.")
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+    def _repr_html_(self) -> str:
+        return html_table(self)
 
     @property
     def swa_epochs(self) -> int:

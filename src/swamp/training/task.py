@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from html import escape
 from typing import Any
 
 import torch
@@ -84,6 +85,19 @@ class Task:
         held_out = None if validation is None else as_data(validation)
         return cls(as_data(train), as_data(test), held_out, **others)
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{split} {size:,}" for split, size in self._sizes().items())
+        return f"Task({sizes} examples; metrics {', '.join(self.metrics)}; loss {_name(self.loss)})"
+
+    def _repr_html_(self) -> str:
+        """A table of the splits, for notebooks."""
+        rows = "".join(f"<tr><td>{split}</td><td>{size:,}</td></tr>" for split, size in self._sizes().items())
+        return f"<p>{escape(repr(self))}</p><table><tr><th>split</th><th>examples</th></tr>{rows}</table>"
+
+    def _sizes(self) -> dict[str, int]:
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {split: len(data) for split, data in splits.items() if data is not None}
+
     @property
     def held_out(self) -> Data:
         """What choices are made on: the validation data, or the training data where there is none. Never the test."""
@@ -101,6 +115,10 @@ class Task:
         if "accuracy" not in self.metrics:
             raise SwampError("a task without an 'accuracy' metric must name its own error: Task(error=...).")
         return 1 - self.metrics["accuracy"](outputs, targets)
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", type(function).__name__)
 
 
 @contextmanager
