@@ -23,7 +23,7 @@ from swamp.training import Dynamic, Seed
 
 from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, kill_after, tiny
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*broke")
+pytestmark = pytest.mark.filterwarnings("ignore:.*diverged")
 WHO = Seed(0).at("cycle", 1, "particle", 1)
 
 
@@ -205,7 +205,7 @@ def test_a_broken_particle_that_was_left_out_is_nowhere_on_disk_and_analyses_do_
         "particle-2.safetensors",
     ]
     assert all(bool(v.isfinite().all()) for v in load_tensors(run / "cycle-01" / "mean.safetensors")[0].values())
-    given = "--only curvature connectivity predictions --corners 2 --examples 60 --curvature-examples 20 --points 3"
+    given = "--only curvature barriers predictions --curvature-particles 2 --examples 60 --curvature-examples 20 --points 3"
     main(["analyze", str(run), *given.split(), "--quiet"])
     made = (run / "analysis.jsonl").read_text()
     assert "curvature/cycle-01/particle-2" in made
