@@ -152,7 +152,7 @@ def test_a_run_killed_between_frequent_snapshots_has_the_same_trajectories(tmp_p
 def test_settings_without_stored_trajectories_are_refused():
     with pytest.raises(SwampError, match="trajectory_every must be 0 or more, got -1"):
         tiny(trajectory_every=-1)
-    with pytest.raises(SwampError, match=r"trajectory_every keeps the paths.*keep_checkpoints is means"):
+    with pytest.raises(SwampError, match=r"trajectory_every saves trajectories.*keep_checkpoints is means"):
         tiny(trajectory_every=5, keep_checkpoints="means")
     with pytest.raises(SwampError, match="--shard"):
         tiny(trajectory_every=5, shard=True)

@@ -112,7 +112,7 @@ def test_a_signal_to_the_parent_alone_stops_the_workers_and_says_how_to_go_on(tm
     asked = meanwhile(lambda: (wait_for(lambda: owner(out, "imp-seed0")), os.kill(os.getpid(), signal.SIGTERM)))
     assert swamp("study", study, "--out", out) == 143
     asked.join()
-    assert "The same command goes on" in capsys.readouterr().err
+    assert "Run the same command to continue" in capsys.readouterr().err
     assert not owner(out, "imp-seed0")
     assert not list(out.glob(".workers/*"))
 
@@ -175,7 +175,7 @@ def test_who_works_on_what_is_said_where_a_run_is_held(finished, tmp_path, capsy
     (out / "swamp-seed1" / "summary.json").unlink()
     with StudyDirectory.open(out).claimed("swamp-seed1"):
         assert swamp("study", out, "--workers", 0) == 0
-    assert re.search(rf"swamp-seed1: \S+:{os.getpid()} works on it \(24 of 24 epochs\)", capsys.readouterr().out)
+    assert re.search(rf"swamp-seed1: worker \S+:{os.getpid()} \(24 of 24 epochs\)", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

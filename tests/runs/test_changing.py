@@ -79,7 +79,7 @@ def test_what_is_kept_between_two_changes_comes_back_as_it_was(tmp_path):
     with pytest.raises(CorruptFile, match="belongs to another run"):
         RunDirectory(run, "other").verify_owner(path)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.warns(UserWarning, match=r"unfinished\.safetensors .* the cycle is begun again"):
+    with pytest.warns(UserWarning, match=r"unfinished\.safetensors .* the cycle starts again"):
         go_on(run)
     assert len(go_on(run)["cycles"]) == 2
 

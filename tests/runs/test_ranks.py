@@ -105,7 +105,7 @@ def test_stopped_by_a_signal_all_ranks_save_and_one_process_goes_on(reference, t
     told = job.communicate()[1]
     assert LINE.findall(told) == ["swamp: "]
     # By whichever rank heard of the signal first: "swamp: stopped." or "swamp: rank 1 (...) was stopped."
-    assert f"stopped. Go on with: swamp resume {run}" in told
+    assert f"stopped. Continue with: swamp resume {run}" in told
     go_on(run)
     assert_same_outcome(reference, run)
 
@@ -119,7 +119,7 @@ def test_a_sharded_run_is_gone_on_with_by_one_process(reference, tmp_path):
     job.send_signal(signal.SIGTERM)
     told = job.communicate()[1]
     # By whichever rank heard of the signal first: "swamp: stopped." or "swamp: rank 1 (...) was stopped."
-    assert f"stopped. Go on with: swamp resume {run}" in told
+    assert f"stopped. Continue with: swamp resume {run}" in told
     assert [record["sparsity"] for record in go_on(run)["cycles"]] == [0, 0.5]
 
 

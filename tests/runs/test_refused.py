@@ -176,7 +176,7 @@ def test_a_cycle_that_was_made_from_another_one_is_refused(finished, tmp_path):
     moved = {name: value * 1.001 if value.is_floating_point() else value for name, value in particle.weights.items()}
     path = directory.particle(0, 0)
     replace(particle, weights=moved).save(path, directory.provenance(path))
-    with pytest.raises(SwampError, match=r"cycle-01/record.json was made from another cycle 0 than lies there now"):
+    with pytest.raises(SwampError, match=r"cycle-01/record.json was made from another cycle 0 than the one on disk"):
         go_on(copy)
 
 
@@ -265,6 +265,6 @@ def test_a_snapshot_that_was_altered_is_set_aside(config, finished, tmp_path):
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
     path.write_bytes(data)
-    with pytest.warns(UserWarning, match=r"unfinished-0.safetensors is damaged.*this training begins again"):
+    with pytest.warns(UserWarning, match=r"unfinished-0.safetensors is damaged.*this training starts again"):
         go_on(tmp_path / "run")
     assert_same_outcome(finished[0], tmp_path / "run")

@@ -58,7 +58,7 @@ def test_asked_to_stop_while_a_cycle_is_measured_it_does_not_measure_the_rest(re
     with monkeypatch.context() as inside:
         inside.setattr(Evaluator, "evaluate", stopping)
         inside.setattr("swamp.algorithms.evaluator.cores", lambda: 2)
-        with pytest.raises(Interrupted, match="Go on with: swamp resume"):
+        with pytest.raises(Interrupted, match="Continue with: swamp resume"):
             start(tiny(), run, Quiet(), stop)
     assert len(measured) <= 2
     assert not RunDirectory(run).record(0).exists()

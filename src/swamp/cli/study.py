@@ -22,41 +22,41 @@ _LOOK_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class StudyArgs:
-    """Do many runs: a grid of methods, seeds and settings. Finished runs are skipped, abandoned ones gone on with.
+    """Run many configurations: a grid of methods, seeds and settings. Finished runs are skipped, others resumed.
 
-    swamp study STUDY.toml --workers 4               start, or go on with, or join from another machine
-    swamp study studies/STUDY --workers 0            only say how far it is (--wait: and stay)
-    swamp study demo                                 a ready-made one, see swamp list studies
+    swamp study STUDY.toml --workers 4               start, continue, or join from another machine
+    swamp study studies/STUDY --workers 0            only show the progress (--wait: until the end)
+    swamp study demo                                 a predefined study, see swamp list studies
     """
 
     study: tyro.conf.Positional[str]
-    """A TOML file (see docs/study.md), the name of a ready-made study, or the folder of one that was begun."""
+    """A TOML file (see docs/study.md), the name of a predefined study, or the folder of an existing one."""
     out: Path | None = None
-    """The study's folder (default: studies/ and the name)."""
+    """Folder of the study (default: studies/NAME)."""
     workers: int = 1
-    """Runs at a time, each in a process of its own; 0 only looks."""
+    """Number of worker processes, each with one run at a time; 0: only show the progress."""
     wait: bool = False
-    """Stay until every run is over, those included that workers elsewhere hold."""
+    """Wait until every run is finished or failed, also runs of workers on other machines."""
     retry: bool = False
     """Try failed runs again."""
     submit: Literal["slurm", "local"] | None = None
-    """Submit the workers as jobs: to Slurm, or as detached processes of this machine."""
+    """Submit the workers as jobs: to Slurm, or as detached processes on this machine."""
     job: tuple[str, ...] = ()
-    """Options of the jobs as KEY=VALUE: timeout_min=600 slurm_partition=gpu gpus_per_node=1 cpus_per_task=4."""
+    """Job options as KEY=VALUE: timeout_min=600 slurm_partition=gpu gpus_per_node=1 cpus_per_task=4."""
     json: bool = False
-    """Print one JSON object on standard output and nothing else there."""
+    """Print one JSON object on standard output, and nothing else."""
     quiet: bool = False
-    """No progress on the terminal."""
+    """Show no progress."""
 
 
 @dataclass(frozen=True)
 class WorkerArgs:
-    """One worker of a study: what swamp study starts."""
+    """One worker of a study, started by swamp study."""
 
     study: tyro.conf.Positional[Path]
-    """The folder of a study that was begun."""
+    """Folder of an existing study."""
     wait: bool = False
-    """Stay for the runs that others hold."""
+    """Wait for runs that other workers have claimed."""
 
 
 def study_command(arguments: Sequence[str]) -> None:
@@ -95,7 +95,7 @@ def _joined(given: str, out: Path | None) -> StudyDirectory:
     elif given in STUDIES:
         study, name = STUDIES[given](), given
     else:
-        raise SwampError(f"{unknown('study', given, STUDIES)} Or give a TOML file, or the folder of a study.")
+        raise SwampError(f"{unknown('study', given, STUDIES)} Or give a TOML file or the folder of a study.")
     runs = study.configurations(configuration, given)
     return StudyDirectory.join(out or Path("studies") / name, runs, study.compare)
 
@@ -108,7 +108,7 @@ def _worker(given: WorkerArgs) -> None:
 
 
 def _until_over(study: StudyDirectory, workers: int, given: StudyArgs) -> list[RunState]:
-    """Have the workers work, show what the directories say meanwhile, and return what they say at the end."""
+    """Start the workers, show the states of runs until the workers end, and return the final states."""
     stop = Event()
     workers = min(workers, sum(not study.over(name) for name in study.runs))
     quiet = given.quiet or (given.json and not Err.is_terminal)
@@ -126,15 +126,15 @@ def _until_over(study: StudyDirectory, workers: int, given: StudyArgs) -> list[R
                 if stop.wait(_LOOK_SECONDS):
                     break
         if stop.is_set():
-            raise Interrupted("stopped; what was done is saved. The same command goes on.")
+            raise Interrupted("stopped; finished work is saved. Run the same command to continue.")
         _tell_faults(processes.faults(), states)
     return states
 
 
 def _tell_faults(faults: list[str], states: Sequence[RunState]) -> None:
-    """A worker that was lost is a warning where others did its runs, and the end where nobody did."""
+    """Report failed workers: as a warning if other workers did their runs, else as an error."""
     if faults and any(state.state == "waiting" for state in states):
-        error = SwampError("\n".join([*faults, "What was done is saved. The same command goes on."]))
+        error = SwampError("\n".join([*faults, "Finished work is saved. Run the same command to continue."]))
         error.exit_code = 1
         raise error
     for fault in faults:
@@ -142,7 +142,7 @@ def _tell_faults(faults: list[str], states: Sequence[RunState]) -> None:
 
 
 def _compared(study: StudyDirectory, states: Sequence[RunState], *, show: bool) -> list[str]:
-    """Files of the comparison of all finished runs; none where they cannot share a table. show: print it too."""
+    """Write a comparison of all finished runs; returns its files, none if it is not possible. show: print it."""
     from swamp.report import compare, print_comparison, read_run, write_comparison
 
     finished = [study.run(state.name).path for state in states if state.state == "finished"]
@@ -181,10 +181,10 @@ def _print_outcome(study: StudyDirectory, states: Sequence[RunState], jobs: list
         if state.state == "failed":
             say(f"  {state.name} failed: {last_line(state.error)}")
         elif state.state == "running":
-            say(f"  {state.name}: {state.worker} works on it ({state.done:g} of {state.total:g} epochs)")
+            say(f"  {state.name}: worker {state.worker} ({state.done:g} of {state.total:g} epochs)")
     if jobs:
-        say(f"submitted: {' '.join(jobs)}. How far they are: swamp study {study.path} --workers 0")
+        say(f"submitted: {' '.join(jobs)}. Show the progress: swamp study {study.path} --workers 0")
     if comparison:
         say(f"written: {' '.join(comparison)}")
     if any(state.state == "finished" for state in states):
-        say(f"Put the runs beside each other: swamp compare {study.path}")
+        say(f"Compare the runs: swamp compare {study.path}")

@@ -1,4 +1,4 @@
-"""A run on disk: configuration, checkpoints, resume, record."""
+"""Runs on disk: configuration, checkpoints, resume, and studies of many runs."""
 
 from swamp.runs.checkpoints import RunStore
 from swamp.runs.config import RunConfig, differences, flattened

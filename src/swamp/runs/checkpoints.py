@@ -1,4 +1,4 @@
-"""The loop's store on disk: finished tickets, particles and cycles are read back, never computed again."""
+"""Checkpoints of a run: finished tickets, particles and cycles are read from disk and never computed again."""
 
 import hashlib
 import json
@@ -19,15 +19,15 @@ from swamp.runs.run_progress import Reporter, RunProgress
 from swamp.runs.snapshot import load_phase, save_phase
 from swamp.runs.trajectory import TrajectoryWriter
 
-_TRAINED = "Going on without it: it is trained again."
+_TRAINED = "Continuing without it: it is trained again."
 
 
 @dataclass(frozen=True)
 class RunStore:
-    """Store of one run directory. `stop` is set from outside to end the run at the next step.
+    """The cycle loop's store in one run directory. If `stop` is set, the run ends at the next step.
 
-    What is damaged and can be trained or made again is: a warning says so, and the file is kept under another name.
-    What cannot be is refused.
+    A damaged file is renamed and its content is computed again, with a warning. If that is not possible, SwampError is
+    raised.
     """
 
     directory: RunDirectory
@@ -36,24 +36,24 @@ class RunStore:
     keep_particles: bool = True
     snapshot_seconds: float = 30.0
     announce: bool = True
-    """Whether the reporter hears of finished cycles; members of an ensemble are not announced one by one."""
+    """Whether finished cycles are reported; those of an ensemble's members are not."""
     one_of: tuple[int, int] = (0, 1)
-    """Which member of an ensemble this is, and of how many: the reporter hears of its particle as of one of them."""
+    """Index of this ensemble member, and number of members: the reporter counts particles over all members."""
     phases: dict[int, float] = field(default_factory=dict[int, float])
-    """When the phase of each cycle was last written, or first not."""
+    """Time of the last write of each cycle's phase, or of its first update if it was not written yet."""
     trajectory_every: int = 0
-    """Steps between two points of a particle's path (0: none is kept)."""
+    """Steps between two points of a particle's trajectory (0: no trajectory)."""
     chained: bool = True
-    """Whether each cycle is made from the one before; not so where single masks of another run are trained."""
+    """Whether each cycle depends on the previous one; False if masks of another run are trained."""
     lines: dict[int, str] = field(default_factory=dict[int, str])
-    """The line of each cycle in metrics.jsonl, as far as they were needed: each record is read once."""
+    """Cache of the lines of metrics.jsonl by cycle, so that each record is read once."""
 
     def ticket(self) -> Ticket | None:
         """The ticket on disk."""
         return unless_damaged([self.directory.ticket], lambda: read_ticket(self.directory), _TRAINED)
 
     def keep_ticket(self, ticket: Ticket) -> None:
-        """Write the ticket, then drop its snapshot."""
+        """Write the ticket, then delete its snapshot."""
         ticket.save(self.directory.ticket, self.directory.provenance(self.directory.ticket))
         self.directory.snapshot(None, 0).unlink(missing_ok=True)
 
@@ -63,23 +63,23 @@ class RunStore:
         return unless_damaged([path], lambda: read_particle(self.directory, cycle, index), _TRAINED)
 
     def choice(self) -> Choice | None:
-        """How an earlier session chose to train particles: a resumed run keeps to it, as ways round differently."""
+        """The backend that an earlier session chose. A resumed run uses it again, as backends round differently."""
         path = self.directory.backend
         try:
             return Choice.from_json(self.directory.read(path)) if path.exists() else None
         except CorruptFile as error:
             raise CorruptFile(
-                f"{error} It says how particles are trained, by which sums are rounded. Without a copy of it, delete "
-                "it and resume: the ways are timed anew."
+                f"{error} It states the backend, and backends round differently. Without a copy of it, delete it and "
+                "resume: the backends are timed again."
             ) from error
 
     def keep_choice(self, choice: Choice) -> None:
-        """Write how particles are trained, and why."""
+        """Write the chosen backend, and the timings."""
         self.directory.write(self.directory.backend, choice.to_json())
         self.reporter.chosen(choice)
 
     def cycle(self, index: int) -> Cycle | None:
-        """A finished cycle on disk, its files checked against the record."""
+        """A finished cycle on disk; its files are checked against the record."""
         if not self.directory.record(index).exists():
             return None
         try:
@@ -88,7 +88,7 @@ class RunStore:
             self._set_aside(index, error)
             return None
         self._require_made_from(index)
-        # A run killed right after the record was written has not told the world of this cycle yet.
+        # A run killed right after it wrote the record has not updated the files of the whole run.
         if index == self.directory.last and not self._published(cycle):
             self.publish(cycle)
         self._tidy(cycle)
@@ -96,7 +96,7 @@ class RunStore:
         return cycle
 
     def keep_cycle(self, cycle: Cycle) -> None:
-        """Write a finished cycle, its record last: where the record lies, all of it lies."""
+        """Write a finished cycle. The record is last: if it exists, all files of the cycle do."""
         directory, folder = self.directory, self.directory.cycle(cycle.index)
         cycle.mask.require_zeros(cycle.weights)
         mask, mean, record = folder / "mask.safetensors", folder / "mean.safetensors", directory.record(cycle.index)
@@ -110,7 +110,7 @@ class RunStore:
         self.check_stop()
 
     def _tidy(self, cycle: Cycle) -> None:
-        """Delete what a finished cycle needs no more."""
+        """Delete files that a finished cycle no longer needs."""
         self.directory.phase(cycle.index).unlink(missing_ok=True)
         for particle in cycle.particles:
             self.directory.snapshot(cycle.index, particle.index).unlink(missing_ok=True)
@@ -118,28 +118,28 @@ class RunStore:
                 self.directory.particle(cycle.index, particle.index).unlink(missing_ok=True)
 
     def publish(self, cycle: Cycle) -> None:
-        """Bring the files that speak for the whole run up to this cycle."""
+        """Update model, mask and metrics of the whole run to this cycle."""
         directory = self.directory
         for path in (directory.mask, directory.model, directory.metrics):
             if path.is_dir():
                 set_aside(path)
         cycle.mask.save(directory.mask, directory.provenance(directory.mask))
         save_tensors(directory.model, cycle.weights, directory.provenance(directory.model))
-        # Last: it tells how far the other two are.
+        # Last: it shows that the other two are up to date.
         write_atomic(directory.metrics, self._lines(cycle.index))
 
     def _lines(self, index: int) -> bytes:
-        """The records up to a cycle, a line each."""
+        """Records of all cycles up to this one, one line each."""
         return "".join(map(self._line, range(index + 1))).encode()
 
     def _line(self, index: int) -> str:
-        """The record of a cycle; nothing where there is none, as what trains single masks of another run skips some."""
+        """The record of a cycle as one line; empty if it has none, as training masks of another run skips cycles."""
         if index not in self.lines and self.directory.record(index).exists():
             self.lines[index] = json.dumps(read_json(self.directory.record(index))) + "\n"
         return self.lines.get(index, "")
 
     def _published(self, cycle: Cycle) -> bool:
-        """Whether they are what `publish` would write; where they are neither that nor of before, a warning."""
+        """Whether model, mask and metrics are up to date; warns if they are neither that nor of an earlier cycle."""
         directory, text = self.directory, self._lines(cycle.index)
         try:
             written = directory.metrics.read_bytes() if directory.metrics.exists() else b""
@@ -152,24 +152,24 @@ class RunStore:
         except (CorruptFile, OSError) as error:
             wrong = [error]
         if wrong:
-            _warn(f"{wrong[0]}: not what the finished cycles say. It is written again from them.")
+            _warn(f"{wrong[0]}: it does not match the finished cycles. It is written again from them.")
         return not wrong
 
     def _set_aside(self, index: int, error: CorruptFile) -> None:
-        """Make a damaged cycle one that is not finished, if what it is made of was kept; else raise."""
+        """Rename the files of a damaged cycle, so that it counts as unfinished; raise if it has no particles."""
         folder, record = self.directory.cycle(index), self.directory.record(index)
         if not [*folder.glob("particle-*.safetensors"), *self.directory.path.glob("member-*")]:
             raise SwampError(
-                f"{error} Without a copy, delete {record} and resume: cycle {index} is trained again. Cycles after it "
-                "stay if it comes out as it was, to the last bit."
+                f"{error} Without a copy, delete {record} and resume: cycle {index} is trained again. Later cycles are "
+                "kept if the result is the same bit for bit."
             ) from error
         self.lines.pop(index, None)
         files = [folder / "mask.safetensors", folder / "mean.safetensors", record]
         kept = [str(set_aside(path)) for path in files if path.exists()]
-        _warn(f"{error} Going on without it: cycle {index} is made again. (Set aside: {', '.join(kept)}.)")
+        _warn(f"{error} Continuing without it: cycle {index} is computed again. (Kept as {', '.join(kept)}.)")
 
     def _origin(self, index: int) -> str:
-        """Fingerprint of what a cycle is made from: the ticket, the cycle before it, and those of members."""
+        """Digest of a cycle's inputs: the ticket, the previous cycle, and the same cycle of each ensemble member."""
         directory = self.directory
         ticket = load_metadata(directory.ticket).get("id", "") if directory.ticket.exists() else ""
         members = (RunDirectory(path) for path in sorted(directory.path.glob("member-*")))
@@ -183,12 +183,12 @@ class RunStore:
         if self.chained and stated != self._origin(index):
             before = f"cycle {index - 1}" if index else "ticket"
             raise SwampError(
-                f"{self.directory.record(index)} was made from another {before} than lies there now. Put back the one "
-                f"it was made from, or move the folder of cycle {index} and all later ones away and resume."
+                f"{self.directory.record(index)} was made from another {before} than the one on disk. Put back the "
+                f"original, or move the folder of cycle {index} and all later ones away and resume."
             )
 
     def divergences(self) -> tuple[Divergence, ...]:
-        """Trainings that broke, on disk."""
+        """Diverged trainings, from disk."""
         path = self.directory.broken
         return tuple(Divergence(**one) for one in self.directory.read(path)["trainings"]) if path.exists() else ()
 
@@ -204,17 +204,17 @@ class RunStore:
         self.directory.write(self.directory.broken, {"trainings": trainings})
 
     def phase(self, cycle: int) -> Phase | None:
-        """The particles of a cycle whose masks change, on disk."""
+        """The particles of a cycle with dynamic masks, from disk."""
         path = self.directory.phase(cycle)
 
         def read() -> Phase:
             self.directory.verify_owner(path)
             return load_phase(path)
 
-        return unless_damaged([path], read, "Going on without it: the cycle is begun again.")
+        return unless_damaged([path], read, "Continuing without it: the cycle starts again.")
 
     def keep_phase(self, cycle: int, phase: Phase, *, due: bool = False) -> None:
-        """Write them, if they are due or the last time is long enough ago."""
+        """Write a phase if it is `due`, or `snapshot_seconds` after the last write."""
         now = time.monotonic()
         if due or now - self.phases.setdefault(cycle, now) > self.snapshot_seconds:
             path = self.directory.phase(cycle)
@@ -236,13 +236,13 @@ class RunStore:
         )
 
     def member(self, index: int, of: int = 1) -> "RunStore":
-        """The store of one of so many members of an ensemble, in a folder of its own."""
+        """The store of one ensemble member of `of`, in its own folder."""
         return replace(
             self, directory=self.directory.member(index), announce=False, one_of=(index, of), phases={}, lines={}
         )
 
     def opened(self, address: Any) -> RunProgress:
-        """The progress that another process, on the same run, has at this address."""
+        """The progress for the address that another process of the same run sent."""
         directory = self.directory.below(address["folder"])
         return replace(self, directory=directory).progress(address["cycle"], address["count"])
 
@@ -257,7 +257,7 @@ class RunStore:
 
 
 def _begins(written: bytes, text: bytes) -> bool:
-    """Whether `written` is the first whole lines of `text`."""
+    """Whether `written` consists of the first complete lines of `text`."""
     return text.startswith(written) and (not written or written.endswith(b"\n"))
 
 

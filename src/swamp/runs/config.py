@@ -1,4 +1,4 @@
-"""RunConfig: everything that makes a run, as one value that is saved and can be run again."""
+"""RunConfig: all settings of a run, saved in config.json."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ _MOST_THREADS = 1024
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A pruning run: what is learned, by which network, pruned how, trained how."""
+    """All settings of a pruning run: task, model, pruning plan, training, data, machine."""
 
     recipe: str = "custom"
     """Recipe, or task, that the settings started from. See `swamp list recipes`."""
@@ -35,40 +35,40 @@ class RunConfig:
     training: Training = field(default_factory=Training)
     data: DataOptions = field(default_factory=DataOptions)
     device: str = "auto"
-    """auto takes a GPU where there is one; or cpu, cuda, cuda:1 ..."""
+    """auto (a GPU if there is one), cpu, cuda, cuda:1 ..."""
     threads: int = 0
-    """CPU threads of torch (0: torch's own choice). Another number gives other rounding."""
+    """CPU threads of torch (0: torch's default). Another number changes rounding."""
     backend: str = "auto"
-    """How particles are trained at once: auto times the ways on the task itself; see `swamp list backends`."""
+    """How particles are trained in parallel; auto times the backends on the task. See `swamp list backends`."""
     keep_checkpoints: Literal["particles", "means"] = "particles"
-    """What stays on disk of a finished cycle: everything, or its mean and mask only."""
+    """Checkpoints to keep per finished cycle: all particles, or only the mean and mask."""
     snapshot_seconds: float = 30.0
-    """A particle in training is saved this often, so that a killed run loses no more than that."""
+    """Seconds between two snapshots of a particle in training: a killed run loses at most this time."""
     trajectory_every: int = 0
-    """Steps between two points of a particle's path that are kept for `paths` to look at (0: none), 4 bytes for each
-    living weight and point; not of methods whose masks change while they train."""
+    """Steps between two points of the training trajectory to save for `swamp analyze` (0: none): 4 bytes per point and
+    active weight. Not with dynamic masks."""
 
     heartbeat_seconds: float = 120.0
-    """Under torchrun: a rank that is silent this long counts as lost, and the job stops with its name."""
+    """Under torchrun: seconds without a heartbeat after which a rank counts as failed and the job stops."""
 
     shard: bool = False
-    """Under torchrun, with two ranks or more for each particle: spread the weights of a particle in training, and what
-    is kept of them, over its ranks (FSDP2). For networks that do not fit; slower otherwise."""
+    """Under torchrun, with at least two ranks per particle: shard weights and optimizer state over the particle's ranks
+    (FSDP2). For networks that do not fit in memory; slower otherwise."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         if not 0 <= self.threads <= _MOST_THREADS:
-            # Where the system refuses one of many thousands, the library that starts them ends the process.
-            raise SwampError(f"threads must be 0 or more and {_MOST_THREADS} at most, got {self.threads}.")
+            # The threading library ends the process if the system refuses to start a thread.
+            raise SwampError(f"threads must be from 0 to {_MOST_THREADS}, got {self.threads}.")
         if self.trajectory_every < 0:
             raise SwampError(f"trajectory_every must be 0 or more, got {self.trajectory_every}.")
         if self.trajectory_every and self.keep_checkpoints != "particles":
             raise SwampError(
-                "trajectory_every keeps the paths of particles, and keep_checkpoints is means: leave one of them out."
+                "trajectory_every saves trajectories of particles, but keep_checkpoints is means: leave one out."
             )
         if self.trajectory_every and self.shard:
             raise SwampError(
-                "trajectory_every needs a particle's weights at a given step, which --shard gathers later."
+                "trajectory_every cannot be combined with --shard, which has no whole weights at every step."
             )
         backend_named(self.backend)
         for name in ("snapshot_seconds", "heartbeat_seconds"):
@@ -76,16 +76,16 @@ class RunConfig:
                 raise SwampError(f"{name} must be above 0, got {getattr(self, name)}.")
 
     def to_json(self) -> dict[str, Any]:
-        """Nested plain values, as in config.json."""
+        """Nested plain values for config.json."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: Any) -> "RunConfig":
-        """Build from what `to_json` gave. Raises SwampError naming the field that is unknown or of a wrong type."""
+        """Inverse of `to_json`. Raises SwampError, naming the field, if it is unknown or has a wrong type."""
         try:
             config = msgspec.convert(values, cls)
         except (msgspec.ValidationError, UnicodeEncodeError) as error:
-            raise SwampError(f"the configuration does not fit: {error} ('$' is the whole of it).") from error
+            raise SwampError(f"invalid configuration: {error} ('$' is the top level).") from error
         known = flattened(config.to_json())
         for name in flattened(values):
             if name not in known:
@@ -109,8 +109,8 @@ class RunConfig:
             raise SwampError(f"{path}: {error}") from error
 
     def digest(self) -> str:
-        """Fingerprint of the settings that decide the result (not of where it runs or what is kept)."""
-        # Through the converter, as a run read back has 1.0 where a recipe may say 1.
+        """Fingerprint of the settings that decide the result (not device, backend or what is kept)."""
+        # Converted, as a recipe may have 1 where config.json has 1.0.
         values = result_settings(RunConfig.from_json(self.to_json()).to_json())
         # Only those that differ from the defaults, so that a future option does not rename the runs of today.
         usual = flattened(RunConfig().to_json())
@@ -118,7 +118,7 @@ class RunConfig:
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
     def name(self) -> str:
-        """A directory name: recipe, method, particles, seed, and a fingerprint of the rest."""
+        """A directory name: recipe, method, particles, seed, fingerprint."""
         method = method_named(self.plan.method)
         several = method.many or method.ensemble or method.longer
         count = f"-{self.plan.most_particles}" if several else ""
@@ -143,19 +143,19 @@ _ALWAYS = ("task", "model", "plan.method")
 
 
 def result_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the nested values of a configuration those that decide the result, by their dotted names."""
+    """The settings that decide the result, of a configuration's nested values, by dotted name."""
     given = flattened({name: value for name, value in values.items() if name != PROVENANCE})
     return {name: value for name, value in given.items() if name not in _BESIDE_THE_RESULT}
 
 
 def differences(before: RunConfig, after: RunConfig) -> list[str]:
-    """Fields that decide the result and differ, as 'training.lr: 0.1 -> 0.2'."""
+    """Settings that decide the result and differ, as 'training.lr: 0.1 -> 0.2'."""
     old, new = result_settings(before.to_json()), result_settings(after.to_json())
     return [f"{name}: {old[name]} -> {new[name]}" for name in old if old[name] != new[name]]
 
 
 def flattened(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted names."""
+    """Nested mappings as one mapping with dotted names."""
     flat: dict[str, Any] = {}
     for name, value in cast("dict[str, Any]", values).items():
         if isinstance(value, dict):

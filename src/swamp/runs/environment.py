@@ -1,4 +1,4 @@
-"""What a run ran on: written beside its numbers, since other versions and machines round differently."""
+"""Environment of a run: versions, machine and device, since others round differently."""
 
 import importlib.metadata
 import os
@@ -32,7 +32,7 @@ def environment(device: torch.device, ranks: Sequence[str] = ()) -> dict[str, An
 
 
 def facts(device: str) -> dict[str, Any]:
-    """What must be the same on all ranks that work on one run, as otherwise they round differently."""
+    """Facts that all ranks of a run must share, as otherwise they round differently."""
     return {
         "swamp": _version("swamp"),
         "swamp's source": _git(),

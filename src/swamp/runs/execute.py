@@ -1,4 +1,4 @@
-"""Execute a configuration in a run directory, from the start or from wherever it stopped."""
+"""Execute a configuration in a run directory, from the start or from the last checkpoint."""
 
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -40,7 +40,7 @@ from swamp.training import Seed, build_optimizer, isolated
 def start(config: RunConfig, path: Path, reporter: Reporter, stop: Event) -> dict[str, Any]:
     """Run `config` in the new directory `path`; returns the summary. Raises SwampError if `path` holds a run.
 
-    Under torchrun the ranks do it together: rank 0 leads and returns the summary, the others return an empty one.
+    Under torchrun rank 0 returns the summary, and the other ranks return an empty one.
     """
     directory = RunDirectory(path, config.digest())
     if restarted() and directory.config.exists() and not differences(RunConfig.load(directory.config), config):
@@ -63,7 +63,7 @@ def start(config: RunConfig, path: Path, reporter: Reporter, stop: Event) -> dic
 
 
 def resume(path: Path, reporter: Reporter, stop: Event) -> dict[str, Any]:
-    """Go on with the run in `path`; what is finished is read back. Returns the summary, as `start` does."""
+    """Continue the run in `path`; finished parts are read from disk. Returns the summary, as `start` does."""
     directory, config = open_run(path)
     verify_config_owner(directory)
     with joined(config, device_type(config), path, stop) as world:
@@ -100,8 +100,8 @@ def _serve(config: RunConfig, directory: RunDirectory, world: World) -> dict[str
 
 
 def prepare(config: RunConfig) -> tuple[Problem, nn.Module]:
-    """Data and initial network of a configuration. Every error of either comes before any training."""
-    device_named(config.device)  # refused before the data is read, which may take long
+    """Data and initial network of a configuration. Raises every error in either before any training."""
+    device_named(config.device)  # before reading the data, which may take long
     problem = build_problem(config.task, config.model, config.data, Seed(config.plan.seed))
     if config.model.startswith(timm.PREFIX):
         problem = timm.preprocessed(problem, config.model)
@@ -123,7 +123,7 @@ def _fitting(model: str) -> Generator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # torch has no error of its own for it on the CPU.
+        # torch has no specific error for it on the CPU.
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         raise SwampError(
@@ -132,11 +132,11 @@ def _fitting(model: str) -> Generator[None]:
 
 
 def summary(directory: RunDirectory, config: RunConfig, records: Iterable[Cycle]) -> dict[str, Any]:
-    """The last word on a run: where it lies, what it reached, what it cost. At most two cycles' weights are held."""
+    """Summary of a run: its path, metrics and cost. Holds the weights of at most two cycles in memory."""
     cycles: list[dict[str, Any]] = []
     first = last = None
     for record in records:
-        # Not the records themselves: their weights, of all cycles at once, would fill the memory.
+        # Not the cycles themselves: their weights would fill the memory.
         cycles.append(record.to_json())
         first, last = first or record, record
     assert first is not None
@@ -148,7 +148,7 @@ def summary(directory: RunDirectory, config: RunConfig, records: Iterable[Cycle]
         "sparsity": last.sparsity,
         "density": {"prunable": last.mask.density, "all": last.density_of_all},
         "test": last.metrics.test,
-        # Methods that stand alone at each sparsity need no dense network.
+        # Methods that train each sparsity independently have no dense network.
         "dense": dense
         and {
             "sparsity": dense.sparsity,
@@ -180,10 +180,10 @@ def _execute(
             done = summary(directory, config, _records(config, problem, model, store, world))
         except Diverged as error:
             raise Diverged(
-                f"{error} Start a gentler one: swamp run --config {directory.config} --lr ... --clip 1 --out NEW"
+                f"{error} Try a lower learning rate: swamp run --config {directory.config} --lr ... --clip 1 --out NEW"
             ) from error
         except Interrupted as error:
-            raise Interrupted(f"{error} Go on with: swamp resume {directory.path}") from error
+            raise Interrupted(f"{error} Continue with: swamp resume {directory.path}") from error
         return write_summary(directory, done)
 
 
@@ -194,7 +194,7 @@ def append_session(directory: RunDirectory, config: RunConfig, ranks: Sequence[s
 
 
 def write_summary(directory: RunDirectory, done: dict[str, Any]) -> dict[str, Any]:
-    """Write the last word on a run; what lies there is finished."""
+    """Write the summary, which marks the run as finished."""
     done = finite(done)
     if directory.summary.is_dir():
         set_aside(directory.summary)
@@ -203,7 +203,7 @@ def write_summary(directory: RunDirectory, done: dict[str, Any]) -> dict[str, An
 
 
 def _sessions(directory: RunDirectory) -> list[Any]:
-    """What environment.json says of the sessions before this one, as it lies there."""
+    """The earlier sessions in environment.json, with their provenance."""
     path = directory.environment
     if not path.exists():
         return []
@@ -211,14 +211,14 @@ def _sessions(directory: RunDirectory) -> list[Any]:
         read_sessions(directory)
         return read_json(path)
     except CorruptFile as error:
-        warnings.warn(f"{error} It is begun again. (Kept as {set_aside(path)}.)", stacklevel=2)
+        warnings.warn(f"{error} It is written again. (Kept as {set_aside(path)}.)", stacklevel=2)
         return []
 
 
 def store_of(
     config: RunConfig, directory: RunDirectory, reporter: Reporter, stop: Event, *, announce: bool = True
 ) -> RunStore:
-    """What keeps the steps of a run in its directory."""
+    """The store of a run."""
     return RunStore(
         directory,
         reporter,
@@ -233,7 +233,7 @@ def store_of(
 def _records(
     config: RunConfig, problem: Problem, model: nn.Module, store: Store, world: World | None = None
 ) -> Iterator[Cycle]:
-    """The loop, ready to go: all that can be refused is refused here, before the first step."""
+    """The cycle loop. Raises every error of the configuration here, before the first step."""
     task, plan, training = problem.task, config.plan, config.training
     build_optimizer(model.parameters(), training)
     backend = backend_of(config.backend, model, task, plan, choice=store.choice(), on_choice=store.keep_choice)
@@ -254,7 +254,7 @@ def _records(
 
 @contextmanager
 def executing(config: RunConfig) -> Generator[None]:
-    """Threads and determinism of this run, put back afterwards."""
+    """Set threads and determinism for a run; restore them afterwards."""
     threads = torch.get_num_threads()
     deterministic, benchmark = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     torch.set_num_threads(config.threads or threads)

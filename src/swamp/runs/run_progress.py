@@ -1,4 +1,4 @@
-"""Progress of a cycle's particles in a run directory: snapshots and paths while they train, each as it is finished."""
+"""Progress of a cycle's particles: snapshots and trajectories during training, and each finished particle."""
 
 import time
 from collections.abc import Callable
@@ -17,18 +17,18 @@ from swamp.runs.snapshot import load_snapshot, save_snapshot
 from swamp.runs.trajectory import TrajectoryWriter, read_trajectory, trajectory_files
 from swamp.training import Snapshot
 
-_BEGUN = "Going on without it: this training begins again."
+_RESTARTED = "Continuing without it: this training starts again."
 
 
 class Reporter(Protocol):
-    """Told how far a run is; shows it to a person, or not."""
+    """Callbacks that report the progress of a run, for example to a terminal."""
 
     def started(self, cycles: int) -> None:
-        """A run of so many cycles begins or goes on."""
+        """A run of `cycles` cycles starts or is resumed."""
         ...
 
     def chosen(self, choice: Choice) -> None:
-        """How particles are trained was chosen by timing."""
+        """A backend was chosen by timing."""
         ...
 
     def training(self, cycle: int | None, index: int, count: int, step: int, total: int) -> None:
@@ -36,39 +36,39 @@ class Reporter(Protocol):
         ...
 
     def finished(self, cycle: Cycle) -> None:
-        """A cycle is finished, now or by an earlier session."""
+        """A cycle is finished, in this session or an earlier one."""
         ...
 
 
 @dataclass(eq=False)
 class RunProgress(Progress):
-    """Keeps particles and snapshots of one cycle as they come. `stop` is set from outside to end at the next step."""
+    """Writes particles and snapshots of one cycle. If `stop` is set, training ends at the next step."""
 
     directory: RunDirectory
     reporter: Reporter
     stop: Event
     snapshot_seconds: float
     trajectory_every: int
-    """Steps between two points of a particle's path (0: none is kept)."""
+    """Steps between two points of a particle's trajectory (0: no trajectory)."""
     cycle: int | None
     """None: the ticket's training."""
     count: int
     keep: bool = True
-    """Whether trainings in progress are kept."""
+    """Whether snapshots and trajectories are written."""
     one_of: tuple[int, int] = (0, 1)
-    """Which member of an ensemble it is, and of how many: its particle is told of as one of them."""
+    """Index of this ensemble member, and number of members: the reporter counts particles over all members."""
     began: float = field(default_factory=time.monotonic)
     saved: dict[int, float] = field(default_factory=dict[int, float])
     paths: dict[int, TrajectoryWriter] = field(default_factory=dict[int, TrajectoryWriter])
     begins: dict[int, str] = field(default_factory=dict[int, str])
-    """The step of the first point of each path, which snapshots keep: a missing file is noticed by it."""
+    """First step of each trajectory. Snapshots state it, so that a missing trajectory file is noticed."""
 
     def __post_init__(self) -> None:
         # The run directory is on a file system that all ranks share.
         self.address = {"folder": self.directory.folder, "cycle": self.cycle, "count": self.count}
 
     def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
-        """Show, save now and then, and stop where asked."""
+        """Report the step, save a snapshot or trajectory point if one is due, and stop if asked."""
         self.on_remote_step(index, step, total)
         stopping = self.stop.is_set()
         due = stopping or time.monotonic() - self.saved.get(index, self.began) > self.snapshot_seconds
@@ -83,11 +83,11 @@ class RunProgress(Progress):
             if due:
                 self._save(index, taken)
         if stopping:
-            # Asked for since the look above, it is for the next step: nothing is saved of this one.
+            # A stop that is set after the check above takes effect at the next step.
             raise Interrupted("stopped.")
 
     def _save(self, index: int, taken: Snapshot) -> None:
-        # The path first: a training that goes on from the snapshot does not come by these points again.
+        # The trajectory first: training resumed from the snapshot does not repeat these steps.
         if index in self.paths:
             self.paths[index].flush()
         file = self.directory.snapshot(self.cycle, index)
@@ -96,7 +96,7 @@ class RunProgress(Progress):
         self.saved[index] = time.monotonic()
 
     def path(self, index: int) -> TrajectoryWriter | None:
-        """Where the path of a particle is kept; None for the ticket, and for masks that change."""
+        """Writer of a particle's trajectory; None for the ticket, and for dynamic masks."""
         if self.cycle is None or not self.keep:
             return None
         return self.paths.setdefault(
@@ -104,12 +104,12 @@ class RunProgress(Progress):
         )
 
     def on_remote_step(self, index: int, step: int, total: int) -> None:
-        """Show the step of a particle, which another rank may train."""
+        """Report the step of a particle, which may be trained by another rank."""
         member, members = self.one_of
         self.reporter.training(self.cycle, index + member * self.count, members * self.count, step, total)
 
     def load_snapshot(self, index: int) -> Snapshot | None:
-        """The snapshot on disk; where it, or the path up to it, is damaged, training begins again."""
+        """The snapshot on disk; None if there is none, or it or its trajectory is damaged: training starts again."""
         directory = self.directory
         file, path = directory.snapshot(self.cycle, index), None
         if self.cycle is not None and self.trajectory_every:
@@ -124,26 +124,26 @@ class RunProgress(Progress):
             return snapshot
 
         files = [file, *(trajectory_files(path) if path else [])]
-        return unless_damaged(files, read, _BEGUN)
+        return unless_damaged(files, read, _RESTARTED)
 
     def _require_whole(self, path: Path, begins: int, step: int) -> None:
-        """Raise CorruptFile unless all points of a path up to `step` are there; it does not come by them again."""
+        """Raise CorruptFile unless the trajectory has all points up to `step`, which are not recorded again."""
         if not {*range(begins, step + 1, self.trajectory_every)} <= {*read_trajectory(path, self.directory)}:
-            raise CorruptFile(f"{path} lacks points before step {step}: a file of it is missing.")
+            raise CorruptFile(f"{path} lacks points before step {step}: one of its files is missing.")
 
     def on_last_step(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
-        """Save it where its training is to be kept."""
+        """Called after the last batched step. Save a snapshot: resuming a smaller stack would change rounding."""
         if self.keep:
             self._save(index, snapshot())
 
     def on_finished(self, particle: Particle) -> None:
-        """Write the particle, then drop its snapshot. The ticket's training is kept as the ticket."""
+        """Write the particle, then delete its snapshot. The store writes the ticket itself."""
         if self.cycle is not None:
             path = self.directory.particle(self.cycle, particle.index)
-            # Also where none of it waits: a training may have been stopped at its last step.
+            # Also if no points are in memory: a training may have been stopped after its last step.
             if self.trajectory_every and (taken := self.path(particle.index)):
                 taken.finish()
-            # The rank that trained it wrote it at once; rank 0, told of it later, need not write it again.
+            # The rank that trained it has written it already; rank 0 does not write it again.
             if not path.exists():
                 particle.save(path, self.directory.provenance(path))
             self.directory.snapshot(self.cycle, particle.index).unlink(missing_ok=True)

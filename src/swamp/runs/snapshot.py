@@ -1,4 +1,4 @@
-"""Trainings in progress as safetensors files: of one particle, or of all of a cycle whose masks change."""
+"""Snapshots of training as safetensors files: of one particle, or of all particles of a cycle with dynamic masks."""
 
 import json
 from collections.abc import Generator, Mapping
@@ -18,21 +18,21 @@ T = TypeVar("T")
 _PARTS = ("weights", "optimizer", "mean", "gradient")
 
 
-def save_snapshot(path: Path, snapshot: Snapshot, about: Mapping[str, str]) -> None:
-    """Write a snapshot; `about`: which run it belongs to, and its place there."""
+def save_snapshot(path: Path, snapshot: Snapshot, provenance: Mapping[str, str]) -> None:
+    """Write a snapshot. provenance: its run and relative path."""
     tensors, numbers = _flat(snapshot)
-    _save(path, "swamp-snapshot-1", about, tensors, numbers)
+    _save(path, "swamp-snapshot-1", provenance, tensors, numbers)
 
 
 def load_snapshot(path: Path) -> Snapshot:
-    """Read a snapshot. Raises CorruptFile for a file that is not whole."""
+    """Read a snapshot. Raises CorruptFile for a damaged file."""
     tensors, numbers = _load(path, "swamp-snapshot-1")
-    with _whole(path):
+    with _complete(path):
         return _snapshot(tensors, numbers)
 
 
-def save_phase(path: Path, phase: Phase, about: Mapping[str, str]) -> None:
-    """Write all particles of a cycle whose masks change, as they stand after a change."""
+def save_phase(path: Path, phase: Phase, provenance: Mapping[str, str]) -> None:
+    """Write all particles of a cycle with dynamic masks, as they are after a mask update."""
     tensors = {f"mean/{name}": value for name, value in phase.mean.items()}
     numbers: list[Any] = []
     for i, mask in enumerate(phase.masks):
@@ -49,13 +49,13 @@ def save_phase(path: Path, phase: Phase, about: Mapping[str, str]) -> None:
         "seconds": phase.seconds,
         "particles": numbers,
     }
-    _save(path, "swamp-phase-1", about, tensors, whole)
+    _save(path, "swamp-phase-1", provenance, tensors, whole)
 
 
 def load_phase(path: Path) -> Phase:
     """Read what `save_phase` wrote. Raises CorruptFile as `load_snapshot` does."""
     tensors, numbers = _load(path, "swamp-phase-1")
-    with _whole(path):
+    with _complete(path):
         return Phase(
             numbers["step"],
             tuple(Mask(_below(tensors, f"mask/{i}/")) for i in range(numbers["masks"])),
@@ -98,20 +98,20 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _save(path: Path, kind: str, about: Mapping[str, str], tensors: Mapping[str, Tensor], numbers: Any) -> None:
-    save_tensors(path, tensors, {**about, "format": kind, "numbers": json.dumps(numbers)})
+def _save(path: Path, kind: str, provenance: Mapping[str, str], tensors: Mapping[str, Tensor], numbers: Any) -> None:
+    save_tensors(path, tensors, {**provenance, "format": kind, "numbers": json.dumps(numbers)})
 
 
 def _load(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
     tensors, metadata = load_tensors(path)
-    require_format(path, metadata, kind, "a training in progress")
-    with _whole(path):
+    require_format(path, metadata, kind, "a snapshot of a training")
+    with _complete(path):
         return tensors, parse_json(metadata["numbers"])
 
 
 @contextmanager
-def _whole(path: Path) -> Generator[None]:
+def _complete(path: Path) -> Generator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError) as error:
-        raise CorruptFile(f"{path} is damaged: its description is not whole ({error!r}).") from error
+        raise CorruptFile(f"{path} is damaged: its metadata is incomplete ({error!r}).") from error

@@ -1,4 +1,4 @@
-"""A study: many runs said in a few lines, as a TOML file or a value, and the configuration of each of them."""
+"""A study: a short description of many runs, from a TOML file, and the configuration of each run."""
 
 import itertools
 import re
@@ -21,13 +21,13 @@ Recipe = Callable[[str, str, str], RunConfig]
 """(recipe, task, model), each empty where it is not set -> the configuration that the other options change."""
 
 BESIDE_RUNS = ("study.json", "comparison")
-"""What lies in a study's folder beside its runs."""
+"""Names in a study's folder that are not runs."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,+=-]{0,199}")
 
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """How the runs of a study are put beside each other at its end: options of `swamp compare`."""
+    """How the finished runs of a study are compared: options of `swamp compare`."""
 
     metric: str = ""
     split: str = "test"
@@ -37,24 +37,24 @@ class CompareOptions:
 
 @dataclass(frozen=True)
 class Study:
-    """What a study file says. Options go by the name of their flag (`lr`) or their field (`training.lr`)."""
+    """The content of a study file. Options are named by their flag (`lr`) or field (`training.lr`)."""
 
     recipe: str = ""
-    """What every run starts from; empty: the default recipe. Also an option, where runs start from several."""
+    """Recipe of every run; empty: the default. Also an option of a grid or run, to use several recipes."""
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     """Options of all runs."""
     grid: dict[str, Any] | list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    """Options with a list of values each; every combination is a run. Several grids: a list of them."""
+    """Options with lists of values; every combination is a run. A list for several grids."""
     runs: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
-    """Further single runs, by name: their options."""
+    """Single runs by name, with their options."""
     name: str = ""
-    """Names of the grid's runs, e.g. '{method}-{seed}'; empty: made of the options that have a list."""
+    """Template for names of the grid's runs, e.g. '{method}-{seed}'; empty: the options that have a list."""
     compare: CompareOptions = field(default_factory=CompareOptions)
-    """How they are compared at the end."""
+    """How finished runs are compared at the end."""
 
     @classmethod
     def load(cls, path: Path) -> "Study":
-        """Read a TOML file. Raises SwampError for what is no TOML, an unknown key or a value of a wrong type."""
+        """Read a TOML file. Raises SwampError for invalid TOML, an unknown key or a value of a wrong type."""
         try:
             values = tomllib.loads(read_text(path))
         except OSError as error:
@@ -70,17 +70,17 @@ class Study:
         for key in values:
             if key not in known:
                 error = unknown("key", key, known)
-                raise SwampError(f"{where}: {error} (Options of a run go under [settings], [grid] or [runs.NAME].)")
+                raise SwampError(f"{where}: {error} (Options of runs belong under [settings], [grid] or [runs.NAME].)")
         try:
             return msgspec.convert(values, cls)
         except msgspec.ValidationError as error:
             raise SwampError(f"{where} does not fit: {error} ('$' is the whole file).") from error
 
     def configurations(self, recipe: Recipe, where: str) -> dict[str, RunConfig]:
-        """The runs: name -> configuration, single runs last.
+        """Name -> configuration of all runs; single runs are last.
 
-        Raises SwampError, naming the run, for an option that does not exist or a value that a run refuses; and for
-        two runs of one name, or no run at all.
+        Raises SwampError, naming the run, for an unknown option or invalid value, for two runs with the same name, and
+        if there is no run.
         """
         found: dict[str, RunConfig] = {}
         origins: dict[str, str] = {}
@@ -88,10 +88,10 @@ class Study:
             if name in origins:
                 raise SwampError(
                     f"{where}: two runs are named {name!r}: {origins[name]}, and {origin}. "
-                    "Say in `name` what tells the runs of a grid apart, e.g. name = '{method}-{lr}-{seed}'."
+                    "Give the runs different names with `name`, e.g. name = '{method}-{lr}-{seed}'."
                 )
             if not names_a_run(name):
-                raise SwampError(f"{where}: {name!r} cannot be the name of a run: it names a directory. ({origin})")
+                raise SwampError(f"{where}: {name!r} cannot be the name of a run, which names a directory. ({origin})")
             origins[name] = origin
             found[name] = self._configuration(options, recipe, f"{where}: run {name!r}")
         if not found:
@@ -110,10 +110,10 @@ class Study:
             for values in itertools.product(*(_listed(value) for value in options.values())):
                 chosen = dict(zip(options, values, strict=True))
                 name = self._name(chosen, several, f"{where}, {place}")
-                yield name, chosen, f"{place} with {_said({key: chosen[key] for key in several or chosen})}"
+                yield name, chosen, f"{place} with {_described({key: chosen[key] for key in several or chosen})}"
         for name, options in self.runs.items():
             given = _resolved(options, f"{where}, [runs.{name}]", varied=False)
-            yield name, given, f"[runs.{name}] with {_said(given)}"
+            yield name, given, f"[runs.{name}] with {_described(given)}"
 
     def _name(self, chosen: Options, several: list[str], where: str) -> str:
         if not self.name:
@@ -149,25 +149,25 @@ class Study:
 
 
 def names_a_run(name: str) -> bool:
-    """Whether a run may be called so: its directory is, and lies in the study's folder and nowhere else."""
+    """Whether `name` is a valid name of a run, and so of a directory in the study's folder."""
     return bool(_NAME.fullmatch(name)) and name not in BESIDE_RUNS
 
 
 def _resolved(options: Options, where: str, *, varied: bool) -> dict[str, Any]:
-    """Options by their dotted field. In a grid (`varied`) a list is a list of values, elsewhere it is one value."""
+    """Options by their dotted field. In a grid (`varied`) a list has one value per run; elsewhere it is one value."""
     found: dict[str, Any] = {}
     for given, value in flattened(options).items():
         name = _full_name(given, where)
         if name in found:
             raise SwampError(f"{where}: {name} is set twice, the second time as {given!r}.")
         if name == "recipe" and not all(isinstance(one, str) for one in (_listed(value) if varied else [value])):
-            raise SwampError(f"{where}: a recipe goes by its name, got {value!r}.")
+            raise SwampError(f"{where}: a recipe is given by its name, got {value!r}.")
         found[name] = value
     return found
 
 
 def _full_name(given: str, where: str) -> str:
-    """The dotted field of RunConfig that `given` means: itself, or its last part alone, with - or _."""
+    """The dotted field of RunConfig for `given`: the full name or its last part, with - or _."""
     known = list(flattened(RunConfig().to_json()))
     name = given.replace("-", "_")
     if name in known:
@@ -184,12 +184,12 @@ def _listed(value: Any) -> list[Any]:
     return cast("list[Any]", value) if isinstance(value, list) else [value]
 
 
-def _said(options: Options) -> str:
+def _described(options: Options) -> str:
     return ", ".join(f"{name} = {_text(value)}" for name, value in options.items()) or "no option"
 
 
 def _part(name: str, value: Any) -> str:
-    """What one option gives to a run's name: a word speaks for itself, a number needs to be told of what."""
+    """Part of a run's name for one option: text as it is, a number with the option's name."""
     return value if isinstance(value, str) else f"{name.rpartition('.')[2]}{_text(value)}"
 
 

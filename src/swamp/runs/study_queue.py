@@ -1,4 +1,4 @@
-"""A study on disk: its runs as directories, which of them are finished, and who works on which."""
+"""A study on disk: its folder is the queue from which workers take runs."""
 
 import fcntl
 import os
@@ -32,32 +32,32 @@ _POLL_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run's directory says of it at one moment."""
+    """State of one run of a study."""
 
     name: str
     state: State
     worker: str = ""
-    """Who works on it, as HOST:PID."""
+    """The worker that has claimed it, as HOST:PID."""
     done: float = 0.0
-    """Epochs of training, over all of its particles, that are finished and kept."""
+    """Epochs of training of all finished particles."""
     total: float = 0.0
-    """Epochs of training in the whole run, all particles together; the ticket's are not counted."""
+    """Epochs of training of all particles of the run, without the ticket's."""
     error: str = ""
     """Why it failed."""
 
 
 @dataclass(frozen=True)
 class StudyDirectory:
-    """A study's folder: study.json, and one ordinary run directory a run. The folder is the queue."""
+    """A study's folder: study.json, and one run directory per run."""
 
     path: Path
     runs: Mapping[str, RunConfig]
-    """Name -> configuration, in the order in which workers take them."""
+    """Name -> configuration, in the order in which workers take the runs."""
     compare: CompareOptions = field(default_factory=CompareOptions)
 
     @classmethod
     def open(cls, path: Path) -> "StudyDirectory":
-        """Read a study that was begun. Raises SwampError where `path` holds none."""
+        """Read a study from its folder. Raises SwampError if `path` holds none."""
         file = _listing(path)
         if not file.exists():
             raise SwampError(f"{path} holds no study: there is no {file.name} in it.")
@@ -79,15 +79,15 @@ class StudyDirectory:
         others = sorted(config.parent.name for config in path.glob("*/config.json"))
         if others and not any(name in study.runs for name in others):
             raise CorruptFile(
-                f"{file} is of another study: it lists no run of those that lie there ({shortened(others)})."
+                f"{file} belongs to another study: it lists none of the runs in its folder ({shortened(others)})."
             )
         return study
 
     @classmethod
     def join(cls, path: Path, runs: Mapping[str, RunConfig], compare: CompareOptions | None = None) -> "StudyDirectory":
-        """Begin the study in `path`, or take part in it where it was begun; runs that it did not have are added.
+        """Start the study in `path`, or join it if it exists; new runs are added to it.
 
-        Raises SwampError naming the differences if a run is another one there, or is there and not in `runs`.
+        Raises SwampError, naming the differences, if a run exists there with other settings or is not in `runs`.
         """
         with one_at_a_time(path / ".lock"):
             remove_unfinished(_listing(path))
@@ -100,8 +100,8 @@ class StudyDirectory:
                     wrong.append(f"{name} ({'; '.join(other)})")
             if wrong:
                 raise SwampError(
-                    f"{path} holds another study. It differs in {shortened(wrong)}. Choose another --out, or put the "
-                    "study back; runs may be added to it, not changed or left out."
+                    f"{path} holds another study. It differs in {shortened(wrong)}. Choose another --out, or "
+                    "restore the study file: runs may be added, but not changed or removed."
                 )
             study = cls(path, runs, compare or CompareOptions())
             if study != there_already:
@@ -115,9 +115,9 @@ class StudyDirectory:
 
     @contextmanager
     def claimed(self, name: str) -> Generator[bool]:
-        """Whether this process has the run to itself inside the block; the system lifts the claim of one that dies.
+        """Whether this process has claimed the run for the block. The system releases the claim of a process that dies.
 
-        It is not the run's own lock, which `start` and `resume` take only after they have read the data.
+        This is not the run's lock, which `start` and `resume` take later, after they have read the data.
         """
         claim = self._claim(name)
         try:
@@ -134,13 +134,13 @@ class StudyDirectory:
             os.close(handle)
 
     def holder(self, name: str) -> str:
-        """Who has claimed the run, as HOST:PID; empty where nobody has."""
+        """The worker that has claimed the run, as HOST:PID; empty if none has."""
         try:
             handle = os.open(self._claim(name), os.O_RDONLY)
         except OSError:
             return ""
         try:
-            # Shared, so that those who only look do not keep each other out.
+            # Shared, so that several readers do not block each other.
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return ""
         except BlockingIOError:
@@ -149,46 +149,46 @@ class StudyDirectory:
             os.close(handle)
 
     def fail(self, name: str, error: BaseException, text: str) -> None:
-        """Record that the run failed; workers leave it alone until `retry`."""
+        """Record that the run failed; workers skip it until `retry`."""
         record = {"error": text, "kind": type(error).__name__, "worker": worker_name(), "time": time.time()}
         self.run(name).write(self._failed(name), record)
 
     def retry(self) -> list[str]:
-        """Put failed runs back into the queue; returns their names."""
+        """Put failed runs back in the queue; returns their names."""
         names = [name for name in self.runs if self.state(name).state == "failed"]
-        # Of all: a disk that failed right after the last word of a run leaves a finished one with such a record.
+        # Of all runs: a disk error right after the summary was written leaves this file in a finished run.
         for name in self.runs:
             self._failed(name).unlink(missing_ok=True)
         return names
 
     def over(self, name: str) -> bool:
-        """Whether no worker has anything to do on the run: it is finished, or failed."""
+        """Whether the run is finished or failed."""
         return self.run(name).summary.exists() or self._failed(name).exists()
 
     def summary(self, name: str) -> dict[str, Any]:
-        """The last word of a finished run."""
+        """The summary of a finished run."""
         directory, _ = open_run(self.path / name)
         done = directory.read(directory.summary)
         if not {"sparsity", "test", "seconds"} <= {*done}:
             raise CorruptFile(
-                f"{directory.summary} is damaged: it is not whole. To write it again: swamp resume {name}"
+                f"{directory.summary} is damaged: it is incomplete. To write it again: swamp resume {name}"
             )
         return done
 
     def begun(self) -> list[Path]:
-        """The runs that have a finished cycle. Raises SwampError for one that is another than study.json says."""
+        """Directories of runs with a finished cycle. Raises SwampError if one is not the run in study.json."""
         found = [run for run in map(self.run, self.runs) if run.metrics.exists() or run.last >= 0]
         for run in found:
             other = differences(open_run(run.path)[1], self.runs[run.path.name])
             if other:
                 raise SwampError(
-                    f"{run.path} holds another run than {_listing(self.path)} says ({'; '.join(other)}). One of them "
-                    "was moved there: put it back."
+                    f"{run.path} is not the run that {_listing(self.path)} lists ({'; '.join(other)}). Restore the "
+                    "one that was moved."
                 )
         return [run.path for run in found]
 
     def state(self, name: str) -> RunState:
-        """What the directory of one run says."""
+        """State of one run, from its directory."""
         config = self.runs[name]
         total = _trainings(config) * _epochs(config)
         if self.run(name).summary.exists():
@@ -200,28 +200,28 @@ class StudyDirectory:
         return RunState(name, "running" if holder else "waiting", holder, done, total)
 
     def states(self) -> list[RunState]:
-        """All runs, in order."""
+        """States of all runs, in order."""
         return [self.state(name) for name in self.runs]
 
     def _claim(self, name: str) -> Path:
-        # Hidden: `start` refuses a directory in which it sees anything.
+        # Hidden: `start` refuses a directory with visible files.
         return self.path / name / ".claim"
 
     def _error(self, name: str) -> str:
         path = self._failed(name)
-        return str(self.run(name).read(path).get("error", f"{path} does not say why."))
+        return str(self.run(name).read(path).get("error", f"{path} states no reason."))
 
     def _failed(self, name: str) -> Path:
         return self.path / name / "failed.json"
 
 
 def worker_name() -> str:
-    """This process among those of all machines: HOST:PID."""
+    """Name of this process: HOST:PID."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def is_study(path: Path) -> bool:
-    """Whether `path` is the folder of a study that was begun."""
+    """Whether `path` is the folder of a study."""
     return _listing(path).exists()
 
 
@@ -235,7 +235,7 @@ def _on_disk(path: Path) -> RunConfig | None:
 
 
 def _exclusively(handle: int) -> bool:
-    """Try a few times: somebody who only looks holds the lock for an instant."""
+    """Lock the claim; tries a few times, as readers hold the lock for an instant."""
     for look in range(_LOOKS):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -274,10 +274,10 @@ def _of_one(run: RunDirectory, config: RunConfig) -> int:
 
 
 def work(study: StudyDirectory, reporter: Reporter, stop: Event, *, wait: bool = False) -> None:
-    """Finish every run of `study` that nobody else works on; one that an earlier worker left is gone on with.
+    """Start or resume every run of `study` that no other worker has claimed, one at a time.
 
-    A run that fails is recorded as failed, and the next is taken. wait: stay for the runs that others hold, and take
-    over those that they leave. Raises Interrupted once `stop` is set; the run in progress is saved.
+    A run that fails is recorded as failed, and the next one is taken. Raises Interrupted when `stop` is set; the run in
+    progress is saved. wait: also wait for runs that other workers have claimed, and take over those they leave.
     """
     while True:
         held = False
@@ -287,11 +287,11 @@ def work(study: StudyDirectory, reporter: Reporter, stop: Event, *, wait: bool =
             if study.over(name):
                 continue
             with study.claimed(name) as mine:
-                # Between the look and the claim, another worker may have finished it.
+                # Another worker may have finished it just before the claim.
                 taken = mine and (study.over(name) or _settle(study, name, reporter, stop))
             held |= not taken
             if taken:
-                # From the top: what was abandoned meanwhile comes before what nobody began.
+                # From the first run again: abandoned runs come before new ones.
                 break
         else:
             if not (held and wait):
@@ -300,7 +300,7 @@ def work(study: StudyDirectory, reporter: Reporter, stop: Event, *, wait: bool =
 
 
 def _settle(study: StudyDirectory, name: str, reporter: Reporter, stop: Event) -> bool:
-    """Bring a run to its end, good or bad; False where somebody holds it who is no worker of a study."""
+    """Run it until it is finished or failed; False if a process that is not a worker has locked it."""
     try:
         _execute(study, name, reporter, stop)
     except Interrupted:
@@ -308,7 +308,7 @@ def _settle(study: StudyDirectory, name: str, reporter: Reporter, stop: Event) -
     except RunLocked:
         return False
     except Exception as error:
-        # Bad input, memory that ran out, or a fault of ours: it must not take the other runs along, nor be lost.
+        # Bad input, no memory, or a bug: it must be recorded, and must not stop the other runs.
         told = as_swamp_error(error)
         study.fail(name, told or error, str(told) if told else "".join(traceback.format_exception(error)))
     return True
