@@ -205,7 +205,9 @@ def test_a_broken_particle_that_was_left_out_is_nowhere_on_disk_and_analyses_do_
         "particle-2.safetensors",
     ]
     assert all(bool(v.isfinite().all()) for v in load_tensors(run / "cycle-01" / "mean.safetensors")[0].values())
-    given = "--only curvature barriers predictions --curvature-particles 2 --examples 60 --curvature-examples 20 --points 3"
+    given = (
+        "--only curvature barriers predictions --curvature-particles 2 --examples 60 --curvature-examples 20 --points 3"
+    )
     main(["analyze", str(run), *given.split(), "--quiet"])
     made = (run / "analysis.jsonl").read_text()
     assert "curvature/cycle-01/particle-2" in made

@@ -11,7 +11,7 @@ import pytest
 
 from swamp.algorithms.evaluator import Evaluator
 from swamp.backends import Particle, threads
-from swamp.backends.sequential import Job
+from swamp.backends.sequential import ParticleJob
 from swamp.cli.progress import Quiet
 from swamp.errors import Interrupted, SwampError
 from swamp.runs import RunDirectory, RunStore, checkpoints, open_run, resume, start
@@ -62,8 +62,10 @@ def test_asked_to_stop_while_a_cycle_is_measured_it_does_not_measure_the_rest(re
             start(tiny(), run, Quiet(), stop)
     assert len(measured) <= 2
     assert not RunDirectory(run).record(0).exists()
-    trained, original = [], Job.particle
-    monkeypatch.setattr(Job, "particle", lambda self, *given: trained.append(given[0]) or original(self, *given))
+    trained, original = [], ParticleJob.train
+    monkeypatch.setattr(
+        ParticleJob, "train", lambda self, *given, **more: trained.append(given[0]) or original(self, *given, **more)
+    )
     go_on(run)
     plan = tiny().plan
     assert len(trained) == plan.particles[0] * (len(plan.schedule()) - 1), "particles of the first cycle trained again"
@@ -160,8 +162,10 @@ def test_finished_particles_and_cycles_are_not_trained_again(config, tmp_path, m
     directory.record(2).unlink()
     directory.particle(2, 1).unlink()
     trained = []
-    original = Job.particle
-    monkeypatch.setattr(Job, "particle", lambda self, *a: trained.append((a[0], a[1].path)) or original(self, *a))
+    original = ParticleJob.train
+    monkeypatch.setattr(
+        ParticleJob, "train", lambda self, *a, **k: trained.append((a[0], a[1].path)) or original(self, *a, **k)
+    )
     go_on(tmp_path / "run")
     assert trained == [(1, ("cycle", 2, "particle", 1))]
 
@@ -180,7 +184,7 @@ def test_the_seconds_of_a_resumed_cycle_count_the_particles_trained_before(confi
 @pytest.mark.slow
 def test_resuming_a_finished_run_computes_nothing_and_says_the_same(config, tmp_path, monkeypatch):
     done = go(config, tmp_path / "run")
-    monkeypatch.setattr(Job, "particle", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(ParticleJob, "train", lambda *_, **__: pytest.fail("trained again"))
     assert go_on(tmp_path / "run") == done
 
 
