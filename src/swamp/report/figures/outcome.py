@@ -1,6 +1,7 @@
 """Figures of the results: metric against sparsity and cost, particles and their mean, and predictions."""
 
 import math
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, cast
@@ -26,6 +27,8 @@ from swamp.report.statistics import Metric, interval
 from swamp.report.tables import comparison_tables, cost_table
 
 _MOST_PANELS = 6
+_KEY_WIDTH = 30
+"""Characters in a line of the key."""
 _STYLES: dict[str, Style] = {"mean": "line", "ensemble": "dashed", "particles": "dotted"}
 
 
@@ -113,14 +116,16 @@ def equal_cost_figure(comparison: Comparison) -> Figure:
     if len(rows) > _MOST_PANELS:
         rows = [rows[round(index * (len(rows) - 1) / (_MOST_PANELS - 1))] for index in range(_MOST_PANELS)]
     some = "" if len(rows) == len(comparison.rows) else f"{len(rows)} of {len(comparison.rows)} sparsities"
-    baseline = () if comparison.baseline == BEST else (f"orange: {_short(comparison.baseline)}, the baseline",)
-    key = (
+    baseline = "" if comparison.baseline == BEST else f"orange: the baseline, {_short(comparison.baseline)}"
+    explanation = (
         f"{comparison.task}, {comparison.model}",
-        *((some,) if some else ()),
-        "line: no method at up to",
-        "1.05 × the cost is better",
-        *baseline,
+        some,
+        "line: no method at up to 1.05 times the cost is better",
+        baseline,
         "arrow: beyond the panel",
+    )
+    key = (
+        *(line for text in explanation for line in textwrap.wrap(text, _KEY_WIDTH)),
         "",
         *(f"{_padded(number)}  {_short(label)}" for number, label in enumerate(comparison.labels, 1)),
     )
