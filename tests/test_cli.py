@@ -57,7 +57,22 @@ def test_run_as_json_prints_one_object_and_nothing_else(tmp_path, capsys):
     assert printed.out.count("\n") == 1
     assert set(done) == {"run", "method", "sparsity", "density", "test", "dense", "cycles", "seconds"}
     assert done.items() <= json.loads((tmp_path / "run" / "summary.json").read_text()).items()
-    assert printed.err == ""
+    assert [line.split()[0] for line in printed.err.splitlines()] == ["task", "model", "method", "training:"]
+
+
+def test_the_first_lines_say_what_runs_and_how_many_steps_it_takes(tmp_path, capsys):
+    for command in (["run", *TINY, "--out"], ["resume"]):
+        assert swamp(*command, tmp_path / "run") == 0
+        task, model, method, training, *_ = capsys.readouterr().out.splitlines()
+        assert task == "task digits: 640 of 1,438 training examples (144 more for validation), 359 for test"
+        assert model == "model mlp-16: 1,210 parameters, 97.9 % prunable"
+        assert method == "method swamp: 3 cycles to 75.00 % sparsity, 2 particles per cycle"
+        # 640 examples are 10 steps of 64: the ticket's epoch, and 3 cycles of 2 particles of 2 epochs.
+        assert training == "training: sgd, lr 0.1, 2 epochs per particle, 130 steps in all"
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(record["steps"] for record in records) == 130
+    assert swamp("resume", tmp_path / "run", "--quiet") == 0
+    assert "task digits" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("structure", "density"), [("2:4", 0.5), ("1:4", 0.25), ("4:8", 0.5), ("channel", 0.25)])

@@ -16,6 +16,7 @@ from swamp.cli.compare import runs_of
 from swamp.cli.progress import Live, Quiet
 from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
 from swamp.errors import Interrupted, SwampError
+from swamp.runs.overview import Overview
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _trained(
                     highlight=False,
                     markup=False,
                 )
-            reporter.started(len(job.cycles))
+            reporter.started(Overview("", len(job.cycles), 0))
 
         try:
             return cross_train(runs, rows, given.out, reporter, stop, on_start)

@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,27 +18,40 @@ from rich.table import Table
 
 from swamp.algorithms import Cycle
 from swamp.backends import Choice
+from swamp.runs.overview import Overview
 
 _REDRAW_SECONDS = 0.1
+_ESTIMATE_SECONDS = 1.0
 
 
 class Quiet:
-    """Says nothing."""
+    """Prints nothing."""
 
-    def started(self, cycles: int) -> None:
-        """Nothing to say."""
+    def started(self, run: Overview) -> None:
+        """Print nothing."""
 
     def chosen(self, choice: Choice) -> None:
-        """Nothing to say."""
+        """Print nothing."""
 
     def part(self, done: int, parts: int, what: str) -> None:
-        """Nothing to say."""
+        """Print nothing."""
 
     def training(self, cycle: int | None, index: int, count: int, step: int, total: int) -> None:
-        """Nothing to say."""
+        """Print nothing."""
 
     def finished(self, cycle: Cycle) -> None:
-        """Nothing to say."""
+        """Print nothing."""
+
+
+class Opening(Quiet):
+    """Print what a run does, and nothing else."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def started(self, run: Overview) -> None:
+        """Print what the run does."""
+        self.console.print(escape(run.text), highlight=False, soft_wrap=True)
 
 
 class Live:
@@ -64,6 +78,9 @@ class Live:
         self.steps = 0
         self.stage: tuple[int | None, int] = (None, 0)
         self.reached: dict[int, int] = {}
+        self.expected = 0
+        self.first_step: float | None = None
+        self.steps_before = 0
 
     def __enter__(self) -> "Live":
         self.progress.__enter__()
@@ -74,9 +91,12 @@ class Live:
     ) -> None:
         self.progress.__exit__(kind, error, trace)
 
-    def started(self, cycles: int) -> None:
-        """A run of so many cycles begins."""
-        self.progress.update(self.bars["cycles"], total=cycles, completed=0)
+    def started(self, run: Overview) -> None:
+        """Print what the run does."""
+        self.expected = run.steps
+        if run.text:
+            self.console.print(escape(run.text), highlight=False, soft_wrap=True)
+        self.progress.update(self.bars["cycles"], total=run.cycles, completed=0)
         if not self.console.is_terminal:
             self.console.print(_heading())
 
@@ -96,6 +116,7 @@ class Live:
         self.steps += step - self.reached.get(index, step - 1)
         self.reached[index] = step
         now = time.monotonic()
+        self._estimate(now)
         if now - self.drawn < _REDRAW_SECONDS and step < total:
             return
         self.drawn = now
@@ -106,6 +127,17 @@ class Live:
         steps = before * total + sum(self.reached.values())
         self.progress.update(self.bars["particles"], description=name, total=count, completed=steps // total)
         self.progress.update(self.bars["steps"], total=count * total, completed=steps, rate=rate)
+
+    def _estimate(self, now: float) -> None:
+        """Print once, after the first seconds of training, how long all steps take at this rate."""
+        if self.first_step is None:
+            self.first_step, self.steps_before = now, self.steps
+        elif self.expected and now - self.first_step > _ESTIMATE_SECONDS:
+            seconds = self.expected * (now - self.first_step) / (self.steps - self.steps_before)
+            self.console.print(
+                f"[dim]about {duration(seconds)} of training for all {self.expected:,} steps[/dim]", highlight=False
+            )
+            self.expected = 0
 
     def finished(self, cycle: Cycle) -> None:
         """Print the cycle's line and move the bar of cycles."""
@@ -150,6 +182,15 @@ def _line(cycle: Cycle) -> str:
     test = _number(cycle.metrics.test[name], name)
     seconds = cycle.cost.seconds
     return f"{cycle.index:5d}  {100 * cycle.sparsity:6.2f} %  {test:>8}  {inside:>10}  {height:>8}  {seconds:8.1f}"
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, e.g. '2 h 05 min', '1 min 10 s' or '8 s'."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 def _number(value: float | None, name: str) -> str:

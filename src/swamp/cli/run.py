@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from swamp.cli.progress import Live, Quiet, print_summary
+from swamp.cli.progress import Live, Opening, Quiet, print_summary
 from swamp.cli.session import Err, Out, parse, print_json, stoppable
 from swamp.datasets import task_named
 from swamp.errors import SwampError
@@ -119,8 +119,9 @@ def _finish(as_json: bool, quiet: bool, work: Callable[[Reporter, Event], dict[s
     """Do the work with progress and signals, and print its summary."""
     stop = Event()
     console = Err if as_json else Out
-    reporter = Quiet() if quiet or (as_json and not Err.is_terminal) else Live(console)
-    shown: AbstractContextManager[Any] = nullcontext() if isinstance(reporter, Quiet) else reporter
+    shows_bars = not as_json or Err.is_terminal
+    reporter = Quiet() if quiet else Live(console) if shows_bars else Opening(Err)
+    shown: AbstractContextManager[Any] = reporter if isinstance(reporter, Live) else nullcontext()
     with stoppable(stop), shown:
         done = work(reporter, stop)
     if not done:

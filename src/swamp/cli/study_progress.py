@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from swamp.cli.progress import duration
 from swamp.runs import RunState, StudyDirectory
 
 _MOST_ROWS = 12
@@ -76,7 +77,7 @@ class Watch:
         rate = (done - self.done_before) / max(time.monotonic() - self.began, 1e-9)
         if not rate:
             return "no particle has finished since this look began: no rate yet"
-        return f"{rate:,.3g} epochs/s, about {_duration((total - done) / rate)} left"
+        return f"{rate:,.3g} epochs/s, about {duration((total - done) / rate)} left"
 
 
 def counted(states: Sequence[RunState]) -> str:
@@ -98,9 +99,3 @@ def reached(done: dict[str, Any]) -> str:
     if value is None:
         return f"{name} not finite"
     return f"accuracy {100 * value:.2f} %" if name == "accuracy" else f"{name} {value:.4f}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -199,7 +199,7 @@ def image_folder(options: DataOptions, seed: Seed) -> Problem:
         ImageFileData.of(files["test"] if "test" in files else files["val"], options),
         ImageFileData.of(validation, options) if validation else None,
     )
-    return Problem(task, (3, _SIDE, _SIDE), len(classes))
+    return Problem(task, (3, _SIDE, _SIDE), len(classes), available=len(files["train"]))
 
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):

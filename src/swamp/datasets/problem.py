@@ -82,12 +82,14 @@ class Problem:
         shape: Shape of one input, channels first; for text (maximum number of tokens,).
         classes: Number of outputs.
         tokens: The tokenizer's vocabulary, for text only.
+        available: Number of training examples that the data has, used or not; 0: unknown.
     """
 
     task: Task
     shape: tuple[int, ...]
     classes: int
     tokens: Tokens | None = None
+    available: int = 0
 
 
 def split_index(count: int, options: DataOptions, seed: Seed) -> tuple[Tensor, Tensor | None]:
@@ -125,7 +127,7 @@ def in_memory(train: TensorData, test: TensorData, classes: int, options: DataOp
         raise SwampError("expected inputs as one tensor, got a mapping of tensors.")
     shape = tuple(train.inputs.shape[1:])
     fitted, held_out = split(train if options.augment else train.plain(), options, seed)
-    return Problem(Task(fitted, test.plain(), held_out), shape, classes)
+    return Problem(Task(fitted, test.plain(), held_out), shape, classes, available=len(train))
 
 
 @dataclass(frozen=True)

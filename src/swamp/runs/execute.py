@@ -21,6 +21,7 @@ from swamp.runs.checkpoints import RunStore
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, add_checksum, finite, read_json, write_json
 from swamp.runs.environment import environment
+from swamp.runs.overview import overview
 from swamp.runs.read import open_run, read_sessions, verify_config_owner, write_config
 from swamp.runs.run_progress import Reporter
 from swamp.runs.together import Nobody, joined, prepared, restarted
@@ -175,7 +176,7 @@ def _execute(
     with executing(config):
         ranks = [] if world is None else [str(member) for member in world.members]
         append_session(directory, config, ranks)
-        reporter.started(len(config.plan.schedule()))
+        reporter.started(overview(config, problem, model))
         try:
             done = summary(directory, config, _records(config, problem, model, store, world))
         except Diverged as error:

@@ -12,6 +12,7 @@ from swamp.backends import Choice, Particle, Progress
 from swamp.errors import CorruptFile, Interrupted
 from swamp.files import load_metadata
 from swamp.runs.directory import RunDirectory
+from swamp.runs.overview import Overview
 from swamp.runs.read import unless_damaged
 from swamp.runs.snapshot import load_snapshot, save_snapshot
 from swamp.runs.trajectory import TrajectoryWriter, read_trajectory, trajectory_files
@@ -23,8 +24,8 @@ _RESTARTED = "Continuing without it: this training starts again."
 class Reporter(Protocol):
     """Callbacks that report the progress of a run, for example to a terminal."""
 
-    def started(self, cycles: int) -> None:
-        """A run of `cycles` cycles starts or is resumed."""
+    def started(self, run: Overview) -> None:
+        """A run starts or is resumed."""
         ...
 
     def chosen(self, choice: Choice) -> None:

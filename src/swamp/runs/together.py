@@ -13,6 +13,7 @@ from swamp.backends import Choice, JobEnded, Member, World, rank, ranks
 from swamp.errors import Interrupted, RankFailed, SwampError, as_swamp_error
 from swamp.runs.config import RunConfig
 from swamp.runs.environment import facts
+from swamp.runs.overview import Overview
 
 
 def restarted() -> bool:
@@ -68,7 +69,7 @@ def prepared(world: World | None) -> None:
 class Nobody:
     """Reporter of a rank that serves: rank 0 relays its steps."""
 
-    def started(self, cycles: int) -> None:
+    def started(self, run: Overview) -> None:
         """Nothing to say."""
 
     def chosen(self, choice: Choice) -> None:

@@ -88,7 +88,7 @@ def language(train: Texts, test: Texts, options: DataOptions, seed: Seed, valida
 
     problem = _problem(train, test, validation, 1, options, seed, _blocks, task)
     assert problem.tokens is not None
-    return replace(problem, classes=problem.tokens.vocabulary, tokens=replace(problem.tokens, next=True))
+    return replace(problem, classes=problem.tokens.vocabulary, tokens=replace(problem.tokens, next=True), available=0)
 
 
 def _problem(
@@ -101,14 +101,17 @@ def _problem(
     data: Callable[[Texts, Tokenizer, int], Data],
     task: Callable[..., Task],
 ) -> Problem:
-    index, held_out = split_index(len(train), options if validation is None else replace(options, validation=0.0), seed)
+    available = len(train)
+    index, held_out = split_index(available, options if validation is None else replace(options, validation=0.0), seed)
     validation = validation if held_out is None else train.at(held_out)
     train = train.at(index)
     length = options.text.length
     name = options.text.tokenizer or "bytes"
     tokenizer = tokenizer_named(name, train)
     parts = [None if texts is None else data(texts, tokenizer, length) for texts in (train, test, validation)]
-    return Problem(task(*parts), (length,), classes, Tokens(tokenizer.vocabulary, tokenizer.padding, tokenizer=name))
+    return Problem(
+        task(*parts), (length,), classes, Tokens(tokenizer.vocabulary, tokenizer.padding, tokenizer=name), available
+    )
 
 
 def tokenizer_named(name: str, texts: Texts) -> Tokenizer:
