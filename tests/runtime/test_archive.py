@@ -114,9 +114,9 @@ def test_loading_in_a_new_process_imports_nothing_of_training(file, model):
         "import sys, torch, swamp; torch.set_num_threads(1)\n"
         f"module = swamp.load({str(file)!r}, batch=2)\n"
         "print(module(torch.arange(80.0).reshape(2, 40) / 80).tolist())\n"
-        "ours = sorted({name.split('.')[1] for name in sys.modules if name.startswith('swamp.')})\n"
+        "rooms = sorted({name.split('.')[1] for name in sys.modules if name.startswith('swamp.')})\n"
         "heavy = ('scipy', 'msgspec', 'matplotlib', 'tyro', 'rich', 'onnx')\n"
-        "print(ours, [name for name in heavy if name in sys.modules])"
+        "print(rooms, [name for name in heavy if name in sys.modules])"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)

@@ -104,7 +104,7 @@ def test_residual_connections(block, size):
 
 
 class Wide(nn.Module):
-    """Sums over so many inputs that they are computed in parts, with a residual before or after, and a stride."""
+    """Sums over many inputs, which are computed in parts, with a residual before or after, and a stride."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -81,14 +81,14 @@ class CsrOffsets:
         return sorted({(int(y), int(x)) for y, x in remainders}) or [(0, 0)]
 
     def border(self, image: tuple[int, int], output: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns outside an image of this size that are read to compute an output of that size."""
+        """(rows, columns) of padding around the image that are read to compute an output of size `output`."""
         if not len(self.dy):
             return 0, 0
-        outside = (
+        padding = (
             max(0, -int(shift.min()), int(shift.max()) + step * (out - 1) + 1 - size)
             for shift, step, size, out in zip((self.dy, self.dx), self.stride, image, output, strict=True)
         )
-        return next(outside), next(outside)
+        return next(padding), next(padding)
 
     def phase_image(self, image: ImageShape, output: tuple[int, int]) -> tuple[ImageShape, tuple[int, int]]:
         """Shape and border of the image that holds the phases of an image as channels."""
@@ -139,7 +139,7 @@ class CsrOffsets:
 
 
 def linear_offsets(weight: Tensor, bias: Tensor | None, offsets: Ints, source: str) -> CsrOffsets:
-    """The sums of a linear layer whose input features lie at these offsets."""
+    """The sums of a linear layer. offsets: of its input features in the arena view of the input."""
     values = weight.detach().numpy()
     out, feature = values.nonzero()
     starts = np.searchsorted(out, np.arange(len(values) + 1))
@@ -389,7 +389,7 @@ class _Emission:
         *,
         chained: bool = False,
     ) -> dict[str, int]:
-        """Addresses of the tables of weights and offsets, by output channel or in slices of so many channels.
+        """Addresses of the tables of weights and offsets, in slices of `channels` output channels.
 
         The channels of a slice have about equal numbers of weights. chained: other steps add to the same sums, so a
         channel must stay in the group that one thread sums.

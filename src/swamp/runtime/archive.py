@@ -28,7 +28,7 @@ _FORMAT = "swamp-sparse-1"
 _ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, MemoryError, zlib.error)
 """What decoding an invalid description can raise."""
 _SKIP = 255
-"""A gap of this size is continued by the next gap: it stands for 255 zeros and no weight."""
+"""A gap of this size stands for 255 zeros without a weight; the next gap continues it."""
 
 
 def save(program: Program, path: Path | str, *, values: torch.dtype = torch.float32) -> None:

@@ -112,9 +112,7 @@ def benchmark(
     chosen = tuple(runtimes) or tuple(name for name, (package, _) in RUNTIMES.items() if find_spec(package))
     for name in chosen:
         if name not in RUNTIMES or not find_spec(RUNTIMES[name][0]):
-            raise SwampError(
-                f"there is no runtime {name!r} here. Choose from those that are installed of: {', '.join(RUNTIMES)}."
-            )
+            raise SwampError(f"there is no runtime {name!r} here. Supported, if installed: {', '.join(RUNTIMES)}.")
     latencies: list[Latency] = []
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         onnx = Path(folder) / "model.onnx"

@@ -119,8 +119,7 @@ def read_csr(path: Path | str) -> dict[str, Tensor]:
         path: The file.
 
     Returns:
-        Tensors by name. A sparse tensor is a CSR matrix whose rows are its first dimension and whose columns are all
-        others.
+        Tensors by name. A sparse tensor is a CSR matrix: its rows are the first dimension, its columns all others.
 
     Raises:
         SwampError: The file is missing, altered or of another format.

@@ -19,7 +19,7 @@ Values = dict[str, Any]
 """The values of a running program by name: its tensors, its inputs, and the results computed up to now."""
 
 LAYERS = ("linear", "conv1d", "conv2d", "conv3d")
-"""Operators whose second argument is a weight."""
+"""Operators with a weight as second argument."""
 
 
 @dataclass(frozen=True)

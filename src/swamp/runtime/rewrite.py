@@ -51,8 +51,8 @@ def without_identities(program: Program) -> Program:
 def fold_batchnorm(program: Program) -> Program:
     """Return a program for inference in which BatchNorm is part of the layer before it.
 
-    Only a layer whose result is read once absorbs its BatchNorm. A mean over a flattened image becomes a mean over rows
-    and columns, which the kernels can execute, and values that are never read are removed.
+    A layer absorbs its BatchNorm only if no other operator reads the layer. A mean over a flattened image becomes a
+    mean over rows and columns, which the kernels can execute, and values that are never read are removed.
 
     Args:
         program: What `trace` or `read` returned.
@@ -145,7 +145,7 @@ def remove_dead_units(program: Program) -> Program:
     A unit is dead if all weights that read it are zero, or if all its own weights are zero. In the second case it is
     constant, and the constant is added to the bias of the next layer. These units stay: units that several operators
     read, as at a residual connection; non-zero constants that a padded convolution reads, because padding makes them
-    vary; and one unit of a layer whose units are all dead.
+    vary; and one unit of a layer in which all units are dead.
 
     Args:
         program: What `fold_batchnorm` returned. A BatchNorm between two layers hides their dead units.
