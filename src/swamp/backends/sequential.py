@@ -58,7 +58,12 @@ class Sequential:
             self.model, self.task, self.optimizer, ticket, mask, training, first, last, progress or Progress(),
             shard=self.shard,
         )  # fmt: skip
-        return job.train_all(seeds)
+        particles: list[Particle] = []
+        for index, seed in seeds:
+            particle = job.train(index, seed)
+            if particle is not None:
+                particles.append(particle)
+        return particles
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +85,6 @@ class ParticleJob:
     """Particles that shard this process's time: the seconds of each are divided by it."""
     shard: Shard | None = None
 
-    def train_all(self, seeds: Sequence[tuple[int, Seed]]) -> list[Particle]:
-        """Train one particle for each (index, seed) sequentially; those that diverge are left out."""
-        found = [self.train(index, seed) for index, seed in seeds]
-        return [particle for particle in found if particle is not None]
-
     def train(
         self, index: int, seed: Seed, train_in_place: Callable[[nn.Module, int, Seed], Fit] | None = None
     ) -> Particle | None:
@@ -95,7 +95,23 @@ class ParticleJob:
         began = time.perf_counter()
         try:
             model = self.start_model()
-            fitted = (train_in_place or self._fit)(model, index, seed)
+            if train_in_place is not None:
+                fitted = train_in_place(model, index, seed)
+            else:
+                fitted = fit(
+                    model,
+                    self.task,
+                    self.training,
+                    seed,
+                    mask=self.mask,
+                    first=self.first,
+                    last=self.last,
+                    optimizer=self.optimizer,
+                    resume=self.progress.load_snapshot(index),
+                    on_step=lambda step, total, snapshot: self.progress.on_step(index, step, total, snapshot),
+                    exclusive=self.exclusive,
+                    shard=self.shard,
+                )
             return self.finish(index, fitted, (time.perf_counter() - began) / self.concurrent)
         except Diverged as error:
             self.report_divergence(index, error)
@@ -109,22 +125,6 @@ class ParticleJob:
         if self.training.reset_batchnorm:
             reset_statistics(model)
         return model
-
-    def _fit(self, model: nn.Module, index: int, seed: Seed) -> Fit:
-        return fit(
-            model,
-            self.task,
-            self.training,
-            seed,
-            mask=self.mask,
-            first=self.first,
-            last=self.last,
-            optimizer=self.optimizer,
-            resume=self.progress.load_snapshot(index),
-            on_step=lambda step, total, snapshot: self.progress.on_step(index, step, total, snapshot),
-            exclusive=self.exclusive,
-            shard=self.shard,
-        )
 
     def finish(self, index: int, fitted: Fit, seconds: float) -> Particle:
         """Check the trained weights and hand the particle to `progress`. Raises Diverged if they are not finite."""

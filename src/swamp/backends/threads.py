@@ -13,7 +13,7 @@ from torch import nn
 
 from swamp.backends.base import ForwardingProgress, Progress
 from swamp.backends.particle import Particle
-from swamp.backends.sequential import ParticleJob
+from swamp.backends.sequential import ParticleJob, Sequential
 from swamp.backends.ticket import Ticket
 from swamp.errors import Diverged
 from swamp.masks import Mask
@@ -64,7 +64,8 @@ class Threads:
         if reason:
             warnings.warn(f"particles are trained sequentially, not in threads: {reason}", stacklevel=2)
         if workers < 2 or reason:
-            return job.train_all(seeds)
+            sequential = Sequential(self.model, self.task, self.optimizer)
+            return sequential.train(ticket, mask, training, seeds, first=first, last=last, progress=progress)
         return _train_concurrently(job, seeds, workers)
 
 

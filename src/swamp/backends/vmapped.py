@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from swamp.backends.base import Progress
 from swamp.backends.particle import Particle
-from swamp.backends.sequential import ParticleJob
+from swamp.backends.sequential import ParticleJob, Sequential
 from swamp.backends.ticket import Ticket
 from swamp.backends.vmapped_state import VmappedState
 from swamp.backends.vmapped_step import VmappedStep
@@ -88,7 +88,8 @@ class Vmapped:
         step = self.step(training)
         if isinstance(step, str):
             warnings.warn(f"particles are trained sequentially, not stacked: {step}", stacklevel=2)
-            return job.train_all(seeds)
+            sequential = Sequential(self.model, self.task, self.optimizer)
+            return sequential.train(ticket, mask, training, seeds, first=first, last=last, progress=progress)
         members = {index if progress.places else place: (index, seed) for place, (index, seed) in enumerate(seeds)}
         size, start = progress.places or len(seeds), 0
         found: dict[int, Particle | None] = {}
