@@ -1,4 +1,4 @@
-"""Whole output channels live or die together."""
+"""Whole output channels are kept or pruned together."""
 
 import math
 
@@ -16,7 +16,7 @@ from .test_groups import dense, random_scores
 
 
 def channels(mask: Mask) -> dict[str, list[int]]:
-    """Which channels live; none may be there in part."""
+    """which channels are active; none may be there in part."""
     found: dict[str, list[int]] = {}
     for name, tensor in mask.items():
         kept = [int(row.count_nonzero()) for row in tensor]
@@ -27,18 +27,18 @@ def channels(mask: Mask) -> dict[str, list[int]]:
 
 def walked(mask: Mask, scores: dict[str, Tensor], kept: int, allocation: str, floor: int) -> dict[str, list[int]]:
     """The same by lists and Python's own stable sort: promised channels first, then down one ranking until full."""
-    living, chosen, room = channels(mask), {name: list[int]() for name in mask}, kept
+    active, chosen, room = channels(mask), {name: list[int]() for name in mask}, kept
     ranked: list[tuple[float, str, int]] = []
     for name, tensor in mask.items():
         width = tensor[0].numel()
         means = [math.fsum(row.flatten().tolist()) / width for row in scores[name]]
-        order = sorted(living[name], key=lambda at, means=means: -means[at])
+        order = sorted(active[name], key=lambda at, means=means: -means[at])
         promised = min(len(order), max(1, -(-min(floor, len(order) * width) // width)))
         chosen[name] = order[:promised]
         room -= promised * width
         share = {"uniform": tensor.numel(), "erk": sum(tensor.shape)}.get(allocation)
         keys = {at: (place + 1) * width / share if share else -means[at] for place, at in enumerate(order)}
-        ranked += [(keys[at], name, at) for at in living[name] if at not in order[:promised]]
+        ranked += [(keys[at], name, at) for at in active[name] if at not in order[:promised]]
     for _, name, at in sorted(ranked, key=lambda entry: entry[0]):
         room -= mask[name][0].numel()
         if room < 0:
@@ -128,7 +128,7 @@ def test_uniform_keeps_the_same_share_of_channels_in_every_tensor() -> None:
     assert {name: len(found) for name, found in channels(smaller).items()} == {"a": 5, "b": 10, "c": 15}
 
 
-def test_the_dead_do_not_come_back_where_another_allocation_would_have_kept_them() -> None:
+def test_the_pruned_do_not_come_back_where_another_allocation_would_have_kept_them() -> None:
     mask = Mask({"a": torch.tensor([[True], [False], [False], [False]]), "b": torch.ones(4, 1, dtype=torch.bool)})
     scores = {"a": torch.tensor([[1.0], [9.0], [9.0], [9.0]]), "b": torch.tensor([[1.0], [2.0], [3.0], [4.0]])}
     for allocation in ALLOCATIONS:
@@ -136,7 +136,7 @@ def test_the_dead_do_not_come_back_where_another_allocation_would_have_kept_them
         assert channels(smaller) == {"a": [0], "b": [1, 2, 3]}
 
 
-def test_a_count_between_channels_or_above_what_lives_changes_nothing() -> None:
+def test_a_count_between_channels_or_above_the_active_count_changes_nothing() -> None:
     mask = dense(a=(4, 3))
     scores = random_scores(mask, 0)
     half = prune_mask(mask, scores, 7, structure="channel")

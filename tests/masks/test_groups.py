@@ -1,4 +1,4 @@
-"""N:M: of every m consecutive inputs n live."""
+"""N:M: of every m consecutive inputs n are active."""
 
 import numpy as np
 import pytest
@@ -26,15 +26,15 @@ def random_scores(mask: Mask, seed: int, levels: int = 0) -> dict[str, Tensor]:
 
 
 def best_of_groups(score: Tensor, m: int, kept: int) -> np.ndarray:
-    """A weight lives if fewer than `kept` of its group are larger, or equal and earlier. Nothing is sorted."""
-    values, alive = score.numpy(), np.zeros(score.shape, dtype=bool)
+    """A weight is active if fewer than `kept` of its group are larger, or equal and earlier. Nothing is sorted."""
+    values, active = score.numpy(), np.zeros(score.shape, dtype=bool)
     for first in range(0, values.shape[1], m):
         group = values[:, first : first + m]
         for at in range(m):
             mine = group[:, at : at + 1]
             ahead = (group > mine).sum(1) + (group[:, :at] == mine).sum(1)
-            alive[:, first + at] = ahead < kept
-    return alive
+            active[:, first + at] = ahead < kept
+    return active
 
 
 def survivors(mask: Mask, m: int) -> dict[str, np.ndarray]:
@@ -121,10 +121,10 @@ def test_groups_that_have_fewer_already_stay_as_they_are() -> None:
     assert smaller["w"].int().tolist() == [[0, 0, 0, 1], [0, 0, 1, 1]]
 
 
-def test_what_a_dead_weight_scores_does_not_matter() -> None:
+def test_what_a_pruned_weight_scores_does_not_matter() -> None:
     mask = Mask({"w": torch.tensor([[False, True, True, True, True, True, True, True]])})
-    for dead in (float("inf"), float("nan"), -float("inf"), 9.0):
-        scores = {"w": torch.tensor([[dead, 1.0, -1e30, 2.0, 6.0, 5.0, 4.0, 3.0]])}
+    for pruned in (float("inf"), float("nan"), -float("inf"), 9.0):
+        scores = {"w": torch.tensor([[pruned, 1.0, -1e30, 2.0, 6.0, 5.0, 4.0, 3.0]])}
         assert prune_mask(mask, scores, 4, structure="2:4")["w"].int().tolist() == [[0, 1, 0, 1, 1, 1, 0, 0]]
 
 
@@ -177,7 +177,7 @@ def test_a_floor_that_the_pattern_cannot_meet_is_refused_by_name() -> None:
             attempt()
 
 
-def test_more_weights_than_live_are_refused() -> None:
+def test_more_weights_than_are_active_are_refused() -> None:
     mask = prune_mask(dense(w=(1, 4)), {"w": torch.arange(4.0).reshape(1, 4)}, 2, structure="2:4")
     with pytest.raises(SwampError, match="3 weights cannot be kept: 2 are active"):
         prune_mask(mask, {"w": torch.ones(1, 4)}, 3, structure="2:4")

@@ -18,20 +18,20 @@ class Wrapped(nn.Module):
 
 def test_heads_are_rows_of_query_key_and_value():
     model = Wrapped(Attention(4, 2, causal=False))
-    alive = {name: torch.ones(4, 4, dtype=torch.bool) for name in ("query", "key", "value", "output")}
-    alive["query"][0] = False  # 4 of the 24 weights of the first head
-    alive["value"][2:] = False  # 8 of those of the second
-    alive["output"][:] = False  # no head's own
-    mask = Mask({f"attention.{name}.weight": tensor for name, tensor in alive.items()})
+    active = {name: torch.ones(4, 4, dtype=torch.bool) for name in ("query", "key", "value", "output")}
+    active["query"][0] = False  # 4 of the 24 weights of the first head
+    active["value"][2:] = False  # 8 of those of the second
+    active["output"][:] = False  # no head's own
+    mask = Mask({f"attention.{name}.weight": tensor for name, tensor in active.items()})
     (densities,) = head_densities(model, mask).values()
     assert densities == pytest.approx([20 / 24, 16 / 24])
 
 
 def test_heads_of_torch_attention_lie_one_above_the_other():
     model = Wrapped(nn.MultiheadAttention(4, 2))
-    alive = torch.ones(12, 4, dtype=torch.bool)
-    alive[4:6] = False  # the first head's keys
-    assert head_densities(model, Mask({"attention.in_proj_weight": alive})) == {
+    active = torch.ones(12, 4, dtype=torch.bool)
+    active[4:6] = False  # the first head's keys
+    assert head_densities(model, Mask({"attention.in_proj_weight": active})) == {
         "attention": pytest.approx([16 / 24, 1.0])
     }
 

@@ -47,15 +47,15 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
 
 
 class Scattered(nn.Module):
-    """An independent sparse layer: only the living weights exist."""
+    """An independent sparse layer: only the active weights exist."""
 
-    def __init__(self, weight: Tensor, alive: Tensor) -> None:
+    def __init__(self, weight: Tensor, active: Tensor) -> None:
         super().__init__()
-        self.alive = alive
-        self.living = nn.Parameter(weight[alive].clone())
+        self.active = active
+        self.values = nn.Parameter(weight[active].clone())
 
     def forward(self, inputs: Tensor) -> Tensor:
-        weight = torch.zeros(self.alive.shape, dtype=self.living.dtype).masked_scatter(self.alive, self.living)
+        weight = torch.zeros(self.active.shape, dtype=self.values.dtype).masked_scatter(self.active, self.values)
         return inputs @ weight.t()
 
 
@@ -64,21 +64,21 @@ def test_training_on_the_support_equals_training_a_model_without_the_pruned_weig
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(8, 5, generator=generator, dtype=torch.float64)
     targets = torch.randn(8, 4, generator=generator, dtype=torch.float64)
-    alive = torch.rand(4, 5, generator=generator) < 0.4
+    active = torch.rand(4, 5, generator=generator) < 0.4
     model = nn.Linear(5, 4, bias=False, dtype=torch.float64)
     nn.init.normal_(model.weight, generator=generator)
-    reference = Scattered(model.weight.detach(), alive)
+    reference = Scattered(model.weight.detach(), active)
     optimizer = OPTIMIZERS[name](model.parameters())
     expected = OPTIMIZERS[name](reference.parameters())
-    with hold(model, Mask({"weight": alive}), optimizer):
+    with hold(model, Mask({"weight": active}), optimizer):
         for _ in range(6):
             for network, stepper in ((model, optimizer), (reference, expected)):
                 stepper.zero_grad()
                 (network(inputs) - targets).square().mean().backward()
                 nn.utils.clip_grad_norm_(network.parameters(), 0.5)
                 stepper.step()
-    torch.testing.assert_close(model.weight.detach()[alive], reference.living.detach(), rtol=1e-9, atol=1e-12)
-    assert not model.weight[~alive].any()
+    torch.testing.assert_close(model.weight.detach()[active], reference.values.detach(), rtol=1e-9, atol=1e-12)
+    assert not model.weight[~active].any()
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -98,7 +98,7 @@ def test_state_carried_over_a_pruning_event_is_zero_off_the_mask_and_kept_on_it(
             assert all(value[1] == 0 for value in slots(optimizer, model.weight).values())
 
 
-def test_clipping_sees_the_norm_of_the_living_gradient() -> None:
+def test_clipping_sees_the_norm_of_the_active_gradient() -> None:
     model = Sum(1.0, 1.0)
     optimizer = SGD(model.parameters(), lr=0.1)
     inputs = torch.tensor([4.0, 3.0], dtype=torch.float64)
@@ -207,15 +207,15 @@ def test_state_of_a_wider_type_than_the_weight_is_held() -> None:
 
 def test_a_channels_last_convolution_is_held() -> None:
     model = nn.Conv2d(3, 4, 3, bias=False).to(memory_format=torch.channels_last)
-    alive = torch.rand(4, 3, 3, 3) < 0.5
+    active = torch.rand(4, 3, 3, 3) < 0.5
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
-    with hold(model, Mask({"weight": alive}), optimizer):
+    with hold(model, Mask({"weight": active}), optimizer):
         before = model.weight.detach().clone()
         model(torch.randn(2, 3, 5, 5)).square().sum().backward()
         optimizer.step()
         changed = model.weight.detach() != before
     assert model.weight.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(changed, alive)
+    assert torch.equal(changed, active)
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])

@@ -20,12 +20,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def assert_held(weight: Tensor, alive: Tensor, optimizer: Optimizer) -> None:
+def assert_held(weight: Tensor, active: Tensor, optimizer: Optimizer) -> None:
     state = [value for value in optimizer.state[weight].values() if isinstance(value, Tensor)]
     held = [weight, weight.grad, *(value for value in state if value.shape == weight.shape)]
     for tensor in held:
         assert tensor is not None
-        pruned = tensor.detach()[~alive]
+        pruned = tensor.detach()[~active]
         assert not pruned.any(), "NaN counts as well"
         assert not pruned.signbit().any()
 
@@ -38,8 +38,8 @@ def test_pruned_weights_gradients_and_state_stay_zero_with(name: str, dtype: tor
     targets = torch.randn(16, 4, generator=generator).to(dtype)
     # Without biases, so that all parameters are matrices, as Muon wants; one row is pruned whole.
     model = nn.Sequential(nn.Linear(6, 5, bias=False, dtype=dtype), nn.Linear(5, 4, bias=False, dtype=dtype))
-    alive = [torch.rand(model[at].weight.shape, generator=generator) < 0.4 for at in (0, 1)]
-    alive[0][2] = False
+    active = [torch.rand(model[at].weight.shape, generator=generator) < 0.4 for at in (0, 1)]
+    active[0][2] = False
     for parameter in model.parameters():
         nn.init.normal_(parameter, generator=generator)
     optimizer = PLAIN[name](model.parameters(), **{"lr": 0.1, **OPTIONS.get(name, {})})
@@ -52,12 +52,12 @@ def test_pruned_weights_gradients_and_state_stay_zero_with(name: str, dtype: tor
 
     for _ in range(2):
         train()  # dense, so that there is state to carry over the pruning
-    with hold(model, Mask({"0.weight": alive[0], "1.weight": alive[1]}), optimizer):
+    with hold(model, Mask({"0.weight": active[0], "1.weight": active[1]}), optimizer):
         before = model[0].weight.detach().clone()
         for _ in range(3):
             train()
             for at in (0, 1):
-                assert_held(model[at].weight, alive[at], optimizer)
+                assert_held(model[at].weight, active[at], optimizer)
     assert torch.isfinite(model[0].weight).all()
     assert (model[0].weight != before).any(), "nothing was trained"
 

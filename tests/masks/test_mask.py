@@ -121,8 +121,8 @@ def test_a_subset_has_no_weight_of_its_own() -> None:
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=20))
 @settings(max_examples=50)
 def test_overlap_and_subset_are_those_of_sets(pairs: list[tuple[bool, bool]]) -> None:
-    first = {place for place, (alive, _) in enumerate(pairs) if alive}
-    second = {place for place, (_, alive) in enumerate(pairs) if alive}
+    first = {place for place, (active, _) in enumerate(pairs) if active}
+    second = {place for place, (_, active) in enumerate(pairs) if active}
     one, other = Mask({"w": bits(*(a for a, _ in pairs))}), Mask({"w": bits(*(b for _, b in pairs))})
     assert one.issubset(other) == (first <= second)
     assert math.isclose(one.overlap(other), len(first & second) / len(first | second) if first | second else 1.0)
@@ -167,7 +167,7 @@ def test_a_long_list_of_parameters_is_cut_in_the_message() -> None:
         Mask({"x": bits(1)}).check(model)
 
 
-def test_a_pruned_weight_that_lives_is_counted_and_named(mask: Mask) -> None:
+def test_a_pruned_weight_that_is_not_zero_is_counted_and_named(mask: Mask) -> None:
     weights = {"0.weight": torch.ones(2, 3), "2.weight": torch.tensor([[0.0, 1.0]])}
     with pytest.raises(MaskError, match=r"2 pruned weights of '0\.weight' are not zero"):
         mask.require_zeros(weights)
@@ -178,7 +178,7 @@ def test_a_pruned_nan_is_not_a_zero() -> None:
         Mask({"w": bits(0, 1)}).require_zeros({"w": torch.tensor([float("nan"), 1.0])})
 
 
-def test_a_living_weight_that_is_not_finite_is_no_fault_of_the_mask() -> None:
+def test_a_active_weight_that_is_not_finite_is_no_fault_of_the_mask() -> None:
     # inf * 0 is NaN: a product would accuse the mask of what a diverged training did.
     Mask({"w": bits(0, 1, 1)}).require_zeros({"w": torch.tensor([-0.0, float("inf"), float("nan")])})
 

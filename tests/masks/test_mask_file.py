@@ -36,14 +36,14 @@ def test_a_mask_of_any_shape_comes_back_from_its_file(
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 15, 16, 17])
 def test_sizes_around_whole_bytes_come_back(tmp_path: Path, size: int) -> None:
-    for alive in (torch.ones(size, dtype=torch.bool), torch.arange(size) % 3 == 0):
-        Mask({"w": alive}).save(str(tmp_path / "mask"))
-        assert torch.equal(Mask.load(str(tmp_path / "mask"))["w"], alive)
+    for active in (torch.ones(size, dtype=torch.bool), torch.arange(size) % 3 == 0):
+        Mask({"w": active}).save(str(tmp_path / "mask"))
+        assert torch.equal(Mask.load(str(tmp_path / "mask"))["w"], active)
 
 
 def test_a_transposed_mask_comes_back() -> None:
-    alive = torch.tensor([[1, 0, 0], [1, 1, 0]], dtype=torch.bool)
-    assert Mask({"w": alive.t()}) == Mask({"w": alive.t().contiguous()})
+    active = torch.tensor([[1, 0, 0], [1, 1, 0]], dtype=torch.bool)
+    assert Mask({"w": active.t()}) == Mask({"w": active.t().contiguous()})
 
 
 def test_the_file_takes_one_bit_a_weight(tmp_path: Path) -> None:

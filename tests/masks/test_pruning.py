@@ -15,21 +15,21 @@ def full(**sizes: int) -> Mask:
     return Mask({name: torch.ones(size, dtype=torch.bool) for name, size in sizes.items()})
 
 
-def alive(mask: Mask) -> dict[str, list[int]]:
+def active(mask: Mask) -> dict[str, list[int]]:
     return {name: tensor.int().tolist() for name, tensor in mask.items()}
 
 
 def test_the_exact_count_is_kept_where_a_threshold_would_take_one_more() -> None:
     scores = {"w": torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])}
     # Keeping `> sorted[2]` would leave two of the three that were asked for.
-    assert alive(prune_mask(full(w=5), scores, 3)) == {"w": [0, 0, 1, 1, 1]}
+    assert active(prune_mask(full(w=5), scores, 3)) == {"w": [0, 0, 1, 1, 1]}
 
 
 def test_of_equal_scores_the_earlier_weight_in_the_order_of_the_mask_stays() -> None:
     scores = {"a": torch.tensor([1.0, 2.0, 1.0]), "b": torch.tensor([1.0, 0.0, 1.0])}
-    assert alive(prune_mask(full(a=3, b=3), scores, 4)) == {"a": [1, 1, 1], "b": [1, 0, 0]}
+    assert active(prune_mask(full(a=3, b=3), scores, 4)) == {"a": [1, 1, 1], "b": [1, 0, 0]}
     # The order of the mask counts, not that of the scores.
-    assert alive(prune_mask(full(b=3, a=3), scores, 3)) == {"b": [1, 0, 1], "a": [0, 1, 0]}
+    assert active(prune_mask(full(b=3, a=3), scores, 3)) == {"b": [1, 0, 1], "a": [0, 1, 0]}
 
 
 def test_a_constant_score_still_gives_the_exact_count() -> None:
@@ -40,17 +40,17 @@ def test_a_constant_score_still_gives_the_exact_count() -> None:
         assert bool(mask["w"][:kept].all())
 
 
-def test_negative_scores_of_living_weights_are_above_the_dead() -> None:
+def test_negative_scores_of_active_weights_are_above_the_pruned() -> None:
     mask = Mask({"w": torch.tensor([True, False, True, False])})
     scores = {"w": torch.tensor([-3.0, 5.0, -1e30, float("nan")])}
-    assert alive(prune_mask(mask, scores, 1)) == {"w": [1, 0, 0, 0]}
+    assert active(prune_mask(mask, scores, 1)) == {"w": [1, 0, 0, 0]}
     assert prune_mask(mask, scores, 2) == mask
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.int64])
 def test_scores_of_any_number_type_rank(dtype: torch.dtype) -> None:
     scores = {"w": torch.tensor([[4, 1], [3, 2]], dtype=dtype)}
-    assert alive(prune_mask(Mask({"w": torch.ones(2, 2, dtype=torch.bool)}), scores, 2)) == {"w": [[1, 0], [1, 0]]}
+    assert active(prune_mask(Mask({"w": torch.ones(2, 2, dtype=torch.bool)}), scores, 2)) == {"w": [[1, 0], [1, 0]]}
 
 
 def test_shrinking_does_not_touch_the_mask_or_the_scores_it_is_given() -> None:
@@ -80,7 +80,7 @@ def test_masks_are_nested_and_equal_a_plain_sort_at_every_step(
 
 
 def by_plain_sort(mask: Mask, scores: dict[str, Tensor], kept: int, floor: int) -> Mask:
-    """Python's stable sort over all living weights, each layer's best `floor` first."""
+    """Python's stable sort over all active weights, each layer's best `floor` first."""
     chosen: set[tuple[str, int]] = set()
     for name, tensor in mask.items():
         places = sorted(tensor.nonzero().flatten().tolist(), key=lambda at: -scores[name][at].item())
@@ -122,14 +122,14 @@ def test_a_layer_pruned_away_whole_is_named_in_a_warning() -> None:
         smaller = prune_mask(full(body=2, head=2), scores, 2)
     assert caught[0].filename == __file__, "the warning points at the caller"
     assert smaller.empty_layers == ["head"]
-    # Told once: the layer is as dead in the next cycle.
-    assert alive(prune_mask(smaller, scores, 1)) == {"body": [0, 1], "head": [0, 0]}
+    # Warned once: the layer is as empty in the next cycle.
+    assert active(prune_mask(smaller, scores, 1)) == {"body": [0, 1], "head": [0, 0]}
     assert empty_layer_warning(smaller, smaller) is None
 
 
 def test_a_floor_keeps_the_best_of_a_layer_that_would_be_pruned_away() -> None:
     scores = {"body": torch.tensor([3.0, 4.0]), "head": torch.tensor([1.0, 2.0])}
-    assert alive(prune_mask(full(body=2, head=2), scores, 2, min_per_layer=1)) == {"body": [0, 1], "head": [0, 1]}
+    assert active(prune_mask(full(body=2, head=2), scores, 2, min_per_layer=1)) == {"body": [0, 1], "head": [0, 1]}
 
 
 @pytest.mark.parametrize("allocation", ["global", "uniform", "erk"])
@@ -156,10 +156,10 @@ def test_growing_is_refused() -> None:
         prune_mask(mask, {"w": torch.arange(4.0)}, 3)
 
 
-def test_a_structure_picks_exactly_the_count_among_the_living() -> None:
-    score, living = torch.tensor([5.0, 4.0, 3.0, 2.0]), torch.tensor([False, True, True, True])
-    assert top_k(score, living, 2).tolist() == [False, True, True, False]
-    assert top_k(score, living, 0).tolist() == [False] * 4
+def test_a_structure_picks_exactly_the_count_among_the_active() -> None:
+    score, active = torch.tensor([5.0, 4.0, 3.0, 2.0]), torch.tensor([False, True, True, True])
+    assert top_k(score, active, 2).tolist() == [False, True, True, False]
+    assert top_k(score, active, 0).tolist() == [False] * 4
 
 
 def test_an_unknown_structure_or_allocation_comes_with_suggestions() -> None:

@@ -82,7 +82,7 @@ INDEPENDENT: dict[str, Scored] = {
 
 
 def kept_by(scored: Scored, model: nn.Module, mask: Mask, batches: Batches, kept: int) -> dict[str, Any]:
-    """The `kept` living weights with the largest scores over all tensors, by a stable sort; ties: the earlier stays."""
+    """The `kept` active weights with the largest scores over all tensors, by a stable sort; ties: the earlier stays."""
     pruned = copy.deepcopy(model)
     mask.apply_(pruned)
     found = scored(pruned, batches)

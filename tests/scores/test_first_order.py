@@ -54,8 +54,8 @@ def test_snip_is_the_slope_of_the_loss_by_a_factor_on_each_weight() -> None:
     model = network("mlp-bn-8-8", 6)
     inputs, targets = examples(24, 6)
     factors = {
-        name: torch.ones(alive.shape, dtype=torch.float64, requires_grad=True)
-        for name, alive in Mask.ones(model).items()
+        name: torch.ones(active.shape, dtype=torch.float64, requires_grad=True)
+        for name, active in Mask.ones(model).items()
     }
     weights = {name: weights_of(model)[name] * factor for name, factor in factors.items()}
     model.train()
