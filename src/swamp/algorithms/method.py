@@ -1,4 +1,4 @@
-"""Methods as settings of the one loop (method.md, section 1)."""
+"""Method: a setting of the one loop."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -7,82 +7,76 @@ from swamp.errors import SwampError
 from swamp.training import Retraining, Sharpness, Training
 
 RADII: dict[Sharpness, float] = {"sam": 0.05, "asam": 0.5, "s2-sam": 0.05}
-"""Radius of each kind where the user gives none: those of Foret et al. 2021 and of the code of Kwon et al. 2021."""
+"""Default radius of each kind of SAM, from Foret et al. 2021 and the code of Kwon et al. 2021."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """What tells one method from another."""
+    """The settings by which methods differ."""
 
     summary: str
     masks: Literal["iterative", "once", "initial", "dynamic"] = "iterative"
-    """Where the mask of a cycle comes from: the cycle before it; the dense cycle, in one shot; the initial weights,
-    before any training; or a training in which it changes. The last two stand alone at each sparsity."""
+    """Source of a cycle's mask: the previous cycle; the dense cycle, in one shot; the initial weights, before any
+    training; or a training in which the mask changes. The last two need no other cycle."""
     score: str = "magnitude"
-    """How weights are ranked, unless the plan says otherwise."""
+    """Score that ranks weights, unless the plan names another."""
     rounds: int = 1
-    """Steps of falling density, ranked anew after each, in which one pruning is done."""
+    """Steps in which one pruning is done; weights are scored again before each."""
     allocation: str = "global"
-    """How many weights each layer keeps, unless the plan says otherwise."""
+    """How the remaining weights are divided among layers, unless the plan names another allocation."""
     grow: Literal["nothing", "random", "gradient"] = "nothing"
-    """What comes in place of what a changing mask drops: nothing (its density falls), random weights, or those with
-    the largest gradients."""
+    """What a changing mask grows in place of dropped weights: nothing (its density falls), random weights, or the
+    weights with the largest gradients."""
     own_masks: bool = False
-    """Each particle's mask changes by itself; the mean is pruned to the budget again."""
+    """Each particle has its own changing mask; their mean is pruned to the budget again."""
     many: bool = False
-    """Trains the plan's N particles a cycle; otherwise one."""
+    """Trains the plan's N particles per cycle; otherwise one."""
     tail: bool = False
-    """The last part of training runs at a constant rate."""
+    """The last part of training (`swa_fraction`) has a constant learning rate."""
     swa: bool = False
-    """Each particle is its own running mean over the tail."""
+    """Each particle is its running mean over the last part of training (SWA)."""
     cyclic_tail: bool = False
-    """The tail is made of cycles of the learning rate (one an epoch unless the training says otherwise), with another
-    mask in each, whose ends are averaged (Sup-tickets)."""
+    """The last part of training has a cyclic learning rate (one cycle per epoch unless `swa_cycles` is set) and another
+    mask in each cycle; the weights at the ends of the cycles are averaged (Sup-tickets, Yin et al. 2022)."""
     combine: Literal["mean", "greedy", "best"] = "mean"
-    """What stands for the cycle: the mean of its particles, the mean of those that a greedy choice on validation data
-    takes, or the one with the least validation error."""
+    """The model of a cycle: the mean of its particles, a greedy soup of them chosen on validation data, or the particle
+    with the lowest validation error."""
     start: Literal["ticket", "carry"] = "ticket"
-    """Where the next cycle starts: at the ticket, or at the weights that were pruned."""
+    """Where the next cycle starts: at the ticket, or at the pruned weights."""
     retrain: Retraining = "slr"
-    """Learning rates of a cycle whose weights were carried over, unless the plan says otherwise."""
+    """Learning rates of cycles that start at the pruned weights, unless the plan names others."""
     sharpness: Sharpness | None = None
-    """Steps are sharpness-aware, of this kind."""
+    """Kind of sharpness-aware steps."""
     ema: float = 0.0
-    """Decay of the moving average that each particle is, where the user gives none."""
+    """Default decay of the exponential moving average of each particle's weights."""
     longer: bool = False
-    """Trains N times the epochs, as much as N particles cost."""
+    """Trains N times the epochs: the cost of N particles."""
     cyclic: bool = False
-    """Trains as many schedules, one after the other, as an iterative run would have had cycles to that density."""
+    """Repeats the schedule as often as an iterative run has cycles to this density."""
     single_above: float = 0.0
-    """Cycles denser than this train one particle only."""
+    """Cycles above this density train one particle only."""
     ensemble: bool = False
-    """N whole runs side by side, each with its own mask; their predicted probabilities are averaged."""
+    """N independent runs, each with its own mask; their predicted probabilities are averaged."""
     pools: bool = False
-    """An IMP run whose models are then interpolated with their neighbours."""
+    """An IMP run; its models are interpolated with their neighbours (Lottery Pools)."""
 
     @property
     def alone(self) -> bool:
-        """Whether the model of a sparsity needs that of no other."""
+        """Whether a cycle needs no other cycle."""
         return self.masks in ("initial", "dynamic")
 
     @property
     def rewinds(self) -> bool:
-        """Whether every cycle trains one network's mask from the ticket, however that mask was found."""
+        """Whether every cycle trains a mask from the ticket, however the mask was found."""
         return self.start == "ticket" and not (self.alone or self.ensemble or self.pools)
 
     @property
-    def in_step(self) -> bool:
-        """Whether runs of several seeds gain by going through their cycles together: particles of a changing mask are
-        trained a part at a time, those of one run after those of the other; an ensemble's are together already."""
-        return not (self.ensemble or self.pools or self.masks == "dynamic")
-
-    @property
     def needs_validation(self) -> bool:
-        """Whether it chooses on validation data."""
+        """Whether the method chooses on validation data."""
         return self.combine != "mean" or self.pools
 
     def training(self, training: Training, particles: int) -> Training:
-        """The user's training with this method's settings. Raises SwampError for averaging without a tail."""
+        """The user's training with this method's settings. Raises SwampError for SWA with `swa_fraction` 0."""
         if self.swa and training.swa and not training.swa_epochs:
             raise SwampError(
                 "this method averages weights over the last part of each training, and swa_fraction="

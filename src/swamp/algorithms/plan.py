@@ -25,55 +25,55 @@ OnDivergence = Literal["stop", "restart", "drop"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a pruning run does, cycle by cycle."""
+    """What is pruned, how much, and in how many cycles; `Training` says how each particle is trained."""
 
     method: str = "swamp"
-    """See `swamp list methods`."""
+    """Name of the method; `swamp list methods` shows all."""
     sparsity: float = 0.95
-    """Share of the prunable weights that the last cycle has removed (a structure n:m has its own: 1 - n/m)."""
+    """Fraction of the prunable weights that are removed after the last cycle (an n:m structure sets it: 1 - n/m)."""
     particles: tuple[int, ...] = (4,)
-    """Particles N a cycle; several numbers are taken cycle by cycle, the last one repeats."""
+    """Particles N per cycle; several numbers give one value per cycle, the last one repeats."""
     cycles: int = 0
-    """Prunings on the way (0: as many as `prune_fraction` needs, and one where each sparsity stands alone)."""
+    """Number of pruning steps (0: derived from `prune_fraction`; 1 for methods that need no earlier cycle)."""
     prune_fraction: tuple[float, ...] = (0.2,)
-    """Largest share of the survivors that one pruning removes; several numbers are taken pruning by pruning."""
+    """Fraction of the remaining weights to prune per cycle; several numbers give one value per cycle."""
     densities: tuple[float, ...] = ()
-    """Densities to visit instead, e.g. 1 0.5 0.1 (overrides sparsity, cycles and prune_fraction)."""
+    """Densities of the cycles, e.g. 1 0.5 0.1 (replaces sparsity, cycles and prune_fraction)."""
     ticket_epochs: float = 1.0
-    """Epochs of dense training before the ticket is taken; it must be stable, see the barrier in the record."""
+    """Epochs of dense training before the ticket is saved; too few make it unstable: see each cycle's barrier."""
     seed: int = 0
-    """The one seed of everything: initial weights, split, batch orders, augmentation, dropout."""
+    """Seed of all randomness: initial weights, split, batch orders, augmentation, dropout."""
     score: str = ""
-    """How weights are ranked (default: as the method does, by magnitude most often). See `swamp list scores`."""
+    """Score by which weights are ranked (default: the method's, mostly magnitude). See `swamp list scores`."""
     score_examples: int = 1000
-    """Training examples that a score looks at, at most, where it looks at any."""
+    """Largest number of training examples for scores that use data."""
     allocation: str = ""
-    """How many weights each layer keeps: global, uniform or erk (default: as the method does, global most often)."""
+    """Division of the remaining weights among layers: global, uniform or erk (default: the method's, mostly global)."""
     structure: str = "unstructured"
-    """In which pattern weights go: unstructured; n:m such as 2:4, 1:4 or 4:8 (n of every m inputs live); or channel
+    """Pattern of the pruned weights: unstructured; n:m such as 2:4, 1:4 or 4:8 (n of every m inputs remain); or channel
     (whole output channels). See `swamp list structures`."""
     min_per_layer: int = 0
-    """Weights that every layer keeps at least."""
+    """Smallest number of weights that remain in each layer."""
     include: tuple[str, ...] = ()
-    """Patterns of parameter names to prune instead of all linear and convolutional weights."""
+    """Patterns of parameter names to prune, instead of all linear and convolutional weights."""
     exclude: tuple[str, ...] = ()
     """Patterns of parameter names to leave dense."""
     prune_output_layer: Literal["auto", "yes", "no"] = "auto"
-    """Whether the output layer is pruned: auto leaves the new head of a pretrained language model dense, no other."""
+    """Whether the output layer is pruned; auto leaves only the new head of a pretrained language model dense."""
     retrain: str = ""
-    """Learning rates where pruned weights train on: slr, lrw, ft, clr, llr or allr (default: as the method does)."""
+    """Learning rates after pruning without a rewind: slr, lrw, ft, clr, llr or allr (default: the method's)."""
     retrain_epochs: int = 0
-    """Epochs for which pruned weights train on (0: as many as the dense network trained)."""
+    """Epochs of methods that continue from pruned weights (0: as many as the dense network)."""
     dynamic: Dynamic = field(default_factory=Dynamic)
     on_divergence: OnDivergence = "restart"
-    """A particle whose loss or weights are not finite: stop ends the run; restart trains it again from the ticket with
-    half the learning rate, up to three times; drop leaves it out of the mean. The record says so in any case."""
+    """If the loss or weights of a particle are not finite: stop ends the run; restart trains the particle again from
+    the ticket with half the learning rate, up to three times; drop leaves it out of the mean. Each case is recorded."""
     barrier_points: int = 9
-    """Points between two particles at which the error barrier is measured each cycle (0: not measured)."""
+    """Points between two particles at which the error barrier is measured in each cycle (0: not measured)."""
     barrier_threshold: float = 0.02
-    """Error barrier above which averaging is warned of; 0.02 is 2 points (Frankle 2020)."""
+    """Error barrier above which a warning is shown; 0.02 is 2 points (Frankle et al. 2020)."""
     evaluation_examples: int = 10_000
-    """Examples that training metrics and barriers are measured on, at most."""
+    """Largest number of examples for training metrics and barriers."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -82,8 +82,8 @@ class Plan:
             raise unknown("retrain", self.retrain, get_args(Retraining))
         if (self.retrain or self.retrain_epochs) and self.setting.start != "carry":
             raise SwampError(
-                f"{self.method} rewinds its weights, and trains them as before: retrain and retrain_epochs are of "
-                "methods whose pruned weights train on, such as lrr, sms and one-shot. Leave them out, or take one."
+                f"{self.method} rewinds its weights: retrain and retrain_epochs apply to methods that continue from "
+                "pruned weights, such as lrr, sms and one-shot. Leave these options out, or take such a method."
             )
         if self.on_divergence not in get_args(OnDivergence):
             raise unknown("on_divergence", str(self.on_divergence), get_args(OnDivergence))
@@ -116,18 +116,18 @@ class Plan:
 
     @property
     def ranking(self) -> str:
-        """The score that ranks weights."""
+        """Name of the score that ranks weights."""
         return self.score or self.setting.score
 
     @property
     def allotment(self) -> str:
-        """The allocation: how many weights each layer keeps. An N:M pattern keeps the same share of all."""
+        """Name of the allocation; an n:m pattern keeps the same fraction in all layers."""
         by_method = "uniform" if isinstance(structure_named(self.structure), NMPattern) else self.setting.allocation
         return self.allocation or by_method
 
     @property
     def retraining(self) -> Retraining:
-        """Learning rates where pruned weights train on."""
+        """Learning rates of methods that continue from pruned weights."""
         return cast(Retraining, self.retrain) if self.retrain else self.setting.retrain
 
     @property
