@@ -80,7 +80,7 @@ def test_runs_may_start_from_several_recipes(tmp_path):
     ("text", "message"),
     [
         ("[gird]\nseed = [0]", r"unknown key 'gird'. Did you mean grid\?"),
-        ("seed = [0]", r"unknown key 'seed'.*go under \[settings\], \[grid\]"),
+        ("seed = [0]", r"unknown key 'seed'.*belong under \[settings\], \[grid\]"),
         ("[grid]\nlrr = [0.1]", r"\[grid\]: unknown option 'lrr'. Did you mean lr"),
         ("[runs.a]\ntraining.learning = 1", r"\[runs.a\]: unknown option 'training.learning'. Did you mean training"),
         ("[grid]\nseed = []", "seed has no value, so the grid is empty"),
@@ -90,7 +90,7 @@ def test_runs_may_start_from_several_recipes(tmp_path):
         ('[runs.a]\ntask = "digit"', "run 'a': unknown task 'digit'"),
         ('[runs.a]\nmethod = "swamp"\nswa_fraction = 0.0', "run 'a': this method averages weights over the last part"),
         ('[runs.a]\nrecipe = "digits"', "run 'a': unknown recipe 'digits'. Did you mean digits-mlp"),
-        ("[runs.a]\nrecipe = 3", "a recipe goes by its name, got 3"),
+        ("[runs.a]\nrecipe = 3", "a recipe is given by its name, got 3"),
         ("[runs.a]\nlr = 1\ntraining.lr = 2", "training.lr is set twice"),
         ("grid = 3", "does not fit"),
         ("[grid]\nseed = [0, 0]", r"two runs are named 'seed0': \[grid\] with plan.seed = 0, and \[grid\] with"),
