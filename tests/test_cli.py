@@ -188,7 +188,10 @@ def test_list_says_what_there_is_one_line_each(what, names, capsys):
         (["compare", "/nowhere"], "/nowhere is not a run directory"),
         (["list", "everything"], "invalid choice|everything"),
         (["run", *TINY, "--epochs", "many"], "epochs"),
-        (["run", *TINY, "--epoch", "3"], "epoch"),
+        (["run", *TINY, "--epoch", "3"], "unknown option --epoch. Did you mean --epochs"),
+        (["run", *TINY, "--alpha", "0.3"], r"unknown option --alpha. Did you mean --prune-fraction\?"),
+        (["run", *TINY, "--path_every=3"], r"unknown option --path-every. Did you mean --trajectory-every\?"),
+        (["study", "demo", "--worker", "3"], "unknown option --worker. Did you mean --workers"),
     ],
 )
 def test_bad_input_gets_a_clear_message_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,7 @@
 """What every command shares: reading arguments, the two consoles, signals, warnings."""
 
+import dataclasses
+import difflib
 import json
 import signal
 import sys
@@ -12,7 +14,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from swamp.errors import Interrupted
+from swamp.errors import Interrupted, SwampError
 
 T = TypeVar("T")
 Out = Console()
@@ -20,13 +22,62 @@ Err = Console(stderr=True)
 
 
 def parse(kind: type[T], prog: str, arguments: Sequence[str], default: T | None = None) -> T:
-    """Read `arguments` as the fields of `kind`; prints help or the mistake and exits where that is what is due."""
+    """Read `arguments` as the fields of `kind`. Exits after --help, and for a value that does not fit."""
     import tyro
+
+    _refuse_unknown(arguments, _options(kind if default is None else default))
 
     config = (tyro.conf.OmitArgPrefixes,)
     if default is None:
         return tyro.cli(kind, prog=prog, args=list(arguments), config=config)
     return tyro.cli(kind, prog=prog, args=list(arguments), config=config, default=default)
+
+
+_RENAMED = {
+    "--accumulate": "--grad-accum-steps",
+    "--after-rewind": "--lr-after-rewind",
+    "--alpha": "--prune-fraction",
+    "--broken": "--on-divergence",
+    "--floor": "--min-per-layer",
+    "--fraction": "--drop-fraction",
+    "--fresh-batchnorm": "--reset-batchnorm",
+    "--interval": "--update-interval",
+    "--keep": "--keep-checkpoints",
+    "--output": "--prune-output-layer",
+    "--path-every": "--trajectory-every",
+    "--repeats": "--schedule-repeats",
+    "--tail": "--swa-fraction",
+    "--tail-cycles": "--swa-cycles",
+    "--tail-lr": "--swa-lr",
+    "--until": "--dst-stop",
+}
+"""Earlier name of an option -> its name now."""
+
+
+def _options(given: Any) -> set[str]:
+    """Options of a dataclass, or of an instance, whose nested dataclasses have options too."""
+    found: set[str] = set()
+    for field in dataclasses.fields(given):
+        value = None if isinstance(given, type) else getattr(given, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= _options(value)
+        else:
+            name = field.name.replace("_", "-")
+            found |= {f"--{name}", f"--no-{name}"}
+    return found
+
+
+def _refuse_unknown(arguments: Sequence[str], options: set[str]) -> None:
+    for argument in arguments:
+        name = argument.partition("=")[0].replace("_", "-")
+        if not name.startswith("--") or name in ("--", "--help") or name.startswith("--tyro-") or name in options:
+            continue
+        shown = [option for option in options if not option.startswith("--no-")]
+        if _RENAMED.get(name) in options:
+            raise SwampError(f"unknown option {name}. Did you mean {_RENAMED[name]}?")
+        near = difflib.get_close_matches(name, shown, n=3, cutoff=0.6)
+        hint = f"Did you mean {' or '.join(near)}?" if near else "See --help."
+        raise SwampError(f"unknown option {name}. {hint}")
 
 
 @contextmanager
