@@ -54,7 +54,7 @@ class Deciding(nn.Module):
 def assert_trained_alone(backend, model, task, reason):
     ticket, mask = Ticket(model.state_dict(), 0), Mask.ones(model)
     expected = Sequential(model, task).train(ticket, mask, TRAINING, SEEDS)
-    with pytest.warns(UserWarning, match=f"one after the other, not .*: {reason}"):
+    with pytest.warns(UserWarning, match=f"trained sequentially, not .*: {reason}"):
         found = backend.train(ticket, mask, TRAINING, SEEDS)
     for one, other in zip(found, expected, strict=True):
         assert all(torch.equal(one.weights[name], weight) for name, weight in other.weights.items())
@@ -124,15 +124,15 @@ def test_what_cannot_be_compiled_goes_on_uncompiled_and_says_so_once(mlp, image_
 
 def test_a_stack_that_does_not_fit_in_memory_is_halved_and_goes_on(mlp, image_task, monkeypatch):
     sizes = []
-    original = module.Stack.run
+    original = module.train_loop
 
-    def run(self, until, last):
-        sizes.append(len(self.seeds))
-        if len(self.seeds) > 1:
+    def train_loop(state, *steps):
+        sizes.append(len(state.seeds))
+        if len(state.seeds) > 1:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
-        original(self, until, last)
+        original(state, *steps)
 
-    monkeypatch.setattr(module.Stack, "run", run)
+    monkeypatch.setattr(module, "train_loop", train_loop)
     backend, ticket, mask = Vmapped(mlp, image_task, compiled=False), Ticket(mlp.state_dict(), 0), Mask.ones(mlp)
     with pytest.warns(UserWarning, match="do not fit in memory at once; going on with") as told:
         found = backend.train(ticket, mask, TRAINING, SEEDS)
@@ -144,10 +144,10 @@ def test_a_stack_that_does_not_fit_in_memory_is_halved_and_goes_on(mlp, image_ta
 
 
 def test_any_other_error_in_a_stack_is_raised(mlp, image_task, monkeypatch):
-    def run(self, until, last):
+    def train_loop(state, *steps):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(module.Stack, "run", run)
+    monkeypatch.setattr(module, "train_loop", train_loop)
     with pytest.raises(RuntimeError, match="something else"):
         Vmapped(mlp, image_task, compiled=False).train(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS)
 
