@@ -5,16 +5,19 @@ torchrun --standalone --nproc-per-node=2 benchmarks/memory.py [--sharded]
 
 import argparse
 import gc
+import os
 import resource
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import gettempdir
 from threading import Event
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from swamp.backends import Progress, Ranks, Sequential, Ticket, World, serve
+from swamp.backends import Coordinator, Distributed, FolderProgress, Sequential, Ticket, follow
 from swamp.masks import Mask, to_local
 from swamp.training import Seed, Task, Training, build_optimizer, isolated
 
@@ -70,23 +73,27 @@ def main() -> None:
     parser.add_argument("--sharded", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    world = World.meet(Event(), 600.0)
-    world.compare({})
-    world.connect()
+    coordinator = Coordinator.rendezvous(Event(), 600.0)
+    # All ranks are on this machine; the port is unique to the job.
+    folder = Path(gettempdir(), f"swamp-memory-{os.environ['MASTER_PORT']}")
+    folder.mkdir(exist_ok=True)
+    coordinator.require_same({"folder": str(folder)})
     model, task = problem()
     counted = Counted()
 
-    def shared(shard: Any) -> Sequential:
+    def data_parallel(shard: Any) -> Sequential:
         return Sequential(model, task, counted, shard=shard)
 
-    if world.rank:
-        serve(world, lambda choice: Sequential(model, task), lambda address: Progress(), shared)
+    if coordinator.rank:
+        follow(coordinator, folder, lambda choice: Sequential(model, task), FolderProgress, data_parallel)
     else:
-        ranks = Ranks(Sequential(model, task), world, particles=1, shared=shared, sharded=given.sharded)
+        options = {"particles": 1, "data_parallel": data_parallel, "sharded": given.sharded}
+        ranks = Distributed(Sequential(model, task), coordinator, folder, **options)
         ranks.train(Ticket(model.state_dict(), 0), Mask.ones(model), TRAINING, [(0, Seed(0))])
-        world.end(0)
-    world.leave("finished")
-    counted.told(world.rank)
+        coordinator.end(0)
+        shutil.rmtree(folder)
+    coordinator.close("finished")
+    counted.told(coordinator.rank)
 
 
 if __name__ == "__main__":

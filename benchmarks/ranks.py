@@ -9,14 +9,18 @@ one with all of them: about what ranks can reach on the machine.
 import argparse
 import json
 import multiprocessing
+import os
+import shutil
 import statistics
 import time
+from pathlib import Path
+from tempfile import gettempdir
 from threading import Event
 from typing import Any
 
 import torch
 
-from swamp.backends import Progress, Ranks, Sequential, Ticket, World, serve
+from swamp.backends import Coordinator, Distributed, FolderProgress, Sequential, Ticket, follow
 from swamp.datasets import build_network
 from swamp.masks import Mask
 from swamp.training import Seed, Task, Training, isolated
@@ -43,10 +47,10 @@ def seconds(backend: Any, *arguments: Any) -> tuple[float, float]:
     return time.perf_counter() - began[0], time.process_time() - began[1]
 
 
-def measure(world: World, name: str, particles: int, rounds: int, as_json: bool) -> None:
+def measure(coordinator: Coordinator, folder: Path, name: str, particles: int, rounds: int, as_json: bool) -> None:
     model, task, training = problem(name)
     alone = Sequential(model, task)
-    together = Ranks(alone, world)
+    together = Distributed(alone, coordinator, folder)
     work = Ticket(model.state_dict(), 0), Mask.ones(model), training
     seeds = _seeds(particles)
     found = [(seconds(alone, *work, seeds), seconds(together, *work, seeds)) for _ in range(rounds + 1)][1:]
@@ -55,9 +59,11 @@ def measure(world: World, name: str, particles: int, rounds: int, as_json: bool)
         return
     for which, what in enumerate(("on the clock", "of processor time")):
         low, middle, high = statistics.quantiles([one[which] / many[which] for one, many in found], n=4)
-        print(f"{name}, {world.size} ranks: {middle:.2f} times one rank {what} ({low:.2f} - {high:.2f})", flush=True)
+        print(
+            f"{name}, {coordinator.size} ranks: {middle:.2f} times one rank {what} ({low:.2f} - {high:.2f})", flush=True
+        )
     rate = particles * STEPS[name] * 128 / statistics.median(many[0] for _, many in found)
-    print(f"{name}, {world.size} ranks: {rate:,.0f} samples/s")
+    print(f"{name}, {coordinator.size} ranks: {rate:,.0f} samples/s")
 
 
 def apart(name: str, particles: int, rounds: int) -> list[float]:
@@ -109,19 +115,22 @@ def main() -> None:
     if given.apart:
         print(json.dumps(apart(given.network, given.particles, given.rounds)))
         return
-    world = World.meet(Event(), 600.0)
-    world.compare({})
-    world.connect()
-    if world.rank:
+    coordinator = Coordinator.rendezvous(Event(), 600.0)
+    # All ranks are on this machine; the port is unique to the job.
+    folder = Path(gettempdir(), f"swamp-ranks-{os.environ['MASTER_PORT']}")
+    folder.mkdir(exist_ok=True)
+    coordinator.require_same({"folder": str(folder)})
+    if coordinator.rank:
         model, task, _ = problem(given.network)
-        serve(world, lambda choice: Sequential(model, task), lambda address: Progress())
-        world.leave("finished")
+        follow(coordinator, folder, lambda choice: Sequential(model, task), FolderProgress)
+        coordinator.close("finished")
         return
     try:
-        measure(world, given.network, given.particles, given.rounds, given.json)
+        measure(coordinator, folder, given.network, given.particles, given.rounds, given.json)
     finally:
-        world.end(0)
-        world.leave("finished")
+        coordinator.end(0)
+        coordinator.close("finished")
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

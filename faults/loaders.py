@@ -40,7 +40,6 @@ from swamp import files
 from swamp.algorithms import Cycle
 from swamp.analysis import read_analysis
 from swamp.backends import Choice, Particle, Ticket
-from swamp.backends.wire import unpacked
 from swamp.datasets import DataOptions, TextOptions
 from swamp.datasets.cifar import CifarSource, parse_records
 from swamp.datasets.fashion import read_idx
@@ -154,13 +153,7 @@ def _tensor_files(place: Path) -> list[Loader]:
     writer.finish()
     file = place / "path.safetensors"
     add("path", read_trajectory, no_seal)
-    found.append(Loader("wire", safetensors.torch.save(weights), _message, reseal=found[-1].reseal))
     return found
-
-
-def _message(path: Path) -> object:
-    data = path.read_bytes()
-    return unpacked(torch.frombuffer(bytearray(data), dtype=torch.uint8)) if data else None
 
 
 def _cycle() -> dict[str, Any]:

@@ -88,13 +88,13 @@ def ticket_of() -> Callable[..., Ticket]:
 
 
 @pytest.fixture
-def together(model, image_task) -> Together:
-    return Together(model, image_task)
+def together(model, image_task, tmp_path) -> Together:
+    return Together(model, image_task, tmp_path)
 
 
 @pytest.fixture
-def small(mlp, image_task) -> Together:
-    return Together(mlp, image_task)
+def small(mlp, image_task, tmp_path) -> Together:
+    return Together(mlp, image_task, tmp_path)
 
 
 @pytest.fixture

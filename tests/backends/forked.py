@@ -1,4 +1,4 @@
-"""Ranks as forked processes that serve, while the test itself leads."""
+"""Ranks as forked processes that follow, while the test itself is rank 0."""
 
 import gc
 import os
@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -15,8 +16,7 @@ import torch
 from torch import nn
 from torch.distributed import PrefixStore, TCPStore
 
-from swamp.backends import Particle, Progress, Ranks, Sequential, World, serve
-from swamp.errors import SwampError
+from swamp.backends import Coordinator, Distributed, FolderProgress, Particle, Progress, Sequential, follow
 from swamp.training import Seed, Task, Training
 
 TRAINING = Training(epochs=4, batch_size=6, swa_fraction=0.5, lr=0.1)
@@ -26,34 +26,36 @@ SEEDS = [(index, Seed(0).at("cycle", 1, "particle", index)) for index in (0, 1, 
 class Together:
     """What the processes of a test have in common."""
 
-    def __init__(self, model: nn.Module, task: Task) -> None:
-        self.model, self.task = model, task
-        self.patience = 60.0
+    def __init__(self, model: nn.Module, task: Task, folder: Path) -> None:
+        self.model, self.task, self.folder = model, task, folder
+        self.timeout = 60.0
         self.facts: Callable[[int], Mapping[str, Any]] = lambda rank: {"torch": "2.0"}
-        self.served: Callable[[World], Progress] = lambda world: Progress()
+        self.followed: Callable[[Coordinator], Progress] = lambda coordinator: FolderProgress(self.folder)
         self.pids: list[int] = []
 
-    def shared(self, shard: Any) -> Sequential:
+    def data_parallel(self, shard: Any) -> Sequential:
         return Sequential(self.model, self.task, shard=shard)
 
-    def world(self, store: TCPStore, rank: int, size: int) -> World:
-        world = World(PrefixStore("test", store), rank, size, Event(), self.patience)
-        world.compare(self.facts(rank))
-        world.connect()
-        return world
-
-    def serve(self, port: int, rank: int, size: int) -> None:
+    def follow(self, port: int, rank: int, size: int) -> None:
         store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=30))
-        world = self.world(store, rank, size)
+        coordinator = Coordinator(PrefixStore("test", store), rank, size, Event(), self.timeout)
         try:
-            serve(world, lambda choice: Sequential(self.model, self.task), lambda at: self.served(world), self.shared)
-        except SwampError:
-            world.leave("stopped")
+            coordinator.require_same(self.facts(rank))
+            follow(
+                coordinator,
+                self.folder,
+                lambda choice: Sequential(self.model, self.task),
+                lambda address: self.followed(coordinator),
+                self.data_parallel,
+            )
+        except Exception as error:
+            coordinator.abandon(error)
+            coordinator.close("was stopped")
         else:
-            world.leave("finished")
+            coordinator.close("finished")
 
     @contextmanager
-    def led(self, size: int, particles: int = 99, **options: Any) -> Iterator[Ranks]:
+    def led(self, size: int, particles: int = 99, **options: Any) -> Iterator[Distributed]:
         # The store comes after the forks: a thread of it looks up who connects, and a child forked meanwhile would find
         # the lock of the C library's resolver taken for good.
         told, tell = os.pipe()
@@ -64,24 +66,27 @@ class Together:
             pid = os.fork()
             if pid == 0:
                 try:
-                    self.serve(int(os.read(told, 5)), rank, size)
+                    self.follow(int(os.read(told, 5)), rank, size)
                 except BaseException:
                     traceback.print_exc()
                 finally:
                     os._exit(0)
             self.pids.append(pid)
         gc.unfreeze()
-        world = None
+        coordinator = None
         try:
             store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30))
             os.write(tell, f"{store.port:05}".encode() * (size - 1))
-            world = self.world(store, 0, size)
+            coordinator = Coordinator(PrefixStore("test", store), 0, size, Event(), self.timeout)
+            coordinator.require_same(self.facts(0))
             inner = Sequential(self.model, self.task)
-            yield Ranks(inner, world, particles=particles, shared=self.shared, **options)
+            yield Distributed(
+                inner, coordinator, self.folder, particles=particles, data_parallel=self.data_parallel, **options
+            )
         finally:
-            if world is not None:
-                world.end(0)
-                world.leave("finished")
+            if coordinator is not None:
+                coordinator.end(0)
+                coordinator.close("finished")
             for pid in self.pids:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
@@ -103,15 +108,12 @@ def assert_equal(ours: list[Particle], theirs: list[Particle], within: float = 0
             assert torch.allclose(one.weights[name], value, rtol=0, atol=within), name
 
 
-class Heard(Progress):
-    """Progress with an address, so that the serving ranks make theirs, which a test chooses."""
+class RemoteSteps(FolderProgress):
+    """Keeps the steps that other ranks report."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
         self.steps: list[tuple[int, int, int]] = []
 
-    @property
-    def address(self) -> Any:
-        return "here"
-
-    def elsewhere(self, index: int, step: int, total: int) -> None:
+    def on_remote_step(self, index: int, step: int, total: int) -> None:
         self.steps.append((index, step, total))

@@ -2,12 +2,23 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from swamp.backends import CustomTrainer, Particle, Progress, Sequential, Threads, Ticket, Vmapped, mean_of
+from swamp.backends import (
+    CustomTrainer,
+    FolderProgress,
+    Particle,
+    Progress,
+    Sequential,
+    Threads,
+    Ticket,
+    Vmapped,
+    mean_of,
+)
 from swamp.errors import Diverged, SwampError
 from swamp.masks import Mask, hold
 from swamp.training import Seed, Task, TensorData, Training, interpolate, isolated
@@ -174,13 +185,24 @@ def test_a_broken_particle_of_a_stack_is_heard_of_no_more(mlp, image_task, poiso
     assert [told.steps.count(index) for index in range(3)] == [12, 5, 12]
 
 
+class SharedGoOn(FolderProgress):
+    """GoOn on rank 0, with particles of other ranks in a shared folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.broken: dict[int, Diverged] = {}
+
+    def on_diverged(self, index, error):
+        self.broken[index] = error
+
+
 @pytest.mark.parametrize(("who", "size"), [(0, 2), (1, 2), (2, 3)])
 def test_ranks_go_on_without_a_particle_that_broke_on_any_of_them(who, size, small, trained, same, poisoned):
     with small.led(size) as ranks:
         sound = trained(ranks, small.model)
     small.pids = []
     small.task = poisoned(small.task, [SEEDS[who][1]])
-    told = GoOn()
+    told = SharedGoOn(small.folder)
     with small.led(size) as ranks:
         found = trained(ranks, small.model, progress=told)
     assert [p.index for p in found] == [index for index in range(3) if index != who]
@@ -195,7 +217,7 @@ def test_ranks_that_share_a_particle_lose_it_together(go_on, small, trained, poi
     small.task = poisoned(small.task, [SEEDS[0][1]])
     with small.led(2, particles=1) as ranks:
         if go_on:
-            told = GoOn()
+            told = SharedGoOn(small.folder)
             found = trained(ranks, small.model, seeds=SEEDS[:2], progress=told)
             assert [p.index for p in found] == [1]
             assert list(told.broken) == [0]

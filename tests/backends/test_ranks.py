@@ -5,23 +5,22 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from threading import Event
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed import TCPStore
 
-from swamp.backends import Member, Progress, Sequential, Ticket, World, serve
+from swamp.backends import Coordinator, FolderProgress, Member, Particle, Sequential, Ticket
 from swamp.backends.data_parallel import SynchronisedBatchNorm
 from swamp.errors import Diverged, Interrupted, RankFailed, SwampError
 from swamp.masks import Mask
 from swamp.training import Seed, isolated
 
-from .forked import SEEDS, TRAINING, Heard, assert_equal
+from .forked import SEEDS, TRAINING, RemoteSteps, assert_equal
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -47,17 +46,16 @@ def test_particles_trained_by_several_ranks_each_equal_those_of_one(ranks, train
     assert_equal(ours, theirs, within=1e-10)
 
 
-def test_what_the_others_hold_already_is_not_sent_again(small, trained, monkeypatch):
+def test_ticket_and_mask_are_written_once_and_deleted_after_the_job(small, trained, monkeypatch):
+    written: list[str] = []
+    for kind in (Ticket, Mask):
+        save = kind.save
+        monkeypatch.setattr(kind, "save", lambda self, path, save=save: written.append(path.name) or save(self, path))
     with small.led(2) as backend:
-        jobs: list[Any] = []
-        post = backend.world.post
-        monkeypatch.setattr(backend.world, "post", lambda name, value: jobs.append((name, value)) or post(name, value))
         for epochs in (1, 2):
             trained(backend, small.model, replace(TRAINING, epochs=epochs))
-    sizes = [(job["ticket_bytes"], job["mask_bytes"]) for name, job in jobs if name.startswith("job-")]
-    assert sizes[0][0] > 0
-    assert sizes[0][1] > 0
-    assert sizes[1] == (0, 0)
+    assert [name.split(".")[1] for name in written] == ["job-ticket", "job-mask"]
+    assert not list(small.folder.glob(".job-*"))
 
 
 def test_ranks_that_differ_are_refused_by_name(small):
@@ -67,24 +65,34 @@ def test_ranks_that_differ_are_refused_by_name(small):
         pass
 
 
-def test_a_rank_that_holds_another_mask_is_named(small, trained, two_thirds):
-    arrived = Mask.__init__
-
-    class Damaged(Mask):
-        def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-            arrived(self, {name: ~tensor for name, tensor in tensors.items()})
-
-    before = serve.__globals__["Mask"]
-    serve.__globals__["Mask"] = Damaged
-    try:
-        with small.led(2) as backend, pytest.raises(SwampError, match=r"rank 1 \(host .* holds ticket .* and mask"):
-            trained(backend, small.model)
-    finally:
-        serve.__globals__["Mask"] = before
+def test_a_rank_that_reads_another_mask_is_named(small, trained, monkeypatch):
+    save = Mask.save
+    inverted = lambda self, path: save(Mask({name: ~tensor for name, tensor in self.items()}), path)  # noqa: E731
+    monkeypatch.setattr(Mask, "save", inverted)
+    with (
+        small.led(2) as backend,
+        pytest.raises(SwampError, match=r"rank 1 \(host .*: this rank read ticket .* and mask"),
+    ):
+        trained(backend, small.model)
 
 
-class At(Progress):
-    """Does something at the third step that a serving rank takes."""
+def test_a_rank_that_does_not_find_the_ticket_is_named(small, trained, monkeypatch):
+    monkeypatch.setattr(Ticket, "save", lambda self, path: None)
+    expected = r"rank 1 \(host .* does not exist; .* file system that all hosts share"
+    with small.led(2) as backend, pytest.raises(SwampError, match=expected):
+        trained(backend, small.model)
+
+
+def test_a_particle_that_rank_0_does_not_find_is_named(small, trained, monkeypatch):
+    small.timeout = 1.0
+    monkeypatch.setattr(FolderProgress, "load_particle", lambda self, index: None)
+    expected = r"particle 1, which another rank stored, is not found\. .* file system that all hosts share"
+    with small.led(2) as backend, pytest.raises(SwampError, match=expected):
+        trained(backend, small.model)
+
+
+class At(FolderProgress):
+    """Does something at the third step that a rank other than 0 takes."""
 
     def __init__(self, what: Callable[[], None]) -> None:
         self.what = what
@@ -93,32 +101,37 @@ class At(Progress):
         if step == 3:
             self.what()
 
+    def on_finished(self, particle: Particle) -> None:
+        pass
+
 
 LONG = replace(TRAINING, epochs=2000)
 
 
-def test_a_rank_that_dies_is_named_at_once(small, trained):
-    small.served = lambda world: At(lambda: os.kill(os.getpid(), signal.SIGKILL))
-    with small.led(3) as backend, pytest.raises(RankFailed, match=r"rank [12] \(host .*, pid \d+\)") as error:
-        trained(backend, small.model, LONG, progress=Heard())
+@pytest.mark.parametrize(("ranks", "particles"), [(3, 99), (4, 2)], ids=["whole particles", "data parallel"])
+def test_a_rank_that_dies_is_named_at_once(ranks, particles, small, trained):
+    small.followed = lambda coordinator: At(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    expected = r"rank [12] \(host .*, pid \d+\) died"
+    with small.led(ranks, particles) as backend, pytest.raises(RankFailed, match=expected) as error:
+        trained(backend, small.model, LONG, seeds=SEEDS[:particles])
     assert error.value.exit_code == 4
 
 
 @pytest.mark.slow
-def test_a_rank_that_freezes_is_named_after_the_patience(small, trained):
-    small.patience = 2.0
-    small.served = lambda world: At(lambda: os.kill(os.getpid(), signal.SIGSTOP))
-    with small.led(2) as backend, pytest.raises(RankFailed, match=r"rank 1 \(host .*\) has been silent for"):
-        trained(backend, small.model, LONG, progress=Heard())
+def test_a_rank_that_freezes_is_named_after_the_timeout(small, trained):
+    small.timeout = 2.0
+    small.followed = lambda coordinator: At(lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    with small.led(2) as backend, pytest.raises(RankFailed, match=r"rank 1 \(host .*\) sent no heartbeat for"):
+        trained(backend, small.model, LONG)
 
 
 @pytest.mark.slow
 def test_steps_taken_elsewhere_are_relayed(small, trained):
-    heard = Heard()
+    remote = RemoteSteps(small.folder)
     with small.led(2) as backend:
-        trained(backend, small.model, replace(TRAINING, epochs=900), progress=heard)
-    assert heard.steps
-    assert {(index, total) for index, _, total in heard.steps} == {(1, 2700)}
+        trained(backend, small.model, replace(TRAINING, epochs=900), progress=remote)
+    assert remote.steps
+    assert {(index, total) for index, _, total in remote.steps} == {(1, 2700)}
 
 
 @pytest.mark.slow
@@ -131,25 +144,25 @@ def test_a_failure_elsewhere_is_raised_as_what_it_was(small, trained):
 
     for what, kind, text in ((diverge, Diverged, "particle 1"), (fault, RuntimeError, "rank 1(.|\n)*one over nothing")):
         small.pids = []
-        small.served = lambda world, what=what: At(what)
+        small.followed = lambda coordinator, what=what: At(what)
         with small.led(2) as backend, pytest.raises(kind, match=text):
-            trained(backend, small.model, LONG, progress=Heard())
+            trained(backend, small.model, LONG)
 
 
 @pytest.mark.slow_cases("0")
 @pytest.mark.parametrize("particles", [99, 1])
 @pytest.mark.parametrize("who", [0, 1])
 def test_asked_on_any_rank_all_stop_and_save_at_once(who, particles, small, trained):
-    small.served = lambda world: At(world.asked.set if who else lambda: None)
+    small.followed = lambda coordinator: At(coordinator.stop.set if who else lambda: None)
     with small.led(2, particles) as backend:
 
-        class Ask(Heard):
+        class Ask(FolderProgress):
             def on_step(self, index, step, total, snapshot):
                 if step == 5 and who == 0:
-                    backend.world.asked.set()
+                    backend.coordinator.stop.set()
 
         with pytest.raises(Interrupted):
-            trained(backend, small.model, LONG, progress=Ask())
+            trained(backend, small.model, LONG, progress=Ask(small.folder))
 
 
 def test_batch_normalisation_of_one_process_is_torchs_own(tmp_path):
@@ -190,17 +203,17 @@ def test_no_seeds_no_work(small, ticket_of, two_thirds):
         assert backend.train(Ticket({}, 0), Mask({}), TRAINING, []) == []
 
 
-def test_words_for_a_leader_that_is_gone_raise_lost_and_no_fault():
+def test_messages_to_a_store_that_is_gone_raise_rank_failed():
     server = TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
-    world = World(TCPStore("127.0.0.1", server.port, 2, is_master=False), 1, 2, Event())
+    coordinator = Coordinator(TCPStore("127.0.0.1", server.port, 2, is_master=False), 1, 2, Event())
     del server
     try:
-        with pytest.raises(RankFailed, match="is gone: nothing answers"):
-            [world.post("done-1", n) for n in range(1000)]  # the first ones may still go into a buffer
-        with pytest.raises(RankFailed, match="is gone: nothing answers"):
-            world.find("over", 0)
+        with pytest.raises(RankFailed, match="is gone: no connection to"):
+            [coordinator.publish("job/1", n) for n in range(1000)]  # the first ones may still go into a buffer
+        with pytest.raises(RankFailed, match="is gone: no connection to"):
+            coordinator.wait("ended")
     finally:
-        world.leave("was stopped")
+        coordinator.close("was stopped")
 
 
 _ALONE = """
@@ -208,32 +221,32 @@ import os, socket, sys
 from threading import Event, Timer
 from torch.distributed import TCPStore
 from swamp.errors import Interrupted
-from swamp.backends import World
-asked = Event()
+from swamp.backends import Coordinator
+stop = Event()
 if sys.argv[1] != "left":
-    Timer(0.5, asked.set).start()
+    Timer(0.5, stop.set).start()
 try:
-    if sys.argv[1] == "meet":
+    if sys.argv[1] == "rendezvous":
         # A port that somebody holds and nobody answers at.
         held = socket.create_server(("127.0.0.1", 0), backlog=0)
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(held.getsockname()[1])}
         os.environ.update({**address, "RANK": "1", "WORLD_SIZE": "2"})
-        World.meet(asked, 120.0)
+        Coordinator.rendezvous(stop, 120.0)
     else:
         store = TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
-        world = World(store, 0, 2, asked)
+        coordinator = Coordinator(store, 0, 2, stop)
         if sys.argv[1] == "left":
-            other = World(TCPStore("127.0.0.1", store.port, 2, is_master=False), 1, 2, Event())
-            world.members.append(other.me)
-            Timer(0.5, lambda: other.leave("was stopped")).start()
-        world.connect()
+            other = Coordinator(TCPStore("127.0.0.1", store.port, 2, is_master=False), 1, 2, Event())
+            coordinator.members.append(other.me)
+            Timer(0.5, lambda: other.close("was stopped")).start()
+        coordinator.mesh(1)
 except Interrupted as error:
     print("interrupted:", error, flush=True)
 """
 
 
-@pytest.mark.slow_cases("left", "connect")
-@pytest.mark.parametrize("where", ["meet", "connect", "left"])
+@pytest.mark.slow_cases("left", "mesh")
+@pytest.mark.parametrize("where", ["rendezvous", "mesh", "left"])
 def test_asked_to_stop_while_torch_waits_for_a_rank_that_never_comes_it_stops(where):
     """In a process of its own, which must end too; torch by itself would wait for minutes."""
     done = subprocess.run([sys.executable, "-c", _ALONE, where], capture_output=True, text=True, check=False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,13 +10,13 @@ import torch
 import torch.distributed.fsdp  # before the ranks are forked, or each of them imports it
 from torch import nn
 
-from swamp.backends import Sequential
+from swamp.backends import FolderProgress, Sequential
 from swamp.backends.data_parallel import fsdp_blocks
 from swamp.errors import Interrupted, SwampError
 from swamp.masks import is_sharded, to_local
 from swamp.training import RunningMean, Snapshot, Task, build_optimizer, fit
 
-from .forked import SEEDS, TRAINING, Heard, Together, assert_equal
+from .forked import SEEDS, TRAINING, Together, assert_equal
 
 KINDS = {
     "plain": TRAINING,
@@ -76,11 +77,11 @@ def test_each_rank_keeps_its_own_rows_of_all_that_training_keeps(small, trained,
     assert sum(to_local(tensor).numel() for tensor in kept) == (4 * 16 + 4 + 2 * 8 + 2) * 5
 
 
-class Kept(Heard):
+class Kept(FolderProgress):
     """Asks for a snapshot from the third step on, as if some seconds had passed, and stops after the seventh."""
 
-    def __init__(self, found: Snapshot | None = None) -> None:
-        super().__init__()
+    def __init__(self, folder: Path, found: Snapshot | None = None) -> None:
+        super().__init__(folder)
         self.found, self.at, self.stop = found, 0, lambda: None
 
     def load_snapshot(self, index: int) -> Snapshot | None:
@@ -99,9 +100,9 @@ class Kept(Heard):
 def test_a_snapshot_is_whole_and_any_number_of_processes_goes_on_with_it(kind, together, trained):
     training = KINDS[kind]
     theirs = trained(Sequential(together.model, together.task), together.model, training, seeds=SEEDS[:1])
-    kept = Kept()
+    kept = Kept(together.folder)
     with together.led(2, particles=1, sharded=True) as backend:
-        kept.stop = backend.world.asked.set
+        kept.stop = backend.coordinator.stop.set
         with pytest.raises(Interrupted):
             trained(backend, together.model, replace(training, epochs=4), seeds=SEEDS[:1], progress=kept)
     assert kept.at == 4  # asked for after step 3, known to all after step 4
@@ -114,13 +115,17 @@ def test_a_snapshot_is_whole_and_any_number_of_processes_goes_on_with_it(kind, t
 def assert_resumed(together: Together, found: Snapshot, trained: Any, training: Any, theirs: Any) -> None:
     for ranks, sharded in ((4, True), (2, False)):
         together.pids = []
-        together.served = lambda world: Kept(found)
+        together.followed = lambda coordinator: Kept(together.folder, found)
         with together.led(ranks, particles=1, sharded=sharded) as backend:
-            ours = trained(backend, together.model, training, seeds=SEEDS[:1], progress=Kept(found))
+            ours = trained(backend, together.model, training, seeds=SEEDS[:1], progress=Kept(together.folder, found))
         assert ours[0].steps == 12
         assert_equal(ours, theirs, within=1e-10)
     alone = Sequential(together.model, together.task)
-    assert_equal(trained(alone, together.model, training, seeds=SEEDS[:1], progress=Kept(found)), theirs, within=1e-10)
+    assert_equal(
+        trained(alone, together.model, training, seeds=SEEDS[:1], progress=Kept(together.folder, found)),
+        theirs,
+        within=1e-10,
+    )
 
 
 @pytest.mark.slow

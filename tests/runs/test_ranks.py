@@ -16,8 +16,7 @@ import pytest
 from swamp.algorithms import Plan
 from swamp.runs import RunConfig
 
-from .conftest import go, go_on, tiny
-from .test_resume import assert_same_outcome
+from .conftest import assert_same_outcome, go, go_on, tiny
 
 LINE = re.compile(r"^swamp: ", re.MULTILINE)
 

@@ -4,17 +4,16 @@ from collections.abc import Callable
 
 from swamp.backends.autotune import CANDIDATES, Autotune, Choice
 from swamp.backends.base import Backend, ForwardingProgress, Progress
-from swamp.backends.beat import Member
+from swamp.backends.coordinator import Coordinator, JobEnded, Member
 from swamp.backends.custom import CustomTrainer, TrainJob
 from swamp.backends.data_parallel import can_shard
+from swamp.backends.distributed import Distributed, FolderProgress, follow
 from swamp.backends.particle import Particle, mean_of, require_unbroken
-from swamp.backends.ranks import Ranks
+from swamp.backends.rendezvous import close_process_group, rank, restarts, world_size
 from swamp.backends.sequential import Sequential, rewind
-from swamp.backends.serving import serve
 from swamp.backends.threads import Threads, cores
 from swamp.backends.ticket import Ticket
 from swamp.backends.vmapped import MultiStream, Vmapped
-from swamp.backends.world import JobEnded, World, rank, ranks
 from swamp.errors import unknown
 
 BACKENDS: dict[str, Callable[..., Backend]] = {"auto": Autotune, **CANDIDATES}
@@ -33,27 +32,30 @@ __all__ = [
     "Autotune",
     "Backend",
     "Choice",
+    "Coordinator",
     "CustomTrainer",
+    "Distributed",
+    "FolderProgress",
     "ForwardingProgress",
     "JobEnded",
     "Member",
     "MultiStream",
     "Particle",
     "Progress",
-    "Ranks",
     "Sequential",
     "Threads",
     "Ticket",
     "TrainJob",
     "Vmapped",
-    "World",
     "backend_named",
     "can_shard",
+    "close_process_group",
     "cores",
+    "follow",
     "mean_of",
     "rank",
-    "ranks",
     "require_unbroken",
+    "restarts",
     "rewind",
-    "serve",
+    "world_size",
 ]

@@ -42,6 +42,10 @@ class Progress:
     def on_remote_step(self, index: int, step: int, total: int) -> None:
         """Called after step `step` of `total` of a particle that another rank trains."""
 
+    def load_particle(self, index: int) -> Particle | None:
+        """A finished particle that another rank has stored; None while there is none."""
+        return None
+
 
 class ForwardingProgress(Progress):
     """Passes every report on to `inner`; a subclass overrides what it changes."""
@@ -73,6 +77,10 @@ class ForwardingProgress(Progress):
     def on_remote_step(self, index: int, step: int, total: int) -> None:
         """Forward."""
         self.inner.on_remote_step(index, step, total)
+
+    def load_particle(self, index: int) -> Particle | None:
+        """Forward."""
+        return self.inner.load_particle(index)
 
 
 class Backend(Protocol):

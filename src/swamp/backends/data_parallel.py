@@ -118,12 +118,12 @@ class _SnapshotLater(Exception):  # noqa: N818
 class GroupProgress(ForwardingProgress):
     """Progress of a particle that several processes train: the first one reports and saves, all stop at one step.
 
-    agreed: set before the last report, so that `progress` saves the training.
+    agreed: set before the last report, so that `inner` saves the training.
     """
 
-    def __init__(self, progress: Progress, shard: DataParallel, agreed: Event) -> None:
-        super().__init__(progress)
-        self.progress, self.shard, self.agreed = progress, shard, agreed
+    def __init__(self, inner: Progress, shard: DataParallel, agreed: Event) -> None:
+        super().__init__(inner)
+        self.shard, self.agreed = shard, agreed
 
     def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         """Report; raise Interrupted once any of the processes was asked to stop."""
@@ -133,7 +133,7 @@ class GroupProgress(ForwardingProgress):
             snapshot = self._collective(snapshot)
         if self.shard.first:
             with suppress(_SnapshotLater):
-                self.progress.on_step(index, step, total, snapshot)
+                self.inner.on_step(index, step, total, snapshot)
         if self.shard.stopping:
             raise Interrupted("stopped.")
 
@@ -146,16 +146,13 @@ class GroupProgress(ForwardingProgress):
 
     def load_snapshot(self, index: int) -> Snapshot | None:
         """The snapshot to resume from. Raises SwampError where the processes find different ones."""
-        found = self.progress.load_snapshot(index)
+        found = self.inner.load_snapshot(index)
         if not self.shard.agree(-1 if found is None else found.step):
             raise SwampError(
                 f"the ranks that train particle {index} find different snapshots of it. Put the run directory on a "
                 "file system that all hosts share."
             )
         return found
-
-    def on_last_step(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
-        """Nothing to do: particles are trained sequentially."""
 
     def on_finished(self, particle: Particle) -> None:
         """Report the particle. Raises SwampError where the processes ended with different weights."""
@@ -166,14 +163,14 @@ class GroupProgress(ForwardingProgress):
                 "model other than dropout: start no more ranks than particles."
             )
         if self.shard.first:
-            self.progress.on_finished(particle)
+            self.inner.on_finished(particle)
 
     def on_diverged(self, index: int, error: Diverged) -> None:
         """Report it; continue or raise on all processes alike, which see the divergence at the same step."""
         raised: Exception | None = None
         if self.shard.first:
             try:
-                self.progress.on_diverged(index, error)
+                self.inner.on_diverged(index, error)
             except SwampError as stopped:
                 raised = stopped
         if not self.shard.agree(int(raised is not None)) and raised is None:

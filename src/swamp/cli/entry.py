@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A file name may not be valid text; printing it must not end a run.
             stream.reconfigure(errors="backslashreplace")
-    with _one_voice():
+    with _only_rank_0_prints():
         try:
             _main(arguments)
         except KeyboardInterrupt:
@@ -91,13 +91,13 @@ def _command(name: str) -> Callable[[Sequence[str]], None]:
         return getattr(import_module(f"swamp.cli.{_COMMANDS[name][0]}"), f"{name}_command")
 
 
-def _one_voice() -> AbstractContextManager[None]:
+def _only_rank_0_prints() -> AbstractContextManager[None]:
     """Under torchrun, rank 0 prints for all ranks."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return nullcontext()
-    from swamp.runs import one_voice
+    from swamp.runs import only_rank_0_prints
 
-    return one_voice()
+    return only_rank_0_prints()
 
 
 def _refuse_endless(given: Sequence[str]) -> None:

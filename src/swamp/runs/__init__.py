@@ -4,6 +4,7 @@ from swamp.runs.checkpoints import RunStore
 from swamp.runs.config import RunConfig, differences, flattened
 from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import executing, prepare, resume, start
+from swamp.runs.ranks import only_rank_0_prints
 from swamp.runs.read import (
     open_run,
     read_cycle,
@@ -17,7 +18,6 @@ from swamp.runs.read import (
 from swamp.runs.run_progress import Reporter
 from swamp.runs.study import BESIDE_RUNS, CompareOptions, Study
 from swamp.runs.study_queue import RunState, StudyDirectory, is_study, work
-from swamp.runs.together import one_voice
 from swamp.runs.trajectory import read_trajectory
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
     "executing",
     "flattened",
     "is_study",
-    "one_voice",
+    "only_rank_0_prints",
     "open_run",
     "prepare",
     "read_cycle",

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from swamp.algorithms import Cycle, NoStore, Store, backend_of, cycles, ensemble, method_named
-from swamp.backends import Backend, Choice, Ranks, Sequential, World, serve
+from swamp.algorithms import Cycle, NoStore, backend_of, cycles, ensemble, method_named
+from swamp.backends import Backend, Choice, Coordinator, Distributed, Sequential, follow
 from swamp.datasets import Problem, build_problem, network_for
 from swamp.errors import CorruptFile, Diverged, Interrupted, SwampError
 from swamp.files import set_aside
@@ -22,9 +22,9 @@ from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, add_checksum, finite, read_json, write_json
 from swamp.runs.environment import environment
 from swamp.runs.overview import overview
+from swamp.runs.ranks import distributed_job, restarted, wait_until_prepared
 from swamp.runs.read import open_run, read_sessions, verify_config_owner, write_config
-from swamp.runs.run_progress import Reporter
-from swamp.runs.together import Nobody, joined, prepared, restarted
+from swamp.runs.run_progress import NullReporter, Reporter
 from swamp.runs.validation import (
     check_disk_space,
     check_rank_count,
@@ -35,7 +35,7 @@ from swamp.runs.validation import (
     most_particles,
     require_new_directory,
 )
-from swamp.training import Seed, build_optimizer, isolated
+from swamp.training import Seed, Shard, Task, build_optimizer, isolated
 
 
 def start(config: RunConfig, path: Path, reporter: Reporter, stop: Event) -> dict[str, Any]:
@@ -47,19 +47,19 @@ def start(config: RunConfig, path: Path, reporter: Reporter, stop: Event) -> dic
     if restarted() and directory.config.exists() and not differences(RunConfig.load(directory.config), config):
         return resume(path, reporter, stop)
     check_shard(config)
-    with joined(config, device_type(config), path, stop) as world:
-        if world is not None and world.rank:
-            return _serve(config, directory, world)
+    with distributed_job(config, device_type(config), path, stop) as coordinator:
+        if coordinator is not None and coordinator.rank:
+            return _follow(config, directory, coordinator)
         require_new_directory(directory, config)
-        check_static_masks(config, world)
+        check_static_masks(config, coordinator)
         problem, model = prepare(config)
-        check_rank_count(config, problem, world)
+        check_rank_count(config, problem, coordinator)
         with directory.locked():
             require_new_directory(directory, config)
             check_disk_space(directory, config, model, problem.task.train.steps(config.training.batch_size))
-            prepared(world)
+            wait_until_prepared(coordinator)
             write_config(directory, config)
-            return _execute(config, directory, problem, model, reporter, stop, world)
+            return _execute(config, directory, problem, model, reporter, stop, coordinator)
     return {}
 
 
@@ -67,37 +67,42 @@ def resume(path: Path, reporter: Reporter, stop: Event) -> dict[str, Any]:
     """Continue the run in `path`; finished parts are read from disk. Returns the summary, as `start` does."""
     directory, config = open_run(path)
     verify_config_owner(directory)
-    with joined(config, device_type(config), path, stop) as world:
-        if world is not None and world.rank:
-            return _serve(config, directory, world)
-        check_static_masks(config, world)
+    with distributed_job(config, device_type(config), path, stop) as coordinator:
+        if coordinator is not None and coordinator.rank:
+            return _follow(config, directory, coordinator)
+        check_static_masks(config, coordinator)
         problem, model = prepare(config)
-        check_rank_count(config, problem, world)
+        check_rank_count(config, problem, coordinator)
         with directory.locked():
             check_disk_space(directory, config, model, problem.task.train.steps(config.training.batch_size))
-            prepared(world)
-            return _execute(config, directory, problem, model, reporter, stop, world)
+            wait_until_prepared(coordinator)
+            return _execute(config, directory, problem, model, reporter, stop, coordinator)
     return {}
 
 
-def _serve(config: RunConfig, directory: RunDirectory, world: World) -> dict[str, Any]:
-    """The part of a rank other than 0: train what rank 0 asks for."""
-    try:
-        problem, model = prepare(config)
-    except SwampError as error:
-        world.post("prepared", str(error))
-        world.hear("nothing more", [0])  # until rank 0 has told of it and ended the job
-        raise
-    world.post("prepared", None)
-    store = store_of(config, directory, Nobody(), world.agreed, announce=False)
+def _follow(config: RunConfig, directory: RunDirectory, coordinator: Coordinator) -> dict[str, Any]:
+    """The part of a rank other than 0: train particles for rank 0."""
+    problem, model = prepare(config)
+    coordinator.publish(f"prepared/{coordinator.rank}", True)
+    store = store_of(config, directory, NullReporter(), _stop_of(config, coordinator), announce=False)
 
     def build(choice: Any) -> Backend:
         chosen = None if choice is None else Choice.from_json(choice)
         return backend_of(config.backend, model, problem.task, config.plan, choice=chosen)
 
     with executing(config):
-        serve(world, build, store.opened, lambda shard: Sequential(model, problem.task, shard=shard))
+        shard_backend = partial(_shard_backend, model, problem.task)
+        follow(coordinator, directory.path, build, store.opened, shard_backend)
     return {}
+
+
+def _stop_of(config: RunConfig, coordinator: Coordinator) -> Event:
+    """What stops a training: ranks that train one particle together must agree on the step."""
+    return coordinator.stop if coordinator.size <= most_particles(config) else coordinator.agreed
+
+
+def _shard_backend(model: nn.Module, task: Task, shard: Shard) -> Backend:
+    return Sequential(model, task, shard=shard)
 
 
 def prepare(config: RunConfig) -> tuple[Problem, nn.Module]:
@@ -168,17 +173,17 @@ def _execute(
     model: nn.Module,
     reporter: Reporter,
     stop: Event,
-    world: World | None,
+    coordinator: Coordinator | None,
 ) -> dict[str, Any]:
-    if world is not None:
-        stop = world.agreed
+    if coordinator is not None:
+        stop = _stop_of(config, coordinator)
     store = store_of(config, directory, reporter, stop)
     with executing(config):
-        ranks = [] if world is None else [str(member) for member in world.members]
+        ranks = [] if coordinator is None else [str(member) for member in coordinator.members]
         append_session(directory, config, ranks)
         reporter.started(overview(config, problem, model))
         try:
-            done = summary(directory, config, _records(config, problem, model, store, world))
+            done = summary(directory, config, _records(config, problem, model, store, coordinator))
         except Diverged as error:
             raise Diverged(
                 f"{error} Try a lower learning rate: swamp run --config {directory.config} --lr ... --clip 1 --out NEW"
@@ -232,20 +237,25 @@ def store_of(
 
 
 def _records(
-    config: RunConfig, problem: Problem, model: nn.Module, store: Store, world: World | None = None
+    config: RunConfig,
+    problem: Problem,
+    model: nn.Module,
+    store: RunStore | NoStore,
+    coordinator: Coordinator | None = None,
 ) -> Iterator[Cycle]:
     """The cycle loop. Raises every error of the configuration here, before the first step."""
     task, plan, training = problem.task, config.plan, config.training
     build_optimizer(model.parameters(), training)
     backend = backend_of(config.backend, model, task, plan, choice=store.choice(), on_choice=store.keep_choice)
-    if world is not None:
-        backend = Ranks(
+    if coordinator is not None and isinstance(store, RunStore):
+        backend = Distributed(
             backend,
-            world,
-            lambda: (chosen := store.choice()) and chosen.to_json(),
+            coordinator,
+            store.directory.path,
             particles=most_particles(config),
-            shared=lambda shard: Sequential(model, task, shard=shard),
+            data_parallel=partial(_shard_backend, model, task),
             sharded=config.shard,
+            choice=lambda: (choice := store.choice()) and choice.to_json(),
         )
     if method_named(plan.method).ensemble:
         initial = partial(initial_network, config, problem)

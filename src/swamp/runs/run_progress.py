@@ -13,7 +13,7 @@ from swamp.errors import CorruptFile, Interrupted
 from swamp.files import load_metadata
 from swamp.runs.directory import RunDirectory
 from swamp.runs.overview import Overview
-from swamp.runs.read import unless_damaged
+from swamp.runs.read import read_particle, unless_damaged
 from swamp.runs.snapshot import load_snapshot, save_snapshot
 from swamp.runs.trajectory import TrajectoryWriter, read_trajectory, trajectory_files
 from swamp.training import Snapshot
@@ -39,6 +39,22 @@ class Reporter(Protocol):
     def finished(self, cycle: Cycle) -> None:
         """A cycle is finished, in this session or an earlier one."""
         ...
+
+
+class NullReporter:
+    """Reporter that shows nothing."""
+
+    def started(self, run: Overview) -> None:
+        """Do nothing."""
+
+    def chosen(self, choice: Choice) -> None:
+        """Do nothing."""
+
+    def training(self, cycle: int | None, index: int, count: int, step: int, total: int) -> None:
+        """Do nothing."""
+
+    def finished(self, cycle: Cycle) -> None:
+        """Do nothing."""
 
 
 @dataclass(eq=False)
@@ -109,6 +125,12 @@ class RunProgress(Progress):
         member, members = self.one_of
         self.reporter.training(self.cycle, index + member * self.count, members * self.count, step, total)
 
+    def load_particle(self, index: int) -> Particle | None:
+        """A particle that another rank has finished."""
+        if self.cycle is None or not self.directory.particle(self.cycle, index).exists():
+            return None
+        return read_particle(self.directory, self.cycle, index)
+
     def load_snapshot(self, index: int) -> Snapshot | None:
         """The snapshot on disk; None if there is none, or it or its trajectory is damaged: training starts again."""
         directory = self.directory
@@ -144,7 +166,5 @@ class RunProgress(Progress):
             # Also if no points are in memory: a training may have been stopped after its last step.
             if self.trajectory_every and (taken := self.path(particle.index)):
                 taken.finish()
-            # The rank that trained it has written it already; rank 0 does not write it again.
-            if not path.exists():
-                particle.save(path, self.directory.provenance(path))
+            particle.save(path, self.directory.provenance(path))
             self.directory.snapshot(self.cycle, particle.index).unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import shutil
 import torch
 from torch import nn
 
-from swamp.backends import World, can_shard, ranks
+from swamp.backends import Coordinator, can_shard, world_size
 from swamp.datasets import Problem
 from swamp.errors import SwampError
 from swamp.runs.config import RunConfig, differences
@@ -23,7 +23,7 @@ def device_type(config: RunConfig) -> str:
 
 def device_named(name: str) -> torch.device:
     """The device of that name, or this rank's GPU of several. Raises SwampError if it cannot be used."""
-    if name in ("auto", "cuda") and torch.cuda.is_available() and ranks() > 1:
+    if name in ("auto", "cuda") and torch.cuda.is_available() and world_size() > 1:
         # One GPU per rank of this host; more ranks than GPUs share them.
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     if name == "auto":
@@ -70,20 +70,20 @@ def most_particles(config: RunConfig) -> int:
     return max(config.plan.schedule().particles)
 
 
-def check_rank_count(config: RunConfig, problem: Problem, world: World | None) -> None:
+def check_rank_count(config: RunConfig, problem: Problem, coordinator: Coordinator | None) -> None:
     """Refuse more ranks than there are particles times rows of a batch."""
     particles = most_particles(config)
     rows = min(config.training.batch_size, len(problem.task.train))
-    if world is not None and world.size > particles * rows:
+    if coordinator is not None and coordinator.size > particles * rows:
         raise SwampError(
-            f"{world.size} ranks are too many for {particles} particles with {rows} examples per step. "
+            f"{coordinator.size} ranks are too many for {particles} particles with {rows} examples per step. "
             f"Start at most {particles * rows}, better {particles}."
         )
 
 
-def check_static_masks(config: RunConfig, world: World | None) -> None:
+def check_static_masks(config: RunConfig, coordinator: Coordinator | None) -> None:
     """Refuse several ranks where masks change while particles train."""
-    if world is not None and config.plan.setting.masks == "dynamic":
+    if coordinator is not None and config.plan.setting.masks == "dynamic":
         raise SwampError(
             f"the masks of {config.plan.method} change while it trains, which several ranks cannot do together. Leave "
             "torchrun out; several such runs at once are a study: swamp study --help."
@@ -93,9 +93,9 @@ def check_static_masks(config: RunConfig, world: World | None) -> None:
 def check_shard(config: RunConfig) -> None:
     """Refuse to spread particles over ranks that are too few, or by a torch that cannot."""
     particles = most_particles(config)
-    if config.shard and ranks() < 2 * particles:
+    if config.shard and world_size() < 2 * particles:
         raise SwampError(
-            f"--shard spreads each of {particles} particles over two ranks or more, and there are {ranks()} in all. "
+            f"--shard spreads each of {particles} particles over two ranks or more; this job has {world_size()}. "
             f"Start {2 * particles} or more with torchrun --nproc-per-node={2 * particles}, or leave --shard out."
         )
     if config.shard and not can_shard():
