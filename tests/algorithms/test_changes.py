@@ -92,9 +92,9 @@ def test_a_step_of_the_trunk_counts_once_and_a_dense_gradient_for_each_particle(
         random, gradient = (run(mlp, task, f"{name}-swamp{kind}", **options)[0].cost for name in ("set", "rigl"))
         assert random.steps == gradient.steps == 6 + 3 * 18
         assert random.samples == 16 * random.steps
-        assert random.operations == pytest.approx(random.steps * 16 * 6 * 29)
+        assert random.flops == pytest.approx(random.steps * 16 * 6 * 29)
         # One of the trunk, one of each particle: two sparse passes and a dense one, each on a batch of 16.
-        assert gradient.operations == pytest.approx(random.operations + (1 + 3) * 16 * (2 * 2 * 29 + 2 * 144))
+        assert gradient.flops == pytest.approx(random.flops + (1 + 3) * 16 * (2 * 2 * 29 + 2 * 144))
 
 
 def test_the_mean_of_a_cyclic_tail_is_of_the_ends_of_all_its_cycles(mlp, task, monkeypatch):

@@ -30,13 +30,13 @@ def costly(folder: Path, seeds: int = 3, metric: str = "accuracy", baseline: str
         for seed in range(seeds):
             wobble = 0.002 * (seed - 1) if method == "b" else 0.0
             cycles = [
-                cycle(c, density, value + wobble, operations=100.0 * (k + 1), total=cost)
+                cycle(c, density, value + wobble, flops=100.0 * (k + 1), total=cost)
                 for c, (density, value) in enumerate(zip((0.5, 0.1), each, strict=True))
                 if value is not None
-                for cost in [{"steps": 1, "samples": 1, "operations": 100.0 * (k + 1), "seconds": 1}]
+                for cost in [{"steps": 1, "samples": 1, "flops": 100.0 * (k + 1), "seconds": 1}]
             ]
             runs.append(write_run(folder / f"{method}-{seed}", cycles, method=method, seed=seed))
-    dense = [cycle(0, 1.0, 0.95, operations=200.0)]
+    dense = [cycle(0, 1.0, 0.95, flops=200.0)]
     runs.append(write_run(folder / "dense", dense, method="dense", seed=0))
     read = [read_run(path) for path in runs]
     return compare(read, metric=metric, baseline=baseline, sparsities=[0.5, 0.9])

@@ -17,16 +17,16 @@ def run(path: Path, cycles: list[dict[str, Any]], method: str = "imp", seed: int
     return read_run(write_run(path, cycles, method=method, seed=seed))
 
 
-def priced(number: int, density: float, accuracy: float, operations: float, total: float | None) -> dict[str, Any]:
-    """A cycle of 100 steps; its model took `total` operations in all, and a step for each."""
-    sums = None if total is None else {"steps": total, "samples": 10 * total, "operations": total, "seconds": 0.0}
-    return cycle(number, density, accuracy, operations=operations, total=sums)
+def priced(number: int, density: float, accuracy: float, flops: float, total: float | None) -> dict[str, Any]:
+    """A cycle of 100 steps; its model took `total` FLOPs in all, and a step for each."""
+    sums = None if total is None else {"steps": total, "samples": 10 * total, "flops": total, "seconds": 0.0}
+    return cycle(number, density, accuracy, flops=flops, total=sums)
 
 
 def at_one_sparsity(
     folder: Path, methods: Mapping[str, tuple[float, tuple[float, ...]]], metric: str = "accuracy"
 ) -> Comparison:
-    """Methods by name: what a model took, and its accuracy for each seed. One dense training takes 100 operations."""
+    """Methods by name: what a model took, and its accuracy for each seed. One dense training takes 100 FLOPs."""
     runs = [run(folder / "dense", [priced(0, 1.0, 0.9, 100, 100)], "dense")]
     for name, (total, accuracies) in methods.items():
         for seed, accuracy in enumerate(accuracies):
@@ -37,24 +37,24 @@ def at_one_sparsity(
 
 def test_an_old_record_gets_the_sums_over_cycles_and_no_operations(tmp_path: Path) -> None:
     one, two = run(tmp_path / "a", [cycle(0, 1.0, 0.9), cycle(1, 0.8, 0.9, (0.9, 0.9))]).cycles
-    assert (one["operations"], two["operations"]) == (None, None)
-    assert one["total"] == {"steps": 100, "samples": 1000, "operations": None, "seconds": 2.0}
-    assert two["total"] == {"steps": 300, "samples": 3000, "operations": None, "seconds": 4.0}
+    assert (one["flops"], two["flops"]) == (None, None)
+    assert one["total"] == {"steps": 100, "samples": 1000, "flops": None, "seconds": 2.0}
+    assert two["total"] == {"steps": 300, "samples": 3000, "flops": None, "seconds": 4.0}
 
 
 def test_operations_without_a_total_are_summed_until_a_cycle_lacks_them(tmp_path: Path) -> None:
-    records = [cycle(0, 1.0, 0.9, operations=7.0), cycle(1, 0.8, 0.9, operations=5), cycle(2, 0.6, 0.9)]
-    assert [c["total"]["operations"] for c in run(tmp_path / "a", records).cycles] == [7, 12, None]
+    records = [cycle(0, 1.0, 0.9, flops=7.0), cycle(1, 0.8, 0.9, flops=5), cycle(2, 0.6, 0.9)]
+    assert [c["total"]["flops"] for c in run(tmp_path / "a", records).cycles] == [7, 12, None]
 
 
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ({"operations": "many"}, "'operations' is not a number"),
-        ({"operations": True}, "'operations' is not a number"),
+        ({"flops": "many"}, "'flops' is not a number"),
+        ({"flops": True}, "'flops' is not a number"),
         ({"total": 3}, "'total' is neither an object nor null"),
-        ({"total": {"steps": 1, "samples": 1, "operations": 1.0}}, "'total.seconds' is not a number"),
-        ({"total": {"steps": 1, "samples": 1, "operations": "1", "seconds": 1}}, "'total.operations' is not a number"),
+        ({"total": {"steps": 1, "samples": 1, "flops": 1.0}}, "'total.seconds' is not a number"),
+        ({"total": {"steps": 1, "samples": 1, "flops": "1", "seconds": 1}}, "'total.flops' is not a number"),
     ],
 )
 def test_a_damaged_cost_is_named(tmp_path: Path, field: dict[str, Any], message: str) -> None:
@@ -69,7 +69,7 @@ def test_an_independent_method_pays_for_one_training_and_an_iterative_one_for_al
     snip = run(tmp_path / "s", [priced(0, 0.5, 0.8, 55, 55), priced(1, 0.1, 0.8, 15, 15)], "snip")
     comparison = compare([imp, snip])
     unit = comparison.unit
-    assert (unit.measure, unit.dense, unit.heading) == ("operations", 100, "× dense")
+    assert (unit.measure, unit.dense, unit.heading) == ("flops", 100, "× dense")
     assert [[unit.of(cell.total) for cell in row.cells.values()] for row in comparison.rows] == [
         [1.0],
         [1.6, 0.55],
@@ -81,7 +81,7 @@ def test_an_independent_method_pays_for_one_training_and_an_iterative_one_for_al
 
 
 def test_one_dense_training_is_the_cheapest_dense_cycle_of_one_particle(tmp_path: Path) -> None:
-    swamp = cycle(0, 1.0, 0.9, (0.9, 0.9), operations=50.0)  # not of one particle
+    swamp = cycle(0, 1.0, 0.9, (0.9, 0.9), flops=50.0)  # not of one particle
     runs = [
         run(tmp_path / "sam", [priced(0, 1.0, 0.9, 200, 200)], "imp-sam"),
         run(tmp_path / "imp", [priced(0, 1.0, 0.9, 100, 100)]),
@@ -98,7 +98,7 @@ def test_one_run_without_operations_makes_all_costs_steps_and_the_unit_says_so(t
     new = run(tmp_path / "s", [priced(0, 0.1, 0.7, 12, 50)], "snip")
     comparison = compare([old, new])
     assert comparison.unit.heading == "× dense steps"
-    assert "Not every run recorded its operations" in comparison.unit.meaning
+    assert "Not every run recorded its FLOPs" in comparison.unit.meaning
     assert [(rank.label, rank.cost) for rank in comparison.rows[1].cost_ranking] == [("snip", 0.5), ("imp", 2.0)]
 
 

@@ -95,14 +95,14 @@ def test_a_stack_of_which_one_broke_goes_on_to_the_same_bits(method, spoil, tmp_
     plan = Plan(method, particles=(3,), densities=(1.0,), ticket_epochs=1, barrier_threshold=1.0)
     config = tiny(plan=plan, backend="vmapped", model="mlp-bn-100")
     steps = steps_of(config, tmp_path / "whole")
-    broken = json.loads(next((tmp_path / "whole").rglob("broken.json")).read_text())["trainings"]
+    broken = json.loads(next((tmp_path / "whole").rglob("divergences.json")).read_text())["trainings"]
     assert len(broken) == 1
     # Two of three go on after it, and then it goes on alone.
     for left in (20, 70):
         run, stop = tmp_path / str(left), Event()
         with pytest.raises(Interrupted):
             start(config, run, StopAt(steps - left, stop), stop)
-        assert [*run.rglob("broken.json")]
+        assert [*run.rglob("divergences.json")]
         go_on(run)
         assert_same_outcome(tmp_path / "whole", run)
 
@@ -131,7 +131,7 @@ def test_a_crash_before_any_single_write_or_removal_while_mending_loses_nothing(
     monkeypatch.setattr("os.replace", counted(rename))
     monkeypatch.setattr(Path, "unlink", counted(before))
     go(config, tmp_path / "whole")
-    broke = next(i for i, name in enumerate(steps, 1) if "broken.json" in name)
+    broke = next(i for i, name in enumerate(steps, 1) if "divergences.json" in name)
     total = len(steps)
     for number in range(broke - 3, min(broke + 2, total)):
         steps.clear()
@@ -151,7 +151,7 @@ def test_where_masks_change_it_goes_on_to_the_same_bits_too(method, spoil, tmp_p
     plan = Plan(method, particles=(2,), densities=(0.5,), ticket_epochs=0.5, barrier_threshold=1.0)
     config = tiny(plan=replace(plan, dynamic=Dynamic(update_interval=6, drop_fraction=0.5)))
     steps = steps_of(config, tmp_path / "whole")
-    assert json.loads((tmp_path / "whole" / "broken.json").read_text())["trainings"][0]["again"] == 0.025
+    assert json.loads((tmp_path / "whole" / "divergences.json").read_text())["trainings"][0]["again"] == 0.025
     for step in sorted(random.Random(5).sample(range(1, steps), 2)):
         run, stop = tmp_path / str(step), Event()
         with pytest.raises(Interrupted, match="swamp resume"):
@@ -167,7 +167,11 @@ def test_a_ticket_and_a_member_of_an_ensemble_keep_what_broke(spoil, tmp_path):
     config = tiny()
     config = replace(config, plan=replace(config.plan, method="imp-ensemble"))
     whole = go(config, tmp_path / "whole")
-    assert [[(b["cycle"], b["particle"]) for b in c["broken"]] for c in whole["cycles"]] == [[(None, 1)], [(1, 1)], []]
+    assert [[(b["cycle"], b["particle"]) for b in c["divergences"]] for c in whole["cycles"]] == [
+        [(None, 1)],
+        [(1, 1)],
+        [],
+    ]
     stop = Event()
     with pytest.raises(Interrupted):
         start(config, tmp_path / "run", StopAt(150, stop), stop)
@@ -236,4 +240,4 @@ def test_the_command_warns_and_the_summary_is_strict_json(spoil, tmp_path, capsy
     said = capsys.readouterr()
     assert "warning: Cycle 1, particle 1, diverged" in said.err
     done = json.loads(said.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert done["cycles"][1]["broken"][0]["again"] is None
+    assert done["cycles"][1]["divergences"][0]["again"] is None

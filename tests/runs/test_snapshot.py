@@ -46,7 +46,7 @@ def test_every_part_of_a_phase_comes_back_from_its_file(tmp_path):
     taken = Phase(7, masks, snapshots, {"a.weight": torch.randn(2, 3)}, 3, 1e17 + 16, 0.1)
     save_phase(tmp_path / "one", taken, {"run": "run"})
     found = load_phase(tmp_path / "one")
-    assert (found.step, found.averaged, found.operations, found.seconds) == (7, 3, 1e17 + 16, 0.1)
+    assert (found.step, found.averaged, found.flops, found.seconds) == (7, 3, 1e17 + 16, 0.1)
     assert found.masks == masks
     assert torch.equal(found.mean["a.weight"], taken.mean["a.weight"])
     for before, after in zip(snapshots, found.snapshots, strict=True):

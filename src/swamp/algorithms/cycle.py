@@ -21,15 +21,15 @@ class Cost:
     """Optimizer steps of all particles."""
     samples: int = 0
     """Training examples seen."""
-    operations: float = 0.0
-    """Floating-point operations of training and scoring, zeros left out: see training/flops.py. NaN: unknown."""
+    flops: float = 0.0
+    """Floating-point operations of training and scoring, without products with zero (NaN: unknown); see FlopCounter."""
     seconds: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
             self.steps + other.steps,
             self.samples + other.samples,
-            self.operations + other.operations,
+            self.flops + other.flops,
             self.seconds + other.seconds,
         )
 
@@ -176,11 +176,11 @@ class Cycle:
             **asdict(self.metrics),
             "particles": [particle.to_json() for particle in self.particles],
             "barrier": asdict(self.barrier) if self.barrier else None,
-            "stale": self.metrics_before_bn_update,
+            "metrics_before_bn_update": self.metrics_before_bn_update,
             **asdict(self.cost),
             "total": asdict(self.total),
             "warnings": list(self.warnings),
-            "broken": [asdict(one) for one in self.divergences],
+            "divergences": [asdict(one) for one in self.divergences],
         }
 
     @classmethod
@@ -203,17 +203,17 @@ class Cycle:
             _split_metrics(line),
             tuple(map(ParticleRecord.from_json, line["particles"])),
             Barrier(*(_number(line["barrier"][name]) for name in ("pair", "mean"))) if line["barrier"] else None,
-            _numbers(line["stale"]),
+            _numbers(line["metrics_before_bn_update"]),
             _cost(line),
             _cost(line["total"]),
             tuple(line["warnings"]),
             line["density"]["heads"],
-            tuple(Divergence(**one) for one in line["broken"]),
+            tuple(Divergence(**one) for one in line["divergences"]),
         )
 
 
 def _cost(fields: Mapping[str, Any]) -> Cost:
-    return Cost(fields["steps"], fields["samples"], _number(fields["operations"]), fields["seconds"])
+    return Cost(fields["steps"], fields["samples"], _number(fields["flops"]), fields["seconds"])
 
 
 def _split_metrics(fields: Mapping[str, Any]) -> SplitMetrics:

@@ -102,7 +102,7 @@ class _DynamicTraining:
         samples = self._running_mean(phase).mean() if self.sampled else None
         steps = self.split + count * (self.total - self.split) + lost
         step_flops = self.setup.flops.training_step(self.spec.mask, self.training)
-        flops = phase.operations + lost * self.setup.batch * step_flops
+        flops = phase.flops + lost * self.setup.batch * step_flops
         return Trained(particles, masks, steps, flops, earlier_seconds, samples)
 
     def _train_part(self, phase: Phase, count: int, stop: int) -> tuple[list[Particle], tuple[Snapshot, ...]]:
@@ -133,7 +133,7 @@ class _DynamicTraining:
         """Add up the cost, take a sample where one is due, and change the masks where a change is due."""
         own = [phase.masks[i % len(phase.masks)] for i in range(len(snapshots))]
         examples = (step - phase.step) * self.setup.batch
-        flops = phase.operations + sum(examples * self.setup.flops.training_step(mask, self.training) for mask in own)
+        flops = phase.flops + sum(examples * self.setup.flops.training_step(mask, self.training) for mask in own)
         average = self._running_mean(phase)
         if self.sampled and step in self.tail_ends:
             for snapshot in snapshots:

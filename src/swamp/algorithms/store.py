@@ -21,7 +21,7 @@ class Phase:
     mean: State
     """The uncast mean of the samples of a cyclic tail, and how many it has."""
     averaged: int
-    operations: float
+    flops: float
     seconds: float
 
 

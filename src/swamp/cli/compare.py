@@ -36,7 +36,7 @@ class CompareArgs:
     sparsities: tuple[float, ...] = ()
     """Only these sparsities, as fractions of the prunable weights: 0.5 0.9 0.98 (default: all)."""
     at: Literal["sparsity", "equal-cost"] = "sparsity"
-    """By sparsity; or at each sparsity by cost in dense trainings (operations; steps where some run lacks them)."""
+    """By sparsity; or at each sparsity by cost in dense trainings (FLOPs; steps where some run lacks them)."""
     json: bool = False
     """Print one JSON object on standard output and nothing else there."""
 

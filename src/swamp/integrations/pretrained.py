@@ -144,9 +144,7 @@ def _model_card(sparse: SparseModel, method: str, folder: str) -> str:
     else:
         rows += [(f"{name}, test data", f"{value:.4f}") for name, value in last.metrics.test.items()]
         cost = last.total
-        spent = (
-            f"{cost.steps:,} steps, {cost.samples:,} examples, {cost.operations:.3g} operations, {cost.seconds:.0f} s"
-        )
+        spent = f"{cost.steps:,} steps, {cost.samples:,} examples, {cost.flops:.3g} FLOPs, {cost.seconds:.0f} s"
         rows.append(("cost of all trainings", spent))
     table = "\n".join(f"| {what} | {value} |" for what, value in rows)
     return _CARD.format(

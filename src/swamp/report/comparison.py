@@ -48,10 +48,10 @@ class Point:
     barrier: float | None
     steps: int
     samples: int
-    operations: float | None
+    flops: float | None
     seconds: float
     total: ModelCost
-    """The cost of this model in all; steps, samples, operations and seconds are those of its cycle."""
+    """The cost of this model in all; steps, samples, flops and seconds are those of its cycle."""
     metrics: Mapping[str, float]
     """Every metric of every split by dotted name (`test.nll`); `particles.test.nll` is the mean over particles."""
 
@@ -288,7 +288,7 @@ def _point(label: str, run: RunRecord, cycle: Mapping[str, Any], row: int, name:
         barrier=max((height for height in barriers if height is not None), default=None),
         steps=cycle["steps"],
         samples=cycle["samples"],
-        operations=cycle["operations"],
+        flops=cycle["flops"],
         seconds=float(cycle["seconds"]),
         total=model_cost(cycle["total"]),
         metrics=metrics,
@@ -366,7 +366,7 @@ def _diverged_notes(labels: Sequence[str], runs: Sequence[RunRecord]) -> list[st
     """For each label the trainings that diverged, their learning rate, and the reaction."""
 
     def diverged(cycle: Mapping[str, Any]) -> Iterator[str]:
-        for event in cycle.get("broken") or ():
+        for event in cycle.get("divergences") or ():
             where = "the ticket" if event["cycle"] is None else f"cycle {event['cycle']}, particle {event['particle']}"
             then = "left out of the mean" if event["again"] is None else f"trained again with {event['again']:g}"
             yield f"{where} at learning rate {event['lr']:g}, {then}"

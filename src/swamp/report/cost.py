@@ -12,19 +12,19 @@ from swamp.report.statistics import Metric, Paired, paired
 DENSE = 0.995
 """A model with at least this density counts as dense."""
 SLACK = 1.05
-"""Costs within this factor count as equal: the operations of one method differ a little between seeds."""
+"""Costs within this factor count as equal: the FLOPs of one method differ a little between seeds."""
 
 
 @dataclass(frozen=True)
 class ModelCost:
     """The total cost of one model, from the first training step to the model.
 
-    `operations` are floating point operations without those on zeros (Evci 2020); None where not recorded.
+    `flops` are floating-point operations without multiplications by zero (Evci et al. 2020); None where not recorded.
     """
 
     steps: float
     samples: float
-    operations: float | None
+    flops: float | None
     seconds: float
 
 
@@ -41,7 +41,7 @@ class RunCost:
     cycles: tuple[int, int]
     steps: float
     samples: float
-    operations: float | None
+    flops: float | None
     seconds: float
     last: ModelCost
 
@@ -50,18 +50,18 @@ class RunCost:
 class CostUnit:
     """Costs are `measure` divided by `dense`, the cost of one dense training; absolute where `dense` is None."""
 
-    measure: Literal["operations", "steps"]
+    measure: Literal["flops", "steps"]
     dense: float | None
 
     def of(self, cost: ModelCost | RunCost) -> float | None:
-        """A cost in this unit; None where its operations are unknown."""
-        spent = cost.operations if self.measure == "operations" else cost.steps
+        """A cost in this unit; None where its FLOPs are unknown."""
+        spent = cost.flops if self.measure == "flops" else cost.steps
         return spent if spent is None or self.dense is None else spent / self.dense
 
     @property
     def heading(self) -> str:
         """The unit as a column heading."""
-        if self.measure == "operations":
+        if self.measure == "flops":
             return "TFLOP" if self.dense is None else "× dense"
         return "steps" if self.dense is None else "× dense steps"
 
@@ -70,7 +70,7 @@ class CostUnit:
         if value is None:
             return "–"
         if self.dense is None:
-            return f"{value / 1e12:,.4g}" if self.measure == "operations" else f"{value:,.0f}"
+            return f"{value / 1e12:,.4g}" if self.measure == "flops" else f"{value:,.0f}"
         return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
 
     @property
@@ -78,15 +78,15 @@ class CostUnit:
         """The definition of the unit, in sentences."""
         reference = "the cheapest one-particle cycle at density 1"
         unrelated = "No run trained one dense particle, so costs are absolute."
-        if self.measure == "operations":
-            counted = "floating point operations, without those on zeros"
+        if self.measure == "flops":
+            counted = "floating-point operations, without multiplications by zero"
             if self.dense is None:
                 return f"TFLOP: 10^12 {counted}. {unrelated}"
             return (
                 f"× dense: {counted}, divided by those of one dense training "
                 f"({self.dense / 1e12:,.4g} TFLOP, {reference})."
             )
-        missing = "Not every run recorded its operations, so cost is counted in steps."
+        missing = "Not every run recorded its FLOPs, so cost is counted in steps."
         if self.dense is None:
             return f"{missing} {unrelated}"
         return f"{missing} × dense steps: divided by the {self.dense:,.0f} steps of one dense training ({reference})."
@@ -108,29 +108,29 @@ class CostRank:
 
 
 def cost_unit(runs: Iterable[RunRecord]) -> CostUnit:
-    """Operations if every cycle recorded them, else steps; relative to the cheapest dense one-particle cycle."""
+    """FLOPs if every cycle recorded them, else steps; relative to the cheapest dense one-particle cycle."""
     cycles = [cycle for run in runs for cycle in run.cycles]
-    known = all(cycle["total"]["operations"] is not None for cycle in cycles)
-    measure = "operations" if known else "steps"
+    known = all(cycle["total"]["flops"] is not None for cycle in cycles)
+    measure = "flops" if known else "steps"
     # A training that diverged and was repeated costs more than one dense training.
     single = [
-        c for c in cycles if c["density"]["prunable"] >= DENSE and len(c["particles"]) <= 1 and not c.get("broken")
+        c for c in cycles if c["density"]["prunable"] >= DENSE and len(c["particles"]) <= 1 and not c.get("divergences")
     ]
     return CostUnit(measure, min((float(c[measure]) for c in single if c[measure]), default=None))
 
 
 def model_cost(total: Mapping[str, Any]) -> ModelCost:
     """The `total` of a cycle's record."""
-    return ModelCost(total["steps"], total["samples"], total["operations"], float(total["seconds"]))
+    return ModelCost(total["steps"], total["samples"], total["flops"], float(total["seconds"]))
 
 
 def mean_cost(costs: Sequence[ModelCost]) -> ModelCost:
-    """The mean of each field; operations are None where any is."""
-    operations = [cost.operations for cost in costs if cost.operations is not None]
+    """The mean of each field; `flops` is None where any is."""
+    flops = [cost.flops for cost in costs if cost.flops is not None]
     return ModelCost(
         fmean(cost.steps for cost in costs),
         fmean(cost.samples for cost in costs),
-        fmean(operations) if len(operations) == len(costs) else None,
+        fmean(flops) if len(flops) == len(costs) else None,
         fmean(cost.seconds for cost in costs),
     )
 
@@ -142,7 +142,7 @@ def run_cost(runs: Sequence[RunRecord]) -> RunCost:
         values = [cycle[key] for cycle in run.cycles]
         return None if None in values else sum(values)
 
-    wholes = [{key: total(run, key) for key in ("steps", "samples", "operations", "seconds")} for run in runs]
+    wholes = [{key: total(run, key) for key in ("steps", "samples", "flops", "seconds")} for run in runs]
     counts = [len(run.cycles) for run in runs]
     return RunCost(
         seeds=len(runs),

@@ -16,14 +16,14 @@ from swamp.runs.directory import PROVENANCE
 
 SPLITS = ("train", "validation", "test")
 CONFIG, METRICS = "config.json", "metrics.jsonl"
-_COSTS = ("steps", "samples", "operations", "seconds")
+_COSTS = ("steps", "samples", "flops", "seconds")
 
 
 @dataclass(frozen=True)
 class RunRecord:
     """One run: its directory, its configuration, and one record per finished cycle (at least one, in order).
 
-    Every record has `operations`, None where not recorded, and `total`, the cost of its model in all.
+    Every record has `flops`, None where not recorded, and `total`, the cost of its model in all.
     """
 
     directory: RunDirectory
@@ -176,7 +176,7 @@ def _cycle(directory: RunDirectory, line: bytes, where: str) -> Mapping[str, Any
 
 def _check_costs(holder: Mapping[str, Any], where: str, prefix: str) -> None:
     for key in _COSTS:
-        unknown = key == "operations" and holder.get(key) is None
+        unknown = key == "flops" and holder.get(key) is None
         if not unknown and number(holder.get(key)) is None:
             raise _damaged(where, f"'{prefix}{key}' is not a number")
 
@@ -194,7 +194,7 @@ def _with_totals(cycles: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, A
             now = cycle.get(key)
             spent[key] = None if before is None or now is None else before + now
         total = cycle.get("total") or spent
-        yield {**cycle, "operations": cycle.get("operations"), "total": {key: total.get(key) for key in _COSTS}}
+        yield {**cycle, "flops": cycle.get("flops"), "total": {key: total.get(key) for key in _COSTS}}
 
 
 def _object(data: bytes, where: str) -> dict[str, Any]:

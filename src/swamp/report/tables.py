@@ -333,7 +333,7 @@ def _csv_row(point: Point, metrics: Sequence[str]) -> dict[str, object]:
         "barrier": point.barrier,
         "steps": point.steps,
         "samples": point.samples,
-        "operations": point.operations,
+        "flops": point.flops,
         "seconds": point.seconds,
         **{f"total_{name}": value for name, value in asdict(point.total).items()},
     }

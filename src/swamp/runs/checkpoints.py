@@ -189,7 +189,7 @@ class RunStore:
 
     def divergences(self) -> tuple[Divergence, ...]:
         """Diverged trainings, from disk."""
-        path = self.directory.broken
+        path = self.directory.divergences
         return tuple(Divergence(**one) for one in self.directory.read(path)["trainings"]) if path.exists() else ()
 
     def keep_divergence(self, divergence: Divergence) -> None:
@@ -201,7 +201,7 @@ class RunStore:
             self.phases.pop(divergence.cycle, None)
             TrajectoryWriter(self.directory.trajectory(divergence.cycle, divergence.particle)).delete()
         trainings = [asdict(one) for one in (*self.divergences(), divergence)]
-        self.directory.write(self.directory.broken, {"trainings": trainings})
+        self.directory.write(self.directory.divergences, {"trainings": trainings})
 
     def phase(self, cycle: int) -> Phase | None:
         """The particles of a cycle with dynamic masks, from disk."""

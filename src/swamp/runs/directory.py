@@ -81,9 +81,9 @@ class RunDirectory:
         return self.path / "ticket.safetensors"
 
     @property
-    def broken(self) -> Path:
+    def divergences(self) -> Path:
         """Diverged trainings, and how each was handled."""
-        return self.path / "broken.json"
+        return self.path / "divergences.json"
 
     def cycle(self, index: int) -> Path:
         """Folder of one cycle."""

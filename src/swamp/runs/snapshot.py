@@ -45,7 +45,7 @@ def save_phase(path: Path, phase: Phase, provenance: Mapping[str, str]) -> None:
         "step": phase.step,
         "masks": len(phase.masks),
         "averaged": phase.averaged,
-        "operations": phase.operations,
+        "flops": phase.flops,
         "seconds": phase.seconds,
         "particles": numbers,
     }
@@ -62,7 +62,7 @@ def load_phase(path: Path) -> Phase:
             tuple(_snapshot(_below(tensors, f"particle/{i}/"), own) for i, own in enumerate(numbers["particles"])),
             _below(tensors, "mean/"),
             numbers["averaged"],
-            numbers["operations"],
+            numbers["flops"],
             numbers["seconds"],
         )
 

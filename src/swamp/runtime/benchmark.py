@@ -51,7 +51,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """Parameters, bytes and floating point operations of a network."""
+    """Parameters, bytes and floating-point operations of a network."""
 
     parameters: int
     active: int
@@ -68,7 +68,7 @@ class NetworkSize:
 
 
 def measure_size(program: Program, path: Path) -> NetworkSize:
-    """Parameters, bytes and operations of a network in a file."""
+    """Parameters, bytes and FLOPs of a network in a file."""
     tensors = [tensor for tensor in program.tensors.values() if tensor.is_floating_point()]
     data = [tensor_bytes(tensor) for tensor in tensors]
     dense_flops = flops = 0
