@@ -1,7 +1,8 @@
 """Train the ticket, and the particles of a cycle; what an interrupted run finished is read back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from swamp.algorithms.cycle_spec import CycleSpec
 from swamp.algorithms.divergence import DivergencePolicy, reduced_lr, restart_seed
@@ -9,7 +10,7 @@ from swamp.algorithms.setup import Setup
 from swamp.backends import ForwardingProgress, Particle, Progress, Ticket
 from swamp.errors import Diverged, SwampError
 from swamp.masks import Mask
-from swamp.training import Seed, State
+from swamp.training import Seed, State, Training
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +39,20 @@ def train_ticket(setup: Setup) -> Ticket:
     ticket = setup.initial
     if setup.ticket_steps:
         spec = CycleSpec(ticket, setup.dense, setup.ticket_training)
+        trained: list[Particle] = []
         try:
-            (trained,) = _train(setup, None, spec, [(0, setup.seed.at("ticket"))], [], last=setup.ticket_steps)
+            for attempt in _attempts(setup, None, spec, [(0, setup.seed.at("ticket"))], trained):
+                trained += setup.backend.train(
+                    ticket,
+                    spec.mask,
+                    attempt.training,
+                    attempt.seeds,
+                    last=setup.ticket_steps,
+                    progress=attempt.progress,
+                )
         except Diverged as error:
             raise Diverged(f"the ticket, {error}", error.steps) from error
-        ticket = Ticket(trained.weights, setup.ticket_steps)
+        ticket = Ticket(trained[0].weights, setup.ticket_steps)
     setup.store.keep_ticket(ticket)
     return ticket
 
@@ -50,10 +60,14 @@ def train_ticket(setup: Setup) -> Ticket:
 def train_particles(setup: Setup, index: int, spec: CycleSpec) -> Trained:
     """The particles of cycle `index`, trained on the fixed mask of `spec`."""
     count = setup.schedule.particles[index]
-    found = _stored(setup, index, spec, count)
-    seconds = sum(particle.seconds for particle in found)
+    particles = _stored(setup, index, spec, count)
+    seconds = sum(particle.seconds for particle in particles)
     seeds = [(i, setup.seed.at("cycle", index, "particle", i)) for i in range(count)]
-    particles = sorted(_train(setup, index, spec, seeds, found), key=lambda particle: particle.index)
+    for attempt in _attempts(setup, index, spec, seeds, particles):
+        particles += setup.backend.train(
+            spec.start, spec.mask, attempt.training, attempt.seeds, first=spec.first, progress=attempt.progress
+        )
+    particles.sort(key=lambda particle: particle.index)
     # Diverged trainings were paid for too.
     steps = sum(one.steps for one in (*particles, *setup.divergence.of(index)))
     flops = steps * setup.batch * setup.flops.training_step(spec.mask, spec.training)
@@ -72,32 +86,31 @@ def _stored(setup: Setup, index: int, spec: CycleSpec, count: int) -> list[Parti
     return found
 
 
-def _train(
-    setup: Setup,
-    cycle: int | None,
-    spec: CycleSpec,
-    seeds: Sequence[tuple[int, Seed]],
-    found: Sequence[Particle],
-    last: int | None = None,
-) -> list[Particle]:
-    """Train one particle for each seed, until each is finished or dropped; `found` are finished. cycle None: ticket."""
-    policy, particles = setup.divergence, [*found]
+class _Attempt(NamedTuple):
+    """One call of the backend: the particles to train, and how."""
+
+    training: Training
+    seeds: list[tuple[int, Seed]]
+    progress: Progress
+
+
+def _attempts(
+    setup: Setup, cycle: int | None, spec: CycleSpec, seeds: Sequence[tuple[int, Seed]], finished: Sequence[Particle]
+) -> Iterator[_Attempt]:
+    """Yield attempts until each particle is in `finished`, to which the caller adds, or dropped. cycle None: ticket."""
+    policy, count = setup.divergence, len(seeds)
     while True:
-        policy.check(cycle, len(seeds))
-        missing = {*policy.remaining(cycle, len(seeds))} - {particle.index for particle in particles}
+        policy.check(cycle, count)
+        missing = {*policy.remaining(cycle, count)} - {particle.index for particle in finished}
         left = [(i, seed) for i, seed in seeds if i in missing]
         if not left:
-            return particles
+            return
         # Particles that diverged equally often have the same learning rate, and train at once.
         times = min(policy.count(cycle, i) for i, _ in left)
         group = [(i, restart_seed(seed, times)) for i, seed in left if policy.count(cycle, i) == times]
         training = reduced_lr(spec.training, times)
-        progress = _PolicyProgress(
-            setup.store.progress(cycle, len(seeds)), policy, cycle, len(seeds), training.lr, spec.first
-        )
-        particles += setup.backend.train(
-            spec.start, spec.mask, training, group, first=spec.first, last=last, progress=progress
-        )
+        inner = setup.store.progress(cycle, count)
+        yield _Attempt(training, group, _PolicyProgress(inner, policy, cycle, count, training.lr, spec.first))
 
 
 class _PolicyProgress(ForwardingProgress):
