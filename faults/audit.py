@@ -20,8 +20,8 @@ def note(file: Path) -> None:
         os.write(handle, (" ".join(map(str, words)) + "\n").encode())
 
     stepped, finished, keep = (
-        run_progress.RunProgress.stepped,
-        run_progress.RunProgress.finished,
+        run_progress.RunProgress.on_step,
+        run_progress.RunProgress.on_finished,
         checkpoints.RunStore.keep_cycle,
     )
 
@@ -46,7 +46,7 @@ def note(file: Path) -> None:
         save(path, snapshot, run)
         line("snapshot", path, snapshot.step)
 
-    run_progress.RunProgress.stepped, run_progress.RunProgress.finished = noted_stepped, noted_finished
+    run_progress.RunProgress.on_step, run_progress.RunProgress.on_finished = noted_stepped, noted_finished
     checkpoints.RunStore.keep_cycle, run_progress.save_snapshot = noted_cycle, noted_save
 
 
