@@ -117,7 +117,7 @@ def forked(
 
 def _run(arguments: list[str]) -> int:
     try:
-        swamp.cli.entry.main(arguments)
+        swamp.cli.main(arguments)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     return 0

@@ -17,6 +17,7 @@ from swamp.datasets import NETWORKS, TASKS
 from swamp.masks import ALLOCATIONS, STRUCTURES, Mask
 from swamp.recipes import RECIPES
 from swamp.runs import RunConfig
+from swamp.runs.config import flattened
 from swamp.scores import SCORES
 
 TINY = ["digits-mlp", "--epochs", "2", "--model", "mlp-16", "--sparsity", "0.75", "--swa-fraction", "0.5"]
@@ -241,6 +242,33 @@ def test_every_command_can_be_imported():
     assert all(callable(entry._command(name)) for name in entry._COMMANDS)
 
 
+@pytest.mark.parametrize("command", ["run", "ticket"])
+def test_help_shows_the_options_used_most_and_help_all_shows_all(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    assert swamp(command, "--help") == 0
+    short = capsys.readouterr().out
+    assert swamp(command, "--help-all") == 0
+    complete = capsys.readouterr().out
+    common = {"--recipe", "--task", "--model", "--epochs", "--batch-size", "--lr", "--seed", "--device", "--out"}
+    shown = set(re.findall(r"^  (--[a-z-]+)", short, re.MULTILINE))
+    assert common <= shown
+    assert len(shown) < 30
+    assert "--help-all" in short
+    every = {"--" + name.rpartition(".")[2].replace("_", "-") for name in flattened(RunConfig().to_json())}
+    assert len(every) > 60
+    assert shown | every <= set(re.findall(r"--[a-z-]+", complete))
+    for text in (short, complete):
+        # Each example has its own line.
+        assert len(re.findall(rf"^ *swamp {command}", text, re.MULTILINE)) >= 3
+
+
+def test_short_help_has_the_text_and_the_default_of_each_option(capsys):
+    assert swamp("run", "digits-mlp", "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--lr FLOAT Peak learning rate. (default: 0.1)" in text
+    assert "--particles INT ... Particles N per cycle" in text
+
+
 def test_help_of_run_shows_the_defaults_of_the_recipe_named(capsys):
     swamp("run", "fashion-mnist-lenet", "--help")
     assert "fashion-mnist" in capsys.readouterr().out
@@ -345,7 +373,7 @@ def test_an_argument_without_end_is_refused_in_a_line(given, capsys):
 
 
 @pytest.mark.slow
-def test_a_name_that_is_no_text_is_refused_in_text(tmp_path):
+def test_a_file_name_that_is_not_valid_utf_8_is_printed_in_the_error(tmp_path):
     """In a process of its own, whose standard streams take UTF-8 alone."""
     path = tmp_path / os.fsdecode(b"run-\xff")
     command = [sys.executable, "-m", "swamp", "run", *TINY, "--out", str(path)]
@@ -354,4 +382,4 @@ def test_a_name_that_is_no_text_is_refused_in_text(tmp_path):
     )
     assert done.returncode == 2, done.stderr
     assert b"run-\\udcff" in done.stderr
-    assert b"is no text" in done.stderr
+    assert b"is not valid UTF-8" in done.stderr

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import swamp
+from swamp import cli
 from swamp.algorithms import Cycle, Plan
 from swamp.backends import MultiStream, Progress, Sequential, Ticket, Vmapped
-from swamp.cli import entry
 from swamp.cli.progress import Quiet
 from swamp.datasets import DataOptions, build_network
 from swamp.errors import Interrupted
@@ -137,7 +137,7 @@ class StopAt(Quiet):
 
 def command(*arguments: object) -> None:
     with suppress(SystemExit):
-        entry.main([str(one) for one in arguments])
+        cli.main([str(one) for one in arguments])
 
 
 @pytest.mark.parametrize("backend", ["sequential", "vmapped", "multi-stream"])

@@ -39,9 +39,9 @@ class AnalyzeArgs:
     points: int = 30
     """Number of points on a segment between two models."""
     json: bool = False
-    """Print one JSON object on standard output and nothing else there."""
+    """Print one JSON object on standard output, and nothing else."""
     quiet: bool = False
-    """No progress on the terminal."""
+    """Show no progress."""
 
 
 def analyze_command(arguments: Sequence[str]) -> None:

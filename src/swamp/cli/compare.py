@@ -17,9 +17,7 @@ class CompareArgs:
     """Compare runs: accuracy at each sparsity, mean and 95 % interval over seeds, differences paired by seed.
 
     swamp compare runs/* --sparsities 0.5 0.9 0.98   (only these rows)
-
     swamp compare runs/* --baseline best   (differences to each sparsity's best method)
-
     swamp compare runs/* --at equal-cost   (methods by cost, each against the best at no more cost)
     """
 
@@ -38,7 +36,7 @@ class CompareArgs:
     at: Literal["sparsity", "equal-cost"] = "sparsity"
     """By sparsity; or at each sparsity by cost in dense trainings (FLOPs; steps where some run lacks them)."""
     json: bool = False
-    """Print one JSON object on standard output and nothing else there."""
+    """Print one JSON object on standard output, and nothing else."""
 
 
 def compare_command(arguments: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ class MasksArgs:
     sparsities: tuple[float, ...] = ()
     """Sparsities, as fractions of the prunable weights (default: all above 0 that all runs share)."""
     json: bool = False
-    """Print one JSON object on standard output and nothing else there."""
+    """Print one JSON object on standard output, and nothing else."""
 
 
 def masks_command(arguments: Sequence[str]) -> None:

@@ -23,11 +23,9 @@ from swamp.runs.overview import Overview
 class CrossArgs:
     """Mask or training? Train the masks of each run with the training of each other run, from their common ticket.
 
-    swamp cross runs/imp-0 runs/swamp-0              two runs with one seed: a table of two masks by two trainings
-
-    swamp cross runs/* --sparsities 0.9 0.98         several seeds, paired; the folder of a study also works
-
-    swamp cross STUDY --methods imp swamp            two methods of a study
+      swamp cross runs/imp-0 runs/swamp-0              two runs with one seed: a table of two masks by two trainings
+      swamp cross runs/* --sparsities 0.9 0.98         several seeds, paired; the folder of a study also works
+      swamp cross STUDY --methods imp swamp            two methods of a study
 
     Runs with the same seed must have the same ticket. Masks with the training of their own run are read from that run;
     the other combinations are trained now, with the batch orders of the run whose training is used. Finished cycles
@@ -45,9 +43,9 @@ class CrossArgs:
     metric: str = ""
     """A metric of the runs (default: accuracy, or their first metric)."""
     json: bool = False
-    """Print one JSON object on standard output and nothing else there."""
+    """Print one JSON object on standard output, and nothing else."""
     quiet: bool = False
-    """No progress on the terminal."""
+    """Show no progress."""
 
 
 def cross_command(arguments: Sequence[str]) -> None:

@@ -3,8 +3,8 @@
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from typing import NoReturn
 
@@ -13,6 +13,9 @@ from rich.table import Table
 from swamp.cli import leaving_at_once
 from swamp.cli.session import Err, Out, deaf, escaped
 from swamp.errors import SwampError, as_swamp_error, unknown
+
+Command = Callable[[Sequence[str]], None]
+"""A command, called with the arguments after its name."""
 
 _COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "prune a network, from a recipe, a task or a configuration"),
@@ -40,53 +43,46 @@ _LONGEST = 4096
 """Characters of one argument: what Linux takes as a path."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point.
-
-    Exit codes: 0 done, 1 a fault of swamp, 2 bad input or a machine that refuses (memory, disk), 3 training diverged or
-    a run of a study failed, 4 another rank was lost, 130 and 143 stopped.
-    """
+@contextmanager
+def exit_codes() -> Generator[None]:
+    """Turn errors inside the block into a message and an exit code; see `swamp.cli.main` for the codes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A file name may not be valid text; printing it must not end a run.
             stream.reconfigure(errors="backslashreplace")
     with _only_rank_0_prints():
         try:
-            _main(arguments)
+            try:
+                yield
+            except SwampError as error:
+                _end(error)
+            except BrokenPipeError:
+                # The reader of the output, e.g. head, has closed the pipe; this is no error.
+                sys.stderr.close()
+                sys.exit(0)
+            except Exception as error:
+                if (told := as_swamp_error(error) or _unusable(error)) is None:
+                    raise
+                _end(told)
         except KeyboardInterrupt:
             # Outermost, as a second Ctrl-C may arrive while the first one is handled.
             _say("stopped at once. Saved work is kept: continue with swamp resume RUN.")
             sys.exit(130)
 
 
-def _main(arguments: Sequence[str] | None) -> None:
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help"):
-        _overview()
-        sys.exit(0 if given else 2)
-    if given[0] == "--version":
-        from swamp import __version__
-
-        print(__version__)
-        return
-    try:
-        _refuse_endless(given)
-        if given[0] not in _COMMANDS:
-            raise unknown("command", given[0], _COMMANDS)
-        _command(given[0])(given[1:])
-    except SwampError as error:
-        _end(error)
-    except BrokenPipeError:
-        # The reader of the output, e.g. head, has closed the pipe; this is no error.
-        sys.stderr.close()
-        sys.exit(0)
-    except Exception as error:
-        if (told := as_swamp_error(error) or _unusable(error)) is None:
-            raise
-        _end(told)
+def command_of(arguments: Sequence[str]) -> tuple[Command, Sequence[str]]:
+    """The function of the command that the arguments name, and its arguments. Raises SwampError for an unknown name."""
+    if not arguments or arguments[0] in ("-h", "--help", "--help-all"):
+        return _overview, arguments
+    if arguments[0] == "--version":
+        return _version, arguments[1:]
+    _refuse_endless(arguments)
+    if arguments[0] not in _COMMANDS:
+        raise unknown("command", arguments[0], _COMMANDS)
+    return _command(arguments[0]), arguments[1:]
 
 
-def _command(name: str) -> Callable[[Sequence[str]], None]:
+def _command(name: str) -> Command:
     with leaving_at_once():
         return getattr(import_module(f"swamp.cli.{_COMMANDS[name][0]}"), f"{name}_command")
 
@@ -129,10 +125,17 @@ def _say(last: str) -> None:
         Err.print(f"[bold red]swamp:[/bold red] {escaped(last)}", soft_wrap=True, highlight=False)
 
 
-def _overview() -> None:
+def _overview(arguments: Sequence[str]) -> None:
     Out.print("[bold]swamp[/bold]: prune neural networks with Sparse Weight Averaging with Multiple Particles\n")
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, (_, what) in _COMMANDS.items():
         table.add_row(f"  swamp [bold]{name}[/bold]", what)
     Out.print(table)
     Out.print("\nStart with [bold]swamp run[/bold]; COMMAND --help describes a command.")
+    sys.exit(0 if arguments else 2)
+
+
+def _version(arguments: Sequence[str]) -> None:
+    from swamp import __version__
+
+    print(__version__)

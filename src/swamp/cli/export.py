@@ -41,9 +41,8 @@ _FORMATS = {**{name: name for name in WRITERS}, "safetensors": "sparse"}
 class ExportArgs:
     """Write the sparse network of a run to a file that is smaller, and faster to execute with swamp.load.
 
-    swamp export runs/x                              runs/x/export.safetensors: non-zero weights and the graph
-
-    swamp export runs/x --to onnx -o model.onnx      a dense graph for other runtimes
+      swamp export runs/x                              runs/x/export.safetensors: non-zero weights and the graph
+      swamp export runs/x --to onnx -o model.onnx      a dense graph for other runtimes
 
     The run is not changed. Formats: sparse (also called safetensors), dense, csr, onnx (compressed if the file name
     ends in .gz), pt2. The exported program is compared with the network before anything is written.
@@ -136,7 +135,7 @@ def _program(run: RunData, index: int) -> tuple[Program, float]:
 class BenchmarkArgs:
     """Measure an exported network on this machine: size, speed compared with dense runtimes, and accuracy.
 
-    swamp benchmark runs/x/export.safetensors --batch 1,32,128
+      swamp benchmark runs/x/export.safetensors --batch 1,32,128
 
     Latencies are medians over rounds in which all runtimes are measured in turn; ratios are relative to the fastest
     dense float32 runtime. Accuracy is measured from the file, on the test data of its run.

@@ -27,11 +27,9 @@ from swamp.training import Snapshot
 class TicketArgs:
     """Find the earliest stable ticket: the number of training steps after which copies stay linearly connected.
 
-    swamp ticket RECIPE                              at the final sparsity of the recipe
-
-    swamp ticket RECIPE --at-sparsity 0.5            at another sparsity; 0: dense, which needs the latest ticket
-
-    swamp ticket RECIPE --out found.json             ... then: swamp run --config found.json
+      swamp ticket RECIPE                              at the final sparsity of the recipe
+      swamp ticket RECIPE --at-sparsity 0.5            at another sparsity; 0: dense, which needs the latest ticket
+      swamp ticket RECIPE --out found.json             ... then: swamp run --config found.json
 
     Averaging helps only if the particles end in one basin, which depends on the ticket's step T0. With a T0 that is too
     early, two copies that differ only in batch order are separated by an error barrier (instability analysis, Frankle
@@ -60,15 +58,24 @@ class TicketArgs:
     out: Path | None = None
     """Write the configuration with the ticket found to this file, for swamp run --config."""
     json: bool = False
-    """Print one JSON object on standard output and nothing else there."""
+    """Print one JSON object on standard output, and nothing else."""
     quiet: bool = False
     """No line for each ticket tried."""
+
+
+SHORT_HELP = {
+    "Search": ("at_sparsity", "threshold", "latest_epochs", "resolution", "trials", "out"),
+    "Recipe, task and model": ("recipe", "task", "model", "examples"),
+    "Training": ("epochs", "batch_size", "lr", "optimizer"),
+    "Run": ("seed", "device", "backend", "json", "quiet"),
+}
+"""Options of `swamp ticket --help`."""
 
 
 def ticket_command(arguments: Sequence[str]) -> None:
     """swamp ticket [RECIPE] [options]."""
     default, rest = recipe_or_config(arguments)
-    given = parse(TicketArgs, "swamp ticket", rest, TicketArgs(default))
+    given = parse(TicketArgs, "swamp ticket", rest, TicketArgs(default), SHORT_HELP)
     if given.out is not None and given.out.exists():
         raise SwampError(f"{given.out} already exists. Choose another --out, or delete it.")
     stop = Event()

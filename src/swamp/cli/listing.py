@@ -20,7 +20,7 @@ class ListArgs:
 
     what: tyro.conf.Positional[_What]
     json: bool = False
-    """Print one JSON object on standard output and nothing else there."""
+    """Print one JSON object on standard output, and nothing else."""
 
 
 def list_command(arguments: Sequence[str]) -> None:

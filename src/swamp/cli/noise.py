@@ -22,8 +22,8 @@ from swamp.errors import Interrupted, SwampError, unknown
 class NoiseArgs:
     """Which difference between particles makes averaging work? Train particles that differ in one factor at a time.
 
-    swamp noise runs/x                               all factors, at the last cycle
-    swamp noise runs/x --cycle 3 --only order rate   only these factors
+      swamp noise runs/x                               all factors, at the last cycle
+      swamp noise runs/x --cycle 3 --only order rate   only these factors
 
     Particles of one cycle are trained again from its ticket on its mask, with the training of the run. They differ in
     nothing (a control: their distance must be 0), the order of batches, augmentation, dropout, the learning rate,
@@ -46,9 +46,9 @@ class NoiseArgs:
     points: int = 30
     """Number of points on the segment between two particles."""
     json: bool = False
-    """Print one JSON object on standard output and nothing else there."""
+    """Print one JSON object on standard output, and nothing else."""
     quiet: bool = False
-    """No progress on the terminal."""
+    """Show no progress."""
 
 
 def noise_command(arguments: Sequence[str]) -> None:

@@ -32,7 +32,7 @@ class ReportArgs:
     metric: str = ""
     """accuracy, nll or ece; of text also pearson, rmse, bits_per_byte ... (default: the first that was measured)."""
     json: bool = False
-    """Print one JSON object on standard output and nothing else there."""
+    """Print one JSON object on standard output, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class FigureArgs:
     metric: str = ""
     """accuracy, nll or ece; of text also pearson, rmse, bits_per_byte ... (default: the first that was measured)."""
     json: bool = False
-    """Print one JSON object on standard output and nothing else there."""
+    """Print one JSON object on standard output, and nothing else."""
 
 
 def report_command(arguments: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """swamp run and swamp resume."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -19,49 +19,83 @@ from swamp.runs import Reporter, RunConfig, resume, start
 
 @dataclass(frozen=True)
 class RunArgs:
-    """Prune a network: train the ticket, then cycle after cycle train particles, average, prune, rewind.
+    """Prune a network: train a ticket, then repeat: train particles, average their weights, prune, rewind.
 
-    swamp run                                        the default recipe
-    swamp run RECIPE --method imp --seed 3           another recipe, changed (see swamp list recipes); or --recipe
-    swamp run --task digits                          a task, with a model and a training that fit it
-    swamp run --config runs/x/config.json            the configuration of an earlier run
+      swamp run                                 the default recipe
+      swamp run RECIPE --method imp --seed 3    another recipe (see swamp list recipes), with changes
+      swamp run --task digits                   a task, with a model and training settings that suit it
+      swamp run --config runs/x/config.json     the configuration of an earlier run
 
-    The defaults shown below are those of the recipe named first.
+    The defaults below are those of the given recipe, task or configuration.
     """
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     out: Path | None = None
-    """Run directory (default: runs/ and a name made of the settings)."""
+    """Run directory (default: runs/NAME; the name is made from the settings)."""
     json: bool = False
-    """Print one JSON object on standard output and nothing else there."""
+    """Print one JSON object on standard output, and nothing else."""
     quiet: bool = False
-    """No progress on the terminal."""
+    """Show no progress."""
+
+
+SHORT_HELP = {
+    "Recipe, task and model": ("recipe", "task", "model", "examples"),
+    "Pruning": ("method", "sparsity", "particles", "cycles", "prune_fraction", "ticket_epochs", "structure"),
+    "Training of each particle": ("epochs", "batch_size", "lr", "optimizer"),
+    "Run": ("seed", "device", "backend", "out", "json", "quiet"),
+}
+"""Options of `swamp run --help`."""
 
 
 @dataclass(frozen=True)
 class ResumeArgs:
-    """Go on with an interrupted run: what is finished is read back, the result is that of a run never interrupted."""
+    """Continue an interrupted run. The result is the same as without the interruption."""
 
     run: tyro.conf.Positional[Path]
     """Run directory."""
     json: bool = False
-    """Print one JSON object on standard output and nothing else there."""
+    """Print one JSON object on standard output, and nothing else."""
     quiet: bool = False
-    """No progress on the terminal."""
+    """Show no progress."""
 
 
 def run_command(arguments: Sequence[str]) -> None:
     """swamp run [RECIPE] [options]."""
     default, rest = recipe_or_config(arguments)
-    given = parse(RunArgs, "swamp run", rest, RunArgs(default))
-    out = given.out or Path("runs") / given.config.name()
-    _finish(given.json, given.quiet, lambda reporter, stop: start(given.config, out, reporter, stop))
+    given = parse(RunArgs, "swamp run", rest, RunArgs(default), SHORT_HELP)
+    with _progress(given) as (reporter, stop):
+        done = start(given.config, given.out or Path("runs") / given.config.name(), reporter, stop)
+    _print_done(done, given.json)
 
 
 def resume_command(arguments: Sequence[str]) -> None:
     """swamp resume RUN."""
     given = parse(ResumeArgs, "swamp resume", arguments)
-    _finish(given.json, given.quiet, lambda reporter, stop: resume(given.run, reporter, stop))
+    with _progress(given) as (reporter, stop):
+        done = resume(given.run, reporter, stop)
+    _print_done(done, given.json)
+
+
+@contextmanager
+def _progress(given: RunArgs | ResumeArgs) -> Generator[tuple[Reporter, Event]]:
+    """Show progress, and set the event on a signal, inside the block."""
+    stop = Event()
+    with stoppable(stop), ExitStack() as shown:
+        if given.quiet:
+            yield Quiet(), stop
+        elif given.json and not Err.is_terminal:
+            yield Opening(Err), stop
+        else:
+            yield shown.enter_context(Live(Err if given.json else Out)), stop
+
+
+def _print_done(done: dict[str, Any], as_json: bool) -> None:
+    if not done:
+        return  # a rank other than 0: rank 0 prints the summary
+    if as_json:
+        print_json(done)
+    else:
+        print_summary(done, Out)
 
 
 def recipe_or_config(arguments: Sequence[str]) -> tuple[RunConfig, list[str]]:
@@ -113,20 +147,3 @@ def _value(rest: Sequence[str], option: str) -> str:
 
 def _index(rest: Sequence[str], option: str) -> int | None:
     return next((i for i, word in enumerate(rest) if word == option or word.startswith(f"{option}=")), None)
-
-
-def _finish(as_json: bool, quiet: bool, work: Callable[[Reporter, Event], dict[str, Any]]) -> None:
-    """Do the work with progress and signals, and print its summary."""
-    stop = Event()
-    console = Err if as_json else Out
-    shows_bars = not as_json or Err.is_terminal
-    reporter = Quiet() if quiet else Live(console) if shows_bars else Opening(Err)
-    shown: AbstractContextManager[Any] = reporter if isinstance(reporter, Live) else nullcontext()
-    with stoppable(stop), shown:
-        done = work(reporter, stop)
-    if not done:
-        return  # a rank that served: rank 0 says it all
-    if as_json:
-        print_json(done)
-    else:
-        print_summary(done, Out)

@@ -2,12 +2,13 @@
 
 import dataclasses
 import difflib
+import inspect
 import json
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Event
 from typing import Any, TypeVar
@@ -21,16 +22,41 @@ Out = Console()
 Err = Console(stderr=True)
 
 
-def parse(kind: type[T], prog: str, arguments: Sequence[str], default: T | None = None) -> T:
-    """Read `arguments` as the fields of `kind`. Exits after --help, and for a value that does not fit."""
+def parse(
+    kind: type[T],
+    prog: str,
+    arguments: Sequence[str],
+    default: T | None = None,
+    short_help: Mapping[str, Sequence[str]] | None = None,
+) -> T:
+    """Read the arguments of a command. Exits after --help or --help-all, and for an invalid value.
+
+    Args:
+        kind: Dataclass; each field, also of a dataclass in it, is an option with the string below it as help.
+        prog: The command, for its usage line.
+        arguments: Arguments after the command.
+        default: Values of the options that are not given; without it, the defaults of `kind`.
+        short_help: Heading -> fields that --help shows; without it, --help shows all options, as --help-all does.
+            Needs `default`.
+
+    Raises:
+        SwampError: An option does not exist; the message suggests the nearest ones.
+    """
+    if short_help and not {"-h", "--help"}.isdisjoint(arguments):
+        from swamp.cli.help import print_short_help
+
+        print_short_help(prog, default, short_help)
+        sys.exit(0)
     import tyro
 
     _refuse_unknown(arguments, _options(kind if default is None else default))
-
+    given = ["--help" if argument == "--help-all" else argument for argument in arguments]
     config = (tyro.conf.OmitArgPrefixes,)
+    # The docstring is given, as tyro would join the lines of the examples.
+    about = inspect.getdoc(kind)
     if default is None:
-        return tyro.cli(kind, prog=prog, args=list(arguments), config=config)
-    return tyro.cli(kind, prog=prog, args=list(arguments), config=config, default=default)
+        return tyro.cli(kind, prog=prog, args=given, config=config, description=about)
+    return tyro.cli(kind, prog=prog, args=given, config=config, description=about, default=default)
 
 
 _RENAMED = {
@@ -70,7 +96,12 @@ def _options(given: Any) -> set[str]:
 def _refuse_unknown(arguments: Sequence[str], options: set[str]) -> None:
     for argument in arguments:
         name = argument.partition("=")[0].replace("_", "-")
-        if not name.startswith("--") or name in ("--", "--help") or name.startswith("--tyro-") or name in options:
+        if (
+            not name.startswith("--")
+            or name in ("--", "--help", "--help-all")
+            or name.startswith("--tyro-")
+            or name in options
+        ):
             continue
         shown = [option for option in options if not option.startswith("--no-")]
         if _RENAMED.get(name) in options:
