@@ -1,6 +1,6 @@
-"""Prune a transformer with your own Hugging Face Trainer, publish it with a model card, fine-tune it sparse.
+"""Prune a transformer with your own Hugging Face Trainer, save it with a model card, and fine-tune the sparse model.
 
-python examples/huggingface_trainer.py [FOLDER]  (seconds; model, tokenizer and text are made here, nothing is
+python examples/huggingface_trainer.py [FOLDER]  (takes seconds; model, tokenizer and text are generated, nothing is
 downloaded; needs pip install 'swamp[huggingface]')
 """
 
@@ -29,7 +29,7 @@ OTHER = ["the", "a", "film", "book", "day", "it", "was", "and", "very", "quite"]
 
 
 def reviews(count: int, seed: int) -> tuple[list[str], list[int]]:
-    """Sentences, and whether more of their words are good than bad."""
+    """Random sentences; the label is 1 if a sentence has more good words than bad words."""
     draw = random.Random(seed)
     sentences = [[draw.choice(GOOD + BAD + OTHER) for _ in range(9)] for _ in range(count)]
     return [" ".join(s) for s in sentences], [int(sum((w in GOOD) - (w in BAD) for w in s) > 0) for s in sentences]
@@ -85,10 +85,10 @@ def main(folder: Path) -> None:
         {**{name: values[i] for name, values in fields.items()}, "labels": labels[i]} for i in range(len(task.train))
     ]
 
-    def make(work: TrainJob) -> Trainer:
-        return Trainer(work.model, arguments(folder / work.name), train_dataset=rows)
+    def make(job: TrainJob) -> Trainer:
+        return Trainer(job.model, arguments(folder / job.name), train_dataset=rows)
 
-    # Every particle of every cycle is trained by a Trainer of ours.
+    # A Trainer from `make` trains each particle of each cycle.
     model = build_model(len(tokenizer))
     training = swamp.Training(epochs=4, batch_size=32, lr=3e-3)
     trained = backend(model, task, make)
@@ -99,11 +99,11 @@ def main(folder: Path) -> None:
     save_pretrained(sparse, folder / "published", method="swamp", tokenizer=tokenizer)
     print((folder / "published" / "README.md").read_text().split("```")[0])
 
-    # Somebody else fine-tunes it, and keeps its zeros.
-    again = from_pretrained(folder / "published")
+    # Fine-tune the published model and keep its zeros.
+    published = from_pretrained(folder / "published")
     settings = arguments(folder / "fine-tuned", max_steps=20)
-    Trainer(again.model, settings, train_dataset=rows, callbacks=[HoldMask()]).train()
-    print(f"zeros kept: {swamp.Mask.from_zeros(again.model) == again.mask}")
+    Trainer(published.model, settings, train_dataset=rows, callbacks=[HoldMask()]).train()
+    print(f"zeros kept: {swamp.Mask.from_zeros(published.model) == published.mask}")
 
 
 if __name__ == "__main__":

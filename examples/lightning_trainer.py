@@ -1,6 +1,7 @@
-"""Prune a LightningModule with your own Trainer, its loggers and checkpoints, then fine-tune it sparse.
+"""Prune a LightningModule with your own Trainer, loggers and checkpoints, then fine-tune the sparse model.
 
-python examples/lightning_trainer.py [FOLDER]  (seconds; nothing is downloaded; needs pip install 'swamp[lightning]')
+python examples/lightning_trainer.py [FOLDER]  (takes seconds; nothing is downloaded; needs
+pip install 'swamp[lightning]')
 """
 
 import logging
@@ -22,13 +23,13 @@ from swamp.backends import TrainJob
 from swamp.integrations.lightning import HoldMask, backend
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-# Lightning advises worker processes for any data, also for data in memory.
+# Lightning recommends worker processes even for data in memory.
 warnings.filterwarnings("ignore", ".*does not have many workers")
 warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")
 
 
 def data(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Short signals: how many waves are in each, from 1 to 4."""
+    """Short noisy signals; the target is the number of waves in a signal, minus 1."""
     generator = torch.Generator().manual_seed(seed)
     targets = torch.randint(0, 4, (count,), generator=generator)
     phase = 6.28 * torch.rand(count, 1, generator=generator)
@@ -53,7 +54,7 @@ class Counter(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        # No scheduler: SWAMP's schedule and its constant tail set the rate.
+        # No scheduler: swamp sets the learning rate (its schedule with a constant tail).
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
 
 
@@ -77,18 +78,18 @@ def main(folder: Path) -> None:
     module = Counter()
     task = swamp.Task.of(train=data(512, seed=1), validation=data(200, seed=3), test=data(500, seed=2))
 
-    def make(work: TrainJob) -> lightning.Trainer:
-        return trainer(folder, work.name, enable_checkpointing=False)
+    def make(job: TrainJob) -> lightning.Trainer:
+        return trainer(folder, job.name, enable_checkpointing=False)
 
-    # Every particle of every cycle is trained by a Trainer of ours, in a log of its own.
-    trained = backend(module, task, make, lambda work: loader())
+    # A Trainer from `make` trains each particle of each cycle, with its own log.
+    trained = backend(module, task, make, lambda job: loader())
     training = swamp.Training(epochs=4, batch_size=32, lr=0.05)
     sparse = swamp.prune(module, task, sparsity=0.75, particles=2, cycles=2, training=training, backend=trained)
     for cycle in sparse.cycles:
         print(f"sparsity {cycle.sparsity:.3f}: accuracy {cycle.metrics.test['accuracy']:.3f}")
     print("logs:", *sorted(path.name for path in folder.iterdir()))
 
-    # Fine-tuned with checkpoints, each of them sparse.
+    # Fine-tune with checkpoints; every checkpoint is sparse.
     keep = ModelCheckpoint(folder / "checkpoints")
     trainer(folder, "fine-tuning", max_epochs=2, callbacks=[HoldMask(), keep]).fit(sparse.model, loader())
     saved = torch.load(keep.best_model_path, weights_only=True)["state_dict"]

@@ -1,6 +1,6 @@
-"""A training loop of one's own: keep a sparse model's zeros in three lines, then let that loop prune with SWAMP.
+"""Your own PyTorch loop: prune with SWAMP through it, then fine-tune the sparse model and keep its zeros.
 
-python examples/plain_pytorch.py  (seconds; nothing is downloaded)
+python examples/plain_pytorch.py  (takes seconds; nothing is downloaded)
 """
 
 import torch
@@ -29,7 +29,7 @@ def accuracy(model: nn.Module) -> float:
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, after_step=lambda: None) -> float:
-    """Any loop: this one draws its batches from the global generator."""
+    """Any training loop; this one draws its batches from the global generator."""
     inputs, targets = data(1024, seed=1)
     total = 0.0
     for _ in range(steps):
@@ -44,7 +44,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, after_
 
 
 def fine_tune(model: nn.Module) -> None:
-    """The three lines: a mask from the zeros, the optimizer, and `hold` around the loop."""
+    """Keep the zeros: a mask from the zeros of the model, and `hold` around the loop."""
     mask = swamp.Mask.from_zeros(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     with swamp.hold(model, mask, optimizer):
@@ -52,16 +52,16 @@ def fine_tune(model: nn.Module) -> None:
     print(f"fine-tuned: {mask}, accuracy {accuracy(model):.3f}, zeros kept: {swamp.Mask.from_zeros(model) == mask}")
 
 
-def one_particle(work: TrainJob) -> float:
-    """What SWAMP asks of a loop: train `work.model` for `work.steps` steps, and say when each is taken."""
-    optimizer = torch.optim.SGD(work.model.parameters(), lr=work.rate(), momentum=0.9)
+def train_particle(job: TrainJob) -> float:
+    """Train `job.model` in place for `job.steps` steps, and call `job.stepped()` after each of them."""
+    optimizer = torch.optim.SGD(job.model.parameters(), lr=job.rate(), momentum=0.9)
 
     def after_step() -> None:
-        work.stepped()
-        optimizer.param_groups[0]["lr"] = work.rate()
+        job.stepped()
+        optimizer.param_groups[0]["lr"] = job.rate()
 
-    with swamp.hold(work.model, work.mask, optimizer):
-        return train(work.model, optimizer, work.steps, after_step)
+    with swamp.hold(job.model, job.mask, optimizer):
+        return train(job.model, optimizer, job.steps, after_step)
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def main() -> None:
         particles=3,
         cycles=3,
         training=training,
-        backend=CustomTrainer(model, task, one_particle),
+        backend=CustomTrainer(model, task, train_particle),
     )
     for cycle in sparse.cycles:
         print(f"sparsity {cycle.sparsity:.3f}: accuracy {cycle.metrics.test['accuracy']:.3f}")

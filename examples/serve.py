@@ -1,4 +1,4 @@
-"""A small HTTP server for an exported network: requests that wait at the same time are answered by one call.
+"""A small HTTP server for an exported network; waiting requests are computed together as one batch.
 
 python examples/serve.py runs/x/export.safetensors              serves on http://127.0.0.1:8000
 python examples/serve.py runs/x/export.safetensors --measure 5  load test, sparse and dense for 5 seconds each
@@ -37,9 +37,9 @@ class Batcher:
         threading.Thread(target=self._work, daemon=True).start()
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        answer: Future[Tensor] = Future()
-        self.waiting.put((inputs, answer))
-        return answer.result()
+        result: Future[Tensor] = Future()
+        self.waiting.put((inputs, result))
+        return result.result()
 
     def _work(self) -> None:
         while True:
@@ -53,11 +53,11 @@ class Batcher:
             try:
                 with torch.no_grad():
                     outputs = self.network(torch.cat([inputs for inputs, _ in taken]))
-                for part, (_, answer) in zip(outputs.split([len(x) for x, _ in taken]), taken, strict=True):
-                    answer.set_result(part)
+                for part, (_, result) in zip(outputs.split([len(x) for x, _ in taken]), taken, strict=True):
+                    result.set_result(part)
             except Exception as error:  # raised by every caller
-                for _, answer in taken:
-                    answer.set_exception(error)
+                for _, result in taken:
+                    result.set_exception(error)
 
 
 def server(network: nn.Module, shape: tuple[int, ...], port: int) -> ThreadingHTTPServer:
