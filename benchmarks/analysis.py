@@ -18,7 +18,7 @@ from swamp.analysis import ANALYSES, AnalysisSettings, LinearCombination, PointE
 from swamp.cli.progress import Quiet
 from swamp.recipes import recipe_named
 from swamp.runs import RunConfig, prepare, start
-from swamp.training import Task, evaluate, refreshed
+from swamp.training import Task, evaluate, with_reestimated_batchnorm
 
 
 def cost_of_analyses(cycles: int) -> None:
@@ -45,7 +45,7 @@ def evaluate_each(model: nn.Module, task: Task, combinations: list[LinearCombina
     scratch = copy.deepcopy(model)
     for combination in combinations:
         scratch.load_state_dict(combination.weights())
-        evaluate(refreshed(scratch, task.train, batches=4), task, task.held_out, examples=1000)
+        evaluate(with_reestimated_batchnorm(scratch, task.train, batches=4), task, task.held_out, examples=1000)
 
 
 def points_at_once(recipe: str, repeats: int = 5) -> None:

@@ -11,7 +11,7 @@ from swamp.algorithms.aggregate import combined
 from swamp.algorithms.evaluator import Evaluator
 from swamp.algorithms.registry import method_named
 from swamp.backends import Particle, Progress
-from swamp.training import TensorData, evaluate, interpolate, mean, refreshed
+from swamp.training import TensorData, evaluate, interpolate, mean, with_reestimated_batchnorm
 
 from .conftest import PLAN, TRAINING, run, same
 
@@ -38,7 +38,7 @@ class Kept(NoStore):
 def error_of(model, task, state, *, refresh_bn=True) -> float:
     model.load_state_dict(dict(state))
     if refresh_bn:
-        model = refreshed(model, task.train)
+        model = with_reestimated_batchnorm(model, task.train)
     return 1 - evaluate(model, task, task.validation)["accuracy"]
 
 

@@ -22,7 +22,7 @@ class Changes:
     """Dense gradients and regrowths, in the order in which they came."""
 
     gradients: list[tuple[State, Seed, int, State]] = field(default_factory=list)
-    regrown: list[tuple[State, dict[str, Tensor], float]] = field(default_factory=list)
+    drop_and_grow: list[tuple[State, dict[str, Tensor], float]] = field(default_factory=list)
 
 
 @pytest.fixture
@@ -34,13 +34,13 @@ def changes(monkeypatch) -> Changes:
         seen.gradients.append((copied(model.state_dict()), seed, step, found))
         return found
 
-    def regrown(mask, weights, growth, fraction, structure):
-        seen.regrown.append((weights, growth, fraction))
+    def drop_and_grow(mask, weights, growth, fraction, structure):
+        seen.drop_and_grow.append((weights, growth, fraction))
         return originals[1](mask, weights, growth, fraction, structure)
 
-    originals = (dynamic.dense_gradients, dynamic.regrown)
+    originals = (dynamic.dense_gradients, dynamic.drop_and_grow)
     monkeypatch.setattr(dynamic, "dense_gradients", dense_gradients)
-    monkeypatch.setattr(dynamic, "regrown", regrown)
+    monkeypatch.setattr(dynamic, "drop_and_grow", drop_and_grow)
     return seen
 
 
@@ -55,7 +55,7 @@ def test_one_mask_for_all_changes_by_mean_weights_and_mean_gradients_of_the_batc
         (SEED.at("trunk"), 4),
         *((seed, 8) for seed in PARTICLES),
     ]
-    _, (weights, growth, _) = changes.regrown
+    _, (weights, growth, _) = changes.drop_and_grow
     states, *_, found = zip(*changes.gradients[1:], strict=True)
     assert equal(weights, mean(states))
     assert equal(growth, {name: value.abs() for name, value in mean(found).items()})
@@ -64,7 +64,7 @@ def test_one_mask_for_all_changes_by_mean_weights_and_mean_gradients_of_the_batc
 def test_each_mask_of_its_own_changes_by_its_own_particle(mlp, task, changes):
     run(mlp, task, "rigl-swamp-own")
     assert [seed for _, seed, *_ in changes.gradients[1:]] == PARTICLES
-    for (state, _, _, found), (weights, growth, _) in zip(changes.gradients, changes.regrown, strict=True):
+    for (state, _, _, found), (weights, growth, _) in zip(changes.gradients, changes.drop_and_grow, strict=True):
         assert equal(weights, state)
         assert equal(growth, {name: value.abs() for name, value in found.items()})
 
@@ -72,18 +72,18 @@ def test_each_mask_of_its_own_changes_by_its_own_particle(mlp, task, changes):
 def test_random_growth_is_another_for_each_mask_and_at_each_change(mlp, task, changes):
     run(mlp, task, "set-swamp-own", replace(TRAINING, swa_fraction=0.25))
     # Of the trunk after 4 steps, of three masks after 8, 12 and 16.
-    drawn = [tuple(growth["0.weight"].flatten().tolist()) for _, growth, _ in changes.regrown]
+    drawn = [tuple(growth["0.weight"].flatten().tolist()) for _, growth, _ in changes.drop_and_grow]
     assert len(drawn) == len(set(drawn)) == 10
 
 
 def test_cycles_of_a_tail_begin_with_the_whole_share(mlp, task, changes):
     run(mlp, task, "sup-tickets", replace(TRAINING, swa_cycles=2))
     shares = [PLAN.dynamic.fraction_at(4, 12), PLAN.dynamic.fraction_at(8, 12), PLAN.dynamic.drop_fraction]
-    assert [share for *_, share in changes.regrown] == shares
+    assert [share for *_, share in changes.drop_and_grow] == shares
     # A tail of one cycle is trained on the mask it begins with.
-    changes.regrown.clear()
+    changes.drop_and_grow.clear()
     run(mlp, task, "sup-tickets", replace(TRAINING, swa_cycles=1))
-    assert [share for *_, share in changes.regrown] == shares[:2]
+    assert [share for *_, share in changes.drop_and_grow] == shares[:2]
 
 
 def test_a_step_of_the_trunk_counts_once_and_a_dense_gradient_for_each_particle(mlp, task):
@@ -98,9 +98,11 @@ def test_a_step_of_the_trunk_counts_once_and_a_dense_gradient_for_each_particle(
 
 
 def test_the_mean_of_a_cyclic_tail_is_of_the_ends_of_all_its_cycles(mlp, task, monkeypatch):
-    taken, original = [], dynamic.masked
+    taken, original = [], dynamic.masked_snapshot
     spy = Spy(mlp, task)
-    monkeypatch.setattr(dynamic, "masked", lambda snapshot, *more: taken.append(snapshot) or original(snapshot, *more))
+    monkeypatch.setattr(
+        dynamic, "masked_snapshot", lambda snapshot, *more: taken.append(snapshot) or original(snapshot, *more)
+    )
     plan = replace(PLAN, method="sup-tickets")
     (cycle,) = swamp.cycles(mlp, task, plan, replace(TRAINING, swa_cycles=2), backend=spy)
     ends = [taken[-1].weights, spy.last[0].weights]
@@ -144,9 +146,9 @@ def test_gradual_pruning_keeps_the_floor_and_the_allocation_of_the_plan(mlp, tas
 
 
 def test_what_a_particle_carries_is_cut_by_the_mask_it_goes_on_with(mlp, task, monkeypatch):
-    cut, original, spy = [], dynamic.masked, Spy(mlp, task)
+    cut, original, spy = [], dynamic.masked_snapshot, Spy(mlp, task)
     monkeypatch.setattr(
-        dynamic, "masked", lambda snapshot, mask, names: cut.append(mask) or original(snapshot, mask, names)
+        dynamic, "masked_snapshot", lambda snapshot, mask, names: cut.append(mask) or original(snapshot, mask, names)
     )
     next(swamp.cycles(mlp, task, replace(PLAN, method="rigl-swamp-own"), TRAINING, backend=spy))
     own = [mask for _, mask, *_ in spy.calls[-3:]]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from swamp.algorithms.evaluator import Evaluator
-from swamp.training import Task, copied, refreshed
+from swamp.training import Task, copied, with_reestimated_batchnorm
 
 
 @pytest.mark.parametrize(("precision", "of_statistics"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
@@ -15,7 +15,7 @@ def test_statistics_are_made_as_training_makes_them_and_outputs_are_measured_in_
     generator = torch.Generator().manual_seed(0)
     data = torch.randn(600, 4, generator=generator), torch.randint(0, 3, (600,), generator=generator)
     task = Task.of(data, data)
-    exact = refreshed(model, task.train).state_dict()
+    exact = with_reestimated_batchnorm(model, task.train).state_dict()
     model[0].register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
     measure = Evaluator(model, task, 100, precision)
     scratch = measure.scratch.get()

@@ -11,7 +11,7 @@ from swamp.cli.progress import Quiet
 from swamp.errors import Interrupted, SwampError
 from swamp.report import SECTIONS, ReportData
 from swamp.training import Seed
-from swamp.training.dropout import draws
+from swamp.training.dropout import has_random_forward
 
 from .runs import StopAt, blind, run
 
@@ -82,7 +82,7 @@ def test_a_factor_that_does_not_apply_to_the_run_is_skipped(path, normed, task):
     assert here.record("dropout")["skipped"] == "its network draws no random numbers"
     plain = replace(here, run=replace(here.run, task=replace(here.run.task, train=task.train)))
     assert plain.record("augmentation")["skipped"] == "its training data has no random augmentation"
-    assert draws(normed, task, 8)
+    assert has_random_forward(normed, task, 8)
 
 
 def test_a_stopped_ablation_resumes_and_the_figure_shows_it(path):

@@ -11,7 +11,7 @@ from swamp.analysis import AnalysisSettings, RunData, analyze, interpolate_model
 from swamp.analysis.barriers import Interpolation, barrier_tasks
 from swamp.analysis.point_evaluator import PointMetrics
 from swamp.errors import SwampError
-from swamp.training import evaluate, refreshed
+from swamp.training import evaluate, with_reestimated_batchnorm
 
 from .known_losses import TwoWeights, at
 
@@ -101,7 +101,7 @@ def test_the_ends_have_the_loss_and_error_of_the_stored_models(records, finished
 
     def worth(weights) -> tuple[float, float]:
         run_data.model.load_state_dict(dict(weights))
-        found = evaluate(refreshed(run_data.model, task.train), task, task.held_out)
+        found = evaluate(with_reestimated_batchnorm(run_data.model, task.train), task, task.held_out)
         return found["nll"], 1 - found["accuracy"]
 
     for index in range(3):

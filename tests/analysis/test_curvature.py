@@ -20,7 +20,7 @@ from swamp.datasets import DataOptions
 from swamp.errors import MaskError, SwampError
 from swamp.masks import Mask
 from swamp.runs import RunConfig, start
-from swamp.training import Seed, Task, TensorData, Training, isolated, refreshed
+from swamp.training import Seed, Task, TensorData, Training, isolated, with_reestimated_batchnorm
 
 from .known_losses import planted, symmetric
 
@@ -92,7 +92,7 @@ def test_products_equal_those_of_the_dense_hessian(kind, batched):
     found = hessian(torch.eye(hessian.size, dtype=torch.float64))
     assert kind == "conv" or hessian.batched == batched
     # Statistics come from one batch of all 40 examples, also for 31 examples.
-    expected = exact(refreshed(model, task.train), task, 31)
+    expected = exact(with_reestimated_batchnorm(model, task.train), task, 31)
     assert float(expected.abs().max()) > 0.05
     assert torch.allclose(found, expected, atol=1e-12)
 
@@ -167,7 +167,7 @@ def test_traces_of_a_network_lie_within_their_standard_errors(kind):
     found = hutchinson(Hessian(model, task, model.state_dict(), mask, only=mask), min_probes=300, max_probes=300)
     names = [name for name, p in model.named_parameters() for _ in range(p.numel())]
     chosen = torch.tensor([name in mask for name in names])
-    whole = exact(refreshed(model, task.train), task, 40)[chosen][:, chosen]
+    whole = exact(with_reestimated_batchnorm(model, task.train), task, 40)[chosen][:, chosen]
     alive = torch.cat([mask[name].flatten() for name in mask])
     assert abs(found.whole.mean - float(whole.trace())) < 3 * found.whole.error < 0.2 * found.whole.mean
     assert abs(found.active.mean - float(whole.diag()[alive].sum())) < 3 * found.active.error

@@ -34,7 +34,7 @@ from swamp.analysis.weight_space import (
 )
 from swamp.errors import SwampError
 from swamp.masks import Mask
-from swamp.training import BatchList, Seed, TensorData, evaluate, mean, refreshed
+from swamp.training import BatchList, Seed, TensorData, evaluate, mean, with_reestimated_batchnorm
 
 from .known_losses import WeightsAndOffset, squared_distance_task
 from .known_losses import state_without_offset as state
@@ -244,7 +244,7 @@ def test_the_record_agrees_with_its_models(finished):
 
     def worth(weights, data, examples=100):
         run_data.model.load_state_dict(weights)
-        fresh = refreshed(run_data.model, task.train, batches=math.ceil(examples / 256))
+        fresh = with_reestimated_batchnorm(run_data.model, task.train, batches=math.ceil(examples / 256))
         return evaluate(fresh, task, data, examples=examples)
 
     assert [1 - one["error"] for one in found["extreme_points"]] == pytest.approx(

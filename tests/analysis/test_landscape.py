@@ -11,7 +11,7 @@ from swamp.analysis.landscape import evaluate_grid, grid_around, landscape_tasks
 from swamp.analysis.weight_space import masked_weights
 from swamp.errors import SwampError
 from swamp.masks import Mask
-from swamp.training import Seed, evaluate, refreshed
+from swamp.training import Seed, evaluate, with_reestimated_batchnorm
 
 from .known_losses import TwoWeights, at
 from .runs import go, tiny
@@ -141,7 +141,9 @@ def test_the_records_of_a_run(finished):
     middle = records["landscape/cycle-01/random"]
     assert middle["u"][6] == middle["v"][6] == 0
     run_data.model.load_state_dict(dict(run_data.cycle(1).weights))
-    worth = evaluate(refreshed(run_data.model, run_data.task.train), run_data.task, run_data.task.held_out)
+    worth = evaluate(
+        with_reestimated_batchnorm(run_data.model, run_data.task.train), run_data.task, run_data.task.held_out
+    )
     assert middle["loss"][6][6] == pytest.approx(worth["nll"], rel=1e-5)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from swamp.analysis import PointEvaluator
 from swamp.analysis.weight_space import LinearCombination
-from swamp.training import Seed, evaluate, interpolate, isolated, refreshed
+from swamp.training import Seed, evaluate, interpolate, isolated, with_reestimated_batchnorm
 
 
 class Unstackable(nn.Module):
@@ -44,7 +44,7 @@ def test_points_have_the_loss_and_error_of_their_models(kind, task, request):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     for state, value in zip(points, values, strict=True):
         model.load_state_dict(state)
-        found = evaluate(refreshed(model, task.train), task, task.validation)
+        found = evaluate(with_reestimated_batchnorm(model, task.train), task, task.validation)
         assert value.error == pytest.approx(1 - found["accuracy"], abs=1e-9)
         assert value.loss == pytest.approx(found["nll"], rel=1e-5)
 
@@ -114,7 +114,7 @@ def test_only_the_given_number_of_examples_is_used(normed, task):
     values = PointEvaluator(normed, task, task.train, examples=40)(points)
     for state, value in zip(points, values, strict=True):
         normed.load_state_dict(state)
-        fresh = refreshed(normed, task.train, batches=1)
+        fresh = with_reestimated_batchnorm(normed, task.train, batches=1)
         assert value.loss == pytest.approx(evaluate(fresh, task, task.train, examples=40)["nll"], rel=1e-5)
 
 

@@ -108,7 +108,7 @@ def test_a_snapshot_is_whole_and_any_number_of_processes_goes_on_with_it(kind, t
     assert kept.at == 4  # asked for after step 3, known to all after step 4
     assert kept.found is not None
     assert all(value.shape == together.model.state_dict()[name].shape for name, value in kept.found.weights.items())
-    assert bool(kept.found.gradient) == training.looks_back
+    assert bool(kept.found.gradient) == training.uses_previous_gradient
     assert_resumed(together, kept.found, trained, training, theirs)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from swamp.training.order import Seed
+from swamp.training.rng import Seed
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,7 +13,7 @@ from swamp.datasets.cache import checksum_of
 from swamp.datasets.cifar import CIFAR_10, CIFAR_100, CifarSource, load, parse_records
 from swamp.errors import SwampError
 from swamp.training.data import TensorData
-from swamp.training.order import Seed
+from swamp.training.rng import Seed
 
 SMALL_10 = replace(CIFAR_10, train_records=3, test_records=2)
 SMALL_100 = replace(CIFAR_100, train_records=4, test_records=2)

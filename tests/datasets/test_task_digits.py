@@ -7,7 +7,7 @@ import torch
 from swamp.datasets import DataOptions, task_named
 from swamp.errors import SwampError
 from swamp.training.data import TensorData
-from swamp.training.order import Seed
+from swamp.training.rng import Seed
 
 
 def test_sizes_types_and_scale(seed: Seed):

@@ -14,7 +14,7 @@ from swamp.datasets.cache import checksum_of
 from swamp.datasets.fashion import FASHION_MNIST, IdxFile, IdxSource, load, parse_idx, read_idx
 from swamp.errors import SwampError
 from swamp.training.data import TensorData
-from swamp.training.order import Seed
+from swamp.training.rng import Seed
 
 
 def idx(*sizes: int, values: bytes) -> bytes:

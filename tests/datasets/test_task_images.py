@@ -12,7 +12,7 @@ from swamp.datasets import images as images_module
 from swamp.datasets.images import ImageFileData
 from swamp.errors import SwampError
 from swamp.training.data import Data, TensorData
-from swamp.training.order import Seed
+from swamp.training.rng import Seed
 
 
 def draw(path: Path, colour: tuple[int, int, int] | int, size: tuple[int, int] = (64, 64)) -> None:

@@ -11,7 +11,7 @@ from swamp.datasets import DataOptions, bundled, task_named
 from swamp.datasets.bundled import generate
 from swamp.errors import SwampError
 from swamp.training.data import TensorData
-from swamp.training.order import Seed
+from swamp.training.rng import Seed
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from swamp.datasets import build_network
 from swamp.errors import SwampError
-from swamp.training.order import Seed, isolated
+from swamp.training.rng import Seed, isolated
 
 MNIST = (1, 28, 28)
 CIFAR = (3, 32, 32)

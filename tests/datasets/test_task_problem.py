@@ -13,7 +13,7 @@ from swamp.datasets.problem import Normalise, split, split_index
 from swamp.errors import SwampError
 from swamp.training.augment import crop_flip
 from swamp.training.data import TensorData
-from swamp.training.order import Seed
+from swamp.training.rng import Seed
 
 
 def counted(examples: int) -> TensorData:

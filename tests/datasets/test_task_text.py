@@ -156,8 +156,8 @@ def test_a_training_resumed_in_mid_epoch_sees_the_batches_it_would_have_seen() -
 
 def test_an_ensemble_of_regressions_is_their_mean() -> None:
     task = reviews("movie-reviews-rating").task
-    torch.testing.assert_close(task.together([torch.tensor([1.0]), torch.tensor([2.0])]).float(), torch.tensor([1.5]))
-    halves = reviews("movie-reviews-text", "decoder-1-32").task.together(
+    torch.testing.assert_close(task.combine([torch.tensor([1.0]), torch.tensor([2.0])]).float(), torch.tensor([1.5]))
+    halves = reviews("movie-reviews-text", "decoder-1-32").task.combine(
         [torch.tensor([0.25]).log(), torch.tensor([0.75]).log()]
     )
     assert float(halves.exp()) == pytest.approx(0.5)

@@ -5,7 +5,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from swamp.training import DatasetData, TensorData, as_data, norm_layers, refreshed, reset_statistics
+from swamp.training import (
+    DatasetData,
+    TensorData,
+    as_data,
+    batchnorm_layers,
+    reset_statistics,
+    with_reestimated_batchnorm,
+)
 from swamp.training.batchnorm import frozen_statistics
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -43,32 +50,32 @@ def assert_statistics(norm: nn.BatchNorm1d, batches: list[Tensor]) -> None:
 def test_statistics_are_the_equal_weight_mean_over_whole_batches():
     stale = Net().train()
     stale(100 + INPUTS)
-    fresh: Any = refreshed(stale, DATA, batch_size=4)
+    fresh: Any = with_reestimated_batchnorm(stale, DATA, batch_size=4)
     # 11 examples: two batches of four, and three examples left out.
     assert_statistics(fresh.norm, [INPUTS[:4], INPUTS[4:8]])
 
 
 def test_at_most_so_many_batches_are_read():
-    fresh: Any = refreshed(Net(), DATA, batch_size=2, batches=3)
+    fresh: Any = with_reestimated_batchnorm(Net(), DATA, batch_size=2, batches=3)
     assert_statistics(fresh.norm, [INPUTS[0:2], INPUTS[2:4], INPUTS[4:6]])
 
 
 def test_a_small_batch_in_the_middle_is_left_out_alone():
     sizes = [INPUTS[:4], INPUTS[4:6], INPUTS[6:10]]
-    fresh: Any = refreshed(Net(), as_data([(part, torch.zeros(len(part))) for part in sizes]))
+    fresh: Any = with_reestimated_batchnorm(Net(), as_data([(part, torch.zeros(len(part))) for part in sizes]))
     assert_statistics(fresh.norm, [sizes[0], sizes[2]])
 
 
 def test_data_is_not_augmented():
     noisy = TensorData(INPUTS, torch.zeros(11), augment=lambda x, generator: x * 0)
-    fresh: Any = refreshed(Net(), noisy, batch_size=11)
+    fresh: Any = with_reestimated_batchnorm(Net(), noisy, batch_size=11)
     assert_statistics(fresh.norm, [INPUTS])
 
 
 def test_dict_batches_and_a_forward_of_ones_own_work():
     data = TensorData({"x": INPUTS}, torch.zeros(11))
     for forward in ({}, {"forward": lambda model, inputs: model(inputs["x"])}):
-        fresh: Any = refreshed(Net(), data, batch_size=5, **forward)
+        fresh: Any = with_reestimated_batchnorm(Net(), data, batch_size=5, **forward)
         assert_statistics(fresh.norm, [INPUTS[:5], INPUTS[5:10]])
 
 
@@ -77,7 +84,7 @@ def test_the_model_itself_is_left_alone_and_the_copy_has_its_modes_and_momentum(
     model = Net().train(training)
     model.drop.train(not training)
     before, state = generators(), copy.deepcopy(model.state_dict())
-    fresh: Any = refreshed(model, DATA, batch_size=4)
+    fresh: Any = with_reestimated_batchnorm(model, DATA, batch_size=4)
     assert same(model.state_dict(), state)
     assert generators() == before
     assert (fresh.training, fresh.norm.training, fresh.drop.training) == (training, training, not training)
@@ -87,8 +94,8 @@ def test_the_model_itself_is_left_alone_and_the_copy_has_its_modes_and_momentum(
 
 def test_a_model_without_running_statistics_comes_back_as_it_is():
     for model in (nn.Linear(3, 2), nn.BatchNorm1d(3, track_running_stats=False), nn.LayerNorm(3)):
-        assert refreshed(model, DATA) is model
-        assert norm_layers(model) == []
+        assert with_reestimated_batchnorm(model, DATA) is model
+        assert batchnorm_layers(model) == []
 
 
 def test_a_dataset_is_read_through_its_evaluation_side():
@@ -96,12 +103,12 @@ def test_a_dataset_is_read_through_its_evaluation_side():
     assert isinstance(shifted, TensorData)
     pairs = torch.utils.data.TensorDataset(INPUTS + 100, torch.zeros(11))
     plain = torch.utils.data.TensorDataset(INPUTS, torch.zeros(11))
-    fresh: Any = refreshed(Net(), DatasetData(pairs, evaluation=plain), batch_size=11)
+    fresh: Any = with_reestimated_batchnorm(Net(), DatasetData(pairs, evaluation=plain), batch_size=11)
     assert_statistics(fresh.norm, [INPUTS])
 
 
 def test_reset_statistics_are_those_of_a_new_layer(same):
-    model: Any = refreshed(Net(), DATA)
+    model: Any = with_reestimated_batchnorm(Net(), DATA)
     reset_statistics(model)
     assert same(dict(model.norm.named_buffers()), dict(nn.BatchNorm1d(3).double().named_buffers()))
 
@@ -120,7 +127,7 @@ def test_frozen_statistics_do_not_move_and_batches_are_normalised_as_usual():
 
 
 def test_a_layer_in_eval_mode_normalises_by_its_statistics_while_frozen():
-    model: Any = refreshed(Net(), DATA).train()
+    model: Any = with_reestimated_batchnorm(Net(), DATA).train()
     model.norm.eval()
     usual = model.norm(INPUTS)
     with frozen_statistics(model):

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from swamp.training import Seed, Task, Training, draws_globally, fit, isolated
-from swamp.training.dropout import Noise, from_generator
+from swamp.training import Seed, Task, Training, fit, isolated, uses_global_rng
+from swamp.training.dropout import DropoutMode, multipliers_from
 
 
 class Attention(nn.Module):
@@ -56,10 +56,10 @@ def test_the_noise_is_bit_for_bit_what_torch_draws_from_its_global_generator(nam
         expected = layer.train()(inputs.clone())
         torch.manual_seed(5)
         before = torch.get_rng_state()
-        with Noise(from_generator(torch.Generator().manual_seed(9))) as noise:
+        with DropoutMode(multipliers_from(torch.Generator().manual_seed(9))) as mode:
             found = layer(inputs.clone())
         assert torch.equal(before, torch.get_rng_state())
-    assert noise.asked
+    assert mode.used
     assert torch.equal(found, expected)
 
 
@@ -67,7 +67,7 @@ def test_the_noise_is_bit_for_bit_what_torch_draws_from_its_global_generator(nam
 def test_attention_drops_weights_after_the_softmax(options):
     # Against the formula written out, with the same zeros: torch's kernels draw in an order of their own.
     inputs = torch.randn((4, 24), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    with Noise(from_generator(torch.Generator().manual_seed(9))):
+    with DropoutMode(multipliers_from(torch.Generator().manual_seed(9))):
         found = Attention(**options)(inputs)
     heads = inputs.view(4, 2, 3, 4)
     weights = heads @ (heads + 1).transpose(-1, -2) * options.get("scale", 0.5)
@@ -85,7 +85,7 @@ def test_attention_without_dropout_and_with_next_to_none_are_the_same(masked):
     allowed.fill_diagonal_(True)
     mask = {None: None, "bool": allowed, "float": torch.zeros(5, 5).double().masked_fill(~allowed, -9.0)}[masked]
     expected = F.scaled_dot_product_attention(query, key, value, mask)
-    with Noise(from_generator(torch.Generator().manual_seed(9))):
+    with DropoutMode(multipliers_from(torch.Generator().manual_seed(9))):
         assert torch.equal(F.scaled_dot_product_attention(query, key, value, mask), expected)
         # Few enough are dropped that none of the 200 is.
         found = F.scaled_dot_product_attention(query, key, value, mask, dropout_p=1e-9)
@@ -97,25 +97,25 @@ def test_grouped_queries_share_keys_and_values():
     query = torch.randn(2, 4, 5, 8, generator=generator, dtype=torch.float64)
     key, value = torch.randn(2, 2, 2, 5, 8, generator=generator, dtype=torch.float64)
     expected = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
-    with Noise(from_generator(torch.Generator().manual_seed(9))):
+    with DropoutMode(multipliers_from(torch.Generator().manual_seed(9))):
         found = F.scaled_dot_product_attention(query, key, value, dropout_p=1e-9, enable_gqa=True)
     assert torch.allclose(found, expected, rtol=0, atol=1e-7)
 
 
 def test_evaluation_and_no_dropout_ask_for_no_noise():
     inputs = torch.ones(4, 24)
-    with Noise(from_generator(torch.Generator())) as noise:
+    with DropoutMode(multipliers_from(torch.Generator())) as mode:
         assert torch.equal(nn.Dropout(0.3).eval()(inputs), inputs)
         assert torch.equal(nn.Dropout2d(0.3).eval()(inputs.view(4, 6, 2, 2)).view(4, 24), inputs)
         assert torch.equal(nn.Dropout(0.0).train()(inputs), inputs)
-    assert not noise.asked
+    assert not mode.used
 
 
 def test_rows_of_a_batch_get_the_rows_of_its_noise():
     inputs = torch.ones(6, 24)
-    with Noise(from_generator(torch.Generator().manual_seed(3))):
+    with DropoutMode(multipliers_from(torch.Generator().manual_seed(3))):
         whole = F.dropout(inputs, 0.5)
-    with Noise(from_generator(torch.Generator().manual_seed(3), slice(2, 5), 6)):
+    with DropoutMode(multipliers_from(torch.Generator().manual_seed(3), slice(2, 5), 6)):
         part = F.dropout(inputs[2:5], 0.5)
     assert torch.equal(part, whole[2:5])
 
@@ -165,7 +165,7 @@ def test_a_model_that_draws_elsewhere_is_known_and_the_probe_leaves_no_trace(for
             return forward(self.norm(inputs))
 
     net, before = Net().eval(), torch.get_rng_state()
-    assert draws_globally(net, task, 16) is expected
+    assert uses_global_rng(net, task, 16) is expected
     assert not net.training
     assert net.norm.num_batches_tracked == 0
     assert torch.equal(before, torch.get_rng_state())
@@ -176,7 +176,7 @@ def test_layers_of_torch_that_are_made_of_dropout_are_looked_into():
     layer, before = SelfAttention().train(), torch.get_rng_state()
     results: list[Tensor] = []
     for seed in (9, 9, 10):
-        with Noise(from_generator(torch.Generator().manual_seed(seed))):
+        with DropoutMode(multipliers_from(torch.Generator().manual_seed(seed))):
             results.append(layer(inputs))
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(results[0], results[1])
@@ -185,7 +185,7 @@ def test_layers_of_torch_that_are_made_of_dropout_are_looked_into():
 
 def test_a_task_of_one_batch_can_be_probed():
     data = [(torch.ones(2, 6), torch.zeros(2, dtype=torch.long))]
-    assert not draws_globally(nn.Sequential(nn.Linear(6, 2)), Task.of(data, data), 4)
+    assert not uses_global_rng(nn.Sequential(nn.Linear(6, 2)), Task.of(data, data), 4)
 
 
 def test_other_random_numbers_are_seeded_by_step_so_that_a_resume_draws_them_again(task):

@@ -16,12 +16,12 @@ from swamp.training import (
     Training,
     dense_gradients,
     density_at,
+    drop_and_grow,
     fit,
-    masked,
-    regrown,
-    within_budget,
+    masked_snapshot,
+    prune_to_budget,
 )
-from swamp.training.order import Seed
+from swamp.training.rng import Seed
 
 
 def mask_of(*bits: int) -> Mask:
@@ -32,21 +32,21 @@ def test_the_smallest_weights_go_and_the_largest_gradients_come():
     weights = {"w": torch.tensor([0.9, -0.1, 0.5, -0.7, 0.0, 0.0, 0.0, 0.0])}
     growth = {"w": torch.tensor([9.0, 0.0, 9.0, 9.0, 0.2, 0.8, 0.1, 0.5])}
     # Half of four: -0.1 and 0.5 go. Of what is dead then, 9.0 (the 0.5 that just went) and 0.8 come.
-    after = regrown(mask_of(1, 1, 1, 1, 0, 0, 0, 0), weights, growth, 0.5)
+    after = drop_and_grow(mask_of(1, 1, 1, 1, 0, 0, 0, 0), weights, growth, 0.5)
     assert after["w"].int().tolist() == [1, 0, 1, 1, 0, 1, 0, 0]
 
 
 def test_ties_leave_the_earlier_weight_and_grow_the_earlier_one():
     weights = {"w": torch.tensor([0.5, 0.5, 0.5, 0.5, 0.0, 0.0])}
     growth = {"w": torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0])}
-    after = regrown(mask_of(1, 1, 1, 1, 0, 0), weights, growth, 0.25)
+    after = drop_and_grow(mask_of(1, 1, 1, 1, 0, 0), weights, growth, 0.25)
     # The last of the equal ones goes; of equal gradients the earliest place comes, which is its own.
     assert after["w"].int().tolist() == [1, 1, 1, 1, 0, 0]
 
 
 def test_a_tensor_with_few_dead_weights_replaces_no_more_than_there_are():
     weights, growth = {"w": torch.arange(1.0, 7.0)}, {"w": torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 5.0])}
-    after = regrown(mask_of(1, 1, 1, 1, 1, 0), weights, growth, 0.9)
+    after = drop_and_grow(mask_of(1, 1, 1, 1, 1, 0), weights, growth, 0.9)
     assert after["w"].int().tolist() == [0, 1, 1, 1, 1, 1]
 
 
@@ -68,7 +68,7 @@ def test_every_tensor_keeps_exactly_as_many_weights_as_it_had(data, fraction, st
         alive[0] = True
     before = Mask({"w": alive, "v": alive.clone()})
     weights = {"w": torch.randn(shape, generator=generator), "v": torch.randn(shape, generator=generator)}
-    after = regrown(before, weights, {"w": scores, "v": scores.flip(0)}, fraction, structure)
+    after = drop_and_grow(before, weights, {"w": scores, "v": scores.flip(0)}, fraction, structure)
     assert after.nnz_by_layer == before.nnz_by_layer
     if structure == "2:4":
         assert all((part.sum(1) == 2).all() for part in after["w"].split(4, dim=1))
@@ -79,7 +79,7 @@ def test_every_tensor_keeps_exactly_as_many_weights_as_it_had(data, fraction, st
 def test_a_mean_of_unlike_masks_is_pruned_to_the_budget_of_each_tensor():
     weights = {"w": torch.tensor([0.5, 0.0, -0.9, 0.1]), "v": torch.tensor([3.0, 4.0]), "b": torch.tensor([7.0])}
     budget = Mask({"w": torch.tensor([True, True, False, False]), "v": torch.tensor([True, False])})
-    mask, state = within_budget(weights, budget)
+    mask, state = prune_to_budget(weights, budget)
     assert {name: alive.int().tolist() for name, alive in mask.items()} == {"w": [1, 0, 1, 0], "v": [0, 1]}
     assert {name: value.tolist() for name, value in state.items()} == {
         "w": pytest.approx([0.5, 0, -0.9, 0]),
@@ -168,7 +168,7 @@ def test_a_snapshot_is_cut_wherever_something_is_kept_of_a_weight():
     state = {"w": ones, "b": ones, "seen": torch.tensor(3)}
     moments = {"0/step": torch.tensor(5.0), "0/exp_avg": ones, "1/exp_avg": ones, "group0/w": ones}
     snapshot = Snapshot(7, state, moments, state, 2, (0.5,), 1.5, 4, {"w": ones, "b": ones})
-    cut = masked(snapshot, Mask({"w": torch.tensor([True, False])}), ["b", "w"])
+    cut = masked_snapshot(snapshot, Mask({"w": torch.tensor([True, False])}), ["b", "w"])
     for kept in (cut.weights, cut.mean, cut.gradient):
         assert {name: value.tolist() for name, value in kept.items() if name != "seen"} == {"w": [1, 0], "b": [1, 1]}
     assert {name: value.tolist() for name, value in cut.optimizer.items()} == {

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import swamp
-from swamp.training import RunningMean, Task, TensorData, TokenData, Training, fit, regrown, require_finite_start
-from swamp.training.dynamic import within_budget
+from swamp.training import RunningMean, Task, TensorData, TokenData, Training, drop_and_grow, fit, require_finite_start
+from swamp.training.dynamic import prune_to_budget
 
 
 def spoilt(tensor: torch.Tensor, row: int, value: float = math.nan) -> torch.Tensor:
@@ -132,16 +132,16 @@ def test_masks_are_never_made_of_numbers_that_are_none():
         (weights, {"w": torch.tensor([[0, 0, math.nan, 1]])}),
     ):
         with pytest.raises(swamp.SwampError, match="'w' are NaN"):
-            regrown(mask, *bad, 0.5)
+            drop_and_grow(mask, *bad, 0.5)
     with pytest.raises(swamp.SwampError, match="'w' are NaN"):
-        within_budget({"w": torch.tensor([[1.0, math.nan, 2.0, 0]])}, mask)
+        prune_to_budget({"w": torch.tensor([[1.0, math.nan, 2.0, 0]])}, mask)
 
 
 def test_infinite_growth_takes_no_place_of_a_weight_that_stays():
     """It tied with what stays, and the earlier of the two won."""
     mask = swamp.Mask({"w": torch.tensor([[False, False, True, True]])})
     weights, growth = {"w": torch.tensor([[0, 0, 2.0, 1.0]])}, {"w": torch.tensor([[math.inf, math.inf, 0, 0]])}
-    assert regrown(mask, weights, growth, 0.5)["w"].tolist() == [[True, False, True, False]]
+    assert drop_and_grow(mask, weights, growth, 0.5)["w"].tolist() == [[True, False, True, False]]
 
 
 def test_a_mean_keeps_an_infinity_that_all_share_and_hides_no_other():

@@ -11,7 +11,7 @@ from swamp.algorithms.particles import Trained
 from swamp.algorithms.plan import Plan
 from swamp.backends import Particle, mean_of, require_unbroken
 from swamp.masks import Mask
-from swamp.training import State, mean, within_budget
+from swamp.training import State, mean, prune_to_budget
 
 
 class Average(NamedTuple):
@@ -26,10 +26,10 @@ class Average(NamedTuple):
 def aggregate(trained: Trained, plan: Plan, evaluator: Evaluator) -> Average:
     """Combine particles as the plan's method does; a mean over different masks is pruned to the size of the first."""
     if trained.samples is not None:
-        return Average(*within_budget(trained.samples, trained.masks[0], plan.structure), averaged=True)
+        return Average(*prune_to_budget(trained.samples, trained.masks[0], plan.structure), averaged=True)
     weights, averaged = combined(trained.particles, plan.setting, evaluator)
     if plan.setting.own_masks:
-        return Average(*within_budget(weights, trained.masks[0], plan.structure), averaged)
+        return Average(*prune_to_budget(weights, trained.masks[0], plan.structure), averaged)
     return Average(trained.masks[0], weights, averaged)
 
 

@@ -22,9 +22,9 @@ from swamp.training import (
     State,
     dense_gradients,
     density_at,
-    masked,
+    drop_and_grow,
+    masked_snapshot,
     mean,
-    regrown,
 )
 
 
@@ -146,7 +146,7 @@ class _DynamicTraining:
             flops += self._change_flops(masks, len(snapshots))
             masks = self._changed_masks(masks, snapshots, step)
             names = [name for name, parameter in self.setup.model.named_parameters() if parameter.requires_grad]
-            snapshots = tuple(masked(s, masks[i % len(masks)], names) for i, s in enumerate(snapshots))
+            snapshots = tuple(masked_snapshot(s, masks[i % len(masks)], names) for i, s in enumerate(snapshots))
         seconds = phase.seconds + time.perf_counter() - began
         return Phase(step, masks, snapshots, average.partial(), average.count, flops, seconds)
 
@@ -181,7 +181,7 @@ class _DynamicTraining:
             gradients = self._dense_gradients(snapshots, indices, step)
             growth = {name: gradient.abs() for name, gradient in gradients.items()}
         fraction = plan.dynamic.fraction_at(step, self.end) if step <= self.end else plan.dynamic.drop_fraction
-        return regrown(mask, weights, growth, fraction, plan.structure)
+        return drop_and_grow(mask, weights, growth, fraction, plan.structure)
 
     def _dense_gradients(self, snapshots: Sequence[Snapshot], indices: Sequence[int], step: int) -> dict[str, Tensor]:
         """Mean over the particles of the dense gradient on the batch that each takes next."""

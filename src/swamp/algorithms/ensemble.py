@@ -111,4 +111,4 @@ def ensemble_predict(
         model.load_state_dict(dict(state))
         outputs, targets = predict(model, task, data, examples=examples)
         found.append(outputs)
-    return task.together(found), targets
+    return task.combine(found), targets

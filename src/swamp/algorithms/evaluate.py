@@ -18,7 +18,7 @@ from swamp.algorithms.particles import Trained
 from swamp.algorithms.setup import Setup
 from swamp.backends import Particle
 from swamp.masks import Mask, empty_layer_warning, head_densities
-from swamp.training import State, interpolate, norm_layers
+from swamp.training import State, batchnorm_layers, interpolate
 
 _BARRIER_BN_EXAMPLES = 2048
 """Training examples for the BatchNorm statistics of each point of a barrier."""
@@ -86,7 +86,7 @@ def evaluate_models(
     barrier_points: points between the first two particles at which their error barrier is measured; 0: no barriers.
     """
     measure_barrier = len(particles) > 1 and bool(barrier_points)
-    has_bn = bool(norm_layers(model))
+    has_bn = bool(batchnorm_layers(model))
     # The ends of a barrier need re-estimated statistics: a last iterate is evaluated with its own, and once more.
     ends_again = measure_barrier and has_bn and any(particle.averaged < 2 for particle in particles)
     points = _barrier_points(particles, barrier_points, ends=ends_again) if measure_barrier else []

@@ -23,8 +23,8 @@ from swamp.training import (
     copied,
     evaluate,
     predict,
-    refreshed,
     to_fastest_memory_format,
+    with_reestimated_batchnorm,
 )
 from swamp.training.options import Precision
 
@@ -103,7 +103,9 @@ class Evaluator:
         batches = None if examples is None else math.ceil(examples / 256)
         device = next(model.parameters()).device
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
-            return refreshed(model, self.task.train, forward=self.task.forward, batch_size=256, batches=batches)
+            return with_reestimated_batchnorm(
+                model, self.task.train, forward=self.task.forward, batch_size=256, batches=batches
+            )
 
     def evaluate(
         self, model: nn.Module, weights: State, mask: Mask, *, refresh_bn: bool, with_error: bool

@@ -9,7 +9,7 @@ from swamp.algorithms.evaluator import Evaluation, Evaluator
 from swamp.algorithms.plan import Plan
 from swamp.algorithms.store import Store
 from swamp.masks import Mask
-from swamp.training import State, interpolate, within_budget
+from swamp.training import State, interpolate, prune_to_budget
 
 REACH = 2
 """Neighbours on either side that are tried, nearest first."""
@@ -56,7 +56,7 @@ def _pooled(window: Sequence[Cycle], index: int, plan: Plan, evaluator: Evaluato
     used = [target]
     for other in others:
         tried = [
-            within_budget(interpolate(best[1], other.weights, coefficient), target.mask, plan.structure)
+            prune_to_budget(interpolate(best[1], other.weights, coefficient), target.mask, plan.structure)
             for coefficient in COEFFICIENTS
         ]
         errors = evaluator.map(error, tried)

@@ -21,7 +21,7 @@ from swamp.backends import Backend, Choice, Particle, Ticket
 from swamp.errors import SwampError
 from swamp.runs import Reporter, RunDirectory, RunStore, executing
 from swamp.training import BatchList, Seed, State, TensorData, Training, isolated, mean
-from swamp.training.dropout import draws
+from swamp.training.dropout import has_random_forward
 
 FACTORS = {
     "none": "nothing: two copies that must end with equal weights, the control for all others",
@@ -172,7 +172,7 @@ class ParticleAblation:
             isinstance(train, BatchList) or (isinstance(train, TensorData) and train.augment is None)
         ):
             return "its training data has no random augmentation"
-        if factor == "dropout" and not draws(self.run.model, self.run.task, self._training.batch_size):
+        if factor == "dropout" and not has_random_forward(self.run.model, self.run.task, self._training.batch_size):
             return "its network draws no random numbers"
         if factor == "head" and not hasattr(_last_layer(self.run.model)[1], "reset_parameters"):
             return "its last layer has no reset_parameters()"

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from swamp.analysis.run_data import first_examples
 from swamp.errors import SwampError, shortened
 from swamp.masks import Mask
-from swamp.training import Seed, State, Task, batch_to, isolated, refresh, to_fastest_memory_format
+from swamp.training import Seed, State, Task, batch_to, isolated, reestimate_batchnorm, to_fastest_memory_format
 from swamp.training.memory_format import to_memory_format_of
 
 Product = Callable[[Tensor], Tensor]
@@ -157,7 +157,7 @@ def _model_at(model: nn.Module, task: Task, weights: State, mask: Mask | None, e
     scratch.load_state_dict(dict(weights))
     to_fastest_memory_format(scratch, bfloat16=False)
     batches = math.ceil(examples / _REFRESH_BATCH)
-    refresh(scratch, task.train, forward=task.forward, batch_size=_REFRESH_BATCH, batches=batches)
+    reestimate_batchnorm(scratch, task.train, forward=task.forward, batch_size=_REFRESH_BATCH, batches=batches)
     return scratch.eval()
 
 

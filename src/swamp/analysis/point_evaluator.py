@@ -17,7 +17,16 @@ from torch.func import (
 from swamp.analysis.first_layer import PREFIX, FirstLayer
 from swamp.analysis.weight_space import LinearCombination
 from swamp.backends.vmapped_step import Network
-from swamp.training import Data, State, Task, batch_to, norm_layers, predict, refresh, to_fastest_memory_format
+from swamp.training import (
+    Data,
+    State,
+    Task,
+    batch_to,
+    batchnorm_layers,
+    predict,
+    reestimate_batchnorm,
+    to_fastest_memory_format,
+)
 
 Point = State | LinearCombination
 """Weights, or a linear combination of networks that is computed when it is evaluated."""
@@ -71,7 +80,7 @@ class PointEvaluator:
         self.model, self.task, self.examples = copy.deepcopy(model), task, examples
         self.data = task.held_out if data is None else data
         self.device = next(model.parameters()).device
-        self.normed = bool(norm_layers(model))
+        self.normed = bool(batchnorm_layers(model))
         convolutional = any(parameter.dim() > 2 for parameter in model.parameters())
         size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
         most = _MAX_BYTES.get(self.device.type, 2**28)
@@ -108,7 +117,9 @@ class PointEvaluator:
         if self.normed:
             batches = math.ceil(self.examples / _REFRESH_BATCH)
             forward = self.task.forward
-            refresh(self.model, self.task.train, forward=forward, batch_size=_REFRESH_BATCH, batches=batches)
+            reestimate_batchnorm(
+                self.model, self.task.train, forward=forward, batch_size=_REFRESH_BATCH, batches=batches
+            )
         outputs, targets = predict(self.model, self.task, self.data, examples=self.examples)
         return self._metrics(outputs, targets)
 
@@ -140,8 +151,8 @@ class PointEvaluator:
         return torch.cat(outputs, 1)[:, : self.examples], torch.cat(targets)[: self.examples]
 
     def _refresh(self, stack: "_Stack") -> None:
-        """Re-estimate the running statistics of each point: the equal-weight mean over batches, as in `refreshed`."""
-        layers = norm_layers(stack.network)
+        """Re-estimate the running statistics of each point, as `reestimate_batchnorm` does."""
+        layers = batchnorm_layers(stack.network)
         momenta = [layer.momentum for layer in layers]
         before = stack.buffers
         total = {n: torch.zeros_like(b) for n, b in before.items() if n.endswith(("running_mean", "running_var"))}

@@ -15,7 +15,7 @@ from swamp.analysis.run_data import RunData, first_examples
 from swamp.analysis.weight_space import to_list
 from swamp.errors import unknown
 from swamp.runs import read_weights
-from swamp.training import BatchList, Data, Seed, State, Task, predict, refresh
+from swamp.training import BatchList, Data, Seed, State, Task, predict, reestimate_batchnorm
 from swamp.training.data import Batch
 from swamp.training.task import accuracy, ece, mean_probability, nll
 
@@ -89,7 +89,7 @@ def models_of_cycle(run: RunData, index: int, examples: int) -> tuple[nn.Module 
         model.load_state_dict(dict(weights))
         if averaged:
             batches = math.ceil(examples / _REFRESH_BATCH)
-            refresh(model, task.train, forward=task.forward, batch_size=_REFRESH_BATCH, batches=batches)
+            reestimate_batchnorm(model, task.train, forward=task.forward, batch_size=_REFRESH_BATCH, batches=batches)
         return model
 
     if run.config.plan.setting.ensemble:

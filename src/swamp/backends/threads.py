@@ -26,7 +26,7 @@ from swamp.training import (
     TensorData,
     TokenData,
     Training,
-    draws_globally,
+    uses_global_rng,
 )
 
 _BINDING = ("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
@@ -75,7 +75,7 @@ def unsupported_reason(model: nn.Module, task: Task, training: Training) -> str 
         return _binding_reason()
     if not isinstance(task.train, TensorData | TokenData | BatchList):
         return "examples are fetched one by one, with global random numbers, which only one training at a time may use."
-    if draws_globally(model, task, training.batch_size):
+    if uses_global_rng(model, task, training.batch_size):
         return "the model draws random numbers by other means than dropout, from torch's one global generator."
     return None
 

@@ -30,9 +30,9 @@ from swamp.training import (
     Training,
     as_batch,
     copied,
-    draws_globally,
     stacked_batches,
     train_loop,
+    uses_global_rng,
 )
 
 _Member = tuple[int, Seed]
@@ -115,7 +115,7 @@ class Vmapped:
                 self._steps[training] = "gradients are accumulated to save memory, which a stack would not."
             elif not _equal_shapes(self.task.train):
                 self._steps[training] = "the batches it was given differ in shape."
-            elif draws_globally(self.model, self.task, training.batch_size):
+            elif uses_global_rng(self.model, self.task, training.batch_size):
                 reason = (
                     "the model draws random numbers by other means than dropout, from torch's one global generator."
                 )

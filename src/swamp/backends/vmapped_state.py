@@ -199,7 +199,7 @@ class VmappedState:
 
     def _previous_gradients(self, gradients: Sequence[State]) -> Tensors:
         """The gradients of the previous step, where s2-sam needs them; zeros before the first step."""
-        needed = self.job.training.looks_back
+        needed = self.job.training.uses_previous_gradient
         found = {n: torch.zeros_like(w) for n, w in self.weights.items()} if needed else {}
         for place, gradient in enumerate(gradients):
             for name, value in gradient.items():

@@ -14,7 +14,7 @@ from swamp.backends.compiled import Compiled
 from swamp.backends.functional_optimizer import Update
 from swamp.training import Task, Training, gather_rows, smoothed
 from swamp.training.data import rows_of
-from swamp.training.dropout import Noise, scaled
+from swamp.training.dropout import DropoutMode, to_multiplier
 from swamp.training.sam import ascent
 
 Tensors = dict[str, Tensor]
@@ -78,7 +78,7 @@ class VmappedStep:
         previous: the gradients of the step before, where s2-sam needs them; those of this step take their place.
         """
         inputs = gather_rows(inputs)
-        there = self._perturbed(weights, previous) if self.training.looks_back else weights
+        there = self._perturbed(weights, previous) if self.training.uses_previous_gradient else weights
         gradients, losses, after = self._masked_gradients(there, buffers, masks, inputs, targets, dropout)
         for name, value in after.items():
             buffers[name].copy_(value)
@@ -129,7 +129,7 @@ class VmappedStep:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=narrow, cache_enabled=False):
             if dropout:
                 given = iter(dropout)
-                with Noise(lambda shape, kept, like: next(given)):
+                with DropoutMode(lambda shape, kept, like: next(given)):
                     outputs, after = functional_call(self.network, (weights, buffers), (inputs,))
             else:
                 outputs, after = functional_call(self.network, (weights, buffers), (inputs,))
@@ -137,7 +137,7 @@ class VmappedStep:
         return loss, after
 
     def dropout_masks(self, inputs: Any, targets: Tensor, seeds: Sequence[int]) -> list[Tensor]:
-        """The dropout dropout of one step: for each call of dropout, that of all particles; seeds: one a particle."""
+        """Dropout masks of one step: for each call of dropout, the masks of all particles. seeds: one per particle."""
         key = targets.shape
         if key not in self.shapes:
             self.shapes[key] = self._asked(inputs)
@@ -151,7 +151,7 @@ class VmappedStep:
             drawn = [
                 (torch.empty(s, dtype=d, device=self.device).bernoulli_(k, generator=generator), k) for s, k, d in asked
             ]
-            found.append([scaled(dropout, kept) for dropout, kept in drawn])
+            found.append([to_multiplier(dropout, kept) for dropout, kept in drawn])
         return [torch.stack(of_all) for of_all in zip(*found, strict=True)]
 
     def _asked(self, inputs: Any) -> list[tuple[tuple[int, ...], float, torch.dtype]]:
@@ -164,7 +164,11 @@ class VmappedStep:
 
         first = rows_of(gather_rows(inputs), 0)
         narrow = self.training.precision == "bfloat16"
-        with torch.no_grad(), Noise(record), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=narrow):
+        with (
+            torch.no_grad(),
+            DropoutMode(record),
+            torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=narrow),
+        ):
             copy.deepcopy(self.network)(first)
         return asked
 

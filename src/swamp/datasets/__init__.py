@@ -22,7 +22,7 @@ from swamp.datasets.text import (
 from swamp.errors import unknown
 from swamp.models import NETWORKS, build_network
 from swamp.models.language import is_pretrained
-from swamp.training.order import Seed
+from swamp.training.rng import Seed
 
 __all__ = [
     "NETWORKS",

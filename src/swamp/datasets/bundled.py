@@ -15,7 +15,7 @@ from swamp.errors import SwampError
 from swamp.optional import need
 from swamp.training.augment import crop_flip, shift_scale_noise
 from swamp.training.data import TensorData
-from swamp.training.order import Seed
+from swamp.training.rng import Seed
 
 _TEST_SHARE = 0.2
 _NORMALISE = Normalise(mean=(0.3053,), std=(0.3760,), largest=16.0)

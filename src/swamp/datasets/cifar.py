@@ -15,7 +15,7 @@ from swamp.datasets.problem import DataOptions, Normalise, Problem, in_memory
 from swamp.errors import SwampError
 from swamp.training.augment import crop_flip
 from swamp.training.data import TensorData
-from swamp.training.order import Seed
+from swamp.training.rng import Seed
 
 _PIXELS = 3 * 32 * 32
 

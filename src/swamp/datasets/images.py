@@ -18,7 +18,7 @@ from swamp.errors import SwampError
 from swamp.optional import need
 from swamp.training.augment import Augment, crop_flip
 from swamp.training.data import Batch, DatasetData, TensorData
-from swamp.training.order import Seed
+from swamp.training.rng import Seed
 from swamp.training.task import Task
 
 Labelled = list[tuple[Path, int]]

@@ -10,7 +10,7 @@ from swamp.errors import SwampError
 from swamp.fields import check_fields
 from swamp.models import Tokens
 from swamp.training.data import TensorData
-from swamp.training.order import Seed
+from swamp.training.rng import Seed
 from swamp.training.task import Task
 
 

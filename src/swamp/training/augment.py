@@ -13,7 +13,7 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 @runtime_checkable
-class TwoSteps(Protocol):
+class DrawThenApply(Protocol):
     """An Augment that draws first and computes afterwards, so that the batches of many models are computed at once."""
 
     def draw(self, inputs: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, ...]:

@@ -14,24 +14,24 @@ from swamp.training.memory_format import to_memory_format_of
 from swamp.training.task import Forward, call_model, evaluating
 
 
-def norm_layers(model: nn.Module) -> list[_BatchNorm]:
+def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
     """The layers that keep running statistics."""
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
-def refreshed(
+def with_reestimated_batchnorm(
     model: nn.Module, data: Data, *, forward: Forward = call_model, batch_size: int = 256, batches: int | None = None
 ) -> nn.Module:
-    """A copy of `model`, refreshed as `refresh` does. A model that keeps no statistics comes back as it is."""
-    if not norm_layers(model):
+    """`reestimate_batchnorm` on a copy of `model`. Returns `model` itself if it has no running statistics."""
+    if not batchnorm_layers(model):
         return model
     fresh = copy.deepcopy(model)
-    refresh(fresh, data, forward=forward, batch_size=batch_size, batches=batches)
+    reestimate_batchnorm(fresh, data, forward=forward, batch_size=batch_size, batches=batches)
     return fresh
 
 
 @torch.no_grad()
-def refresh(
+def reestimate_batchnorm(
     model: nn.Module, data: Data, *, forward: Forward = call_model, batch_size: int = 256, batches: int | None = None
 ) -> None:
     """Make running statistics of `model` the equal-weight mean over batches of `data`.
@@ -39,7 +39,7 @@ def refresh(
     Reset, then one pass in fixed order without augmentation (at most `batches`), dropout off; an incomplete last
     batch is left out as it would count like a whole one. A model without such layers is left as it is.
     """
-    layers = norm_layers(model)
+    layers = batchnorm_layers(model)
     if not layers:
         return
     device = next(model.parameters()).device
@@ -63,7 +63,7 @@ def refresh(
 def frozen_statistics(model: nn.Module) -> Generator[None]:
     """Batches are normalised as usual inside the block, but running statistics do not move."""
     # A layer in eval mode moves nothing, and without its statistics it would normalise by the batch's.
-    layers = [layer for layer in norm_layers(model) if layer.training]
+    layers = [layer for layer in batchnorm_layers(model) if layer.training]
     for layer in layers:
         layer.track_running_stats = False
     saved = [(layer.running_mean, layer.running_var, layer.num_batches_tracked) for layer in layers]

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate  # pyright: ig
 
 from swamp.errors import SwampError, data_worker_died
 from swamp.training.augment import Augment
-from swamp.training.order import Seed, isolated, permutation
+from swamp.training.rng import Seed, isolated, permutation
 
 Inputs = Tensor | Mapping[str, Tensor]
 Batch = tuple[Any, Any]

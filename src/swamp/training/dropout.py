@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from swamp.training.data import batch_to
-from swamp.training.order import Seed, isolated, reseed_global
+from swamp.training.rng import Seed, isolated, reseed_global
 from swamp.training.task import Task
 
 Draw = Callable[[tuple[int, ...], float, Tensor], Tensor]
 """(shape, share kept, tensor whose type and device to take) -> 0 or 1 / share, by which activations are multiplied."""
 
 
-class Noise(TorchFunctionMode):
+class DropoutMode(TorchFunctionMode):
     """Inside the block dropout takes its noise from `draw` instead of torch's global generator.
 
     Trainings in threads beside each other would take each other's numbers from the global generator, and stacked
@@ -32,7 +32,7 @@ class Noise(TorchFunctionMode):
     def __init__(self, draw: Draw) -> None:
         super().__init__()
         self.draw = draw
-        self.asked = False
+        self.used = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -44,12 +44,12 @@ class Noise(TorchFunctionMode):
 
     def multiplier(self, inputs: Tensor, p: float, shape: tuple[int, ...] | None = None) -> Tensor:
         """What `inputs` are multiplied by where a share `p` is dropped."""
-        self.asked = True
+        self.used = True
         return self.draw(tuple(inputs.shape) if shape is None else shape, 1 - p, inputs)
 
 
-def from_generator(generator: torch.Generator, rows: slice | None = None, total: int = 0) -> Draw:
-    """Noise from `generator`: on CPU the very numbers torch would draw from its global generator in the same state.
+def multipliers_from(generator: torch.Generator, rows: slice | None = None, total: int = 0) -> Draw:
+    """Dropout masks from `generator`: on CPU the numbers that torch draws from its global generator in the same state.
 
     rows, total: where the inputs are `rows` of a batch of `total` examples, the noise is those rows of the batch's.
     """
@@ -59,12 +59,12 @@ def from_generator(generator: torch.Generator, rows: slice | None = None, total:
         whole = (total, *shape[1:]) if of_batch else shape
         # Contiguous, whatever the layout of the activations: the noise must not depend on how the network is stored.
         noise = torch.empty(whole, dtype=like.dtype, device=like.device).bernoulli_(kept, generator=generator)
-        return scaled(noise[rows] if of_batch else noise, kept)
+        return to_multiplier(noise[rows] if of_batch else noise, kept)
 
     return draw
 
 
-def scaled(noise: Tensor, kept: float) -> Tensor:
+def to_multiplier(noise: Tensor, kept: float) -> Tensor:
     """Zeros and ones as multipliers that leave the mean of activations as it was."""
     return noise.div_(kept) if kept else noise
 
@@ -80,7 +80,7 @@ class DropoutStream:
         self.seed, self.device, self.exclusive = seed, device, exclusive
         self.generator = torch.Generator(device)
         # The first step tells of dropout that is no module; without any, the others are spared looking for it.
-        self.drops = drops_by_module(model)
+        self.drops = has_dropout_layer(model)
         self.first = True
 
     @contextmanager
@@ -92,22 +92,22 @@ class DropoutStream:
             yield
             return
         self.generator.manual_seed(self.seed + step)
-        with Noise(from_generator(self.generator, rows, total)) as noise:
+        with DropoutMode(multipliers_from(self.generator, rows, total)) as mode:
             yield
-        self.first, self.drops = False, self.drops or noise.asked
+        self.first, self.drops = False, self.drops or mode.used
 
 
-def drops_by_module(model: nn.Module) -> bool:
+def has_dropout_layer(model: nn.Module) -> bool:
     """Whether there is a dropout layer in it."""
     return any("Dropout" in type(module).__name__ for module in model.modules())
 
 
-def draws_globally(model: nn.Module, task: Task, batch_size: int) -> bool:
+def uses_global_rng(model: nn.Module, task: Task, batch_size: int) -> bool:
     """Whether a forward pass in training draws random numbers in another way than by dropout."""
     return _drawn(model, task, batch_size)[1]
 
 
-def draws(model: nn.Module, task: Task, batch_size: int) -> bool:
+def has_random_forward(model: nn.Module, task: Task, batch_size: int) -> bool:
     """Whether a forward pass in training draws random numbers, by dropout or in any other way."""
     return any(_drawn(model, task, batch_size))
 
@@ -120,9 +120,9 @@ def _drawn(model: nn.Module, task: Task, batch_size: int) -> tuple[bool, bool]:
     generator = torch.Generator(device)
     with isolated(Seed(0).at("probe"), device), torch.no_grad():
         before = _global_state(device)
-        with Noise(from_generator(generator)) as noise:
+        with DropoutMode(multipliers_from(generator)) as mode:
             task.forward(fresh, inputs)
-        return noise.asked, before != _global_state(device)
+        return mode.used, before != _global_state(device)
 
 
 def _global_state(device: torch.device) -> tuple[bytes, ...]:
@@ -130,29 +130,31 @@ def _global_state(device: torch.device) -> tuple[bytes, ...]:
     return of_torch.numpy().tobytes(), cast(Any, np.random.get_state())[1].tobytes(), repr(random.getstate()).encode()
 
 
-def _dropout(noise: Noise, inputs: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+def _dropout(mode: DropoutMode, inputs: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     if not training or not p:
         return inputs
-    multiplier = noise.multiplier(inputs, p)
+    multiplier = mode.multiplier(inputs, p)
     return inputs.mul_(multiplier) if inplace else inputs * multiplier
 
 
 def _channels(spatial: int) -> Callable[..., Tensor]:
     """Dropout of whole channels; without a batch dimension the first one is the channels'."""
 
-    def dropout(noise: Noise, inputs: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    def dropout(
+        mode: DropoutMode, inputs: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> Tensor:
         if not training or not p:
             return inputs
         leading = 1 if spatial != 2 and inputs.dim() == spatial + 1 else 2
         shape = (*inputs.shape[:leading], *(1 for _ in inputs.shape[leading:]))
-        multiplier = noise.multiplier(inputs, p, shape)
+        multiplier = mode.multiplier(inputs, p, shape)
         return inputs.mul_(multiplier) if inplace else inputs * multiplier
 
     return dropout
 
 
 def _attention(
-    noise: Noise,
+    mode: DropoutMode,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -177,7 +179,7 @@ def _attention(
         masked = attn_mask.dtype == torch.bool
         weights = weights.masked_fill(~attn_mask, -math.inf) if masked else weights + attn_mask
     weights = weights.softmax(-1)
-    return (weights * noise.multiplier(weights, dropout_p)) @ value
+    return (weights * mode.multiplier(weights, dropout_p)) @ value
 
 
 def _never(*tensors: Any) -> bool:
@@ -185,7 +187,7 @@ def _never(*tensors: Any) -> bool:
     return False
 
 
-def inside(function: Callable[..., Any]) -> Callable[..., Any]:
+def with_inner_calls(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of torch.nn.functional made of others, run under a mode that sees its inner calls too."""
     # torch asks once, at the door, and then runs the body unseen: this is the same body without the door.
     original = cast(FunctionType, function)
@@ -207,5 +209,5 @@ _REPLACED: dict[Any, Callable[..., Any]] = {
     F.dropout2d: _channels(2),
     F.dropout3d: _channels(3),
     F.scaled_dot_product_attention: _attention,
-    F.multi_head_attention_forward: inside(F.multi_head_attention_forward),
+    F.multi_head_attention_forward: with_inner_calls(F.multi_head_attention_forward),
 }

@@ -17,7 +17,7 @@ from swamp.training.dropout import DropoutStream
 from swamp.training.loop import smoothed
 from swamp.training.memory_format import to_memory_format_of
 from swamp.training.options import Training
-from swamp.training.order import Seed, isolated
+from swamp.training.rng import Seed, isolated
 from swamp.training.task import Task
 
 
@@ -68,7 +68,7 @@ def density_at(step: int, end: int, final: float, initial: float = 1.0) -> float
     return final + (initial - final) * (1 - min(step, end) / end) ** 3
 
 
-def regrown(
+def drop_and_grow(
     mask: Mask,
     weights: Mapping[str, Tensor],
     growth: Mapping[str, Tensor],
@@ -95,7 +95,7 @@ def regrown(
     return Mask(grown)
 
 
-def within_budget(weights: State, budget: Mask, structure: str = "unstructured") -> tuple[Mask, State]:
+def prune_to_budget(weights: State, budget: Mask, structure: str = "unstructured") -> tuple[Mask, State]:
     """A mean of networks with unlike masks, pruned by magnitude to as many weights a tensor as `budget` has."""
     kept = budget.nnz_by_layer
     mask = Mask(

@@ -15,7 +15,7 @@ from swamp.masks import Mask
 from swamp.training.data import batch_to
 from swamp.training.memory_format import to_memory_format_of
 from swamp.training.options import Training
-from swamp.training.order import Seed, isolated
+from swamp.training.rng import Seed, isolated
 from swamp.training.task import Task
 
 _FORWARDS_A_PASS = 3

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from swamp.errors import SwampError
 from swamp.masks import Mask, full_tensor, gathered_copy, hold, hold_gradients, preserves_zeros, shard_like
 from swamp.training.average import RunningMean, copied
-from swamp.training.batchnorm import norm_layers
+from swamp.training.batchnorm import batchnorm_layers
 from swamp.training.data import Batch, batch_to, rows_of
 from swamp.training.dropout import DropoutStream
 from swamp.training.memory_format import to_fastest_memory_format, to_memory_format
@@ -23,7 +23,7 @@ from swamp.training.mixed_precision import Autocast
 from swamp.training.nan_checks import require_finite, require_finite_memory, require_finite_weights
 from swamp.training.optimizers import OptimizerFactory, build_optimizer
 from swamp.training.options import Training
-from swamp.training.order import Seed, isolated
+from swamp.training.rng import Seed, isolated
 from swamp.training.sam import gradient_of, perturbed, second_gradient
 from swamp.training.shard import Shard
 from swamp.training.snapshot import Snapshot, load_optimizer, optimizer_tensors
@@ -219,7 +219,7 @@ class _ModelState:
     def _sam_backward(self, step: int, batch: Batch) -> Tensor:
         """`_backward` where the loss is worst nearby."""
         radius, sharpness = self.training.sam, self.training.sharpness
-        if self.training.looks_back:
+        if self.training.uses_previous_gradient:
             with perturbed(self.model, self.previous_gradient, radius):
                 loss = self._backward(step, batch)
             self.previous_gradient = gradient_of(self.model)
@@ -328,7 +328,7 @@ class _ModelState:
 
 def reset_statistics(model: nn.Module) -> None:
     """Reset running statistics of batch normalisation, for a rewind that does not rewind them."""
-    for layer in norm_layers(model):
+    for layer in batchnorm_layers(model):
         layer.reset_running_stats()
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from swamp.training.dropout import inside
+from swamp.training.dropout import with_inner_calls
 
-_FEW = 256
+_MAX_TOKENS = 256
 """Tokens: with more, the gradient of attention in bfloat16 is as fast."""
 
 
@@ -25,24 +25,24 @@ class Autocast:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         # The first pass tells whether there is attention; without any, the others are spared looking for it.
-        self.first, self.attends = device.type == "cpu", False
+        self.first, self.has_attention = device.type == "cpu", False
 
     @contextmanager
     def __call__(self) -> Generator[None]:
         """Around one forward pass."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            if not (self.first or self.attends):
+            if not (self.first or self.has_attention):
                 yield
                 return
-            with _WideAttention() as wide:
+            with _Float32Attention() as attention:
                 yield
-            self.first, self.attends = False, self.attends or wide.asked
+            self.first, self.has_attention = False, self.has_attention or attention.used
 
 
-class _WideAttention(TorchFunctionMode):
+class _Float32Attention(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
-        self.asked = False
+        self.used = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -52,17 +52,17 @@ class _WideAttention(TorchFunctionMode):
             return _layer(self, *args, **given)
         if func is not F.scaled_dot_product_attention:
             return func(*args, **given)
-        self.asked = True
+        self.used = True
         return _attention(*args, **given)
 
 
-_layer = inside(F.multi_head_attention_forward)
+_layer = with_inner_calls(F.multi_head_attention_forward)
 
 
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
 ) -> Tensor:
-    if key.shape[-2] > _FEW or query.dtype not in (torch.float32, torch.bfloat16):
+    if key.shape[-2] > _MAX_TOKENS or query.dtype not in (torch.float32, torch.bfloat16):
         return F.scaled_dot_product_attention(query, key, value, attn_mask, *args, **kwargs)
     if attn_mask is not None and attn_mask.is_floating_point():
         attn_mask = attn_mask.float()

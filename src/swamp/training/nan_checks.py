@@ -13,7 +13,7 @@ from swamp.training.average import State
 from swamp.training.data import Batch, BatchList, Data, TensorData, batch_to
 from swamp.training.memory_format import to_memory_format_of
 from swamp.training.options import Training
-from swamp.training.order import Seed, isolated
+from swamp.training.rng import Seed, isolated
 from swamp.training.task import Task, evaluating
 from swamp.training.tokens import TokenData
 

@@ -115,14 +115,14 @@ class Training:
         return replace(self, schedule_repeats=1, swa_fraction=0.0, swa=False, ema=0.0, sam=0.0)
 
     @property
-    def looks_back(self) -> bool:
+    def uses_previous_gradient(self) -> bool:
         """Whether a step needs the gradient of the one before."""
         return bool(self.sam) and self.sharpness == "s2-sam"
 
     @property
     def passes(self) -> int:
         """Forward and backward passes of one step."""
-        return 2 if self.sam and not self.looks_back else 1
+        return 2 if self.sam and not self.uses_previous_gradient else 1
 
     @property
     def decay(self) -> float:

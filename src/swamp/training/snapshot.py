@@ -29,7 +29,7 @@ class Snapshot:
     """That of the last step, where the next one needs it (s2-sam)."""
 
 
-def masked(snapshot: Snapshot, mask: Mask, names: Sequence[str]) -> Snapshot:
+def masked_snapshot(snapshot: Snapshot, mask: Mask, names: Sequence[str]) -> Snapshot:
     """The snapshot with exact zeros off `mask`, whatever is kept of a weight: its moments, its moving average.
 
     names: of the parameters that train, in the optimizer's order.

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from swamp.training.augment import TwoSteps
+from swamp.training.augment import DrawThenApply
 from swamp.training.data import Batch, Data, TensorData, batch_to
-from swamp.training.order import Seed, permutation
+from swamp.training.rng import Seed, permutation
 
 
 class Rows(NamedTuple):
@@ -67,7 +67,7 @@ def _gathered(data: TensorData, index: Tensor, augment_seeds: Sequence[int], fir
 
 
 def _augmented(augment: Any, inputs: Tensor, size: int, generators: Iterator[torch.Generator]) -> Tensor:
-    if not isinstance(augment, TwoSteps):
+    if not isinstance(augment, DrawThenApply):
         parts = (inputs[start : start + size] for start in range(0, len(inputs), size))
         return torch.cat([augment(part, one) for part, one in zip(parts, generators, strict=True)])
     drawn = [augment.draw((size, *inputs.shape[1:]), one) for one in generators]

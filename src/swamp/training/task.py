@@ -76,7 +76,7 @@ class Task:
     metrics: Mapping[str, Metric] = field(default_factory=lambda: dict(CLASSIFICATION))
     forward: Forward = call_model
     error: Metric | None = None
-    together: Combine = mean_probability
+    combine: Combine = mean_probability
     """What an ensemble predicts."""
 
     @classmethod

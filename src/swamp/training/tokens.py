@@ -9,7 +9,7 @@ from torch import Tensor
 
 from swamp.errors import SwampError
 from swamp.training.data import Batch
-from swamp.training.order import Seed, permutation
+from swamp.training.rng import Seed, permutation
 
 _POOL = 32
 """Batches of an epoch that are sorted by length together: more pad less, fewer mix better."""
@@ -49,7 +49,7 @@ class TokenData:
         return len(self.targets)
 
     @property
-    def alike(self) -> bool:
+    def equal_lengths(self) -> bool:
         """Whether all examples have one length, so that every batch has the shape of every other."""
         return bool(self.lengths.min() == self.lengths.max())
 

@@ -15,7 +15,7 @@ from swamp.errors import SwampError
 from swamp.models import Tokens
 from swamp.models.language import HuggingTokenizer
 from swamp.training.data import Data, TensorData
-from swamp.training.order import Seed
+from swamp.training.rng import Seed
 from swamp.training.task import Metric, Task, call_model
 from swamp.training.tokens import TokenData
 
@@ -68,7 +68,7 @@ def regression(train: Texts, test: Texts, options: DataOptions, seed: Seed, vali
 
     def task(*data: Any) -> Task:
         loss = torch.nn.functional.mse_loss
-        return Task(*data, loss=loss, metrics=dict(REGRESSION), forward=number, error=unexplained, together=mean_output)
+        return Task(*data, loss=loss, metrics=dict(REGRESSION), forward=number, error=unexplained, combine=mean_output)
 
     return _problem(train, test, validation, 1, options, seed, _padded, task)
 
@@ -83,7 +83,7 @@ def language(train: Texts, test: Texts, options: DataOptions, seed: Seed, valida
             metrics=dict(LANGUAGE),
             forward=cast(Any, next_tokens),
             error=wrong_guesses,
-            together=mean_likelihood,
+            combine=mean_likelihood,
         )
 
     problem = _problem(train, test, validation, 1, options, seed, _blocks, task)

@@ -9,7 +9,7 @@ import torch
 from swamp.datasets.problem import DataOptions, Problem
 from swamp.datasets.text.corpus import Texts, classification, language, regression
 from swamp.errors import SwampError
-from swamp.training.order import Seed
+from swamp.training.rng import Seed
 
 _TEST_SHARE = 0.2
 

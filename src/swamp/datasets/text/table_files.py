@@ -16,7 +16,7 @@ from swamp.datasets.text.corpus import Texts, classification, language, regressi
 from swamp.errors import SwampError, shortened
 from swamp.files import parse_json
 from swamp.optional import need
-from swamp.training.order import Seed
+from swamp.training.rng import Seed
 
 Goal = Literal["class", "number", "next token"]
 Row = Mapping[str, Any]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swamp.training import Seed, isolated
-from swamp.training.order import permutation
+from swamp.training.rng import permutation
 
 
 def test_a_seed_is_the_hash_of_its_root_and_path():
