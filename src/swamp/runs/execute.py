@@ -1,7 +1,7 @@
 """Execute a configuration in a run directory, from the start or from the last checkpoint."""
 
 import warnings
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -39,45 +39,78 @@ from swamp.training import Seed, Shard, Task, build_optimizer, isolated
 
 
 def start(config: RunConfig, path: Path, reporter: Reporter, stop: Event) -> dict[str, Any]:
-    """Run `config` in the new directory `path`; returns the summary. Raises SwampError if `path` holds a run.
+    """Run `config` in a new directory.
 
-    Under torchrun rank 0 returns the summary, and the other ranks return an empty one.
+    Args:
+        config: What to run.
+        path: The run directory; it is created.
+        reporter: Shows progress.
+        stop: Set from outside, it saves and stops the run.
+
+    Returns:
+        The summary, as in summary.json. Under torchrun only rank 0 returns it; the other ranks return an empty one.
+
+    Raises:
+        SwampError: `path` holds a run, or the configuration is not possible.
+        Diverged: See `swamp.cycles`.
+        Interrupted: `stop` was set; `resume` continues.
     """
     directory = RunDirectory(path, config.digest())
     if restarted() and directory.config.exists() and not differences(RunConfig.load(directory.config), config):
         return resume(path, reporter, stop)
     check_shard(config)
-    with distributed_job(config, device_type(config), path, stop) as coordinator:
-        if coordinator is not None and coordinator.rank:
-            return _follow(config, directory, coordinator)
-        require_new_directory(directory, config)
-        check_static_masks(config, coordinator)
-        problem, model = prepare(config)
-        check_rank_count(config, problem, coordinator)
-        with directory.locked():
-            require_new_directory(directory, config)
-            check_disk_space(directory, config, model, problem.task.train.steps(config.training.batch_size))
-            wait_until_prepared(coordinator)
-            write_config(directory, config)
-            return _execute(config, directory, problem, model, reporter, stop, coordinator)
-    return {}
+    return _run(directory, config, reporter, stop, new=True)
 
 
 def resume(path: Path, reporter: Reporter, stop: Event) -> dict[str, Any]:
-    """Continue the run in `path`; finished parts are read from disk. Returns the summary, as `start` does."""
+    """Continue the run in `path`; finished parts are read from disk. Otherwise as `start`."""
     directory, config = open_run(path)
     verify_config_owner(directory)
-    with distributed_job(config, device_type(config), path, stop) as coordinator:
+    return _run(directory, config, reporter, stop, new=False)
+
+
+def _run(directory: RunDirectory, config: RunConfig, reporter: Reporter, stop: Event, *, new: bool) -> dict[str, Any]:
+    with distributed_job(config, device_type(config), directory.path, stop) as coordinator:
         if coordinator is not None and coordinator.rank:
             return _follow(config, directory, coordinator)
+        if new:
+            require_new_directory(directory, config)
         check_static_masks(config, coordinator)
         problem, model = prepare(config)
         check_rank_count(config, problem, coordinator)
         with directory.locked():
+            if new:
+                require_new_directory(directory, config)
             check_disk_space(directory, config, model, problem.task.train.steps(config.training.batch_size))
             wait_until_prepared(coordinator)
-            return _execute(config, directory, problem, model, reporter, stop, coordinator)
+            if new:
+                write_config(directory, config)
+            if coordinator is not None:
+                stop = _stop_of(config, coordinator)
+            store = store_of(config, directory, reporter, stop)
+            records: list[dict[str, Any]] = []
+            with executing(config), _advice(config, directory):
+                ranks = [] if coordinator is None else [str(member) for member in coordinator.members]
+                append_session(directory, config, ranks)
+                reporter.started(overview(config, problem, model))
+                for cycle in _cycles(config, problem, model, store, coordinator):
+                    # Not the cycles themselves: their weights would fill the memory.
+                    records.append(cycle.to_json())
+            return write_summary(directory, summary(directory, config, records))
     return {}
+
+
+@contextmanager
+def _advice(config: RunConfig, directory: RunDirectory) -> Generator[None]:
+    """Add what to do next to the errors that end a run."""
+    try:
+        yield
+    except Diverged as error:
+        raise Diverged(
+            f"{error} Try a lower learning rate: swamp run --config {directory.config} --lr ... --clip 1 --out NEW"
+        ) from error
+    except Interrupted as error:
+        raise Interrupted(f"{error} Continue with: swamp resume {directory.path}") from error
 
 
 def _follow(config: RunConfig, directory: RunDirectory, coordinator: Coordinator) -> dict[str, Any]:
@@ -112,7 +145,7 @@ def prepare(config: RunConfig) -> tuple[Problem, nn.Module]:
     if config.model.startswith(timm.PREFIX):
         problem = timm.preprocessed(problem, config.model)
     model = initial_network(config, problem, config.plan.seed)
-    _records(config, problem, model, NoStore())
+    _cycles(config, problem, model, NoStore())
     return problem, model
 
 
@@ -137,60 +170,23 @@ def _fitting(model: str) -> Generator[None]:
         ) from error
 
 
-def summary(directory: RunDirectory, config: RunConfig, records: Iterable[Cycle]) -> dict[str, Any]:
-    """Summary of a run: its path, metrics and cost. Holds the weights of at most two cycles in memory."""
-    cycles: list[dict[str, Any]] = []
-    first = last = None
-    for record in records:
-        # Not the cycles themselves: their weights would fill the memory.
-        cycles.append(record.to_json())
-        first, last = first or record, record
-    assert first is not None
-    assert last is not None
-    dense = first if first.sparsity == 0 else None
+def summary(directory: RunDirectory, config: RunConfig, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Summary of a run from the records of its cycles: its path, metrics and cost."""
+    last = _reached(records[-1])
     return {
         "run": str(directory.path),
         "method": config.plan.method,
-        "sparsity": last.sparsity,
-        "density": {"prunable": last.mask.density, "all": last.density_of_all},
-        "test": last.metrics.test,
+        **last,
         # Methods that train each sparsity independently have no dense network.
-        "dense": dense
-        and {
-            "sparsity": dense.sparsity,
-            "density": {"prunable": dense.mask.density, "all": dense.density_of_all},
-            "test": dense.metrics.test,
-        },
-        "cycles": cycles,
-        "seconds": sum(record["seconds"] for record in cycles),
+        "dense": _reached(records[0]) if records[0]["sparsity"] == 0 else None,
+        "cycles": [*records],
+        "seconds": sum(record["seconds"] for record in records),
     }
 
 
-def _execute(
-    config: RunConfig,
-    directory: RunDirectory,
-    problem: Problem,
-    model: nn.Module,
-    reporter: Reporter,
-    stop: Event,
-    coordinator: Coordinator | None,
-) -> dict[str, Any]:
-    if coordinator is not None:
-        stop = _stop_of(config, coordinator)
-    store = store_of(config, directory, reporter, stop)
-    with executing(config):
-        ranks = [] if coordinator is None else [str(member) for member in coordinator.members]
-        append_session(directory, config, ranks)
-        reporter.started(overview(config, problem, model))
-        try:
-            done = summary(directory, config, _records(config, problem, model, store, coordinator))
-        except Diverged as error:
-            raise Diverged(
-                f"{error} Try a lower learning rate: swamp run --config {directory.config} --lr ... --clip 1 --out NEW"
-            ) from error
-        except Interrupted as error:
-            raise Interrupted(f"{error} Continue with: swamp resume {directory.path}") from error
-        return write_summary(directory, done)
+def _reached(record: Mapping[str, Any]) -> dict[str, Any]:
+    density = {name: record["density"][name] for name in ("prunable", "all")}
+    return {"sparsity": record["sparsity"], "density": density, "test": record["test"]}
 
 
 def append_session(directory: RunDirectory, config: RunConfig, ranks: Sequence[str]) -> None:
@@ -236,7 +232,7 @@ def store_of(
     )
 
 
-def _records(
+def _cycles(
     config: RunConfig,
     problem: Problem,
     model: nn.Module,
