@@ -1,6 +1,7 @@
-"""`make ranks`: a run over two hosts, which are network namespaces of this machine. Needs root and iproute2.
+"""`make ranks`: a run on two hosts, simulated by network namespaces of this machine. Needs root and iproute2.
 
-Checks that both give the run of one process, that a frozen rank and a host cut off are named, and that the run goes on.
+Checks that the result equals that of one process, that the error names a frozen rank and a disconnected host, and that
+the run can be resumed.
 """
 
 import json
@@ -29,7 +30,7 @@ def ip(*words: str) -> None:
 
 @contextmanager
 def hosts() -> Generator[None]:
-    """Two namespaces with a cable between them."""
+    """Two network namespaces, connected by a virtual cable."""
     a, b = HOSTS
     try:
         for name in HOSTS:
@@ -46,7 +47,7 @@ def hosts() -> Generator[None]:
 
 
 def job(*arguments: str, each: int = 1) -> list[subprocess.Popen[str]]:
-    """torchrun on both hosts."""
+    """Start torchrun on both hosts."""
     rendezvous = ["--nnodes=2", f"--nproc-per-node={each}", f"--master-addr={HOSTS['swamp-a']}", "--master-port=29555"]
     running: list[subprocess.Popen[str]] = []
     for number, name in enumerate(HOSTS):
@@ -72,7 +73,7 @@ def check(what: str, good: bool, told: str = "") -> None:
 
 
 def spoiled(run: Path, do: Callable[[int], None]) -> str:
-    """Start the run, do something to rank 1 in the middle of it, and return what the job said."""
+    """Start the run, call `do` with the pid of rank 1 in the middle of it, and return the output of the job."""
     running = job("run", *RECIPE, *QUICK, "--out", str(run))
     while not list(run.glob("cycle-01/unfinished-*")):
         if any(process.poll() is not None for process in running):
@@ -82,7 +83,7 @@ def spoiled(run: Path, do: Callable[[int], None]) -> str:
     pid = int(re.findall(r"pid (\d+)", members[1])[0])
     do(pid)
     told = "".join(running[0].communicate())
-    # The other host's torchrun waits for its rank, which may be frozen or cut off for good.
+    # torchrun of the other host waits for its rank, which may stay frozen or disconnected.
     running[1].terminate()
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
@@ -100,9 +101,9 @@ def main() -> None:
         one = subprocess.run([*swamp, "run", *RECIPE, "--quiet", "--out", str(runs / "one")], check=False)
         check("one process", one.returncode == 0)
         told = ended(job("run", *RECIPE, "--out", str(runs / "two")))
-        check("two hosts give the run of one process, bit for bit", same(runs / "one", runs / "two"), told)
+        check("two hosts equal one process, bit for bit", same(runs / "one", runs / "two"), told)
         told = ended(job("run", *RECIPE, "--out", str(runs / "four"), each=2))
-        check("two ranks on each of two hosts too", same(runs / "one", runs / "four"), told)
+        check("two ranks on each of two hosts equal one process", same(runs / "one", runs / "four"), told)
         for name, do in (
             ("killed", lambda pid: os.kill(pid, signal.SIGKILL)),
             ("frozen", lambda pid: os.kill(pid, signal.SIGSTOP)),
@@ -113,7 +114,9 @@ def main() -> None:
             ip("-n", "swamp-b", "link", "set", "veth-b", "up")
             again = subprocess.run([*swamp, "resume", str(runs / name), "--quiet"], check=False)
             check(
-                f"the run with a rank {name} goes on", again.returncode == 0 and same(runs / "one", runs / name), told
+                f"the run with a rank {name} is resumed and equal",
+                again.returncode == 0 and same(runs / "one", runs / name),
+                told,
             )
 
 

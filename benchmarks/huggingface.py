@@ -1,8 +1,8 @@
-"""What HoldMask adds to a step of Hugging Face's Trainer: python benchmarks/huggingface.py [ROUNDS]
+"""Cost of HoldMask per step of Hugging Face's Trainer: python benchmarks/huggingface.py [ROUNDS]
 
-Two Trainers fine-tune the same half-sparse BERT (4 layers of width 256, 64 tokens, 16 examples a step), one with the
-callback, in turns of a few steps; the ratio is that of the medians of all steps. Whole steps: data, forward, backward,
-clipping, optimizer.
+Two Trainers, with and without the callback, fine-tune the same BERT with half of its weights pruned (4 layers of width
+256, 64 tokens, 16 examples per step), a few steps in turn. Printed are the medians over complete steps (data, forward,
+backward, clipping, optimizer) and their ratio.
 """
 
 import statistics
@@ -23,7 +23,7 @@ LENGTH = 64
 
 
 class Clock(TrainerCallback):
-    """Seconds from the end of each step to that of the next."""
+    """Seconds between the ends of consecutive steps."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -75,7 +75,7 @@ def main() -> None:
                 Trainer(model, settings, train_dataset=data, callbacks=callbacks).train()
     middle = {name: statistics.median(clock.seconds) for name, (_, clock, _) in ways.items()}
     for name, seconds in middle.items():
-        print(f"{name:>8}: {1000 * seconds:.1f} ms a step")
+        print(f"{name:>8}: {1000 * seconds:.1f} ms per step")
     print(f"   ratio: {middle['with'] / middle['without']:.3f}")
 
 

@@ -1,4 +1,4 @@
-"""One measured line, and the ratio of two pieces of work that the machine's noise hits alike."""
+"""A measured value, and ratios of two functions timed in turn, so that other load on the machine affects both."""
 
 import statistics
 import time
@@ -11,7 +11,7 @@ class Line:
     name: str
     value: float
     spread: float
-    """Between the quartiles of the rounds."""
+    """Interquartile range over the rounds."""
     unit: str
     goal: str
 
@@ -22,7 +22,7 @@ def median(name: str, found: list[float], unit: str, goal: str) -> Line:
 
 
 def ratio(name: str, ours: Callable[[], object], other: Callable[[], object], goal: str, rounds: int = 9) -> Line:
-    """Median over interleaved rounds of time(ours) / time(other)."""
+    """Median of time(ours) / time(other) over rounds in which both run in turn."""
     return median(name, ratios(ours, other, rounds), "ratio", goal)
 
 

@@ -1,4 +1,4 @@
-"""Memory of each rank while all of them train one particle of 20 million weights, whole and sharded.
+"""Memory of each rank while all ranks train one particle of 20 million weights, replicated or sharded.
 
 torchrun --standalone --nproc-per-node=2 benchmarks/memory.py [--sharded]
 """
@@ -64,7 +64,8 @@ class Counted:
     def told(self, rank: int) -> None:
         held, steps, most = (n / 2**20 for n in (self.bytes, self.resident - self.before, peak() - self.before))
         print(
-            f"rank {rank}: {held:,.0f} MiB of tensors after a step; RSS above the start: {steps:,.0f}, peak {most:,.0f}"
+            f"rank {rank}: {held:,.0f} MiB of tensors after a step; "
+            f"resident memory above the start: {steps:,.0f} MiB, peak {most:,.0f} MiB"
         )
 
 

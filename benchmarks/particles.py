@@ -1,6 +1,6 @@
-"""Particles trained by each backend against a plain PyTorch loop, in interleaved rounds, and the machine's floor.
+"""Throughput of each backend relative to a plain PyTorch loop, measured in turn, and its share of the matrix rate.
 
-python benchmarks/particles.py [NETWORK ...]
+python benchmarks/particles.py [CASE ...]
 """
 
 import argparse
@@ -65,7 +65,7 @@ CASES = {
 
 
 class Clock(Progress):
-    """When each step was reported; on a GPU, when its work was done."""
+    """Times of the reported steps; on a GPU synchronised at the first and the last step."""
 
     def __init__(self) -> None:
         self.at: list[float] = []
@@ -77,18 +77,18 @@ class Clock(Progress):
 
 
 def samples_a_second(backend: Backend, case: Case, task: Task, ticket: Ticket, mask: Mask) -> float:
-    """Of all particles together, from the first report on: what is done once before it is no part of a long run."""
+    """Throughput of all particles from the first reported step on, so that set-up is not counted."""
     seeds = [(index, Seed(0).at(index)) for index in range(case.particles)]
     training = Training(epochs=1000, batch_size=case.batch, swa_fraction=0, swa=False, precision=case.precision)
     clock = Clock()
     backend.train(ticket, mask, training, seeds, last=case.steps, progress=clock)
-    # Sequential reports are spread over the whole call; stacked ones come N at a time.
+    # Sequential reports its steps over the whole call, Vmapped N at a time.
     first = sum(at == clock.at[0] or at - clock.at[0] < 1e-3 for at in clock.at[: case.particles])
     return case.batch * (len(clock.at) - first) / (clock.at[-1] - clock.at[first - 1])
 
 
 def plain(case: Case, task: Task, mask: Mask) -> float:
-    """What a script does: one model after the other in float32, torch's own optimizer, weights times mask."""
+    """Throughput of a plain script: models in turn, float32, torch.optim.SGD, weights times mask after each step."""
     done, spent = 0, 0.0
     for index in range(case.particles):
         model = case.build().to(next(iter(task.train.in_order(1)))[0].device).train()
@@ -118,7 +118,7 @@ def plain(case: Case, task: Task, mask: Mask) -> float:
 
 
 def on_gpu(name: str, particles: int, precision: str) -> Case:
-    """A network of tasks/ on images of 3 x 32 x 32, or the transformer, at batch 128."""
+    """A network on images of 3 x 32 x 32, or the transformer, at batch size 128."""
     if name == "transformer":
         return Case(Transformer, (64, 32), 128, particles, precision, 60, "")
     goal = "at least 4" if (name, particles) == ("resnet-20", 8) else ""
@@ -137,7 +137,7 @@ def prepared(case: Case, device: str = "cpu") -> tuple[nn.Module, Task, Mask]:
 
 
 def operations(case: Case) -> int:
-    """Of one step of one particle, forward and backward (multiplications and additions)."""
+    """FLOPs of one step of one particle, forward and backward; multiplications and additions count separately."""
     model = case.build()
     with FlopCounterMode(display=False) as counter:
         inputs = torch.randn(case.batch, *case.shape)
@@ -146,7 +146,7 @@ def operations(case: Case) -> int:
 
 
 def matrix_rate(dtype: torch.dtype, device: str) -> float:
-    """The most operations a second that a large product reaches here."""
+    """FLOPs per second of a large matrix product on this machine, the best of 12."""
     size = 8192 if device == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     times: list[float] = []
@@ -158,7 +158,7 @@ def matrix_rate(dtype: torch.dtype, device: str) -> float:
 
 
 def throughput(name: str, case: Case, device: str = "cpu", rounds: int = 5) -> list[Line]:
-    """For each backend: speed over the plain loop; and of the fastest, the share of the matrix rate."""
+    """Throughput of each backend relative to the plain loop, and the fastest backend's share of the matrix rate."""
     model, task, mask = prepared(case, device)
     ticket = Ticket(model.state_dict(), 0)
     backends: dict[str, Backend] = {"sequential": Sequential(model, task)}
@@ -188,16 +188,23 @@ def throughput(name: str, case: Case, device: str = "cpu", rounds: int = 5) -> l
     per_sample = operations(case) / case.batch
     share = [speed * per_sample / rate for speed in speeds[best]]
     lines.append(median(f"share of the matrix rate, {best}, {what}", share, f"of {rate / 1e9:.0f} GFLOP/s", ""))
-    lines.append(median(f"samples a second, {best}, {what}", speeds[best], "1/s", ""))
+    lines.append(median(f"samples per second, {best}, {what}", speeds[best], "1/s", ""))
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"on CPU: {', '.join(CASES)}")
+    parser.add_argument(
+        "cases",
+        nargs="*",
+        metavar="CASE",
+        help=f"cases on CPU (default: all): {', '.join(CASES)}; on a GPU names of networks",
+    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--particles", type=int, nargs="+", default=[1, 4, 8, 16], help="on a GPU")
-    parser.add_argument("--precision", default="bfloat16", help="on a GPU")
+    parser.add_argument(
+        "--particles", type=int, nargs="+", default=[1, 4, 8, 16], help="numbers of particles (GPU only)"
+    )
+    parser.add_argument("--precision", default="bfloat16", help="precision of training (GPU only)")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     if given.device == "cpu":

@@ -1,4 +1,4 @@
-"""Peak resident memory, in MB, of training so many particles of a network in threads."""
+"""Peak resident memory in MB of training ResNet-20 with `threads`: python benchmarks/peak.py resnet-20 PARTICLES."""
 
 import re
 import sys
@@ -13,5 +13,5 @@ seeds = [(index, Seed(0).at(index)) for index in range(int(sys.argv[2]))]
 particles = Threads(model, task).train(
     Ticket(model.state_dict(), 0), mask, Training(epochs=1, swa_fraction=0), seeds, last=3
 )
-# Not getrusage: its peak is that of the process that started this one, where that was larger.
+# Not getrusage: its peak includes the parent process, if that was larger.
 print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024)

@@ -1,9 +1,9 @@
-"""Particles over ranks against one rank, interleaved in one job, one torch thread a rank.
+"""Throughput of all ranks of a job relative to one rank, measured in turn, with one torch thread per rank.
 
 torchrun --standalone --nproc-per-node=2 benchmarks/ranks.py [--network resnet-20] [--particles 4] [--rounds 5]
 
-python benchmarks/ranks.py --apart: two processes that know nothing of each other, each with half of the particles, over
-one with all of them: about what ranks can reach on the machine.
+python benchmarks/ranks.py --apart: the same for two independent processes with half of the particles each, about the
+limit for two ranks on this machine.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SHAPES = {"mlp-bn-600-200": (40,), "lenet-300-100": (1, 28, 28), "resnet-20": (1
 
 
 def problem(name: str) -> tuple[torch.nn.Module, Task, Training]:
-    """Random examples: what is learned does not change how long it takes."""
+    """Model, task and training on random examples, as the time does not depend on the data."""
     generator = torch.Generator().manual_seed(0)
     count = 128 * min(STEPS[name], 28)
     inputs = torch.randn((count, *SHAPES[name]), generator=generator)
@@ -41,7 +41,7 @@ def problem(name: str) -> tuple[torch.nn.Module, Task, Training]:
 
 
 def seconds(backend: Any, *arguments: Any) -> tuple[float, float]:
-    """On the clock, and of the processor: the second does not see who else works on the machine."""
+    """Wall-clock time and processor time in seconds. Other load on the machine changes only the first."""
     began = time.perf_counter(), time.process_time()
     backend.train(*arguments)
     return time.perf_counter() - began[0], time.process_time() - began[1]
@@ -57,7 +57,7 @@ def measure(coordinator: Coordinator, folder: Path, name: str, particles: int, r
     if as_json:
         print(json.dumps([one[0] / many[0] for one, many in found]))
         return
-    for which, what in enumerate(("on the clock", "of processor time")):
+    for which, what in enumerate(("by wall-clock time", "by processor time")):
         low, middle, high = statistics.quantiles([one[which] / many[which] for one, many in found], n=4)
         print(
             f"{name}, {coordinator.size} ranks: {middle:.2f} times one rank {what} ({low:.2f} - {high:.2f})", flush=True
@@ -67,7 +67,7 @@ def measure(coordinator: Coordinator, folder: Path, name: str, particles: int, r
 
 
 def apart(name: str, particles: int, rounds: int) -> list[float]:
-    """What the machine allows: two processes with half of the particles each, over one with all."""
+    """Speedup of two independent processes with half of the particles each over one process with all."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     other = context.Process(target=_answer, args=(there, name), daemon=True)
@@ -108,8 +108,8 @@ def main() -> None:
     parser.add_argument("--network", default="mlp-bn-600-200", choices=STEPS)
     parser.add_argument("--particles", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", action="store_true", help="print the ratios on the clock and nothing else")
-    parser.add_argument("--apart", action="store_true", help="two processes without ranks: see above")
+    parser.add_argument("--json", action="store_true", help="print only the ratios of wall-clock time")
+    parser.add_argument("--apart", action="store_true", help="two independent processes in place of ranks")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.apart:

@@ -1,6 +1,6 @@
-"""SWAMP as a plain PyTorch script has it, after open_lth: a Dataset, a DataLoader, one model after the other.
+"""SWAMP as a plain PyTorch script like open_lth: a Dataset, a DataLoader, models trained in turn.
 
-It is the yardstick of `make bench`: the same job as `swamp.cycles`, step for step, with what people use.
+The baseline of `make bench`: it does the same work as `swamp.cycles`, step for step.
 """
 
 import copy
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """Images one by one, cropped and flipped at random one by one, as torchvision's transforms do it."""
+    """Images, each cropped and flipped at random by itself, as torchvision's transforms do."""
 
     def __init__(self, images: Tensor, targets: Tensor, augment: bool) -> None:
         self.images, self.targets, self.augment = images, targets, augment
@@ -70,7 +70,7 @@ def swamp_by_hand(
 
 
 def trained(model: nn.Module, loader: DataLoader, masks: dict[str, Tensor], epochs: int, *, swa: bool) -> nn.Module:
-    """The model, or the mean of its tail."""
+    """Train the model; return it, or the average over its tail."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
     averaged = torch.optim.swa_utils.AveragedModel(model)
@@ -86,7 +86,7 @@ def trained(model: nn.Module, loader: DataLoader, masks: dict[str, Tensor], epoc
             with torch.no_grad():
                 for weight, mask in held:
                     weight.mul_(mask)
-            loss.item()  # as scripts do, to print it
+            loss.item()  # as scripts do to print the loss
         if epoch >= 0.75 * epochs:
             averaged.update_parameters(model)
     return averaged.module if swa else model
@@ -94,7 +94,7 @@ def trained(model: nn.Module, loader: DataLoader, masks: dict[str, Tensor], epoc
 
 @torch.no_grad()
 def evaluated(model: nn.Module, train: DataLoader, test: DataLoader) -> float:
-    """Accuracy with fresh statistics."""
+    """Test accuracy, with BatchNorm statistics re-estimated on `train`."""
     torch.optim.swa_utils.update_bn(train, model)
     model.eval()
     return sum(int((model(x).argmax(1) == y).sum()) for x, y in test) / len(test.dataset)

@@ -1,6 +1,6 @@
-"""`make bench`: ratios measured side by side in one process, medians with their spread, written to build/bench.json.
+"""`make bench`: ratios measured in turn in one process, medians with their spread, written to build/bench.json.
 
-python benchmarks/run.py [PART ...]     # all parts, or those alone: the other lines of build/bench.json stay
+python benchmarks/run.py [PART ...]     # all parts, or only these; other lines of build/bench.json stay
 """
 
 import argparse
@@ -36,7 +36,7 @@ from swamp.training.options import Precision
 
 
 def masked_step(name: str, shape: tuple[int, ...], examples: int) -> Line:
-    """A step that holds a mask over a step that does not."""
+    """Time of a step with a mask relative to a step without."""
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn((examples, *shape), generator=generator)
@@ -46,7 +46,7 @@ def masked_step(name: str, shape: tuple[int, ...], examples: int) -> Line:
     with isolated(Seed(0)):
         model = build_network(name, shape, 10)
     mask = Mask.ones(model)
-    training = Training(epochs=1, tail=0, swa=False)
+    training = Training(epochs=1, swa_fraction=0, swa=False)
     return ratio(
         f"masked / dense step, {name}",
         lambda: fit(model, task, training, Seed(0), mask=mask),
@@ -56,7 +56,7 @@ def masked_step(name: str, shape: tuple[int, ...], examples: int) -> Line:
 
 
 class _OneByOne(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """The usual way: each image is cropped and flipped by itself."""
+    """The usual Dataset: each image is cropped and flipped by itself."""
 
     def __init__(self, images: torch.Tensor, targets: torch.Tensor) -> None:
         self.images, self.targets, self.change = images, targets, crop_flip(2)
@@ -70,7 +70,7 @@ class _OneByOne(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def data_path() -> Line:
-    """An epoch of batches from memory over the same from a DataLoader that augments image by image."""
+    """Time of an epoch of batches from memory relative to a DataLoader that augments one image at a time."""
     images = torch.randint(0, 256, (2048, 1, 28, 28), dtype=torch.uint8)
     targets = torch.zeros(2048, dtype=torch.long)
     memory = TensorData(images, targets, crop_flip(2), lambda batch: batch.float() / 255)
@@ -85,7 +85,7 @@ def data_path() -> Line:
 
 
 def pruning() -> Line:
-    """Pruning ten million weights over sorting them once."""
+    """Time to prune ten million weights relative to sorting them once."""
     scores = {"a": torch.rand(3000, 3000), "b": torch.rand(1000, 1000)}
     mask = Mask({name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()})
     flat = torch.cat([score.flatten() for score in scores.values()])
@@ -99,7 +99,7 @@ def pruning() -> Line:
 
 
 def overhead() -> Line:
-    """Share of a cycle that is not spent in training: average, BatchNorm, evaluation, barrier, pruning, saving."""
+    """Share of a cycle outside training: averaging, BatchNorm, evaluation, barrier, pruning, checkpoints."""
     torch.set_num_threads(1)
     config = recipe_named("mnist1d-mlp")()
     config = replace(config, plan=replace(config.plan, sparsity=0.7), backend="sequential")
@@ -110,7 +110,7 @@ def overhead() -> Line:
 
 
 def job(name: str, images: int, epochs: int, goal: str, precision: Precision = "float32", held_out: int = 1000) -> Line:
-    """A whole SWAMP job, ours over the plain script of reference.py, with the same networks, data and steps."""
+    """Time of reference.py relative to swamp for a whole SWAMP job with the same networks, data and steps."""
     torch.set_num_threads(os.cpu_count() or 1)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (images + held_out, 1, 28, 28), dtype=torch.uint8, generator=generator)
@@ -121,9 +121,9 @@ def job(name: str, images: int, epochs: int, goal: str, precision: Precision = "
         return batch.float() / 255
 
     task = Task(TensorData(*train, crop_flip(2), scale), TensorData(*test, None, scale))
-    # The script looks at test data alone, and at no barrier.
+    # The script evaluates on test data only, and measures no barrier.
     plan = Plan(densities=(1.0, 0.6), particles=(4,), ticket_epochs=1, barrier_points=0, evaluation_examples=128)
-    training = Training(epochs=epochs, tail=0.25, precision=precision)
+    training = Training(epochs=epochs, swa_fraction=0.25, precision=precision)
 
     def model() -> torch.nn.Module:
         with isolated(Seed(0)):
@@ -135,16 +135,16 @@ def job(name: str, images: int, epochs: int, goal: str, precision: Precision = "
     def plain(workers: int) -> None:
         swamp_by_hand(model(), train, test, particles=4, cycles=2, epochs=epochs, workers=workers)
 
-    # Whichever is faster for the script here: its own process, or one a core, forked at every epoch.
+    # The faster choice for the script: its own process, or one worker per core, which are forked at every epoch.
     workers = min((0, os.cpu_count() or 1), key=lambda count: seconds(partial(plain, count)))
     found = [1 / value for value in ratios(ours, partial(plain, workers), rounds=3)]
     return median(f"plain script / ours, SWAMP (4), {name}, {precision}", found, "ratio", goal)
 
 
 def memory(name: str = "resnet-20") -> Line:
-    """Resident memory that one more particle in threads adds, in processes of their own."""
+    """Resident memory of one more particle with `threads`, measured in separate processes."""
     found = [(_peak(name, 8) - _peak(name, 2)) / 6 for _ in range(3)]
-    return median(f"memory a particle in threads, {name}", found, "MB", "")
+    return median(f"memory per particle, threads, {name}", found, "MB", "")
 
 
 def _peak(name: str, particles: int) -> float:
@@ -154,7 +154,7 @@ def _peak(name: str, particles: int) -> float:
 
 
 def ranks(network: str) -> list[Line]:
-    """Two ranks over one, a thread each, and what the machine allows two processes: see ranks.py."""
+    """Throughput of two ranks relative to one, a thread each, and the limit for two processes: see ranks.py."""
     script = [Path(__file__).with_name("ranks.py"), "--network", network]
     two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
@@ -163,7 +163,7 @@ def ranks(network: str) -> list[Line]:
 
     return [
         median(f"2 ranks / 1, {network}", found([*two, *script, "--json"]), "ratio", "at least 1.9"),
-        median(f"2 processes without ranks / 1, {network}", found([*script, "--apart"]), "ratio", ""),
+        median(f"2 independent processes / 1, {network}", found([*script, "--apart"]), "ratio", ""),
     ]
 
 
@@ -181,9 +181,9 @@ PARTS: dict[str, Callable[[], list[Line]]] = {
     "pruning": lambda: [pruning()],
     "overhead": lambda: [overhead()],
     **{name: _particles(name) for name in CASES},
-    # About the steps of the recipe fashion-mnist-lenet.
+    # About as many steps as the recipe fashion-mnist-lenet.
     "lenet-job": lambda: [job("lenet-300-100", 2560, 40, "at least 3", held_out=427)],
-    # Test data as many for each training example as Fashion-MNIST has; ten minutes.
+    # As many test images per training image as Fashion-MNIST; ten minutes.
     "resnet-job": lambda: [job("resnet-20", 640, 8, "at least 2", "bfloat16", 128)],
     "exported": exported,
     "sizes": sizes,
@@ -195,10 +195,10 @@ PARTS: dict[str, Callable[[], list[Line]]] = {
 def main() -> None:
     warnings.simplefilter("ignore")
     parser = argparse.ArgumentParser()
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all of them if none is named")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"parts to measure (default: all): {', '.join(PARTS)}")
     given = parser.parse_args()
     if unknown := set(given.parts) - set(PARTS):
-        parser.error(f"there is no part {', '.join(sorted(unknown))}; there is {', '.join(PARTS)}.")
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}.")
     out = Path("build/bench.json")
     out.parent.mkdir(exist_ok=True)
     values = json.loads(out.read_text()) if given.parts and out.exists() else {}
@@ -208,7 +208,7 @@ def main() -> None:
         for line in PARTS[part]():
             table.add_row(line.name, f"{line.value:.4g}", f"{line.spread:.2g}", line.unit, line.goal)
             values[line.name] = {"value": line.value, "spread": line.spread, "unit": line.unit, "goal": line.goal}
-        # After each part: hours of measuring may be interrupted.
+        # After each part, because measuring takes hours and may be interrupted.
         out.write_text(json.dumps(values, indent=1) + "\n")
         console.print(table)
 
