@@ -7,18 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from swamp import cli
-from swamp.algorithms import METHODS
-from swamp.datasets import NETWORKS, TASKS
-from swamp.masks import ALLOCATIONS, STRUCTURES, Mask
-from swamp.recipes import RECIPES
+from swamp.cli.listing import _REGISTRIES
+from swamp.masks import Mask
 from swamp.runs import RunConfig
 from swamp.runs.config import flattened
-from swamp.scores import SCORES
 
 TINY = ["digits-mlp", "--epochs", "2", "--model", "mlp-16", "--sparsity", "0.75", "--swa-fraction", "0.5"]
 TINY += ["--barrier-threshold", "1", "--examples", "640"]
@@ -142,27 +140,25 @@ def test_compare_as_json_prints_one_object(runs, tmp_path, capsys):
     assert printed.err == ""
 
 
-@pytest.mark.parametrize(
-    ("what", "names"),
-    [
-        ("recipes", RECIPES),
-        ("tasks", TASKS),
-        ("models", [*NETWORKS, "timm:NAME"]),
-        ("methods", METHODS),
-        ("scores", SCORES),
-        ("allocations", ALLOCATIONS),
-        ("structures", STRUCTURES),
-        ("backends", ("auto", "sequential", "threads", "vmapped", "multi-stream")),
-    ],
-)
-def test_list_says_what_there_is_one_line_each(what, names, capsys):
+def summary(registered: object) -> str:
+    """What describes an entry of a registry: a string, or its summary, or the first line of its docstring."""
+    text = registered if isinstance(registered, str) else getattr(registered, "summary", registered.__doc__)
+    return text.strip().splitlines()[0]
+
+
+@pytest.mark.parametrize("what", _REGISTRIES)
+def test_list_prints_each_name_of_the_registry_with_its_summary(what, capsys):
+    module, name = _REGISTRIES[what]
+    entries = {name: summary(entry) for name, entry in getattr(import_module(module), name).items()}
     assert swamp("list", what, "--json") == 0
     listed = json.loads(capsys.readouterr().out)[what]
-    assert list(listed) == list(names)
-    assert all(listed.values())
+    if what == "models":
+        assert "timm" in listed.pop("timm:NAME")
+    assert list(listed.items()) == list(entries.items())
+    assert all(entries.values())
     assert swamp("list", what) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(names)
+    assert [line.split()[0] for line in lines][: len(entries)] == list(entries)
 
 
 @pytest.mark.parametrize(
@@ -222,16 +218,19 @@ def test_help_explains_every_command(capsys):
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["rum"], []])
-def test_without_a_command_to_run_torch_is_not_imported(arguments):
+def test_without_a_run_torch_is_not_imported():
+    """Help, version, a wrong name and every list, one after another in one process."""
+    commands = [["--help"], ["--version"], ["rum"], [], *(["list", what] for what in _REGISTRIES)]
     code = f"""
 import sys
 from swamp import cli
-try:
-    cli.main({arguments})
-except SystemExit:
-    pass
-assert "torch" not in sys.modules
+from swamp.cli.listing import _REGISTRIES
+for arguments in {commands}:
+    try:
+        cli.main(arguments)
+    except SystemExit:
+        pass
+    assert "torch" not in sys.modules, arguments
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 

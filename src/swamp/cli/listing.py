@@ -1,22 +1,43 @@
-"""swamp list."""
+"""swamp list. It reads the registries from the source of the package, as importing them imports torch: seconds."""
 
-from collections.abc import Callable, Sequence
+import ast
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache
+from pathlib import Path
+from typing import Literal
 
 import tyro
 
+import swamp
 from swamp.cli.session import Out, parse, print_json
-from swamp.recipes import DEFAULT, RECIPES, STUDIES
+
+_Definition = ast.expr | ast.FunctionDef | ast.ClassDef
 
 _What = Literal[
     "recipes", "tasks", "models", "methods", "scores", "allocations", "structures", "backends", "studies", "analyses"
 ]
 
+_REGISTRIES: dict[_What, tuple[str, str]] = {
+    "recipes": ("swamp.recipes", "RECIPES"),
+    "tasks": ("swamp.datasets", "TASKS"),
+    "models": ("swamp.models", "NETWORKS"),
+    "methods": ("swamp.algorithms", "METHODS"),
+    "scores": ("swamp.scores", "SCORES"),
+    "allocations": ("swamp.masks", "ALLOCATIONS"),
+    "structures": ("swamp.masks", "STRUCTURES"),
+    "backends": ("swamp.backends", "BACKENDS"),
+    "studies": ("swamp.recipes", "STUDIES"),
+    "analyses": ("swamp.analysis", "ANALYSES"),
+}
+"""What can be listed -> module and name of its registry, a dict."""
+
+_TIMM = {"timm:NAME": "a model of timm with its own preprocessing (pip install 'swamp[timm]'); images"}
+
 
 @dataclass(frozen=True)
 class ListArgs:
-    """Say what there is, one line each."""
+    """List what is available, one line each."""
 
     what: tyro.conf.Positional[_What]
     json: bool = False
@@ -26,77 +47,68 @@ class ListArgs:
 def list_command(arguments: Sequence[str]) -> None:
     """swamp list recipes|tasks|models|methods|scores|allocations|structures|backends|studies|analyses."""
     given = parse(ListArgs, "swamp list", arguments)
-    lines = _LISTS[given.what]()
+    lines = registry(*_REGISTRIES[given.what]) | (_TIMM if given.what == "models" else {})
     if given.json:
         print_json({given.what: lines})
         return
+    default = _text(_definition("swamp.recipes", "DEFAULT")[1]) if given.what == "recipes" else None
     width = max(map(len, lines), default=0)
-    for name, what in lines.items():
-        default = " (default)" if given.what == "recipes" and name == DEFAULT else ""
-        Out.print(f"[bold]{name:<{width}}[/bold]  {what}{default}", soft_wrap=True, highlight=False)
+    for name, summary in lines.items():
+        mark = " (default)" if name == default else ""
+        Out.print(f"[bold]{name:<{width}}[/bold]  {summary}{mark}", soft_wrap=True, highlight=False)
 
 
-def _first_line(documented: Any) -> str:
-    return (documented.__doc__ or "").strip().splitlines()[0]
+def registry(module: str, name: str) -> dict[str, str]:
+    """Names and summaries of a registry, read from source: a dict literal of functions, classes, calls or strings.
+
+    The summary is the first line of the docstring, the first argument of the call, or the string.
+    """
+    module, table = _definition(module, name)
+    assert isinstance(table, ast.Dict)
+    found: dict[str, str] = {}
+    for key, value in zip(table.keys, table.values, strict=True):
+        if key is not None:
+            found[_text(key)] = _summary(module, value)
+        elif isinstance(value, ast.Name):
+            found |= registry(module, value.id)
+    return found
 
 
-def _listed_tasks() -> dict[str, str]:
-    from swamp.datasets import TASKS
-
-    return {name: _first_line(builder) for name, builder in TASKS.items()}
-
-
-def _listed_models() -> dict[str, str]:
-    from swamp.datasets import NETWORKS
-
-    return {**NETWORKS, "timm:NAME": "a model of timm with its own preprocessing (pip install 'swamp[timm]'); images"}
+def _summary(module: str, value: ast.expr) -> str:
+    if isinstance(value, ast.Call):
+        return _text(value.args[0])
+    if not isinstance(value, ast.Name):
+        return _text(value)
+    _, definition = _definition(module, value.id)
+    assert isinstance(definition, ast.FunctionDef | ast.ClassDef)
+    return (ast.get_docstring(definition) or "").partition("\n")[0]
 
 
-def _listed_methods() -> dict[str, str]:
-    from swamp.algorithms import METHODS
-
-    return {name: method.summary for name, method in METHODS.items()}
-
-
-def _listed_scores() -> dict[str, str]:
-    from swamp.scores import SCORES
-
-    return {name: _first_line(score) for name, score in SCORES.items()}
-
-
-def _listed_allocations() -> dict[str, str]:
-    from swamp.masks import ALLOCATIONS
-
-    return {name: _first_line(allocation) for name, allocation in ALLOCATIONS.items()}
-
-
-def _listed_structures() -> dict[str, str]:
-    from swamp.masks import STRUCTURES
-
-    return {name: _first_line(structure) for name, structure in STRUCTURES.items()}
+def _definition(module: str, name: str) -> tuple[str, _Definition]:
+    """The module that defines a name, and its function, class or value; imports within the package are followed."""
+    for statement in _tree(module).body:
+        match statement:
+            case ast.ImportFrom(module=str(source), names=names) if source.startswith("swamp."):
+                if name in [imported.name for imported in names]:
+                    return _definition(source, name)
+            case ast.FunctionDef(name=defined) | ast.ClassDef(name=defined) if defined == name:
+                return module, statement
+            case ast.Assign(targets=[ast.Name(id=target)], value=value) if target == name:
+                return module, value
+            case ast.AnnAssign(target=ast.Name(id=target), value=ast.expr() as value) if target == name:
+                return module, value
+            case _:
+                pass
+    raise LookupError(f"{module} does not define {name}.")
 
 
-def _listed_backends() -> dict[str, str]:
-    from swamp.backends import BACKENDS
-
-    return {name: _first_line(backend) for name, backend in BACKENDS.items()}
-
-
-def _listed_analyses() -> dict[str, str]:
-    from swamp.analysis import ANALYSES
-
-    return {name: _first_line(analysis) for name, analysis in ANALYSES.items()}
+@cache
+def _tree(module: str) -> ast.Module:
+    path = Path(swamp.__file__).parent.joinpath(*module.split(".")[1:])
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return ast.parse(file.read_text(encoding="utf-8"))
 
 
-_LISTS: dict[str, Callable[[], dict[str, str]]] = {
-    "recipes": lambda: {name: _first_line(recipe) for name, recipe in RECIPES.items()},
-    "tasks": _listed_tasks,
-    "models": _listed_models,
-    "methods": _listed_methods,
-    "scores": _listed_scores,
-    "allocations": _listed_allocations,
-    "structures": _listed_structures,
-    "backends": _listed_backends,
-    "studies": lambda: {name: _first_line(study) for name, study in STUDIES.items()},
-    "analyses": _listed_analyses,
-}
+def _text(constant: ast.AST) -> str:
+    assert isinstance(constant, ast.Constant)
+    return str(constant.value)

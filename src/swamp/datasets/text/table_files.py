@@ -4,7 +4,6 @@ import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -229,51 +228,69 @@ def _label_text(label: Any) -> str:
 
 @dataclass(frozen=True)
 class GlueTask:
-    """Text columns, classes (none: regression) and validation part of one task."""
+    """Builder of one task of GLUE (Wang et al. 2019): from `datasets`, or from files as for text-folder.
 
+    columns: text columns. classes: names by class number, as in `datasets`; none: regression. The validation part is
+    the test data here, as the test labels are secret.
+    """
+
+    summary: str
+    name: str
     columns: tuple[str, ...]
     classes: tuple[str, ...]
     validation: str = "validation"
 
+    def __call__(self, options: DataOptions, seed: Seed) -> Problem:
+        """Build the task. Raises SwampError if the data cannot be loaded."""
+        goal: Goal = "class" if self.classes else "number"
+        text = options.text
+        if options.folder:
+            tables = folder_tables(f"glue-{self.name}", options)
+            tables.pop("test", None)
+        else:
+            tables = {"train": _fetched(self.name, "train"), "test": _fetched(self.name, self.validation)}
+            text = replace(text, columns=text.columns or self.columns, label=text.label or "label")
+        return from_tables(f"glue-{self.name}", tables, goal, replace(options, text=text), seed, self.classes)
 
-GLUE: Mapping[str, GlueTask] = {
-    "cola": GlueTask(("sentence",), ("unacceptable", "acceptable")),
-    "sst2": GlueTask(("sentence",), ("negative", "positive")),
-    "mrpc": GlueTask(("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
-    "stsb": GlueTask(("sentence1", "sentence2"), ()),
-    "qqp": GlueTask(("question1", "question2"), ("not_duplicate", "duplicate")),
-    "mnli": GlueTask(("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), "validation_matched"),
-    "qnli": GlueTask(("question", "sentence"), ("entailment", "not_entailment")),
-    "rte": GlueTask(("sentence1", "sentence2"), ("entailment", "not_entailment")),
-    "wnli": GlueTask(("sentence1", "sentence2"), ("not_entailment", "entailment")),
+
+_PAIR = ("sentence1", "sentence2")
+_ENTAILMENT = ("entailment", "not_entailment")
+
+GLUE_TASKS: Mapping[str, GlueTask] = {
+    "glue-cola": GlueTask(
+        "GLUE: is a sentence grammatical? 2 classes.", "cola", ("sentence",), ("unacceptable", "acceptable")
+    ),
+    "glue-sst2": GlueTask(
+        "GLUE: sentiment of a movie-review sentence; 2 classes.", "sst2", ("sentence",), ("negative", "positive")
+    ),
+    "glue-mrpc": GlueTask(
+        "GLUE: do two sentences mean the same? 2 classes.", "mrpc", _PAIR, ("not_equivalent", "equivalent")
+    ),
+    "glue-stsb": GlueTask("GLUE: similarity of two sentences, 0 to 5; regression.", "stsb", _PAIR, ()),
+    "glue-qqp": GlueTask(
+        "GLUE: do two questions ask the same? 2 classes.",
+        "qqp",
+        ("question1", "question2"),
+        ("not_duplicate", "duplicate"),
+    ),
+    "glue-mnli": GlueTask(
+        "GLUE: does the premise entail the hypothesis, contradict it, or neither? 3 classes.",
+        "mnli",
+        ("premise", "hypothesis"),
+        ("entailment", "neutral", "contradiction"),
+        "validation_matched",
+    ),
+    "glue-qnli": GlueTask(
+        "GLUE: does the sentence answer the question? 2 classes.", "qnli", ("question", "sentence"), _ENTAILMENT
+    ),
+    "glue-rte": GlueTask("GLUE: does the first sentence entail the second? 2 classes.", "rte", _PAIR, _ENTAILMENT),
+    "glue-wnli": GlueTask(
+        "GLUE: does the first sentence entail the second, with a pronoun replaced? 2 classes.",
+        "wnli",
+        _PAIR,
+        ("not_entailment", "entailment"),
+    ),
 }
-"""Name -> task; class numbers as in `datasets` (Wang et al. 2019)."""
-
-
-def glue(name: str, options: DataOptions, seed: Seed) -> Problem:
-    """A GLUE task. Its validation part is the test data here, as the test labels are secret."""
-    task = GLUE[name]
-    goal: Goal = "class" if task.classes else "number"
-    if options.folder:
-        tables = folder_tables(f"glue-{name}", options)
-        tables.pop("test", None)
-    else:
-        tables = {part: _fetched(name, split) for part, split in (("train", "train"), ("test", task.validation))}
-    text = options.text
-    if not options.folder:
-        text = replace(text, columns=text.columns or task.columns, label=text.label or "label")
-    return from_tables(f"glue-{name}", tables, goal, replace(options, text=text), seed, task.classes)
-
-
-def _builder(name: str) -> Any:
-    build = partial(glue, name)
-    what = f"{len(GLUE[name].classes)} classes" if GLUE[name].classes else "a number to predict"
-    pairs = "pairs of sentences" if len(GLUE[name].columns) == 2 else "sentences"
-    build.__doc__ = f"GLUE's {name}: {pairs}, {what}; from `datasets`, or files as for text-folder."
-    return build
-
-
-GLUE_TASKS: Mapping[str, Any] = {f"glue-{name}": _builder(name) for name in GLUE}
 
 
 def _fetched(name: str, split: str) -> Table:
