@@ -62,7 +62,7 @@ def test_the_best_particle_is_the_one_with_least_validation_error(normed, task):
 
 
 @pytest.mark.fast_cases(8)
-@pytest.mark.parametrize("method", [name for name, m in METHODS.items() if not m.ensemble and not m.alone])
+@pytest.mark.parametrize("method", [name for name, m in METHODS.items() if not m.ensemble and not m.independent])
 def test_every_method_with_a_dense_cycle_starts_from_the_same_ticket(mlp, task, method):
     store, reference = Tickets(), Tickets()
     list(swamp.cycles(mlp, task, replace(PLAN, method=method, sparsity=0.0), TRAINING, store=store))

@@ -98,7 +98,7 @@ def test_particles_are_given_cycle_by_cycle_and_the_last_count_repeats() -> None
 
 
 def test_cycles_denser_than_asked_train_one_particle() -> None:
-    assert particles_for((1, 0.8, 0.64, 0.5), [4], single_above=0.64) == (1, 1, 4, 4)
+    assert particles_for((1, 0.8, 0.64, 0.5), [4], single_particle_above=0.64) == (1, 1, 4, 4)
     assert particles_for((1, 0.8), [4]) == (4, 4)
 
 

@@ -27,8 +27,8 @@ def aggregate(trained: Trained, plan: Plan, evaluator: Evaluator) -> Average:
     """Combine particles as the plan's method does; a mean over different masks is pruned to the size of the first."""
     if trained.samples is not None:
         return Average(*prune_to_budget(trained.samples, trained.masks[0], plan.structure), averaged=True)
-    weights, averaged = combined(trained.particles, plan.setting, evaluator)
-    if plan.setting.own_masks:
+    weights, averaged = combined(trained.particles, plan.spec, evaluator)
+    if plan.spec.own_masks:
         return Average(*prune_to_budget(weights, trained.masks[0], plan.structure), averaged)
     return Average(trained.masks[0], weights, averaged)
 

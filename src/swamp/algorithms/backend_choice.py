@@ -35,7 +35,7 @@ def choose_backend(
     Raises:
         SwampError: The method cannot be run by one loop, validation data are missing, or the optimizer is unknown.
     """
-    method = plan.setting
+    method = plan.spec
     if method.ensemble:
         raise SwampError(f"{plan.method} trains several runs: use swamp.algorithms.ensemble.")
     if method.needs_validation and task.validation is None:

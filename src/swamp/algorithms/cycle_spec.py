@@ -27,7 +27,7 @@ class CycleSpec:
 
 def first_spec(setup: Setup, index: int, ticket: Ticket) -> CycleSpec:
     """The dense cycle, or a cycle of a method that needs no other cycle."""
-    if not setup.method.alone:
+    if not setup.method.independent:
         return CycleSpec(ticket, setup.dense, setup.training, setup.first_step)
     training = _repeated(setup, setup.schedule.densities[index])
     if setup.method.masks == "dynamic" and setup.method.grow == "nothing":
@@ -42,7 +42,7 @@ def next_spec(setup: Setup, index: int, ticket: Ticket, previous: Cycle) -> Cycl
     nnz = setup.schedule.nnz(index, setup.dense.prunable)
     pruned = setup.pruner.prune(previous.mask, previous.weights, nnz, setup.seed.at("score", index))
     start, training, first = ticket, setup.training, setup.first_step
-    if setup.method.start == "carry":
+    if setup.method.start == "pruned":
         start = Ticket(previous.weights, 0)
         training, first = _retrained(setup, previous, pruned.mask)
     return CycleSpec(start, pruned.mask, training, first, pruned.notes, previous.total, pruned.flops)
@@ -53,7 +53,7 @@ def _repeated(setup: Setup, density: float) -> Training:
     if not setup.method.cyclic:
         return setup.training
     times = setup.plan.trainings_to(density)
-    repeats = times * (setup.plan.most_particles if setup.method.longer else 1)
+    repeats = times * (setup.plan.most_particles if setup.method.n_times_epochs else 1)
     return replace(setup.training, epochs=setup.training.epochs * times, schedule_repeats=repeats)
 
 

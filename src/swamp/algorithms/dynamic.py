@@ -170,7 +170,7 @@ class _DynamicTraining:
                 mask,
                 {name: weights[name].abs() for name in mask},
                 self.nnz if last else round(density * prunable),
-                allocation=plan.allotment,
+                allocation=plan.allocation_name,
                 structure=plan.structure,
                 min_per_layer=plan.min_per_layer,
             )

@@ -29,7 +29,7 @@ def evaluate_cycle(
 ) -> Cycle:
     """The record of a cycle: metrics, barriers and cost of its averaged particles. began: perf_counter at its start."""
     plan, method, mask = setup.plan, setup.method, average.mask
-    first = index == 0 and not method.alone
+    first = index == 0 and not method.independent
     divergences = (*(setup.divergence.of(None) if first else ()), *setup.divergence.of(index))
     empty_layers = empty_layer_warning(spec.mask, mask) if method.masks == "dynamic" else None
     notes = [*spec.notes, *filter(None, [empty_layers])]

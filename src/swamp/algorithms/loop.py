@@ -50,7 +50,7 @@ def cycles(
     """
     store = store or NoStore()
     backend = choose_backend(model, task, plan, training, backend, store)
-    if plan.setting.pools:
+    if plan.spec.pools:
         setup = Setup(model, task, plan, training, backend, store.member(0))
         return pooled(_cycles(setup), plan, setup.evaluator, store)
     return _cycles(Setup(model, task, plan, training, backend, store))
@@ -113,7 +113,7 @@ def train_on(
     Raises:
         SwampError: The method does not rewind to a ticket, or a mask or cycle does not belong to this model and plan.
     """
-    if not plan.setting.rewinds:
+    if not plan.spec.rewinds:
         raise SwampError(
             f"{plan.method} does not train every cycle from one ticket, so it cannot train given masks. "
             "Take imp, swamp, or another method that rewinds."

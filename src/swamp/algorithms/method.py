@@ -29,9 +29,9 @@ class Method:
     weights with the largest gradients."""
     own_masks: bool = False
     """Each particle has its own changing mask; their mean is pruned to the budget again."""
-    many: bool = False
+    multi_particle: bool = False
     """Trains the plan's N particles per cycle; otherwise one."""
-    tail: bool = False
+    constant_tail: bool = False
     """The last part of training (`swa_fraction`) has a constant learning rate."""
     swa: bool = False
     """Each particle is its running mean over the last part of training (SWA)."""
@@ -41,7 +41,7 @@ class Method:
     combine: Literal["mean", "greedy", "best"] = "mean"
     """The model of a cycle: the mean of its particles, a greedy soup of them chosen on validation data, or the particle
     with the lowest validation error."""
-    start: Literal["ticket", "carry"] = "ticket"
+    start: Literal["ticket", "pruned"] = "ticket"
     """Where the next cycle starts: at the ticket, or at the pruned weights."""
     retrain: Retraining = "slr"
     """Learning rates of cycles that start at the pruned weights, unless the plan names others."""
@@ -49,11 +49,11 @@ class Method:
     """Kind of sharpness-aware steps."""
     ema: float = 0.0
     """Default decay of the exponential moving average of each particle's weights."""
-    longer: bool = False
+    n_times_epochs: bool = False
     """Trains N times the epochs: the cost of N particles."""
     cyclic: bool = False
     """Repeats the schedule as often as an iterative run has cycles to this density."""
-    single_above: float = 0.0
+    single_particle_above: float = 0.0
     """Cycles above this density train one particle only."""
     ensemble: bool = False
     """N independent runs, each with its own mask; their predicted probabilities are averaged."""
@@ -61,14 +61,14 @@ class Method:
     """An IMP run; its models are interpolated with their neighbours (Lottery Pools)."""
 
     @property
-    def alone(self) -> bool:
+    def independent(self) -> bool:
         """Whether a cycle needs no other cycle."""
         return self.masks in ("initial", "dynamic")
 
     @property
     def rewinds(self) -> bool:
         """Whether every cycle trains a mask from the ticket, however the mask was found."""
-        return self.start == "ticket" and not (self.alone or self.ensemble or self.pools)
+        return self.start == "ticket" and not (self.independent or self.ensemble or self.pools)
 
     @property
     def needs_validation(self) -> bool:
@@ -85,8 +85,8 @@ class Method:
             )
         return replace(
             training,
-            epochs=training.epochs * (particles if self.longer else 1),
-            swa_fraction=training.swa_fraction if self.tail else 0.0,
+            epochs=training.epochs * (particles if self.n_times_epochs else 1),
+            swa_fraction=training.swa_fraction if self.constant_tail else 0.0,
             swa_cycles=training.swa_cycles or (training.swa_epochs if self.cyclic_tail else 0),
             swa=self.swa and training.swa,
             ema=training.ema or self.ema,

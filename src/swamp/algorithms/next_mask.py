@@ -41,11 +41,11 @@ class Pruner:
     def __init__(self, model: nn.Module, task: Task, plan: Plan, batch_size: int, flops: FlopCounter) -> None:
         self.model, self.task, self.plan, self.flops = model, task, plan, flops
         self.batch_size = batch_size
-        self.score = score_named(plan.ranking)
+        self.score = score_named(plan.score_name)
 
     def prune(self, mask: Mask, weights: State, nnz: int, seed: Seed) -> Pruned:
         """Shrink `mask` to `nnz` weights by their scores at `weights`."""
-        plan, rounds = self.plan, self.plan.setting.rounds
+        plan, rounds = self.plan, self.plan.spec.rounds
         self.model.load_state_dict(dict(weights))
         smaller, flops = mask, 0.0
         for number in range(1, rounds + 1):
@@ -55,7 +55,7 @@ class Pruner:
                 smaller,
                 scores,
                 round(mask.nnz * (nnz / mask.nnz) ** (number / rounds)),
-                allocation=plan.allotment,
+                allocation=plan.allocation_name,
                 structure=plan.structure,
                 min_per_layer=plan.min_per_layer,
             )
@@ -78,12 +78,12 @@ class Pruner:
 
     def _flops(self, mask: Mask) -> float:
         """Of one scoring: as in training, a gradient costs three forward passes."""
-        return 3 * _PASSES.get(self.plan.ranking, 0) * self._examples() * self.flops.forward(mask)
+        return 3 * _PASSES.get(self.plan.score_name, 0) * self._examples() * self.flops.forward(mask)
 
     def _examples(self) -> int:
         """Training examples that the score takes gradients of."""
         train, most = self.task.train, self.plan.score_examples
-        match self.plan.ranking:
+        match self.plan.score_name:
             case "synflow":
                 return 1
             case "grasp":

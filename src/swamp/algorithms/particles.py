@@ -31,7 +31,7 @@ class Trained:
 
 def train_ticket(setup: Setup) -> Ticket:
     """The weights at which all particles start: read back, or trained now."""
-    if setup.method.alone:
+    if setup.method.independent:
         return setup.initial
     stored = setup.store.ticket()
     if stored is not None:

@@ -77,17 +77,17 @@ class Plan:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        score_named(self.ranking)
+        score_named(self.score_name)
         if self.retrain and self.retrain not in get_args(Retraining):
             raise unknown("retrain", self.retrain, get_args(Retraining))
-        if (self.retrain or self.retrain_epochs) and self.setting.start != "carry":
+        if (self.retrain or self.retrain_epochs) and self.spec.start != "pruned":
             raise SwampError(
                 f"{self.method} rewinds its weights: retrain and retrain_epochs apply to methods that continue from "
                 "pruned weights, such as lrr, sms and one-shot. Leave these options out, or take such a method."
             )
         if self.on_divergence not in get_args(OnDivergence):
             raise unknown("on_divergence", str(self.on_divergence), get_args(OnDivergence))
-        structure_named(self.structure).check_allocation(self.allotment)
+        structure_named(self.structure).check_allocation(self.allocation_name)
         wrong = [
             (not 0 <= self.cycles <= MAX_CYCLES, "cycles", f"0 or more, and {MAX_CYCLES} at most"),
             (not 0 <= self.ticket_epochs <= 1e9, "ticket_epochs", "0 or more, and a billion at most"),
@@ -110,25 +110,25 @@ class Plan:
         return html_table(self)
 
     @property
-    def setting(self) -> Method:
+    def spec(self) -> Method:
         """The method that `method` names."""
         return method_named(self.method)
 
     @property
-    def ranking(self) -> str:
+    def score_name(self) -> str:
         """Name of the score that ranks weights."""
-        return self.score or self.setting.score
+        return self.score or self.spec.score
 
     @property
-    def allotment(self) -> str:
+    def allocation_name(self) -> str:
         """Name of the allocation; an n:m pattern keeps the same fraction in all layers."""
-        by_method = "uniform" if isinstance(structure_named(self.structure), NMPattern) else self.setting.allocation
+        by_method = "uniform" if isinstance(structure_named(self.structure), NMPattern) else self.spec.allocation
         return self.allocation or by_method
 
     @property
     def retraining(self) -> Retraining:
         """Learning rates of methods that continue from pruned weights."""
-        return cast(Retraining, self.retrain) if self.retrain else self.setting.retrain
+        return cast(Retraining, self.retrain) if self.retrain else self.spec.retrain
 
     @property
     def scope(self) -> Scope:
@@ -144,20 +144,20 @@ class Plan:
     def schedule(self) -> Schedule:
         """Densities and particle counts, cycle by cycle. Raises SwampError for what cannot be."""
         densities = self._densities()
-        counts = particles_for(densities, self.particles, single_above=self.setting.single_above)
-        return Schedule(densities, counts if self.setting.many else (1,) * len(densities))
+        counts = particles_for(densities, self.particles, single_particle_above=self.spec.single_particle_above)
+        return Schedule(densities, counts if self.spec.multi_particle else (1,) * len(densities))
 
     def trainings_to(self, density: float) -> int:
         """Trainings, the dense one included, of an iterative run with the first `prune_fraction` to this density."""
         return len(densities_to(1 - density, prune_fraction=self.prune_fraction[:1]))
 
     def _densities(self) -> tuple[float, ...]:
-        if self.densities and self.densities[0] != 1 and not self.setting.alone:
+        if self.densities and self.densities[0] != 1 and not self.spec.independent:
             raise SwampError(
                 f"densities start at 1, the dense cycle 0 that {self.method} needs, got {list(self.densities)}."
             )
         # Who needs no other sparsity on the way goes there at once; for the whole curve one names the densities.
-        alone, at_once = self.setting.alone and not self.cycles, self.setting.masks != "iterative"
+        alone, at_once = self.spec.independent and not self.cycles, self.spec.masks != "iterative"
         cycles = self.cycles or int(at_once)
         structure = structure_named(self.structure)
         if isinstance(structure, NMPattern):

@@ -1,88 +1,83 @@
-"""The methods by name."""
+"""The methods by name: each is a setting of the one loop."""
+
+from typing import Any
 
 from swamp.algorithms.method import Method
 from swamp.errors import unknown
 
-_THE_METHOD = {
-    "swamp": Method("mean of N particles, each averaged over its tail (SWAMP)", many=True, tail=True, swa=True),
+_SWA: dict[str, Any] = {"constant_tail": True, "swa": True}
+_PARTICLES: dict[str, Any] = {"multi_particle": True, **_SWA}
+_ONCE: dict[str, Any] = {"masks": "once", "start": "pruned"}
+_RANDOM_ERK: dict[str, Any] = {"score": "random", "allocation": "erk"}
+_SET: dict[str, Any] = {"masks": "dynamic", "grow": "random", **_RANDOM_ERK}
+_RIGL: dict[str, Any] = {"masks": "dynamic", "grow": "gradient", **_RANDOM_ERK}
+
+_SWAMP = {
+    "swamp": Method("mean of N particles, each averaged over the end of its training (SWAMP)", **_PARTICLES),
     "swamp+": Method(
-        "SWAMP with one particle while more than half of the weights live",
-        many=True,
-        tail=True,
-        swa=True,
-        single_above=0.5,
+        "SWAMP with one particle while more than half of the weights remain", single_particle_above=0.5, **_PARTICLES
     ),
-    "swamp-no-swa": Method("mean of the last iterates of N particles (SWAMP without SWA)", many=True),
+    "swamp-no-swa": Method("mean of the last iterates of N particles (SWAMP without SWA)", multi_particle=True),
     "swamp-greedy": Method(
-        "SWAMP with a greedy soup: only particles that help on validation data are averaged",
-        many=True,
-        tail=True,
-        swa=True,
-        combine="greedy",
+        "SWAMP with a greedy soup: averages only particles that help on validation data", combine="greedy", **_PARTICLES
     ),
 }
 
 _ITERATIVE = {
     "imp": Method("iterative magnitude pruning with weight rewinding"),
-    "imp-swa": Method("IMP with stochastic weight averaging: SWAMP with one particle", tail=True, swa=True),
-    "imp-tail": Method("IMP with SWAMP's constant-rate tail but no averaging: the control for the tail", tail=True),
+    "imp-swa": Method("IMP with stochastic weight averaging: SWAMP with one particle", **_SWA),
+    "imp-tail": Method(
+        "IMP with SWAMP's constant learning rate at the end but no averaging: the control for it", constant_tail=True
+    ),
     "imp-ema": Method("IMP with an exponential moving average of the weights", ema=0.999),
     "imp-sam": Method("IMP with sharpness-aware steps", sharpness="sam"),
     "imp-asam": Method("IMP with sharpness-aware steps scaled by the weights (ASAM)", sharpness="asam"),
     "imp-s2sam": Method("IMP with sharpness-aware steps at the cost of plain ones (S2-SAM)", sharpness="s2-sam"),
-    "imp-long": Method("IMP at N times the epochs: the equal-cost control", longer=True),
+    "imp-long": Method("IMP with N times the epochs: the equal-cost control", n_times_epochs=True),
     "imp-best": Method(
-        "IMP that goes on with the best of N particles, chosen on validation data", many=True, combine="best"
+        "IMP that continues with the best of N particles, chosen on validation data",
+        multi_particle=True,
+        combine="best",
     ),
     "imp-ensemble": Method("N independent IMP runs, predictions averaged: N times the inference cost", ensemble=True),
     "lottery-pools": Method("IMP whose models are interpolated with their neighbours, on validation data", pools=True),
-    "lrr": Method("learning-rate rewinding: weights carry on, only the schedule restarts", start="carry"),
-    "sms": Method("sparse model soup: the mean of N particles carries on, no rewinding", many=True, start="carry"),
+    "lrr": Method("learning-rate rewinding: weights continue, only the schedule restarts", start="pruned"),
+    "sms": Method(
+        "sparse model soup: the mean of N particles continues, no rewinding", multi_particle=True, start="pruned"
+    ),
     "sms-greedy": Method(
-        "sparse model soup of the particles that help on validation data", many=True, start="carry", combine="greedy"
-    ),
-}
-
-_ONE_SHOT = {
-    "one-shot": Method(
-        "dense training, one pruning by magnitude, fine-tuning", masks="once", start="carry", retrain="ft"
-    ),
-    "one-shot-taylor": Method(
-        "one pruning by first-order Taylor scores, fine-tuning",
-        masks="once",
-        start="carry",
-        retrain="ft",
-        score="taylor",
-    ),
-    "one-shot-fisher": Method(
-        "one pruning by the diagonal Fisher information, fine-tuning",
-        masks="once",
-        start="carry",
-        retrain="ft",
-        score="fisher",
-    ),
-    "one-shot-lrr": Method("one pruning by magnitude, then the whole schedule again", masks="once", start="carry"),
-    "one-shot-rewind": Method("one pruning by magnitude, rewound to the ticket", masks="once"),
-    "soup": Method(
-        "one pruning, N copies retrained by the whole schedule, averaged", masks="once", start="carry", many=True
-    ),
-    "soup-greedy": Method(
-        "one pruning, N copies retrained, those averaged that help on validation data",
-        masks="once",
-        start="carry",
-        many=True,
+        "sparse model soup of the particles that help on validation data",
+        multi_particle=True,
+        start="pruned",
         combine="greedy",
     ),
 }
 
-_BEFORE_TRAINING = {
-    "random": Method(
-        "random weights, layers by ERK: what any criterion must beat", masks="initial", score="random", allocation="erk"
+_ONE_SHOT = {
+    "one-shot": Method("dense training, one pruning by magnitude, fine-tuning", retrain="ft", **_ONCE),
+    "one-shot-taylor": Method(
+        "one pruning by first-order Taylor scores, fine-tuning", retrain="ft", score="taylor", **_ONCE
     ),
+    "one-shot-fisher": Method(
+        "one pruning by the diagonal Fisher information, fine-tuning", retrain="ft", score="fisher", **_ONCE
+    ),
+    "one-shot-lrr": Method("one pruning by magnitude, then the whole schedule again", **_ONCE),
+    "one-shot-rewind": Method("one pruning by magnitude, rewound to the ticket", masks="once"),
+    "soup": Method("one pruning, N copies retrained by the whole schedule, averaged", multi_particle=True, **_ONCE),
+    "soup-greedy": Method(
+        "one pruning, N copies retrained, a greedy soup of them on validation data",
+        multi_particle=True,
+        combine="greedy",
+        **_ONCE,
+    ),
+}
+
+_BEFORE_TRAINING = {
+    "random": Method("random weights, layers by ERK: what any criterion must beat", masks="initial", **_RANDOM_ERK),
     "random-uniform": Method(
         "random weights, all layers at one density", masks="initial", score="random", allocation="uniform"
     ),
-    # One ranking of all layers would empty those with small initial weights, which are the wide ones.
+    # One ranking of all layers would empty the wide layers, whose initial weights are small.
     "magnitude-init": Method("the largest initial weights, layers by ERK", masks="initial", allocation="erk"),
     "snip": Method("connection sensitivity of the initial weights", masks="initial", score="snip"),
     "snip-iterative": Method("connection sensitivity in 100 rounds", masks="initial", score="snip", rounds=100),
@@ -91,91 +86,40 @@ _BEFORE_TRAINING = {
     "cyclic": Method(
         "a random ERK mask, trained by as many schedules as an iterative run has cycles",
         masks="initial",
-        score="random",
-        allocation="erk",
         cyclic=True,
+        **_RANDOM_ERK,
     ),
     "cyclic-long": Method(
-        "the same at N times the epochs: what SWAMP costs, spent on a random mask",
+        "cyclic with N times the epochs: the cost of SWAMP, spent on a random mask",
         masks="initial",
-        score="random",
-        allocation="erk",
         cyclic=True,
-        longer=True,
+        n_times_epochs=True,
+        **_RANDOM_ERK,
     ),
 }
 
 _WHILE_TRAINING = {
     "gmp": Method("gradual magnitude pruning along a cubic while training", masks="dynamic"),
-    "set": Method(
-        "sparse evolutionary training: drop the smallest, grow at random",
-        masks="dynamic",
-        grow="random",
-        score="random",
-        allocation="erk",
-    ),
-    "rigl": Method(
-        "RigL: drop the smallest, grow where the gradient is largest",
-        masks="dynamic",
-        grow="gradient",
-        score="random",
-        allocation="erk",
-    ),
-    "set-swamp": Method(
-        "SET with N particles of one changing mask, averaged",
-        masks="dynamic",
-        grow="random",
-        score="random",
-        allocation="erk",
-        many=True,
-        tail=True,
-        swa=True,
-    ),
-    "rigl-swamp": Method(
-        "RigL with N particles of one changing mask, averaged",
-        masks="dynamic",
-        grow="gradient",
-        score="random",
-        allocation="erk",
-        many=True,
-        tail=True,
-        swa=True,
-    ),
+    "set": Method("sparse evolutionary training: drop the smallest, grow at random", **_SET),
+    "rigl": Method("RigL: drop the smallest, grow where the gradient is largest", **_RIGL),
+    "set-swamp": Method("SET with N particles of one changing mask, averaged", **_SET, **_PARTICLES),
+    "rigl-swamp": Method("RigL with N particles of one changing mask, averaged", **_RIGL, **_PARTICLES),
     "set-swamp-own": Method(
-        "SET with N particles of a mask each, their mean pruned to the budget",
-        masks="dynamic",
-        grow="random",
-        score="random",
-        allocation="erk",
-        many=True,
-        tail=True,
-        swa=True,
-        own_masks=True,
+        "SET with N particles of a mask each, their mean pruned to the budget", own_masks=True, **_SET, **_PARTICLES
     ),
     "rigl-swamp-own": Method(
-        "RigL with N particles of a mask each, their mean pruned to the budget",
-        masks="dynamic",
-        grow="gradient",
-        score="random",
-        allocation="erk",
-        many=True,
-        tail=True,
-        swa=True,
-        own_masks=True,
+        "RigL with N particles of a mask each, their mean pruned to the budget", own_masks=True, **_RIGL, **_PARTICLES
     ),
     "sup-tickets": Method(
-        "RigL with a cyclic tail, a mask in each of its cycles, their mean pruned to the budget",
-        masks="dynamic",
-        grow="gradient",
-        score="random",
-        allocation="erk",
-        tail=True,
-        swa=True,
+        "RigL with a cyclic learning rate at the end, a mask in each cycle, their mean pruned to the budget",
         cyclic_tail=True,
+        **_RIGL,
+        **_SWA,
     ),
 }
 
-METHODS: dict[str, Method] = {**_THE_METHOD, **_ITERATIVE, **_ONE_SHOT, **_BEFORE_TRAINING, **_WHILE_TRAINING}
+METHODS: dict[str, Method] = {**_SWAMP, **_ITERATIVE, **_ONE_SHOT, **_BEFORE_TRAINING, **_WHILE_TRAINING}
+"""Name -> method."""
 
 
 def method_named(name: str) -> Method:

@@ -29,7 +29,7 @@ class Setup:
     def __init__(
         self, model: nn.Module, task: Task, plan: Plan, training: Training, backend: Backend, store: Store
     ) -> None:
-        self.plan, self.method, self.schedule = plan, plan.setting, plan.schedule()
+        self.plan, self.method, self.schedule = plan, plan.spec, plan.schedule()
         self.backend, self.store = backend, store
         self.dense = Mask.ones(model, plan.scope)
         self._check_sparsity()
@@ -68,7 +68,7 @@ class Setup:
         # The particles of a dynamic method separate at the ticket's step; other one-cycle methods have no ticket.
         separates = method.masks == "dynamic" and max(self.schedule.particles) > 1
         latest = training.epochs * self.per_epoch - (separates or training.lr_after_rewind == "advance")
-        if self.ticket_steps > latest and (separates or not method.alone):
+        if self.ticket_steps > latest and (separates or not method.independent):
             raise SwampError(
                 f"the ticket is taken after {plan.ticket_epochs:g} epochs, the training has {training.epochs}. "
                 "Take it earlier or train longer."
@@ -79,5 +79,5 @@ class Setup:
             )
         if method.masks == "dynamic":
             plan.dynamic.steps(self.training, self.per_epoch)
-        if method.start == "carry":
+        if method.start == "pruned":
             retraining(self.training, plan.retraining, plan.retrain_epochs or training.epochs, 1.0)

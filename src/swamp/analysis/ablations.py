@@ -73,7 +73,7 @@ class ParticleAblation:
 
     def __post_init__(self) -> None:
         plan, path = self.run.config.plan, self.run.directory.path
-        if not plan.setting.rewinds:
+        if not plan.spec.rewinds:
             raise SwampError(
                 f"{path} is a run of {plan.method}: its particles do not start from a ticket. Give a run of imp, swamp "
                 "or another method that rewinds."
@@ -188,7 +188,7 @@ class ParticleAblation:
     @property
     def _training(self) -> Training:
         plan = self.run.config.plan
-        return plan.setting.training(self.run.config.training, plan.most_particles)
+        return plan.spec.training(self.run.config.training, plan.most_particles)
 
     @cached_property
     def _backend(self) -> Backend:

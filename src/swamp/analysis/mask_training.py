@@ -100,7 +100,7 @@ class MaskTraining:
 def require_same_ticket(runs: Sequence[MaskSource]) -> None:
     """Raise SwampError unless all runs rewind, and have the same task, network, data, seed and ticket."""
     for run in runs:
-        if not run.config.plan.setting.rewinds:
+        if not run.config.plan.spec.rewinds:
             raise SwampError(
                 f"{run.directory.path} is a run of {run.config.plan.method}, which does not train every cycle from one "
                 "ticket: its masks and its training cannot be separated. Give runs of imp, swamp or other methods that "

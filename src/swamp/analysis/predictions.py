@@ -92,7 +92,7 @@ def models_of_cycle(run: RunData, index: int, examples: int) -> tuple[nn.Module 
             reestimate_batchnorm(model, task.train, forward=task.forward, batch_size=_REFRESH_BATCH, batches=batches)
         return model
 
-    if run.config.plan.setting.ensemble:
+    if run.config.plan.spec.ensemble:
         members = range(len(run.cycle(index).particles))
         return None, [ready(read_weights(run.directory.member(k), index), False) for k in members]
     particles = run.particles(index)

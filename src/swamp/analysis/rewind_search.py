@@ -124,8 +124,8 @@ class InstabilityAnalysis:
     """Called at every step; may raise Interrupted to stop."""
 
     def __post_init__(self) -> None:
-        method = self.plan.setting
-        if method.alone:
+        method = self.plan.spec
+        if method.independent:
             raise SwampError(f"{self.plan.method} has no ticket: it starts from the initial weights.")
         if not 0 <= self.sparsity < 1:
             raise SwampError(f"the sparsity of the copies must lie in [0, 1), got {self.sparsity:g}.")
@@ -172,7 +172,7 @@ class InstabilityAnalysis:
             self.dense,
             scores,
             kept,
-            allocation=plan.allotment,
+            allocation=plan.allocation_name,
             structure=plan.structure,
             min_per_layer=plan.min_per_layer,
         )

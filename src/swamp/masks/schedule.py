@@ -72,17 +72,17 @@ def densities_by_fraction(prune_fraction: Sequence[float], cycles: int) -> tuple
 
 
 def particles_for(
-    densities: Sequence[float], particles: Sequence[int], *, single_above: float = 0.0
+    densities: Sequence[float], particles: Sequence[int], *, single_particle_above: float = 0.0
 ) -> tuple[int, ...]:
     """Number of particles of each cycle: `particles[c]`, the last one repeating.
 
-    single_above: cycles of a higher density train one particle only, the saving of SWAMP+.
+    single_particle_above: cycles of a higher density train one particle only, the saving of SWAMP+.
     """
     if not particles or any(count < 1 for count in particles):
         raise SwampError(f"particles must be 1 or more, got {list(particles)}.")
     counts = (particles[min(cycle, len(particles) - 1)] for cycle in range(len(densities)))
     return tuple(
-        1 if single_above and density > single_above else count
+        1 if single_particle_above and density > single_particle_above else count
         for density, count in zip(densities, counts, strict=True)
     )
 

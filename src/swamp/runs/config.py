@@ -120,7 +120,7 @@ class RunConfig:
     def name(self) -> str:
         """A directory name: recipe, method, particles, seed, fingerprint."""
         method = method_named(self.plan.method)
-        several = method.many or method.ensemble or method.longer
+        several = method.multi_particle or method.ensemble or method.n_times_epochs
         count = f"-{self.plan.most_particles}" if several else ""
         return f"{self.recipe}-{self.plan.method}{count}-seed{self.plan.seed}-{self.digest()[:6]}"
 

@@ -83,7 +83,7 @@ def check_rank_count(config: RunConfig, problem: Problem, coordinator: Coordinat
 
 def check_static_masks(config: RunConfig, coordinator: Coordinator | None) -> None:
     """Refuse several ranks where masks change while particles train."""
-    if coordinator is not None and config.plan.setting.masks == "dynamic":
+    if coordinator is not None and config.plan.spec.masks == "dynamic":
         raise SwampError(
             f"the masks of {config.plan.method} change while it trains, which several ranks cannot do together. Leave "
             "torchrun out; several such runs at once are a study: swamp study --help."
@@ -114,7 +114,7 @@ def check_disk_space(directory: RunDirectory, config: RunConfig, model: nn.Modul
         cycles = zip(schedule.densities, schedule.particles, strict=True)
         # Each trajectory also has one bit per weight.
         total += round(one * sum(count * (points * density + 1 / 32) for density, count in cycles))
-    method = config.plan.setting
+    method = config.plan.spec
     if method.masks == "dynamic":
         # One snapshot holds all particles of a cycle, and the previous one exists while it is written.
         total += 2 * 5 * one * max(schedule.particles)
