@@ -13,21 +13,32 @@ State = Mapping[str, Tensor]
 
 
 class RunningMean:
-    """Mean of states, one pass, one state of memory: of equal weights, or an exponential moving average.
+    """Mean of state dicts in one pass: the uniform mean, or an exponential moving average.
 
-    Integer tensors (such as num_batches_tracked) are not averaged: the latest value stays. Zeros that all states
-    share stay exactly zero, and the mean of one state is that state. So does a tensor with infinities in it (a buffer
-    that masks attention) that is the same in all; where it is not, the mean is no number either.
+    Memory for one state is needed, whatever their number. Sums are in float32 or better. Integer tensors (such as
+    num_batches_tracked) keep the latest value. Zeros that all states share stay exactly zero, and the mean of one state
+    equals it. A tensor with infinities, such as an attention mask, is kept if it is equal in all states; otherwise the
+    mean is not finite.
+
+    Args:
+        total: `partial()` of an earlier mean, to continue it.
+        count: `count` of the earlier mean.
+        like: A state with the dtypes of the result, needed if no state is added to the earlier mean.
+        decay: Decay of an exponential moving average (0: uniform mean). After t states it is at most
+            (1 + t) / (10 + t), as in TensorFlow's ExponentialMovingAverage: the first state is forgotten sooner.
+
+    Example:
+        >>> import torch
+        >>> running = RunningMean()
+        >>> for value in (1.0, 2.0, 6.0):
+        ...     running.add({"weight": torch.tensor([value])})
+        >>> running.mean(), running.count
+        ({'weight': tensor([3.])}, 3)
     """
 
     def __init__(
         self, total: State | None = None, count: int = 0, like: State | None = None, *, decay: float = 0.0
     ) -> None:
-        """Go on from `partial()` and `count` of an earlier mean of states that have the types of `like`.
-
-        decay: what a state takes the mean's weight times (0: equal weights). It is at most (1 + t) / (10 + t) after t
-        states, so that an average of few is not one of its first, as in TensorFlow's ExponentialMovingAverage.
-        """
         self.count, self.decay = count, decay
         self._mean: dict[str, Tensor] = dict(total or {})
         self._infinite = {name for name, tensor in self._mean.items() if _has_infinity(tensor)}
@@ -35,52 +46,67 @@ class RunningMean:
 
     @torch.no_grad()
     def add(self, state: State) -> None:
-        """Take one more state into the mean."""
+        """Add a state to the mean. Raises SwampError if its names or shapes differ from the earlier states."""
         if self._mean and _shapes(self._mean) != _shapes(state):
             raise SwampError("states of different models cannot be averaged: their names or shapes differ.")
-        kept: list[Tensor] = []
+        means: list[Tensor] = []
         added: list[Tensor] = []
         for name, tensor in state.items():
             self._types[name] = tensor.dtype
             if name in self._infinite and torch.equal(self._mean[name], tensor.to(self._mean[name])):
                 continue
             if name in self._mean and tensor.is_floating_point():
-                # A particle read back from disk may lie on another device than one just trained.
-                place = to_local(self._mean[name])
-                kept.append(place)
-                added.append(to_local(tensor.detach()).to(place))
+                # A particle that was read from disk may be on another device than a trained one.
+                current = to_local(self._mean[name])
+                means.append(current)
+                added.append(to_local(tensor.detach()).to(current))
             else:
                 self._mean[name] = tensor.detach().to(_wide(tensor.dtype), copy=True)
                 if _has_infinity(tensor):
                     self._infinite.add(name)
-        if kept:
-            torch._foreach_lerp_(kept, added, self._share())  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        if means:
+            torch._foreach_lerp_(means, added, self._next_weight())  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         self.count += 1
 
-    def _share(self) -> float:
-        """The weight of the state that comes next."""
+    def _next_weight(self) -> float:
+        """The weight of the next state in the mean."""
         if self.decay:
             return 1 - min(self.decay, (1 + self.count) / (10 + self.count))
         return 1 / (self.count + 1)
 
     def mean(self) -> dict[str, Tensor]:
-        """The mean, in the types that were added."""
+        """The mean, in the dtypes of the states. Raises SwampError if no state was added."""
         if not self.count:
-            raise SwampError("the mean of no state is undefined: add one first.")
+            raise SwampError("the mean of zero states is undefined: add one first.")
         return {name: tensor.to(self._types.get(name, tensor.dtype), copy=True) for name, tensor in self._mean.items()}
 
     def partial(self) -> dict[str, Tensor]:
-        """The uncast mean so far, whole, to be stored and handed back as `total`."""
+        """The mean so far in the wider dtype, with full tensors; a new RunningMean takes it as `total`."""
         return {name: gathered_copy(tensor) for name, tensor in self._mean.items()}
 
 
 def copied(state: State) -> dict[str, Tensor]:
-    """A state that later training does not reach."""
+    """A copy of the state, detached, that does not share memory."""
     return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
 def mean(states: Iterable[State]) -> dict[str, Tensor]:
-    """Equal-weight mean of states (a uniform soup)."""
+    """Uniform mean of state dicts (a uniform soup); see RunningMean.
+
+    Args:
+        states: State dicts with equal names and shapes; read one at a time.
+
+    Returns:
+        Name -> mean, in the dtypes of the states.
+
+    Raises:
+        SwampError: There are no states, or their names or shapes differ.
+
+    Example:
+        >>> import torch
+        >>> mean([{"weight": torch.tensor([1.0, 0.0])}, {"weight": torch.tensor([2.0, 0.0])}])
+        {'weight': tensor([1.5000, 0.0000])}
+    """
     running = RunningMean()
     for state in states:
         running.add(state)
@@ -88,11 +114,25 @@ def mean(states: Iterable[State]) -> dict[str, Tensor]:
 
 
 def interpolate(a: State, b: State, share: float) -> dict[str, Tensor]:
-    """(1 - share) * a + share * b, elementwise; integer tensors are a's. Exact at both ends."""
+    """Linear interpolation of two state dicts, (1 - share) * a + share * b; exact at both ends.
+
+    Args:
+        a: State dict; its integer tensors are returned unchanged.
+        b: State dict with the same names and shapes.
+        share: Weight of `b`; values outside of [0, 1] extrapolate.
+
+    Returns:
+        Name -> interpolated tensor.
+
+    Example:
+        >>> import torch
+        >>> interpolate({"weight": torch.tensor([1.0])}, {"weight": torch.tensor([3.0])}, 0.25)
+        {'weight': tensor([1.5000])}
+    """
     if share in (0, 1):
         return dict(b if share else a)
     return {
-        # What is equal stays, as the difference of two infinities is no number.
+        # Equal values are kept: the difference of two infinities is NaN.
         name: torch.where(tensor == b[name], tensor, tensor.lerp(b[name], share))
         if tensor.is_floating_point()
         else tensor

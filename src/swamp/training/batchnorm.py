@@ -1,4 +1,4 @@
-"""Fresh batch-normalisation statistics for weights that were averaged, not trained."""
+"""Re-estimation of batch-normalisation statistics, needed for averaged weights."""
 
 import copy
 from collections.abc import Generator
@@ -15,7 +15,7 @@ from swamp.training.task import Forward, call_model, evaluating
 
 
 def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
-    """The layers that keep running statistics."""
+    """The batch-normalisation layers of `model` that keep running statistics."""
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
@@ -34,10 +34,25 @@ def with_reestimated_batchnorm(
 def reestimate_batchnorm(
     model: nn.Module, data: Data, *, forward: Forward = call_model, batch_size: int = 256, batches: int | None = None
 ) -> None:
-    """Make running statistics of `model` the equal-weight mean over batches of `data`.
+    """Re-estimate the running statistics of batch normalisation in place: the uniform mean over batches of `data`.
 
-    Reset, then one pass in fixed order without augmentation (at most `batches`), dropout off; an incomplete last
-    batch is left out as it would count like a whole one. A model without such layers is left as it is.
+    The statistics are reset, then one pass in fixed order follows, without augmentation and dropout. An incomplete last
+    batch is left out, because it would count as much as a full one. A model without running statistics is unchanged.
+
+    Args:
+        model: The model; its modes and momenta are restored.
+        data: Usually the training data.
+        forward: (model, inputs) -> outputs, as in Task.
+        batch_size: Examples per batch.
+        batches: Largest number of batches to read (None: all).
+
+    Example:
+        >>> import torch
+        >>> from swamp.training import TensorData
+        >>> model = torch.nn.BatchNorm1d(1)
+        >>> reestimate_batchnorm(model, TensorData(torch.tensor([[1.0], [3.0]]), torch.zeros(2)))
+        >>> model.running_mean, model.running_var
+        (tensor([2.]), tensor([2.]))
     """
     layers = batchnorm_layers(model)
     if not layers:
@@ -47,7 +62,7 @@ def reestimate_batchnorm(
     with evaluating(model):
         for layer in layers:
             layer.reset_running_stats()
-            layer.momentum = None  # torch's name for a cumulative mean
+            layer.momentum = None  # torch then computes the cumulative mean
             layer.train()
         first_size = 0
         for batch in islice(data.in_order(batch_size), batches):
@@ -61,14 +76,14 @@ def reestimate_batchnorm(
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Generator[None]:
-    """Batches are normalised as usual inside the block, but running statistics do not move."""
-    # A layer in eval mode moves nothing, and without its statistics it would normalise by the batch's.
+    """Inside the block the running statistics do not change; batches are normalised as before."""
+    # A layer in eval mode does not change its statistics, and needs them for normalisation.
     layers = [layer for layer in batchnorm_layers(model) if layer.training]
     for layer in layers:
         layer.track_running_stats = False
     saved = [(layer.running_mean, layer.running_var, layer.num_batches_tracked) for layer in layers]
     for layer in layers:
-        # With statistics absent, train mode uses the batch's own and writes nothing.
+        # Without statistics, train mode normalises by those of the batch and writes nothing.
         layer.running_mean = layer.running_var = layer.num_batches_tracked = None
     try:
         yield

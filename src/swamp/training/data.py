@@ -1,4 +1,4 @@
-"""Where batches come from. Whatever the source, the order is a pure function of the seed and the epoch."""
+"""Sources of batches. For every source the order is a pure function of the seed and the epoch."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +14,12 @@ from swamp.training.rng import Seed, isolated, permutation
 
 Inputs = Tensor | Mapping[str, Tensor]
 Batch = tuple[Any, Any]
-"""(inputs, targets); inputs are a tensor or a mapping of tensors."""
+"""(inputs, targets); the inputs are a tensor or a mapping of tensors."""
 
 
 @runtime_checkable
 class Data(Protocol):
-    """Examples, in the seed's order for training and in their own for evaluation."""
+    """Examples: shuffled by a seed for training, in fixed order for evaluation."""
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -38,17 +38,32 @@ class Data(Protocol):
         ...
 
     def to(self, device: torch.device) -> "Data":
-        """The same data with its tensors on `device`, where it holds tensors."""
+        """The same data on `device`; data that is not in memory is returned unchanged."""
         ...
 
 
 @dataclass(frozen=True)
 class TensorData:
-    """Examples held in memory: gathered, augmented and normalised a batch at a time.
+    """Examples in memory; each batch is gathered, augmented and normalised as a whole.
 
-    inputs: (n, ...) tensor, or a mapping of such; images may stay uint8, `normalise` makes them float.
-    targets: (n, ...) tensor. augment: see augment.py, applied before `normalise`.
-    An incomplete last batch is dropped in training (unless it is the only one), as every step should weigh the same.
+    In training an incomplete last batch is dropped, unless it is the only one: every step has the same weight.
+
+    Args:
+        inputs: Tensor (n, ...), or a mapping of names to such tensors; may be uint8 if `normalise` converts it.
+        targets: Tensor (n, ...).
+        augment: (inputs, generator) -> inputs; applied in training only, before `normalise`.
+        normalise: Stored inputs of a batch -> inputs of the model (None: unchanged).
+
+    Raises:
+        SwampError: There are no examples, or the lengths differ.
+
+    Example:
+        >>> import torch
+        >>> data = TensorData(torch.arange(10.0)[:, None], torch.arange(10))
+        >>> len(data), data.steps(batch_size=4)
+        (10, 2)
+        >>> [targets.tolist() for _, targets in data.in_order(4)]
+        [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     """
 
     inputs: Inputs
@@ -79,7 +94,7 @@ class TensorData:
         for step in range(first, self.steps(batch_size)):
             inputs, targets = self.gather(order[step * batch_size : (step + 1) * batch_size])
             if self.augment is not None:
-                # Seeded anew at each step, so that a run resumed in mid-epoch sees what it would have seen.
+                # Seeded at each step: a run that is resumed within an epoch draws the same numbers.
                 inputs = self.augment(inputs, noise.manual_seed(base + step))
             yield self.normalised(inputs), targets
 
@@ -110,24 +125,38 @@ class TensorData:
         return replace(self, augment=None)
 
     def gather(self, index: Tensor) -> tuple[Any, Tensor]:
-        """Inputs, as they are stored, and targets of the examples at `index` (int64)."""
+        """Stored inputs and targets of the examples at `index` (int64)."""
         if isinstance(self.inputs, Tensor):
             return self.inputs.index_select(0, index), self.targets.index_select(0, index)
         gathered = {name: value.index_select(0, index) for name, value in self.inputs.items()}
         return gathered, self.targets.index_select(0, index)
 
     def normalised(self, inputs: Any) -> Any:
-        """A batch of stored inputs as the model takes it."""
+        """Stored inputs of a batch, converted to inputs of the model."""
         return inputs if self.normalise is None else self.normalise(inputs)
 
 
 @dataclass(frozen=True)
 class DatasetData:
-    """Examples of a torch Dataset, fetched one by one by a DataLoader: for data that does not fit in memory.
+    """Examples of a torch Dataset, read by a DataLoader: for data that does not fit in memory.
 
-    Random transforms and a random collate may draw from the global generators of torch, NumPy and Python: these are
-    seeded batch by batch, so the batches are the same for any number of workers and after a resume in mid-epoch.
-    evaluation: the same examples without augmentation, for `in_order`; default: the dataset as it is.
+    Transforms and `collate` may draw from the global generators of torch, NumPy and Python. These are seeded for each
+    batch, so the batches do not depend on the number of workers, or on a resume within an epoch.
+
+    Args:
+        dataset: A map-style dataset: `__len__` and `__getitem__`.
+        collate: Examples -> batch (default: torch's default_collate).
+        workers: Processes that read examples (0: read in this process).
+        evaluation: The same examples without augmentation, used by `in_order` (default: `dataset`).
+
+    Raises:
+        SwampError: There are no examples, or `evaluation` has another length.
+
+    Example:
+        >>> import torch
+        >>> data = DatasetData(torch.utils.data.TensorDataset(torch.randn(5, 3), torch.arange(5)))
+        >>> [targets.tolist() for _, targets in data.in_order(2)]
+        [[0, 1], [2, 3], [4]]
     """
 
     dataset: Dataset[Any]
@@ -159,14 +188,14 @@ class DatasetData:
         yield from self._load(self.dataset, chosen, seed.at("loader", epoch), first)
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """All examples once, in fixed order, of `evaluation` where there is one."""
+        """All examples once, in fixed order; from `evaluation` if it is set."""
         count = len(self)
         chosen = [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
         dataset = self.dataset if self.evaluation is None else self.evaluation
         yield from self._load(dataset, chosen, Seed(0).at("evaluation"), 0)
 
     def to(self, device: torch.device) -> "DatasetData":
-        """Itself: batches are moved one by one."""
+        """Returns itself: each batch is moved to the device when it is used."""
         del device
         return self
 
@@ -177,7 +206,7 @@ class DatasetData:
             sampler=cast(Any, [(seed.at(step), index) for step, index in enumerate(chosen, first)]),
             collate_fn=_itself,
             num_workers=self.workers,
-            # Without one the loader would draw its workers' seeds from the global generator.
+            # By default the loader draws the seeds of its workers from the global generator.
             generator=seed.generator(),
         )
         try:
@@ -186,24 +215,24 @@ class DatasetData:
                     raise batch
                 yield batch
         except (ConnectionError, EOFError) as error:
-            # What is seen first of a process that was killed while it handed over a batch.
+            # Raised when a worker process is killed while it sends a batch.
             raise data_worker_died(str(error) or type(error).__name__) from error
 
 
 class _Batches(Dataset[Any]):
-    """A dataset read a batch at a time, each batch with a seed of its own."""
+    """A dataset whose items are batches, each read with its own seed."""
 
     def __init__(self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any]) -> None:
         self.dataset, self.collate = dataset, collate
 
     def __getitem__(self, chosen: tuple[Seed, list[int]]) -> Any:
         seed, index = chosen
-        together = getattr(self.dataset, "__getitems__", None)
+        fetch_batch = getattr(self.dataset, "__getitems__", None)
         try:
             with isolated(seed):
-                return as_batch(self.collate(together(index) if together else [self.dataset[i] for i in index]))
+                return as_batch(self.collate(fetch_batch(index) if fetch_batch else [self.dataset[i] for i in index]))
         except SwampError as error:
-            # Given back, to be raised by who asked: raised here, torch would wrap a worker's traceback around it.
+            # Returned, and raised in the main process: torch would add the traceback of the worker to the message.
             return error
 
 
@@ -213,7 +242,7 @@ def _itself(batch: Any) -> Any:
 
 @dataclass(frozen=True)
 class BatchList:
-    """Batches made beforehand: their order is shuffled, their content stays."""
+    """Batches from the user: their order is shuffled, their content is not changed."""
 
     batches: Sequence[Any]
 
@@ -227,29 +256,29 @@ class BatchList:
         return sum(len(as_batch(batch)[1]) for batch in self.batches)
 
     def steps(self, batch_size: int) -> int:
-        """Batches there are, whatever the batch size."""
+        """Number of batches; `batch_size` is ignored."""
         del batch_size
         return len(self.batches)
 
     def shuffled(self, batch_size: int, seed: Seed, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """All batches in the order of the epoch, from number `first` on."""
+        """All batches in the order of the epoch, from batch number `first` on."""
         del batch_size
         for index in _numbers(permutation(seed, epoch, len(self.batches))[first:]):
             yield as_batch(self.batches[index])
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """All batches as they were given."""
+        """All batches in their original order."""
         del batch_size
         return (as_batch(batch) for batch in self.batches)
 
     def to(self, device: torch.device) -> "BatchList":
-        """Itself: batches are moved one by one."""
+        """Returns itself: each batch is moved to the device when it is used."""
         del device
         return self
 
 
 def as_batch(batch: Any) -> Batch:
-    """(inputs, targets) of a batch; a mapping gives its `labels` (or `label`, `targets`) as targets."""
+    """(inputs, targets) of a batch; the targets of a mapping are its `labels`, `label` or `targets`."""
     if isinstance(batch, Mapping):
         fields = dict(cast("Mapping[str, Any]", batch))
         for key in ("labels", "label", "targets"):
@@ -274,7 +303,7 @@ def batch_to(batch: Batch, device: torch.device) -> Batch:
 
 
 def rows_of(inputs: Any, rows: slice | int) -> Any:
-    """Some rows of a batch of inputs, or one."""
+    """The examples `rows` of a batch of inputs, or one example."""
     if isinstance(inputs, Mapping):
         return {name: value[rows] for name, value in cast("Mapping[str, Tensor]", inputs).items()}
     return inputs[rows]

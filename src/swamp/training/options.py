@@ -1,4 +1,4 @@
-"""Training: how one model is trained, the learning rate of every step, and which weights are averaged."""
+"""Training options: optimizer, learning rate schedule, weight averaging, regularisation."""
 
 import math
 from dataclasses import dataclass, replace
@@ -15,55 +15,65 @@ Sharpness = Literal["sam", "asam", "s2-sam"]
 
 @dataclass(frozen=True)
 class Training:
-    """How one particle is trained. Everything is per cycle; optimizer state always starts fresh."""
+    """Options for training one particle in one cycle; the optimizer state always starts at zero.
+
+    The last `swa_fraction` of the epochs, with constant learning rate, is called the tail.
+
+    Raises:
+        SwampError: A value is out of range; the message names the field.
+
+    Example:
+        >>> training = Training(epochs=10, lr=0.1, swa_fraction=0.2)
+        >>> [round(training.rate(step, steps_per_epoch=1), 3) for step in range(10)]
+        [0.1, 0.098, 0.093, 0.085, 0.075, 0.065, 0.057, 0.052, 0.05, 0.05]
+    """
 
     epochs: int = 20
-    """Passes over the training data."""
+    """Passes over the training data per cycle."""
     batch_size: int = 128
-    """Examples a step."""
+    """Examples per optimizer step."""
     grad_accum_steps: int = 1
-    """Parts in which the examples of a step are computed, one after the other: the same step in less memory."""
+    """Micro-batches per optimizer step, computed sequentially: the same gradient with less memory."""
     optimizer: str = "sgd"
-    """sgd, adamw, or the name of any class in torch.optim."""
+    """sgd, adamw, or the name of a class in torch.optim."""
     lr: float = 0.1
     """Peak learning rate."""
     momentum: float = 0.9
-    """Momentum of sgd."""
+    """Momentum of sgd (0: none)."""
     nesterov: bool = False
-    """Nesterov's form of momentum."""
+    """Use Nesterov momentum (sgd only)."""
     weight_decay: float = 5e-4
-    """L2 penalty of sgd, decoupled decay of adamw; on all parameters."""
+    """Weight decay of all parameters (0: none): an L2 penalty in sgd, decoupled in adamw."""
     schedule: RateShape = "cosine"
-    """Shape of the decay after the warm-up; `step` divides by 10 after 1/2 and 3/4 of it, not below the tail's rate."""
+    """Learning rate decay after the warm-up; `step` divides by 10 at 1/2 and 3/4 of it, down to the rate of the tail."""
     warmup: float = 0.0
-    """Epochs of linear warm-up from 0."""
+    """Epochs of linear warm-up from learning rate 0 (0: none)."""
     schedule_repeats: int = 1
-    """The schedule before the tail, warm-up included, is run through so many times (Gadhikar et al. 2024)."""
+    """Number of repeats of the schedule before the tail, including warm-up (Gadhikar et al. 2024)."""
     lr_after_rewind: AfterRewind = "restart"
-    """Whether a rewound model starts its schedule anew, or goes on from the ticket's step (and so trains less)."""
+    """After a rewind, `restart` the schedule, or `advance` to the step of the ticket (fewer steps per cycle)."""
     swa_fraction: float = 0.25
-    """Share of the epochs at the end that run at the rate `swa_lr` (0: none, the schedule decays to 0)."""
+    """Fraction of the epochs in the tail, the last epochs with constant learning rate (0: no tail, decay to 0)."""
     swa_lr: float = 0.5
-    """Learning rate of the tail, as a share of `lr`."""
+    """Learning rate of the tail, as a fraction of `lr`."""
     swa_cycles: int = 0
-    """The tail is so many cosine decays from `swa_lr` towards 0, each ending in a sample (Yin 2022); 0: constant."""
+    """Number of cosine decays in the tail, with one averaged sample at the end of each (Yin 2022); 0: constant rate."""
     swa: bool = True
-    """Average the weights at the end of every epoch or cycle of the tail (stochastic weight averaging), where the
-    method does."""
+    """Stochastic weight averaging: average the weights after every epoch or decay of the tail, if the method does."""
     ema: float = 0.0
-    """Decay of an exponential moving average of the weights over all steps, taken where `swa` is not (0: off)."""
+    """Decay per step of an exponential moving average of the weights, used if `swa` is off (0: no average)."""
     sam: float = 0.0
-    """Radius of sharpness-aware minimisation (0: off)."""
+    """Radius of sharpness-aware minimisation, as a norm of weights (0: off)."""
     sharpness: Sharpness = "sam"
-    """Its kind: sam, asam (scaled by the weights), s2-sam (along the gradient of the step before, at no extra cost)."""
+    """Variant of SAM: sam, asam (scaled by the weights), s2-sam (uses the previous gradient, at no extra cost)."""
     clip: float = 0.0
-    """Largest norm of the gradient over surviving weights (0: no clipping)."""
+    """Largest norm of the masked gradient; larger gradients are scaled down (0: no clipping)."""
     label_smoothing: float = 0.0
-    """Label smoothing of the cross-entropy."""
+    """Label smoothing of the cross-entropy loss, in [0, 1) (0: none)."""
     precision: Precision = "float32"
-    """bfloat16 runs forward passes of training under autocast; weights stay float32, and on CPU short attention."""
+    """bfloat16: autocast in forward passes of training; weights stay in float32."""
     reset_batchnorm: bool = False
-    """Reset running statistics at every rewind instead of rewinding them too."""
+    """Reset the batch-normalisation statistics at every rewind, instead of rewinding them."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -73,12 +83,12 @@ class Training:
             (not 1 <= self.grad_accum_steps <= self.batch_size, "grad_accum_steps", "from 1 to batch_size"),
             (self.lr <= 0, "lr", "above 0"),
             (not 0 <= self.momentum < 1, "momentum", "in [0, 1)"),
-            (self.nesterov and not self.momentum, "momentum", "above 0 for Nesterov's form of it"),
+            (self.nesterov and not self.momentum, "momentum", "above 0 with nesterov"),
             (self.weight_decay < 0, "weight_decay", "0 or more"),
             (not 0 <= self.warmup <= self.epochs, "warmup", "between 0 and epochs"),
             (self.schedule_repeats < 1, "schedule_repeats", "1 or more"),
             (not 0 <= self.swa_fraction <= 1, "swa_fraction", "in [0, 1]"),
-            (not 0 < self.swa_lr <= 1, "swa_lr", "in (0, 1]: a share of lr"),
+            (not 0 < self.swa_lr <= 1, "swa_lr", "in (0, 1], a fraction of lr"),
             (self.swa_cycles < 0, "swa_cycles", "0 or more"),
             (not 0 <= self.ema < 1, "ema", "in [0, 1)"),
             (self.sam < 0, "sam", "0 or more"),
@@ -89,7 +99,7 @@ class Training:
             if bad:
                 raise SwampError(f"{name} must be {expected}, got {getattr(self, name)}.")
 
-        # All tail is no schedule, and no tail has no cycles: methods without one leave the options as they are.
+        # Not checked without epochs before the tail, or without a tail: some methods replace swa_fraction only.
         self._must_divide("schedule_repeats", self.epochs - self.swa_epochs, f"before the tail of {self.swa_epochs}")
         self._must_divide("swa_cycles", self.swa_epochs, "of the tail")
 
@@ -107,30 +117,30 @@ class Training:
 
     @property
     def swa_epochs(self) -> int:
-        """Whole epochs of the tail: at least one where a tail is asked for."""
+        """Epochs of the tail: rounded, at least 1 unless `swa_fraction` is 0."""
         return max(1, round(self.swa_fraction * self.epochs)) if self.swa_fraction else 0
 
     def plain(self) -> "Training":
-        """The same without what belongs to the cycles: every method's ticket is trained like this."""
+        """These options without repeats, tail, averaging and SAM: used to train the ticket of every method."""
         return replace(self, schedule_repeats=1, swa_fraction=0.0, swa=False, ema=0.0, sam=0.0)
 
     @property
     def uses_previous_gradient(self) -> bool:
-        """Whether a step needs the gradient of the one before."""
+        """Whether a step needs the gradient of the previous step (s2-sam)."""
         return bool(self.sam) and self.sharpness == "s2-sam"
 
     @property
     def passes(self) -> int:
-        """Forward and backward passes of one step."""
+        """Forward and backward passes per step: 2 with SAM and ASAM, else 1."""
         return 2 if self.sam and not self.uses_previous_gradient else 1
 
     @property
     def decay(self) -> float:
-        """Decay of the average that is taken; 0 where its samples have equal weights, or there is none."""
+        """Decay of the moving average in use; 0 for a uniform mean, or without averaging."""
         return 0.0 if self.swa else self.ema
 
     def samples_at(self, step: int, steps_per_epoch: int) -> bool:
-        """Whether the weights after `step` steps are a sample of the average."""
+        """Whether the weights after `step` steps are added to the average."""
         if not self.swa:
             return bool(self.ema)
         into_tail = step - (self.epochs - self.swa_epochs) * steps_per_epoch

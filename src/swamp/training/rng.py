@@ -1,4 +1,4 @@
-"""DropoutStream by name: every stream is a pure function of one seed and the path of names that leads to it."""
+"""Named random streams: every stream is a pure function of one seed and a path of names."""
 
 import hashlib
 import random
@@ -13,40 +13,52 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Seed:
-    """A seed and a path of names. Equal seeds and paths give equal numbers; different paths are independent."""
+    """A random seed with a path of names; each path is an independent random stream.
+
+    Args:
+        root: The seed of the run.
+        path: Names and numbers, usually set with `at`.
+        borrowed: Pairs of a name directly below this path and the seed that replaces its stream; see `borrowing`.
+
+    Example:
+        >>> seed = Seed(0).at("cycle", 3, "particle", 1)
+        >>> seed.number() == Seed(0).at("cycle", 3, "particle", 1).number()
+        True
+        >>> seed.number() == Seed(0).at("cycle", 3, "particle", 2).number()
+        False
+    """
 
     root: int
     path: tuple[str | int, ...] = ()
     borrowed: tuple[tuple[str, "Seed"], ...] = ()
-    """Names right below this path whose streams are another seed's."""
 
     def at(self, *names: str | int) -> "Seed":
-        """The seed further down the path, e.g. `seed.at("cycle", 3, "particle", 1)`."""
+        """The seed at a longer path, e.g. `seed.at("cycle", 3, "particle", 1)`."""
         for name, other in self.borrowed:
             if names[:1] == (name,):
                 return other.at(*names)
         return Seed(self.root, (*self.path, *names))
 
     def borrowing(self, other: "Seed", *names: str) -> "Seed":
-        """This seed, but with the streams `names` of `other`: trainings of both differ in these alone.
+        """This seed with the streams `names` of `other`: trainings with both seeds differ in these streams only.
 
-        A training draws its batch order from "order", augmentation from "augment" (what a DataLoader does at random:
-        "loader"), and what forward passes draw, dropout first of all, from "noise".
+        The streams of a training are "order" (order of the examples), "augment" (augmentation in memory), "loader"
+        (transforms in a DataLoader) and "noise" (dropout and other random numbers in forward passes).
         """
         return Seed(self.root, self.path, (*((name, other) for name in names), *self.borrowed))
 
     def number(self) -> int:
-        """63 bits that stand for this path."""
+        """The seed of this stream: the first 63 bits of the SHA-256 hash of root and path."""
         text = "/".join([str(self.root), *map(repr, self.path)])
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
     def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
-        """A fresh generator at the start of this stream."""
+        """A new torch generator on `device`, seeded with `number()`."""
         return torch.Generator(device).manual_seed(self.number())
 
 
 def permutation(seed: Seed, epoch: int, examples: int) -> Tensor:
-    """Order of the examples in one epoch (int64, on CPU)."""
+    """Order of the examples in one epoch: (examples,) int64, on the CPU."""
     return torch.randperm(examples, generator=seed.at("order", epoch).generator())
 
 
@@ -54,7 +66,7 @@ def permutation(seed: Seed, epoch: int, examples: int) -> Tensor:
 def isolated(seed: Seed, device: torch.device | str = "cpu") -> Generator[None]:
     """Seed the global generators of torch, NumPy and Python inside the block, then restore them.
 
-    Initialisers, dropout and the random transforms of a data set can use no other.
+    Initialisers of torch and transforms of data sets use these generators.
     """
     device = torch.device(device)
     devices = [device] if device.type == "cuda" else []
@@ -71,9 +83,9 @@ def isolated(seed: Seed, device: torch.device | str = "cpu") -> Generator[None]:
 
 
 def reseed_global(number: int, device: torch.device) -> None:
-    """Set torch's global generators, of the CPU and of `device`. Call only inside `isolated`, which restores it."""
+    """Seed torch's global generators, of the CPU and of `device`. Call only inside `isolated`, which restores them."""
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":
-        # torch seeds the current GPU, which need not be the model's.
+        # torch seeds the current GPU, which may not be the GPU of the model.
         with torch.cuda.device(device):
             torch.cuda.manual_seed(number)

@@ -1,4 +1,4 @@
-"""What people bring as data, and what becomes of it."""
+"""Conversion of tensors, DataLoaders, Datasets and iterables to Data."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
@@ -18,11 +18,24 @@ from swamp.training.data import BatchList, Data, DatasetData, TensorData
 
 
 def as_data(source: Any) -> Data:
-    """Data from what people have: (inputs, targets) tensors, a DataLoader, a Dataset, or any iterable of batches.
+    """Convert a source of examples to `Data`.
 
-    Of a DataLoader its dataset, collate function and workers are used; the order is ours, as particles must differ
-    in it and resume must repeat it. An iterable of batches is read into memory once. Raises SwampError for anything
-    else, and for a DataLoader that chooses examples itself.
+    Args:
+        source: A pair of tensors (inputs, targets); a DataLoader, of which the dataset, collate function and number of
+            workers are used, but not the order; a Dataset; an iterable of batches, which is read into memory once; or
+            `Data`, which is returned unchanged.
+
+    Returns:
+        TensorData, DatasetData or BatchList.
+
+    Raises:
+        SwampError: The source has another type, is empty, or is a DataLoader with its own sampler.
+
+    Example:
+        >>> import torch
+        >>> data = as_data((torch.randn(6, 2), torch.arange(6)))
+        >>> type(data).__name__, len(data)
+        ('TensorData', 6)
     """
     if isinstance(source, Data):
         return source
@@ -51,7 +64,7 @@ def _of_loader(loader: "DataLoader[Any]") -> Data:
         and not sampler.replacement
         and sampler.num_samples == len(cast(Any, loader.dataset))
     )
-    # A SubsetRandomSampler is how many scripts hold validation data out: to drop it in silence would train on them.
+    # Many scripts hold out validation data with a SubsetRandomSampler: ignoring it would train on that data.
     if not whole or loader.batch_size is None:
         raise SwampError(
             f"this DataLoader chooses its examples itself (sampler {type(sampler).__name__}, batch sampler "
@@ -64,5 +77,5 @@ def _of_loader(loader: "DataLoader[Any]") -> Data:
 
 
 def _in_memory(dataset: TensorDataset) -> TensorData | None:
-    # The same batches, gathered whole instead of example by example.
+    # The same batches, with one gather per batch in place of one read per example.
     return TensorData(*dataset.tensors) if len(dataset.tensors) == 2 else None

@@ -1,4 +1,4 @@
-"""Task: what is learned, and how well."""
+"""Task: the data, loss and metrics of one learning problem; evaluation and prediction."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,28 +16,28 @@ from swamp.training.memory_format import to_memory_format_of
 from swamp.training.sources import as_data
 
 Loss = Callable[[Tensor, Any], Tensor]
-"""(outputs, targets) -> scalar, the mean over the batch."""
+"""(outputs, targets) -> scalar tensor, the mean over the batch."""
 Metric = Callable[[Tensor, Tensor], float]
-"""(all outputs, all targets) of a data set -> number."""
+"""(outputs, targets) of a whole data set -> number."""
 Forward = Callable[[nn.Module, Any], Tensor]
 """(model, inputs) -> outputs."""
 Combine = Callable[[Sequence[Tensor]], Tensor]
-"""Outputs of several models on the same examples -> those of their ensemble."""
+"""Outputs of several models on the same examples -> outputs of their ensemble."""
 
 
 def call_model(model: nn.Module, inputs: Any) -> Tensor:
-    """`model(inputs)`, or `model(**inputs)` for a mapping; the logits of an output object that carries them."""
+    """`model(inputs)`, or `model(**inputs)` for a mapping; the attribute `logits` of the result if it has one."""
     outputs = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
     return getattr(outputs, "logits", outputs)
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
-    """Share of examples whose largest output is the target's, in [0, 1]."""
+    """Fraction of examples for which the largest output is at the target class, in [0, 1]."""
     return float((outputs.argmax(-1) == targets).double().mean())
 
 
 def nll(outputs: Tensor, targets: Tensor) -> float:
-    """Mean negative log likelihood in nats; outputs are logits (or log probabilities)."""
+    """Mean negative log-likelihood in nats; outputs are logits or log-probabilities."""
     return float(F.cross_entropy(outputs.double(), targets))
 
 
@@ -51,7 +51,7 @@ def ece(outputs: Tensor, targets: Tensor, bins: int = 15) -> float:
 
 
 def mean_probability(outputs: Sequence[Tensor]) -> Tensor:
-    """Log of the mean of the probabilities, of logits (..., classes)."""
+    """Logarithm of the mean class probabilities of several models, from their logits (..., classes)."""
     total = outputs[0].double().softmax(-1)
     for logits in outputs[1:]:
         total = total + logits.double().softmax(-1)
@@ -65,8 +65,24 @@ CLASSIFICATION: Mapping[str, Metric] = {"accuracy": accuracy, "nll": nll, "ece":
 class Task:
     """Data, loss and metrics of a supervised task, for any model.
 
-    `accuracy` among the metrics is what barriers, `best` and stability are measured by; a task without it must
-    name its own `error` (outputs, targets) -> number in [0, 1]. The first metric is the one that is shown.
+    `Task.of` builds one from tensors, DataLoaders or Datasets. Summaries show the first metric. Barriers and the
+    choice of the best particle use the error: 1 - `accuracy`, or the task's own `error`.
+
+    Args:
+        train: Training data.
+        test: Test data, used for reporting only.
+        validation: Data for choices such as the best particle (default: the training data).
+        loss: (outputs, targets) -> scalar tensor, the mean over the batch.
+        metrics: Name -> (outputs, targets) of the whole data set -> number. Default: accuracy, nll, ece.
+        forward: (model, inputs) -> outputs.
+        error: (outputs, targets) -> number in [0, 1]; needed if the metrics do not contain `accuracy`.
+        combine: Outputs of several models -> outputs of their ensemble. Default: logarithm of the mean probabilities.
+
+    Example:
+        >>> import torch
+        >>> inputs, targets = torch.randn(40, 8), torch.randint(0, 3, (40,))
+        >>> Task.of(train=(inputs[:30], targets[:30]), test=(inputs[30:], targets[30:]))
+        Task(train 30, test 10 examples; metrics accuracy, nll, ece; loss cross_entropy)
     """
 
     train: Data
@@ -77,11 +93,20 @@ class Task:
     forward: Forward = call_model
     error: Metric | None = None
     combine: Combine = mean_probability
-    """What an ensemble predicts."""
 
     @classmethod
     def of(cls, train: Any, test: Any, validation: Any = None, **others: Any) -> "Task":
-        """A task from plain sources: tensors, DataLoaders, Datasets, iterables of batches (see `as_data`)."""
+        """A task from tensors, DataLoaders, Datasets or iterables of batches.
+
+        Args:
+            train: Training data: anything that `as_data` accepts.
+            test: Test data, likewise.
+            validation: Validation data, likewise (None: choices are made on the training data).
+            others: Other fields of `Task`, such as `loss` and `metrics`.
+
+        Raises:
+            SwampError: A source is not supported, or it is empty.
+        """
         held_out = None if validation is None else as_data(validation)
         return cls(as_data(train), as_data(test), held_out, **others)
 
@@ -100,16 +125,16 @@ class Task:
 
     @property
     def held_out(self) -> Data:
-        """What choices are made on: the validation data, or the training data where there is none. Never the test."""
+        """The data for choices: the validation data, or the training data if there is none; never the test data."""
         return self.train if self.validation is None else self.validation
 
     def to(self, device: torch.device) -> "Task":
-        """The same task with in-memory data on `device`."""
+        """The same task with all data in memory on `device`."""
         validation = None if self.validation is None else self.validation.to(device)
         return replace(self, train=self.train.to(device), test=self.test.to(device), validation=validation)
 
     def error_of(self, outputs: Tensor, targets: Tensor) -> float:
-        """Error in [0, 1]: 1 - accuracy unless the task names its own."""
+        """Error in [0, 1]: `error` of the task, or 1 - accuracy."""
         if self.error is not None:
             return self.error(outputs, targets)
         if "accuracy" not in self.metrics:
@@ -123,7 +148,7 @@ def _name(function: Any) -> str:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Generator[None]:
-    """Eval mode inside the block; then every module has its own mode back."""
+    """Eval mode inside the block; then the mode of every module is restored."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -137,9 +162,25 @@ def evaluating(model: nn.Module) -> Generator[None]:
 def predict(
     model: nn.Module, task: Task, data: Data, *, examples: int | None = None, batch_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Outputs and targets of all examples (or the first `examples`), in order, in eval mode, on the model's device.
+    """The model's outputs and the targets of the examples of `data`, in order, in eval mode.
 
-    batch_size: of a call of the model; by itself what is fast there.
+    Args:
+        model: Its device is used; the mode of its modules is restored.
+        task: Its `forward` calls the model.
+        data: One split of a task, such as `task.test`.
+        examples: Number of examples, from the first (default: all).
+        batch_size: Examples in each call of the model (default: fast on the model's device).
+
+    Returns:
+        Outputs (examples, ...) and targets (examples, ...), on the model's device.
+
+    Example:
+        >>> import torch
+        >>> data = torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 0])
+        >>> task = Task.of(train=data, test=data)
+        >>> outputs, targets = predict(torch.nn.Linear(4, 2), task, task.test)
+        >>> outputs.shape, targets.tolist()
+        (torch.Size([5, 2]), [0, 1, 0, 1, 0])
     """
     device = next(model.parameters()).device
     batch_size = batch_size or _fast_batch(data, device)
@@ -158,12 +199,30 @@ def predict(
 
 
 def _fast_batch(data: Data, device: torch.device) -> int:
-    """On CPU activations of many images or texts leave the caches: 1,024 at once take 1.5 times as long as 256."""
+    """Batch size for inference. On a CPU 1,024 images exceed the caches: 1.5 times slower than 256."""
     vectors = isinstance(data, TensorData) and isinstance(data.inputs, Tensor) and data.inputs.dim() == 2
     return 256 if device.type == "cpu" and not vectors else 1024
 
 
 def evaluate(model: nn.Module, task: Task, data: Data, *, examples: int | None = None) -> dict[str, float]:
-    """Every metric of the task on `data`, or on its first `examples`."""
+    """Every metric of the task on `data`, in eval mode.
+
+    Args:
+        model: The model to evaluate.
+        task: Its `metrics` and its `forward` are used.
+        data: One split of a task, such as `task.test`.
+        examples: Number of examples, from the first (default: all).
+
+    Returns:
+        Metric name -> value.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 2, bias=False)
+        >>> _ = torch.nn.init.eye_(model.weight)
+        >>> data = torch.tensor([[1.0, 0], [0, 1], [0, 2], [3, 0]]), torch.tensor([0, 1, 1, 1])
+        >>> evaluate(model, Task.of(train=data, test=data), as_data(data))["accuracy"]
+        0.75
+    """
     outputs, targets = predict(model, task, data, examples=examples)
     return {name: metric(outputs, targets) for name, metric in task.metrics.items()}

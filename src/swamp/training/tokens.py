@@ -1,4 +1,4 @@
-"""Sequences of tokens in memory: batches of examples of similar length, padded to the longest among them."""
+"""Token sequences in memory: batches of examples of similar length, padded to the longest sequence of the batch."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -12,19 +12,33 @@ from swamp.training.data import Batch
 from swamp.training.rng import Seed, permutation
 
 _POOL = 32
-"""Batches of an epoch that are sorted by length together: more pad less, fewer mix better."""
+"""Number of batches sorted by length at a time: a larger pool needs less padding, a smaller pool mixes examples better."""
 _GROUP = 64
-"""Examples of nearly one length that are evaluated together, at most."""
+"""Largest batch in evaluation, of examples of similar length."""
 
 
 @dataclass(frozen=True, eq=False)
 class TokenData:
-    """Examples of any length: their tokens one after the other, cut and padded a batch at a time.
+    """Token sequences of different lengths, stored without padding and padded batch by batch.
 
-    tokens: name -> (sum of lengths,) integers, such as `input_ids`; all are padded with `padding`.
-    lengths: (n,) int64, 1 or more. targets: (n, ...).
-    The inputs of a batch are these names, each (batch, longest) int64, and `attention_mask` (1: a token, 0: padding).
-    An incomplete last batch is dropped in training (unless it is the only one), as every step should weigh the same.
+    The inputs of a batch are a mapping: each name of `tokens`, (batch, longest) int64, and `attention_mask` (1: token,
+    0: padding). In training an incomplete last batch is dropped, unless it is the only one.
+
+    Args:
+        tokens: Name -> integers (sum of lengths,), such as `input_ids`: all sequences, concatenated.
+        lengths: Number of tokens of each example, (n,) int64, 1 or more.
+        targets: Tensor (n, ...).
+        padding: Value of padded positions.
+
+    Raises:
+        SwampError: There are no examples, an example has no token, or the lengths do not match.
+
+    Example:
+        >>> import torch
+        >>> data = TokenData({"input_ids": torch.tensor([5, 6, 7])}, torch.tensor([1, 2]), torch.tensor([0, 1]))
+        >>> inputs, targets = data.gather(torch.tensor([0, 1]))
+        >>> inputs["input_ids"].tolist(), inputs["attention_mask"].tolist()
+        ([[5, 0], [6, 7]], [[1, 0], [1, 1]])
     """
 
     tokens: Mapping[str, Tensor]
@@ -39,7 +53,7 @@ class TokenData:
             raise SwampError(f"{len(self.lengths)} sequences of tokens do not match {len(self.targets)} targets.")
         if int(self.lengths.min()) < 1:
             first = int((self.lengths < 1).nonzero()[0])
-            raise SwampError(f"example {first} has no token. Leave empty texts out.")
+            raise SwampError(f"example {first} has no token. Remove empty texts.")
         total = int(self.lengths.sum())
         wrong = [name for name, values in self.tokens.items() if len(values) != total]
         if wrong:
@@ -50,7 +64,7 @@ class TokenData:
 
     @property
     def equal_lengths(self) -> bool:
-        """Whether all examples have one length, so that every batch has the shape of every other."""
+        """Whether all examples have the same length, so that all batches have the same shape."""
         return bool(self.lengths.min() == self.lengths.max())
 
     def steps(self, batch_size: int) -> int:
@@ -60,8 +74,7 @@ class TokenData:
     def shuffled(self, batch_size: int, seed: Seed, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, from batch number `first` on.
 
-        The examples in the epoch's order are sorted by length, some batches' worth at a time; then the order of the
-        batches is drawn.
+        The shuffled examples are sorted by length within pools of 32 batches; then the batches are shuffled.
         """
         steps, size = self.steps(batch_size), min(batch_size, len(self))
         order = permutation(seed, epoch, len(self))[: steps * size]
@@ -72,8 +85,8 @@ class TokenData:
             yield self.gather(index)
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """All examples once, in a fixed order of short and long ones, in batches of `batch_size` or less."""
-        for index in _pieces(self._fixed.to(self.targets.device), min(batch_size, _GROUP)):
+        """All examples once, in a fixed order with mixed lengths, in batches of at most `batch_size`."""
+        for index in _pieces(self._evaluation_order.to(self.targets.device), min(batch_size, _GROUP)):
             yield self.gather(index)
 
     def to(self, device: torch.device) -> "TokenData":
@@ -86,32 +99,32 @@ class TokenData:
     def subset(self, index: Tensor) -> "TokenData":
         """The examples at `index` (int64)."""
         inputs, targets = self.gather(index)
-        alive = inputs["attention_mask"].bool()
-        tokens = {name: inputs[name][alive].to(values.dtype) for name, values in self.tokens.items()}
+        is_token = inputs["attention_mask"].bool()
+        tokens = {name: inputs[name][is_token].to(values.dtype) for name, values in self.tokens.items()}
         return replace(self, tokens=tokens, lengths=self.lengths[index], targets=targets)
 
     def gather(self, index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Inputs, padded to the longest of them, and targets of the examples at `index` (int64)."""
+        """Padded inputs and targets of the examples at `index` (int64)."""
         lengths = self.lengths[index]
-        places = torch.arange(int(lengths.max()), device=index.device)
-        alive = places < lengths[:, None]
-        positions = (self._starts[index][:, None] + places).where(alive, 0)
-        inputs = {name: values[positions].long().where(alive, self.padding) for name, values in self.tokens.items()}
-        return {**inputs, "attention_mask": alive.long()}, self.targets[index]
+        columns = torch.arange(int(lengths.max()), device=index.device)
+        is_token = columns < lengths[:, None]
+        positions = (self._starts[index][:, None] + columns).where(is_token, 0)
+        inputs = {name: values[positions].long().where(is_token, self.padding) for name, values in self.tokens.items()}
+        return {**inputs, "attention_mask": is_token.long()}, self.targets[index]
 
     @cached_property
     def _starts(self) -> Tensor:
         return self.lengths.cumsum(0) - self.lengths
 
     @cached_property
-    def _fixed(self) -> Tensor:
-        # Groups of one length pad little; in random order, so that the first examples are fair ones of all; and one of
-        # middling length first of all, as operations are counted on the first example. The incomplete one is the last.
+    def _evaluation_order(self) -> Tensor:
+        # Groups of similar length need little padding. Their order is random, so that the first examples represent all
+        # lengths. A group of median length is first, as FLOPs are counted on the first example; an incomplete one, last.
         groups = _pieces(self.lengths.cpu().argsort(stable=True), _GROUP)
         middle, *longest = groups.pop((len(groups) - 1) // 2), *groups[-1:]
         inner = groups[:-1]
         order = permutation(Seed(0).at("evaluation"), 0, len(inner))
-        return torch.cat([middle, *(inner[int(place)] for place in order), *longest])
+        return torch.cat([middle, *(inner[int(number)] for number in order), *longest])
 
 
 def _pieces(index: Tensor, size: int) -> list[Tensor]:
