@@ -1,4 +1,4 @@
-"""What a run's processes did, in one file that all append to: steps taken, snapshots and particles kept."""
+"""Log of the processes of a run, in one file that all append to: training steps, saved snapshots and particles."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from swamp.training import Snapshot
 
 
 def note(file: Path) -> None:
-    """From now on this process notes down what it does."""
+    """Log the training steps of this process, and what it saves, to `file`."""
     handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def line(*words: object) -> None:
@@ -56,20 +56,20 @@ def _place(told: run_progress.RunProgress, index: int) -> Path:
 
 @dataclass(frozen=True)
 class Redone:
-    """TrainJob that was done twice."""
+    """Work that was repeated."""
 
     particles: int = 0
-    """Steps of particles that were finished, or from before a snapshot that was kept: must be none."""
+    """Repeated steps of finished particles, or before a saved snapshot; must be 0."""
     steps: int = 0
-    """Steps taken again since the last snapshot."""
+    """Repeated steps after the last snapshot."""
     most: int = 0
-    """The most of them in one particle after one fault."""
+    """Largest number of these in one particle after one fault."""
     interval: int = 0
-    """The most steps between two snapshots that lie one after the other in one particle."""
+    """Largest number of steps between consecutive snapshots of one particle."""
 
 
 def redone(file: Path) -> Redone:
-    """What the notes say."""
+    """Count the repeated work in a log."""
     taken: dict[str, int] = {}
     kept: dict[str, int] = {}
     again: dict[str, int] = {}

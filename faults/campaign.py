@@ -1,4 +1,4 @@
-"""What every campaign shares: its options, its counts, the folder it works in and its last line."""
+"""Common parts of the campaigns: options, counts, working folder and last line."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ from child import alone
 
 @dataclass
 class Campaign:
-    """Counts what was done, and remembers what was wrong. A case is drawn from `seed` and its number alone."""
+    """Counts cases and failures. A case depends only on `seed` and its number."""
 
     folder: Path
     cases: int
@@ -28,7 +28,7 @@ class Campaign:
         self.counts[what] += number
 
     def fail(self, what: str) -> None:
-        """Something was lost, wrong or not said: the campaign goes on, and ends with exit code 1."""
+        """Record a failed expectation: the campaign continues, and ends with exit code 1."""
         self.wrong.append(what)
         print(f"WRONG {what}", flush=True)
 
@@ -46,13 +46,13 @@ class Campaign:
 
 
 def main(campaign: Callable[[Campaign], None], cases: int) -> None:
-    """Run one from the command line."""
+    """Run a campaign from the command line."""
     parser = argparse.ArgumentParser(description=(sys.modules["__main__"].__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", type=int, default=cases)
     parser.add_argument("--seed", type=int, default=0, help="another one tries other moments")
     given = parser.parse_args()
     began = time.monotonic()
-    # In memory where that can be: what is tried is the order of changes, and no disk would make that slower to see.
+    # In memory if possible: only the order of changes is tested, for which a disk is slower and no better.
     memory = Path("/dev/shm")
     with TemporaryDirectory(prefix="swamp-faults-", dir=memory if os.access(memory, os.W_OK) else None) as folder:
         done = Campaign(Path(folder), given.cases, given.seed)

@@ -1,4 +1,4 @@
-"""Children that run a command of swamp and can be killed: forked, as torch takes seconds to import, or real ones."""
+"""Child processes that run a command of swamp and can be killed: forked, which saves importing torch, or started."""
 
 import os
 import re
@@ -20,22 +20,22 @@ import swamp.cli.entry
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 Fault = Callable[[], None]
-"""Called in the child before the command runs: it prepares what will go wrong."""
+"""Called in the child before the command runs, to prepare the fault."""
 
 
 @dataclass
 class Child:
-    """One process, and the file that all it says goes to."""
+    """One process, and the file with its output."""
 
     pid: int
     log: Path
     process: subprocess.Popen[bytes] | None = None
     status: int | None = None
     closing: list[int] = field(default_factory=list[int])
-    """Ends of pipes that stay open as long as the child is wanted."""
+    """Ends of pipes, kept open as long as the child shall run."""
 
     def code(self) -> int | None:
-        """Exit code, minus the signal that ended it, or None while it runs."""
+        """Exit code, negative signal number if a signal ended it, None while it runs."""
         if self.process is not None:
             return self.process.poll()
         if self.status is None:
@@ -48,7 +48,7 @@ class Child:
             os.kill(self.pid, number)
 
     def wait(self, seconds: float = 600.0) -> int:
-        """Its exit code; after so long it is killed, which the caller sees as -9."""
+        """Wait for the exit code. The child is killed after `seconds`, and the exit code is then -9."""
         self.wait_at_most(seconds)
         while (code := self.code()) is None:
             os.kill(self.pid, signal.SIGKILL)
@@ -61,7 +61,7 @@ class Child:
         return code
 
     def wait_at_most(self, seconds: float) -> None:
-        """Until it ended, or so long."""
+        """Wait until the child has ended, at most `seconds`."""
         until = time.monotonic() + seconds
         while self.code() is None and time.monotonic() < until:
             time.sleep(0.002)
@@ -72,7 +72,7 @@ class Child:
 
 @contextmanager
 def alone() -> Generator[None]:
-    """One thread of torch inside the block: a process that has more cannot be forked safely."""
+    """Limit torch to one thread inside the block: a process with more threads cannot be forked safely."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -96,13 +96,13 @@ def forked(
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
-        # What pytest put in their place does not lead there.
+        # pytest replaces these streams by its own, which do not write there.
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-        # pytest's parses source; CPython 3.11 cannot while the collector interrupts a parse, as tyro's of docstrings.
+        # pytest's hook parses source, which fails in CPython 3.11 if it interrupts another parse, such as tyro's.
         sys.unraisablehook = sys.__unraisablehook__
         swamp.cli.entry.Out.file, swamp.cli.entry.Err.file = sys.stdout, sys.stderr
         os.environ.update({**ONE_THREAD, **(environment or {})})
-        # Seconds in each child: what is compiled is tried in processes of its own.
+        # Saves seconds in each child; compiled steps are tested in started processes.
         torch._dynamo.config.disable = True
         if fault is not None:
             fault()
@@ -124,7 +124,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def started(command: Sequence[object], log: Path, environment: Mapping[str, str] | None = None) -> Child:
-    """Run a command in a process of its own, and of its own process group."""
+    """Run a command in a new process with its own process group."""
     with log.open("ab") as file:
         process = subprocess.Popen(
             [str(word) for word in command],
@@ -138,7 +138,7 @@ def started(command: Sequence[object], log: Path, environment: Mapping[str, str]
 
 
 def traceback_in(log: Path) -> str:
-    """A traceback of swamp among what processes said; torchrun's own, of a rank that died, is none of swamp's."""
+    """The traceback in a log, if any, except torchrun's own traceback for a rank that died."""
     told = log.read_text(errors="replace") if log.exists() else ""
     _, *found = told.split("Traceback (most recent call last)")
     return "\n".join(one[-3000:] for one in found if re.search(r'File ".*/swamp/', one))

@@ -1,4 +1,4 @@
-"""A clock that jumps by up to a day, to and fro, whenever it is read: no run and no worker minds."""
+"""A clock that jumps by up to a day in either direction at each reading: results and workers are unaffected."""
 
 import datetime
 import random
@@ -31,7 +31,7 @@ def jumps(campaign: Campaign, modes: Sequence[str] = ORDER) -> None:
 
 
 def jumping(seed: str) -> Fault:
-    """The clock on the wall, of which nothing may be measured; the monotonic one never jumps."""
+    """Make the wall clock jump, which no duration may depend on; the monotonic clock does not jump."""
     draw, right = random.Random(seed), time.time
 
     class Jumping(datetime.datetime):

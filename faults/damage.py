@@ -1,4 +1,4 @@
-"""Every file of a run, damaged in every way: it is noticed and named, or nothing comes of it. See docs/reliability.md.
+"""Damage each file of a run: the damage is detected and named, or has no effect. See docs/reliability.md.
 
 python faults/damage.py --cases 5000 --seed 1
 """
@@ -45,12 +45,12 @@ from swamp.training import Dynamic, Training
 KINDS = ("truncated", "bit", "digit", "emptied", "removed", "directory", "other run", "elsewhere", "unmarked", "newer")
 COMMANDS = ("compare", "compare", "masks", "analyze", "analyze", "watch", "report", "figure", "export")
 _LATE = ("analysis.jsonl", "export.safetensors", "trials.jsonl", "study.json", "pair.json")
-"""What resume does not read: a reading command must."""
+"""Files that `swamp resume` does not read; a reading command does."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One file of one of the built directories, and what is done to it."""
+    """One file of one of the built directories, and its damage."""
 
     base: str
     file: str
@@ -60,11 +60,11 @@ class Case:
 
 
 class WrongError(Exception):
-    """A wrong result, or an error that does not say which file."""
+    """A wrong result, or an error that does not name the file."""
 
 
 def config_of(method: str = "swamp", seed: int = 0, **changes) -> RunConfig:
-    """A run of a tenth of a second: two particles, three cycles."""
+    """A run of a tenth of a second with two particles and three cycles."""
     ticket = 0.5 if method == "rigl-swamp" else 1
     plan = Plan(
         method, sparsity=0.75, particles=(2,), prune_fraction=(0.5,), ticket_epochs=ticket, seed=seed, barrier_points=2
@@ -87,9 +87,9 @@ class _StopAt(Quiet):
 
 
 def build(folder: Path) -> None:
-    """Runs that are finished and that were stopped, what is made of them, and those that files are swapped with."""
+    """Make finished and stopped runs, their exports and analyses, and other runs to exchange files with."""
     execute.build_problem = cache(execute.build_problem)
-    # The numbers are looked at; drawing them takes ten times as long as all else. Reports and figures still are drawn.
+    # Only the numbers are compared, as drawing takes ten times as long as the rest. Reports and figures are drawn.
     report.write_comparison = report.write_finding = lambda *_, **__: []
     torch.set_num_threads(1)
     for seed in (0, 1):
@@ -126,7 +126,7 @@ def build(folder: Path) -> None:
 
 
 def cases(folder: Path, count: int, seed: int) -> Iterator[Case]:
-    """Every file with every kind of damage, again and again, with other places and commands each time."""
+    """Yield every file with every kind of damage, repeatedly, each time with another position and command."""
     chance = random.Random(seed)
     bases = ("finished", "means", "ensemble", "changing", "paths", "trials", "study")
     bases += tuple(f"unfinished-{name}" for name in ("paths", "ticket", "changing", "ensemble"))
@@ -145,7 +145,7 @@ def _files(base: Path) -> list[Path]:
 
 
 def check(case: Case, folder: Path) -> str:
-    """What came of a case: same, refused, or not applicable. Raises WrongError for anything else."""
+    """Outcome of a case: same, refused, or not applicable. Raises WrongError for anything else."""
     base, work = folder / "own" / case.base, folder / "work" / "run"
     shutil.rmtree(work.parent, ignore_errors=True)
     shutil.copytree(base, work)
@@ -158,7 +158,7 @@ def check(case: Case, folder: Path) -> str:
 
 
 def damage(file: Path, case: Case, folder: Path) -> bool:
-    """Damage it; False where this cannot be done to this file, or changes nothing."""
+    """Damage the file. Returns False if this kind of damage is impossible for the file, or changes nothing."""
     before, chance = file.read_bytes(), random.Random(case.seed)
     data = bytearray(before)
     if case.kind == "removed":
@@ -177,7 +177,7 @@ def damage(file: Path, case: Case, folder: Path) -> bool:
         if places:
             place = chance.choice(places)
             data[place] = chance.choice([digit for digit in b"0123456789" if digit != data[place]])
-    elif case.kind == "other run" and file.name != "export.safetensors":  # which is one file, of any run
+    elif case.kind == "other run" and file.name != "export.safetensors":  # one file, which states no run
         swapped = folder / "other" / case.base / case.file
         data = bytearray(swapped.read_bytes()) if swapped.is_file() else data
     elif case.kind == "elsewhere" and file.name != "export.safetensors":
@@ -195,7 +195,7 @@ def _text(file: Path) -> bool:
 
 
 def _of_version(file: Path, *, newer: bool) -> bytes | None:
-    """The same file as another version of swamp would write it, whole in itself."""
+    """The file as another version of swamp would write it, with a valid checksum."""
     if file.suffix == ".safetensors":
         tensors, about = load_tensors(file)
         if not newer:
@@ -215,7 +215,7 @@ def _of_version(file: Path, *, newer: bool) -> bytes | None:
 
 
 def _line_of_version(value, newer: bool, covered: Callable[[dict], dict]) -> str:
-    """covered: which of the values the checksum is over."""
+    """The line in another format; `covered` selects the values that the checksum covers."""
     if isinstance(value, list):
         return f"[{', '.join(_line_of_version(one, newer, covered) for one in value)}]"
     provenance = {**value.pop(PROVENANCE), "format": FORMAT + 1}
@@ -226,18 +226,18 @@ def _line_of_version(value, newer: bool, covered: Callable[[dict], dict]) -> str
 
 @cache
 def _expected(command: str, base: Path, folder: Path) -> object:
-    """What it says of the undamaged one: of a copy, as commands write beside a run and into it."""
+    """Output for the undamaged run, from a copy, because commands write into a run and its parent folder."""
     copy = folder / "undamaged" / "run"
     shutil.rmtree(copy.parent, ignore_errors=True)
     shutil.copytree(base, copy)
     try:
         return told(command, copy)
     except SwampError:
-        return SwampError  # a run without a finished cycle has nothing to show
+        return SwampError  # expected for a run without a finished cycle
 
 
 def told(command: str, run: Path) -> object:
-    """What a reading command says of a run, without paths and times. Raises SwampError as it does."""
+    """Output of a reading command for a run, without paths and times. Raises SwampError if the command does."""
     out = run.parent / "out"
     other = run.parent.parent / "own" / "study" / "means"
     arguments = {
@@ -271,7 +271,7 @@ def told(command: str, run: Path) -> object:
     if command == "report":
         return _plain((out / "report.html").read_text(), run)
     if command == "figure":
-        return None  # a picture has the time of its making in it
+        return None  # pictures contain the time at which they were drawn
     return without_time(json.loads(printed))
 
 
@@ -281,7 +281,7 @@ def _plain(page: str, run: Path) -> str:
 
 
 def _printed(arguments: list[str]) -> str:
-    """Standard output of a command. Raises SwampError with what it said where its exit code is 2."""
+    """Standard output of a command. Raises SwampError with its message if the exit code is 2."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -294,7 +294,7 @@ def _printed(arguments: list[str]) -> str:
 
 
 def without_time(value):
-    """The same without what a clock or a path decides."""
+    """The value without times and paths."""
     if isinstance(value, dict):
         left_out = ("seconds", "run", PROVENANCE, "files", "path", "study", "report", "paths", "time", "cost")
         return {key: without_time(inner) for key, inner in value.items() if key not in left_out}
@@ -309,16 +309,16 @@ def _read(case: Case, base: Path, work: Path, folder: Path) -> str:
         if expected is not SwampError:
             _require_named(case, str(error))
         return "refused"
-    # What was not kept is left out, and a run without its last word is not finished yet.
+    # Files that were not kept are left out, and a run without its last line counts as unfinished.
     gone = case.kind == "removed" and (_late(case, base) or case.file.endswith("summary.json"))
-    # Pages show both; what of config.json decides the result is compared with what the run began with.
+    # Pages show both. The settings in config.json that decide the result are compared with the start of the run.
     gone |= case.file in ("environment.json", "config.json") and case.command in ("report", "watch")
     if case.command == "watch" and found != expected and not gone:
         page, _ = LivePage([work])()
         _require_named(case, page.decode())
         return "refused"
     if found != expected and expected is not SwampError and not gone:
-        raise WrongError(f"{case.command} says something else of it: {str(found)[:300]} != {str(expected)[:300]}")
+        raise WrongError(f"{case.command} gives another output: {str(found)[:300]} != {str(expected)[:300]}")
     return "same"
 
 
@@ -344,7 +344,7 @@ def _resumed(case: Case, base: Path, work: Path) -> str:
 
 
 def _late(case: Case, reference: Path) -> bool:
-    """Whether resume has no need to read the file: those of finished cycles that nothing is made from any more."""
+    """Whether resume does not read the file: of finished cycles, files that are not needed any more."""
     name = Path(case.file).name
     return name in _LATE or (name.startswith(("particle-", "trajectory-")) and (reference / case.file).exists())
 
@@ -366,7 +366,7 @@ def _late_reader(case: Case, base: Path, work: Path) -> str:
         _require_named(case, str(error))
         return "refused"
     if whole and not _equal(whole[0], load_tensors(work / file)[0]):
-        raise WrongError(f"{file} is read though it was altered")
+        raise WrongError(f"{file} is accepted although it was altered")
     return "same"
 
 
@@ -376,11 +376,11 @@ def _require_same(reference: Path, work: Path, file: Path) -> None:
             return
         raise WrongError(f"{file} is missing after resume")
     if file.suffix == ".safetensors" and not _equal(load_tensors(reference / file)[0], load_tensors(work / file)[0]):
-        raise WrongError(f"{file} is another one after resume")
+        raise WrongError(f"{file} differs after resume")
     if file.name in ("record.json", "metrics.jsonl", "summary.json"):
         one, two = ([without_time(json.loads(line)) for line in _lines(path / file)] for path in (reference, work))
         if one != two:
-            raise WrongError(f"{file} says something else after resume")
+            raise WrongError(f"{file} has other values after resume")
 
 
 def _lines(file: Path) -> list[str]:
@@ -398,7 +398,7 @@ def _require_named(case: Case, message: str) -> None:
 
 
 def campaign(folder: Path, count: int, seed: int, tell: Callable[[str], None] = print) -> Counter:
-    """Go through the cases of what was built in `folder`, and count what came of them; failures are told at once."""
+    """Run the cases on the directories built in `folder`, and count the outcomes. `tell` gets each failure."""
     counts: Counter = Counter()
     for case in cases(folder, count, seed):
         try:

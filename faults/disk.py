@@ -1,4 +1,4 @@
-"""A disk that refuses the k-th change: full, read-only, failing, or the process dies there. Then it has room again."""
+"""A disk that refuses the k-th change (full, read-only, failing), or the process dies there; then the disk works."""
 
 import errno
 import os
@@ -31,7 +31,7 @@ def refusals(campaign: Campaign, modes: Sequence[str] = ORDER) -> None:
 
 
 def _known(mode: Mode, folder: Path) -> tuple[Path, int]:
-    """The undisturbed run, and how many changes one of its processes made to the disk."""
+    """The undisturbed run, and the number of disk changes of one of its processes."""
     reference, _ = undisturbed(mode, folder)
     run, counted = folder / f"{mode.name}-counted", folder / f"{mode.name}.count"
     mode.prepared(run, reference)
@@ -61,26 +61,26 @@ def _one(campaign: Campaign, mode: Mode, reference: Path, run: Path, fault: str,
     good = (0, 2, 4, 130, 143, *((-signal.SIGKILL,) if fault == DIES else ()))
     campaign.expect(all(code in good for code in codes), f"{what}: exit codes {codes} {log(run).read_text()[-500:]}")
     silent = any(code not in (0, -signal.SIGKILL) for code in codes) and "swamp:" not in log(run).read_text()
-    campaign.expect(not silent, f"{what}: it said nothing, exit codes {codes}")
+    campaign.expect(not silent, f"{what}: no message, exit codes {codes}")
     if isinstance(mode, Workers):
-        # A run that met a full disk is recorded as failed, and tried again when that is asked for.
+        # A run that met a full disk is recorded as failed, and repeated only with --retry.
         mode.prepared(run, reference)
     codes = finish(mode, run)
-    campaign.expect(not any(codes), f"{what}: does not go on: {codes} {log(run).read_text()[-500:]}")
+    campaign.expect(not any(codes), f"{what}: does not continue: {codes} {log(run).read_text()[-500:]}")
     campaign.expect(not (wrong := mode.different(reference, run)), f"{what}: differs in {wrong}")
     found = redone(run.with_suffix(".audit"))
     campaign.count("finished particles redone", found.particles)
     campaign.count("steps redone", found.steps)
-    campaign.expect(not found.particles, f"{what}: did again what was kept: {found}")
+    campaign.expect(not found.particles, f"{what}: repeated finished work: {found}")
 
 
 def _in_one(run: Path, fault: str, at: int, victim: int, met: Path) -> Faults:
-    """The fault, in one of the processes."""
+    """Inject the fault into one of the processes."""
 
     def seen_by(changes: list[int]) -> Fault:
         def seen(operation: str, path: Path, data: bytes) -> None:
             if fault.startswith("full") and operation in ("unlink", "rmdir", "ftruncate"):
-                return  # a full disk still lets go of files
+                return  # a full disk still allows deletions
             changes[0] += 1
             if changes[0] - 1 < at or (changes[0] - 1 > at and fault != "full from then on"):
                 return

@@ -1,4 +1,4 @@
-"""A rank that freezes: the job ends by itself with its name, within the heartbeat, and the run goes on."""
+"""A rank that freezes: the job ends within the heartbeat timeout and names the rank, and the run can be resumed."""
 
 import random
 import signal
@@ -23,7 +23,7 @@ def frozen(campaign: Campaign) -> None:
         while not (run / "config.json").exists() and children[0].code() is None:
             time.sleep(0.01)
         time.sleep(draw.uniform(0, seconds / 2))
-        victim = 1  # rank 0 keeps the store here, as nobody else does where there is no torchrun
+        victim = 1  # not rank 0, which hosts the store where there is no torchrun
         children[victim].signal(signal.SIGSTOP)
         other = children[1 - victim].wait(60)
         children[victim].signal(signal.SIGKILL)
@@ -35,7 +35,7 @@ def frozen(campaign: Campaign) -> None:
         campaign.expect(other == 0 or f"rank {victim} (" in told, f"{what} and did not name it: {told[-1500:]}")
         campaign.expect(not (found := traceback_in(log(run))), f"{what}: {found}")
         codes = finish(mode, run)
-        campaign.expect(not any(codes), f"{what}: does not go on: {codes}")
+        campaign.expect(not any(codes), f"{what}: does not continue: {codes}")
         campaign.expect(not (wrong := mode.different(reference, run)), f"{what}: differs in {wrong}")
         campaign.progress(case + 1)
 

@@ -1,4 +1,4 @@
-"""One loader, given bytes that atheris chooses by what code they reach; loaders.py starts it where atheris is there."""
+"""Tests one loader with bytes that atheris chooses by code coverage; loaders.py starts it if atheris is installed."""
 
 import sys
 import tempfile
@@ -12,7 +12,7 @@ with atheris.instrument_imports(include=["swamp", "gzip", "csv", "tomllib"]):
 
 
 def main(name: str, cases: str, seed: str) -> None:
-    """Try so many; a line for each, @loaded, @refused or @fault. Does not return."""
+    """Try `cases` inputs and print @loaded, @refused or @fault for each. Does not return."""
     loader = loaders.loaders()[name]
     folder = Path(tempfile.mkdtemp())
     (folder / "corpus").mkdir()

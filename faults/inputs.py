@@ -1,10 +1,10 @@
-"""Absurd configurations, study files, command lines and calls: each runs a step or is refused in one clear message.
+"""Random configurations, study files, command lines and calls: each runs a step or is refused with one clear message.
 
     python faults/inputs.py --cases 10000 --seed 0
 
-Values come from the dataclasses themselves, so that a new field or command is tried too. A chunk of cases is one
-process, with its memory limited and without root's rights; what chunks found is kept in build/faults, and a campaign
-that was stopped goes on. The short form is tests/faults/test_inputs.py.
+Values come from the dataclasses themselves, so that new fields and commands are included. Each chunk of cases is one
+process with limited memory and without root privileges. Results of chunks are kept in build/faults, and a stopped
+campaign can be continued. The short form is tests/faults/test_inputs.py.
 """
 
 import argparse
@@ -50,7 +50,7 @@ from swamp.training.optimizers import torch_optimizers
 from values import OTHERS, TEXT, any_value, flags, flat_fields, typed, words
 
 CHUNK = 500
-# Asking the hub again and again takes a minute, and is not what is tried here.
+# Repeated requests to the hub take a minute, and are not tested here.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 COMMANDS: dict[str, tuple[type[Any], int]] = {
@@ -70,7 +70,7 @@ COMMANDS: dict[str, tuple[type[Any], int]] = {
     "benchmark": (export.BenchmarkArgs, 1),
     "list": (listing.ListArgs, 2),
 }
-"""Command -> its options, and how often it is tried beside the others."""
+"""Command -> its options, and its relative frequency."""
 
 PATHS = ["missing", "folder", "file.txt", "latin.txt", "secret", "closed/x", "loop", "dangling", "run", "stopped"]
 PATHS += [
@@ -163,20 +163,20 @@ COMBINED += (
     "task",
     "model",
 )
-"""Of these a case takes any combination that has names."""
+"""A case takes any combination of these names."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Something to try: a command line, and files that it reads; or a call of `swamp.prune`."""
+    """One case: a command line and the files that it reads, or a call of `swamp.prune`."""
 
     words: tuple[str, ...] = ()
     files: tuple[tuple[str, bytes], ...] = ()
     steps: int = 1
-    """After which a run is stopped."""
+    """Training steps after which a run is stopped."""
     options: tuple[tuple[str, Any], ...] | None = None
     given: tuple[str, ...] = ()
-    """Of what was given: what a refusal must speak of, one at least."""
+    """Parts of the input; a refusal must name at least one."""
 
 
 def fuzz_task(options: DataOptions, seed: Seed) -> Problem:
@@ -190,23 +190,23 @@ TASKS["fuzz"] = fuzz_task
 
 
 class Stopper(Quiet):
-    """Stops a run after so many steps."""
+    """Stops a run after a number of steps."""
 
     def __init__(self, stop: Event, steps: int) -> None:
         self.stop, self.left = stop, steps
 
     def training(self, cycle: int | None, index: int, count: int, step: int, total: int) -> None:
-        """One step more."""
+        """Count a step."""
         self.left -= 1
         if self.left <= 0:
             self.stop.set()
 
 
 class Enough(Exception):  # noqa: N818
-    """A call has trained as long as it need."""
+    """Ends a call that has trained enough steps."""
 
 
-# What is drawn
+# Drawing cases
 
 
 def _set(values: dict[str, Any], name: str, value: Any) -> None:
@@ -221,7 +221,7 @@ def _set(values: dict[str, Any], name: str, value: Any) -> None:
 
 @st.composite
 def configs(draw: st.DrawFn) -> tuple[Any, tuple[str, ...]]:
-    """A configuration as JSON values, and the names of what was changed in it."""
+    """A configuration as JSON values, and the names of the changed settings."""
     hints = flat_fields(RunConfig)
     values = cast("dict[str, Any]", json.loads(json.dumps(SMALL)))
     for name in draw(st.lists(st.sampled_from(COMBINED), max_size=4, unique=True)):
@@ -242,7 +242,7 @@ def configs(draw: st.DrawFn) -> tuple[Any, tuple[str, ...]]:
 
 
 def flattened_names(values: Any) -> list[str]:
-    """Names of all that is set, and the texts that are given."""
+    """Names of all settings, and the texts among their values."""
     if isinstance(values, dict):
         return [name for key, inner in values.items() for name in (key, *flattened_names(inner))]
     if isinstance(values, list):
@@ -251,7 +251,7 @@ def flattened_names(values: Any) -> list[str]:
 
 
 def config_text() -> st.SearchStrategy[tuple[bytes, tuple[str, ...]]]:
-    """The bytes of a configuration file: mostly JSON of the right kind, sometimes anything."""
+    """The bytes of a configuration file: mostly a JSON object of settings, sometimes arbitrary bytes."""
     whole = configs().map(lambda found: (_json(found[0]), found[1]))
     return st.integers(0, 15).flatmap(lambda n: garbage().map(lambda data: (data, ())) if n == 7 else whole)
 
@@ -261,7 +261,7 @@ def _json(values: Any) -> bytes:
 
 
 def garbage() -> st.SearchStrategy[bytes]:
-    """Files that are no JSON, or JSON of another kind."""
+    """Contents that are not JSON, or JSON of another kind."""
     odd = [b"", b"{", b"[]", b"null", b"7", b'"x"', b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe{}", b"\x00" * 1000]
     odd += [b"NaN", b"1e999999", b"1" * 5000, b'{"plan": {"seed": ' + b"9" * 5000 + b"}}", b'{"a": 1, "a": 2}', b"{}"]
     odd += [
@@ -355,13 +355,13 @@ def _toml_value(value: Any) -> str:
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """All kinds, configurations most often."""
+    """Cases of all kinds, configurations most often."""
     return st.sampled_from([from_config] * 4 + [from_words] * 4 + [from_python, from_study]).flatmap(
         lambda kind: kind()
     )
 
 
-# What is done with it
+# Trying cases
 
 
 def attempt(sandbox: Sandbox, case: Case) -> Verdict:
@@ -383,7 +383,7 @@ def _speaks_of(message: str, given: tuple[str, ...]) -> bool:
             return True
         if name.encode("utf-8", "backslashreplace").decode()[:20] in message:
             return True
-    # It may also name another option, which does not go with what was given; or what was not given at all.
+    # It may also name another option that conflicts with the given one, or a missing option.
     options = (name.rpartition(".")[2] for name in flat_fields(RunConfig))
     said = ("JSON", "$", "configuration", "Missing", "Unrecognized", "no run was given", ". is not", "''")
     return any(word in message for word in (*said, *options))
@@ -411,7 +411,7 @@ def _prune(options: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _staged(sandbox: Sandbox, case: Case) -> Iterator[None]:
-    """The case's files, a run that stops by itself, workers that are not started, a server that ends."""
+    """Inside the block: files of the case, a run that stops by itself, no workers, a server that ends."""
 
     def started(config: RunConfig, out: Path, reporter: Any, stop: Event) -> dict[str, Any]:
         return swamp.runs.start(config, out, Stopper(stop, case.steps), stop)
@@ -452,7 +452,7 @@ def _staged(sandbox: Sandbox, case: Case) -> Iterator[None]:
 
 
 def built(root: Path) -> Sandbox:
-    """A sandbox with its zoo: runs, a study, an exported network, and all kinds of paths."""
+    """A sandbox with its zoo: runs, a study, an exported network, and many kinds of paths."""
     sandbox = Sandbox(root, patience=SECONDS)
     zoo, kept = sandbox.zoo, sandbox.root / "kept"
     if not (kept / "study").exists():
@@ -460,7 +460,7 @@ def built(root: Path) -> Sandbox:
         kept.mkdir()
         (zoo / "config.json").write_text(json.dumps(SMALL))
         with sandbox.entered(30 * SECONDS):
-            TASKS["mnist1d-10k"](DataOptions(), Seed(0))  # generated once, by many recipes' task
+            TASKS["mnist1d-10k"](DataOptions(), Seed(0))  # generated once, for the task of many recipes
         _must(sandbox, "run", "--config", "../zoo/config.json", "--out", "../kept/run", "--quiet")
         with mock.patch.object(run, "start", lambda c, o, r, s: swamp.runs.start(c, o, Stopper(s, 20), s)):
             _must(
@@ -514,7 +514,7 @@ def _png(path: Path, seed: int) -> None:
 
 
 def one_chunk(folder: Path, number: int, seed: int, count: int) -> None:
-    """Try so many cases; a line of JSON for each, and before it the case, should it take the process with it."""
+    """Try `count` cases. Each writes the case before it runs, in case the process dies, and then a line of JSON."""
     sandbox = built(folder / "sandbox")
     torch.set_num_threads(1)
     limit_memory()
@@ -545,7 +545,7 @@ def one_chunk(folder: Path, number: int, seed: int, count: int) -> None:
 
 
 def main() -> int:
-    """Run the campaign; 1 if anything is a fault."""
+    """Run the campaign; returns 1 if there was a fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -591,7 +591,7 @@ def _in_process(folder: Path, number: int, seed: int, count: int) -> None:
 
 
 def counted(file: Path) -> Counter[str]:
-    """Outcomes of a chunk."""
+    """Count the outcomes of a chunk."""
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     return Counter(line["outcome"] for line in lines if "outcome" in line)
 

@@ -1,6 +1,6 @@
-"""kill -9 at random moments, then go on: the end is that of a run that nothing happened to.
+"""kill -9 at random moments, then resume: the result equals that of an undisturbed run.
 
-Ranks and workers are killed as forks of this process, and now and then as torchrun and `swamp study` start them.
+Ranks and workers are forks of this process, and in a few cases are started by torchrun and `swamp study`.
 """
 
 import os
@@ -23,7 +23,7 @@ SHARES = ("sequential", "threads", "analyze", "ranks", "study", "vmapped", "ense
     "torchrun",
     "swamp study",
 )
-"""Kills go round these: those that take long get fewer."""
+"""Modes that cases take in turn; slow modes appear less often."""
 
 
 def kills(campaign: Campaign, modes: Sequence[str] = SHARES) -> None:
@@ -42,10 +42,10 @@ def kills(campaign: Campaign, modes: Sequence[str] = SHARES) -> None:
 def one_run(
     campaign: Campaign, mode: Mode, run: Path, reference: Path, seconds: float, times: int, draw: random.Random
 ) -> int:
-    """Kill a run so many times, then let it end; how often it was in time."""
+    """Kill a run `times` times, then let it finish; returns the number of kills that came before the end."""
     killed = 0
     mode.prepared(run, reference)
-    # A run that goes on is shorter each time, and may end before it is killed.
+    # A resumed run is shorter each time, and may end before it is killed.
     for _ in range(3 * times):
         children = mode.go(run)
         if mode.slow:
@@ -71,18 +71,18 @@ def one_run(
     found = redone(run.with_suffix(".audit"))
     campaign.count("finished particles redone", found.particles)
     campaign.count("steps redone", found.steps)
-    campaign.expect(not found.particles, f"{run.name} did again what was kept: {found}")
+    campaign.expect(not found.particles, f"{run.name} repeated finished work: {found}")
     return killed
 
 
 def _kill(children: list[Child], draw: random.Random) -> None:
-    """One of the processes, or all that belong together."""
+    """Kill one of the processes, or all of them."""
     family = [pid for child in children for pid in (child.pid, *_descendants(child.pid))]
     chosen = family if draw.random() < 0.3 else [draw.choice(family)]
     for pid in chosen:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    # Those that were spared notice by themselves and end, or are ended as torchrun would.
+    # The other processes detect this and end, or are ended as by torchrun.
     for child in children:
         child.wait(20)
 
@@ -97,7 +97,7 @@ def _descendants(pid: int) -> list[int]:
 
 
 def _where(campaign: Campaign, mode: Mode, run: Path) -> None:
-    """What it was doing when it was killed."""
+    """Count the state of the run when it was killed."""
     halves = [path for path in run.rglob(".*") if re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name)]
     begun = isinstance(mode, Analyze) or any(run.rglob("unfinished-*")) or any(run.rglob("cycle-*"))
     campaign.count("while writing" if halves else "while working" if begun else "while starting")

@@ -1,4 +1,4 @@
-"""Memory over a run of 10,000 cycles: it may grow by the lines of its own record, and by nothing else."""
+"""Memory of a run of 10,000 cycles: it may grow only by the lines of its records."""
 
 import os
 import resource
@@ -16,25 +16,25 @@ from swamp.cli.progress import Quiet
 from swamp.runs import RunConfig, start
 
 MOST = 24_000
-"""Bytes a cycle: its record as Python keeps it, in the summary and in metrics.jsonl. Its weights alone have 19,000,
-with mask and copies they would be some 40,000 more."""
+"""Largest allowed growth in bytes per cycle: the record as Python objects, for the summary and metrics.jsonl. Weights
+have 19,000 bytes; with mask and copies they would add about 40,000."""
 
 
 def leaks(campaign: Campaign) -> None:
-    """`cases` are cycles."""
+    """Run the campaign; `cases` is the number of cycles."""
     watch = Watch(campaign)
     start(toy(campaign.cases), campaign.folder / "run", watch, Event())
     written = sum(file.stat().st_size for file in (campaign.folder / "run").rglob("*") if file.is_file())
     campaign.count("cycles", len(watch.memory))
     slope = bytes_a_cycle(watch.memory)
-    campaign.count("bytes of memory a cycle in the second half", round(slope))
+    campaign.count("bytes of memory per cycle in the second half", round(slope))
     campaign.count("MB resident at the most", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
     campaign.count("MB on disk", written // 1_000_000)
-    campaign.expect(slope < MOST, f"memory grows by {slope:,.0f} bytes a cycle, {MOST:,} is the most")
+    campaign.expect(slope < MOST, f"memory grows by {slope:,.0f} bytes per cycle, at most {MOST:,} are allowed")
 
 
 def toy(cycles: int) -> RunConfig:
-    """One particle, one epoch of two steps, so many cycles."""
+    """A run with one particle and one epoch of two steps per cycle."""
     config = tiny(model="mlp-64", keep_checkpoints="means", trajectory_every=0)
     densities = tuple(float(density) for density in np.linspace(1.0, 0.5, cycles))
     plan = replace(config.plan, method="imp", particles=(1,), densities=densities, ticket_epochs=0)
@@ -43,7 +43,7 @@ def toy(cycles: int) -> RunConfig:
 
 
 class Watch(Quiet):
-    """Notes how much memory is taken at the end of each cycle."""
+    """Records the memory in use at the end of each cycle."""
 
     def __init__(self, campaign: Campaign) -> None:
         self.campaign = campaign
@@ -56,7 +56,7 @@ class Watch(Quiet):
 
 
 def bytes_a_cycle(memory: list[int]) -> float:
-    """Slope of the second half: what a process takes once it has taken by then."""
+    """Growth in the second half, as one-time allocations happen in the first."""
     half = memory[len(memory) // 2 :]
     return float(np.polyfit(np.arange(len(half)), half, 1)[0])
 

@@ -1,4 +1,4 @@
-"""A study of 1,000 tiny runs on 4 workers that share one directory and are killed now and then: each run once."""
+"""A study of 1,000 tiny runs on 4 workers that share one directory and are killed at times: each run is done once."""
 
 import os
 import random
@@ -17,13 +17,13 @@ WORKERS = 4
 
 
 def load(campaign: Campaign) -> None:
-    """`cases` are runs."""
+    """Run the campaign; `cases` is the number of runs."""
     warm()
     path, notes = campaign.folder / "study", campaign.folder / "notes"
     study = StudyDirectory.join(path, {f"run-{number:04d}": smallest(number) for number in range(campaign.cases)})
     draw, workers = random.Random(campaign.seed), dict[int, Child]()
     kill_at = time.monotonic() + draw.uniform(0.5, 3)
-    # Told to wait, they end by themselves only when every run is over.
+    # With --wait, workers end only when every run is finished or failed.
     while not workers or any(child.code() != 0 for child in workers.values()):
         for number in range(WORKERS):
             child = workers.get(number)
@@ -53,7 +53,7 @@ def smallest(seed: int) -> RunConfig:
 
 
 def noting(notes: Path) -> Fault:
-    """Note down which runs a worker begins, whether they were finished by then, and which it brings to an end."""
+    """Log which runs a worker starts, whether they were already finished, and which it finishes."""
 
     def prepare() -> None:
         handle = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -78,7 +78,7 @@ def _count(campaign: Campaign, study: StudyDirectory, lines: list[str]) -> None:
     campaign.count("finished", states["finished"])
     campaign.count("failed", states["failed"])
     campaign.count("lost", len(study.runs) - states["finished"] - states["failed"])
-    campaign.count("begun by one worker and ended by another", sum(number > 1 for number in begun.values()))
+    campaign.count("started by one worker and finished by another", sum(number > 1 for number in begun.values()))
     twice = sum(number > 1 for number in ended.values()) + sum(line.startswith("again") for line in lines)
     campaign.count("done twice", twice)
     records = sum(study.run(name).finished for name in study.runs)

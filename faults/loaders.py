@@ -1,11 +1,11 @@
-"""Altered files of every kind that swamp reads: each loads, or is refused with a SwampError; memory stays bounded.
+"""Altered files of every kind that swamp reads: each is loaded or refused with a SwampError, in bounded memory.
 
     python faults/loaders.py --cases 20000 --seed 0
 
-Cases are shared out over the loaders. Where atheris is installed (pip install 'swamp[fuzz]') it chooses the bytes by
-what code they reach; elsewhere, and always for the structured half, a plain mutator does. Structured changes keep a
-file whole (lengths, compression, checksums) and alter what it says. Loaders that are done are kept in build/faults, and
-a campaign that was stopped goes on with the next. The short form is tests/faults/test_loaders.py.
+Cases are divided among the loaders. Half of the changes are structured: they keep a file valid (lengths, compression,
+checksums) and alter its content. The other bytes are chosen by atheris for code coverage if it is installed
+(pip install 'swamp[fuzz]'), else at random. Results of finished loaders are kept in build/faults, so a stopped campaign
+continues with the next loader. The short form is tests/faults/test_loaders.py.
 """
 
 import argparse
@@ -52,7 +52,7 @@ from swamp.masks import Mask
 from swamp.recipes import configuration
 from swamp.report import read_run
 from swamp.runs import RunConfig, Study, StudyDirectory
-from swamp.runs.directory import read_json
+from swamp.runs.directory import PROVENANCE, add_checksum, read_json
 from swamp.runs.snapshot import load_snapshot, save_snapshot
 from swamp.runs.trajectory import TrajectoryWriter, read_trajectory
 from swamp.runtime import DenseNetwork, bake_mask, fold_batchnorm, load, read, save, trace
@@ -106,7 +106,7 @@ _BYTES_ODD += [b'"', b"{", b"}", b",", b"\n", b"\r", b"\\ud800", b"9999999999999
 
 @dataclass(frozen=True)
 class Loader:
-    """A kind of file: a whole one, how it is read, and how its content is altered while the file stays whole."""
+    """A kind of file: a valid example, how it is read, and how its content is altered while the file stays valid."""
 
     name: str
     whole: bytes
@@ -114,11 +114,11 @@ class Loader:
     suffix: str = ""
     reseal: Callable[[bytes, random.Random], bytes] | None = None
     cost: int = 1
-    """Of one case; so many times fewer are tried."""
+    """Relative cost of one case, by which the number of cases is divided."""
 
 
 def loaders() -> dict[str, Loader]:
-    """All of them, each with a whole file made now."""
+    """All loaders, each with a new valid file."""
     with tempfile.TemporaryDirectory() as place:
         found = [*_tensor_files(Path(place)), *_texts(), *_data(), *_exports(Path(place))]
     return {one.name: one for one in found}
@@ -160,7 +160,7 @@ def _cycle() -> dict[str, Any]:
     own = {"train": {"accuracy": 0.9}, "validation": None, "test": {"accuracy": 0.8, "nll": 0.4}}
     cost = {"steps": 10, "samples": 100, "flops": 1e6, "seconds": 0.5}
     density = {"prunable": 1.0, "all": 1.0, "layers": {"a": 1.0}, "heads": {}}
-    particles = [{**own, "steps": 10, "seconds": 0.1, "loss": 0.3}] * 2
+    particles = [{**own, "index": index, "steps": 10, "seconds": 0.1, "loss": 0.3} for index in range(2)]
     barrier = {"pair": 0.01, "mean": -0.01}
     return {
         "cycle": 0,
@@ -170,7 +170,7 @@ def _cycle() -> dict[str, Any]:
         "prunable": 12,
         **own,
         "particles": particles,
-    } | {"barrier": barrier, "metrics_before_bn_update": None, **cost, "total": cost, "warnings": []}
+    } | {"barrier": barrier, "metrics_before_bn_update": None, **cost, "total": cost, "warnings": [], "divergences": []}
 
 
 def _texts() -> list[Loader]:
@@ -193,9 +193,15 @@ def _texts() -> list[Loader]:
         Loader(
             "run-config", _json(config), lambda path: read_run(_run(path, "config.json", metrics)), reseal=_other_json
         ),
-        Loader("analysis", b"".join(_json(line) + b"\n" for line in analysis), _analysis, ".jsonl", _other_lines),
+        Loader(
+            "analysis",
+            b"".join(_json(add_checksum(line, _ANALYSIS)) + b"\n" for line in analysis),
+            _analysis,
+            ".jsonl",
+            _other_signed_lines,
+        ),
         Loader("study", toml, _study, ".toml"),
-        Loader("study-folder", _json(listed), lambda path: _opened_study(path), ".json", _other_json),
+        Loader("study-folder", _json(add_checksum(listed)), lambda path: _opened_study(path), ".json", _other_signed),
         Loader("choice", _json(choice), lambda path: Choice.from_json(read_json(path)), ".json", _other_json),
     ]
 
@@ -226,6 +232,7 @@ def _opened_study(path: Path) -> object:
     return StudyDirectory.open(path.parent).states()
 
 
+_ANALYSIS = {"path": "analysis.jsonl"}
 _CIFAR = CifarSource("cifar", "", "", "", (), "", 2, 1, 1, 10, Normalise((0.5,), (0.5,)))
 
 
@@ -291,7 +298,7 @@ def _dense(path: Path) -> object:
 
 
 def _sparse(path: Path) -> object:
-    # As a user has it: the kernels are built for what the file says. What it cannot be run with, torch says.
+    # As for a user: kernels are built for the content of the file. torch reports what cannot be executed.
     try:
         return _called(load(path, batch=2))
     except RuntimeError as error:
@@ -316,7 +323,7 @@ def _json(value: Any) -> bytes:
 
 
 def changed_json(value: Any, chance: random.Random) -> Any:
-    """The same values but for one, anywhere in them, that is another, is missing, or is there twice."""
+    """The values with one of them, at any depth, replaced, removed, or duplicated."""
     if isinstance(value, dict) and value and chance.random() < 0.9:
         key = chance.choice(list(value))
         way = chance.random()
@@ -344,6 +351,20 @@ def _other_lines(data: bytes, chance: random.Random) -> bytes:
     return b"\n".join(lines) + b"\n"
 
 
+def _other_signed(data: bytes, chance: random.Random, provenance: Mapping[str, str] | None = None) -> bytes:
+    values = json.loads(data)
+    values.pop(PROVENANCE)
+    changed = changed_json(values, chance)
+    return _json(add_checksum(changed, provenance) if isinstance(changed, dict) else changed)
+
+
+def _other_signed_lines(data: bytes, chance: random.Random) -> bytes:
+    lines = data.splitlines()
+    place = chance.randrange(len(lines))
+    lines[place] = _other_signed(lines[place], chance, _ANALYSIS)
+    return b"\n".join(lines) + b"\n"
+
+
 def _other_header(data: bytes, chance: random.Random) -> bytes:
     sizes = [chance.choice([0, 1, 3, 4, 5, 2**16, 2**31, 2**32 - 1]) for _ in range(3)]
     return data[:4] + struct.pack(">III", *sizes) + data[16:]
@@ -360,7 +381,7 @@ def _parts(data: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def _resealed(data: bytes, chance: random.Random, sealed: Callable[[dict[str, Any]], Mapping[str, str]]) -> bytes:
-    """A safetensors file whose header says something else, and whose checksum fits what it holds all the same."""
+    """A safetensors file with another header and a matching checksum."""
     header, body = _parts(data)
     words = header.get("__metadata__", {})
     way = chance.random()
@@ -430,7 +451,7 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
 
 
 def altered(loader: Loader, chance: random.Random) -> bytes:
-    """Another file: half of them whole, where there is a way to alter what it says."""
+    """An altered file; half of them are valid, if the loader supports it."""
     return (
         loader.reseal(loader.whole, chance)
         if loader.reseal and chance.random() < 0.5
@@ -450,7 +471,7 @@ BOMBS: dict[str, Callable[[], dict[str, bytes]]] = {
 
 def _gzip_bomb() -> bytes:
     one = gzip.compress(bytes(2**24), 9)
-    return one * 256  # members follow each other: 4 GiB in 4 MiB
+    return one * 256  # concatenated members: 4 GiB in 4 MiB
 
 
 def _mask_bombs() -> dict[str, bytes]:
@@ -475,7 +496,7 @@ def _png_bomb() -> bytes:
 
 
 def tried(loader: Loader, data: bytes, folder: Path) -> str:
-    """loaded or refused; or what went wrong, in words."""
+    """The outcome: loaded, refused, or a description of the fault."""
     path = folder / f"file{loader.suffix}"
     path.write_bytes(data)
     began = time.monotonic()
@@ -492,7 +513,7 @@ def tried(loader: Loader, data: bytes, folder: Path) -> str:
 
 
 def campaign(loader: Loader, cases: int, seed: int) -> Counter[str]:
-    """Try so many altered files; faults are printed."""
+    """Try `cases` altered files; faults are printed."""
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         files = [loader.whole, *(BOMBS[loader.name]().values() if loader.name in BOMBS else ())]
@@ -509,7 +530,7 @@ def campaign(loader: Loader, cases: int, seed: int) -> Counter[str]:
 
 
 def main() -> int:
-    """Run the campaign; 1 if anything is a fault."""
+    """Run the campaign; returns 1 if there was a fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -544,7 +565,7 @@ def _has_atheris() -> bool:
 
 
 def _plain(loader: Loader, cases: int, seed: int) -> Counter[str]:
-    """In a forked process: what a file does to its memory, or ends it with, does not touch the others."""
+    """Try random bytes in a forked process, so that memory and crashes do not affect other loaders."""
     sys.stdout.flush()
     with tempfile.NamedTemporaryFile() as found:
         child = os.fork()
@@ -558,7 +579,7 @@ def _plain(loader: Loader, cases: int, seed: int) -> Counter[str]:
 
 
 def _guided(name: str, cases: int, seed: int) -> Counter[str]:
-    """By atheris, in a process of its own, as it must see modules before they are imported."""
+    """Try bytes from atheris in a new process, as atheris must instrument modules before they are imported."""
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("guided.py")), name, str(cases), str(seed)],
         stdout=subprocess.PIPE,

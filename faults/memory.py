@@ -1,4 +1,4 @@
-"""Memory that runs out: a process may use what it has and a little more. It says so, and goes on with enough."""
+"""Out of memory: a process may allocate only little more. It reports this, and the run continues with enough memory."""
 
 import random
 import resource
@@ -27,7 +27,7 @@ def shortages(campaign: Campaign, modes: Sequence[str] = ORDER) -> None:
         what = f"{run.name}: {more >> 10} KB more, exit codes {codes}"
         failed = list(run.glob("*/failed.json"))
         campaign.count("went on without" if not any(codes) and not failed else "had too little")
-        # With next to nothing the C library ends a process before Python can say why.
+        # With very little memory the C library ends a process before Python can print a message.
         campaign.count("ended by the C library", sum(code in (127, -signal.SIGABRT) for code in codes))
         good = {0, 2, 4, 127, 130, 143, -signal.SIGABRT}
         campaign.expect(good.issuperset(codes), f"{what} {log(run).read_text()[-1500:]}")
@@ -37,20 +37,20 @@ def shortages(campaign: Campaign, modes: Sequence[str] = ORDER) -> None:
         if isinstance(mode, Workers):
             mode.prepared(run, reference)
         codes = finish(mode, run)
-        campaign.expect(not any(codes), f"{what}: does not go on: {codes} {log(run).read_text()[-800:]}")
+        campaign.expect(not any(codes), f"{what}: does not continue: {codes} {log(run).read_text()[-800:]}")
         campaign.expect(not (wrong := different(reference, run, records=False)), f"{what}: differs in {wrong}")
-        # Seen once: a record made with next to no memory had other numbers, and the weights were the same.
+        # Seen once: a record made with very little memory had other numbers, with equal weights.
         campaign.count("records that differ", bool(mode.different(reference, run)))
         campaign.progress(case + 1)
 
 
 def thirsty(mode: Mode) -> Mode:
-    """The same with a network that needs memory."""
+    """The mode with a network that needs more memory."""
     return replace(mode, config=replace(mode.config, model="lenet-300-100", trajectory_every=0))
 
 
 def limited(more: int) -> Fault:
-    """So many bytes more than this process has."""
+    """Limit a process to `more` bytes beyond its present memory."""
 
     def limit() -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])

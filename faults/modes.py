@@ -1,4 +1,4 @@
-"""The ways in which swamp runs, each as processes that begin or go on with what lies in a folder."""
+"""Modes of running swamp, each as processes that start or continue the work in a folder."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from swamp.runs import RunConfig, StudyDirectory, prepare
 from swamp.training import Training
 
 Faults = Callable[[int], Fault | None]
-"""Number of a process -> what goes wrong in it."""
+"""Number of a process -> its fault."""
 
 
 def nothing(number: int) -> None:
@@ -32,7 +32,7 @@ def nothing(number: int) -> None:
 
 
 def tiny(**changes: Any) -> RunConfig:
-    """A run of a second with everything in it: a ticket, paths, a tail with averaging, three cycles of two."""
+    """A run of a second with ticket, trajectories, SWA, and three cycles of two particles."""
     plan = Plan(sparsity=0.75, particles=(2,), prune_fraction=(0.5,), ticket_epochs=1, barrier_threshold=1.0)
     training = Training(epochs=4, batch_size=64, lr=0.05, swa_fraction=0.5)
     config = RunConfig("tiny", "digits", "mlp-16", plan, training, DataOptions(examples=640), threads=1)
@@ -40,12 +40,12 @@ def tiny(**changes: Any) -> RunConfig:
 
 
 def of(particles: int, config: RunConfig, method: str = "swamp") -> RunConfig:
-    """The same of another method and as many particles, or members."""
+    """The configuration with another method and number of particles, or members."""
     return replace(config, plan=replace(config.plan, method=method, particles=(particles,)))
 
 
 def warm() -> None:
-    """Import what a run imports on its way, once for all children."""
+    """Import the modules that a run imports later, once for all children."""
     for name in ("torch._dynamo", "torch.func", "swamp.report"):
         import_module(name)
     prepare(tiny())
@@ -53,15 +53,15 @@ def warm() -> None:
 
 @dataclass(frozen=True)
 class Mode:
-    """One way to run. Processes are forks of this one, but for the commands that start processes themselves."""
+    """One mode. Its processes are forks of this process, except for commands that start processes themselves."""
 
     name: str
     config: RunConfig
     slow: bool = False
-    """Its processes are not forks: they take seconds to start."""
+    """Whether its processes are not forks, and take seconds to start."""
 
     def prepared(self, run: Path, reference: Path) -> None:
-        """What must lie in `run` before the first process starts."""
+        """Make the files that `run` needs before the first process starts."""
 
     def begun(self, run: Path) -> bool:
         return (run / "config.json").exists()
@@ -74,20 +74,20 @@ class Mode:
         return ["run", "--config", config, "--out", run, "--quiet"]
 
     def go(self, run: Path, faults: Faults = nothing) -> list[Child]:
-        """Begin, or go on."""
+        """Start the processes, or continue the run."""
         return [forked(self.command(run), log(run), with_audit(run, faults(0)))]
 
     def finished(self, run: Path) -> bool:
         return (run / "summary.json").exists()
 
     def different(self, reference: Path, run: Path) -> str:
-        """What is not as in `reference`; empty where all is."""
+        """The first difference to `reference`; empty if there is none."""
         return different(reference, run)
 
 
 @dataclass(frozen=True)
 class Process(Mode):
-    """A process of its own, as people start it."""
+    """A new process, as a user starts it."""
 
     def go(self, run: Path, faults: Faults = nothing) -> list[Child]:
         return [started([sys.executable, "-m", "swamp", *self.command(run)], log(run))]
@@ -111,7 +111,7 @@ class Analyze(Mode):
 
 @dataclass(frozen=True)
 class ForkedRanks(Mode):
-    """Two ranks without torchrun: the variables that it sets are all that a rank knows of it."""
+    """Two ranks without torchrun, with the environment variables that torchrun sets."""
 
     def go(self, run: Path, faults: Faults = nothing) -> list[Child]:
         with socket.socket() as probe:
@@ -129,7 +129,7 @@ class ForkedRanks(Mode):
 
 @dataclass(frozen=True)
 class Torchrun(Mode):
-    """Two ranks under torchrun; the one child is torchrun."""
+    """Two ranks under torchrun; the only child is torchrun."""
 
     def go(self, run: Path, faults: Faults = nothing) -> list[Child]:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -156,7 +156,7 @@ class Workers(Mode):
 
 @dataclass(frozen=True)
 class Study(Workers):
-    """The same by the command itself; the one child is the command, whose workers are its children."""
+    """The same by `swamp study`, which is the only child and starts the workers."""
 
     def go(self, run: Path, faults: Faults = nothing) -> list[Child]:
         return [started([sys.executable, "-m", "swamp", "study", run, "--workers", 2, "--quiet"], log(run))]
@@ -171,8 +171,8 @@ MODES: dict[str, Mode] = {
     "study": Workers("study", tiny()),
     "analyze": Analyze("analyze", tiny()),
     "compiled": Process("compiled", tiny(backend="vmapped"), slow=True),
-    # One particle more than cores, left alone at the end, in a network that rounds otherwise with two threads. No fork:
-    # a child cannot use the threads that torch had in its parent, and waits for them.
+    # One particle more than cores, which is trained alone at the end, in a network that rounds differently with two
+    # threads. No fork: a child cannot use the threads that torch had in its parent, and would wait for them.
     "alone": Process("alone", of(3, tiny(backend="threads", threads=2, model="lenet-300-100")), slow=True),
     "torchrun": Torchrun("torchrun", tiny(), slow=True),
     "swamp study": Study("swamp-study", tiny(), slow=True),
@@ -180,7 +180,7 @@ MODES: dict[str, Mode] = {
 
 
 def undisturbed(mode: Mode, folder: Path) -> tuple[Path, float]:
-    """A run that nothing happened to, and about how long it takes."""
+    """A run without a fault, and its approximate time in seconds."""
     run = folder / f"{mode.name}-undisturbed"
     if isinstance(mode, Analyze):
         finish(MODES["sequential"], run)
@@ -191,12 +191,12 @@ def undisturbed(mode: Mode, folder: Path) -> tuple[Path, float]:
 
 
 def finish(mode: Mode, run: Path, faults: Faults = nothing) -> list[int]:
-    """Go on to the end; the exit codes."""
+    """Continue to the end; returns the exit codes."""
     children = mode.go(run, faults)
     while not any(codes := [child.code() for child in children]) and None in codes:
         time.sleep(0.002)
     if isinstance(mode, ForkedRanks) and any(codes):
-        # As torchrun does: one ended badly, so all are asked to, a moment after they may have noticed by themselves.
+        # As torchrun does: after one rank failed, all are asked to end, a little later than they detect it themselves.
         for child in children:
             child.wait_at_most(5.0)
             child.signal(signal.SIGTERM)
@@ -204,12 +204,12 @@ def finish(mode: Mode, run: Path, faults: Faults = nothing) -> list[int]:
 
 
 def log(run: Path) -> Path:
-    """Where all that processes of a run say is collected."""
+    """File with the output of all processes of a run."""
     return run.with_suffix(".log")
 
 
 def with_audit(run: Path, fault: Fault | None) -> Fault:
-    """The fault, in a process that also notes down what it does."""
+    """The fault, in a process that also logs its steps: see audit.py."""
 
     def prepare() -> None:
         audit.note(run.with_suffix(".audit"))
@@ -220,7 +220,7 @@ def with_audit(run: Path, fault: Fault | None) -> Fault:
 
 
 def different(reference: Path, run: Path, *, records: bool = True) -> str:
-    """Weights and masks bit for bit, every number that is not a time (of `records`), and no file more or less."""
+    """Compare file names, weights and masks bit for bit, and with `records` every number except times."""
     there, here = _files(reference), _files(run)
     if there != here:
         return f"files {sorted(there ^ here)}"
@@ -238,7 +238,7 @@ _RECORDS = ("metrics.jsonl", "analysis.jsonl", "summary.json", "record.json", "c
 
 
 def _files(run: Path) -> set[Path]:
-    # Locks and what names this very session belong to no result.
+    # Locks and files of a session are not results.
     own = ("lock", ".lock", ".claim", ".analysis.jsonl.lock")
     found = {path.relative_to(run) for path in run.rglob("*") if path.is_file() and path.name not in own}
     return {name for name in found if name.parts[0] not in (".workers", "comparison")}
@@ -247,7 +247,7 @@ def _files(run: Path) -> set[Path]:
 def _values(run: Path, name: Path) -> list[Any]:
     text = re.sub(rf"{re.escape(str(run.parent))}/[\w-]+", "", (run / name).read_text())
     values = [json.loads(line) for line in text.splitlines()] if name.suffix == ".jsonl" else [json.loads(text)]
-    # Analyses are done in the order in which they were cheap, which a resume may change.
+    # Analyses run in the order of their cost, which a resume may change.
     return sorted((_without_time(value) for value in values), key=lambda value: str(value.get("key", "")))
 
 

@@ -1,7 +1,7 @@
-"""A power cut at any moment: the changes of a run up to there, with and without what no fsync had made sure of.
+"""A power cut at any moment: the changes of a run up to then, with and without those that were not synced.
 
-All changes that a run makes to its directory are noted down in order. Then the directory is made anew as a disk may
-hold it after a cut: what was synced is there; of the rest everything, nothing, or some. Each time the run goes on.
+All changes of a run to its directory are logged in order. The directory is then rebuilt as a disk may hold it after a
+power cut: synced data is there, and all, none or some of the rest. Each time the run is resumed.
 """
 
 import json
@@ -22,9 +22,9 @@ ORDER = ("sequential", "analyze", "threads", "vmapped")
 
 @dataclass
 class Disk:
-    """A directory as it is, and what of it is sure to be there after a power cut.
+    """The content of a directory, and the part of it that survives a power cut.
 
-    Contents are sure once their file is synced, names (of files and folders) once the folder they are in is.
+    Contents survive once their file is synced; names of files and folders, once their folder is synced.
     """
 
     names: dict[Path, int] = field(default_factory=dict[Path, int])
@@ -62,7 +62,7 @@ class Disk:
             self.sure_names.pop(name, None)
 
     def after_cut(self, kept: float, draw: random.Random) -> dict[Path, bytes | None]:
-        """What is found afterwards: path -> content, None for a folder. kept: share of unsure changes that lasted."""
+        """State after a power cut: path -> content, None for a folder. kept: share of unsynced changes that survive."""
         found: dict[Path, bytes | None] = {}
         for name in sorted({*self.names, *self.sure_names}):
             names = self.names if draw.random() < kept else self.sure_names
@@ -90,10 +90,10 @@ def cuts(campaign: Campaign, modes: Sequence[str] = ORDER) -> None:
         MODES[name].prepared(run, reference)
         lost = _restore(run, original, changes[:at], kept, draw)
         last = f"{changes[at - 1][0]} {changes[at - 1][1].name}" if at else "nothing"
-        what = f"{run.name}: cut after change {at} ({last}), {kept:.0%} of what was unsure kept"
+        what = f"{run.name}: cut after change {at} ({last}), {kept:.0%} of the unsynced changes kept"
         campaign.expect(not lost, f"{what}: lost {lost}")
         codes = finish(MODES[name], run)
-        campaign.expect(not any(codes), f"{what}: does not go on: {codes} {log(run).read_text()[-1500:]}")
+        campaign.expect(not any(codes), f"{what}: does not continue: {codes} {log(run).read_text()[-1500:]}")
         campaign.expect(not (told := traceback_in(log(run))), f"{what}: {told}")
         wrong = MODES[name].different(reference, run)
         campaign.expect(not wrong, f"{what}: differs in {wrong}")
@@ -106,7 +106,7 @@ History = list[tuple[str, Path, bytes]]
 
 
 def _history(mode: Mode, folder: Path) -> tuple[Path, Path, History]:
-    """The undisturbed run, where the noted one lay, and its changes."""
+    """The undisturbed run, the path of the logged run, and its changes."""
     reference, _ = undisturbed(mode, folder)
     run, notes = folder / f"{mode.name}-noted", folder / f"{mode.name}.notes"
     mode.prepared(run, reference)
@@ -126,8 +126,8 @@ def _history(mode: Mode, folder: Path) -> tuple[Path, Path, History]:
 
 
 def _restore(run: Path, original: Path, changes: History, kept: float, draw: random.Random) -> list[str]:
-    """Make `run` what is found after the cut; the files that are not as they were once they had been finished."""
-    # The folder of the run itself is taken to be there: what it lies in is not watched.
+    """Rebuild `run` as after the power cut; returns finished files that differ or are missing."""
+    # The folder of the run itself is assumed to exist, as changes to its parent are not logged.
     disk = Disk({original: 0}, sure_names={original: 0})
     finished: dict[Path, bytes] = {}
     renamed: Path | None = None
@@ -138,7 +138,7 @@ def _restore(run: Path, original: Path, changes: History, kept: float, draw: ran
         if operation == "replace":
             renamed = path
         elif operation == "fsync" and renamed is not None and renamed.parent == path:
-            # The write is over: whoever asked for it goes on as if it could not be lost.
+            # The write is complete: the caller relies on it from here on.
             finished[renamed], renamed = disk.contents[disk.names[renamed]], None
     found = disk.after_cut(kept, draw)
     for path, content in found.items():

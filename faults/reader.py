@@ -1,4 +1,4 @@
-"""Processes that read the data: one is killed, or meets an image that was damaged since the run began."""
+"""Data loading processes: one is killed, or reads an image that was damaged after the start of the run."""
 
 import os
 import random
@@ -39,19 +39,19 @@ def readers(campaign: Campaign) -> None:
         campaign.count(fault if code else "came too late")
         told = log(run).read_text()
         what = f"reader-{case}: {fault}, exit code {code}"
-        # A reader may have handed over its last batch when it is killed; then nothing is missing.
+        # A killed process may have delivered its last batch; then nothing is missing.
         campaign.expect(code in (0, 2), f"{what} {told[-1500:]}")
         campaign.expect(not (found := traceback_in(log(run))), f"{what}: {found}")
-        campaign.expect(code == 0 or "swamp:" in told, f"{what} and said nothing")
+        campaign.expect(code == 0 or "swamp:" in told, f"{what} and printed no message")
         campaign.expect(code == 0 or fault == "killed" or victim.name in told, f"{what}, not named: {told[-800:]}")
         codes = finish(mode, run)
-        campaign.expect(not any(codes), f"{what}: does not go on: {codes} {log(run).read_text()[-800:]}")
+        campaign.expect(not any(codes), f"{what}: does not continue: {codes} {log(run).read_text()[-800:]}")
         campaign.expect(not (wrong := mode.different(reference, run)), f"{what}: differs in {wrong}")
         campaign.progress(case + 1)
 
 
 def reading(images: Path) -> Mode:
-    """A run on image files, read by one process beside it."""
+    """A run on image files with one data loading process."""
     make_images(images)
     config = tiny(task="image-folder", model="mlp-8", trajectory_every=0)
     data = replace(config.data, folder=str(images), workers=1, examples=0)
@@ -74,7 +74,7 @@ def make_images(folder: Path) -> None:
 
 
 def kill_reader(pid: int) -> None:
-    """Kill the process that reads for `pid`, if it has one."""
+    """Kill the data loading process of `pid`, if there is one."""
     until = time.monotonic() + 30
     while time.monotonic() < until and Path(f"/proc/{pid}").exists():
         try:

@@ -1,4 +1,4 @@
-"""A place where one command or call is tried, and the verdict: it ran, it was refused clearly, or it is a fault."""
+"""A sandbox for one command or call, and the verdict: it ran, it was refused with a clear message, or it is a fault."""
 
 import contextlib
 import ctypes
@@ -26,30 +26,30 @@ from swamp.errors import SwampError
 
 GIB = 2**30
 SECONDS = 20
-"""Of a processor; a case that takes longer hangs. Waiting counts a thirtieth, as machines are busy."""
+"""Limit of processor time; a case that takes longer hangs. Waiting counts a thirtieth, as machines are busy."""
 _HARMLESS = ("/dev/", "/proc/")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one case."""
+    """Outcome of one case."""
 
     outcome: str
     """ran, refused, or fault."""
     message: str = ""
-    """What the user was told; of a fault, what is wrong about it."""
+    """The message to the user; for a fault, its description."""
 
 
 @dataclass
 class Sandbox:
-    """A folder with a `case` that is emptied before each, its own home, and a `zoo` of things that paths may name."""
+    """A folder with `case`, which is emptied before each case, a home folder, and `zoo`, files that paths can name."""
 
     root: Path
     outside: list[str] = field(default_factory=list[str])
-    """Paths beyond `root` that were opened to write, made, renamed or removed."""
+    """Paths outside `root` that were opened for writing, created, renamed or deleted."""
     watching: bool = False
     patience: int = 2
-    """Seconds of a processor after which a command that can be stopped is asked to, as by Ctrl-C."""
+    """Seconds of processor time after which a command gets SIGINT, as by Ctrl-C."""
 
     def __post_init__(self) -> None:
         self.root = self.root.resolve()
@@ -59,12 +59,12 @@ class Sandbox:
 
     @property
     def zoo(self) -> Path:
-        """What paths of cases may name."""
+        """Folder of the files that paths of cases can name."""
         return self.root / "zoo"
 
     @property
     def case(self) -> Path:
-        """Where the case works."""
+        """Working folder of a case."""
         return self.root / "case"
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -72,24 +72,24 @@ class Sandbox:
             return
         for path in _WRITES[event](arguments):
             if isinstance(path, int):
-                continue  # opened before, and looked at then
+                continue  # was checked when it was opened
             full = os.path.realpath(os.fsdecode(path))
             if not full.startswith((f"{self.root}/", *_HARMLESS)):
                 self.outside.append(f"{event} {full}")
 
     @contextlib.contextmanager
     def entered(self, seconds: int = SECONDS) -> Generator[None]:
-        """In an empty folder, with a home of its own, no network, and no rights that a user has not."""
+        """Inside the block: an empty folder, a separate home, no network, and no root privileges."""
         shutil.rmtree(self.case, ignore_errors=True)
         self.case.mkdir()
         before = Path.cwd(), dict(os.environ)
         inside = {"HOME": "home", "TMPDIR": "tmp", "TORCHINDUCTOR_CACHE_DIR": "tmp", "MPLCONFIGDIR": "home"}
         os.environ.update({name: str(self.root / place) for name, place in inside.items()}, COLUMNS="200")
-        tempfile.tempdir = None  # it is read from the environment once
+        tempfile.tempdir = None  # tempfile reads the environment only once
         os.chdir(self.case)
         self.outside.clear()
         try:
-            # Compiling takes half a minute a run, and is not what is tried here.
+            # Compiling takes half a minute per run, and is not tested here.
             uncompiled = torch._dynamo.config.patch(disable=True)
             with without_rights(), _offline(), _alarm(self.patience, seconds), uncompiled:
                 self.watching = True
@@ -119,7 +119,7 @@ class Sandbox:
         return self._judged(code, told, _text(out), trouble)
 
     def call(self, work: Callable[[], object]) -> Verdict:
-        """Try a function: what it refuses it refuses with a SwampError."""
+        """Try a function, which must refuse with a SwampError."""
         with self.entered():
             try:
                 work()
@@ -142,7 +142,7 @@ class Sandbox:
             return self._contained(Verdict("ran", told))
         if code != 2:
             return Verdict("fault", f"exit code {code}: {told[-2000:]}")
-        # tyro draws its own messages, with a frame around them.
+        # tyro prints its own messages inside a frame.
         given = told if told.strip() else said
         if wrong := unclear(given):
             return Verdict("fault", f"{wrong}: {given[-2000:]!r}")
@@ -155,22 +155,22 @@ class Sandbox:
 
 
 def unclear(message: str) -> str:
-    """What is wrong with a message to the user; empty where nothing is."""
+    """The problem of a message to the user; empty if there is none."""
     framed = "╭" in message
     bare = re.sub(r"[│╭╮╰╯─]", "", message).strip()
     if len(bare) < 20:
-        return "says next to nothing"
+        return "is too short"
     if "Traceback" in bare or 'File "' in bare:
         return "shows a traceback"
     if not framed and "\n\n" in bare:
         return "is more than a paragraph"
     if len(bare) > 12_000:
-        return "is longer than anybody reads"
+        return "is too long"
     return ""
 
 
 class TooLong(BaseException):
-    """The case did not end. Not an Exception: what is tried must not catch it."""
+    """The case did not end. Not an Exception, so that the tested code does not catch it."""
 
 
 @contextlib.contextmanager
@@ -196,7 +196,7 @@ def _alarm(patience: int, seconds: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _offline() -> Iterator[None]:
-    """Nothing is asked of any other machine: refused as an unplugged one would."""
+    """Refuse connections to other machines, as without a network."""
     real = socket.getaddrinfo
 
     def refused(host: Any, *others: Any, **more: Any) -> Any:
@@ -213,7 +213,7 @@ def _offline() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_rights() -> Iterator[None]:
-    """As a user without root's rights, so that a file nobody may read is one; on Linux, and of this thread alone."""
+    """Drop root privileges, so that unreadable files are unreadable; on Linux, for this thread only."""
     if os.geteuid():
         yield
         return
@@ -222,7 +222,7 @@ def without_rights() -> Iterator[None]:
     kept = (ctypes.c_uint32 * 6)()
     libc.capget(header, kept)
     none = (ctypes.c_uint32 * 6)(*kept)
-    none[0] = none[3] = 0  # the effective ones; those permitted stay, to be taken back
+    none[0] = none[3] = 0  # effective capabilities; permitted ones stay, to be restored
     libc.capset(header, none)
     try:
         yield
@@ -231,7 +231,7 @@ def without_rights() -> Iterator[None]:
 
 
 def limit_memory(gib: float = 3.0) -> None:
-    """Let this process take so much more address space than it has, and no more."""
+    """Limit this process to `gib` GiB of address space beyond its present one."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     most = used + int(gib * GIB)
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))

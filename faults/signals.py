@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, once and twice, at random moments: it saves, says so, ends with the signal's code, goes on."""
+"""SIGTERM and SIGINT, once and twice, at random moments: the run saves, reports, exits with the code, and resumes."""
 
 import random
 import signal
@@ -27,29 +27,31 @@ def signals(campaign: Campaign, modes: Sequence[str] = ORDER) -> None:
         children = mode.go(run)
         time.sleep(draw.uniform(0, seconds))
         for number in ASKED[words]:
-            # As a terminal or torchrun does it: to all.
+            # As a terminal or torchrun does: to all processes.
             for child in children:
                 child.signal(number)
             time.sleep(draw.uniform(0, 0.05))
         codes = [child.wait() for child in children]
         what = f"{run.name}: {words}, exit codes {codes}"
-        # SIGTERM before a command has begun to listen ends it as the system does.
+        # SIGTERM before a command has installed its handler ends it by the default action.
         good = {0, 128 + ASKED[words][0], -ASKED[words][0] if words == "SIGTERM" else 0}
         good |= {4, 130, 143} if name == "ranks" else set()
         campaign.count(f"{words}: {'stopped' if any(codes) else 'was done'}")
         campaign.expect(good.issuperset(codes), f"{what} {log(run).read_text()[-800:]}")
         campaign.expect(not (told := traceback_in(log(run))), f"{what}: {told}")
         said = "swamp:" in log(run).read_text() or not any(code > 0 for code in codes)
-        campaign.expect(said or isinstance(mode, Workers), f"{what}: it said nothing")
+        campaign.expect(said or isinstance(mode, Workers), f"{what}: no message")
         codes = finish(mode, run)
-        campaign.expect(not any(codes), f"{what}: does not go on: {codes} {log(run).read_text()[-800:]}")
+        campaign.expect(not any(codes), f"{what}: does not continue: {codes} {log(run).read_text()[-800:]}")
         campaign.expect(not (wrong := mode.different(reference, run)), f"{what}: differs in {wrong}")
         found = redone(run.with_suffix(".audit"))
         campaign.count("finished particles redone", found.particles)
         campaign.count("steps redone", found.steps)
-        campaign.expect(not found.particles, f"{what}: did again what was kept: {found}")
+        campaign.expect(not found.particles, f"{what}: repeated finished work: {found}")
         polite = len(ASKED[words]) == 1 and name in ("sequential", "study")
-        campaign.expect(not (polite and found.steps), f"{what}: asked once, it took {found.steps} steps twice")
+        campaign.expect(
+            not (polite and found.steps), f"{what}: after one request to stop, {found.steps} steps were repeated"
+        )
         campaign.progress(case + 1)
 
 
@@ -57,7 +59,7 @@ _LISTING = "import swamp.cli; print('begun', flush=True); swamp.cli.main(['list'
 
 
 def impatient(campaign: Campaign) -> None:
-    """SIGINT while torch is still being imported, which takes seconds."""
+    """SIGINT during the import of torch, which takes seconds."""
     for case in range(campaign.cases):
         draw = random.Random(f"{campaign.seed} {case}")
         record = campaign.folder / f"impatient-{case}.log"

@@ -1,4 +1,4 @@
-"""Stands between a process and its disk: sees each change it makes below a folder, and may refuse it or stop there."""
+"""Intercepts the changes of a process to files below a folder, to log or refuse them, or to end the process."""
 
 import io
 import os
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 Seen = Callable[[str, Path, bytes], None]
-"""(operation, path, data) before it is done; raises OSError to refuse it. Of a replace the path is the new one, and
-data the old path; of a sync the path is the file or folder."""
+"""Called with (operation, path, data) before each change; raises OSError to refuse it. For a replace, path is the new
+path and data the old one; for a sync, path is the file or folder."""
 
 
 def tap(folder: Path, seen: Seen) -> None:
-    """From now on `seen` is told of whatever this process is about to change below `folder`."""
+    """Call `seen` before each change of this process below `folder`."""
     for name in ("mkdir", "unlink", "rmdir"):
         setattr(os, name, _by_path(name, getattr(os, name), folder, seen))
     for name in ("fsync", "pwrite", "ftruncate"):
@@ -66,7 +66,7 @@ def _by_handle(name: str, operation: Callable[..., Any], folder: Path, seen: See
 
 
 class _File:
-    """A file being written, whose disk may be full in the middle of what is written."""
+    """A file opened for writing; the disk may become full in the middle of a write."""
 
     def __init__(self, file: Any, path: Path, seen: Seen) -> None:
         self.file, self.path, self.seen = file, path, seen

@@ -1,4 +1,4 @@
-"""Values for fields of dataclasses: valid, at the border, absurd, of another type. A new field is covered by itself."""
+"""Values for fields of dataclasses: valid, at the limits, extreme, of another type. New fields are included."""
 
 import types
 import typing
@@ -49,17 +49,17 @@ TEXT += [
 OTHERS: list[Any] = [None, True, False, [], {}, [[]], {"a": {"b": []}}, "text", 3.7, 7, [None], "1", ["a", 1], 10**400]
 
 Pools = Mapping[str, Sequence[Any]]
-"""Field name -> values that mean something there, such as the names of methods."""
+"""Field name -> meaningful values, such as the names of methods."""
 
 
 def field_types(kind: type[Any]) -> dict[str, Any]:
-    """Field -> type, without its annotations."""
+    """Field -> type, without annotations."""
     hints = typing.get_type_hints(kind)
     return {one.name: hints[one.name] for one in fields(kind)}
 
 
 def flat_fields(kind: type[Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> type, of all fields of a dataclass and of those inside it."""
+    """Dotted name -> type, for all fields of a dataclass and of nested dataclasses."""
     found: dict[str, Any] = {}
     for name, hint in field_types(kind).items():
         if is_dataclass(hint):
@@ -70,7 +70,7 @@ def flat_fields(kind: type[Any], prefix: str = "") -> dict[str, Any]:
 
 
 def typed(hint: Any, pool: Sequence[Any] = ()) -> st.SearchStrategy[Any]:
-    """Values of that type: from the pool where there is one, at the borders, and any."""
+    """Values of a type: from the pool if there is one, at the limits, and any."""
     own = [st.sampled_from(list(pool))] * 2 if pool else []
     return st.one_of(*own, _typed(hint, pool))
 
@@ -96,25 +96,25 @@ def _typed(hint: Any, pool: Sequence[Any]) -> st.SearchStrategy[Any]:
 
 
 def wrong() -> st.SearchStrategy[Any]:
-    """A value of any other type."""
+    """A value of an arbitrary type."""
     return st.sampled_from(OTHERS)
 
 
 def any_value(hint: Any, pool: Sequence[Any] = ()) -> st.SearchStrategy[Any]:
-    """Mostly of that type; one in five of another."""
+    """Mostly values of the type; one in five of another type."""
     return st.integers(0, 4).flatmap(lambda n: wrong() if n == 3 else typed(hint, pool))
 
 
 def words(value: Any) -> list[str]:
-    """A value as it is written on a command line."""
+    """The words for a value on a command line."""
     if isinstance(value, list | tuple):
         return [word for one in typing.cast("list[Any]", value) for word in words(one)]
-    # No command line can hold a zero byte: the system ends the word there.
+    # A command line cannot contain a zero byte: the system ends the word there.
     return [str(value).replace("\0", "").replace("\ud800", "\udcff")]
 
 
 def flags(kind: type[Any], pools: Pools) -> st.SearchStrategy[list[str]]:
-    """Words for one field of a dataclass as a command line has it: its flag and any number of values."""
+    """Words for one field of a dataclass on a command line: its flag and any number of values."""
 
     def one(item: tuple[str, Any]) -> st.SearchStrategy[list[str]]:
         name, hint = item
