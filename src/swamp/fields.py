@@ -17,6 +17,26 @@ _LARGEST = 3.4e38
 """A larger number is infinite in float32, the arithmetic of the weights."""
 _KINDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
+RENAMED = {
+    "accumulate": "grad_accum_steps",
+    "after_rewind": "lr_after_rewind",
+    "alpha": "prune_fraction",
+    "broken": "on_divergence",
+    "floor": "min_per_layer",
+    "fraction": "drop_fraction",
+    "fresh_batchnorm": "reset_batchnorm",
+    "interval": "update_interval",
+    "keep": "keep_checkpoints",
+    "output": "prune_output_layer",
+    "path_every": "trajectory_every",
+    "repeats": "schedule_repeats",
+    "tail": "swa_fraction",
+    "tail_cycles": "swa_cycles",
+    "tail_lr": "swa_lr",
+    "until": "dst_stop",
+}
+"""Earlier name of a field -> its name now, which messages on unknown options suggest."""
+
 
 def check_fields(options: object) -> None:
     """Raise SwampError, naming the field, for a value of another type than declared, or an unusable number.

@@ -184,7 +184,7 @@ def test_who_works_on_what_is_said_where_a_run_is_held(finished, tmp_path, capsy
         (["demmo"], "unknown study 'demmo'. Did you mean demo"),
         (["none.toml"], "cannot read the study none.toml"),
         (["demo", "--workers", "-1"], "workers must be 0 or more"),
-        (["demo", "--submit", "slurm"], "needs sbatch, and there is none here"),
+        (["demo", "--submit", "slurm"], "needs sbatch, which is not installed here"),
         (["--worker", "nowhere"], "nowhere holds no study"),
     ],
 )
@@ -218,7 +218,10 @@ def test_a_submitted_worker_does_the_runs_and_is_queued_again_when_its_time_is_u
     assert (told["finished"], len(told["jobs"])) == (4, 1)
     again = Job(out, False).checkpoint()
     assert again.function == Job(out, False)
-    for option, message in (("timeout", "takes KEY=VALUE"), ("nodez=1", "does not fit submitit's executor.*nodez")):
+    for option, message in (
+        ("timeout", "takes KEY=VALUE"),
+        ("nodez=1", "invalid --job for the executor of submitit.*nodez"),
+    ):
         assert swamp("study", out, "--submit", "local", "--job", option) == 2
         assert re.search(message, capsys.readouterr().err, re.DOTALL)
 

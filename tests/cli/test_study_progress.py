@@ -1,4 +1,4 @@
-"""A study as a person sees it."""
+"""Progress of a study on the terminal."""
 
 import io
 
@@ -9,7 +9,7 @@ from swamp.runs import RunState, StudyDirectory
 
 
 class Summaries(StudyDirectory):
-    """A study whose finished runs all reached the same."""
+    """A study with the same summary for each finished run, except for the metric."""
 
     def summary(self, name):
         return {"sparsity": 0.9, "seconds": 12.0, "test": {"accuracy": 0.8} if name == "a" else {"loss": 0.25}}
@@ -53,5 +53,5 @@ def test_without_a_terminal_there_is_one_line_a_finished_run_and_nothing_else(tm
 
 
 def test_what_was_over_before_is_counted_and_not_told_again(tmp_path):
-    assert shown(tmp_path, [OVER], terminal=False) == "3 of 3 runs were over before: they are not done again.\n"
+    assert shown(tmp_path, [OVER], terminal=False) == "3 of 3 runs ended earlier and are not repeated.\n"
     assert counted(OVER) == "2 finished, 1 failed"

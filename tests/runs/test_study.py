@@ -82,6 +82,8 @@ def test_runs_may_start_from_several_recipes(tmp_path):
         ("[gird]\nseed = [0]", r"unknown key 'gird'. Did you mean grid\?"),
         ("seed = [0]", r"unknown key 'seed'.*belong under \[settings\], \[grid\]"),
         ("[grid]\nlrr = [0.1]", r"\[grid\]: unknown option 'lrr'. Did you mean lr"),
+        ("[grid]\nalpha = [0.1]", r"\[grid\]: unknown option 'alpha'. Did you mean prune_fraction\?"),
+        ("[runs.a]\nplan.path-every = 1", r"unknown option 'plan.path-every'. Did you mean trajectory_every\?"),
         ("[runs.a]\ntraining.learning = 1", r"\[runs.a\]: unknown option 'training.learning'. Did you mean training"),
         ("[grid]\nseed = []", "seed has no value, so the grid is empty"),
         ("", "has no run"),

@@ -1,4 +1,4 @@
-"""The command line. One module a command, imported when the command is given; `swamp --help` lists them."""
+"""The command line. Each command has a module, which is imported when the command is given."""
 
 import os
 import signal

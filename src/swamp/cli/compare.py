@@ -16,25 +16,26 @@ from swamp.runs import BESIDE_RUNS, RunDirectory, StudyDirectory, is_study
 class CompareArgs:
     """Compare runs: accuracy at each sparsity, mean and 95 % interval over seeds, differences paired by seed.
 
-    swamp compare runs/* --sparsities 0.5 0.9 0.98   (only these rows)
-    swamp compare runs/* --baseline best   (differences to each sparsity's best method)
-    swamp compare runs/* --at equal-cost   (methods by cost, each against the best at no more cost)
+    swamp compare runs/* --sparsities 0.5 0.9 0.98    only these rows
+    swamp compare runs/* --baseline best              differences to the best method at each sparsity
+    swamp compare runs/* --at equal-cost              methods by cost, each against the best at no more cost
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run directories; of a study's folder, its runs that have a finished cycle."""
+    """Run directories, or the folder of a study: its runs with a finished cycle."""
     out: Path = Path("comparison")
     """Folder for compare.csv, .json, .png, .svg and comparison.md."""
     metric: str = ""
-    """accuracy, nll or ece; of text also pearson, rmse, bits_per_byte ... (default: the first that was measured)."""
+    """accuracy, nll or ece; for text also pearson, rmse, bits_per_byte ... (default: the first metric of the runs)."""
     split: Literal["test", "validation", "train"] = "test"
-    """Which examples the metric was measured on."""
+    """Part of the data that the metric was measured on."""
     baseline: str | None = None
-    """Label that differences are taken to (default: imp where it is among the runs); best: each sparsity's best."""
+    """Method to compare the others with (default: imp, if it is among the runs); best: the best at each sparsity."""
     sparsities: tuple[float, ...] = ()
     """Only these sparsities, as fractions of the prunable weights: 0.5 0.9 0.98 (default: all)."""
     at: Literal["sparsity", "equal-cost"] = "sparsity"
-    """By sparsity; or at each sparsity by cost in dense trainings (FLOPs; steps where some run lacks them)."""
+    """Compare at equal sparsity, or at equal training cost (in FLOPs of one dense training; in steps if the FLOPs of
+    a run are not known)."""
     json: bool = False
     """Print one JSON object on standard output, and nothing else."""
 
@@ -62,7 +63,7 @@ def compare_command(arguments: Sequence[str]) -> None:
 
 
 def runs_of(paths: Sequence[Path]) -> list[Path]:
-    """The run directories meant: a study's folder stands for its runs, and what a study keeps beside them for none."""
+    """Run directories among `paths`; the folder of a study is replaced by its runs, its other folders are left out."""
     found: list[Path] = []
     for path in paths:
         if is_study(path):

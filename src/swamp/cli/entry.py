@@ -11,7 +11,7 @@ from typing import NoReturn
 from rich.table import Table
 
 from swamp.cli import leaving_at_once
-from swamp.cli.session import Err, Out, deaf, escaped
+from swamp.cli.session import Err, Out, escaped, signals_ignored
 from swamp.errors import SwampError, as_swamp_error, unknown
 
 Command = Callable[[Sequence[str]], None]
@@ -76,7 +76,7 @@ def command_of(arguments: Sequence[str]) -> tuple[Command, Sequence[str]]:
         return _overview, arguments
     if arguments[0] == "--version":
         return _version, arguments[1:]
-    _refuse_endless(arguments)
+    _refuse_long(arguments)
     if arguments[0] not in _COMMANDS:
         raise unknown("command", arguments[0], _COMMANDS)
     return _command(arguments[0]), arguments[1:]
@@ -96,7 +96,7 @@ def _only_rank_0_prints() -> AbstractContextManager[None]:
     return only_rank_0_prints()
 
 
-def _refuse_endless(given: Sequence[str]) -> None:
+def _refuse_long(given: Sequence[str]) -> None:
     """Raise SwampError for an argument longer than any path: messages that repeat it would be as long."""
     for number, argument in enumerate(given, 1):
         if len(argument) > _LONGEST:
@@ -121,7 +121,7 @@ def _end(error: SwampError) -> NoReturn:
 
 
 def _say(last: str) -> None:
-    with deaf():
+    with signals_ignored():
         Err.print(f"[bold red]swamp:[/bold red] {escaped(last)}", soft_wrap=True, highlight=False)
 
 

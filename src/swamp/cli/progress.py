@@ -1,4 +1,4 @@
-"""A run on the terminal: bars for cycles, particles and steps with rate and time left, and a line a finished cycle."""
+"""Progress of a run on the terminal: bars for cycles, particles and steps, and a line for each finished cycle."""
 
 import time
 from types import TracebackType
@@ -44,7 +44,7 @@ class Quiet:
 
 
 class Opening(Quiet):
-    """Print what a run does, and nothing else."""
+    """Prints the first lines of a run, and nothing else."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -55,7 +55,7 @@ class Opening(Quiet):
 
 
 class Live:
-    """Reporter for a person; use as a context."""
+    """Progress bars and lines; a context manager."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -101,18 +101,18 @@ class Live:
             self.console.print(_heading())
 
     def part(self, done: int, parts: int, what: str) -> None:
-        """Show how many of so many parts are done of what is no run."""
+        """Show that `done` of `parts` tasks, called `what`, are finished."""
         self.progress.update(self.bars["cycles"], description=what, total=parts, completed=done)
 
     def chosen(self, choice: Choice) -> None:
-        """Print how particles are trained, and why."""
+        """Print the chosen backend, and the reason."""
         self.console.print(f"[dim]particles: {choice.backend}, {choice.why}[/dim]", highlight=False, soft_wrap=True)
 
     def training(self, cycle: int | None, index: int, count: int, step: int, total: int) -> None:
-        """Move the bars, a few times a second at most; several particles may train at once."""
+        """Update the bars, at most 10 times per second; particles may train in parallel."""
         if (cycle, count) != self.stage:
             self.stage, self.reached = (cycle, count), {}
-        # Of another rank's particle only every so many steps are reported.
+        # Not every step of a particle of another rank is reported.
         self.steps += step - self.reached.get(index, step - 1)
         self.reached[index] = step
         now = time.monotonic()
@@ -122,14 +122,14 @@ class Live:
         self.drawn = now
         rate = f"{self.steps / (now - self.began):,.0f} steps/s"
         name = "ticket" if cycle is None else f"particles of cycle {cycle}"
-        # Of particles that an earlier session finished nothing is heard: those of a lower number count as done.
+        # No step is reported of particles that finished before a resume: lower indices count as done.
         before = min(self.reached)
         steps = before * total + sum(self.reached.values())
         self.progress.update(self.bars["particles"], description=name, total=count, completed=steps // total)
         self.progress.update(self.bars["steps"], total=count * total, completed=steps, rate=rate)
 
     def _estimate(self, now: float) -> None:
-        """Print once, after the first seconds of training, how long all steps take at this rate."""
+        """After the first second of training, print once how long all steps take at this rate."""
         if self.first_step is None:
             self.first_step, self.steps_before = now, self.steps
         elif self.expected and now - self.first_step > _ESTIMATE_SECONDS:
@@ -140,7 +140,7 @@ class Live:
             self.expected = 0
 
     def finished(self, cycle: Cycle) -> None:
-        """Print the cycle's line and move the bar of cycles."""
+        """Print the line of the cycle and advance the bar of cycles."""
         if not self.headed and self.console.is_terminal:
             self.console.print(_heading())
         self.headed = True
@@ -149,7 +149,7 @@ class Live:
 
 
 def print_summary(done: dict[str, Any], console: Console) -> None:
-    """What a finished run reached, beside the dense network, and where it lies."""
+    """Print the metrics of a finished run, beside the dense network, and its directory."""
     table = Table(title=f"{done['method']}: {done['run']}", title_justify="left", box=None, pad_edge=False)
     names = list(done["test"])
     for heading in ("", "sparsity %", "of all weights %", *(f"test {name}" for name in names)):
@@ -163,8 +163,9 @@ def print_summary(done: dict[str, Any], console: Console) -> None:
     console.print()
     console.print(table)
     console.print(
-        f"\n{done['seconds']:.0f} s of work. Sparse weights, for load_state_dict: {done['run']}/model.safetensors\n"
-        f"Put runs beside each other: swamp compare {done['run']} OTHER...",
+        f"\n{done['seconds']:.0f} s of computation. "
+        f"Sparse weights for load_state_dict: {done['run']}/model.safetensors\n"
+        f"Compare with other runs: swamp compare {done['run']} OTHER...",
         soft_wrap=True,
         highlight=False,
     )

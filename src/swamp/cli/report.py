@@ -19,49 +19,49 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class ReportArgs:
-    """Write one HTML page on runs: what they reached, why, and what it cost. It opens offline and asks nobody.
+    """Write one HTML page about runs: accuracy, cost, analyses. The page works offline.
 
     swamp report runs/x -o report.html
-    swamp report runs/* -o report.html               methods and seeds beside each other
+    swamp report runs/* -o report.html               methods and seeds side by side
     """
 
     runs: _Runs
-    """Run directories, or a study's folder."""
+    """Run directories, or the folder of a study."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
-    """The page."""
+    """File to write."""
     metric: str = ""
-    """accuracy, nll or ece; of text also pearson, rmse, bits_per_byte ... (default: the first that was measured)."""
+    """accuracy, nll or ece; for text also pearson, rmse, bits_per_byte ... (default: the first metric of the runs)."""
     json: bool = False
     """Print one JSON object on standard output, and nothing else."""
 
 
 @dataclass(frozen=True)
 class WatchArgs:
-    """Serve the report of runs that go on, to this machine alone; the page renews itself. Ctrl-C ends it."""
+    """Serve the report of runs in progress, to this machine only; the page updates itself. Ctrl-C ends the server."""
 
     runs: _Runs
-    """Run directories, or a study's folder."""
+    """Run directories, or the folder of a study."""
     port: int = 8765
-    """Port on 127.0.0.1; 0 takes any that is free."""
+    """Port on 127.0.0.1; 0: any free port."""
 
 
 @dataclass(frozen=True)
 class FigureArgs:
-    """Draw one picture of the report for a paper.
+    """Draw one figure of the report for a paper.
 
     swamp figure runs/* --which accuracy -o accuracy.pdf
     """
 
     runs: _Runs
-    """Run directories, or a study's folder."""
+    """Run directories, or the folder of a study."""
     which: str = "accuracy"
     """accuracy, particles, barrier, curvature, hull, noise, landscape, paths, layers, masks, predictions or cost."""
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """The file (default: the picture's name); of several pictures the further ones get -2, -3 ... appended."""
+    """File to write (default: named like the figure); the second and later figures get -2, -3 ... appended."""
     format: Literal["pdf", "svg", "png"] | None = None
-    """Default: by the suffix of the file, else pdf."""
+    """File format (default: by the suffix of the file, else pdf)."""
     metric: str = ""
-    """accuracy, nll or ece; of text also pearson, rmse, bits_per_byte ... (default: the first that was measured)."""
+    """accuracy, nll or ece; for text also pearson, rmse, bits_per_byte ... (default: the first metric of the runs)."""
     json: bool = False
     """Print one JSON object on standard output, and nothing else."""
 
@@ -71,7 +71,7 @@ def report_command(arguments: Sequence[str]) -> None:
     given = parse(ReportArgs, "swamp report", arguments)
     from swamp.report import write_report
 
-    size = write_report(_some(given.runs), given.out, metric=given.metric)
+    size = write_report(_run_paths(given.runs), given.out, metric=given.metric)
     if given.json:
         print_json({"report": str(given.out), "bytes": size})
         return
@@ -85,14 +85,14 @@ def watch_command(arguments: Sequence[str]) -> None:
         raise SwampError(f"port must be from 0 to 65535, got {given.port}.")
     from swamp.report import LivePage, PageServer
 
-    runs = _some(given.runs, begun=True)
+    runs = _run_paths(given.runs, in_progress=True)
     for run in runs:
         if not run.is_dir():
-            raise SwampError(f"{run} is not a directory. Give the directory of a run, begun or finished.")
+            raise SwampError(f"{run} is not a directory. Give the directory of a run, in progress or finished.")
     stop = Event()
     with signals(stop), warnings_to(Err), PageServer(LivePage(runs), given.port) as server:
         Out.print(f"The report is at {server.url} while this command runs; Ctrl-C ends it.", highlight=False)
-        # A wait without end would keep the signals waiting on some systems.
+        # Not stop.wait(): without a timeout, it delays signal handlers on some systems.
         while not stop.is_set():
             time.sleep(0.2)
 
@@ -108,14 +108,15 @@ def figure_command(arguments: Sequence[str]) -> None:
     if suffix not in FORMATS:
         raise unknown("format", suffix, FORMATS)
     out = given.out or Path(f"{given.which}.{suffix}")
-    written = [str(path) for path in draw_figure(_some(given.runs), given.which, out, suffix, metric=given.metric)]
+    written = [str(path) for path in draw_figure(_run_paths(given.runs), given.which, out, suffix, metric=given.metric)]
     if given.json:
         print_json({"figures": written})
         return
     Out.print(f"written: {' '.join(written)}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _some(runs: Sequence[Path], *, begun: bool = False) -> list[Path]:
+def _run_paths(runs: Sequence[Path], *, in_progress: bool = False) -> list[Path]:
+    """Run directories, at least one. in_progress: a single run needs no finished cycle yet."""
     if not runs:
         raise SwampError("no run was given. Name run directories, e.g.: swamp report runs/*")
-    return list(runs) if begun and len(runs) == 1 and (runs[0] / "config.json").exists() else runs_of(runs)
+    return list(runs) if in_progress and len(runs) == 1 and (runs[0] / "config.json").exists() else runs_of(runs)

@@ -99,10 +99,7 @@ def _print_done(done: dict[str, Any], as_json: bool) -> None:
 
 
 def recipe_or_config(arguments: Sequence[str]) -> tuple[RunConfig, list[str]]:
-    """The configuration to start from, and the arguments that change it.
-
-    It is that of [RECIPE] or --recipe NAME, of --config FILE, of the recipe of --task, or of the default recipe.
-    """
+    """The configuration given by RECIPE, --recipe, --config or --task (or the default), and the other arguments."""
     rest = list(arguments)
     recipe = rest.pop(0) if rest and not rest[0].startswith("-") else ""
     for name in _taken(rest, "--recipe", "the name of a recipe, e.g. --recipe digits-mlp"):
@@ -114,10 +111,10 @@ def recipe_or_config(arguments: Sequence[str]) -> tuple[RunConfig, list[str]]:
     if not files:
         return configuration(recipe, task, model), rest
     if recipe:
-        raise SwampError(f"give a recipe ({recipe}) or --config, not both: each is a whole configuration.")
+        raise SwampError(f"give a recipe ({recipe}) or --config, not both: each is a complete configuration.")
     config = RunConfig.load(Path(files[-1]))
     if task not in ("", config.task):
-        task_named(task)  # refuses an unknown name
+        task_named(task)  # raises for an unknown name
         config = for_task(task, model, config)
     return config, rest
 
@@ -135,7 +132,7 @@ def _taken(rest: list[str], option: str, what: str) -> list[str]:
 
 
 def _value(rest: Sequence[str], option: str) -> str:
-    """The value of `option` among the arguments; empty where it is not given, or has none."""
+    """The value of `option` among the arguments; empty if it is not given or has no value."""
     index = _index(rest, option)
     if index is None:
         return ""

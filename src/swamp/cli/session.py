@@ -1,9 +1,10 @@
-"""What every command shares: reading arguments, the two consoles, signals, warnings."""
+"""Shared by all commands: parsing of arguments, the two consoles, signals, warnings."""
 
 import dataclasses
 import difflib
 import inspect
 import json
+import re
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from swamp.errors import Interrupted, SwampError
+from swamp.fields import RENAMED
 
 T = TypeVar("T")
 Out = Console()
@@ -52,32 +54,11 @@ def parse(
     _refuse_unknown(arguments, _options(kind if default is None else default))
     given = ["--help" if argument == "--help-all" else argument for argument in arguments]
     config = (tyro.conf.OmitArgPrefixes,)
-    # The docstring is given, as tyro would join the lines of the examples.
-    about = inspect.getdoc(kind)
+    # tyro joins the lines of a paragraph, but not indented ones: each example keeps its line.
+    about = re.sub(r"^ *(?=swamp )", "  ", inspect.getdoc(kind) or "", flags=re.MULTILINE)
     if default is None:
         return tyro.cli(kind, prog=prog, args=given, config=config, description=about)
     return tyro.cli(kind, prog=prog, args=given, config=config, description=about, default=default)
-
-
-_RENAMED = {
-    "--accumulate": "--grad-accum-steps",
-    "--after-rewind": "--lr-after-rewind",
-    "--alpha": "--prune-fraction",
-    "--broken": "--on-divergence",
-    "--floor": "--min-per-layer",
-    "--fraction": "--drop-fraction",
-    "--fresh-batchnorm": "--reset-batchnorm",
-    "--interval": "--update-interval",
-    "--keep": "--keep-checkpoints",
-    "--output": "--prune-output-layer",
-    "--path-every": "--trajectory-every",
-    "--repeats": "--schedule-repeats",
-    "--tail": "--swa-fraction",
-    "--tail-cycles": "--swa-cycles",
-    "--tail-lr": "--swa-lr",
-    "--until": "--dst-stop",
-}
-"""Earlier name of an option -> its name now."""
 
 
 def _options(given: Any) -> set[str]:
@@ -104,8 +85,9 @@ def _refuse_unknown(arguments: Sequence[str], options: set[str]) -> None:
         ):
             continue
         shown = [option for option in options if not option.startswith("--no-")]
-        if _RENAMED.get(name) in options:
-            raise SwampError(f"unknown option {name}. Did you mean {_RENAMED[name]}?")
+        renamed = RENAMED.get(name[2:].replace("-", "_"))
+        if renamed and (option := f"--{renamed.replace('_', '-')}") in options:
+            raise SwampError(f"unknown option {name}. Did you mean {option}?")
         near = difflib.get_close_matches(name, shown, n=3, cutoff=0.6)
         hint = f"Did you mean {' or '.join(near)}?" if near else "See --help."
         raise SwampError(f"unknown option {name}. {hint}")
@@ -113,7 +95,7 @@ def _refuse_unknown(arguments: Sequence[str], options: set[str]) -> None:
 
 @contextmanager
 def signals(stop: Event) -> Generator[list[int]]:
-    """The first SIGINT or SIGTERM asks the run to save and stop; a second one ends it at once."""
+    """The first SIGINT or SIGTERM sets `stop`: the run saves and stops. The second raises KeyboardInterrupt."""
     received: list[int] = []
 
     def asked(number: int, frame: Any) -> None:
@@ -131,8 +113,8 @@ def signals(stop: Event) -> Generator[list[int]]:
 
 
 @contextmanager
-def deaf() -> Generator[None]:
-    """Around last words: it ends anyway, whatever signal comes meanwhile."""
+def signals_ignored() -> Generator[None]:
+    """Ignore signals while the last message is printed: the process ends in any case."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -146,7 +128,7 @@ def deaf() -> Generator[None]:
 
 @contextmanager
 def stoppable(stop: Event) -> Generator[None]:
-    """Signals set `stop`, warnings are lines on standard error, and Interrupted gets the exit code of its signal."""
+    """Signals set `stop`, warnings are printed to standard error, and Interrupted gets the exit code of the signal."""
     with signals(stop) as received, warnings_to(Err):
         try:
             yield
@@ -181,5 +163,5 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 def escaped(text: str) -> str:
-    """Text with nothing in it that rich takes for markup."""
+    """Text in which rich finds no markup."""
     return text.replace("[", "\\[")

@@ -1,4 +1,4 @@
-"""A study on the terminal: who works on what, how much is done, at what rate, and a line a finished run."""
+"""Progress of a study on the terminal: running and finished runs, rate, time left."""
 
 import time
 from collections import Counter
@@ -19,12 +19,12 @@ _MOST_ROWS = 12
 
 
 class Watch:
-    """Shows the states of a study's runs as they change; use as a context."""
+    """Shows the states of the runs of a study; a context manager."""
 
     def __init__(self, study: StudyDirectory, console: Console) -> None:
         self.study, self.console = study, console
         self.live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else None
-        self.told: set[str] | None = None
+        self.printed: set[str] | None = None
         self.began, self.done_before = time.monotonic(), 0.0
 
     def __enter__(self) -> "Watch":
@@ -39,17 +39,17 @@ class Watch:
             self.live.stop()
 
     def show(self, states: Sequence[RunState]) -> None:
-        """Print a line for every run that ended since the last look, and draw the rest anew."""
-        over = [state for state in states if state.state in ("finished", "failed")]
-        if self.told is None:
-            self.told = {state.name for state in over}
+        """Print a line for each run that ended since the last call, and redraw the running ones."""
+        ended = [state for state in states if state.state in ("finished", "failed")]
+        if self.printed is None:
+            self.printed = {state.name for state in ended}
             self.began, self.done_before = time.monotonic(), sum(state.done for state in states)
-            if over:
-                self.console.print(f"{len(over)} of {len(states)} runs were over before: they are not done again.")
-        for state in over:
-            if state.name not in self.told:
-                self.told.add(state.name)
-                place = f"[{len(self.told):{len(str(len(states)))}d}/{len(states)}]"
+            if ended:
+                self.console.print(f"{len(ended)} of {len(states)} runs ended earlier and are not repeated.")
+        for state in ended:
+            if state.name not in self.printed:
+                self.printed.add(state.name)
+                place = f"[{len(self.printed):{len(str(len(states)))}d}/{len(states)}]"
                 self.console.print(escape(f"{place} {self._line(state)}"), soft_wrap=True, highlight=False)
         if self.live:
             self.live.update(self._drawing(states), refresh=True)
@@ -76,23 +76,23 @@ class Watch:
     def _pace(self, done: float, total: float) -> str:
         rate = (done - self.done_before) / max(time.monotonic() - self.began, 1e-9)
         if not rate:
-            return "no particle has finished since this look began: no rate yet"
+            return "no rate yet: no particle has finished since this command started"
         return f"{rate:,.3g} epochs/s, about {duration((total - done) / rate)} left"
 
 
 def counted(states: Sequence[RunState]) -> str:
-    """How many runs are in each state, e.g. '3 finished, 1 failed, 2 running, 6 waiting'."""
+    """Number of runs in each state, e.g. '3 finished, 1 failed, 2 running, 6 waiting'."""
     counts = Counter(state.state for state in states)
     return ", ".join(f"{counts[name]} {name}" for name in ("finished", "failed", "running", "waiting") if counts[name])
 
 
 def last_line(text: str) -> str:
-    """The last line that says anything: of a traceback, the error."""
+    """The last line that is not empty; in a traceback, this is the error."""
     return text.strip().rpartition("\n")[2]
 
 
 def reached(done: dict[str, Any]) -> str:
-    """The accuracy of a summary, or the first metric where none is measured."""
+    """The accuracy in a summary, or the first metric if there is no accuracy."""
     test: dict[str, float | None] = done["test"]
     name = "accuracy" if "accuracy" in test else next(iter(test))
     value = test[name]

