@@ -128,7 +128,7 @@ def test_changes_that_cannot_be_are_refused(options, message):
 
 def test_a_training_too_short_for_any_change_is_refused():
     with pytest.raises(
-        SwampError, match=r"may until step 30 of 40, the first change comes after 30.*--update-interval"
+        SwampError, match=r"is fixed from step 30 of 40, and the first change is after step 30.*--update-interval"
     ):
         Dynamic(update_interval=30).steps(Training(epochs=4, swa_fraction=0), 10)
 

@@ -1,4 +1,4 @@
-"""Masks that change while a model trains on them: SET, RigL and gradual magnitude pruning."""
+"""Masks that change during training: SET, RigL and gradual magnitude pruning."""
 
 import math
 from collections.abc import Mapping
@@ -23,14 +23,27 @@ from swamp.training.task import Task
 
 @dataclass(frozen=True)
 class Dynamic:
-    """When, and by how much, a mask changes (Evci et al. 2020; of gradual pruning only the times count)."""
+    """When and by how much a dynamic mask changes (Evci et al. 2020).
+
+    Gradual magnitude pruning uses the times only.
+
+    Raises:
+        SwampError: A value is out of range.
+
+    Example:
+        >>> dynamic = Dynamic(update_interval=10, drop_fraction=0.3)
+        >>> dynamic.steps(Training(epochs=4, swa_fraction=0.0), per_epoch=10)
+        (10, 20)
+        >>> [round(dynamic.fraction_at(step, end=30), 3) for step in (10, 20)]
+        [0.225, 0.075]
+    """
 
     update_interval: int = 100
-    """Steps between two changes of a mask (SET, RigL, gradual pruning)."""
+    """Training steps between mask updates (SET, RigL, gradual pruning)."""
     drop_fraction: float = 0.3
-    """Share of a layer's weights that the first change replaces; it falls to 0 as a cosine."""
+    """Fraction of the active weights of a layer to replace at the start; it decays to 0 as a cosine (SET, RigL)."""
     dst_stop: float = 0.75
-    """Share of the training after which the mask stays, at the latest where the tail begins."""
+    """Fraction of the training steps after which the mask is fixed, at the latest at the start of the tail."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -44,22 +57,22 @@ class Dynamic:
                 raise SwampError(f"{name} must be {expected}, got {getattr(self, name)}.")
 
     def end(self, training: Training, per_epoch: int) -> int:
-        """The step from which the mask stays as it is."""
+        """The step from which the mask is fixed."""
         total = training.epochs * per_epoch
         return min(round(self.dst_stop * total), total - training.swa_epochs * per_epoch)
 
     def steps(self, training: Training, per_epoch: int) -> tuple[int, ...]:
-        """Steps after which the mask changes. Raises SwampError for a training too short for any."""
+        """The steps after which the mask changes. Raises SwampError if the training is too short for a change."""
         end = self.end(training, per_epoch)
         if end <= self.update_interval:
             raise SwampError(
-                f"the mask would never change: it may until step {end} of {training.epochs * per_epoch}, the first "
-                f"change comes after {self.update_interval}. Take a smaller --update-interval, or train longer."
+                f"the mask would never change: it is fixed from step {end} of {training.epochs * per_epoch}, and the "
+                f"first change is after step {self.update_interval}. Decrease --update-interval, or increase --epochs."
             )
         return tuple(range(self.update_interval, end, self.update_interval))
 
     def fraction_at(self, step: int, end: int) -> float:
-        """drop_fraction / 2 * (1 + cos(pi * step / end)): the share that is replaced after `step` steps."""
+        """Fraction to replace after `step` steps: drop_fraction / 2 * (1 + cos(pi * step / end))."""
         return self.drop_fraction / 2 * (1 + math.cos(math.pi * min(step, end) / end))
 
 
@@ -75,49 +88,74 @@ def drop_and_grow(
     fraction: float,
     structure: str = "unstructured",
 ) -> Mask:
-    """Each tensor drops its `fraction` smallest |weights| and grows as many of the largest `growth`.
+    """Drop the smallest active weights of each layer and grow as many of its inactive ones (Evci et al. 2020).
 
-    As in RigL's own code, a weight that was dropped may be grown at once, and then keeps its value. Every tensor keeps
-    exactly as many weights as it had; one with too few dead weights to choose from replaces fewer. In a pattern
-    (`structure`) both steps keep to it: an N:M group grows what it dropped, channels come and go whole.
+    As in the code of RigL, a dropped weight may be grown at once; its value is then kept.
+
+    Args:
+        mask: The present mask.
+        weights: Parameter name -> weight; the smallest magnitudes are dropped.
+        growth: Parameter name -> growth score; the largest are grown.
+        fraction: Fraction of the active weights of each layer to replace; fewer if fewer are inactive.
+        structure: Sparsity pattern; both steps preserve it.
+
+    Returns:
+        A mask with the same number of active weights in each layer.
+
+    Raises:
+        SwampError: A weight or a score is NaN.
     """
     grown: dict[str, Tensor] = {}
-    for name, alive in mask.items():
-        kept, size = mask.nnz_by_layer[name], alive.numel()
-        # One channel stays, or there would be no whole one to rank.
-        least = alive[0].numel() if structure == "channel" else 0
-        replaced = max(0, min(round(fraction * kept), size - kept, kept - least))
-        staying = _kept(name, weights[name].abs(), alive, kept - replaced, structure)
-        # What stays comes before whatever may grow.
-        scores = growth[name].to(staying.device).nan_to_num(torch.nan, torch.finfo(growth[name].dtype).max)
-        scores = scores.masked_fill(staying, torch.inf)
-        grown[name] = _kept(name, scores, torch.ones_like(staying), kept, structure)
+    for name, active in mask.items():
+        nnz, size = mask.nnz_by_layer[name], active.numel()
+        # At least one channel must remain.
+        least = active[0].numel() if structure == "channel" else 0
+        replaced = max(0, min(round(fraction * nnz), size - nnz, nnz - least))
+        remaining = _largest(name, weights[name].abs(), active, nnz - replaced, structure)
+        # Remaining weights rank above all candidates for growth.
+        scores = growth[name].to(remaining.device).nan_to_num(torch.nan, torch.finfo(growth[name].dtype).max)
+        scores = scores.masked_fill(remaining, torch.inf)
+        grown[name] = _largest(name, scores, torch.ones_like(remaining), nnz, structure)
     return Mask(grown)
 
 
 def prune_to_budget(weights: State, budget: Mask, structure: str = "unstructured") -> tuple[Mask, State]:
-    """A mean of networks with unlike masks, pruned by magnitude to as many weights a tensor as `budget` has."""
-    kept = budget.nnz_by_layer
+    """Prune the mean of networks with different masks by magnitude.
+
+    Args:
+        weights: State dict of the mean.
+        budget: Its number of active weights in each layer is the budget of that layer.
+        structure: Sparsity pattern.
+
+    Returns:
+        The new mask, and the state dict with pruned weights set to zero.
+
+    Raises:
+        SwampError: A weight is NaN.
+    """
+    nnz = budget.nnz_by_layer
     mask = Mask(
         {
-            name: _kept(name, weights[name].abs(), torch.ones_like(alive), kept[name], structure)
-            for name, alive in budget.items()
+            name: _largest(name, weights[name].abs(), torch.ones_like(active), nnz[name], structure)
+            for name, active in budget.items()
         }
     )
     return mask, {name: value * mask[name] if name in mask else value for name, value in weights.items()}
 
 
-def _kept(name: str, score: Tensor, alive: Tensor, kept: int, structure: str) -> Tensor:
-    # A number that is none would be ranked somewhere, and nobody would notice; what stays is infinite.
+def _largest(name: str, score: Tensor, active: Tensor, nnz: int, structure: str) -> Tensor:
+    # Sorting would rank NaN silently. Infinite scores are valid: they mark remaining weights.
     if bool(score.isnan().any()):
-        raise SwampError(f"the weights or gradients of {name!r} are NaN, so that no mask can be made of them.")
-    return structure_named(structure).prune(Mask({name: alive}), {name: score}, kept, "uniform", 0)[name]
+        raise SwampError(
+            f"the weights or gradients of {name!r} are NaN: no mask can be computed. Lower the learning rate."
+        )
+    return structure_named(structure).prune(Mask({name: active}), {name: score}, nnz, "uniform", 0)[name]
 
 
 def dense_gradients(model: nn.Module, task: Task, training: Training, seed: Seed, step: int) -> dict[str, Tensor]:
-    """The gradient of every parameter, masked or not, on the batch that step `step` of a training takes.
+    """The gradient of all weights, including pruned ones, on the batch of step `step`.
 
-    In train mode, with that step's dropout; running statistics do not move, and the model's own gradients stay.
+    The model is in train mode, with the dropout masks of that step. Running statistics and `grad` are unchanged.
     """
     epoch, within = divmod(step, task.train.steps(training.batch_size))
     device = next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""What an example costs: the floating point operations of the weights that live."""
+"""Floating-point operations (FLOPs) per example, for the active weights."""
 
 import copy
 import warnings
@@ -18,34 +18,43 @@ from swamp.training.options import Training
 from swamp.training.rng import Seed, isolated
 from swamp.training.task import Task
 
-_FORWARDS_A_PASS = 3
-"""Forward, and backward for the activations and for the weights, each as much again (Evci et al. 2020, appendix H)."""
+_FORWARDS_PER_STEP = 3
+"""A training step costs three forward passes: one forward and two backward (Evci et al. 2020, appendix H)."""
 
 Use = Callable[[Tensor, float, slice], None]
-"""(weight, multiplications of each of its numbers, rows of it that are meant)."""
+"""(weight, multiplications of each of its elements, the rows concerned)."""
 
 
 @dataclass(frozen=True, eq=False)
 class FlopCounter:
-    """Floating point operations of one example in a model's linear, convolutional and attention projection layers.
+    """FLOPs of one example in the linear, convolutional and attention projection layers of a model.
 
-    A weight costs a multiplication and an addition wherever it is used: once a position of a sequence, once an output
-    position of a convolution (padding included), once an input position of a transposed one. As RigL counts (Evci et
-    al. 2020), nothing else is: no normalisation, activation, bias, embedding or pooling, no products of activations
-    with each other as in attention, and no parameter that a model multiplies by itself, outside of these layers.
+    An active weight costs two FLOPs, a multiplication and an addition, each time it is used: per sequence position,
+    per output position of a convolution (padding included), per input position of a transposed convolution. As in RigL
+    (Evci et al. 2020, appendix H) nothing else is counted: normalisation, activations, biases, embeddings, pooling,
+    products of activations in attention, parameters used outside of these layers.
+
+    Args:
+        uses: Parameter name -> multiplications of each weight of a row in one forward pass, (rows,) float64.
+        columns: Parameter name -> number of weights in a row.
+
+    Example:
+        >>> import torch
+        >>> data = torch.randn(6, 8), torch.zeros(6, dtype=torch.long)
+        >>> flops = FlopCounter.of(torch.nn.Linear(8, 3), Task.of(train=data, test=data))
+        >>> flops.forward(None)
+        48.0
     """
 
     uses: Mapping[str, Tensor]
-    """Parameter name -> how often each weight of a row is multiplied in the forward pass of one example (rows,)."""
     columns: Mapping[str, int]
-    """Parameter name -> weights in a row."""
 
     @classmethod
     def of(cls, model: nn.Module, task: Task) -> "FlopCounter":
-        """Count on the first example of the training data, on a copy in eval mode; global generators stay.
+        """Count on the first example of the training data, on a copy of the model in eval mode.
 
-        Data made of ready batches give their first batch and the mean over its examples. Where the forward pass fails
-        on one example each weight counts as used once, as in a network of linear layers, with a warning.
+        A BatchList is counted on its first batch, as the mean over the examples. If the forward pass of one example
+        fails, a warning is given and each weight is counted once, as in a network of linear layers.
         """
         fresh = copy.deepcopy(model).eval()
         names = {id(parameter): name for name, parameter in fresh.named_parameters()}
@@ -57,31 +66,33 @@ class FlopCounter:
                 uses[names[id(weight)]][rows] += times
 
         try:
-            with _watched(fresh, use):
+            with _recorded(fresh, use):
                 examples = _run(fresh, task)
             uses = {name: times / examples for name, times in uses.items()}
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            warnings.warn(f"operations count every weight once: one example cannot be run ({reason}).", stacklevel=2)
+            warnings.warn(
+                f"FLOPs count every weight once: the forward pass of one example failed ({reason}).", stacklevel=2
+            )
             uses = {name: torch.ones_like(times) for name, times in uses.items()}
         return cls(uses, {name: weight[0].numel() for name, weight in weights.items()})
 
     def by_layer(self, mask: Mask | None) -> dict[str, float]:
-        """Operations of one example's forward pass by weight; those that `mask` does not name are dense (None: all)."""
+        """FLOPs of the forward pass of one example, per parameter. Parameters not in `mask` count as dense."""
         found: dict[str, float] = {}
         for name, times in self.uses.items():
-            alive = None if mask is None else mask.get(name)
-            rows = self.columns[name] if alive is None else alive.flatten(1).sum(1).cpu().double()
+            active = None if mask is None else mask.get(name)
+            rows = self.columns[name] if active is None else active.flatten(1).sum(1).cpu().double()
             found[name] = 2 * float((times * rows).sum())
         return found
 
     def forward(self, mask: Mask | None) -> float:
-        """Operations of one example's forward pass."""
+        """FLOPs of the forward pass of one example. mask: None for the dense model."""
         return sum(self.by_layer(mask).values())
 
     def training_step(self, mask: Mask | None, training: Training) -> float:
-        """Operations of training on one example: three forward passes' worth, twice as many with SAM and ASAM."""
-        return _FORWARDS_A_PASS * training.passes * self.forward(mask)
+        """FLOPs of a training step per example: three times the forward pass; six times with SAM and ASAM."""
+        return _FORWARDS_PER_STEP * training.passes * self.forward(mask)
 
 
 def _weights(layer: nn.Module) -> list[Tensor]:
@@ -94,26 +105,26 @@ def _weights(layer: nn.Module) -> list[Tensor]:
 
 
 @contextmanager
-def _watched(model: nn.Module, use: Use) -> Generator[None]:
-    """Tell `use` of every multiplication inside the block."""
+def _recorded(model: nn.Module, use: Use) -> Generator[None]:
+    """Call `use` for every multiplication by a weight inside the block."""
 
     def multiplied(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Tensor) -> None:
         if isinstance(layer, _ConvTransposeNd):
             inputs = args[0] if args else kwargs["input"]
             use(layer.weight, inputs.numel() / layer.in_channels, slice(None))
         else:
-            wide = layer.out_channels if isinstance(layer, _ConvNd) else layer.out_features
-            use(layer.weight, outputs.numel() / wide, slice(None))
+            width = layer.out_channels if isinstance(layer, _ConvNd) else layer.out_features
+            use(layer.weight, outputs.numel() / width, slice(None))
 
     def attended(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         names = ("query", "key", "value")
         given = dict(zip(names, args, strict=False)) | kwargs
         positions = [given[name].numel() / given[name].shape[-1] for name in names]
-        together, size = layer.in_proj_weight, layer.embed_dim
+        joint, size = layer.in_proj_weight, layer.embed_dim
         for part, (name, times) in enumerate(zip("qkv", positions, strict=True)):
-            apart = getattr(layer, f"{name}_proj_weight")
-            use(apart if together is None else together, times, _rows(part, size) if apart is None else slice(None))
-        # torch multiplies by it without calling the layer that holds it.
+            separate = getattr(layer, f"{name}_proj_weight")
+            use(separate if joint is None else joint, times, _rows(part, size) if separate is None else slice(None))
+        # torch uses this weight without calling its layer.
         use(layer.out_proj.weight, positions[0], slice(None))
 
     handles: list[Any] = []
@@ -122,7 +133,7 @@ def _watched(model: nn.Module, use: Use) -> Generator[None]:
             handles.append(layer.register_forward_hook(multiplied, with_kwargs=True))
         elif isinstance(layer, nn.MultiheadAttention):
             handles.append(layer.register_forward_pre_hook(attended, with_kwargs=True))
-    # The fast path of transformers in eval mode runs past the layers it is made of.
+    # In eval mode the fast path of transformers does not call the inner layers.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -139,7 +150,7 @@ def _rows(part: int, size: int) -> slice:
 
 @torch.no_grad()
 def _run(model: nn.Module, task: Task) -> int:
-    """Run the model on the first batch of one; the number of examples in it."""
+    """Forward pass on the first batch of size 1. Returns the number of examples in that batch."""
     device = next(model.parameters()).device
     with isolated(Seed(0).at("operations"), device):
         inputs, targets = batch_to(next(iter(task.train.in_order(1))), device)

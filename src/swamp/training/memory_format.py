@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 
 def to_fastest_memory_format(model: nn.Module, *, bfloat16: bool) -> torch.memory_format:
-    """Convert `model` in place to the memory format that is fastest for its convolutions, and return that.
+    """Convert `model` in place to the fastest memory format for its convolutions; return the format.
 
-    Channels last makes a small residual network 1.3 times as fast on CPU. On a GPU it pays in bfloat16 only: in
-    float32 its kernels are slower.
+    On a CPU channels_last is 1.3 times faster for a small residual network. On a GPU it is faster in bfloat16 only.
     """
     images = any(p.dim() == 4 for p in model.parameters())
     on_cpu = next(model.parameters()).device.type == "cpu"
@@ -21,7 +20,7 @@ def to_fastest_memory_format(model: nn.Module, *, bfloat16: bool) -> torch.memor
 
 
 def to_memory_format(inputs: Any, memory_format: torch.memory_format) -> Any:
-    """A batch of images (n, c, h, w) in that memory format; anything else unchanged."""
+    """A batch of images (n, c, h, w) in `memory_format`; other inputs are returned unchanged."""
     if memory_format == torch.channels_last and isinstance(inputs, Tensor) and inputs.dim() == 4:
         return inputs.contiguous(memory_format=torch.channels_last)
     return inputs

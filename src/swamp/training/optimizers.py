@@ -1,4 +1,4 @@
-"""Optimizers by name, or by the user's own factory."""
+"""Optimizers by name."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,14 +12,14 @@ from swamp.masks import is_sharded
 from swamp.training.options import Training
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-"""Parameters -> optimizer. Its learning rate is overwritten by the schedule at every step."""
+"""Parameters -> optimizer. The schedule sets its learning rate before every step."""
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], training: Training) -> Optimizer:
-    """The optimizer that `training.optimizer` names. Raises SwampError with suggestions."""
+    """The optimizer named by `training.optimizer`. Raises SwampError for an unknown name, with the nearest one."""
     kept = list(parameters)
-    # Fused kernels do a whole step in one call: 1.2 times the throughput for small networks.
-    # On CPU they skip weights of 16 bits in whole vectors, and write rubbish into their momentum: torch issue 191763.
+    # Fused kernels: 1.2 times the throughput for small networks. On a CPU they are wrong for 16-bit weights
+    # (torch issue 191763).
     exact = (torch.float32, torch.float64)
     fused = all(
         (p.device.type == "cuda" and p.is_floating_point()) or (p.device.type == "cpu" and p.dtype in exact)
@@ -50,7 +50,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], training: Training) -> O
 
 
 def torch_optimizers() -> dict[str, Any]:
-    """Every optimizer class of torch.optim that steps without a closure, by its name."""
+    """Name -> class of all optimizers in torch.optim that need no closure."""
     found = {name: getattr(torch.optim, name) for name in dir(torch.optim)}
     return {
         name: kind

@@ -45,7 +45,7 @@ class Training:
     weight_decay: float = 5e-4
     """Weight decay of all parameters (0: none): an L2 penalty in sgd, decoupled in adamw."""
     schedule: RateShape = "cosine"
-    """Learning rate decay after the warm-up; `step` divides by 10 at 1/2 and 3/4 of it, down to the rate of the tail."""
+    """Learning rate decay after the warm-up; `step` divides by 10 at 1/2 and 3/4, down to the rate of the tail."""
     warmup: float = 0.0
     """Epochs of linear warm-up from learning rate 0 (0: none)."""
     schedule_repeats: int = 1

@@ -1,4 +1,4 @@
-"""Learning rates of a network that was pruned and trains on (Zimmer et al. 2023, "How I learned to stop worrying")."""
+"""Learning rate schedules for retraining after pruning (Zimmer et al. 2023, "How I Learned to Stop Worrying")."""
 
 from dataclasses import replace
 from typing import Literal
@@ -6,15 +6,22 @@ from typing import Literal
 from swamp.training.options import Training
 
 Retraining = Literal["slr", "lrw", "ft", "clr", "llr", "allr"]
-"""slr: the whole schedule again, scaled to the epochs there are. lrw: its last epochs again. ft: its last rate only.
-clr: one cosine after a tenth of warm-up. llr: linearly from the peak to 0. allr: the same from a peak as much lower as
-the pruning was mild or the epochs are few."""
+"""slr: the whole schedule, scaled to the number of epochs. lrw: the last epochs of the schedule. ft: its last rate,
+constant. clr: 10 % warm-up, then one cosine. llr: linear from the peak to 0. allr: as llr, with a peak that depends on
+the change of the norm and the number of epochs."""
 
 
 def retraining(training: Training, how: Retraining, epochs: int, change: float) -> tuple[Training, int]:
-    """How a pruned network trains on for `epochs`, and the epoch of that training it starts at (above 0 for lrw).
+    """Training options for retraining a pruned network for `epochs` epochs.
 
-    change: see `norm_change`; allr multiplies the peak by max(change, epochs / training.epochs), at most 1.
+    Args:
+        training: Options of the dense training.
+        how: Schedule.
+        epochs: Epochs of retraining.
+        change: See `norm_change`; allr multiplies the peak by max(change, epochs / training.epochs), at most 1.
+
+    Returns:
+        The options, and the epoch at which this training starts (above 0 for lrw only).
     """
     short = replace(training, epochs=epochs, warmup=0.0, swa_fraction=0.0, schedule_repeats=1)
     match how:
@@ -34,5 +41,5 @@ def retraining(training: Training, how: Retraining, epochs: int, change: float) 
 
 
 def norm_change(before: float, removed: float, share: float) -> float:
-    """|W - W'| / (|W| sqrt(s)): the norm of the `removed` weights over that `before`, s the share that was removed."""
+    """|W - W'| / (|W| sqrt(s)): norm of the removed weights relative to the norm before, s = fraction removed."""
     return removed / (before * share**0.5) if before and share else 0.0

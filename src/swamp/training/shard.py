@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 
 class Shard(Protocol):
-    """One process of those that train one model. Order, augmentation and dropout are those of the whole batch."""
+    """One of the processes that train one model. Order, augmentation and dropout are computed for the whole batch."""
 
     def shard_parameters(self, model: nn.Module) -> bool:
-        """Shard the parameters of `model` over the processes, before the training; False where they stay whole.
+        """Shard the parameters of `model` over the processes, before training. Returns False if they are replicated.
 
-        The gradients of sharded parameters are summed over the processes by FSDP2. Each process keeps its rows of all
-        training state; snapshots and the result are put together again (see masks/spread.py).
+        FSDP2 sums the gradients of sharded parameters over the processes. Each process holds its rows of all training
+        state; snapshots and results are full tensors (see masks/dtensor.py).
         """
         ...
 
@@ -27,5 +27,5 @@ class Shard(Protocol):
         ...
 
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over the processes, in place; sharded tensors are left as they are."""
+        """Replace each tensor by its sum over the processes, in place; sharded tensors are unchanged."""
         ...

@@ -12,7 +12,7 @@ from swamp.training.data import Batch
 from swamp.training.rng import Seed, permutation
 
 _POOL = 32
-"""Number of batches sorted by length at a time: a larger pool needs less padding, a smaller pool mixes examples better."""
+"""Batches sorted by length at a time: a larger pool needs less padding, a smaller one mixes examples better."""
 _GROUP = 64
 """Largest batch in evaluation, of examples of similar length."""
 
@@ -119,7 +119,8 @@ class TokenData:
     @cached_property
     def _evaluation_order(self) -> Tensor:
         # Groups of similar length need little padding. Their order is random, so that the first examples represent all
-        # lengths. A group of median length is first, as FLOPs are counted on the first example; an incomplete one, last.
+        # lengths. A group of median length is first, as FLOPs are counted on the first example. The incomplete group
+        # is last.
         groups = _pieces(self.lengths.cpu().argsort(stable=True), _GROUP)
         middle, *longest = groups.pop((len(groups) - 1) // 2), *groups[-1:]
         inner = groups[:-1]
