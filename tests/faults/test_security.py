@@ -20,7 +20,7 @@ from swamp.datasets.cache import checksum_of, download
 from swamp.datasets.cifar import CIFAR_10, _from_archive
 from swamp.errors import SwampError
 from swamp.runs import RunConfig, StudyDirectory
-from swamp.runs.directory import write_json
+from swamp.runs.directory import add_checksum, write_json
 from swamp.runtime import kernels
 
 LOADERS = loaders()
@@ -150,8 +150,8 @@ def test_of_a_bomb_no_more_is_unpacked_than_a_whole_file_has(tmp_path):
         ("http://example.org/data.gz", f"sha256:{'0' * 64}", "only https"),
         ("ftp://example.org/data.gz", f"sha256:{'0' * 64}", "only https"),
         ("file:///etc/passwd", f"sha256:{'0' * 64}", "only https"),
-        ("https://example.org/data.gz", "", "without its checksum"),
-        ("https://example.org/data.gz", "sha256:0", "without its checksum"),
+        ("https://example.org/data.gz", "", "without a checksum"),
+        ("https://example.org/data.gz", "sha256:0", "without a checksum"),
     ],
 )
 def test_nothing_is_fetched_in_the_open_or_without_a_checksum(url, checksum, message, monkeypatch):
@@ -165,7 +165,7 @@ def test_nothing_is_fetched_in_the_open_or_without_a_checksum(url, checksum, mes
 )
 def test_a_study_names_no_run_outside_its_folder(name, tmp_path):
     listed = {"runs": {name: RunConfig().to_json()}, "compare": {}}
-    (tmp_path / "study.json").write_text(json.dumps(listed))
+    (tmp_path / "study.json").write_text(json.dumps(add_checksum(listed)))
     with pytest.raises(SwampError, match=r"cannot be the name of a run|half of a character"):
         StudyDirectory.open(tmp_path)
 
