@@ -240,7 +240,7 @@ def test_half_precision_weights_that_overflow_are_named_with_what_to_do(task):
     data = TensorData(task.train.inputs.half() * 1000, task.train.targets)
     plan = replace(PLAN, method="imp", on_divergence="stop", ticket_epochs=0)
     half = replace(task, train=data, test=data, validation=None)
-    with pytest.raises(swamp.Diverged, match=r"The weights are float16, which ends at 6.55e\+04"):
+    with pytest.raises(swamp.Diverged, match=r"The weights are float16, whose largest value is 6.55e\+04"):
         list(swamp.cycles(model, half, plan, Training(epochs=4, batch_size=16, lr=1000.0, swa_fraction=0.5)))
 
 

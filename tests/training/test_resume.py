@@ -173,5 +173,5 @@ def test_the_state_of_several_groups_and_numbers_is_flat_tensors():
 def test_a_state_that_no_file_can_hold_is_refused():
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], 0.1)
     optimizer.state[optimizer.param_groups[0]["params"][0]]["kind"] = "sharp"
-    with pytest.raises(SwampError, match="keeps '0/kind' as a str"):
+    with pytest.raises(SwampError, match="optimizer state '0/kind' is a str"):
         optimizer_tensors(optimizer)

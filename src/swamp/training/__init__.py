@@ -1,4 +1,4 @@
-"""How one model is trained: task, data, order, loop, averages."""
+"""Training of one model: task, data, random streams, the training loop, averages of weights."""
 
 from swamp.training.augment import Augment, crop_flip, shift_scale_noise
 from swamp.training.average import RunningMean, State, copied, interpolate, mean

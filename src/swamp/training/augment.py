@@ -1,4 +1,4 @@
-"""Augmentation of whole batches in memory: one vectorised gather a batch, never a loop over images."""
+"""Augmentation of whole batches in memory: vectorised, without a loop over examples."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,31 +9,49 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""(batch of inputs, generator) -> augmented batch; all randomness comes from the generator."""
+"""(inputs of a batch, generator) -> augmented inputs; all random numbers are drawn from the generator."""
 
 
 @runtime_checkable
 class DrawThenApply(Protocol):
-    """An Augment that draws first and computes afterwards, so that the batches of many models are computed at once."""
+    """An Augment with separate draw and apply, so that the batches of several models are augmented in one call."""
 
     def draw(self, inputs: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Random numbers for inputs of this shape, each with the examples first, on the generator's device."""
+        """Random numbers for inputs of this shape, each (examples, ...), on the device of the generator."""
         ...
 
     def apply(self, inputs: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
-        """The augmented inputs; an example depends on its own numbers alone."""
+        """The augmented inputs; each example depends on its own random numbers only."""
         ...
 
 
 def crop_flip(padding: int = 4, flip: bool = True) -> Augment:
-    """Random crop after zero padding by `padding` pixels, and random horizontal flip, of images (N, C, H, W)."""
+    """Augmentation of images (N, C, H, W): zero padding, random crop to the original size, random horizontal flip.
+
+    Args:
+        padding: Pixels of padding on each side.
+        flip: Flip half of the images.
+
+    Example:
+        >>> import torch
+        >>> crop_flip(padding=2)(torch.ones(8, 3, 6, 6), torch.Generator()).shape
+        torch.Size([8, 3, 6, 6])
+    """
     return _CropFlip(padding, flip)
 
 
 def shift_scale_noise(shift: int = 4, scale: float = 0.2, noise: float = 0.15) -> Augment:
-    """Augmentation of signals (N, L): circular shift up to `shift` samples, amplitude 1 +- `scale`, white noise.
+    """Augmentation of signals (N, L), with the transformations of the MNIST-1D generator (Greydanus 2020).
 
-    These are the transformations of which MNIST-1D's own generator makes its examples.
+    Args:
+        shift: Largest circular shift, in samples.
+        scale: The amplitude is multiplied by a number in 1 +- `scale`.
+        noise: Standard deviation of the white noise that is added.
+
+    Example:
+        >>> import torch
+        >>> shift_scale_noise(shift=0, scale=0, noise=0)(torch.ones(1, 3), torch.Generator())
+        tensor([[1., 1., 1.]])
     """
     return _ShiftScaleNoise(shift, scale, noise)
 
@@ -87,7 +105,7 @@ class _ShiftScaleNoise:
     def apply(self, inputs: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
         starts, factor, white = (part.to(inputs.device) for part in drawn)
         length, device = inputs.shape[1], inputs.device
-        # The few shifts there are as a table: dividing every index by the length takes several times as long.
+        # A table of all shifts: computing the modulus of every index is several times slower.
         shifts = torch.arange(-self.shift, self.shift + 1, device=device)
         table = (torch.arange(length, device=device) + shifts[:, None]) % length
         shifted = inputs.gather(1, table.index_select(0, starts + self.shift))

@@ -1,4 +1,4 @@
-"""Dropout whose noise is handed in: drawn from a generator of its own, or made beforehand for many models at once."""
+"""Dropout with explicit random numbers: from a separate generator, or with precomputed masks for stacked models."""
 
 import copy
 import math
@@ -19,14 +19,14 @@ from swamp.training.rng import Seed, isolated, reseed_global
 from swamp.training.task import Task
 
 Draw = Callable[[tuple[int, ...], float, Tensor], Tensor]
-"""(shape, share kept, tensor whose type and device to take) -> 0 or 1 / share, by which activations are multiplied."""
+"""(shape, keep probability, tensor with the dtype and device to use) -> multiplier: 0 or 1 / keep probability."""
 
 
 class DropoutMode(TorchFunctionMode):
-    """Inside the block dropout takes its noise from `draw` instead of torch's global generator.
+    """Inside the block dropout takes its masks from `draw` instead of torch's global generator.
 
-    Trainings in threads beside each other would take each other's numbers from the global generator, and stacked
-    ones each need their own. Covers torch's dropouts but the alpha ones, attention, and layers that are made of them.
+    Threads would share the global generator, and stacked models need one mask each. Covers dropout and attention of
+    torch, and layers built of them; alpha dropout is not covered.
     """
 
     def __init__(self, draw: Draw) -> None:
@@ -43,7 +43,7 @@ class DropoutMode(TorchFunctionMode):
         return replaced(self, *args, **(kwargs or {}))
 
     def multiplier(self, inputs: Tensor, p: float, shape: tuple[int, ...] | None = None) -> Tensor:
-        """What `inputs` are multiplied by where a share `p` is dropped."""
+        """The dropout mask of `inputs` with drop probability `p`, scaled by 1 / (1 - p)."""
         self.used = True
         return self.draw(tuple(inputs.shape) if shape is None else shape, 1 - p, inputs)
 
@@ -51,69 +51,70 @@ class DropoutMode(TorchFunctionMode):
 def multipliers_from(generator: torch.Generator, rows: slice | None = None, total: int = 0) -> Draw:
     """Dropout masks from `generator`: on CPU the numbers that torch draws from its global generator in the same state.
 
-    rows, total: where the inputs are `rows` of a batch of `total` examples, the noise is those rows of the batch's.
+    rows, total: if the inputs are the examples `rows` of a batch of `total` examples, these rows of the mask of the
+    whole batch are used.
     """
 
     def draw(shape: tuple[int, ...], kept: float, like: Tensor) -> Tensor:
         of_batch = rows is not None and bool(shape) and shape[0] == rows.stop - rows.start
         whole = (total, *shape[1:]) if of_batch else shape
-        # Contiguous, whatever the layout of the activations: the noise must not depend on how the network is stored.
-        noise = torch.empty(whole, dtype=like.dtype, device=like.device).bernoulli_(kept, generator=generator)
-        return to_multiplier(noise[rows] if of_batch else noise, kept)
+        # Contiguous, so that the mask does not depend on the memory format of the activations.
+        mask = torch.empty(whole, dtype=like.dtype, device=like.device).bernoulli_(kept, generator=generator)
+        return to_multiplier(mask[rows] if of_batch else mask, kept)
 
     return draw
 
 
-def to_multiplier(noise: Tensor, kept: float) -> Tensor:
-    """Zeros and ones as multipliers that leave the mean of activations as it was."""
-    return noise.div_(kept) if kept else noise
+def to_multiplier(mask: Tensor, kept: float) -> Tensor:
+    """Divide a mask of zeros and ones by the keep probability, in place: the mean activation is unchanged."""
+    return mask.div_(kept) if kept else mask
 
 
 class DropoutStream:
-    """The random numbers of one training's forward passes, a pure function of its seed and the step.
+    """Random numbers in the forward passes of one training: a pure function of its seed and the step.
 
-    Dropout has noise of its own. Whatever else draws does so from torch's global generator, which is seeded by step
-    too where the training is `exclusive`.
+    Dropout uses a separate generator. Other random functions use torch's global generator, which is seeded at each step
+    if the training is `exclusive`.
     """
 
     def __init__(self, model: nn.Module, seed: int, device: torch.device, exclusive: bool) -> None:
         self.seed, self.device, self.exclusive = seed, device, exclusive
         self.generator = torch.Generator(device)
-        # The first step tells of dropout that is no module; without any, the others are spared looking for it.
-        self.drops = has_dropout_layer(model)
-        self.first = True
+        # The first step detects functional dropout; without dropout, later steps skip the mode.
+        self.has_dropout = has_dropout_layer(model)
+        self.is_first = True
 
     @contextmanager
     def at(self, step: int, rows: slice | None, total: int) -> Generator[None]:
-        """Around the forward pass of one step, on `rows` (None: all) of a batch of `total` examples."""
+        """Context for the forward pass of one step, on `rows` (None: all) of a batch of `total` examples."""
         if self.exclusive:
             reseed_global(self.seed + step, self.device)
-        if not (self.first or self.drops):
+        if not (self.is_first or self.has_dropout):
             yield
             return
         self.generator.manual_seed(self.seed + step)
         with DropoutMode(multipliers_from(self.generator, rows, total)) as mode:
             yield
-        self.first, self.drops = False, self.drops or mode.used
+        self.is_first, self.has_dropout = False, self.has_dropout or mode.used
 
 
 def has_dropout_layer(model: nn.Module) -> bool:
-    """Whether there is a dropout layer in it."""
+    """Whether a module of `model` is a dropout layer."""
     return any("Dropout" in type(module).__name__ for module in model.modules())
 
 
 def uses_global_rng(model: nn.Module, task: Task, batch_size: int) -> bool:
-    """Whether a forward pass in training draws random numbers in another way than by dropout."""
-    return _drawn(model, task, batch_size)[1]
+    """Whether a forward pass in train mode draws random numbers other than dropout masks."""
+    return _random_sources(model, task, batch_size)[1]
 
 
 def has_random_forward(model: nn.Module, task: Task, batch_size: int) -> bool:
-    """Whether a forward pass in training draws random numbers, by dropout or in any other way."""
-    return any(_drawn(model, task, batch_size))
+    """Whether a forward pass in train mode draws random numbers: dropout masks or others."""
+    return any(_random_sources(model, task, batch_size))
 
 
-def _drawn(model: nn.Module, task: Task, batch_size: int) -> tuple[bool, bool]:
-    """Whether a forward pass draws by dropout, and whether in another way."""
+def _random_sources(model: nn.Module, task: Task, batch_size: int) -> tuple[bool, bool]:
+    """Whether a forward pass draws dropout masks, and whether it draws other random numbers."""
     fresh = copy.deepcopy(model).train()
     device = next(fresh.parameters()).device
     inputs, _ = batch_to(next(iter(task.train.in_order(min(batch_size, 8)))), device)
@@ -138,7 +139,7 @@ def _dropout(mode: DropoutMode, inputs: Tensor, p: float = 0.5, training: bool =
 
 
 def _channels(spatial: int) -> Callable[..., Tensor]:
-    """Dropout of whole channels; without a batch dimension the first one is the channels'."""
+    """Dropout of whole channels. Inputs without a batch dimension have the channels first."""
 
     def dropout(
         mode: DropoutMode, inputs: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
@@ -176,8 +177,8 @@ def _attention(
         later = torch.ones(weights.shape[-2:], dtype=torch.bool, device=query.device).triu(1)
         weights = weights.masked_fill(later, -math.inf)
     if attn_mask is not None:
-        masked = attn_mask.dtype == torch.bool
-        weights = weights.masked_fill(~attn_mask, -math.inf) if masked else weights + attn_mask
+        is_bool = attn_mask.dtype == torch.bool
+        weights = weights.masked_fill(~attn_mask, -math.inf) if is_bool else weights + attn_mask
     weights = weights.softmax(-1)
     return (weights * mode.multiplier(weights, dropout_p)) @ value
 
@@ -188,11 +189,11 @@ def _never(*tensors: Any) -> bool:
 
 
 def with_inner_calls(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of torch.nn.functional made of others, run under a mode that sees its inner calls too."""
-    # torch asks once, at the door, and then runs the body unseen: this is the same body without the door.
+    """Run a composite function of torch.nn.functional so that a TorchFunctionMode also intercepts its inner calls."""
+    # torch checks has_torch_function at the start, then disables the mode for the body. This copy skips the check.
     original = cast(FunctionType, function)
-    opened: dict[str, Any] = {**original.__globals__, "has_torch_function": _never}
-    body = FunctionType(original.__code__, opened, original.__name__, original.__defaults__, original.__closure__)
+    scope: dict[str, Any] = {**original.__globals__, "has_torch_function": _never}
+    body = FunctionType(original.__code__, scope, original.__name__, original.__defaults__, original.__closure__)
     body.__kwdefaults__ = original.__kwdefaults__
 
     def run(mode: TorchFunctionMode, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Mixed precision: forward passes of training in bfloat16."""
+"""Mixed precision: forward passes of training under bfloat16 autocast."""
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -12,24 +12,24 @@ from torch.overrides import TorchFunctionMode
 from swamp.training.dropout import with_inner_calls
 
 _MAX_TOKENS = 256
-"""Tokens: with more, the gradient of attention in bfloat16 is as fast."""
+"""Tokens per sequence up to which attention is computed in float32 on a CPU."""
 
 
 class Autocast:
-    """Autocast to bfloat16 for the forward passes of one training; on CPU, attention over few tokens stays in float32.
+    """bfloat16 autocast for the forward passes of one training; on a CPU, attention over few tokens stays in float32.
 
-    Its gradient in bfloat16 takes torch's CPU kernel (2.13) four to six times as long as in float32 there: half of a
-    small transformer's step.
+    For short sequences torch's CPU kernel (2.13) for the gradient of attention is 4 to 6 times slower in bfloat16 than
+    in float32, which is half of a training step of a small transformer.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        # The first pass tells whether there is attention; without any, the others are spared looking for it.
+        # The first pass detects attention; without attention, later passes skip the mode.
         self.first, self.has_attention = device.type == "cpu", False
 
     @contextmanager
     def __call__(self) -> Generator[None]:
-        """Around one forward pass."""
+        """Context for one forward pass."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             if not (self.first or self.has_attention):
                 yield
@@ -49,14 +49,14 @@ class _Float32Attention(TorchFunctionMode):
     ) -> Any:
         given = dict(kwargs or {})
         if func is F.multi_head_attention_forward:
-            return _layer(self, *args, **given)
+            return _attention_layer(self, *args, **given)
         if func is not F.scaled_dot_product_attention:
             return func(*args, **given)
         self.used = True
         return _attention(*args, **given)
 
 
-_layer = with_inner_calls(F.multi_head_attention_forward)
+_attention_layer = with_inner_calls(F.multi_head_attention_forward)
 
 
 def _attention(

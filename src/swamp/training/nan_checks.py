@@ -1,4 +1,4 @@
-"""NaN and infinity: refused in what a run begins with, seen in what a training makes."""
+"""Checks for NaN and infinity: in initial weights and data, and during training."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,34 +21,39 @@ _BATCH = 256
 
 
 def require_finite(loss: float, step: int, training: Training, per_epoch: int, weight: Tensor) -> None:
-    """Raise Diverged where the mean loss of the epoch that ends with `step` is not a number; weight: any of them."""
+    """Raise Diverged if the mean loss of the epoch that ends at `step` is not finite. weight: gives the dtype."""
     if not math.isfinite(loss):
         raise Diverged(
             f"the training loss became {loss} in epoch {(step - 1) // per_epoch + 1} (before step {step}, learning "
             f"rate {training.rate(step - 1, per_epoch):.4g}). Lower the learning rate, or clip the gradient."
-            f"{_narrow(training, weight)}",
+            f"{_precision_advice(training, weight)}",
             step,
         )
 
 
 def require_finite_weights(weights: State, step: int, training: Training, *, beside: State | None = None) -> None:
-    """Raise Diverged naming the first tensor that is not finite, and was finite in `beside`."""
+    """Raise Diverged, naming the first tensor that is not finite. beside: earlier state; its infinities are allowed."""
     wrong = [name for name, weight in weights.items() if not _is_finite(weight)]
     if beside is not None:
-        # A buffer may hold infinities from the beginning: a mask of attention does.
+        # A buffer may contain infinities from the start, such as an attention mask.
         wrong = [name for name in wrong if _is_finite(beside[name]) or bool(weights[name].isnan().any())]
     if wrong:
         raise Diverged(
             f"the weights of {wrong[0]!r} are not finite after step {step}. Lower the learning rate."
-            f"{_narrow(training, weights[wrong[0]])}",
+            f"{_precision_advice(training, weights[wrong[0]])}",
             step,
         )
 
 
 def require_finite_memory(memory: Mapping[str, Tensor], names: Sequence[str], step: int) -> None:
-    """Raise Diverged for what an optimizer keeps of a weight (`0/exp_avg_sq`) and is not finite; names: its parameters.
+    """Raise Diverged if the optimizer state of a weight is not finite.
 
-    A second moment that overflowed divides every later step by infinity: its weight stands still and nobody notices.
+    An infinite second moment makes every later step of its weight zero, without an error.
+
+    Args:
+        memory: Optimizer state, such as `0/exp_avg_sq` for parameter 0.
+        names: Names of the parameters, in the order of the optimizer.
+        step: Steps taken, for the message.
     """
     for key, tensor in memory.items():
         owner, _, kept = key.partition("/")
@@ -61,10 +66,10 @@ def require_finite_memory(memory: Mapping[str, Tensor], names: Sequence[str], st
 
 
 def require_finite_start(model: nn.Module, task: Task) -> None:
-    """Raise SwampError for initial weights, or data in memory, that are NaN or infinite, before anything is trained.
+    """Raise SwampError if initial weights or data in memory are NaN or infinite.
 
-    An example is let through if the loss of its batch is a number all the same: some losses know NaN as a target that
-    is missing, and attention is masked by infinities. Data that is fetched one by one is not looked at.
+    Examples are accepted if the loss of their batch is finite: some losses use NaN for missing targets, and attention
+    masks contain infinities. A DatasetData is not checked.
     """
     require_finite_given(dict(model.named_parameters()), "the model's initial weights")
     splits = (("training", task.train), ("validation", task.validation), ("test", task.test))
@@ -74,19 +79,19 @@ def require_finite_start(model: nn.Module, task: Task) -> None:
 
 
 def require_finite_given(weights: State, what: str) -> None:
-    """Raise SwampError naming the tensors that are NaN or infinite of weights that were given."""
+    """Raise SwampError, naming the tensors of `weights` that are NaN or infinite. what: description for the message."""
     wrong = [name for name, weight in weights.items() if not _is_finite(weight)]
     if wrong:
         first = weights[wrong[0]]
         count = int((~torch.isfinite(full_tensor(first))).sum())
         raise SwampError(
             f"{what} are NaN or infinite in {shortened(wrong)} ({count} of {first.numel()} numbers of the first). "
-            "Nothing can be trained from there: make or load them anew."
+            "Initialise or load the weights again."
         )
 
 
 def _suspects(data: Data) -> Iterator[tuple[str, Batch]]:
-    """What is not finite in data held in memory, and the batch that it is in."""
+    """Tensors in memory that are not finite: description, and the batch that contains them."""
     if isinstance(data, TensorData):
         inputs = {"inputs": data.inputs} if isinstance(data.inputs, Tensor) else data.inputs
         for name, tensor in {**inputs, "targets": data.targets}.items():
@@ -95,8 +100,8 @@ def _suspects(data: Data) -> Iterator[tuple[str, Batch]]:
                 start = bad[0] - bad[0] % _BATCH
                 index = torch.arange(start, min(start + _BATCH, len(data)), device=data.targets.device)
                 drawn, targets = data.gather(index)
-                yield _said(name, bad), (data.normalised(drawn), targets)
-        # A normalisation that divides by zero does so in every batch.
+                yield _description(name, bad), (data.normalised(drawn), targets)
+        # A division by zero in the normalisation affects every batch.
         yield from _of_batches(data, 1)
     elif isinstance(data, BatchList) or (isinstance(data, TokenData) and data.targets.is_floating_point()):
         yield from _of_batches(data, len(data))
@@ -108,18 +113,18 @@ def _of_batches(data: Data, most: int) -> Iterator[tuple[str, Batch]]:
         for name, tensor in {**parts, "targets": targets}.items():
             bad = _rows(tensor) if isinstance(tensor, Tensor) else []
             if bad:
-                yield f"batch {number} as the model sees it, {_said(name, bad)}", (inputs, targets)
+                yield f"batch {number} as the model sees it, {_description(name, bad)}", (inputs, targets)
 
 
 def _rows(tensor: Tensor) -> list[int]:
-    """Examples of a tensor that are not finite."""
+    """Indices of the examples of a tensor that are not finite."""
     if not tensor.is_floating_point() or _is_finite(tensor):
         return []
     rows = ~torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
     return [int(row) for row in rows.nonzero().flatten()]
 
 
-def _said(name: str, bad: Sequence[int]) -> str:
+def _description(name: str, bad: Sequence[int]) -> str:
     return f"{name} of example {bad[0]}" + (f" and of {len(bad) - 1} more" if len(bad) > 1 else "")
 
 
@@ -129,19 +134,19 @@ def _try(model: nn.Module, task: Task, batch: Batch, what: str) -> None:
         inputs, targets = batch_to(batch, device)
         loss = task.loss(task.forward(model, to_memory_format_of(model, inputs)), targets)
     if not bool(torch.isfinite(loss).all()):
-        raise SwampError(f"NaN or infinity in {what}. The loss of its batch is {float(loss)}: repair or leave it out.")
+        raise SwampError(f"NaN or infinity in {what}. The loss of its batch is {float(loss)}. Correct or remove it.")
 
 
 def _is_finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(full_tensor(tensor)).all())
 
 
-def _narrow(training: Training, weight: Tensor) -> str:
-    """What to say of a precision that may have been too narrow."""
+def _precision_advice(training: Training, weight: Tensor) -> str:
+    """Advice for a message, if low precision may be the cause."""
     if weight.dtype in (torch.float16, torch.bfloat16):
         most = f"{torch.finfo(weight.dtype).max:.3g}"
         kind = str(weight.dtype).removeprefix("torch.")
-        return f" The weights are {kind}, which ends at {most}: keep them in float32."
+        return f" The weights are {kind}, whose largest value is {most}: keep them in float32."
     if training.precision == "bfloat16":
-        return " It was trained in bfloat16, which keeps 8 bits of a number: try --precision float32."
+        return " It was trained in bfloat16, with 8 bits of precision: try --precision float32."
     return ""

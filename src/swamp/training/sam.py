@@ -1,9 +1,9 @@
-"""Sharpness-aware minimisation: the gradient is taken where the loss is worst nearby.
+"""Sharpness-aware minimisation: the gradient is computed at perturbed weights with a higher loss.
 
 sam: at w + radius * g / |g|, with g the gradient of the same batch at w (Foret et al. 2021). asam: at
-w + radius * T^2 g / |T g| with T = |w| + 0.01, so that it does not matter how a network's layers are scaled (Kwon et
-al. 2021); T = 1 for parameters that are no `weight`, as in the authors' code. s2-sam: as sam, with g the gradient that
-the step before took, so that a step needs one pass (Ji et al. 2024).
+w + radius * T^2 g / |T g| with T = |w| + 0.01, which is invariant to the scale of layers (Kwon et al. 2021); T = 1 for
+parameters not named `weight`, as in the authors' code. s2-sam: as sam, with g the gradient of the previous step, so
+that a step needs one pass (Ji et al. 2024).
 """
 
 from collections.abc import Generator, Mapping
@@ -17,15 +17,15 @@ from swamp.training.batchnorm import frozen_statistics
 from swamp.training.options import Sharpness
 
 _SMALLEST = 0.01
-"""The authors' eta: without it a weight of zero could not be perturbed."""
+"""eta of the paper: without it a zero weight would not be perturbed."""
 
 
 def ascent(
     weights: Mapping[str, Tensor], gradient: Mapping[str, Tensor], sharpness: Sharpness
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-    """T g, whose norm is the perturbation's measure, and T^2 g, its direction; where g is zero both are.
+    """T g, which scales the perturbation by its norm, and T^2 g, the direction; both are zero where g is zero.
 
-    Names are those of parameters. Elementwise, so that tensors may be stacked.
+    Keys are names of parameters. Computed elementwise, so tensors may be stacked.
     """
     if sharpness != "asam":
         return gradient, gradient
@@ -38,9 +38,9 @@ def ascent(
 def perturbed(
     model: nn.Module, gradient: Mapping[str, Tensor], radius: float, sharpness: Sharpness = "sam"
 ) -> Generator[None]:
-    """Inside the block the weights are perturbed along `gradient`; on leaving they are bit for bit where they were.
+    """Inside the block the weights are perturbed along `gradient`; afterwards they are restored bit for bit.
 
-    gradient: of the parameters of these names, masked: the perturbation then stays on the mask's support.
+    gradient: Parameter name -> masked gradient, so that pruned weights stay zero.
     """
     named = dict(model.named_parameters())
     measured, directions = ascent(named, gradient, sharpness)
@@ -59,10 +59,10 @@ def perturbed(
 
 @contextmanager
 def second_gradient(model: nn.Module, radius: float, sharpness: Sharpness = "sam") -> Generator[None]:
-    """Inside the block the weights are perturbed along the masked gradient that the model has, to be replaced there.
+    """Inside the block the weights are perturbed along the gradient in `grad`: compute the second gradient there.
 
-    Running statistics of batch normalisation do not move in the block, and other buffers come back as they were, or
-    they would take every batch twice.
+    Running statistics of batch normalisation do not change in the block, and other buffers are restored: otherwise each
+    batch would update them twice.
     """
     buffers = [
         (module._buffers, name, buffer, buffer.clone())  # pyright: ignore[reportPrivateUsage]
@@ -75,10 +75,10 @@ def second_gradient(model: nn.Module, radius: float, sharpness: Sharpness = "sam
             yield
     finally:
         with torch.no_grad():
-            for place, name, buffer, value in buffers:
-                place[name] = buffer.copy_(value)
+            for owner, name, buffer, value in buffers:
+                owner[name] = buffer.copy_(value)
 
 
 def gradient_of(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the gradient that `model` has, by the names of its parameters."""
+    """Parameter name -> copy of its gradient."""
     return {name: p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None}

@@ -1,4 +1,4 @@
-"""A training stopped between two steps, so that it can go on bit for bit."""
+"""The state of a training between two steps, to resume it bit for bit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,24 +15,31 @@ from swamp.training.average import State
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """A training stopped between two steps: with it, `fit` goes on as if it had never stopped."""
+    """The state of a training between two steps; `fit` continues from it with the same bits."""
 
     step: int
+    """Optimizer steps taken."""
     weights: State
     optimizer: Mapping[str, Tensor]
+    """See `optimizer_tensors`."""
     mean: State
+    """The mean of the samples so far, in the wider dtype."""
     averaged: int
+    """Samples in the mean."""
     losses: tuple[float, ...]
+    """Mean training loss of each finished epoch."""
     running_loss: float
+    """Sum of the losses of the present epoch."""
     losses_seen: int
+    """Number of losses in that sum."""
     gradient: State = field(default_factory=dict[str, Tensor])
-    """That of the last step, where the next one needs it (s2-sam)."""
+    """The gradient of the last step, if the next step needs it (s2-sam)."""
 
 
 def masked_snapshot(snapshot: Snapshot, mask: Mask, names: Sequence[str]) -> Snapshot:
-    """The snapshot with exact zeros off `mask`, whatever is kept of a weight: its moments, its moving average.
+    """The snapshot with zeros at pruned positions of weights, optimizer state, mean and gradient.
 
-    names: of the parameters that train, in the optimizer's order.
+    names: Names of the trainable parameters, in the order of the optimizer.
     """
 
     def cut(name: str, value: Tensor) -> Tensor:
@@ -53,17 +60,17 @@ def masked_snapshot(snapshot: Snapshot, mask: Mask, names: Sequence[str]) -> Sna
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """What `optimizer` remembers: `0/exp_avg` of parameter 0, `group0/d` of group 0; `#` ends names of numbers."""
+    """State of an optimizer: `0/exp_avg` of parameter 0, `group0/d` of group 0; names of Python numbers end in `#`."""
     flat: dict[str, Tensor] = {}
     for index, parameter in enumerate(_parameters(optimizer)):
         slots = optimizer.state.get(parameter, {})
-        # Sorted: what was read from a file came in any order, and processes must gather in one and the same.
+        # Sorted: state from a file may have any order, and all processes must gather in the same order.
         for key in sorted(slots):
             value = slots[key]
             if value is not None:
                 name, tensor = _as_tensor(f"{index}/{key}", value)
                 flat[name] = tensor
-    # Some optimizers keep what they learn (a step size, a weight sum) in the group, among the options.
+    # Some optimizers keep state (a step size, a weight sum) in the parameter group.
     for index, group in enumerate(optimizer.param_groups):
         for key, value in group.items():
             if isinstance(value, Tensor | int | float):
@@ -73,9 +80,9 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: Optimizer, flat: Mapping[str, Tensor]) -> None:
-    """Give a fresh `optimizer` the memory that `optimizer_tensors` took."""
+    """Load the state from `optimizer_tensors` into a new `optimizer`."""
     if not flat:
-        # Nothing was kept: loading an empty state would remove the one that Adagrad starts from.
+        # Loading an empty state would remove the initial state of Adagrad.
         return
     slots: dict[int, dict[str, Any]] = {}
     groups = optimizer.param_groups
@@ -88,10 +95,10 @@ def load_optimizer(optimizer: Optimizer, flat: Mapping[str, Tensor]) -> None:
             slots.setdefault(int(owner), {})[key] = value
     for index, parameter in enumerate(_parameters(optimizer)):
         if is_sharded(parameter) and index in slots:
-            # Before torch takes it to the device, where all of it may have no room.
+            # Sharded before torch moves it to the device, which may have no memory for the full tensor.
             slots[index] = {key: _part(value, parameter) for key, value in slots[index].items()}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
-    # torch places each tensor on its device, but casts it to its parameter's type: bits must come back as they were.
+    # torch casts the state to the dtype of its parameter: restore the exact bits.
     for index, parameter in enumerate(_parameters(optimizer)):
         placed = optimizer.state.get(parameter, {})
         for key, value in slots.get(index, {}).items():
@@ -102,7 +109,7 @@ def _placed(value: Tensor, like: Tensor, parameter: nn.Parameter) -> Tensor:
     if is_sharded(value):
         return value
     value = value.to(like.device)
-    # In the order in memory of its parameter: fused kernels walk both side by side.
+    # Same memory format as its parameter, as fused kernels require.
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value) if value.shape == parameter.shape else value
 
 
@@ -119,9 +126,9 @@ def _as_tensor(name: str, value: Any) -> tuple[str, Tensor]:
     if isinstance(value, Tensor):
         return name, gathered_copy(value)
     if isinstance(value, bool | int | float):
-        # float64, as Python's own numbers are: float32 would change the training that goes on.
+        # Python floats are float64: float32 would change the resumed training.
         return f"{name}#", torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
     raise SwampError(
-        f"the optimizer keeps {name!r} as a {type(value).__name__}, which cannot be stored for a resume. "
+        f"the optimizer state {name!r} is a {type(value).__name__}, which cannot be stored for a resume. "
         "Use an optimizer whose state is tensors and numbers, or train without interruptions."
     )

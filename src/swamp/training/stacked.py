@@ -1,4 +1,4 @@
-"""Batches for several trainings at once: one gather and one augmentation for all."""
+"""Stacked batches of several trainings: one gather and one augmentation for all."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -13,16 +13,16 @@ from swamp.training.rng import Seed, permutation
 
 
 class Rows(NamedTuple):
-    """Inputs that only need a gather, which a compiled step does faster: see `gather_rows`."""
+    """Inputs before the gather, which is faster inside a compiled step: see `gather_rows`."""
 
     source: Tensor
-    """(n, ...)."""
+    """All inputs, (n, ...)."""
     places: Tensor
-    """(seeds, batch)."""
+    """Indices of the examples, (seeds, batch) int64."""
 
 
 def gather_rows(inputs: Any) -> Any:
-    """Inputs as the model takes them, (seeds, batch, ...), where they are still `Rows`."""
+    """Gather `Rows` to inputs (seeds, batch, ...); other inputs are returned unchanged."""
     if not isinstance(inputs, Rows):
         return inputs
     source, places = inputs
@@ -32,9 +32,9 @@ def gather_rows(inputs: Any) -> Any:
 def stacked_batches(
     data: Data, batch_size: int, seeds: Sequence[Seed], epoch: int, first: int, device: torch.device
 ) -> Iterator[Batch]:
-    """The batches that `data.shuffled` gives for each seed, stacked: inputs and targets of (seeds, batch, ...).
+    """The batches of `data.shuffled` for each seed, stacked: inputs and targets (seeds, batch, ...).
 
-    Inputs may be `Rows`. Raises RuntimeError where the batches of one step differ in shape.
+    Inputs may be `Rows`. Raises RuntimeError if the batches of a step differ in shape.
     """
     if isinstance(data, TensorData) and isinstance(data.inputs, Tensor):
         steps, size = data.steps(batch_size), min(batch_size, len(data))
