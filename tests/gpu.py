@@ -202,7 +202,7 @@ def pretended(monkeypatch) -> Iterator[None]:
     monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)
     monkeypatch.setattr(VmappedStep, "_masked_gradients", _stacked_gradients)
     monkeypatch.setattr("swamp.backends.compiled._inductor", lambda function, inputs: function)
-    monkeypatch.setattr("swamp.backends.vmapped_state.Graphed", lambda step, state: step)
+    monkeypatch.setattr("swamp.backends.vmapped_state.CudaGraph", lambda step, state: step)
     stream = SimpleNamespace(wait_stream=lambda other: None)
     answers = {
         "_lazy_init": None,

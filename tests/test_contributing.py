@@ -46,7 +46,7 @@ def test_every_table_of_names_is_where_it_says(package, name):
 @pytest.mark.parametrize(
     ("path", "name"),
     [
-        ("src/swamp/algorithms/masks.py", "_PASSES"),
+        ("src/swamp/algorithms/next_mask.py", "_PASSES"),
         ("src/swamp/models/__init__.py", "_BUILDERS"),
         ("tests/scores/networks.py", "LOOKING"),
         ("tests/scores/test_agreement.py", "INDEPENDENT"),

@@ -9,7 +9,7 @@ import torch
 
 import swamp
 from swamp.algorithms import NoStore
-from swamp.algorithms.ensemble import member_seed
+from swamp.algorithms.ensembles import member_seed
 from swamp.backends import CustomTrainer, Sequential, Threads, Ticket, Vmapped
 from swamp.training import Seed, TensorData, Training, fit, mean
 

@@ -140,7 +140,7 @@ def test_methods_without_a_ticket_and_sparsities_out_of_range_are_refused(mlp, t
 
 def test_a_search_stops_when_its_progress_raises(mlp, task):
     class Stop(Progress):
-        def stepped(self, *_):
+        def on_step(self, *_):
             raise Interrupted("stopped.")
 
     with pytest.raises(Interrupted):

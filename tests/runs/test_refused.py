@@ -27,7 +27,7 @@ def test_nothing_is_written_where_the_input_is_wrong(config, tmp_path):
         ({"model": "resnet-21"}, "resnet"),
         ({"device": "gpu"}, "device 'gpu'"),
         ({"device": "cuda:7"}, "torch sees"),
-        ({"shard": True}, r"each of 2 particles over two ranks or more, and there are 1 in all\. Start 4 "),
+        ({"shard": True}, r"each of 2 particles over two ranks or more; this job has 1\. Start 4 "),
     ):
         with pytest.raises(SwampError, match=message):
             go(replace(config, **wrong), tmp_path / "run")

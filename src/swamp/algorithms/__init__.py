@@ -2,7 +2,7 @@
 
 from swamp.algorithms.backend_choice import backend_of
 from swamp.algorithms.cycle import Barrier, Cost, Cycle, Divergence, ParticleRecord, SplitMetrics
-from swamp.algorithms.ensemble import ensemble, ensemble_predict, member_seed
+from swamp.algorithms.ensembles import ensemble, ensemble_predict, member_seed
 from swamp.algorithms.evaluate import barrier
 from swamp.algorithms.loop import cycles, train_on
 from swamp.algorithms.method import Method
