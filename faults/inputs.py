@@ -35,7 +35,20 @@ from sandbox import SECONDS, Sandbox, Verdict, limit_memory
 from swamp.algorithms import METHODS, Plan
 from swamp.analysis import ANALYSES, FACTORS
 from swamp.backends import BACKENDS
-from swamp.cli import analyze, compare, compare_masks, cross, export, find_ticket, listing, noise, report, run, study
+from swamp.cli import (
+    analyze,
+    compare,
+    compare_masks,
+    completion,
+    cross,
+    export,
+    find_ticket,
+    listing,
+    noise,
+    report,
+    run,
+    study,
+)
 from swamp.cli.progress import Quiet
 from swamp.cli.workers import Workers
 from swamp.datasets import TASKS, DataOptions, Problem
@@ -69,6 +82,7 @@ COMMANDS: dict[str, tuple[type[Any], int]] = {
     "export": (export.ExportArgs, 3),
     "benchmark": (export.BenchmarkArgs, 1),
     "list": (listing.ListArgs, 2),
+    "completion": (completion.CompletionArgs, 1),
 }
 """Command -> its options, and its relative frequency."""
 
@@ -131,7 +145,7 @@ POOLS: dict[str, list[Any]] = {
     "only": [*ANALYSES, *FACTORS],
     "which": ["accuracy", "barrier", "hull", "masks"],
     "methods": sorted(METHODS),
-    "what": list(listing._LISTS),
+    "what": list(listing._REGISTRIES),
     "format": [*FORMATS, "sparse", "onnx", "csr", "dense"],
     "metric": ["accuracy", "nll", "nothing"],
     "batch": ["1", "1,8", "0", "1,,2", "99999999999999999999"],
@@ -288,8 +302,10 @@ def from_words(draw: st.DrawFn) -> Case:
     kind = COMMANDS[name][0]
     chosen = draw(st.lists(flags(kind, POOLS), max_size=3))
     paths = draw(st.lists(st.sampled_from(PATHS), max_size=3)) if name not in ("run", "ticket") else []
+    if name == "completion":
+        paths = draw(st.lists(st.sampled_from(["bash", "tcsh", ""]), max_size=2))
     if name == "list":
-        paths = draw(st.lists(st.sampled_from([*listing._LISTS, "nothing", ""]), max_size=2))
+        paths = draw(st.lists(st.sampled_from([*listing._REGISTRIES, "nothing", ""]), max_size=2))
     small = ["--config", "../zoo/config.json"] if name in ("run", "ticket") and draw(st.integers(0, 5)) != 4 else []
     if draw(st.integers(0, 30)) == 17:
         return Case((draw(st.sampled_from([*TEXT, name, "--version", "-h"])).replace("\0", ""), *words(chosen)))

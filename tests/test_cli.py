@@ -238,7 +238,7 @@ for arguments in {commands}:
 def test_every_command_can_be_imported():
     from swamp.cli import entry
 
-    assert all(callable(entry._command(name)) for name in entry._COMMANDS)
+    assert all(callable(entry._command(name)) for name in entry.COMMANDS)
 
 
 @pytest.mark.parametrize("command", ["run", "ticket"])
@@ -266,6 +266,18 @@ def test_short_help_has_the_text_and_the_default_of_each_option(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "--lr FLOAT Peak learning rate. (default: 0.1)" in text
     assert "--particles INT ... Particles N per cycle" in text
+
+
+@pytest.mark.slow
+def test_the_completion_script_completes_commands_and_options(tmp_path, capsys):
+    assert swamp("completion", "bash") == 0
+    script = tmp_path / "swamp.bash"
+    script.write_text(capsys.readouterr().out)
+    for words, expected in (("swamp ru", "run"), ("swamp analyze --cu", "--curvature-examples --curvature-particles")):
+        code = f"""source {script}; COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+        _tyro_swamp; echo "${{COMPREPLY[@]}}" """
+        done = subprocess.run(["bash", "-c", code], check=True, capture_output=True, text=True)
+        assert done.stdout.split() == expected.split()
 
 
 def test_help_of_run_shows_the_defaults_of_the_recipe_named(capsys):

@@ -11,7 +11,7 @@ import pytest
 import inputs
 from inputs import COMMANDS, configs
 from sandbox import Sandbox, unclear, without_rights
-from swamp.cli.entry import _COMMANDS
+from swamp.cli import entry
 from swamp.runs import RunConfig
 from values import flat_fields
 
@@ -29,7 +29,7 @@ def test_any_input_runs_a_step_or_is_refused_in_one_clear_message(tmp_path):
 
 
 def test_every_command_is_tried():
-    assert COMMANDS.keys() == _COMMANDS.keys()
+    assert COMMANDS.keys() == entry.COMMANDS.keys()
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from swamp.errors import SwampError, as_swamp_error, unknown
 Command = Callable[[Sequence[str]], None]
 """A command, called with the arguments after its name."""
 
-_COMMANDS: dict[str, tuple[str, str]] = {
+COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "prune a network, from a recipe, a task or a configuration"),
     "resume": ("run", "continue a run after any interruption"),
     "ticket": ("find_ticket", "find the earliest stable ticket: how long to train before pruning begins"),
@@ -33,8 +33,9 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("export", "write the sparse network of a run as one small file, as ONNX, or as another format"),
     "benchmark": ("export", "measure an exported file here: size, speed beside dense runtimes, accuracy"),
     "list": ("listing", "list recipes, tasks, models, methods, scores, backends, studies or analyses"),
+    "completion": ("completion", "print a script that completes commands and options in bash, zsh or fish"),
 }
-"""Command -> module of swamp.cli with the function COMMAND_command, and a summary.
+"""Command -> module of swamp.cli with the function COMMAND_command and the dataclass CommandArgs; and a summary.
 
 A module is imported when its command is given, as most modules import torch, which takes seconds.
 """
@@ -77,14 +78,14 @@ def command_of(arguments: Sequence[str]) -> tuple[Command, Sequence[str]]:
     if arguments[0] == "--version":
         return _version, arguments[1:]
     _refuse_long(arguments)
-    if arguments[0] not in _COMMANDS:
-        raise unknown("command", arguments[0], _COMMANDS)
+    if arguments[0] not in COMMANDS:
+        raise unknown("command", arguments[0], COMMANDS)
     return _command(arguments[0]), arguments[1:]
 
 
 def _command(name: str) -> Command:
     with leaving_at_once():
-        return getattr(import_module(f"swamp.cli.{_COMMANDS[name][0]}"), f"{name}_command")
+        return getattr(import_module(f"swamp.cli.{COMMANDS[name][0]}"), f"{name}_command")
 
 
 def _only_rank_0_prints() -> AbstractContextManager[None]:
@@ -128,7 +129,7 @@ def _say(last: str) -> None:
 def _overview(arguments: Sequence[str]) -> None:
     Out.print("[bold]swamp[/bold]: prune neural networks with Sparse Weight Averaging with Multiple Particles\n")
     table = Table(box=None, show_header=False, pad_edge=False)
-    for name, (_, what) in _COMMANDS.items():
+    for name, (_, what) in COMMANDS.items():
         table.add_row(f"  swamp [bold]{name}[/bold]", what)
     Out.print(table)
     Out.print("\nStart with [bold]swamp run[/bold]; COMMAND --help describes a command.")
