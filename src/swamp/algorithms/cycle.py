@@ -138,7 +138,7 @@ class Cycle:
     heads: Mapping[str, list[float]] = field(default_factory=dict[str, list[float]])
     """Density of each attention head, by attention module: see masks/heads.py."""
     divergences: tuple[Divergence, ...] = ()
-    """Trainings of it that broke and were made good, or left out; the first cycle has the ticket's too."""
+    """Trainings of this cycle that diverged; the first cycle includes those of the ticket."""
 
     @property
     def sparsity(self) -> float:

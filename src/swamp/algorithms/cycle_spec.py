@@ -49,7 +49,7 @@ def next_spec(setup: Setup, index: int, ticket: Ticket, previous: Cycle) -> Cycl
 
 
 def _repeated(setup: Setup, density: float) -> Training:
-    """The training of a one-cycle method; a cyclic one repeats the schedule as often as an iterative run has cycles."""
+    """The training of a method with one pruning. `cyclic` repeats the schedule once per cycle of an iterative run."""
     if not setup.method.cyclic:
         return setup.training
     times = setup.plan.trainings_to(density)

@@ -97,7 +97,7 @@ def _joined(members: tuple[Cycle, ...], model: nn.Module, task: Task, examples: 
         sum((m.total for m in members), Cost()),
         tuple(warning for m in members for warning in m.warnings),
         first.heads,
-        tuple(replace(broke, particle=number) for number, m in enumerate(members) for broke in m.divergences),
+        tuple(replace(one, particle=number) for number, m in enumerate(members) for one in m.divergences),
     )
 
 

@@ -1,4 +1,4 @@
-"""Store: where the loop finds what an earlier, interrupted run already finished."""
+"""Store: keeps the finished steps of a run, so that an interrupted run can continue."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,25 +11,25 @@ from swamp.training import Snapshot, State
 
 @dataclass(frozen=True, eq=False)
 class Phase:
-    """Particles in training whose masks change, stopped right after a change."""
+    """Particles with changing masks, stopped right after a change of the masks."""
 
     step: int
     masks: tuple[Mask, ...]
-    """One that all share, or one each."""
+    """One mask for all particles, or one for each."""
     snapshots: tuple[Snapshot, ...]
-    """One each (one for all while they are still one); none before the first step."""
+    """One for each particle (one in all before they separate); none before the first step."""
     mean: State
-    """The uncast mean of the samples of a cyclic tail, and how many it has."""
+    """Uncast mean of the samples of a cyclic tail."""
     averaged: int
     flops: float
     seconds: float
 
 
 class Store(Protocol):
-    """Each step of the loop is skipped where its output is stored: that is all of resume."""
+    """A step of the loop is skipped if its output is stored: this is how a run resumes."""
 
     def ticket(self) -> Ticket | None:
-        """The ticket, if it was kept."""
+        """The stored ticket, or None."""
         ...
 
     def keep_ticket(self, ticket: Ticket) -> None:
@@ -37,57 +37,57 @@ class Store(Protocol):
         ...
 
     def choice(self) -> Choice | None:
-        """How particles are trained, if that was chosen before."""
+        """The stored choice of backend, or None."""
         ...
 
     def keep_choice(self, choice: Choice) -> None:
-        """Keep how particles are trained."""
+        """Store the choice of backend."""
         ...
 
     def particle(self, cycle: int, index: int) -> Particle | None:
-        """A finished particle, if it was kept."""
+        """A stored particle, or None."""
         ...
 
     def cycle(self, index: int) -> Cycle | None:
-        """A finished cycle, if it was kept."""
+        """A stored cycle, or None."""
         ...
 
     def keep_cycle(self, cycle: Cycle) -> None:
-        """Keep a finished cycle; its particles were kept before."""
+        """Store a finished cycle; its particles are stored already."""
         ...
 
     def divergences(self) -> tuple[Divergence, ...]:
-        """Trainings that broke, if that was kept."""
+        """The stored divergences."""
         ...
 
     def keep_divergence(self, divergence: Divergence) -> None:
-        """Keep that a training broke, and nothing that it left half done."""
+        """Store a divergence, and delete the snapshot of the diverged training."""
         ...
 
     def phase(self, cycle: int) -> Phase | None:
-        """Where the particles of a cycle whose masks change were stopped, if that was kept."""
+        """The stored phase of a cycle with changing masks, or None."""
         ...
 
     def keep_phase(self, cycle: int, phase: Phase, *, due: bool = False) -> None:
-        """Keep it in place of the one before. Unless it is `due` it may be left out, where the one before is recent."""
+        """Store a phase in place of the previous one. Unless `due`, it may be skipped if the previous one is recent."""
         ...
 
     def progress(self, cycle: int | None, particles: int, *, keep: bool = True) -> Progress:
-        """Where the training of a cycle's particles (of the ticket: None) reports and, if `keep`, is kept."""
+        """Progress of the particles of a cycle (None: of the ticket); with `keep` it stores snapshots and particles."""
         ...
 
     def check_stop(self) -> None:
-        """Asked between pieces of long work that are no training. May raise Interrupted."""
+        """Called between long pieces of work other than training. May raise Interrupted."""
         ...
 
     def member(self, index: int, of: int = 1) -> "Store":
-        """The store of one of so many members of an ensemble."""
+        """The store of member `index` of an ensemble of `of`."""
         ...
 
 
 @dataclass(frozen=True)
 class NoStore:
-    """Keeps nothing: every step is computed."""
+    """Stores nothing: every step is computed."""
 
     def ticket(self) -> Ticket | None:
         """Nothing was kept."""

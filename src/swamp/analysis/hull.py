@@ -109,7 +109,7 @@ def hull_key(cycle: int) -> str:
 
 
 def hull_of_cycle(run: RunData, index: int, settings: AnalysisSettings) -> Record:
-    """The record of one cycle.
+    """The hull measurements of one cycle, as a record.
 
     Raises:
         SwampError: fewer than two particles of the cycle are on disk.

@@ -27,7 +27,9 @@ def mask_tasks(run: RunData, settings: AnalysisSettings) -> Iterator[AnalysisTas
 
 
 def mask_of_cycle(run: RunData, index: int) -> Record:
-    """The record of one cycle. Values that need a previous cycle, or a ticket, are None if there is none."""
+    """The mask measurements of one cycle, as a record.
+
+    Values that need a previous cycle, or a ticket, are None if there is none."""
     cycle = run.cycle(index)
     before = run.cycle(index - 1) if index else None
     ticket = None if run.ticket is None else run.ticket.weights

@@ -59,7 +59,9 @@ class EvaluationInputs:
 
 
 def predictions_of_cycle(run: RunData, index: int, inputs: EvaluationInputs) -> Record:
-    """The record of one cycle. If particles are not on disk, the values that need them are None or empty.
+    """The prediction measurements of one cycle, as a record.
+
+    If particles are not on disk, the values that need them are None or empty.
 
     For an ensemble, the particles are the members; a mean of their weights is not evaluated.
     """

@@ -1,4 +1,4 @@
-"""A function of tensors compiled by torch's inductor, without what `torch.compile` looks at in every call."""
+"""A function of tensors compiled by torch's inductor, without the guards that `torch.compile` checks in every call."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
@@ -9,10 +9,10 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 
 class Compiled:
-    """`function` of nested tensors, which changes some of them in place: compiled once for each set of shapes.
+    """A function of nested tensors that changes some of them in place, compiled once for each set of shapes.
 
-    Trying whether what was compiled still holds, for every argument of every call, takes `torch.compile` a tenth of a
-    small network's step. Here nothing but shapes can change, and those that do are seen when arguments are bound.
+    For a small network the guards of `torch.compile` take a tenth of a step. Here only shapes can change, and they are
+    checked when arguments are bound. Uses private modules of torch: `make compat` tests the supported versions.
     """
 
     def __init__(self, function: Callable[..., None]) -> None:
@@ -20,9 +20,9 @@ class Compiled:
         self.known: dict[Any, Callable[..., Any]] = {}
 
     def bound(self, *fixed: Any) -> Callable[..., None]:
-        """The function with its first arguments fixed; the others keep the shapes that they have in the first call.
+        """The function with its first arguments fixed; the other arguments keep the shapes of the first call.
 
-        That call raises whatever tracing or a compiler may.
+        The first call compiles, and raises the errors of tracing and of the compiler.
         """
         mine = tree_leaves(fixed)
         run: Callable[..., Any] | None = None
@@ -49,7 +49,7 @@ class Compiled:
 
 
 def _leaves(values: Iterable[Any]) -> Iterator[Tensor]:
-    """What torch's `tree_leaves` gives, in a quarter of the time."""
+    """As torch's `tree_leaves`, in a quarter of the time."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -58,7 +58,7 @@ def _leaves(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def _inductor(function: Callable[..., Any], inputs: list[Tensor]) -> Callable[..., Any]:
-    # Here, as they take seconds to import.
+    # Imported here, because the import takes seconds.
     import torch._inductor
     from torch._dynamo import config
     from torch._guards import TracingContext, tracing
@@ -67,10 +67,10 @@ def _inductor(function: Callable[..., Any], inputs: list[Tensor]) -> Callable[..
 
     if config.disable:  # what TORCH_COMPILE_DISABLE=1 sets
         return function
-    # Traced without computing; tensors that are no arguments, such as the weights of a loss, are constants.
+    # Traced without computing; tensors that are not arguments, such as the weights of a loss, become constants.
     graph = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
-    # Where sizes may change inductor looks for what it compiled in earlier processes; here none does, which compiles a
-    # network of convolutions in half of the time.
+    # Static shapes compile a network of convolutions in half the time; the shape environment keeps inductor's cache of
+    # earlier processes in use.
     mode = FakeTensorMode(shape_env=ShapeEnv())
     with tracing(TracingContext(mode)):
         compiled: Any = torch._inductor.compile(graph, [mode.from_tensor(one, static_shapes=True) for one in inputs])

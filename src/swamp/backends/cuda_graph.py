@@ -1,4 +1,4 @@
-"""A step of a GPU captured once as a CUDA graph and replayed: Python launches one thing in place of hundreds."""
+"""A GPU step captured once as a CUDA graph and replayed: one launch from Python instead of hundreds."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,10 +11,14 @@ _WARM_UPS = 3
 
 
 class CudaGraph:
-    """`step` with the same effect, replayed from a graph of its first call; `state` are the tensors it changes.
+    """Replays `step` from a graph captured at its first call.
 
-    Inputs must keep their shapes and are copied to where the graph reads them. Capturing takes a few real steps, whose
-    changes are undone.
+    Inputs must keep their shapes; they are copied into the graph's buffers. Capturing runs a few warm-up steps; their
+    changes to `state` are undone.
+
+    Args:
+        step: Changes `state` in place.
+        state: All tensors that `step` changes.
     """
 
     def __init__(self, step: Callable[..., None], state: Sequence[Tensor]) -> None:

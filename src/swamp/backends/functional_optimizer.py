@@ -1,4 +1,4 @@
-"""The steps of sgd and adamw as plain functions of stacked tensors, so that a whole training step can be compiled."""
+"""SGD and AdamW as functions of stacked tensors, so that a whole training step can be compiled."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -10,22 +10,22 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 
 class Update(Protocol):
-    """How weights move: in place, and the state kept for each with them."""
+    """An update rule: changes the weights, and the optimizer state of each weight, in place."""
 
     def __call__(
         self, weights: Sequence[Tensor], gradients: Sequence[Tensor], state: Sequence[Sequence[Tensor]], numbers: Tensor
     ) -> None:
-        """`numbers` are those that change from step to step, the learning rate among them."""
+        """Take one step. numbers: values that change from step to step, such as the learning rate."""
         ...
 
 
 def is_elementwise(optimizer: Optimizer) -> bool:
-    """Whether it treats stacked weights as it would each of them, as sgd and adamw do."""
+    """Whether stacked weights are updated exactly like separate ones, as by SGD and AdamW."""
     return type(optimizer) in (SGD, Adam, AdamW)
 
 
 def is_functional(optimizer: Optimizer) -> bool:
-    """Whether its update is written out here, with the options it has."""
+    """Whether `FunctionalOptimizer` has the update of this optimizer with its options."""
     if type(optimizer) not in (SGD, AdamW) or len(optimizer.param_groups) > 1:
         return False
     group = optimizer.param_groups[0]
@@ -33,7 +33,7 @@ def is_functional(optimizer: Optimizer) -> bool:
 
 
 class FunctionalOptimizer:
-    """The update of one optimizer of torch; its state stays in the optimizer, where snapshots look for it."""
+    """The update of a torch optimizer as a function; its state stays in the optimizer, from which snapshots read it."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.group = optimizer.param_groups[0]
@@ -50,7 +50,7 @@ class FunctionalOptimizer:
         self.state = [[own[name] for name in names] for own in kept]
         self.steps: list[Tensor] = [own["step"] for own in kept] if adam else []
         self.taken = int(self.steps[0]) if self.steps else 0
-        # A view of numpy's: making a new tensor of Python's numbers takes ten times as long as writing into this one.
+        # A NumPy view: creating a tensor from Python numbers takes ten times as long as writing into this one.
         self.numbers = np.zeros(3 if adam else 1)
         on_cpu = torch.from_numpy(self.numbers)  # pyright: ignore[reportUnknownMemberType]
         device = weights[0].device
@@ -58,18 +58,18 @@ class FunctionalOptimizer:
         self.update: Update = _adamw(self.group) if adam else _sgd(self.group)
 
     def next_numbers(self) -> Tensor:
-        """The numbers of the next step (float64, where the weights are, overwritten by the step after it), counted."""
+        """Count a step and return its numbers (float64, on the weights' device; the next call overwrites them)."""
         group = self.group
         if self.steps:
             self.taken += 1
             torch._foreach_add_(self.steps, 1)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-            # In float64, as torch has them: in the weights' float32 the first steps would be off by 1e-7.
+            # In float64, as in torch: in float32 the first steps would be off by 1e-7.
             first, second = (1 - beta**self.taken for beta in group["betas"])
             self.numbers[:] = 1 - group["lr"] * group["weight_decay"], group["lr"] / first, second**0.5
         else:
             self.numbers[0] = group["lr"]
         if self.as_tensor.device.type != "cpu":
-            # One by one: a copy from the CPU's memory waits for all that the GPU has still to do.
+            # One by one: a copy from CPU memory waits for all queued work of the GPU.
             for place, number in zip(self.as_tensor, self.numbers.tolist(), strict=True):
                 place.fill_(number)
         return self.as_tensor

@@ -146,7 +146,7 @@ class ParticleJob:
         return particle
 
     def report_divergence(self, index: int, error: Diverged) -> None:
-        """Tell `progress` that a particle diverged; it raises, or lets the others go on."""
+        """Report a divergence to `progress`: it raises to stop the run, or returns so that the others train."""
         named = Diverged(f"particle {index}: {error}", error.steps)
         named.__cause__ = error
         self.progress.on_diverged(index, named)

@@ -1,4 +1,4 @@
-"""The step of N models as one: every tensor has a leading dimension for the particle, and one step moves them all."""
+"""One optimizer step of N models: every tensor has a leading dimension for the particle."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ Tensors = dict[str, Tensor]
 
 
 class Network(nn.Module):
-    """The model as its task calls it, so that `functional_call` reaches into a task's own forward pass."""
+    """The model as its task calls it, so that `functional_call` applies to a task's own forward pass."""
 
     def __init__(self, model: nn.Module, task: Task) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Network(nn.Module):
         self.run = task.forward
 
     def forward(self, inputs: Any) -> tuple[Tensor, Tensors]:
-        """Outputs of the task's forward pass, and the buffers after it, whether it wrote into them or replaced them."""
+        """Outputs of the task's forward pass, and the buffers after it, written in place or replaced."""
         outputs = self.run(self.model, inputs)
         return outputs, {name: buffer.detach() for name, buffer in self.named_buffers()}
 
@@ -59,8 +59,8 @@ class VmappedStep:
     ) -> tuple[Tensors, Tensor, Tensors]:
         """Masked gradients (particle, ...), losses (particle,) and the buffers after the forward pass."""
         derive = grad_and_value(self._loss_of, has_aux=True)
-        spread = self._per_particle if self.multi_stream else vmap
-        gradients, (losses, after) = spread(derive)(weights, buffers, inputs, targets, dropout)
+        batched = self._per_particle if self.multi_stream else vmap
+        gradients, (losses, after) = batched(derive)(weights, buffers, inputs, targets, dropout)
         return {n: g * masks[n] if n in masks else g for n, g in gradients.items()}, losses, after
 
     def gradients(
@@ -73,9 +73,10 @@ class VmappedStep:
         targets: Tensor,
         dropout: list[Tensor],
     ) -> tuple[Tensors, Tensor]:
-        """The gradients that the optimizer gets, with SAM and clipping; buffers move in place. `Rows` are gathered.
+        """Gradients (particle, ...) for the optimizer, after SAM and clipping, and losses (particle,).
 
-        previous: the gradients of the step before, where s2-sam needs them; those of this step take their place.
+        Buffers are updated in place. `previous` holds the gradients of the previous step where s2-sam needs them, and
+        is overwritten with the new ones.
         """
         inputs = gather_rows(inputs)
         there = self._perturbed(weights, previous) if self.training.uses_previous_gradient else weights
@@ -86,9 +87,9 @@ class VmappedStep:
             kept.copy_(gradients[name])
         if self.training.passes > 1:
             there = self._perturbed(weights, gradients)
-            # The second pass may not move the buffers, or they would take every batch twice.
-            aside = {name: value.clone() for name, value in buffers.items()}
-            gradients, _, _ = self._masked_gradients(there, aside, masks, inputs, targets, dropout)
+            # The second pass must not update the buffers: they would count every batch twice.
+            scratch = {name: value.clone() for name, value in buffers.items()}
+            gradients, _, _ = self._masked_gradients(there, scratch, masks, inputs, targets, dropout)
         if self.training.clip:
             share = (self.training.clip / (_norms(gradients) + 1e-6)).clamp(max=1.0)
             gradients = {name: value * _each(share, value) for name, value in gradients.items()}
@@ -100,7 +101,7 @@ class VmappedStep:
         return {name: weight + directions[name] * _each(share, weight) for name, weight in weights.items()}
 
     def _per_particle(self, derive: Callable[..., Any]) -> Callable[..., Any]:
-        """What vmap does, one particle after the other; on a GPU at once, in streams that part and meet again."""
+        """As vmap, but each particle is computed by itself; on a GPU concurrently, each in its own stream."""
 
         def all_of(weights: Tensors, buffers: Tensors, inputs: Any, targets: Tensor, dropout: list[Tensor]) -> Any:
             count = len(targets)
@@ -124,9 +125,9 @@ class VmappedStep:
     def _loss_of(
         self, weights: Tensors, buffers: Tensors, inputs: Any, targets: Tensor, dropout: list[Tensor]
     ) -> tuple[Tensor, Tensors]:
-        narrow = self.training.precision == "bfloat16"
-        # No cache of casts: it would be kept across the steps that a graph replays.
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=narrow, cache_enabled=False):
+        bfloat16 = self.training.precision == "bfloat16"
+        # No cache of casts: a CUDA graph would replay steps with casts of old weights.
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16, cache_enabled=False):
             if dropout:
                 given = iter(dropout)
                 with DropoutMode(lambda shape, kept, like: next(given)):
@@ -163,11 +164,11 @@ class VmappedStep:
             return torch.ones(shape, dtype=like.dtype, device=like.device)
 
         first = rows_of(gather_rows(inputs), 0)
-        narrow = self.training.precision == "bfloat16"
+        bfloat16 = self.training.precision == "bfloat16"
         with (
             torch.no_grad(),
             DropoutMode(record),
-            torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=narrow),
+            torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16),
         ):
             copy.deepcopy(self.network)(first)
         return asked
@@ -175,7 +176,7 @@ class VmappedStep:
     def fused(self, update: Update, *, compiled: bool) -> Callable[..., Callable[..., None]]:
         """The step with the optimizer's update in it: a function of masks and what changes, which gives one of a batch.
 
-        compiled: at the first batch; the function that is compiled is that of the first `update`.
+        compiled: compile at the first batch, with the first `update` that was given.
         """
 
         def body(

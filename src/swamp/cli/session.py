@@ -128,7 +128,7 @@ def signals_ignored() -> Generator[None]:
 
 @contextmanager
 def stoppable(stop: Event) -> Generator[None]:
-    """Signals set `stop`, warnings are printed to standard error, and Interrupted gets the exit code of the signal."""
+    """A signal sets the event `stop`, warnings go to standard error, and Interrupted carries the signal's exit code."""
     with signals(stop) as received, warnings_to(Err):
         try:
             yield

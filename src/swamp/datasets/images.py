@@ -241,7 +241,7 @@ class ImageFileData:
         return self.files.steps(batch_size)
 
     def shuffled(self, batch_size: int, seed: Seed, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, augmented, from batch number `first` on."""
+        """The batches of one epoch, augmented, without the first `first` batches."""
         noise = torch.Generator()
         base = seed.at("augment", epoch).number()
         for step, (images, targets) in enumerate(self.files.shuffled(batch_size, seed, epoch, first), first):

@@ -70,7 +70,9 @@ class DataOptions:
                 "from 0 (none) to below 1, e.g. 0.1."
             )
         if self.workers < 0:
-            raise SwampError(f"workers is {self.workers}; expected the number of processes, or 0 to read in this one.")
+            raise SwampError(
+                f"workers is {self.workers}; expected a number of processes, or 0 to read data in the main process."
+            )
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class NMPattern:
             )
 
     def check(self, mask: Mask, nnz: int, min_per_layer: int = 0) -> None:
-        """Raise SwampError for a tensor that m does not divide, or that would keep fewer than `min_per_layer`."""
+        """Raise SwampError if m does not divide dimension 1, or if fewer than `min_per_layer` weights remain."""
         for name, tensor in mask.items():
             if tensor.dim() < 2 or tensor.shape[1] % self.m:
                 raise SwampError(

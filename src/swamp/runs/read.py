@@ -89,7 +89,7 @@ def read_record(directory: RunDirectory, index: int) -> dict[str, Any]:
     path = directory.record(index)
     line = directory.read(path)
     if line.get("cycle") != index:
-        raise CorruptFile(f"{path} is damaged: it is the record of cycle {line.get('cycle')}. Restore it from a copy.")
+        raise CorruptFile(f"{path} is damaged: it is the record of cycle {line.get('cycle')}, not {index}. Restore it.")
     if not isinstance(line.get("digest"), dict):
         raise CorruptFile(f"{path} is damaged: it has no digest of weights and mask. Restore it from a copy.")
     return line

@@ -117,7 +117,7 @@ def interpolate(a: State, b: State, share: float) -> dict[str, Tensor]:
     """Linear interpolation of two state dicts, (1 - share) * a + share * b; exact at both ends.
 
     Args:
-        a: State dict; its integer tensors are returned unchanged.
+        a: State dict; integer tensors of the result are always those of `a`.
         b: State dict with the same names and shapes.
         share: Weight of `b`; values outside of [0, 1] extrapolate.
 

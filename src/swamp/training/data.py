@@ -30,7 +30,7 @@ class Data(Protocol):
         ...
 
     def shuffled(self, batch_size: int, seed: Seed, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, augmented, from batch number `first` on."""
+        """The batches of one epoch, augmented, without the first `first` batches."""
         ...
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
@@ -86,7 +86,7 @@ class TensorData:
         return max(1, len(self) // batch_size)
 
     def shuffled(self, batch_size: int, seed: Seed, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, augmented, from batch number `first` on."""
+        """The batches of one epoch, augmented, without the first `first` batches."""
         device = self.targets.device
         order = permutation(seed, epoch, len(self)).to(device)
         noise = torch.Generator(device)
@@ -181,7 +181,7 @@ class DatasetData:
         return max(1, len(self) // batch_size)
 
     def shuffled(self, batch_size: int, seed: Seed, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from batch number `first` on."""
+        """The batches of one epoch, without the first `first` batches."""
         order = permutation(seed, epoch, len(self))
         steps = range(first, self.steps(batch_size))
         chosen = [_numbers(order[step * batch_size : (step + 1) * batch_size]) for step in steps]
@@ -261,7 +261,7 @@ class BatchList:
         return len(self.batches)
 
     def shuffled(self, batch_size: int, seed: Seed, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """All batches in the order of the epoch, from batch number `first` on."""
+        """All batches in the order of the epoch, without the first `first` batches."""
         del batch_size
         for index in _numbers(permutation(seed, epoch, len(self.batches))[first:]):
             yield as_batch(self.batches[index])

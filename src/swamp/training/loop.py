@@ -39,7 +39,7 @@ class TrainState(Protocol):
         ...
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        """The batches of an epoch, from batch number `first` on."""
+        """The batches of an epoch, without the first `first` batches."""
         ...
 
     def step(self, step: int, rate: float, batch: Batch) -> None:

@@ -85,7 +85,7 @@ def require_finite_given(weights: State, what: str) -> None:
         first = weights[wrong[0]]
         count = int((~torch.isfinite(full_tensor(first))).sum())
         raise SwampError(
-            f"{what} are NaN or infinite in {shortened(wrong)} ({count} of {first.numel()} numbers of the first). "
+            f"{what} are NaN or infinite in {shortened(wrong)} ({count} of {first.numel()} numbers in {wrong[0]!r}). "
             "Initialise or load the weights again."
         )
 

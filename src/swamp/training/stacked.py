@@ -50,7 +50,7 @@ def stacked_batches(
 
 
 def _gathered(data: TensorData, index: Tensor, augment_seeds: Sequence[int], first: int) -> Iterator[Batch]:
-    """Batches of an epoch from batch number `first` on; index: (steps, seeds, batch)."""
+    """Batches of an epoch without the first `first` batches; index: (steps, seeds, batch)."""
     assert isinstance(data.inputs, Tensor)
     targets = data.targets.index_select(0, index.view(-1)).view(*index.shape, *data.targets.shape[1:])
     if data.augment is None and data.normalise is None:

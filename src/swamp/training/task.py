@@ -165,11 +165,11 @@ def predict(
     """The model's outputs and the targets of the examples of `data`, in order, in eval mode.
 
     Args:
-        model: Its device is used; the mode of its modules is restored.
+        model: Runs on the device it is on; the train or eval mode of its modules is restored.
         task: Its `forward` calls the model.
         data: One split of a task, such as `task.test`.
         examples: Number of examples, from the first (default: all).
-        batch_size: Examples in each call of the model (default: fast on the model's device).
+        batch_size: Examples in each call of the model (default: a size that suits the model's device).
 
     Returns:
         Outputs (examples, ...) and targets (examples, ...), on the model's device.

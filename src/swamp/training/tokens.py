@@ -72,7 +72,7 @@ class TokenData:
         return max(1, len(self) // batch_size)
 
     def shuffled(self, batch_size: int, seed: Seed, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from batch number `first` on.
+        """The batches of one epoch, without the first `first` batches.
 
         The shuffled examples are sorted by length within pools of 32 batches; then the batches are shuffled.
         """

@@ -33,7 +33,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, texts: Sequence[str], second: Sequence[str] | None, length: int) -> Fields:
-        """Token ids of texts, or pairs of texts, with special tokens, cut to `length`; at least `input_ids`."""
+        """Token ids of texts or pairs of texts, with special tokens, cut to `length`; always has `input_ids`."""
         ...
 
     def stream(self, texts: Sequence[str]) -> list[list[int]]:
