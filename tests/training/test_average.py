@@ -40,7 +40,7 @@ def test_short_floats_are_summed_in_float32_and_cast_once():
     assert float(running.mean()["w"]) == 258
 
 
-def test_zeros_that_all_share_stay_exactly_zero():
+def test_zeros_that_all_states_share_stay_exactly_zero():
     given = states(7, torch.float32)
     for state in given:
         state["w"][::2] = 0
@@ -54,7 +54,7 @@ def test_integers_are_not_averaged():
     assert torch.equal(average["n"], torch.tensor(33))
 
 
-def test_a_mean_taken_up_again_ends_at_the_same_bits(same):
+def test_a_continued_mean_has_the_same_bits(same):
     given = states(6, torch.bfloat16)
     whole = RunningMean()
     for state in given:
@@ -100,7 +100,7 @@ def test_interpolation_is_exact_at_the_ends_and_straight_between(same):
     assert int(quarter["n"]) == 1
 
 
-def test_a_moving_average_forgets_by_its_decay_and_faster_while_it_is_young():
+def test_a_moving_average_has_a_smaller_decay_in_the_first_states():
     running = RunningMean(decay=0.25)
     for value in (1.0, 12.0, 0.0, 8.0):
         running.add({"w": torch.tensor([value], dtype=torch.float64)})

@@ -21,7 +21,7 @@ DATA = TensorData(INPUTS, torch.zeros(11))
 
 
 class Net(nn.Module):
-    """Dropout before the normalisation, so that statistics show whether it was off."""
+    """Dropout before the normalisation: the statistics show whether it was off."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def test_statistics_are_the_equal_weight_mean_over_whole_batches():
     assert_statistics(fresh.norm, [INPUTS[:4], INPUTS[4:8]])
 
 
-def test_at_most_so_many_batches_are_read():
+def test_the_number_of_batches_is_limited():
     fresh: Any = with_reestimated_batchnorm(Net(), DATA, batch_size=2, batches=3)
     assert_statistics(fresh.norm, [INPUTS[0:2], INPUTS[2:4], INPUTS[4:6]])
 
@@ -72,7 +72,7 @@ def test_data_is_not_augmented():
     assert_statistics(fresh.norm, [INPUTS])
 
 
-def test_dict_batches_and_a_forward_of_ones_own_work():
+def test_dict_batches_and_a_custom_forward_work():
     data = TensorData({"x": INPUTS}, torch.zeros(11))
     for forward in ({}, {"forward": lambda model, inputs: model(inputs["x"])}):
         fresh: Any = with_reestimated_batchnorm(Net(), data, batch_size=5, **forward)
@@ -80,7 +80,7 @@ def test_dict_batches_and_a_forward_of_ones_own_work():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_model_itself_is_left_alone_and_the_copy_has_its_modes_and_momentum(training: bool, same, generators):
+def test_the_model_is_unchanged_and_the_copy_has_its_modes_and_momentum(training: bool, same, generators):
     model = Net().train(training)
     model.drop.train(not training)
     before, state = generators(), copy.deepcopy(model.state_dict())
@@ -92,13 +92,13 @@ def test_the_model_itself_is_left_alone_and_the_copy_has_its_modes_and_momentum(
     assert torch.equal(fresh.head.weight, model.head.weight)
 
 
-def test_a_model_without_running_statistics_comes_back_as_it_is():
+def test_a_model_without_running_statistics_is_returned_unchanged():
     for model in (nn.Linear(3, 2), nn.BatchNorm1d(3, track_running_stats=False), nn.LayerNorm(3)):
         assert with_reestimated_batchnorm(model, DATA) is model
         assert batchnorm_layers(model) == []
 
 
-def test_a_dataset_is_read_through_its_evaluation_side():
+def test_a_dataset_is_read_through_its_evaluation_dataset():
     shifted = as_data((INPUTS + 100, torch.zeros(11)))
     assert isinstance(shifted, TensorData)
     pairs = torch.utils.data.TensorDataset(INPUTS + 100, torch.zeros(11))
@@ -113,7 +113,7 @@ def test_reset_statistics_are_those_of_a_new_layer(same):
     assert same(dict(model.norm.named_buffers()), dict(nn.BatchNorm1d(3).double().named_buffers()))
 
 
-def test_frozen_statistics_do_not_move_and_batches_are_normalised_as_usual():
+def test_frozen_statistics_do_not_change_and_batches_are_normalised_as_before():
     model = Net().train()
     buffers = [model.norm.running_mean, model.norm.running_var, model.norm.num_batches_tracked]
     values = [buffer.clone() for buffer in buffers]

@@ -35,7 +35,7 @@ class Fields(Dataset[dict[str, Tensor]]):
 
 
 class Noisy(Dataset[tuple[Tensor, int]]):
-    """A random transform that draws from everything there is to draw from."""
+    """A random transform that draws from every global generator."""
 
     def __len__(self) -> int:
         return 10
@@ -63,7 +63,7 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_every_source_gives_each_example_once_and_the_same_again(name: str, generators):
+def test_every_source_gives_each_example_once_in_a_repeatable_order(name: str, generators):
     data = as_data(SOURCES[name]())
     before = generators()
     count = 9 if "batches" in name or name == "iterator" else 10
@@ -159,7 +159,7 @@ def test_evaluation_reads_the_dataset_without_augmentation():
         DatasetData(Noisy(), evaluation=Subset(PAIRS, [0, 1, 2]))
 
 
-def test_a_dataset_that_fetches_batches_is_asked_for_batches():
+def test_a_dataset_with_getitems_is_read_in_batches():
     class Whole(Fields):
         def __getitem__(self, index: int) -> dict[str, Tensor]:
             raise AssertionError
@@ -200,7 +200,7 @@ class Stream(IterableDataset[Any]):
         (DataLoader(Stream()), "chooses its examples itself"),
     ],
 )
-def test_what_is_no_data_is_refused_before_training(source: Any, message: str):
+def test_unsupported_sources_are_refused_before_training(source: Any, message: str):
     with pytest.raises(SwampError) as error:
         as_data(source)
     assert message in str(error.value)
@@ -236,7 +236,7 @@ class Damaged(Dataset):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_what_a_reading_process_refuses_comes_back_in_its_words_alone(workers: int) -> None:
+def test_an_error_in_a_worker_process_is_raised_without_a_traceback_around_it(workers: int) -> None:
     with pytest.raises(SwampError) as raised:
         list(DatasetData(Damaged(), workers=workers).in_order(2))
     assert str(raised.value) == "cat.png is not a whole image."

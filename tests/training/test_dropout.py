@@ -1,4 +1,4 @@
-"""Dropout with noise of its own draws what torch would draw, and nothing from the global generator."""
+"""Dropout with a separate generator draws the numbers that torch would draw, and none from the global generator."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_noise_is_bit_for_bit_what_torch_draws_from_its_global_generator(name):
+def test_the_mask_equals_bit_for_bit_that_of_torch_from_its_global_generator(name):
     layer, shape = LAYERS[name]
     inputs = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     with isolated(Seed(0)):
@@ -65,7 +65,7 @@ def test_the_noise_is_bit_for_bit_what_torch_draws_from_its_global_generator(nam
 
 @pytest.mark.parametrize("options", [{}, {"causal": True}, {"scale": 0.3}])
 def test_attention_drops_weights_after_the_softmax(options):
-    # Against the formula written out, with the same zeros: torch's kernels draw in an order of their own.
+    # Against the formula with the same zeros: torch's kernels draw in another order.
     inputs = torch.randn((4, 24), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with DropoutMode(multipliers_from(torch.Generator().manual_seed(9))):
         found = Attention(**options)(inputs)
@@ -102,7 +102,7 @@ def test_grouped_queries_share_keys_and_values():
     assert torch.allclose(found, expected, rtol=0, atol=1e-7)
 
 
-def test_evaluation_and_no_dropout_ask_for_no_noise():
+def test_evaluation_and_zero_dropout_draw_no_mask():
     inputs = torch.ones(4, 24)
     with DropoutMode(multipliers_from(torch.Generator())) as mode:
         assert torch.equal(nn.Dropout(0.3).eval()(inputs), inputs)
@@ -111,7 +111,7 @@ def test_evaluation_and_no_dropout_ask_for_no_noise():
     assert not mode.used
 
 
-def test_rows_of_a_batch_get_the_rows_of_its_noise():
+def test_rows_of_a_batch_get_the_rows_of_its_dropout_mask():
     inputs = torch.ones(6, 24)
     with DropoutMode(multipliers_from(torch.Generator().manual_seed(3))):
         whole = F.dropout(inputs, 0.5)
@@ -120,8 +120,8 @@ def test_rows_of_a_batch_get_the_rows_of_its_noise():
     assert torch.equal(part, whole[2:5])
 
 
-def test_training_with_functional_dropout_is_a_function_of_its_seed_beside_others(task):
-    """Trained with the global generators left alone, and disturbed, as in threads beside each other."""
+def test_training_with_functional_dropout_depends_on_its_seed_only(task):
+    """Trained with the global generator seeded, and with a disturbed one, as in threads."""
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -155,7 +155,7 @@ def test_training_with_functional_dropout_is_a_function_of_its_seed_beside_other
         (lambda x: x * __import__("random").random(), True),
     ],
 )
-def test_a_model_that_draws_elsewhere_is_known_and_the_probe_leaves_no_trace(forward, expected, task):
+def test_a_model_with_other_random_numbers_is_detected_without_side_effects(forward, expected, task):
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -171,7 +171,7 @@ def test_a_model_that_draws_elsewhere_is_known_and_the_probe_leaves_no_trace(for
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_layers_of_torch_that_are_made_of_dropout_are_looked_into():
+def test_dropout_inside_composite_layers_of_torch_is_intercepted():
     inputs = torch.randn((4, 24), generator=torch.Generator().manual_seed(1))
     layer, before = SelfAttention().train(), torch.get_rng_state()
     results: list[Tensor] = []
@@ -183,12 +183,12 @@ def test_layers_of_torch_that_are_made_of_dropout_are_looked_into():
     assert not torch.equal(results[0], results[2])
 
 
-def test_a_task_of_one_batch_can_be_probed():
+def test_a_task_of_one_batch_can_be_checked():
     data = [(torch.ones(2, 6), torch.zeros(2, dtype=torch.long))]
     assert not uses_global_rng(nn.Sequential(nn.Linear(6, 2)), Task.of(data, data), 4)
 
 
-def test_other_random_numbers_are_seeded_by_step_so_that_a_resume_draws_them_again(task):
+def test_other_random_numbers_are_seeded_by_step_so_that_a_resume_draws_the_same(task):
     class Drawing(nn.Module):
         def __init__(self) -> None:
             super().__init__()

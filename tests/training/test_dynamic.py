@@ -1,4 +1,4 @@
-"""Masks that change: golden tables on a few weights, the schedule of changes, and the dense gradient."""
+"""Dynamic masks: golden tables on a few weights, the schedule of changes, and the dense gradient."""
 
 import math
 
@@ -28,30 +28,30 @@ def mask_of(*bits: int) -> Mask:
     return Mask({"w": torch.tensor(bits, dtype=torch.bool)})
 
 
-def test_the_smallest_weights_go_and_the_largest_gradients_come():
+def test_the_smallest_weights_are_dropped_and_the_largest_gradients_grown():
     weights = {"w": torch.tensor([0.9, -0.1, 0.5, -0.7, 0.0, 0.0, 0.0, 0.0])}
     growth = {"w": torch.tensor([9.0, 0.0, 9.0, 9.0, 0.2, 0.8, 0.1, 0.5])}
-    # Half of four: -0.1 and 0.5 go. Of what is dead then, 9.0 (the 0.5 that just went) and 0.8 come.
+    # Half of four: -0.1 and 0.5 are dropped. Of the inactive weights then, 9.0 (the dropped 0.5) and 0.8 are grown.
     after = drop_and_grow(mask_of(1, 1, 1, 1, 0, 0, 0, 0), weights, growth, 0.5)
     assert after["w"].int().tolist() == [1, 0, 1, 1, 0, 1, 0, 0]
 
 
-def test_ties_leave_the_earlier_weight_and_grow_the_earlier_one():
+def test_ties_keep_the_earlier_weight_and_grow_the_earlier_one():
     weights = {"w": torch.tensor([0.5, 0.5, 0.5, 0.5, 0.0, 0.0])}
     growth = {"w": torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0])}
     after = drop_and_grow(mask_of(1, 1, 1, 1, 0, 0), weights, growth, 0.25)
-    # The last of the equal ones goes; of equal gradients the earliest place comes, which is its own.
+    # The last of the equal weights is dropped; of equal gradients the earliest is grown, which is the same weight.
     assert after["w"].int().tolist() == [1, 1, 1, 1, 0, 0]
 
 
-def test_a_tensor_with_few_dead_weights_replaces_no_more_than_there_are():
+def test_a_layer_with_few_inactive_weights_replaces_no_more_than_these():
     weights, growth = {"w": torch.arange(1.0, 7.0)}, {"w": torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 5.0])}
     after = drop_and_grow(mask_of(1, 1, 1, 1, 1, 0), weights, growth, 0.9)
     assert after["w"].int().tolist() == [0, 1, 1, 1, 1, 1]
 
 
 @given(st.data(), st.floats(0.01, 0.99), st.sampled_from(["unstructured", "2:4", "channel"]))
-def test_every_tensor_keeps_exactly_as_many_weights_as_it_had(data, fraction, structure):
+def test_every_layer_keeps_its_number_of_active_weights(data, fraction, structure):
     seed = data.draw(st.integers(0, 10_000))
     generator = torch.Generator().manual_seed(seed)
     shape = (6, 8)
@@ -76,7 +76,7 @@ def test_every_tensor_keeps_exactly_as_many_weights_as_it_had(data, fraction, st
         assert all(bool(row.all()) or not bool(row.any()) for row in after["w"])
 
 
-def test_a_mean_of_unlike_masks_is_pruned_to_the_budget_of_each_tensor():
+def test_a_mean_of_different_masks_is_pruned_to_the_budget_of_each_layer():
     weights = {"w": torch.tensor([0.5, 0.0, -0.9, 0.1]), "v": torch.tensor([3.0, 4.0]), "b": torch.tensor([7.0])}
     budget = Mask({"w": torch.tensor([True, True, False, False]), "v": torch.tensor([True, False])})
     mask, state = prune_to_budget(weights, budget)
@@ -88,7 +88,7 @@ def test_a_mean_of_unlike_masks_is_pruned_to_the_budget_of_each_tensor():
     }
 
 
-def test_the_share_that_is_replaced_falls_as_a_cosine():
+def test_the_replaced_fraction_decays_as_a_cosine():
     dynamic = Dynamic(update_interval=10, drop_fraction=0.3, dst_stop=0.75)
     assert dynamic.fraction_at(0, 300) == pytest.approx(0.3)
     assert dynamic.fraction_at(150, 300) == pytest.approx(0.15)
@@ -96,7 +96,7 @@ def test_the_share_that_is_replaced_falls_as_a_cosine():
     assert dynamic.fraction_at(300, 300) == pytest.approx(0)
 
 
-def test_masks_change_every_interval_until_their_end_or_the_tail():
+def test_masks_change_every_interval_until_dst_stop_or_the_tail():
     training = Training(epochs=4, swa_fraction=0)
     assert Dynamic(update_interval=10, dst_stop=0.75).steps(training, 10) == (10, 20)
     assert Dynamic(update_interval=10, dst_stop=0.8).steps(training, 10) == (10, 20, 30)
@@ -121,7 +121,7 @@ def test_gradual_pruning_follows_its_cubic():
         ({"dst_stop": 1.1}, r"dst_stop must be in \(0, 1\]"),
     ],
 )
-def test_changes_that_cannot_be_are_refused(options, message):
+def test_values_out_of_range_are_refused(options, message):
     with pytest.raises(SwampError, match=message):
         Dynamic(**options)
 
@@ -133,7 +133,7 @@ def test_a_training_too_short_for_any_change_is_refused():
         Dynamic(update_interval=30).steps(Training(epochs=4, swa_fraction=0), 10)
 
 
-def test_the_dense_gradient_is_that_of_the_next_batch_and_leaves_everything_as_it_was(normed, task, generators):
+def test_the_dense_gradient_is_of_the_next_batch_and_changes_no_state(normed, task, generators):
     training = Training(batch_size=16)
     seed = Seed(3).at("particle", 0)
     normed.eval()
@@ -154,7 +154,7 @@ def test_the_dense_gradient_is_that_of_the_next_batch_and_leaves_everything_as_i
     assert any(not torch.equal(found[name], plain[name]) for name in plain)
 
 
-def test_the_dense_gradient_is_of_the_loss_that_trains(mlp, task):
+def test_the_dense_gradient_is_of_the_training_loss(mlp, task):
     seed, training = Seed(3).at("particle", 0), Training(batch_size=16, label_smoothing=0.2)
     found = dense_gradients(mlp, task, training, seed, 0)
     order = torch.randperm(96, generator=seed.at("order", 0).generator())[:16]
@@ -163,7 +163,7 @@ def test_the_dense_gradient_is_of_the_loss_that_trains(mlp, task):
         assert torch.allclose(value, wanted, atol=1e-7), name
 
 
-def test_a_snapshot_is_cut_wherever_something_is_kept_of_a_weight():
+def test_a_masked_snapshot_has_zeros_in_weights_optimizer_mean_and_gradient():
     ones = torch.ones(2)
     state = {"w": ones, "b": ones, "seen": torch.tensor(3)}
     moments = {"0/step": torch.tensor(5.0), "0/exp_avg": ones, "1/exp_avg": ones, "group0/w": ones}
@@ -181,7 +181,7 @@ def test_a_snapshot_is_cut_wherever_something_is_kept_of_a_weight():
     assert snapshot.weights["w"].tolist() == [1, 1]
 
 
-def test_the_dense_gradient_is_what_the_step_itself_takes_dropout_included(normed, task):
+def test_the_dense_gradient_equals_the_gradient_of_the_step_with_dropout(normed, task):
     plain = Training(batch_size=16, lr=0.5, momentum=0, weight_decay=0, schedule="constant", swa_fraction=0, swa=False)
     seed = Seed(3).at("particle", 0)
     normed.eval()

@@ -1,4 +1,4 @@
-"""What a network costs an example, in numbers worked out by hand."""
+"""FLOPs of a network per example, against numbers computed by hand."""
 
 from typing import Any
 
@@ -16,18 +16,18 @@ def of(model: nn.Module, *shape: int, examples: int = 3) -> FlopCounter:
     return FlopCounter.of(model, Task.of(data, data))
 
 
-def living(model: nn.Module, name: str, count: int) -> Mask:
-    """Only the first `count` weights of one layer live; the mask says nothing of the others."""
+def first_active(model: nn.Module, name: str, count: int) -> Mask:
+    """Only the first `count` weights of one layer are active; the mask does not name the other layers."""
     weight = dict(model.named_parameters())[name]
     return Mask({name: (torch.arange(weight.numel()) < count).view(weight.shape)})
 
 
 def test_a_linear_weight_costs_a_multiplication_and_an_addition():
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 3))
-    operations = of(model, 4)
-    assert operations.forward(None) == 2 * (4 * 8 + 8 * 3)
-    assert operations.forward(living(model, "0.weight", 5)) == 2 * (5 + 24)
-    assert operations.by_layer(Mask.ones(model)) == {"0.weight": 64, "3.weight": 48}
+    flops = of(model, 4)
+    assert flops.forward(None) == 2 * (4 * 8 + 8 * 3)
+    assert flops.forward(first_active(model, "0.weight", 5)) == 2 * (5 + 24)
+    assert flops.by_layer(Mask.ones(model)) == {"0.weight": 64, "3.weight": 48}
 
 
 def test_a_linear_layer_along_a_sequence_costs_each_position():
@@ -68,11 +68,11 @@ class Tied(nn.Module):
 def test_a_tied_weight_costs_each_of_its_uses():
     model = Tied()
     assert of(model, 4).by_layer(None) == {"one.weight": 2 * 3 * 16, "never.weight": 0}
-    assert of(model, 4).forward(living(model, "one.weight", 5)) == 2 * 3 * 5
+    assert of(model, 4).forward(first_active(model, "one.weight", 5)) == 2 * 3 * 5
 
 
 class Padded(nn.Module):
-    """A transformer whose fast path of eval mode would leave out the padding, and run past its layers."""
+    """A transformer whose fast path in eval mode would skip the padding and its inner layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ def test_queries_and_keys_of_a_cross_attention_cost_their_own_positions():
     }
 
 
-def test_resnet_20_costs_what_its_stages_say():
+def test_resnet_20_costs_the_sum_of_its_stages():
     # Stage s: 16 * 2^s channels at 32 / 2^s pixels a side; the first of its 6 convolutions comes from half as wide.
     multiplications = 3 * 16 * 9 * 32**2 + 64 * 10
     for stage in range(3):
@@ -133,8 +133,8 @@ def test_resnet_20_costs_what_its_stages_say():
         multiplications += (5 * wide * wide + first * wide) * 9 * pixels
     assert multiplications == 40_551_040
     model = resnet((3, 32, 32), 10, 20)
-    operations = of(model, 3, 32, 32, examples=1)
-    assert operations.forward(None) == operations.forward(Mask.ones(model)) == 2 * multiplications
+    flops = of(model, 3, 32, 32, examples=1)
+    assert flops.forward(None) == flops.forward(Mask.ones(model)) == 2 * multiplications
 
 
 @pytest.mark.parametrize(
@@ -143,16 +143,16 @@ def test_resnet_20_costs_what_its_stages_say():
 )
 def test_training_costs_three_forward_passes_and_a_second_gradient_as_much_again(options: dict[str, Any], passes: int):
     model = nn.Linear(4, 8)
-    step = of(model, 4).training_step(living(model, "weight", 10), Training(**options))
+    step = of(model, 4).training_step(first_active(model, "weight", 10), Training(**options))
     assert step == passes * 20
 
 
-def test_batches_as_they_are_count_by_example():
+def test_a_batch_list_is_counted_per_example():
     batches = [(torch.zeros(6, 4), torch.zeros(6, dtype=torch.long))] * 2
     assert FlopCounter.of(nn.Linear(4, 8), Task.of(batches, batches)).forward(None) == 64
 
 
-def test_a_network_that_takes_no_single_example_counts_each_weight_once():
+def test_a_network_that_fails_on_a_single_example_counts_each_weight_once():
     class Squeezing(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
             raise ValueError("two examples or more")

@@ -1,4 +1,4 @@
-"""Forward passes in bfloat16: what runs in which type."""
+"""Forward passes in bfloat16: the dtype of each operation."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ from swamp.training.mixed_precision import Autocast
 
 
 class Seen(TorchDispatchMode):
-    """The types that attention and products were computed in."""
+    """The dtypes in which attention and products were computed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,9 +53,9 @@ class Own(Layer):
 @pytest.mark.parametrize(("tokens", "wanted"), [(8, torch.float32), (300, torch.bfloat16)])
 def test_attention_over_few_tokens_is_computed_in_float32(model, tokens, wanted):
     network, inputs = model(), torch.randn(3, tokens, 16)
-    narrow = Autocast(torch.device("cpu"))
+    autocast = Autocast(torch.device("cpu"))
     for _ in range(2):
-        with Seen() as seen, narrow():
+        with Seen() as seen, autocast():
             outputs = network(inputs)
         assert seen.attention == [wanted]
         assert set(seen.products) == {torch.bfloat16}
@@ -63,12 +63,12 @@ def test_attention_over_few_tokens_is_computed_in_float32(model, tokens, wanted)
     assert torch.allclose(outputs.float(), network(inputs), atol=0.1)
 
 
-def test_networks_without_attention_are_not_looked_at_twice():
-    narrow = Autocast(torch.device("cpu"))
-    for looked in (True, False):
-        with narrow():
+def test_networks_without_attention_skip_the_mode_after_the_first_pass():
+    autocast = Autocast(torch.device("cpu"))
+    for intercepted in (True, False):
+        with autocast():
             F.linear(torch.randn(2, 4), torch.randn(3, 4))
-            assert (torch.overrides._get_current_function_mode() is not None) == looked
+            assert (torch.overrides._get_current_function_mode() is not None) == intercepted
 
 
 def test_a_training_in_bfloat16_uses_it():

@@ -1,4 +1,4 @@
-"""NaN and infinity in what a run begins with are refused before anything is trained, by name."""
+"""NaN and infinity in initial weights and data are refused before training, by name."""
 
 import copy
 import math
@@ -34,7 +34,7 @@ def test_an_example_that_is_not_finite_is_named(split, value, mlp, task):
         require_finite_start(mlp, wrong)
 
 
-def test_how_many_there_are_is_said_and_targets_are_looked_at(mlp, task):
+def test_the_message_counts_the_examples_and_targets_are_checked(mlp, task):
     inputs = task.train.inputs
     for row in (90, 5, 33):
         inputs = spoilt(inputs, row)
@@ -45,7 +45,7 @@ def test_how_many_there_are_is_said_and_targets_are_looked_at(mlp, task):
         require_finite_start(mlp, replace(numbers, loss=F.mse_loss, test=numbers.train, validation=None))
 
 
-def test_batches_tokens_and_a_normalisation_that_divides_by_zero_are_looked_at(mlp, task):
+def test_batches_tokens_and_a_normalisation_that_divides_by_zero_are_checked(mlp, task):
     x, y = task.train.inputs, task.train.targets
     batches = [(x[:32], y[:32]), (spoilt(x[32:64], 3), y[32:64])]
     with pytest.raises(swamp.SwampError, match="batch 1 as the model sees it, inputs of example 3"):
@@ -60,8 +60,8 @@ def test_batches_tokens_and_a_normalisation_that_divides_by_zero_are_looked_at(m
         require_finite_start(model, numbers)
 
 
-def test_what_a_loss_or_a_model_knows_how_to_take_is_let_through(mlp, task):
-    """NaN for a target that is missing, infinity for attention that is masked."""
+def test_values_that_the_loss_or_model_can_handle_are_accepted(mlp, task):
+    """NaN for missing targets, infinity in attention masks."""
     targets = torch.randn(96, 3)
     targets[5, 1] = math.nan
 
@@ -88,7 +88,7 @@ def test_what_a_loss_or_a_model_knows_how_to_take_is_let_through(mlp, task):
     require_finite_start(Attending(), Task(masked, masked))
 
 
-def test_the_global_generator_and_the_model_are_left_alone(mlp, task):
+def test_the_global_generator_and_the_model_are_unchanged(mlp, task):
     before, state = torch.get_rng_state(), copy.deepcopy(mlp.state_dict())
     mlp.train()
     with pytest.raises(swamp.SwampError, match="example 1"):
@@ -116,7 +116,7 @@ def test_data_that_is_not_finite_is_refused_before_training(mlp, task):
         swamp.cycles(mlp, wrong, swamp.Plan(), Training(epochs=2, swa_fraction=0.5), backend=NeverCalled())
 
 
-def test_a_ticket_that_was_given_and_is_not_finite_is_refused(mlp, task):
+def test_a_ticket_from_the_user_that_is_not_finite_is_refused(mlp, task):
     weights = {name: value.clone() for name, value in mlp.state_dict().items()}
     weights["0.weight"][0, 0] = math.nan
     ticket, mask = swamp.Ticket(weights, 0), swamp.Mask.ones(mlp)
@@ -124,7 +124,7 @@ def test_a_ticket_that_was_given_and_is_not_finite_is_refused(mlp, task):
         swamp.algorithms.train_on({0: mask}, ticket, mlp, task, swamp.Plan(), Training(epochs=2, swa_fraction=0.5))
 
 
-def test_masks_are_never_made_of_numbers_that_are_none():
+def test_masks_are_never_computed_from_nan():
     mask = swamp.Mask({"w": torch.tensor([[True, True, False, False]])})
     weights, growth = {"w": torch.tensor([[2.0, 1.0, 0, 0]])}, {"w": torch.tensor([[0.0, 0, 3.0, 1.0]])}
     for bad in (
@@ -137,8 +137,8 @@ def test_masks_are_never_made_of_numbers_that_are_none():
         prune_to_budget({"w": torch.tensor([[1.0, math.nan, 2.0, 0]])}, mask)
 
 
-def test_infinite_growth_takes_no_place_of_a_weight_that_stays():
-    """It tied with what stays, and the earlier of the two won."""
+def test_infinite_growth_does_not_replace_a_remaining_weight():
+    """A tie with a remaining weight must not be decided by position."""
     mask = swamp.Mask({"w": torch.tensor([[False, False, True, True]])})
     weights, growth = {"w": torch.tensor([[0, 0, 2.0, 1.0]])}, {"w": torch.tensor([[math.inf, math.inf, 0, 0]])}
     assert drop_and_grow(mask, weights, growth, 0.5)["w"].tolist() == [[True, False, True, False]]
@@ -156,7 +156,7 @@ def test_a_mean_keeps_an_infinity_that_all_share_and_hides_no_other():
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_message_says_what_to_do_in_the_precision_there_was(precision, mlp, task):
+def test_the_message_gives_advice_for_the_precision_in_use(precision, mlp, task):
     training = Training(epochs=1, batch_size=16, lr=1e30, precision=precision, swa_fraction=0)
     with pytest.raises(swamp.Diverged) as error:
         fit(mlp, task, training, swamp.training.Seed(0))

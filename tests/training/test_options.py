@@ -29,7 +29,7 @@ def test_rates_of_each_schedule(schedule: Any, expected: list[float]):
     ("schedule", "middle"),
     [("cosine", [1, 0.625, 0.25]), ("linear", [1, 0.625, 0.25]), ("step", [1, 0.25]), ("constant", [1, 1])],
 )
-def test_decay_ends_at_the_rate_of_the_tail_and_stays_there(schedule: Any, middle: list[float]):
+def test_decay_ends_at_the_constant_rate_of_the_tail(schedule: Any, middle: list[float]):
     training = plain(schedule=schedule, swa_fraction=0.5, swa_lr=0.25)
     assert training.swa_epochs == 2
     # Two epochs of 4 steps decay, then two of the tail: the decay is half done at step 4.
@@ -50,7 +50,7 @@ def test_warm_up_ends_where_the_tail_begins():
     assert [training.rate(step, 1) for step in range(4)] == [0.5, 1.0, 0.5, 0.5]
 
 
-def test_a_tail_of_everything_is_a_constant_rate():
+def test_a_tail_of_all_epochs_has_a_constant_rate():
     assert {plain(swa_fraction=1.0, swa_lr=0.5).rate(step, 3) for step in range(12)} == {0.5}
 
 
@@ -82,7 +82,7 @@ def test_tail_is_whole_epochs_and_at_least_one(tail: float, epochs: int, expecte
         ({"lr_after_rewind": "rewind"}, "unknown lr_after_rewind"),
     ],
 )
-def test_values_that_cannot_be_are_refused_by_name(options: dict[str, Any], message: str):
+def test_values_out_of_range_are_refused_by_name(options: dict[str, Any], message: str):
     with pytest.raises(SwampError) as error:
         plain(**options)
     assert message in str(error.value)

@@ -1,4 +1,4 @@
-"""Learning rates of a network that was pruned: rate by rate, worked out by hand."""
+"""Learning rates of retraining, against rates computed by hand."""
 
 import math
 from dataclasses import replace
@@ -41,11 +41,11 @@ def test_clr_is_one_cosine_after_a_tenth_of_warm_up():
 
 
 @pytest.mark.parametrize(("epochs", "change", "peak"), [(4, 0.1, 0.16), (4, 0.7, 0.28), (4, 3.0, 0.4)])
-def test_allr_starts_lower_where_the_pruning_was_mild_and_the_epochs_are_few(epochs, change, peak):
+def test_allr_has_a_lower_peak_for_a_small_change_and_few_epochs(epochs, change, peak):
     assert rates("allr", epochs, change) == pytest.approx([peak, peak * 0.75, peak * 0.5, peak * 0.25])
 
 
-def test_no_tail_stays_but_in_the_whole_schedule():
+def test_ft_clr_llr_and_allr_have_no_tail():
     tailed = Training(epochs=10, swa_fraction=0.5)
     assert retraining(tailed, "slr", 10, 0.0)[0].swa_fraction == 0.5
     assert all(retraining(tailed, how, 5, 0.0)[0].swa_fraction == 0 for how in ("ft", "clr", "llr", "allr"))
@@ -57,7 +57,7 @@ def test_the_change_of_the_norm_is_relative_to_what_a_random_pruning_would_remov
     assert norm_change(0, 0, 0.25) == norm_change(5, 0, 0) == 0
 
 
-def test_a_schedule_that_repeats_does_so_where_it_runs_again_only():
+def test_ft_clr_llr_and_allr_have_no_repeats():
     repeating = replace(TRAINING, schedule_repeats=2, warmup=0)
     assert retraining(repeating, "slr", 4, 0.0)[0].schedule_repeats == 2
     for how in ("ft", "clr", "llr", "allr"):

@@ -1,4 +1,4 @@
-"""The stacked batches of several trainings are those of each alone."""
+"""Stacked batches of several trainings equal the batches of each single training."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def fields_of(inputs):
 
 @pytest.mark.parametrize("name", DATA)
 @pytest.mark.parametrize("first", [0, 1])
-def test_each_seed_has_the_batches_that_it_has_alone(name, first):
+def test_each_seed_has_the_batches_of_its_single_training(name, first):
     data = DATA[name]
     seeds = [Seed(root).at("cycle", 1, "particle", n) for n in range(2) for root in (3, 5)]
     stacked = [*stacked_batches(data, 4, seeds, 2, first, CPU)]

@@ -13,7 +13,7 @@ LOGITS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 1.0], [0.0, 0.5]])
 TARGETS = torch.tensor([0, 1, 1, 0])
 
 
-def test_accuracy_is_the_share_of_right_answers():
+def test_accuracy_is_the_fraction_of_correct_predictions():
     assert accuracy(LOGITS, TARGETS) == 0.5
 
 
@@ -40,7 +40,7 @@ def test_ece_equals_a_loop_over_bins():
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(300, 4, generator=generator, dtype=torch.float64)
     chance = torch.randint(0, 4, (300,), generator=generator)
-    # Too modest where it is unsure and too sure of itself elsewhere, so that bins do not cancel each other.
+    # Underconfident at low confidence and overconfident elsewhere, so that bins do not cancel each other.
     targets = torch.where(logits.softmax(1).amax(1) < 0.5, logits.argmax(1), chance)
     for bins in (1, 2, 15):
         assert ece(logits, targets, bins) == pytest.approx(ece_by_hand(logits, targets, bins), rel=1e-12)
@@ -74,7 +74,7 @@ def test_moving_a_task_moves_every_part_and_keeps_the_rest():
     assert task.to(torch.device("cpu")).train is data
 
 
-def test_a_model_is_called_with_what_it_takes_and_gives_its_logits():
+def test_a_model_is_called_with_a_tensor_or_keywords_and_returns_logits():
     assert call_model(lambda x: x, 3) == 3
     assert call_model(lambda a, b: SimpleNamespace(logits=a - b), {"b": 1, "a": 3}) == 2
 
@@ -101,7 +101,7 @@ class Copy(nn.Module):
 
 
 @pytest.mark.parametrize("fail", [False, True])
-def test_evaluation_is_in_eval_mode_and_gives_every_module_its_own_mode_back(fail: bool, generators):
+def test_evaluation_is_in_eval_mode_and_restores_the_mode_of_every_module(fail: bool, generators):
     model = Copy(fail).train()
     model.unused.eval()
     data = TensorData(torch.eye(2), torch.tensor([0, 1]))

@@ -1,4 +1,4 @@
-"""Batches of token sequences: of similar length, padded to their longest, in an order that the seed alone decides."""
+"""Batches of token sequences: similar lengths, padded to the longest, in an order that depends on the seed only."""
 
 import pytest
 import torch
@@ -52,14 +52,14 @@ def test_batches_hold_examples_of_similar_length_in_no_order_of_length() -> None
     assert longest != sorted(longest)
 
 
-def test_evaluation_sees_all_examples_once_in_an_order_that_no_batch_size_changes() -> None:
+def test_evaluation_gives_all_examples_once_in_the_same_order_for_every_batch_size() -> None:
     lengths = [1 + k % 37 for k in range(300)]
     data = sequences(lengths)
     orders = [torch.cat([targets for _, targets in data.in_order(size)]).tolist() for size in (1, 48, 1024)]
     assert orders[0] == orders[1] == orders[2]
     assert sorted(orders[0]) == list(range(300))
     inputs, _ = next(data.in_order(1))
-    assert 15 <= inputs["input_ids"].shape[1] <= 22  # of middling length
+    assert 15 <= inputs["input_ids"].shape[1] <= 22  # of median length
 
 
 def test_a_subset_keeps_its_tokens() -> None:
@@ -73,6 +73,6 @@ def test_a_subset_keeps_its_tokens() -> None:
     ("lengths", "message"),
     [([2, 0], "example 1 has no token"), ([2], "do not match"), ([2, 2], "add up to 4")],
 )
-def test_sequences_that_do_not_fit_are_refused(lengths: list[int], message: str) -> None:
+def test_inconsistent_sequences_are_refused(lengths: list[int], message: str) -> None:
     with pytest.raises(SwampError, match=message):
         TokenData({"input_ids": torch.arange(2)}, torch.tensor(lengths), torch.zeros(2))
