@@ -53,7 +53,7 @@ from swamp.recipes import configuration
 from swamp.report import read_run
 from swamp.runs import RunConfig, Study, StudyDirectory
 from swamp.runs.directory import PROVENANCE, add_checksum, read_json
-from swamp.runs.snapshot import load_snapshot, save_snapshot
+from swamp.runs.snapshot_files import load_snapshot, save_snapshot
 from swamp.runs.trajectory import TrajectoryWriter, read_trajectory
 from swamp.runtime import DenseNetwork, bake_mask, fold_batchnorm, load, read, save, trace
 from swamp.training import Seed, Snapshot

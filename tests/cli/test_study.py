@@ -17,7 +17,7 @@ import pytest
 
 from swamp import cli
 from swamp.cli.progress import Quiet
-from swamp.cli.workers import Job, shares, submit
+from swamp.cli.workers import StudyJob, shares, submit
 from swamp.errors import SwampError
 from swamp.recipes import STUDIES, configuration
 from swamp.runs import RunConfig, Study, StudyDirectory, work
@@ -216,8 +216,8 @@ def test_a_submitted_worker_does_the_runs_and_is_queued_again_when_its_time_is_u
     told = json.loads(capsys.readouterr().out)
     gc.collect()
     assert (told["finished"], len(told["jobs"])) == (4, 1)
-    again = Job(out, False).checkpoint()
-    assert again.function == Job(out, False)
+    again = StudyJob(out, False).checkpoint()
+    assert again.function == StudyJob(out, False)
     for option, message in (
         ("timeout", "takes KEY=VALUE"),
         ("nodez=1", "invalid --job for the executor of submitit.*nodez"),

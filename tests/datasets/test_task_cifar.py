@@ -10,7 +10,7 @@ import torch
 
 from swamp.datasets import DataOptions, cifar, task_named
 from swamp.datasets.cache import checksum_of
-from swamp.datasets.cifar import CIFAR_10, CIFAR_100, CifarSource, load, parse_records
+from swamp.datasets.cifar import CIFAR_10, CIFAR_100, CifarSource, load_cifar, parse_records
 from swamp.errors import SwampError
 from swamp.training.data import TensorData
 from swamp.training.rng import Seed
@@ -53,7 +53,7 @@ def test_bin_files_are_read_from_the_folder_or_the_archives_folder_in_it(
     tmp_path: Path, source: CifarSource, inner: bool
 ):
     write(tmp_path / source.folder if inner else tmp_path, files_of(source))
-    images, labels, test_images, test_labels = load(source, str(tmp_path))
+    images, labels, test_images, test_labels = load_cifar(source, str(tmp_path))
     assert images.shape == (len(source.train) * source.train_records, 3, 32, 32)
     assert labels.tolist() == list(range(source.train_records)) * len(source.train)
     assert test_labels.tolist() == [5, 6]
@@ -80,7 +80,7 @@ def test_a_file_of_any_other_size_is_refused_by_name(tmp_path: Path, change: int
     files["data_batch_3.bin"] = wrong[:change] if change < 0 else wrong + bytes(change)
     write(tmp_path, files)
     with pytest.raises(SwampError, match=r"data_batch_3.bin has .* expected 3 records of 3073 bytes"):
-        load(SMALL_10, str(tmp_path))
+        load_cifar(SMALL_10, str(tmp_path))
 
 
 def test_a_label_that_is_no_class_is_refused():
@@ -92,13 +92,13 @@ def test_a_missing_bin_file_is_named(tmp_path: Path):
     files = files_of(SMALL_10)
     del files["data_batch_4.bin"]
     with pytest.raises(SwampError, match=r"data_batch_4.bin cannot be read"):
-        load(SMALL_10, str(write(tmp_path, files)))
+        load_cifar(SMALL_10, str(write(tmp_path, files)))
 
 
 def test_a_folder_without_any_of_it_says_what_was_looked_for(tmp_path: Path):
     (tmp_path / "other").write_text("")
     with pytest.raises(SwampError, match=r"neither data_batch_1.bin .* nor cifar-10-binary.tar.gz"):
-        load(SMALL_10, str(tmp_path))
+        load_cifar(SMALL_10, str(tmp_path))
 
 
 def archived(tmp_path: Path, source: CifarSource, contents: bytes) -> CifarSource:
@@ -109,7 +109,7 @@ def archived(tmp_path: Path, source: CifarSource, contents: bytes) -> CifarSourc
 def test_the_archive_is_read_where_it_lies_and_unpacks_nothing(tmp_path: Path):
     files = {**files_of(SMALL_100), "../../escaped.txt": b"x", "fine_label_names.txt": b"apple"}
     source = archived(tmp_path, SMALL_100, archive_of(files, SMALL_100.folder))
-    images, labels, _, _ = load(source, str(tmp_path))
+    images, labels, _, _ = load_cifar(source, str(tmp_path))
     assert (len(images), labels.tolist()) == (4, [0, 1, 2, 3])
     assert [path.name for path in tmp_path.iterdir()] == ["cifar-100-binary.tar.gz"]
 
@@ -134,7 +134,7 @@ def test_an_archive_that_is_cut_or_holds_something_else_is_refused_by_name(
 ):
     source = archived(tmp_path, SMALL_10, harm(archive_of(files_of(SMALL_10), SMALL_10.folder)))
     with pytest.raises(SwampError, match=r"cifar-10-binary.tar.gz (cannot be read|lacks).*replace it"):
-        load(source, str(tmp_path))
+        load_cifar(source, str(tmp_path))
 
 
 def test_a_link_in_place_of_a_file_is_refused(tmp_path: Path):
@@ -146,13 +146,13 @@ def test_a_link_in_place_of_a_file_is_refused(tmp_path: Path):
             archive.addfile(member)
     source = archived(tmp_path, SMALL_10, buffer.getvalue())
     with pytest.raises(SwampError, match=r"cannot be read|lacks"):
-        load(source, str(tmp_path))
+        load_cifar(source, str(tmp_path))
 
 
 def test_an_archive_with_another_checksum_is_refused_before_it_is_opened(tmp_path: Path):
     archived(tmp_path, SMALL_10, archive_of(files_of(SMALL_10), SMALL_10.folder))
     with pytest.raises(SwampError, match=r"has the MD5 .* expected c32a1d4ab5d03f1284b67883e8d87530"):
-        load(SMALL_10, str(tmp_path))
+        load_cifar(SMALL_10, str(tmp_path))
 
 
 def test_without_a_folder_the_archive_is_downloaded_over_https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -164,7 +164,7 @@ def test_without_a_folder_the_archive_is_downloaded_over_https(tmp_path: Path, m
         return tmp_path / "cifar-10-binary.tar.gz"
 
     monkeypatch.setattr(cifar, "download", fetch)
-    load(source, "")
+    load_cifar(source, "")
     assert asked == [("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", f"md5:{source.md5}", "cifar-10")]
 
 

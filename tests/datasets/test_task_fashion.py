@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from swamp.datasets import DataOptions, fashion, task_named
 from swamp.datasets.cache import checksum_of
-from swamp.datasets.fashion import FASHION_MNIST, IdxFile, IdxSource, load, parse_idx, read_idx
+from swamp.datasets.fashion import FASHION_MNIST, IdxFile, IdxSource, load_idx, parse_idx, read_idx
 from swamp.errors import SwampError
 from swamp.training.data import TensorData
 from swamp.training.rng import Seed
@@ -63,7 +63,7 @@ def test_gzipped_and_plain_files_are_read_and_normalised_after_the_gather(folder
 
 
 def test_without_a_folder_the_installed_files_are_taken(folder: Path):
-    images, *_ = load(replace(source_of(CONTENTS), installed=folder), "")
+    images, *_ = load_idx(replace(source_of(CONTENTS), installed=folder), "")
     assert images.shape == (20, 1, 28, 28)
 
 
@@ -76,7 +76,7 @@ def test_without_any_files_they_are_downloaded_from_https(monkeypatch: pytest.Mo
         return folder / name if (folder / name).exists() else folder / name.removesuffix(".gz")
 
     monkeypatch.setattr(fashion, "download", fetch)
-    load(source_of(CONTENTS), "")
+    load_idx(source_of(CONTENTS), "")
     assert len(asked) == 4
     assert all(url.startswith("https://") and url.endswith("ubyte.gz") for url, _ in asked)
     assert {checksum for _, checksum in asked} == {"sha256:" + "0" * 64}
@@ -111,7 +111,7 @@ def test_labels_that_are_no_classes_or_too_few_are_refused(folder: Path, labels:
     (folder / "train-labels-idx1-ubyte").write_bytes(labels)
     source = source_of({**CONTENTS, "train-labels-idx1-ubyte": labels})
     with pytest.raises(SwampError, match=r"train-labels-idx1-ubyte has (20|19) labels.*expected 20 labels below 10"):
-        load(source, str(folder))
+        load_idx(source, str(folder))
 
 
 def test_idx_bytes_become_the_array_they_describe():

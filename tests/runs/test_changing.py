@@ -15,7 +15,7 @@ from swamp.files import load_tensors
 from swamp.runs import RunConfig, checkpoints, open_run, resume, start
 from swamp.runs.checkpoints import RunStore
 from swamp.runs.directory import RunDirectory
-from swamp.runs.snapshot import load_phase, save_phase
+from swamp.runs.snapshot_files import load_phase, save_phase
 from swamp.training import Dynamic
 
 from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, kill_after, tiny

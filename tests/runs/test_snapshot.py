@@ -7,7 +7,7 @@ from swamp.algorithms import Phase
 from swamp.errors import CorruptFile
 from swamp.masks import Mask
 from swamp.runs import RunDirectory
-from swamp.runs.snapshot import load_phase, load_snapshot, save_phase, save_snapshot
+from swamp.runs.snapshot_files import load_phase, load_snapshot, save_phase, save_snapshot
 from swamp.training import Snapshot
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import swamp
 from swamp.training import RunningMean, Task, TensorData, TokenData, Training, drop_and_grow, fit, require_finite_start
-from swamp.training.dynamic import prune_to_budget
+from swamp.training.mask_updates import prune_to_budget
 
 
 def spoilt(tensor: torch.Tensor, row: int, value: float = math.nan) -> torch.Tensor:

@@ -141,7 +141,7 @@ def robustness(mean: nn.Module | None, particles: Sequence[nn.Module], task: Tas
 
     "skipped" gives the reason if the inputs cannot be corrupted.
     """
-    reason = unsupported_reason(next(iter(inputs.plain.in_order(_BATCH)))[0])
+    reason = corruption_unsupported_reason(next(iter(inputs.plain.in_order(_BATCH)))[0])
     if reason:
         return {"skipped": reason}
     return {
@@ -153,7 +153,7 @@ def robustness(mean: nn.Module | None, particles: Sequence[nn.Module], task: Tas
     }
 
 
-def unsupported_reason(inputs: Any) -> str | None:
+def corruption_unsupported_reason(inputs: Any) -> str | None:
     """Why a batch of inputs cannot be corrupted; None if it can."""
     if isinstance(inputs, Mapping):
         names = ", ".join(map(str, cast("Mapping[str, Any]", inputs)))

@@ -32,7 +32,7 @@ _NO_SHARED_FOLDER = "Put the run directory on a file system that all hosts share
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainRequest:
     """One call of `train`, as rank 0 publishes it. Ticket and mask lie in the shared folder."""
 
     number: int
@@ -105,7 +105,7 @@ class Distributed:
         if self.whole_particles and isinstance(self.inner, Autotune):
             self.inner.choose(ticket, mask, training, seeds[0::size], first, last)
         self.jobs += 1
-        job = Job(
+        job = TrainRequest(
             self.jobs, ticket.id, ticket.steps, mask.digest, training, tuple(seeds), first, last, progress.address,
             self.choice(), 0 if self.whole_particles else min(len(seeds), size), self.sharded,
         )  # fmt: skip
@@ -177,7 +177,7 @@ def follow(
     while True:
         number += 1
         try:
-            job = msgspec.convert(coordinator.wait(f"job/{number}"), Job)
+            job = msgspec.convert(coordinator.wait(f"job/{number}"), TrainRequest)
         except JobEnded as ended:
             if ended.exit_code:
                 raise
@@ -194,7 +194,7 @@ def follow(
 
 def _train_share(
     coordinator: Coordinator,
-    job: Job,
+    job: TrainRequest,
     inner: Backend | None,
     data_parallel: Callable[[Shard], Backend] | None,
     ticket: Ticket,
@@ -234,7 +234,7 @@ def _train_share(
 class _RankProgress(ForwardingProgress):
     """Stops this rank's training once the job stops."""
 
-    def __init__(self, inner: Progress, coordinator: Coordinator, job: Job) -> None:
+    def __init__(self, inner: Progress, coordinator: Coordinator, job: TrainRequest) -> None:
         super().__init__(inner)
         self.coordinator, self.job = coordinator, job
         self.places = 0  # the share of this rank alone
@@ -262,7 +262,7 @@ class _FollowingProgress(_RankProgress):
 class _LeadingProgress(_RankProgress):
     """Rank 0's progress: relays steps and divergences of the other ranks."""
 
-    def __init__(self, inner: Progress, coordinator: Coordinator, job: Job) -> None:
+    def __init__(self, inner: Progress, coordinator: Coordinator, job: TrainRequest) -> None:
         super().__init__(inner, coordinator, job)
         self.diverged: set[int] = set()
         self.relayed_at = time.monotonic()
@@ -324,7 +324,7 @@ def _input_paths(folder: Path, ticket: str, mask: str) -> tuple[Path, Path]:
     return folder / f".job-ticket.{ticket[:8]}", folder / f".job-mask.{mask[:8]}"
 
 
-def _load_inputs(folder: Path, job: Job, ticket: Ticket, mask: Mask) -> tuple[Ticket, Mask]:
+def _load_inputs(folder: Path, job: TrainRequest, ticket: Ticket, mask: Mask) -> tuple[Ticket, Mask]:
     """Ticket and mask of a job; read where they are not the last job's."""
     ticket_path, mask_path = _input_paths(folder, job.ticket, job.mask)
     try:

@@ -113,7 +113,7 @@ def stop_with_parent(stop: Event) -> None:
 
 
 @dataclass(frozen=True)
-class Job:
+class StudyJob:
     """The job of a cluster: one worker. The file of the scheduler contains the two fields and the class name."""
 
     path: Path
@@ -155,7 +155,7 @@ def submit(study: StudyDirectory, cluster: str, count: int, options: Sequence[st
     except (NameError, TypeError, ValueError, AssertionError) as error:
         raise SwampError(f"invalid --job for the executor of submitit: {error}") from error
     with executor.batch():
-        jobs = [executor.submit(Job(study.path.absolute(), wait)) for _ in range(count)]
+        jobs = [executor.submit(StudyJob(study.path.absolute(), wait)) for _ in range(count)]
     return [str(job.job_id) for job in jobs]
 
 

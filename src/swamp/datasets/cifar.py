@@ -75,7 +75,7 @@ def cifar_100(options: DataOptions, seed: Seed) -> Problem:
     return _problem(CIFAR_100, options, seed)
 
 
-def load(source: CifarSource, folder: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def load_cifar(source: CifarSource, folder: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images (n, 3, 32, 32) uint8 and labels (n,) int64 for training, then for test.
 
     From the .bin files or the archive in `folder`, else from the cache, else downloaded. Raises SwampError for a file
@@ -106,7 +106,7 @@ def parse_records(contents: bytes, name: str, source: CifarSource, records: int)
 
 
 def _problem(source: CifarSource, options: DataOptions, seed: Seed) -> Problem:
-    train_images, train_labels, test_images, test_labels = load(source, options.folder)
+    train_images, train_labels, test_images, test_labels = load_cifar(source, options.folder)
     return in_memory(
         TensorData(train_images, train_labels, crop_flip(padding=4), source.normalise),
         TensorData(test_images, test_labels, normalise=source.normalise),

@@ -73,7 +73,7 @@ FASHION_MNIST = IdxSource(
 
 def fashion_mnist(options: DataOptions, seed: Seed) -> Problem:
     """Fashion-MNIST: 60,000 training and 10,000 test images of 1 x 28 x 28, 10 classes."""
-    train_images, train_labels, test_images, test_labels = load(FASHION_MNIST, options.folder)
+    train_images, train_labels, test_images, test_labels = load_idx(FASHION_MNIST, options.folder)
     return in_memory(
         TensorData(train_images, train_labels, crop_flip(padding=2), _NORMALISE),
         TensorData(test_images, test_labels, normalise=_NORMALISE),
@@ -83,7 +83,7 @@ def fashion_mnist(options: DataOptions, seed: Seed) -> Problem:
     )
 
 
-def load(source: IdxSource, folder: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def load_idx(source: IdxSource, folder: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images (n, 1, H, W) uint8 and labels (n,) int64 for training, then for test.
 
     From `folder`, else from where Debian installs them, else from the cache, else downloaded. Raises SwampError for a

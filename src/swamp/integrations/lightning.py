@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from swamp.backends import CustomTrainer, TrainJob
 from swamp.errors import MaskError, SwampError
-from swamp.integrations.settings import environment, mask_to_hold, require_batch_counts, require_supported
+from swamp.integrations.settings import environment_variable, mask_to_hold, require_batch_counts, require_supported
 from swamp.masks import Mask, Scope, hold
 from swamp.training import Task
 
@@ -165,7 +165,7 @@ def backend(
         trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = -1, work.total - work.first
         trainer.callbacks += [HoldMask(work.mask), steps]
         # The seed of Lightning's DistributedSampler; by default 0, one order for all particles.
-        with environment("PL_GLOBAL_SEED", str(work.number)):
+        with environment_variable("PL_GLOBAL_SEED", str(work.number)):
             trainer.fit(work.model, source)
         return float(torch.stack(steps.losses).double().mean()) if steps.losses else 0.0
 

@@ -68,7 +68,7 @@ def require_batch_counts(batch: int, steps: int, training: Training, per_epoch: 
 
 
 @contextmanager
-def environment(name: str, value: str) -> Generator[None]:
+def environment_variable(name: str, value: str) -> Generator[None]:
     """Set an environment variable inside the block."""
     before = os.environ.get(name)
     os.environ[name] = value

@@ -16,7 +16,7 @@ from swamp.masks import Mask
 from swamp.runs.directory import RunDirectory, read_json
 from swamp.runs.read import read_cycle, read_particle, read_record, read_ticket, unless_damaged
 from swamp.runs.run_progress import Reporter, RunProgress
-from swamp.runs.snapshot import load_phase, save_phase
+from swamp.runs.snapshot_files import load_phase, save_phase
 from swamp.runs.trajectory import TrajectoryWriter
 
 _TRAINED = "Continuing without it: it is trained again."

@@ -14,7 +14,7 @@ from swamp.files import load_metadata
 from swamp.runs.directory import RunDirectory
 from swamp.runs.overview import Overview
 from swamp.runs.read import read_particle, unless_damaged
-from swamp.runs.snapshot import load_snapshot, save_snapshot
+from swamp.runs.snapshot_files import load_snapshot, save_snapshot
 from swamp.runs.trajectory import TrajectoryWriter, read_trajectory, trajectory_files
 from swamp.training import Snapshot
 

@@ -18,7 +18,7 @@ from swamp.runtime.arena import (
     ImageShape,
     Ints,
     RegionBuilder,
-    image_shape,
+    extent_shape,
 )
 from swamp.runtime.program import Node, Program, as_pair
 from swamp.runtime.regions import Extent
@@ -211,7 +211,7 @@ class PendingAccumulate:
         cls, csr: CsrOffsets, extent: Extent, name: str, *, residual: str | None = None, act: int = NONE
     ) -> "PendingAccumulate":
         """The sum that computes the value of the node `name`."""
-        return cls(csr, image_shape(extent), name, name, residual, act)
+        return cls(csr, extent_shape(extent), name, name, residual, act)
 
 
 def emit_accumulate(builder: RegionBuilder, pending: PendingAccumulate) -> None:

@@ -28,7 +28,7 @@ LINE = 16
 """Floats in a cache line."""
 
 
-def image_shape(extent: Extent) -> ImageShape:
+def extent_shape(extent: Extent) -> ImageShape:
     """The extent as an image; a vector is an image of one pixel."""
     return extent if len(extent) == 3 else (extent[0], 1, 1)
 
@@ -260,7 +260,7 @@ class RegionBuilder:
     def _copy_input(self, name: str) -> None:
         """Emit a copy from an input tensor, in which examples are the first dimension."""
         number = self.region.inputs.index(name)
-        shape = image_shape(self.region.extents[name])
+        shape = extent_shape(self.region.extents[name])
         view = self.bind(name, self.allocate(shape))
         strides, example = _tensor_strides(shape)
         fields = {"in_tensor": number, "in_example": example, "out": view.offset}

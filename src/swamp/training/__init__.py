@@ -5,9 +5,9 @@ from swamp.training.average import RunningMean, State, copied, interpolate, mean
 from swamp.training.batchnorm import batchnorm_layers, reestimate_batchnorm, with_reestimated_batchnorm
 from swamp.training.data import Batch, BatchList, Data, DatasetData, TensorData, as_batch, batch_to
 from swamp.training.dropout import uses_global_rng
-from swamp.training.dynamic import Dynamic, dense_gradients, density_at, drop_and_grow, prune_to_budget
 from swamp.training.flops import FlopCounter
 from swamp.training.loop import Fit, TrainState, fit, reset_statistics, smoothed, train_loop
+from swamp.training.mask_updates import Dynamic, dense_gradients, density_at, drop_and_grow, prune_to_budget
 from swamp.training.memory_format import to_fastest_memory_format
 from swamp.training.nan_checks import (
     require_finite,
