@@ -55,7 +55,7 @@ def signals(campaign: Campaign, modes: Sequence[str] = ORDER) -> None:
         campaign.progress(case + 1)
 
 
-_LISTING = "import swamp.cli; print('begun', flush=True); swamp.cli.main(['list', 'tasks'])"
+_HELP = "import swamp.cli; print('begun', flush=True); swamp.cli.main(['run', '--help'])"
 
 
 def impatient(campaign: Campaign) -> None:
@@ -63,7 +63,7 @@ def impatient(campaign: Campaign) -> None:
     for case in range(campaign.cases):
         draw = random.Random(f"{campaign.seed} {case}")
         record = campaign.folder / f"impatient-{case}.log"
-        child = started([sys.executable, "-c", _LISTING], record)
+        child = started([sys.executable, "-c", _HELP], record)
         while "begun" not in record.read_text() and child.code() is None:
             time.sleep(0.01)
         time.sleep(draw.uniform(0, 2.0))

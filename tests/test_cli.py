@@ -149,7 +149,10 @@ def summary(registered: object) -> str:
 @pytest.mark.parametrize("what", _REGISTRIES)
 def test_list_prints_each_name_of_the_registry_with_its_summary(what, capsys):
     module, name = _REGISTRIES[what]
-    entries = {name: summary(entry) for name, entry in getattr(import_module(module), name).items()}
+    registry = getattr(import_module(module), name)
+    # Other tests of this process register tasks of their own.
+    own = {name: entry for name, entry in registry.items() if getattr(entry, "__module__", "swamp").startswith("swamp")}
+    entries = {name: summary(entry) for name, entry in own.items()}
     assert swamp("list", what, "--json") == 0
     listed = json.loads(capsys.readouterr().out)[what]
     if what == "models":

@@ -158,7 +158,7 @@ def test_a_run_that_was_interrupted_its_analyses_and_its_export(backend, tmp_pat
         command("analyze", tmp_path / "run", "--examples", 50, "--curvature-examples", 20, "--points", 3, "--quiet")
         command("export", tmp_path / "run", "--out", tmp_path / "small.safetensors")
         said = capfd.readouterr()
-        assert "analysed, 0 skipped" in said.out
+        assert "computed, 0 skipped" in said.out
         assert "outputs differ by at most" in said.out
         assert "swamp:" not in said.err
 
