@@ -90,6 +90,7 @@ def test_the_pretended_gpu_is_as_strict_as_one(gpu):
     assert not waits
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("method", METHODS)
 def test_methods(method, images, gpu):
     assert_the_same_on_a_gpu(network("normed"), images, replace(PLAN, method=method), "sequential")
@@ -101,6 +102,7 @@ def test_backends(backend, name, images, gpu):
     assert_the_same_on_a_gpu(network(name), images, PLAN, backend)
 
 
+@pytest.mark.fast_cases(6)
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: "-".join(map(str, option.values())) or "plain")
 @pytest.mark.parametrize("backend", [Sequential, Vmapped, MultiStream])
 def test_no_step_waits_for_the_gpu(backend, option, images, gpu):
@@ -140,6 +142,7 @@ def command(*arguments: object) -> None:
         cli.main([str(one) for one in arguments])
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("backend", ["sequential", "vmapped", "multi-stream"])
 def test_a_run_that_was_interrupted_its_analyses_and_its_export(backend, tmp_path, gpu, capfd):
     """Snapshots go to the disk and come back to the GPU; what looks into a run computes where the run did."""

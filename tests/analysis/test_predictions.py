@@ -15,13 +15,13 @@ from swamp.analysis.predictions import (
     box_blur,
     compare_predictions,
     corrupt,
+    corruption_unsupported_reason,
     disagreement,
     models_of_cycle,
     predictions_of_cycle,
     reduce_contrast,
     robustness,
     standard_deviation,
-    unsupported_reason,
 )
 from swamp.analysis.run_data import first_examples
 from swamp.errors import SwampError
@@ -157,7 +157,7 @@ def test_reduced_contrast_moves_each_example_to_its_mean():
     ],
 )
 def test_inputs_that_cannot_be_corrupted_are_skipped_with_the_reason(inputs, reason):
-    assert reason in unsupported_reason(inputs)
+    assert reason in corruption_unsupported_reason(inputs)
     data = BatchList([(inputs, torch.zeros(2))])
     assert reason in robustness(None, [], numbered([0, 1]), EvaluationInputs(data, AnalysisSettings()))["skipped"]
 

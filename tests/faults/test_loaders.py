@@ -23,6 +23,7 @@ def little_memory():
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.usefixtures("little_memory")
+@pytest.mark.fast_cases(8)
 @pytest.mark.parametrize("name", list(LOADERS))
 def test_an_altered_file_loads_or_is_refused(name: str, tmp_path: Path):
     loader = LOADERS[name]
@@ -34,6 +35,7 @@ def test_an_altered_file_loads_or_is_refused(name: str, tmp_path: Path):
 
 
 @pytest.mark.usefixtures("little_memory")
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("name", list(BOMBS))
 def test_a_bomb_takes_no_memory(name: str, tmp_path: Path):
     """At most 1 GiB more than there was: the gzip bomb asks for 4, the mask for 1,024."""
