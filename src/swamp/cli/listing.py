@@ -10,7 +10,7 @@ from typing import Literal
 import tyro
 
 import swamp
-from swamp.cli.session import Out, parse, print_json
+from swamp.cli.session import Out, escaped, parse, print_json
 
 _Definition = ast.expr | ast.FunctionDef | ast.ClassDef
 
@@ -55,7 +55,7 @@ def list_command(arguments: Sequence[str]) -> None:
     width = max(map(len, lines), default=0)
     for name, summary in lines.items():
         mark = " (default)" if name == default else ""
-        Out.print(f"[bold]{name:<{width}}[/bold]  {summary}{mark}", soft_wrap=True, highlight=False)
+        Out.print(f"[bold]{name:<{width}}[/bold]  {escaped(summary)}{mark}", soft_wrap=True, highlight=False)
 
 
 def registry(module: str, name: str) -> dict[str, str]:
