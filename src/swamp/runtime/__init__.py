@@ -1,6 +1,6 @@
 """Exported networks: a sparse network as a small file, and its fast execution on a CPU with C kernels.
 
-Reads a model and its mask. Imports torch, numpy and safetensors, and nothing of training.
+A model and its mask are the input. The package imports torch, numpy and safetensors, and no training code.
 """
 
 from swamp.runtime.archive import read, save, state_dict

@@ -1,4 +1,9 @@
-"""Accumulate kernels: sparse weighted sums, stored as CSR offsets, and the kernel steps that compute them."""
+"""Accumulate kernels: sparse weighted sums, stored as CSR offsets, and the kernel steps that compute them.
+
+A kernel computes all examples of a block at once. It processes each output channel in runs: contiguous ranges of floats
+that share the input offsets of every weight. A sum over many inputs is split into parts, so that the inputs of one part
+fit into a cache; a slice is a group of output channels that a kernel computes together.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,22 +29,23 @@ from swamp.runtime.program import Node, Program, as_pair
 from swamp.runtime.regions import Extent
 
 _L1_BYTES = 48 * 1024
-"""Size of the first-level cache; VGG-11 is as fast with 40 kB and with 64 kB."""
+"""Bytes of the L1 cache. The value is not critical: VGG-11 is equally fast with 40 kB and with 64 kB."""
 _LINEAR_BYTES, _LINEAR_SLICED_BYTES = 128 * 1024, 40 * 1024
-"""Bytes of inputs that one part of a linear layer reads; in slices, short sums cost little."""
+"""Bytes of the inputs that one part of a linear layer reads, without and with slices. Slices allow shorter sums."""
 _MIN_WEIGHTS = 16
-"""Mean number of weights of one part in one output channel, at least; half as many in slices."""
+"""Least mean number of weights of an output channel in one part; half of it with slices."""
 _CHANNEL_GROUPS = 16
-"""Groups of channels that threads share. Few, because channels are sorted by length only within a group."""
+"""Groups into which output channels are divided; a thread takes a whole group. Few, because the channels of a slice,
+which should have equal numbers of weights, come from one group."""
 _SLICE_CHANNELS = {1: 4, 2: 4, 3: 2, 4: 2}
-"""Vectors of a run -> channels that a kernel sums at once, as SLICES in kernels.c; 1 for longer runs."""
+"""SIMD vectors in a run -> output channels in a slice (SLICES in kernels.c); 1 for longer runs."""
 
 
 @dataclass(eq=False)
 class CsrOffsets:
-    """For each output channel, the inputs that it sums and their weights, in compressed sparse rows.
+    """The non-zero weights of a layer in compressed sparse rows (CSR), one row for each output channel.
 
-    An entry reads input channel `channel` at row y * stride + dy, column x * stride + dx for the output at (y, x).
+    For the output at (y, x), an entry reads input channel `channel` at row y * stride + dy, column x * stride + dx.
     """
 
     op: int
@@ -59,7 +65,7 @@ class CsrOffsets:
 
     @classmethod
     def per_channel(cls, scale: NDArray[Any], bias: NDArray[Any], source: str) -> "CsrOffsets":
-        """Each channel times its scale, plus its bias."""
+        """Multiply each channel by its scale and add its bias."""
         count = len(scale)
         zeros = np.zeros(count, np.int64)
         starts = np.arange(count + 1)
@@ -67,11 +73,14 @@ class CsrOffsets:
 
     @classmethod
     def identity(cls, channels: int, source: str) -> "CsrOffsets":
-        """Each channel as it is."""
+        """Copy each channel."""
         return cls.per_channel(np.ones(channels), np.zeros(channels), source)
 
     def needs_phases(self, block: int, simd_width: int) -> bool:
-        """Whether the input must be split into phases: with a stride, unless blocks are whole vectors."""
+        """Whether the input must be split into phases, one image for each remainder of (row, column) modulo the stride.
+
+        This makes the reads of a strided layer contiguous. Not needed if a block fills whole SIMD vectors.
+        """
         return self.offsets is None and self.stride != (1, 1) and block % simd_width != 0
 
     @property
@@ -97,14 +106,14 @@ class CsrOffsets:
         return (image[0] * len(self.phases), height, width), shifted.border((height, width), output)
 
     def parts(self, shape: ImageShape, length: int, block: int, simd_width: int, *, sliced: bool) -> Ints:
-        """The part of the sum that computes each entry, from 0: the inputs that one part reads fit into a cache.
+        """Assign each entry to a part of the sum, numbered from 0. The inputs of one part fit into a cache.
 
         Args:
             shape: Shape of the input.
-            length: Floats of a run of outputs.
-            block: Examples of a block.
-            simd_width: Floats of a vector register.
-            sliced: Whether channels are summed in slices.
+            length: Floats in a run of outputs.
+            block: Examples in a block.
+            simd_width: Floats in a SIMD register.
+            sliced: Whether slices have more than one channel.
         """
         count = len(self.values)
         if self.op != SUM or self.elementwise or not count:
@@ -119,7 +128,7 @@ class CsrOffsets:
             position, positions = self.offsets, int(self.offsets.max()) + 1
             cache = _LINEAR_SLICED_BYTES if sliced else _LINEAR_BYTES
             size = int(np.prod(shape)) * tile * simd_width * 4
-        # Every further part reads and writes the sums once more.
+        # Each additional part reads and writes all sums again.
         least = _MIN_WEIGHTS // 2 if sliced else _MIN_WEIGHTS
         parts = max(1, min(-(-size // cache), count // (least * (len(self.row_starts) - 1))))
         return position * parts // positions
@@ -139,7 +148,7 @@ class CsrOffsets:
 
 
 def linear_offsets(weight: Tensor, bias: Tensor | None, offsets: Ints, source: str) -> CsrOffsets:
-    """The sums of a linear layer. offsets: of its input features in the arena view of the input."""
+    """The sums of a linear layer. offsets: position of each input feature in the arena, relative to the first."""
     values = weight.detach().numpy()
     out, feature = values.nonzero()
     starts = np.searchsorted(out, np.arange(len(values) + 1))
@@ -195,14 +204,17 @@ def pooling_offsets(node: Node, image: Extent) -> CsrOffsets:
 
 @dataclass(eq=False)
 class PendingAccumulate:
-    """A sum into which a residual or an activation can still be fused. It is emitted when its value is read."""
+    """A sum that is not emitted yet, so that a residual addition or an activation can be fused into it.
+
+    It is emitted when another node reads its value.
+    """
 
     csr: CsrOffsets
     shape: ImageShape
     name: str
     """Name of its value."""
     layer: str
-    """The node to which its time is attributed."""
+    """The node under which a profile counts its time."""
     residual: str | None = None
     act: int = NONE
 
@@ -215,7 +227,7 @@ class PendingAccumulate:
 
 
 def emit_accumulate(builder: RegionBuilder, pending: PendingAccumulate) -> None:
-    """Emit the kernel steps of a sum, with what is fused into it, and bind its value."""
+    """Emit the kernel steps of a sum with its fused residual and activation, and register the view of its value."""
     _Emission(builder, pending).emit()
 
 
@@ -223,14 +235,14 @@ class _Emission:
     def __init__(self, builder: RegionBuilder, pending: PendingAccumulate) -> None:
         self.builder, self.pending, self.csr = builder, pending, pending.csr
         self.block, self.simd_width = builder.block, builder.simd_width
-        self.side_by_side = {"in_step": self.simd_width, "out_step": self.simd_width, "parts": 1}
+        self.contiguous_step = {"in_step": self.simd_width, "out_step": self.simd_width, "parts": 1}
         self.phased = self.csr.needs_phases(self.block, self.simd_width)
         one_pixel = pending.shape[1:] == (1, 1)
         self.one_number = self.block == 1 and one_pixel
         self.gathers = self.one_number and self.csr.op == SUM
-        """Whether one example gathers single numbers, in vectors of output channels."""
+        """Whether the kernel gathers single inputs, and its SIMD vectors hold neighbouring output channels."""
         self.slides = self.csr.offsets is None and not self.gathers
-        """Whether the kernel goes over an image."""
+        """Whether the kernel slides over an image (a convolution or pooling)."""
 
     def emit(self) -> None:
         builder, pending, csr = self.builder, self.pending, self.csr
@@ -258,7 +270,10 @@ class _Emission:
         self.builder.mark_read(self.csr.source, *([self.pending.residual] if self.pending.residual is not None else []))
 
     def _prepared(self, source: ArenaView) -> tuple[ArenaView, int]:
-        """The input in a layout that the kernel can go over, and the floats between rows that the output needs."""
+        """Copy the input to a layout that the kernel supports if necessary.
+
+        Returns the view of the input, and the least number of floats between rows of the output.
+        """
         builder, csr, (_, height, width) = self.builder, self.csr, self.pending.shape
         pitch = 0
         if self.phased:
@@ -270,7 +285,7 @@ class _Emission:
             if source.strides != ArenaView.whole(source.buffer).strides:
                 source = builder.copied(self.pending.layer, source, builder.layout(source.shape))
         elif self.slides:
-            # One run over rows and borders needs rows of equal length in input and output: the longer of the two.
+            # A run that spans rows and borders needs equal distances between rows in input and output.
             if self.block % self.simd_width:
                 pitch = max(source.strides[1], builder.layout(self.pending.shape).pitch)
             separate = width > 1 and source.strides[2] != self.block
@@ -280,7 +295,7 @@ class _Emission:
         return source, pitch
 
     def _split_phases(self, source: ArenaView, layout: BufferLayout) -> ArenaView:
-        """Copy the rows and columns of each phase to an image, and store these images as further channels."""
+        """Copy each phase (the rows and columns with one remainder modulo the stride) to channels of its own."""
         csr, builder = self.csr, self.builder
         split = ArenaView.whole(builder.arena.allocate(layout, reusable=False))
         part = source.subsampled(1, csr.stride[0]).subsampled(2, csr.stride[1])
@@ -295,7 +310,10 @@ class _Emission:
         return replace(split, shape=(source.shape[0], *split.shape[1:]))
 
     def _emit_flat(self, source: ArenaView, residual: ArenaView | None) -> bool:
-        """Emit a sum of contiguous numbers of one example as one channel, if it has neither weights nor biases."""
+        """Try to emit a layer without weights and biases (identity, addition, activation) as one elementwise step.
+
+        Applies to one example whose values are contiguous. Returns False if nothing was emitted.
+        """
         plain = bool((self.csr.values == 1).all() and not self.csr.bias.any())
         if not plain or (residual is not None and residual.strides[0] != 1):
             return False
@@ -304,7 +322,7 @@ class _Emission:
         fields["residual"] = residual.offset if residual else -1
         fields |= {"row_starts": pin(np.array([0, 1], np.int32)), "offsets": pin(np.zeros(1, np.int32))}
         fields |= {"values": pin(np.ones(1, np.float32)), "bias": pin(np.zeros(1, np.float32))}
-        self.builder.emit(self.pending.layer, op=SUM, act=self.pending.act, **fields, **self.side_by_side)
+        self.builder.emit(self.pending.layer, op=SUM, act=self.pending.act, **fields, **self.contiguous_step)
         self._finish(target)
         return True
 
@@ -315,7 +333,7 @@ class _Emission:
         self.builder.emit(self.pending.layer, op=GATHER, **fields)
 
     def _emit_sums(self, source: ArenaView, target: ArenaView, residual: ArenaView | None) -> None:
-        """Emit the sum as a chain of parts."""
+        """Emit one kernel step for each part of the sum; each adds to the result of the previous step."""
         csr, bias = self.csr, self.csr.bias.astype(np.float32)
         offsets = csr.offsets_in(source, phased=self.phased)
         fields = self._places(source, target) | self._loop_fields(source, target, residual)
@@ -325,7 +343,7 @@ class _Emission:
         for number in range(chain + 1):
             mine = parts == number
             starts = np.concatenate([[0], mine.cumsum()])[csr.row_starts]
-            # The first part adds the bias and the residual; every later one adds to the output of the part before it.
+            # The first part adds the bias and the residual. Each later part adds to the output of the previous part.
             part = _residual_fields(target if number else residual)
             part |= {"act": self.pending.act if number == chain else NONE, "chain": 0 if number else chain}
             shift = 0 * bias if number else bias
@@ -342,7 +360,7 @@ class _Emission:
         return _SLICE_CHANNELS.get(vectors, 1) if contiguous and self.csr.op == SUM else 1
 
     def _loop_fields(self, source: ArenaView, target: ArenaView, residual: ArenaView | None) -> dict[str, int]:
-        """How the kernel goes over an image: in runs of vectors that are contiguous or, with a stride, apart."""
+        """Number, length and distances of the runs in which the kernel computes an image."""
         csr, (_, height, width) = self.csr, self.pending.shape
         fields = {"in_run": source.strides[1], "out_run": target.strides[1], "pitch": target.strides[1]}
         if csr.stride != (1, 1) and not self.phased:
@@ -354,12 +372,13 @@ class _Emission:
         assert runs is not None
         bordered = target.buffer.layout.border != (0, 0)
         clears = runs["gaps"] or (bordered and runs["length"] % self.simd_width)
-        return fields | runs | self.side_by_side | {"row": width * self.block if clears else 0}
+        return fields | runs | self.contiguous_step | {"row": width * self.block if clears else 0}
 
     def _runs(self, source: ArenaView, target: ArenaView, residual: ArenaView | None) -> dict[str, int] | None:
-        """The contiguous runs of the output: one over rows and the borders between them, or one a row; None: neither.
+        """Number and length of contiguous runs: one run over all rows and their borders, or one run for each row.
 
-        Each run covers the same offsets in all views.
+        Returns the cheaper of the two, or None if neither is possible. In a run, the input, the output and the residual
+        must have the same relative offsets.
         """
         views = [source, target, *([residual] if residual else [])]
         _, height, width = self.pending.shape
@@ -375,7 +394,7 @@ class _Emission:
         return min(candidates, key=self._loads, default=None)
 
     def _loads(self, runs: Mapping[str, int]) -> int:
-        """Loads for one weight: its vectors, and the weight and its offset once for each tile of eight vectors."""
+        """Memory loads for one weight: its input vectors, and its value and offset for each tile of eight vectors."""
         vectors = -(-runs["length"] // self.simd_width)
         return runs["runs"] * (vectors + 2 * -(-vectors // 8))
 
@@ -389,10 +408,10 @@ class _Emission:
         *,
         chained: bool = False,
     ) -> dict[str, int]:
-        """Addresses of the tables of weights and offsets, in slices of `channels` output channels.
+        """Store the tables of weights and offsets, with `channels` output channels in a slice; return their addresses.
 
-        The channels of a slice have about equal numbers of weights. chained: other steps add to the same sums, so a
-        channel must stay in the group that one thread sums.
+        Channels are sorted so that those of a slice have similar numbers of weights. chained: several steps add to the
+        same sums, so each channel stays in one group, which the same thread computes in every step.
         """
         pin = self.builder.pin
         if channels == 1:
@@ -410,7 +429,7 @@ class _Emission:
 def _sliced_tables(
     starts: Ints, offsets: Ints, weights: NDArray[Any], bias: NDArray[Any], order: Ints, channels: int
 ) -> dict[str, NDArray[Any]]:
-    """Tables in which the entries of `channels` channels, in this order, are interleaved and padded with zeros."""
+    """Interleave the entries of each slice of `channels` channels, taken in `order`; shorter channels get zeros."""
     counts = np.diff(starts)
     slices = -(-len(order) // channels)
     padded = np.concatenate([order, np.full(slices * channels - len(order), -1)]).reshape(slices, channels)
@@ -431,7 +450,7 @@ def _sliced_tables(
 
 
 def _residual_fields(view: ArenaView | None) -> dict[str, int]:
-    """The fields of the value that is added to a sum."""
+    """The kernel fields of a residual, the value that is added to a sum."""
     if view is None:
         return {"residual": -1}
     return {"residual": view.offset, "residual_channel": view.strides[0], "residual_run": view.strides[1]}

@@ -1,7 +1,7 @@
 """The file of a sparse network: its program, and for each sparse tensor the positions and values of its weights.
 
-A safetensors file of four tensors, because each further tensor costs a header of more bytes than a small tensor has.
-No code is executed when it is read.
+It is a safetensors file of four tensors. (With a tensor for each layer, headers would be larger than small tensors.)
+Reading it executes no code.
 
     values: the non-zero weights of all sparse tensors, in order.
     gaps: the distances between them, one byte each, compressed with zlib.
@@ -26,9 +26,9 @@ from swamp.runtime.program import DenseNetwork, Input, Node, Program, Ref, resol
 
 _FORMAT = "swamp-sparse-1"
 _ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, MemoryError, zlib.error)
-"""What decoding an invalid description can raise."""
+"""Exceptions that decoding an invalid description can raise."""
 _SKIP = 255
-"""A gap of this size stands for 255 zeros without a weight; the next gap continues it."""
+"""A gap of this size means 255 zeros, and that the next gap continues it."""
 
 
 def save(program: Program, path: Path | str, *, values: torch.dtype = torch.float32) -> None:
@@ -40,7 +40,8 @@ def save(program: Program, path: Path | str, *, values: torch.dtype = torch.floa
         values: Type of the non-zero weights in sparse tensors: float32 (exact), or bfloat16 (rounded, half the size).
 
     Raises:
-        SwampError: Another type, an argument that JSON cannot represent, or a file that cannot be written.
+        SwampError: `values` is another type, the program has an argument that JSON cannot represent, or the file cannot
+            be written.
 
     Examples:
         >>> import tempfile, torch
@@ -126,12 +127,12 @@ def is_sparse(tensor: Tensor) -> bool:
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:
-    """The numbers of a tensor as bytes."""
+    """The content of a tensor as bytes."""
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _gaps(positions: Any) -> bytes:
-    """Increasing positions as the numbers of zeros before each of them, one byte each, longer ones with _SKIP."""
+    """Encode increasing positions as the number of zeros before each, in one byte; longer gaps use _SKIP."""
     zeros = np.diff(positions, prepend=-1) - 1
     skips = zeros // _SKIP
     ends = (skips + 1).cumsum()
@@ -218,7 +219,7 @@ _TORCH_TYPES = {getattr(torch, kind): kind for kind in ("dtype", "device", "layo
 
 
 def _to_json(value: Any) -> Any:
-    """An argument as JSON. Types that JSON does not have become an object of one key."""
+    """An argument as JSON values. Types that JSON does not have become an object with one key, the name of the type."""
     if isinstance(value, Ref):
         return {"ref": value.name}
     if type(value) in _TORCH_TYPES:
@@ -254,7 +255,7 @@ def _from_json(value: Any) -> Any:
 
 
 def _torch_value(name: str, kind: str) -> Any:
-    """The dtype, layout or memory format of this name, and no other attribute of torch."""
+    """The dtype, layout or memory format with this name. Raises ValueError for any other attribute of torch."""
     value: Any = getattr(torch, name, None)
     if _TORCH_TYPES.get(type(value)) != kind:
         raise ValueError(f"torch has no {kind} {name!r}")

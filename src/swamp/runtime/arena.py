@@ -1,4 +1,4 @@
-"""The arena: where activations lie while a fused region runs, and the kernel steps that read and write them."""
+"""The arena: the memory for activations while a fused region is executed, and the kernel steps that copy them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -29,25 +29,25 @@ LINE = 16
 
 
 def extent_shape(extent: Extent) -> ImageShape:
-    """The extent as an image; a vector is an image of one pixel."""
+    """An extent as (channels, rows, columns); a vector is an image of one pixel."""
     return extent if len(extent) == 3 else (extent[0], 1, 1)
 
 
 def _kernel_step(**fields: int) -> Ints:
-    """One `step` of kernels.c. Default: no tensor, no residual, no slices, and 0 in all other fields."""
+    """A `step` of kernels.c. Fields that are not given: no tensor, no residual, one channel in a slice, otherwise 0."""
     given = {"residual": -1, "in_tensor": -1, "out_tensor": -1, "slice": 1, "group": 1, **fields}
     return np.array([given.get(name, 0) for name in FIELDS], dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class BufferLayout:
-    """Order of a buffer in memory: [channel][row][column][example of the block], with a border of zeros."""
+    """Memory layout of a buffer: [channel][row][column][example in the block], with a border of zeros."""
 
     channels: int
     height: int
     width: int
     block: int
-    """Examples of a block: the last, contiguous dimension."""
+    """Examples in a block: the last dimension, which is contiguous."""
     border: tuple[int, int]
     """Rows above and below the image, columns to its left and right."""
     pitch: int
@@ -68,18 +68,18 @@ class BufferLayout:
     ) -> "BufferLayout":
         """The layout of an image with at least `pitch` floats between rows.
 
-        dense: store single numbers of one example without padding between channels.
+        dense: if each channel is one number (one pixel, one example), store no padding between channels.
         """
         channels, height, width = shape
         pitch = max(pitch, (width + 2 * border[1]) * block)
         if dense and height == width == block == 1 and border == (0, 0):
             return cls(channels, 1, 1, 1, border, 1, 1)
         origin = border[0] * pitch + border[1] * block
-        # Kernels store whole vectors: the floats behind the image must belong to the same channel.
+        # Kernels store whole SIMD vectors: the floats after the end of the image must belong to the same channel.
         end = origin + -(-((height - 1) * pitch + width * block) // simd_width) * simd_width
         plane = max((height + 2 * border[0]) * pitch, end)
         if plane >= 256 and block % LINE == 0:
-            # An odd number of cache lines: with a power of two, all channels of a pixel compete for the same cache set.
+            # An odd number of cache lines: with a power of two, all channels of a pixel would map to one cache set.
             plane = (-(-plane // LINE) | 1) * LINE
         return cls(channels, height, width, block, border, pitch, plane)
 
@@ -110,7 +110,7 @@ class Buffer:
     live: int = 0
     """Number of values in it that will still be read."""
     reusable: bool = True
-    """Whether a later value may take its memory. Not if kernels rely on zeros that only this buffer has."""
+    """Whether later values may use its memory. False if kernels read zeros in places that other values overwrite."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,17 +119,17 @@ class ArenaView:
 
     buffer: Buffer
     offset: int
-    """Of the first pixel, in floats from the start of the arena."""
+    """Position of the first pixel, in floats from the start of the arena."""
     shape: ImageShape
     strides: tuple[int, int, int]
     """Floats between channels, rows, columns."""
     block: int
     flat: bool = False
-    """Whether the image is read as one vector."""
+    """Whether readers treat the image as one vector."""
 
     @classmethod
     def whole(cls, buffer: Buffer) -> "ArenaView":
-        """The image of a buffer."""
+        """The view of the whole image in a buffer, without its border."""
         layout = buffer.layout
         shape, strides = (layout.channels, layout.height, layout.width), (layout.plane, layout.pitch, layout.block)
         return cls(buffer, buffer.offset + layout.origin, shape, strides, layout.block)
@@ -146,7 +146,7 @@ class ArenaView:
         return replace(self, shape=tuple(shape), strides=tuple(strides))
 
     def offsets(self) -> Ints:
-        """Offsets of all numbers from the first one, channel by channel."""
+        """Offset of each number relative to the first, channel by channel."""
         axes = [np.arange(size) * stride for size, stride in zip(self.shape, self.strides, strict=True)]
         return (axes[0][:, None, None] + axes[1][:, None] + axes[2]).reshape(-1)
 
@@ -160,17 +160,17 @@ class Arena:
     free: dict[BufferLayout, list[Buffer]] = field(default_factory=dict[BufferLayout, list[Buffer]])
 
     def allocate(self, layout: BufferLayout, *, reusable: bool = True) -> Buffer:
-        """A buffer of this layout."""
+        """Return a buffer of this layout: a released one if possible."""
         released = self.free.get(layout, [])
         if reusable and released:
             return released.pop()
-        # Buffers start on cache lines and end with a spare vector, because kernels may read behind the end.
+        # Buffers start on cache lines and end with unused vectors, because kernels may read beyond the end.
         buffer = Buffer(self.size, layout, reusable=reusable)
         self.size += -(-(layout.size + 2 * self.simd_width) // LINE) * LINE
         return buffer
 
     def release(self, buffer: Buffer) -> None:
-        """One value in the buffer is not read any more."""
+        """Report that one value in the buffer will not be read again; a buffer without values is released."""
         buffer.live -= 1
         if buffer.live == 0 and buffer.reusable:
             self.free.setdefault(buffer.layout, []).append(buffer)
@@ -181,8 +181,8 @@ class RegionBuilder:
 
     Args:
         region: The region.
-        block: Examples that are stored side by side and processed at once.
-        simd_width: Floats of a vector register.
+        block: Examples that are stored interleaved and processed at once.
+        simd_width: Floats in a SIMD register.
         borders: (rows, columns) of an image -> rows and columns of zeros around it.
         emit_pending: Called with the name of a value before its view is used, to emit the step that computes it.
     """
@@ -200,18 +200,18 @@ class RegionBuilder:
         self.arena = Arena(simd_width)
         self.steps: list[Ints] = []
         self.names: list[str] = []
-        """For each kernel step, the node to which its time is attributed."""
+        """For each kernel step, the node under which a profile counts its time."""
         self.pinned: list[Any] = []
-        """Arrays that the kernel steps point to."""
+        """Arrays whose addresses the kernel steps contain; they must not be freed."""
         self.views: dict[str, ArenaView] = {}
         self.unread = dict.fromkeys(region.extents, 0)
-        """Number of reads of each value that are still to come."""
+        """Value name -> number of reads that have not been emitted yet."""
         reads = [name for node in region.nodes for name in activations(node)]
         for name in [*reads, *dict.fromkeys(region.outputs)]:
             self.unread[name] += 1
 
     def view(self, name: str) -> ArenaView:
-        """The view of a value, computed or copied into the arena if it is not there yet."""
+        """The view of a value. Emits the steps that compute the value, or copy it into the arena, if necessary."""
         self.emit_pending(name)
         if name not in self.views:
             self._copy_input(name)
@@ -230,7 +230,7 @@ class RegionBuilder:
         return BufferLayout.for_image(shape, self.block, self.simd_width, border, dense=dense)
 
     def bind(self, name: str, view: ArenaView) -> ArenaView:
-        """Keep the buffer of this view until the value `name`, which it holds, has been read for the last time."""
+        """Register the view of the value `name`; its buffer is kept until the last read of the value."""
         view.buffer.live += 1
         self.views[name] = view
         return view
@@ -247,18 +247,18 @@ class RegionBuilder:
         return ArenaView.whole(self.arena.allocate(self.layout(shape), reusable=reusable))
 
     def emit(self, name: str, **fields: int) -> None:
-        """Append a kernel step whose time is attributed to the node `name`."""
+        """Append a kernel step. A profile counts its time under the node `name`."""
         self.steps.append(_kernel_step(**fields))
         self.names.append(name)
 
     def pin(self, array: NDArray[Any]) -> int:
-        """The address of an array, which is kept as long as the kernel steps."""
+        """Keep the array as long as the kernel steps, and return its address."""
         array = np.ascontiguousarray(array)
         self.pinned.append(array)
         return array.ctypes.data
 
     def _copy_input(self, name: str) -> None:
-        """Emit a copy from an input tensor, in which examples are the first dimension."""
+        """Emit a copy of the input `name` into the arena. In tensors, examples are the first dimension."""
         number = self.region.inputs.index(name)
         shape = extent_shape(self.region.extents[name])
         view = self.bind(name, self.allocate(shape))
@@ -267,7 +267,7 @@ class RegionBuilder:
         self.emit_copy(name, shape, [*strides, example], [*view.strides, 1], fields)
 
     def copy_output(self, name: str, number: int) -> None:
-        """Emit a copy to the output tensor with this number, in which examples are the first dimension."""
+        """Emit a copy of the value `name` to the output tensor with this number."""
         view = self.view(name)
         strides, example = _tensor_strides(view.shape)
         fields = {"out_tensor": number, "out_example": example, "in": view.offset}
@@ -276,7 +276,7 @@ class RegionBuilder:
 
     def copied(self, name: str, view: ArenaView, layout: BufferLayout) -> ArenaView:
         """Emit a copy of a view to another layout, and return its view."""
-        # A new buffer: the copy writes the image alone, and everything around it must be zero.
+        # A new buffer: the copy does not write the border, which must be zero.
         target = ArenaView.whole(self.arena.allocate(layout, reusable=False))
         strides = target.strides
         if view.flat:
@@ -292,7 +292,7 @@ class RegionBuilder:
         """Emit a copy of an image. source, target: strides of channels, rows, columns and examples."""
         sizes, source, target = [1, *shape, self.block], [0, *source], [0, *target]
         if shape[1:] == (1, 1):
-            # One pixel: the channels become the columns, which is the loop that transposes.
+            # One pixel: treat channels as columns, because the kernel transposes columns and examples.
             sizes, source, target = ([1, 1, 1, x[1], x[4]] for x in (sizes, source, target))
         split = max(range(4), key=lambda axis: (min(sizes[axis], 4), -axis))
         loops = {f"size{axis}": size for axis, size in enumerate(sizes)}
@@ -302,6 +302,6 @@ class RegionBuilder:
 
 
 def _tensor_strides(shape: ImageShape) -> tuple[tuple[int, int, int], int]:
-    """Strides of channels, rows and columns in a contiguous tensor of examples, and of the examples."""
+    """(strides of channels, rows and columns; stride of examples) in a contiguous tensor (example, ...)."""
     channels, height, width = shape
     return (height * width, width, 1), channels * height * width

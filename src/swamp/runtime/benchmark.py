@@ -214,11 +214,11 @@ def _onnxruntime(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
 
 @cache
 def _openvino_core() -> Any:
-    """The only core of this process.
+    """OpenVINO's Core object, one for the whole process.
 
-    Each core installs a signal stack for the thread, and at its end restores the previous one. If two cores end in the
-    order in which they were created, the restored stack no longer exists, and the next signal (Ctrl-C, the end of a
-    child process) kills the process without a message.
+    A core installs a signal stack for its thread, and restores the previous one when it is deleted. If two cores are
+    deleted in the order in which they were created, the restored stack no longer exists, and the next signal (Ctrl-C,
+    the end of a child process) kills the process without a message.
     """
     import openvino  # pyright: ignore
 

@@ -27,7 +27,7 @@ Call = Callable[[Sequence[Tensor]], Any]
 
 
 def to_onnx(program: Program, path: Path) -> None:
-    """Write a dense ONNX graph for any batch size, with BatchNorm folded; with gzip if the path ends in .gz.
+    """Write a dense ONNX graph for any batch size, with BatchNorm folded; compressed if the path ends in .gz.
 
     Raises SwampError if swamp[export] is not installed, or if ONNX Runtime computes other outputs than torch (by more
     than 1e-4). In this case nothing is written.
@@ -98,7 +98,10 @@ def to_dense(program: Program, path: Path) -> None:
 
 
 def to_csr(program: Program, path: Path) -> None:
-    """Write the state dict with each sparse tensor as the three of torch's CSR: NAME.crow, NAME.col, NAME.values."""
+    """Write the state dict; a sparse tensor becomes the three tensors of torch's CSR layout.
+
+    They are NAME.crow (row starts), NAME.col (columns) and NAME.values.
+    """
     stored: dict[str, Tensor] = {}
     shapes: dict[str, str] = {}
     for name, tensor in program.tensors.items():

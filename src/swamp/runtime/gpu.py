@@ -46,7 +46,7 @@ class GpuNetwork(nn.Module):
         batch: The batch size to time layers with.
 
     Attributes:
-        layers: Module path -> what was measured, for the layers with a 2:4 pattern.
+        layers: Module path -> measured times, for the layers with a 2:4 pattern.
 
     Raises:
         SwampError: A call raises it for inputs of another shape or dtype, and for inputs that require gradients.

@@ -30,7 +30,7 @@ from swamp.runtime.regions import FusedRegion, partition
 SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", "-lm")
 _OPENMP = (("-fopenmp",), ())
-"""Tried in turn. Without OpenMP, which Apple's compiler does not have, the kernels use one thread."""
+"""Compiler flags to try in turn. Apple's compiler has no OpenMP; without it, the kernels use one thread."""
 
 # Compiling
 
@@ -43,10 +43,10 @@ class CompilerError(SwampError):
 def kernel_library() -> Any:
     """Return the compiled kernels as a ctypes library, from the cache if they were compiled for this machine before.
 
-    The compiler is $CC, cc, gcc or clang. The cache is $SWAMP_CACHE/kernels, by default ~/.cache/swamp/kernels. A file
-    is named after two digests: of source, compiler, flags and processor, so that machines can share a cache; and of its
-    content, so that a damaged file is compiled again. Folders and files that other users can write to are not used,
-    because the code in them is executed.
+    The compiler is $CC, cc, gcc or clang. The cache is $SWAMP_CACHE/kernels, by default ~/.cache/swamp/kernels. The
+    name of a file contains two digests. The first covers source, compiler, flags and processor, so that machines can
+    share a cache. The second covers the file's content, so that a damaged file is recognised and compiled again.
+    Folders and files that other users can write to are not used, because the code in them is executed.
 
     Raises:
         CompilerError: There is no compiler, it fails, or no folder can be used.
@@ -73,7 +73,7 @@ def _compiler() -> str:
 
 
 def _compiled(compiler: str, flags: tuple[str, ...]) -> Path:
-    """The path of the library, which is compiled if no cache has it."""
+    """The path of the compiled library; it is compiled now if it is not in a cache."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
     key = _digest(b"\0".join([SOURCE.read_bytes(), version, " ".join(flags).encode(), _processor()]))
     for folder in filter(_is_usable, _cache_folders()):
@@ -123,7 +123,7 @@ def _listed_folders() -> str:
 
 
 def _is_usable(folder: Path) -> bool:
-    """Whether the folder exists or can be created, and no other user can replace its content."""
+    """Whether the folder exists or can be created, and other users cannot replace its content."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -179,18 +179,18 @@ class KernelConfig:
     """How the kernels execute a program at one batch size."""
 
     block: int
-    """Examples that are stored side by side and processed at once."""
+    """Examples that are stored interleaved and processed at once."""
     dense: frozenset[str] = frozenset()
     """Names of layers that torch executes."""
     one_thread: bool = False
-    """With little work, or on a busy machine, several threads wait for each other longer than they work."""
+    """Use one thread. Several threads are slower for small networks and on a busy machine."""
 
     def __str__(self) -> str:
         return f"kernels, blocks of {self.block}" + (", one thread" if self.one_thread else "")
 
 
 class KernelExecutor:
-    """Executes a program with the kernels, and its fallback ops in torch. Calls from several threads wait in turn."""
+    """Executes a program with the kernels, and its fallback ops in torch. Concurrent calls are executed one by one."""
 
     def __init__(self, program: Program, config: KernelConfig) -> None:
         self.program, self.config = program, config
@@ -230,16 +230,16 @@ class KernelExecutor:
 
 
 class RegionExecutor:
-    """Executes a lowered region, with an arena for each thread."""
+    """Executes the kernel steps of a region, with an arena for each thread."""
 
     def __init__(self, library: Any, region: FusedRegion, lowered: LoweredRegion, *, one_thread: bool = False) -> None:
         self.library, self.region, self.lowered, self.one_thread = library, region, lowered, one_thread
         self.arena = np.zeros(0, np.float32)
         self.times: Any = None
-        """Seconds of each kernel step, added up; None: not measured."""
+        """Total seconds of each kernel step; None: times are not measured."""
 
     def __call__(self, values: Values) -> None:
-        """Read the inputs of the region from `values`, and add its outputs."""
+        """Execute the region on its inputs in `values`, and add its outputs to `values`."""
         region, lowered = self.region, self.lowered
         inputs: list[Tensor] = [values[name].contiguous() for name in region.inputs]
         # All inputs of a region have the same leading dimensions.
@@ -273,7 +273,7 @@ class RegionExecutor:
 
 
 def _aligned_zeros(count: int) -> Any:
-    """Zeros that start on a cache line: reading a vector across two lines takes twice as long."""
+    """An array of zeros that starts on a cache line: reading a vector that crosses two lines takes twice as long."""
     whole = np.zeros(count + LINE, np.float32)
     start = -whole.ctypes.data // whole.itemsize % LINE
     return whole[start : start + count]

@@ -1,4 +1,4 @@
-"""Lowering: from a fused region to kernel steps, with fused sums and activations."""
+"""Lowering: translate a fused region to kernel steps. Additions and activations are fused into sums."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +19,7 @@ from swamp.runtime.regions import CONVOLUTIONS, FusedRegion, activations
 from swamp.runtime.rewrite import batchnorm_scale_and_shift
 
 _SPARE = 64
-"""Floats behind the last buffer: kernels may read one vector behind the end."""
+"""Unused floats after the last buffer: kernels may read one SIMD vector beyond the end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,15 +27,15 @@ class LoweredRegion:
     """The arguments of the kernels for one region."""
 
     steps: Ints
-    """(steps, arena.FIELDS)."""
+    """Integers (steps, fields), with the fields of arena.FIELDS."""
     arena_size: int
     """Floats that one thread needs."""
     block: int
-    """Examples of a block."""
+    """Examples in a block."""
     names: tuple[str, ...]
-    """For each kernel step, the node to which its time is attributed."""
+    """For each kernel step, the node under which a profile counts its time."""
     pinned: tuple[Any, ...]
-    """Arrays that the kernel steps point to."""
+    """Arrays whose addresses the kernel steps contain; they must not be freed."""
 
 
 def lower(program: Program, region: FusedRegion, block: int, simd_width: int) -> LoweredRegion:
@@ -47,7 +47,7 @@ class _Lowering:
     def __init__(self, program: Program, region: FusedRegion, block: int, simd_width: int) -> None:
         self.program, self.region, self.block, self.simd_width = program, region, block, simd_width
         self.csr_of: dict[str, CsrOffsets] = {}
-        """The sums of convolutions and pooling."""
+        """Node name -> its sums, for convolutions and pooling."""
         self.pending: dict[str, PendingAccumulate] = {}
         self.builder = RegionBuilder(region, block, simd_width, self._borders(), self._emit_pending)
         self.read_counts = dict(self.builder.unread)
@@ -66,7 +66,10 @@ class _Lowering:
             emit_accumulate(self.builder, self.pending.pop(name))
 
     def _borders(self) -> dict[tuple[int, int], tuple[int, int]]:
-        """(rows, columns) of an image -> the border that all its readers need, so that equal sizes share a layout."""
+        """Border for each image size (rows, columns): the largest that any reader of such an image needs.
+
+        One border for each size, so that buffers of equal size share a layout and can be reused.
+        """
         borders: dict[tuple[int, int], tuple[int, int]] = {}
         for node in self.region.nodes:
             image = self.region.extents[activations(node)[0]]
@@ -114,7 +117,7 @@ class _Lowering:
 
     def _add(self, node: Node) -> None:
         first, second = (ref.name for ref in node.args)
-        # Fuse into the second sum if possible: when it is emitted, the first one is computed already.
+        # Prefer to fuse into the second sum: the first one is usually computed before it.
         for fused, residual in ((second, first), (first, second)):
             pending = self.pending.get(fused)
             fusable = pending is not None and pending.csr.op == SUM and not pending.act and pending.residual is None
@@ -126,7 +129,7 @@ class _Lowering:
         self._accumulate(node, csr, residual=second)
 
     def _fuse(self, name: str, pending: PendingAccumulate, node: Node) -> None:
-        """Let the pending sum of the value `name` compute the value of `node` instead."""
+        """Change the pending sum of the value `name`, so that it computes the value of `node` instead."""
         del self.pending[name]
         pending.name = node.name
         self.builder.unread[name] -= 1
@@ -177,7 +180,7 @@ class _Lowering:
     def _pad(self, node: Node) -> None:
         name = node.args[0].name
         source = self.builder.image(name)
-        # Not reusable: the channels that nothing writes must stay zero.
+        # Not reusable: the channels that are never written must stay zero.
         target = self.builder.allocate(self.region.extents[node.name], reusable=False)  # pyright: ignore
         self.builder.bind(node.name, target)
         first = node.args[1][4]

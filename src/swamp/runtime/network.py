@@ -1,4 +1,4 @@
-"""SparseNetwork: an exported network as a module that skips its zeros, each part executed by its fastest method."""
+"""SparseNetwork: an exported network as a module that skips its zeros, executed by the method that is fastest here."""
 
 import statistics
 import time
@@ -32,8 +32,9 @@ class Tuning:
 
     Attributes:
         batch: The batch size.
-        method: "kernels, blocks of N" (N examples side by side), "mixed" (some layers dense), "csr" or "dense".
-        seconds: Method -> lower quartile of the measured seconds of a call. Other load of the machine only adds to it.
+        method: "kernels, blocks of N" (N examples at once), "mixed" (some layers dense), "csr" or "dense".
+        seconds: Method -> lower quartile of the measured seconds of a call. Not the mean, which other load of the
+            machine would raise.
         dense_layers: Module paths of the layers that torch executes if the method is "mixed".
     """
 
@@ -46,9 +47,10 @@ class Tuning:
 class SparseNetwork(nn.Module):
     """An exported network for inference on the CPU in float32. It is called like the network that was traced.
 
-    For each batch size in `batch`, all methods are timed, dense execution by torch and single dense layers among them,
-    and the fastest is kept. Other batch sizes use the method of the next smaller one. Calls from several threads wait
-    for each other. Without a C compiler, a warning is issued and the kernels are not among the methods.
+    For each batch size in `batch`, several methods are timed, and the fastest is kept: the kernels with different block
+    sizes, dense execution by torch, and kernels with some layers dense. Other batch sizes use the method of the next
+    smaller one. Concurrent calls are executed one by one. Without a C compiler, a warning is issued, and CSR products
+    of torch are timed in place of the kernels.
 
     Args:
         program: What `trace` or `read` returned.

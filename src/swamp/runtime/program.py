@@ -16,7 +16,7 @@ Shape = tuple[int | None, ...]
 """Sizes of a tensor; None for a size that may vary, such as the batch size."""
 
 Values = dict[str, Any]
-"""The values of a running program by name: its tensors, its inputs, and the results computed up to now."""
+"""Value name -> value, while a program is executed: its tensors, its inputs, and the results computed so far."""
 
 LAYERS = ("linear", "conv1d", "conv2d", "conv3d")
 """Operators with a weight as second argument."""
@@ -199,7 +199,10 @@ _PYTHON: dict[str, Callable[..., Any]] = {
 
 
 def resolve_operator(target: str) -> Callable[..., Any]:
-    """The function with this name. Raises SwampError unless it is a pure function of tensors, since files name it."""
+    """The function with this name. Raises SwampError unless it is a pure function of tensors.
+
+    The check is needed because the name may come from a file, which must not be able to call other functions.
+    """
     name, _, overload = target.partition(".")
     if name == "operator" and overload in _PYTHON:
         return _PYTHON[overload]
@@ -266,10 +269,13 @@ class DenseNetwork(nn.Module):
 
     @torch.no_grad()
     def check_shapes(self) -> None:
-        """Raises ValueError, or an error of torch, unless every node computes the shape that it states.
+        """Execute every node and compare its result with the shape that the program states for it.
 
-        Kernels are built for the stated shapes and write that many numbers, and the shapes come from a file. Each node
-        is executed with two batch sizes, because None stands for the batch size.
+        Kernels write as many numbers as the stated shape has, and the shape may come from a damaged file. Each node is
+        executed with two batch sizes, because the size None of a shape stands for the batch size.
+
+        Raises:
+            ValueError: A shape differs. An operator of torch may raise other errors.
         """
         for batch in (2, 3):
 
@@ -286,7 +292,7 @@ class DenseNetwork(nn.Module):
 
 
 def _last_reads(program: Program) -> dict[str, list[str]]:
-    """Node name -> the values that are not read after that node."""
+    """Node name -> the values whose last reader is that node."""
     last: dict[str, str] = {}
     for node in program.nodes:
         last.update(dict.fromkeys([node.name, *node.reads], node.name))

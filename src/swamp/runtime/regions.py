@@ -24,13 +24,13 @@ class FusedRegion:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     extents: dict[str, Extent]
-    """Of every value that the nodes read or compute."""
+    """Value name -> extent, for every value that the nodes read or compute."""
 
 
 def partition(program: Program, dense: Iterable[str] = ()) -> list[FusedRegion | Node]:
     """Split a program into fused regions and fallback ops (single nodes that torch executes), in execution order.
 
-    A node is moved forward if its arguments are available, so that regions become long.
+    A node is executed as soon as its arguments are available, which makes regions longer.
 
     Args:
         program: The network.
@@ -65,7 +65,10 @@ def _joins(program: Program, excluded: set[str], extents: dict[str, Extent], nod
 
 
 def _take(nodes: list[Node], ready: set[str], fits: Callable[[Node], bool]) -> tuple[list[Node], list[Node]]:
-    """(remaining, taken): take each node that fits and has its arguments in `ready`, and add its result to `ready`."""
+    """Split nodes into (remaining, taken): a node is taken if it fits and all its arguments are in `ready`.
+
+    The results of taken nodes are added to `ready`.
+    """
     remaining: list[Node] = []
     taken: list[Node] = []
     for node in nodes:
@@ -90,12 +93,12 @@ def _region(program: Program, nodes: list[Node]) -> FusedRegion:
 
 
 def activations(node: Node) -> list[str]:
-    """The values that a node reads, without its weights and biases."""
+    """Names of the values that a node reads, except its weights and biases."""
     return [ref.name for ref in node.args[: 2 if node.op == "add" else 1] if isinstance(ref, Ref)]
 
 
 def _add_extents(program: Program, node: Node, extents: dict[str, Extent]) -> bool:
-    """Whether the node can join a region with these extents; if so, add those of its values."""
+    """Whether the node can join a region with these extents; if so, add the extents of the node's values."""
     found = _extents(program, node, extents)
     if found is None:
         return False
@@ -112,21 +115,24 @@ def _add_extents(program: Program, node: Node, extents: dict[str, Extent]) -> bo
 
 
 def _lead(program: Program, name: str, extent: Extent) -> Shape | None:
-    """The dimensions of a value that count examples."""
+    """The leading dimensions of a value, which enumerate examples; None if its shape is unknown."""
     shape = program.shape_of(name)
     return None if shape is None else shape[:1] if len(extent) == 3 else shape[:-1]
 
 
 def _extents(program: Program, node: Node, extents: dict[str, Extent]) -> tuple[Extent, Extent] | None:
-    """Extents of the activations that a node reads and of its result; None if the kernels cannot execute it."""
+    """Return (extent of the node's input activations, extent of its result); None if no kernel can execute the node.
+
+    extents: extents that other nodes of the region have fixed for their values.
+    """
     check = _CHECKS.get(node.op)
     shape = program.shape_of(node.args[0].name) if node.args and isinstance(node.args[0], Ref) else None
     if check is None or shape is None or node.shape is None or not _is_float32(program, node):
         return None
     if node.op in ("relu", "gelu", "add", "batch_norm"):
-        # Elementwise: the extent of an input. Four dimensions are an image if no other node has decided.
-        decided = [extents[name] for name in activations(node) if name in extents]
-        extent = decided[0] if decided else _image(shape) if len(shape) == 4 else _vector(shape)
+        # Elementwise: extent of input and result are equal. Four dimensions are an image unless it is fixed otherwise.
+        fixed = [extents[name] for name in activations(node) if name in extents]
+        extent = fixed[0] if fixed else _image(shape) if len(shape) == 4 else _vector(shape)
         return (extent, extent) if extent is not None and check(program, node, extent) else None
     return check(program, node, shape)
 
@@ -149,7 +155,7 @@ def _vector(shape: Shape) -> Extent | None:
     return (shape[-1],) if len(shape) >= 2 and shape[-1] is not None else None
 
 
-# Each check returns the extents of the activations and of the result, or None if the kernels cannot execute the node.
+# Each check returns (extent of the inputs, extent of the result), or None if no kernel can execute the node.
 
 
 def _linear(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:

@@ -1,4 +1,4 @@
-"""Rewrites of programs that leave the outputs equal: folded BatchNorm, removed identities and removed dead units."""
+"""Rewrites that do not change the outputs: fold BatchNorm, remove identities, remove dead units."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from swamp.runtime.program import LAYERS, Node, Program, Ref, Shape, as_pair, ma
 
 
 def _rewritten(program: Program, change: Callable[[Node], Node | Ref]) -> Program:
-    """Replace every node by the node that `change` returns, or by a reference to another value."""
+    """Replace every node by the result of `change`: another node, or a reference to an existing value."""
     replaced: dict[str, Ref] = {}
 
     def follow(ref: Ref) -> Ref:
@@ -75,7 +75,7 @@ def batchnorm_scale_and_shift(norm: Node, tensors: Mapping[str, Tensor]) -> tupl
 def _with_folded_norms(program: Program) -> Program:
     tensors = dict(program.tensors)
     foldable: dict[str, Node] = {}
-    """Layers that can absorb a BatchNorm, by name; updated when they do."""
+    """Name -> layer, for layers into which a BatchNorm can be folded; replaced by the folded layer."""
 
     def change(node: Node) -> Node | Ref:
         if node.op == "batch_norm" and isinstance(node.args[0], Ref):
@@ -94,7 +94,7 @@ def _with_folded_norms(program: Program) -> Program:
 
 
 def _with_norm(program: Program, layer: Node, norm: Node, tensors: dict[str, Tensor]) -> Node:
-    """The layer with the BatchNorm in its weight and bias, which are written to `tensors`."""
+    """The layer with the BatchNorm folded into its weight and bias. The new weight and bias are added to `tensors`."""
     scale, mean, shift = batchnorm_scale_and_shift(norm, tensors)
     weight_name = layer.args[1].name
     weight = tensors[weight_name]
@@ -132,7 +132,7 @@ _CHANNELWISE = ("relu", "gelu", "max_pool2d", "adaptive_avg_pool2d", "mean", "fl
 
 @dataclass(frozen=True)
 class _LayerPair:
-    """Two layers, and the channelwise operators by which only the second one reads the first."""
+    """Two layers such that only `reader` reads `layer`, through the channelwise operators `between`."""
 
     layer: Node
     between: tuple[Node, ...]
@@ -142,10 +142,10 @@ class _LayerPair:
 def remove_dead_units(program: Program) -> Program:
     """Return a smaller program without units that cannot influence the output.
 
-    A unit is dead if all weights that read it are zero, or if all its own weights are zero. In the second case it is
-    constant, and the constant is added to the bias of the next layer. These units stay: units that several operators
-    read, as at a residual connection; non-zero constants that a padded convolution reads, because padding makes them
-    vary; and one unit of a layer in which all units are dead.
+    A unit is dead if all its outgoing weights are zero, or if all its incoming weights are zero. In the second case its
+    output is constant, and the constant is added to the bias of the next layer. These dead units are kept: units that
+    several operators read, as at a residual connection; units with a non-zero constant output that a padded convolution
+    reads, because padding replaces the constant by zero at the edges; and one unit of a layer in which all are dead.
 
     Args:
         program: What `fold_batchnorm` returned. A BatchNorm between two layers hides their dead units.
@@ -226,7 +226,7 @@ def _without_dead_units(program: Program, pair: _LayerPair) -> Program:
 
 
 def _constants(program: Program, pair: _LayerPair) -> Tensor:
-    """The value of each unit that the reader sees if the unit's own weights are all zero."""
+    """The constant that the reader receives from each unit if all incoming weights of the unit are zero."""
     bias = program.bias_of(pair.layer)
     value = torch.zeros(len(program.tensors[pair.layer.args[1].name])) if bias is None else bias.clone()
     for node in pair.between:
@@ -240,7 +240,7 @@ def _padding(convolution: Node) -> tuple[int, int]:
 
 
 def _with_units(shape: Shape | None, op: str, before: int, after: int) -> Shape | None:
-    """The shape with `after` instead of `before` units; a flattened image has a multiple of them."""
+    """A shape after the number of units changed from `before` to `after`; a flattened image has a multiple of it."""
     if shape is None:
         return None
     axis = len(shape) - 1 if op == "linear" else 1

@@ -1,4 +1,4 @@
-"""From a module and its mask to a program, by torch.export."""
+"""Trace a module with torch.export: turn it and its mask into a program."""
 
 import copy
 import operator
