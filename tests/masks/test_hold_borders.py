@@ -79,7 +79,7 @@ def test_an_exception_passes_through_and_leaves_no_hook() -> None:
 def test_what_is_no_optimizer_leaves_no_hook() -> None:
     model = Sum(1.0, 1.0)
     wrong: Any = object()
-    with pytest.raises(AttributeError), hold(model, FIRST_PRUNED, wrong):
+    with pytest.raises(MaskError, match=r"needs the optimizer .* got object"), hold(model, FIRST_PRUNED, wrong):
         pass
     assert_released(model, SGD(model.parameters(), lr=0.1))
 

@@ -1,37 +1,39 @@
 """Enforcing a mask while a model trains."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from swamp.masks.dtensor import local_shard, shard_like, to_local
 from swamp.masks.mask import Mask
+from swamp.masks.wrappers import around_step, optimizer_chain, unwrapped_model
 
 
 @contextmanager
-def hold(
-    model: nn.Module, mask: Mask, optimizer: torch.optim.Optimizer, *, only_backward: bool = False
-) -> Generator[None]:
+def hold(model: nn.Module, mask: Mask, optimizer: Any, *, only_backward: bool = False) -> Generator[None]:
     """Keep pruned weights, their gradients and their optimizer state at exactly zero inside the `with` block.
 
     Works with any training loop and any torch optimizer. Gradients are masked as they accumulate, so that gradient
     clipping uses the norm of the sparse gradient. Weights and their optimizer state (floating-point state tensors of
-    the weight's shape) are masked on entry and after each step.
+    the weight's shape) are masked on entry and after each step. With a closure (LBFGS) every evaluation of it starts
+    from masked weights and returns masked gradients.
 
     Args:
-        model: The model to train; it is not wrapped or renamed.
+        model: The model to train; it is not wrapped or renamed. DDP, torch.compile and Fabric wrappers are looked
+            through.
         mask: Which weights are active.
-        optimizer: The optimizer of the model's parameters.
+        optimizer: The optimizer of the model's parameters: of torch, or one that wraps it (accelerate, Fabric,
+            Lookahead), or any object with `step` and `param_groups`.
         only_backward: Promise that all gradients come from backward passes and nothing adds to them later. Then
             optimizers that preserve zeros (plain SGD, Adam, AdamW) need no masking after their steps, which is most of
             the cost.
 
     Raises:
-        MaskError: On entry if the mask does not fit the model; on exit if a pruned weight is not zero, which means
-            that something other than `optimizer` changed it.
+        MaskError: On entry if the mask does not fit the model, or `optimizer` is not an optimizer; on exit if a pruned
+            weight is not zero, which means that something other than `optimizer` changed it.
 
     Example:
         >>> import torch
@@ -46,28 +48,40 @@ def hold(
         >>> bool((model.weight[~mask["weight"]] == 0).all())
         True
     """
+    model, chain = unwrapped_model(model, mask), optimizer_chain(optimizer)
     mask.apply_(model)
     parameters = dict(model.named_parameters())
     held = [(weight := parameters[name], _Support(local_shard(active, weight))) for name, active in mask.items()]
 
-    def after_step(stepped: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        del args, kwargs
-        _zero_pruned([*held, *_state_tensors(stepped, held)])
+    def zero_pruned() -> None:
+        _zero_pruned([*held, *(pair for one in chain for pair in _state_tensors(one, held))])
 
-    handles: list[Any] = []
+    def masked(closure: Callable[[], Any]) -> Callable[[], Any]:
+        def evaluated() -> Any:
+            _zero_pruned(held)
+            loss = closure()
+            for weight, support in held:
+                support.mask_gradient(weight)
+            return loss
+
+        return evaluated
+
+    removals: list[Callable[[], None]] = []
     try:
         for weight, support in held:
             if weight.requires_grad:
-                handles.append(weight.register_post_accumulate_grad_hook(support.mask_gradient))  # pyright: ignore[reportUnknownMemberType]
+                removals.append(weight.register_post_accumulate_grad_hook(support.mask_gradient).remove)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
                 support.mask_gradient(weight)
-        if not (only_backward and preserves_zeros(optimizer)):
-            handles.append(optimizer.register_step_post_hook(after_step))
+        if not (only_backward and len(chain) == 1 and preserves_zeros(chain[0])):
+            removals += [around_step(one, zero_pruned, masked) for one in chain]
         # Momentum carried over a pruning event would push pruned weights away from zero at the first step.
-        _zero_pruned(_state_tensors(optimizer, held))
+        for one in chain:
+            _zero_pruned(_state_tensors(one, held))
+            _zero_flat_state(one, held)
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for remove in removals:
+            remove()
     _require_held(model, mask)
 
 
@@ -145,18 +159,34 @@ class _Support:
             bits.mul_(self.like(bits))
 
 
-def _state_tensors(
-    optimizer: torch.optim.Optimizer, held: list[tuple[nn.Parameter, _Support]]
-) -> list[tuple[Tensor, _Support]]:
+def _state_tensors(optimizer: Any, held: list[tuple[nn.Parameter, _Support]]) -> list[tuple[Tensor, _Support]]:
     # Floating-point state only: in a quantised state the code 0 does not mean zero.
+    state: Mapping[Any, Mapping[str, Any]] = getattr(optimizer, "state", {})
     return [
         (value, support)
         for weight, support in held
-        for value in optimizer.state.get(weight, {}).values()
+        for value in (state.get(weight) or {}).values()
         if isinstance(value, Tensor)
         and value.shape == weight.shape
         and (value.is_floating_point() or value.is_complex())
     ]
+
+
+def _zero_flat_state(optimizer: Any, held: list[tuple[nn.Parameter, _Support]]) -> None:
+    """Mask state that covers all parameters in one flat vector, as the directions that LBFGS remembers."""
+    supports = {id(weight): support.active for weight, support in held}
+    weights: list[Tensor] = [weight for group in optimizer.param_groups for weight in group["params"]]
+    total = sum(weight.numel() for weight in weights)
+    state: Mapping[Any, Mapping[str, Any]] = getattr(optimizer, "state", {})
+    values = [value for entry in state.values() if hasattr(entry, "values") for value in entry.values()]
+    flat: list[Any] = [
+        one for value in values for one in (cast("list[Any]", value) if type(value) is list else [value])
+    ]
+    found = [one for one in flat if isinstance(one, Tensor) and one.shape == (total,) and one.is_floating_point()]
+    if found:
+        parts = [supports.get(id(weight), torch.ones_like(weight, dtype=torch.bool)) for weight in weights]
+        support = _Support(torch.cat([part.reshape(-1).to(found[0].device) for part in parts]))
+        _zero_pruned([(one, support) for one in found])
 
 
 def _zero_pruned(tensors: Sequence[tuple[Tensor, _Support]]) -> None:
