@@ -336,7 +336,7 @@ def _resumed(case: Case, base: Path, work: Path) -> str:
         if str(file) != case.file or not _late(case, reference):
             _require_same(reference, work, file)
     for left in work.rglob("unfinished*"):
-        if not left.name.endswith(".aside") and ".aside" not in left.name and str(left.relative_to(work)) != case.file:
+        if not left.name.endswith(".quarantined") and ".quarantined" not in left.name and str(left.relative_to(work)) != case.file:
             raise WrongError(f"{left} was left behind")
     if _late(case, reference) and case.kind not in ("removed",):
         return _late_reader(case, base, work)

@@ -171,9 +171,9 @@ def newer(path: Path | str, what: str) -> SwampError:
     )
 
 
-def set_aside(path: Path) -> Path:
+def quarantine(path: Path) -> Path:
     """Rename a damaged file, so that it is not read again but not lost; returns the new path."""
-    names = (path.with_name(f"{path.name}.aside{f'-{number}' if number > 1 else ''}") for number in count(1))
+    names = (path.with_name(f"{path.name}.quarantined{f'-{number}' if number > 1 else ''}") for number in count(1))
     aside = next(name for name in names if not name.exists())
     try:
         path.rename(aside)

@@ -183,10 +183,10 @@ def ours() -> Task:
 
 
 def make_in(folder: Any, **others: Any) -> Any:
-    def make(work: TrainJob) -> Trainer:
+    def make(job: TrainJob) -> Trainer:
         # swamp's decay counts for all parameters, the Trainer's not for biases and normalisation.
-        settings = arguments(folder / work.name, optim="sgd", max_grad_norm=0.0, **others)
-        return Trainer(work.model, settings, train_dataset=examples())
+        settings = arguments(folder / job.name, optim="sgd", max_grad_norm=0.0, **others)
+        return Trainer(job.model, settings, train_dataset=examples())
 
     return make
 
@@ -243,8 +243,8 @@ def test_the_trainers_own_schedule_is_left_alone_where_asked(bert, ours, tmp_pat
         def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
             seen.append(optimizer.param_groups[0]["lr"])
 
-    def make(work: TrainJob) -> Trainer:
-        trainer = make_in(tmp_path, lr_scheduler_type="linear")(work)
+    def make(job: TrainJob) -> Trainer:
+        trainer = make_in(tmp_path, lr_scheduler_type="linear")(job)
         trainer.add_callback(Rates())
         return trainer
 
@@ -274,8 +274,8 @@ def test_what_the_trainer_would_not_do_is_refused(training, others, message, ber
 
 
 def test_data_that_is_not_the_tasks_is_refused(bert, ours, tmp_path):
-    def make(work: TrainJob) -> Trainer:
-        return Trainer(work.model, arguments(tmp_path), train_dataset=examples(40))
+    def make(job: TrainJob) -> Trainer:
+        return Trainer(job.model, arguments(tmp_path), train_dataset=examples(40))
 
     with pytest.raises(SwampError, match="takes 5 steps per epoch, the task 6"):
         backend(bert, ours, make).train(Ticket(bert.state_dict(), 0), half(bert), TRAINING, SEEDS)

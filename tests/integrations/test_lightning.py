@@ -183,15 +183,15 @@ def in_swamps_order(task: Task) -> Any:
     class Batches:
         """The loader of one particle: each epoch in the order in which swamp takes it."""
 
-        def __init__(self, work: TrainJob) -> None:
-            self.work = work
+        def __init__(self, job: TrainJob) -> None:
+            self.job = job
 
         def __len__(self) -> int:
-            return self.work.per_epoch
+            return self.job.per_epoch
 
         def __iter__(self) -> Any:
-            epoch = self.work.step // self.work.per_epoch
-            return task.train.shuffled(self.work.training.batch_size, self.work.seed, epoch)
+            epoch = self.job.step // self.job.per_epoch
+            return task.train.shuffled(self.job.training.batch_size, self.job.seed, epoch)
 
     return Batches
 
@@ -202,7 +202,7 @@ def test_particles_are_those_of_the_librarys_own_loop(last, averaged, task, tmp_
     model, training = net().double(), replace(TRAINING, **averaged)
     wide = replace(task, train=replace(task.train, inputs=task.train.inputs.double()))
     arguments = Ticket(model.state_dict(), 0), half(model), training, SEEDS
-    theirs = backend(model, wide, lambda work: trainer_in(tmp_path), in_swamps_order(wide))
+    theirs = backend(model, wide, lambda job: trainer_in(tmp_path), in_swamps_order(wide))
     own = Sequential(model, wide, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.05))
     for mine, library in zip(theirs.train(*arguments, last=last), own.train(*arguments, last=last), strict=True):
         assert (mine.index, mine.steps, mine.averaged) == (library.index, library.steps, library.averaged)
@@ -211,12 +211,12 @@ def test_particles_are_those_of_the_librarys_own_loop(last, averaged, task, tmp_
 
 
 def test_a_whole_run_prunes_logs_each_particle_and_its_particles_differ(task, tmp_path):
-    def make(work: TrainJob) -> lightning.Trainer:
-        return trainer_in(tmp_path, logger=CSVLogger(tmp_path, name=work.name), log_every_n_steps=6)
+    def make(job: TrainJob) -> lightning.Trainer:
+        return trainer_in(tmp_path, logger=CSVLogger(tmp_path, name=job.name), log_every_n_steps=6)
 
     plan = Plan(sparsity=0.75, cycles=2, particles=(2,), ticket_epochs=1, barrier_points=1)
     model, generator = net(), torch.get_rng_state()
-    trained = backend(model, task, make, lambda work: loader())
+    trained = backend(model, task, make, lambda job: loader())
     records = [*cycles(model, task, plan, replace(TRAINING, epochs=2), backend=trained)]
     assert records[-1].sparsity == pytest.approx(0.75, abs=0.01)
     for record in records:
@@ -244,12 +244,10 @@ def test_the_modules_own_schedule_is_left_alone_where_asked(task, tmp_path):
 
     model = Scheduled()
     arguments = Ticket(model.state_dict(), 0), half(model), TRAINING, SEEDS[:1]
-    backend(model, task, lambda work: trainer_in(tmp_path), lambda work: loader(), rates=False).train(
-        *arguments, last=6
-    )
+    backend(model, task, lambda job: trainer_in(tmp_path), lambda job: loader(), rates=False).train(*arguments, last=6)
     assert seen == pytest.approx([0.05 * (1 - step / 24) for step in range(6)])
     with pytest.raises(SwampError, match="and 1 schedulers"):
-        backend(model, task, lambda work: trainer_in(tmp_path), lambda work: loader()).train(*arguments)
+        backend(model, task, lambda job: trainer_in(tmp_path), lambda job: loader()).train(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +262,7 @@ def test_the_modules_own_schedule_is_left_alone_where_asked(task, tmp_path):
 )
 def test_what_the_trainer_would_not_do_is_refused(training, source, message, task, tmp_path):
     model = net()
-    trained = backend(model, task, lambda work: trainer_in(tmp_path), lambda work: source())
+    trained = backend(model, task, lambda job: trainer_in(tmp_path), lambda job: source())
     arguments = Ticket(model.state_dict(), 0), half(model), replace(TRAINING, **training), SEEDS
     with pytest.raises(SwampError, match=message):
         trained.train(*arguments)
@@ -281,8 +279,8 @@ import test_lightning as t
 model = t.net().double()
 inputs, targets = t.tensors()
 data = t.TensorData(inputs.double(), targets)
-make = lambda work: t.trainer_in({folder!r}, strategy="ddp", devices=2)
-source = lambda work: t.DataLoader(t.TensorDataset(inputs.double(), targets), batch_size=4, shuffle=True)
+make = lambda job: t.trainer_in({folder!r}, strategy="ddp", devices=2)
+source = lambda job: t.DataLoader(t.TensorDataset(inputs.double(), targets), batch_size=4, shuffle=True)
 backend = t.backend(model, t.Task(data, data), make, source)
 particles = backend.train(t.Ticket(model.state_dict(), 0), t.half(model), t.TRAINING, t.SEEDS)
 rank = os.environ.get("LOCAL_RANK", "0")

@@ -101,7 +101,7 @@ def test_resuming_with_the_configuration_of_another_run_is_refused(finished, tmp
     shutil.copy(other.config, copy / "config.json")
     with pytest.raises(SwampError, match=r"config.json belongs to run 0123456789ab, and ticket.safetensors, .* to run"):
         go_on(copy)
-    assert not list(copy.rglob("*.aside"))
+    assert not list(copy.rglob("*.quarantined"))
 
 
 def test_what_does_not_decide_the_result_may_change_between_sessions(finished, tmp_path):
@@ -113,7 +113,7 @@ def test_what_does_not_decide_the_result_may_change_between_sessions(finished, t
 
 
 @pytest.mark.parametrize("name", ["ticket", "cycle-01/mean", "cycle-01/mask", "cycle-00/particle-0"])
-def test_a_damaged_file_is_named_set_aside_and_made_again(finished, tmp_path, name):
+def test_a_damaged_file_is_named_quarantined_and_made_again(finished, tmp_path, name):
     copy = tmp_path / "copy"
     shutil.copytree(finished[0], copy)
     path = copy / f"{name}.safetensors"
@@ -125,7 +125,7 @@ def test_a_damaged_file_is_named_set_aside_and_made_again(finished, tmp_path, na
         (copy / "cycle-00" / "record.json").unlink()
     with pytest.warns(UserWarning, match=re.escape(str(path)) + " is damaged"):
         go_on(copy)
-    assert path.with_name(f"{path.name}.aside").read_bytes() == data
+    assert path.with_name(f"{path.name}.quarantined").read_bytes() == data
     assert_same_outcome(finished[0], copy)
 
 
@@ -232,7 +232,7 @@ def test_a_directory_that_cannot_be_written_is_said(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_snapshot_of_another_run_is_set_aside(config, finished, tmp_path):
+def test_a_snapshot_of_another_run_is_quarantine(config, finished, tmp_path):
     for seed in (0, 1):
         stop = Event()
         seeded = replace(config, plan=replace(config.plan, seed=seed))
@@ -242,7 +242,7 @@ def test_a_snapshot_of_another_run_is_set_aside(config, finished, tmp_path):
     shutil.copy(tmp_path / "1" / name, tmp_path / "0" / name)
     with pytest.warns(UserWarning, match="belongs to another run"):
         go_on(tmp_path / "0")
-    assert (tmp_path / "0" / f"{name}.aside").exists()
+    assert (tmp_path / "0" / f"{name}.quarantined").exists()
     assert_same_outcome(finished[0], tmp_path / "0")
 
 
@@ -257,7 +257,7 @@ def test_a_training_that_diverges_says_who_where_and_how_to_go_on(config, tmp_pa
     assert Ticket.load(tmp_path / "run" / "ticket.safetensors").steps == 0
 
 
-def test_a_snapshot_that_was_altered_is_set_aside(config, finished, tmp_path):
+def test_a_snapshot_that_was_altered_is_quarantine(config, finished, tmp_path):
     stop = Event()
     with pytest.raises(Interrupted):
         start(config, tmp_path / "run", StopAt(30, stop), stop)

@@ -65,10 +65,10 @@ class _DynamicTraining:
         dynamic = self.plan.dynamic
         self.end = dynamic.end(self.training, self.per_epoch)
         self.changes = dynamic.steps(self.training, self.per_epoch)
-        # A cyclic tail changes the mask before each of its cycles except the first, and takes a sample after each.
-        self.sampled = self.method.cyclic_tail and self.training.swa
+        # With a cyclic learning rate in the tail: a sample after each of its cycles, another mask before the next one.
+        self.sampled = self.method.cyclic_final_lr and self.training.swa
         ends = range(self.per_epoch, self.total + 1, self.per_epoch) if self.sampled else ()
-        self.tail_ends = tuple(step for step in ends if self.training.samples_at(step, self.per_epoch))
+        self.sample_steps = tuple(step for step in ends if self.training.samples_at(step, self.per_epoch))
 
     def run(self) -> Trained:
         """Train all particles. Raises _RestartCycle if one diverges and the plan allows a restart."""
@@ -77,7 +77,7 @@ class _DynamicTraining:
         earlier_seconds = phase.seconds
         # Also after the last change of the mask: a killed run resumes at the start of its part.
         parts = range(self.plan.dynamic.update_interval, self.total, self.plan.dynamic.update_interval)
-        stops = [*parts, *self.tail_ends, self.split, self.total]
+        stops = [*parts, *self.sample_steps, self.split, self.total]
         while True:
             began = time.perf_counter()
             if len(phase.snapshots) == 1 < count and phase.step >= self.split:
@@ -135,12 +135,12 @@ class _DynamicTraining:
         examples = (step - phase.step) * self.setup.batch
         flops = phase.flops + sum(examples * self.setup.flops.training_step(mask, self.training) for mask in own)
         average = self._running_mean(phase)
-        if self.sampled and step in self.tail_ends:
+        if self.sampled and step in self.sample_steps:
             for snapshot in snapshots:
                 average.add(snapshot.weights)
         masks = phase.masks
-        in_tail = self.sampled and step in self.tail_ends and step < self.total
-        if step in self.changes or in_tail:
+        starts_lr_cycle = self.sampled and step in self.sample_steps and step < self.total
+        if step in self.changes or starts_lr_cycle:
             if self.method.own_masks and len(snapshots) > len(masks):
                 masks = masks * len(snapshots)
             flops += self._change_flops(masks, len(snapshots))

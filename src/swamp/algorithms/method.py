@@ -31,11 +31,11 @@ class Method:
     """Each particle has its own changing mask; their mean is pruned to the budget again."""
     multi_particle: bool = False
     """Trains the plan's N particles per cycle; otherwise one."""
-    constant_tail: bool = False
+    constant_final_lr: bool = False
     """The last part of training (`swa_fraction`) has a constant learning rate."""
     swa: bool = False
     """Each particle is its running mean over the last part of training (SWA)."""
-    cyclic_tail: bool = False
+    cyclic_final_lr: bool = False
     """The last part of training has a cyclic learning rate (one cycle per epoch unless `swa_cycles` is set) and another
     mask in each cycle; the weights at the ends of the cycles are averaged (Sup-tickets, Yin et al. 2022)."""
     combine: Literal["mean", "greedy", "best"] = "mean"
@@ -86,8 +86,8 @@ class Method:
         return replace(
             training,
             epochs=training.epochs * (particles if self.n_times_epochs else 1),
-            swa_fraction=training.swa_fraction if self.constant_tail else 0.0,
-            swa_cycles=training.swa_cycles or (training.swa_epochs if self.cyclic_tail else 0),
+            swa_fraction=training.swa_fraction if self.constant_final_lr else 0.0,
+            swa_cycles=training.swa_cycles or (training.swa_epochs if self.cyclic_final_lr else 0),
             swa=self.swa and training.swa,
             ema=training.ema or self.ema,
             sam=training.sam or (RADII[self.sharpness] if self.sharpness else 0.0),

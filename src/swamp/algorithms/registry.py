@@ -5,7 +5,7 @@ from typing import Any
 from swamp.algorithms.method import Method
 from swamp.errors import unknown
 
-_SWA: dict[str, Any] = {"constant_tail": True, "swa": True}
+_SWA: dict[str, Any] = {"constant_final_lr": True, "swa": True}
 _PARTICLES: dict[str, Any] = {"multi_particle": True, **_SWA}
 _ONCE: dict[str, Any] = {"masks": "once", "start": "pruned"}
 _RANDOM_ERK: dict[str, Any] = {"score": "random", "allocation": "erk"}
@@ -27,7 +27,8 @@ _ITERATIVE = {
     "imp": Method("iterative magnitude pruning with weight rewinding"),
     "imp-swa": Method("IMP with stochastic weight averaging: SWAMP with one particle", **_SWA),
     "imp-tail": Method(
-        "IMP with SWAMP's constant learning rate at the end but no averaging: the control for it", constant_tail=True
+        "IMP with SWAMP's constant learning rate at the end but no averaging: the control for it",
+        constant_final_lr=True,
     ),
     "imp-ema": Method("IMP with an exponential moving average of the weights", ema=0.999),
     "imp-sam": Method("IMP with sharpness-aware steps", sharpness="sam"),
@@ -112,7 +113,7 @@ _WHILE_TRAINING = {
     ),
     "sup-tickets": Method(
         "RigL with a cyclic learning rate at the end, a mask in each cycle, their mean pruned to the budget",
-        cyclic_tail=True,
+        cyclic_final_lr=True,
         **_RIGL,
         **_SWA,
     ),

@@ -99,12 +99,12 @@ class HoldMask(TrainerCallback):
 class _Steps(TrainerCallback):
     """Counts and averages steps, and stops as planned."""
 
-    def __init__(self, work: TrainJob) -> None:
-        self.work = work
+    def __init__(self, job: TrainJob) -> None:
+        self.job = job
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.work.stepped()
-        if self.work.step >= self.work.last:
+        self.job.stepped()
+        if self.job.step >= self.job.last:
             control.should_training_stop = True
 
 
@@ -114,7 +114,7 @@ def backend(model: nn.Module, task: Task, make: Callable[[TrainJob], Any], *, ra
     Args:
         model: A transformers model; each particle is a copy.
         task: Evaluates the particles; its training data must give the same number of steps per epoch.
-        make: `work -> Trainer` for `work.model`. `work.name` is unique per particle, for its output folder. The backend
+        make: `job -> Trainer` for `job.model`. `job.name` is unique per particle, for its output folder. The backend
             sets seed and number of steps.
         rates: Whether swamp sets the learning rate (its schedule and constant SWA phase). False: the Trainer's own
             schedule runs over the whole training, SWA phase included.
@@ -130,31 +130,31 @@ def backend(model: nn.Module, task: Task, make: Callable[[TrainJob], Any], *, ra
         See `examples/huggingface_trainer.py`.
     """
 
-    def train(work: TrainJob) -> float:
-        require_supported(work.training, _ELSEWHERE)
-        trainer = make(work)
+    def train(job: TrainJob) -> float:
+        require_supported(job.training, _ELSEWHERE)
+        trainer = make(job)
         args = trainer.args
-        if trainer.model is not work.model:
-            raise SwampError("make(work) must return a Trainer of work.model.")
+        if trainer.model is not job.model:
+            raise SwampError("make(job) must return a Trainer of job.model.")
         if args.data_seed is not None:
             raise SwampError("omit data_seed in TrainingArguments: each particle has its own batch order.")
-        args.seed, args.max_steps = work.number, work.total - work.first
-        transformers.set_seed(work.number)
+        args.seed, args.max_steps = job.number, job.total - job.first
+        transformers.set_seed(job.number)
         batches = len(trainer.get_train_dataloader())
         steps = -(-batches // args.gradient_accumulation_steps)
-        require_batch_counts(trainer.get_total_train_batch_size(args), steps, work.training, work.per_epoch)
-        trainer.add_callback(HoldMask(work.mask))
-        trainer.add_callback(_Steps(work))
-        _schedule(trainer, work, rates)
+        require_batch_counts(trainer.get_total_train_batch_size(args), steps, job.training, job.per_epoch)
+        trainer.add_callback(HoldMask(job.mask))
+        trainer.add_callback(_Steps(job))
+        _schedule(trainer, job, rates)
         return float(trainer.train().training_loss)
 
     return CustomTrainer(model, task, train)
 
 
-def _schedule(trainer: Any, work: TrainJob, rates: bool) -> None:
-    given, lr = trainer.args.learning_rate, work.training.lr
+def _schedule(trainer: Any, job: TrainJob, rates: bool) -> None:
+    given, lr = trainer.args.learning_rate, job.training.lr
     if not rates:
-        if work.first:
+        if job.first:
             raise SwampError("a Trainer's own schedule cannot start in the middle: lr_after_rewind must be 'restart'.")
         return
     if given != lr:
@@ -162,4 +162,4 @@ def _schedule(trainer: Any, work: TrainJob, rates: bool) -> None:
             f"Training(lr={lr:g}) and TrainingArguments(learning_rate={given:g}) differ: set both to the same, or "
             "use backend(..., rates=False) for the Trainer's own rate and schedule."
         )
-    trainer.lr_scheduler = LambdaLR(trainer.create_optimizer(), lambda step: work.rate(work.first + step) / lr)
+    trainer.lr_scheduler = LambdaLR(trainer.create_optimizer(), lambda step: job.rate(job.first + step) / lr)

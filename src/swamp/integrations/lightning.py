@@ -90,36 +90,36 @@ class HoldMask(Callback):
 class _Steps(Callback):
     """Counts and averages steps, stops as planned, and optionally sets the learning rate."""
 
-    def __init__(self, work: TrainJob, rates: bool) -> None:
-        self.work, self.rates, self.own = work, rates, [0.0]
+    def __init__(self, job: TrainJob, rates: bool) -> None:
+        self.job, self.rates, self.own = job, rates, [0.0]
         self.losses: list[Tensor] = []
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        work, accumulated = self.work, trainer.accumulate_grad_batches
+        job, accumulated = self.job, trainer.accumulate_grad_batches
         size = getattr(trainer.train_dataloader, "batch_size", None)
-        batch = size * accumulated * trainer.world_size if size else work.training.batch_size
-        require_batch_counts(batch, -(-int(trainer.num_training_batches) // accumulated), work.training, work.per_epoch)
+        batch = size * accumulated * trainer.world_size if size else job.training.batch_size
+        require_batch_counts(batch, -(-int(trainer.num_training_batches) // accumulated), job.training, job.per_epoch)
         self.own = [group["lr"] for group in trainer.optimizers[0].param_groups]
-        if self.rates and (trainer.lr_scheduler_configs or max(self.own) != work.training.lr):
+        if self.rates and (trainer.lr_scheduler_configs or max(self.own) != job.training.lr):
             given = f"{max(self.own):g} and {len(trainer.lr_scheduler_configs)} schedulers"
             raise SwampError(
-                f"swamp sets the learning rate, Training(lr={work.training.lr:g}): configure_optimizers must return an "
+                f"swamp sets the learning rate, Training(lr={job.training.lr:g}): configure_optimizers must return an "
                 f"optimizer with that rate and no scheduler, got {given}; or use backend(..., rates=False)."
             )
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self.rates:
             for group, own in zip(trainer.optimizers[0].param_groups, self.own, strict=True):
-                group["lr"] = own * self.work.rate() / self.work.training.lr
+                group["lr"] = own * self.job.rate() / self.job.training.lr
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         loss = cast(Any, outputs)["loss"] if isinstance(outputs, Mapping) else outputs
         if not isinstance(loss, Tensor):
             raise SwampError("training_step must return the loss, or a dict with the key 'loss'.")
         self.losses.append(loss.detach())
-        if trainer.global_step > self.work.step - self.work.first:
-            self.work.stepped()
-        if self.work.step >= self.work.last:
+        if trainer.global_step > self.job.step - self.job.first:
+            self.job.stepped()
+        if self.job.step >= self.job.last:
             trainer.should_stop = True
 
 
@@ -136,9 +136,9 @@ def backend(
     Args:
         module: A LightningModule; each particle is a copy.
         task: Evaluates the particles; its training data must give the same number of steps per epoch.
-        make: `work -> lightning.Trainer`. `work.name` is unique per particle, for its loggers and folder. The backend
+        make: `job -> lightning.Trainer`. `job.name` is unique per particle, for its loggers and folder. The backend
             sets the number of steps.
-        data: `work -> ` loaders for `Trainer.fit`, shuffled by the global generator, which is seeded per particle;
+        data: `job -> ` loaders for `Trainer.fit`, shuffled by the global generator, which is seeded per particle;
             default: the module's own loaders.
         rates: Whether swamp sets the learning rate (its schedule and constant SWA phase). False: the module's own
             schedule runs over the whole training.
@@ -154,19 +154,19 @@ def backend(
         See `examples/lightning_trainer.py`.
     """
 
-    def train(work: TrainJob) -> float:
-        require_supported(work.training, _ELSEWHERE)
-        if work.first and not rates:
+    def train(job: TrainJob) -> float:
+        require_supported(job.training, _ELSEWHERE)
+        if job.first and not rates:
             raise SwampError("a module's own schedule cannot start in the middle: lr_after_rewind must be 'restart'.")
-        trainer, steps = make(work), _Steps(work, rates)
-        source = data(work) if data else None
+        trainer, steps = make(job), _Steps(job, rates)
+        source = data(job) if data else None
         if isinstance(source, DataLoader) and getattr(cast(Any, source).sampler, "generator", None) is not None:
             raise SwampError("omit the generator of the DataLoader: each particle has its own batch order.")
-        trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = -1, work.total - work.first
-        trainer.callbacks += [HoldMask(work.mask), steps]
+        trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = -1, job.total - job.first
+        trainer.callbacks += [HoldMask(job.mask), steps]
         # The seed of Lightning's DistributedSampler; by default 0, one order for all particles.
-        with environment_variable("PL_GLOBAL_SEED", str(work.number)):
-            trainer.fit(work.model, source)
+        with environment_variable("PL_GLOBAL_SEED", str(job.number)):
+            trainer.fit(job.model, source)
         return float(torch.stack(steps.losses).double().mean()) if steps.losses else 0.0
 
     return CustomTrainer(module, task, train)

@@ -11,7 +11,7 @@ from typing import Any
 from swamp.algorithms import Cycle, Divergence, Phase
 from swamp.backends import Choice, Particle, Ticket
 from swamp.errors import CorruptFile, Interrupted, SwampError
-from swamp.files import digest, load_metadata, load_tensors, save_tensors, set_aside, write_atomic
+from swamp.files import digest, load_metadata, load_tensors, save_tensors, quarantine, write_atomic
 from swamp.masks import Mask
 from swamp.runs.directory import RunDirectory, read_json
 from swamp.runs.read import read_cycle, read_particle, read_record, read_ticket, unless_damaged
@@ -85,7 +85,7 @@ class RunStore:
         try:
             cycle = read_cycle(self.directory, index)
         except CorruptFile as error:
-            self._set_aside(index, error)
+            self._quarantine(index, error)
             return None
         self._require_made_from(index)
         # A run killed right after it wrote the record has not updated the files of the whole run.
@@ -122,7 +122,7 @@ class RunStore:
         directory = self.directory
         for path in (directory.mask, directory.model, directory.metrics):
             if path.is_dir():
-                set_aside(path)
+                quarantine(path)
         cycle.mask.save(directory.mask, directory.provenance(directory.mask))
         save_tensors(directory.model, cycle.weights, directory.provenance(directory.model))
         # Last: it shows that the other two are up to date.
@@ -155,7 +155,7 @@ class RunStore:
             _warn(f"{wrong[0]}: it does not match the finished cycles. It is written again from them.")
         return not wrong
 
-    def _set_aside(self, index: int, error: CorruptFile) -> None:
+    def _quarantine(self, index: int, error: CorruptFile) -> None:
         """Rename the files of a damaged cycle, so that it counts as unfinished; raise if it has no particles."""
         folder, record = self.directory.cycle(index), self.directory.record(index)
         if not [*folder.glob("particle-*.safetensors"), *self.directory.path.glob("member-*")]:
@@ -165,7 +165,7 @@ class RunStore:
             ) from error
         self.lines.pop(index, None)
         files = [folder / "mask.safetensors", folder / "mean.safetensors", record]
-        kept = [str(set_aside(path)) for path in files if path.exists()]
+        kept = [str(quarantine(path)) for path in files if path.exists()]
         _warn(f"{error} Continuing without it: cycle {index} is computed again. (Kept as {', '.join(kept)}.)")
 
     def _origin(self, index: int) -> str:

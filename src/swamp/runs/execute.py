@@ -15,7 +15,7 @@ from swamp.algorithms import Cycle, NoStore, backend_of, cycles, ensemble, metho
 from swamp.backends import Backend, Choice, Coordinator, Distributed, Sequential, follow
 from swamp.datasets import Problem, build_problem, network_for
 from swamp.errors import CorruptFile, Diverged, Interrupted, SwampError
-from swamp.files import set_aside
+from swamp.files import quarantine
 from swamp.integrations import timm
 from swamp.runs.checkpoints import RunStore
 from swamp.runs.config import RunConfig, differences
@@ -199,7 +199,7 @@ def write_summary(directory: RunDirectory, done: dict[str, Any]) -> dict[str, An
     """Write the summary, which marks the run as finished."""
     done = finite(done)
     if directory.summary.is_dir():
-        set_aside(directory.summary)
+        quarantine(directory.summary)
     directory.write(directory.summary, done)
     return done
 
@@ -213,7 +213,7 @@ def _sessions(directory: RunDirectory) -> list[Any]:
         read_sessions(directory)
         return read_json(path)
     except CorruptFile as error:
-        warnings.warn(f"{error} It is written again. (Kept as {set_aside(path)}.)", stacklevel=2)
+        warnings.warn(f"{error} It is written again. (Kept as {quarantine(path)}.)", stacklevel=2)
         return []
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from swamp.algorithms import Cycle
 from swamp.backends import Particle, Ticket
 from swamp.errors import CorruptFile, SwampError
-from swamp.files import digest, load_metadata, load_tensors, set_aside
+from swamp.files import digest, load_metadata, load_tensors, quarantine
 from swamp.masks import Mask
 from swamp.runs.config import RunConfig, result_settings
 from swamp.runs.directory import PROVENANCE, RunDirectory, add_checksum, read_json, verify_checksum, write_json
@@ -161,6 +161,6 @@ def unless_damaged(paths: Sequence[Path], read: Callable[[], T], again: str) -> 
     try:
         return read()
     except CorruptFile as error:
-        kept = [str(set_aside(path)) for path in paths if path.exists()]
+        kept = [str(quarantine(path)) for path in paths if path.exists()]
         warnings.warn(f"{error} {again} (Kept as {', '.join(kept)}.)", stacklevel=3)
         return None

@@ -143,9 +143,9 @@ class Training:
         """Whether the weights after `step` steps are added to the average."""
         if not self.swa:
             return bool(self.ema)
-        into_tail = step - (self.epochs - self.swa_epochs) * steps_per_epoch
+        steps_averaged = step - (self.epochs - self.swa_epochs) * steps_per_epoch
         between = self.swa_epochs // self.swa_cycles if self.swa_cycles else 1
-        return into_tail > 0 and into_tail % (between * steps_per_epoch) == 0
+        return steps_averaged > 0 and steps_averaged % (between * steps_per_epoch) == 0
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of step `step` (from 0) of a training of `epochs * steps_per_epoch` steps."""
