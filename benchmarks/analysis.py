@@ -15,9 +15,9 @@ from time import process_time
 from torch import nn
 
 from swamp.analysis import ANALYSES, AnalysisSettings, LinearCombination, PointEvaluator, RunData, analyze
-from swamp.cli.progress import Quiet
 from swamp.recipes import recipe_named
 from swamp.runs import RunConfig, prepare, start
+from swamp.runs.run_progress import NullReporter
 from swamp.training import Task, evaluate, with_reestimated_batchnorm
 
 
@@ -27,7 +27,7 @@ def cost_of_analyses(cycles: int) -> None:
         config = recipe_named("fashion-mnist-lenet")()
         plan = {**config.to_json()["plan"], "cycles": cycles, "prune_fraction": [0.3], "sparsity": 1 - 0.7**cycles}
         started = process_time()
-        start(RunConfig.from_json({**config.to_json(), "plan": plan}), path, Quiet(), Event())
+        start(RunConfig.from_json({**config.to_json(), "plan": plan}), path, NullReporter(), Event())
         run = process_time() - started
         print(f"run of {cycles} pruning steps, 4 particles  {run:6.1f} s of CPU time")
         run_data, total = RunData.open(path), 0.0

@@ -26,11 +26,11 @@ from line import Line, median, ratio, ratios, seconds
 from particles import CASES, throughput
 from reference import swamp_by_hand
 from swamp.algorithms import Plan, cycles
-from swamp.cli.progress import Quiet
 from swamp.datasets import build_network
 from swamp.masks import Mask, prune_mask
 from swamp.recipes import recipe_named
 from swamp.runs import start
+from swamp.runs.run_progress import NullReporter
 from swamp.training import Seed, Task, TensorData, Training, crop_flip, fit, isolated
 from swamp.training.options import Precision
 
@@ -104,7 +104,7 @@ def overhead() -> Line:
     config = recipe_named("mnist1d-mlp")()
     config = replace(config, plan=replace(config.plan, sparsity=0.7), backend="sequential")
     with tempfile.TemporaryDirectory() as folder:
-        done = start(config, Path(folder) / "run", Quiet(), Event())
+        done = start(config, Path(folder) / "run", NullReporter(), Event())
     shares = [1 - sum(p["seconds"] for p in cycle["particles"]) / cycle["seconds"] for cycle in done["cycles"]]
     return median("share of a cycle outside training, default recipe", shares, "share", "at most 0.05")
 

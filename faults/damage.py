@@ -31,7 +31,6 @@ from swamp import report
 from swamp.algorithms import Plan
 from swamp.analysis import RewindTrial, TrialLog
 from swamp.cli import main
-from swamp.cli.progress import Quiet
 from swamp.datasets import DataOptions
 from swamp.errors import Interrupted, SwampError
 from swamp.files import digest, load_tensors, save_tensors
@@ -39,6 +38,7 @@ from swamp.report import LivePage
 from swamp.runs import RunConfig, StudyDirectory, execute, open_run, read_particle, read_trajectory, start
 from swamp.runs.config import result_settings
 from swamp.runs.directory import FORMAT, PROVENANCE, add_checksum
+from swamp.runs.run_progress import NullReporter
 from swamp.runtime import read as read_archive
 from swamp.training import Dynamic, Training
 
@@ -76,7 +76,7 @@ def config_of(method: str = "swamp", seed: int = 0, **changes) -> RunConfig:
     return replace(config, snapshot_seconds=1e-9, **changes)
 
 
-class _StopAt(Quiet):
+class _StopAt(NullReporter):
     def __init__(self, step: int, stop: Event) -> None:
         self.left, self.stop = step, stop
 
@@ -101,7 +101,7 @@ def build(folder: Path) -> None:
             "ensemble": config_of("imp-ensemble", seed),
             "changing": config_of("rigl-swamp", seed),
         }.items():
-            start(config, where / name, Quiet(), Event())
+            start(config, where / name, NullReporter(), Event())
         for name, config, step in (
             ("paths", config_of(seed=seed, trajectory_every=2), 25),
             ("ticket", config_of(seed=seed), 2),
@@ -120,7 +120,7 @@ def build(folder: Path) -> None:
         study = where / "study"
         runs = {"swamp": config_of(seed=seed), "means": config_of("imp", seed)}
         StudyDirectory.join(study, runs)
-        start(runs["means"], study / "means", Quiet(), Event())
+        start(runs["means"], study / "means", NullReporter(), Event())
         shutil.copytree(where / "finished", study / "swamp")
         told("cross", study)
 
@@ -336,7 +336,11 @@ def _resumed(case: Case, base: Path, work: Path) -> str:
         if str(file) != case.file or not _late(case, reference):
             _require_same(reference, work, file)
     for left in work.rglob("unfinished*"):
-        if not left.name.endswith(".quarantined") and ".quarantined" not in left.name and str(left.relative_to(work)) != case.file:
+        if (
+            not left.name.endswith(".quarantined")
+            and ".quarantined" not in left.name
+            and str(left.relative_to(work)) != case.file
+        ):
             raise WrongError(f"{left} was left behind")
     if _late(case, reference) and case.kind not in ("removed",):
         return _late_reader(case, base, work)

@@ -49,7 +49,6 @@ from swamp.cli import (
     run,
     study,
 )
-from swamp.cli.progress import Quiet
 from swamp.cli.workers import Workers
 from swamp.datasets import TASKS, DataOptions, Problem
 from swamp.datasets.problem import in_memory
@@ -57,6 +56,7 @@ from swamp.masks import ALLOCATIONS, STRUCTURES
 from swamp.recipes import RECIPES, STUDIES
 from swamp.report import FORMATS, PageServer
 from swamp.runs import RunConfig, Study
+from swamp.runs.run_progress import NullReporter
 from swamp.scores import SCORES
 from swamp.training import Seed, TensorData, Training
 from swamp.training.optimizers import torch_optimizers
@@ -203,7 +203,7 @@ def fuzz_task(options: DataOptions, seed: Seed) -> Problem:
 TASKS["fuzz"] = fuzz_task
 
 
-class Stopper(Quiet):
+class Stopper(NullReporter):
     """Stops a run after a number of steps."""
 
     def __init__(self, stop: Event, steps: int) -> None:

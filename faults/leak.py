@@ -12,8 +12,8 @@ import child  # noqa: F401 - one thread, before torch begins
 from campaign import Campaign, main
 from modes import tiny
 from swamp.algorithms import Cycle
-from swamp.cli.progress import Quiet
 from swamp.runs import RunConfig, start
+from swamp.runs.run_progress import NullReporter
 
 MOST = 24_000
 """Largest allowed growth in bytes per cycle: the record as Python objects, for the summary and metrics.jsonl. Weights
@@ -42,7 +42,7 @@ def toy(cycles: int) -> RunConfig:
     return replace(config, plan=plan, training=training, data=replace(config.data, examples=160))
 
 
-class Watch(Quiet):
+class Watch(NullReporter):
     """Records the memory in use at the end of each cycle."""
 
     def __init__(self, campaign: Campaign) -> None:

@@ -13,11 +13,11 @@ import swamp
 from swamp import cli
 from swamp.algorithms import Cycle, Plan
 from swamp.backends import MultiStream, Progress, Sequential, Ticket, Vmapped
-from swamp.cli.progress import Quiet
 from swamp.datasets import DataOptions, build_network
 from swamp.errors import Interrupted
 from swamp.masks import Mask
 from swamp.runs import RunConfig, resume, start
+from swamp.runs.run_progress import NullReporter
 from swamp.runtime import bake_mask, save, trace
 from swamp.training import Dynamic, Seed, Task, TensorData, Training, crop_flip, isolated
 
@@ -125,7 +125,7 @@ def test_no_step_waits_for_the_gpu(backend, option, images, gpu):
     assert before[1:-1] == [{}] * 4
 
 
-class StopAt(Quiet):
+class StopAt(NullReporter):
     """Asks the run to stop at that of all its steps."""
 
     def __init__(self, step: int, stop: Event) -> None:
@@ -152,9 +152,9 @@ def test_a_run_that_was_interrupted_its_analyses_and_its_export(backend, tmp_pat
     stop = Event()
     with pytest.raises(Interrupted):
         start(config, tmp_path / "run", StopAt(70, stop), stop)
-    done = resume(tmp_path / "run", Quiet(), Event())
-    whole = start(config, tmp_path / "whole", Quiet(), Event())
-    on_cpu = start(replace(config, device="cpu", backend="sequential"), tmp_path / "cpu", Quiet(), Event())
+    done = resume(tmp_path / "run", NullReporter(), Event())
+    whole = start(config, tmp_path / "whole", NullReporter(), Event())
+    on_cpu = start(replace(config, device="cpu", backend="sequential"), tmp_path / "cpu", NullReporter(), Event())
     accuracies = [[cycle["test"]["accuracy"] for cycle in run["cycles"]] for run in (done, whole, on_cpu)]
     assert accuracies[0] == accuracies[1] == accuracies[2]
     if backend == "sequential":

@@ -12,10 +12,10 @@ import torch
 
 from swamp.algorithms import Plan
 from swamp.analysis import RunData
-from swamp.cli.progress import Quiet
 from swamp.datasets import DataOptions
 from swamp.files import load_tensors
 from swamp.runs import RunConfig, resume, start
+from swamp.runs.run_progress import NullReporter
 from swamp.training import TensorData, Training
 
 
@@ -31,12 +31,12 @@ def tiny(particles: int = 2, **changes: Any) -> RunConfig:
 
 def go(config: RunConfig, path: Path, stop: Event | None = None, reporter: Any = None) -> Any:
     """Start the run."""
-    return start(config, path, reporter or Quiet(), stop or Event())
+    return start(config, path, reporter or NullReporter(), stop or Event())
 
 
 def go_on(path: Path) -> Any:
     """Resume the run."""
-    return resume(path, Quiet(), Event())
+    return resume(path, NullReporter(), Event())
 
 
 def run(
@@ -61,7 +61,7 @@ def blind(run_data: RunData) -> RunData:
     return replace(run_data, task=replace(task, test=Unread(task.test.inputs, task.test.targets)))
 
 
-class StopAt(Quiet):
+class StopAt(NullReporter):
     """Stops the run at the given training step, counted over all trainings."""
 
     def __init__(self, step: int, stop: Event) -> None:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from swamp.analysis import AblationSettings, ParticleAblation, RunData, analyze, read_analysis
-from swamp.cli.progress import Quiet
 from swamp.errors import Interrupted, SwampError
 from swamp.report import SECTIONS, ReportData
+from swamp.runs.run_progress import NullReporter
 from swamp.training import Seed
 from swamp.training.dropout import has_random_forward
 
@@ -24,7 +24,7 @@ def path(tmp_path_factory):
 
 
 def ablation(path, reporter=None, stop=None, settings=SETTINGS, cycle=1) -> ParticleAblation:
-    return ParticleAblation(blind(RunData.open(path)), cycle, settings, reporter or Quiet(), stop or Event())
+    return ParticleAblation(blind(RunData.open(path)), cycle, settings, reporter or NullReporter(), stop or Event())
 
 
 def test_a_seed_borrows_only_the_named_streams():

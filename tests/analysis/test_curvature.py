@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from swamp.algorithms import Plan
 from swamp.analysis import AnalysisSettings, Hessian, RunData, analyze, curvature_at, hutchinson
 from swamp.analysis.curvature import curvature_tasks
-from swamp.cli.progress import Quiet
 from swamp.datasets import DataOptions
 from swamp.errors import MaskError, SwampError
 from swamp.masks import Mask
 from swamp.runs import RunConfig, start
+from swamp.runs.run_progress import NullReporter
 from swamp.training import Seed, Task, TensorData, Training, isolated, with_reestimated_batchnorm
 
 from .known_losses import planted, symmetric
@@ -275,7 +275,7 @@ def run(tmp_path_factory):
     training = Training(epochs=2, batch_size=64, lr=0.05, swa_fraction=0.5)
     config = RunConfig("tiny", "digits", "mlp-16", plan, training, DataOptions(examples=640), threads=1)
     path = tmp_path_factory.mktemp("run") / "run"
-    start(config, path, Quiet(), Event())
+    start(config, path, NullReporter(), Event())
     return path
 
 

@@ -10,8 +10,8 @@ import pytest
 from swamp import cli
 from swamp.analysis import MaskSource, mask_trainings, shared_densities
 from swamp.analysis.mask_training import TOLERANCE
-from swamp.cli.progress import Quiet
 from swamp.runs.directory import read_json
+from swamp.runs.run_progress import NullReporter
 
 TINY = [
     "digits-mlp",
@@ -83,20 +83,20 @@ def test_the_diagonal_holds_cycles_of_the_runs_and_other_cells_new_trainings(run
 def test_cross_resumes_after_an_interruption_and_trains_nothing_twice(runs, tmp_path, capsys, monkeypatch):
     command = ["cross", runs / "imp-0", runs / "swamp-0", "--sparsities", "0.75", "--quiet", "--out"]
     assert swamp(*command, tmp_path / "whole") == 0
-    once = Quiet.training
+    once = NullReporter.training
 
     def stopping(self, cycle, index, count, step, total):
         if (index, step) == (1, 3):
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Quiet, "training", stopping)
+    monkeypatch.setattr(NullReporter, "training", stopping)
     assert swamp(*command, tmp_path / "part") == 130
     assert "To continue: swamp cross" in capsys.readouterr().err
-    monkeypatch.setattr(Quiet, "training", once)
+    monkeypatch.setattr(NullReporter, "training", once)
     assert swamp(*command, tmp_path / "part") == 0
     one, other = (json.loads((tmp_path / name / "cross.json").read_text()) for name in ("whole", "part"))
     assert one["cells"] == other["cells"]
-    monkeypatch.setattr(Quiet, "training", lambda *_: pytest.fail("a finished cell was trained again"))
+    monkeypatch.setattr(NullReporter, "training", lambda *_: pytest.fail("a finished cell was trained again"))
     assert swamp(*command, tmp_path / "part") == 0
 
 

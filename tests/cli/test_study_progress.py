@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from swamp.cli.study_progress import Watch, counted
+from swamp.cli.study_progress import StudyProgress, counted
 from swamp.runs import RunState, StudyDirectory
 
 
@@ -18,7 +18,7 @@ class Summaries(StudyDirectory):
 def shown(tmp_path, looks, *, terminal: bool) -> str:
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=120, _environ={"TERM": "xterm"})
-    with Watch(Summaries(tmp_path, {}), console) as watch:
+    with StudyProgress(Summaries(tmp_path, {}), console) as watch:
         for states in looks:
             watch.show(states)
     return file.getvalue()

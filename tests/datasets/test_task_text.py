@@ -8,21 +8,13 @@ import torch
 
 from swamp.algorithms import Plan, cycles
 from swamp.datasets import DataOptions, Problem, TextOptions, build_network, build_problem, network_for
-from swamp.datasets.text.corpus import (
-    Texts,
-    bits_per_byte,
-    classification,
-    language,
-    pearson,
-    regression,
-    spearman,
-    unexplained,
-)
+from swamp.datasets.text.corpus import Texts, classification, language, regression
 from swamp.datasets.text.reviews import sentences
 from swamp.datasets.text.tokenizer import Words
 from swamp.errors import SwampError
 from swamp.masks import Mask, Scope
 from swamp.training import Seed, TokenData, Training, evaluate, fit, isolated, predict
+from swamp.training.metrics import bits_per_byte
 
 WORDS = DataOptions(examples=600, text=TextOptions(tokenizer="words", length=32))
 
@@ -60,13 +52,7 @@ def test_tokens_of_bytes_and_words() -> None:
     assert all(one[0] == 1 and 2 in one and len(one) == 6 for one in pairs)
 
 
-def test_measures_against_numbers_worked_out_by_hand() -> None:
-    one, other = torch.tensor([1.0, 2, 3, 4]), torch.tensor([1.0, 4, 9, 16])
-    assert spearman(one, other) == pytest.approx(1)
-    assert pearson(one, other) == pytest.approx(25 / math.sqrt(5 * 129))
-    assert pearson(one, torch.ones(4)) == 0
-    assert unexplained(other, other) == 0
-    assert unexplained(torch.full((4,), float(other.mean())), other) == pytest.approx(1)
+def test_bits_per_byte_of_two_tokens_by_hand() -> None:
     # Two tokens of two bytes each, one of probability 1/4 and one of 1/16: 6 bits on 4 bytes.
     assert bits_per_byte(torch.tensor([[0.25, 0.0625]]).log(), torch.full((1, 2), 2.0)) == pytest.approx(1.5)
 

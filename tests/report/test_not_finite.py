@@ -12,7 +12,7 @@ import torch
 import swamp
 from swamp.algorithms import Cycle
 from swamp.cli import main
-from swamp.cli.progress import Live
+from swamp.cli.progress import LiveReporter
 from swamp.cli.study_progress import reached
 from swamp.report import compare, read_run
 from swamp.training import Training
@@ -69,14 +69,14 @@ def test_a_record_read_back_has_nan_where_it_was_written_as_null_and_is_shown(ml
     plan = swamp.Plan(method="swamp", sparsity=0.5, prune_fraction=(0.5,), particles=(2,), barrier_threshold=1)
     broken = replace(task, metrics={"accuracy": lambda outputs, targets: math.nan})
     record = list(swamp.cycles(mlp, broken, plan, Training(epochs=2, batch_size=16, swa_fraction=0.5)))[-1]
-    from swamp.runs.directory import finite
+    from swamp.runs.directory import replace_nonfinite
 
-    again = Cycle.from_json(finite(record.to_json()), record.mask, record.weights)
+    again = Cycle.from_json(replace_nonfinite(record.to_json()), record.mask, record.weights)
     for one in (record, again):
         assert math.isnan(one.metrics.test["accuracy"])
         assert one.barrier is not None
         assert math.isnan(one.barrier.mean)
-        Live(Console()).finished(one)
+        LiveReporter(Console()).finished(one)
     assert capsys.readouterr().out.count("nan %") == 4
     assert torch.equal(again.weights["0.weight"], record.weights["0.weight"])
 

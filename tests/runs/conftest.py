@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from swamp.algorithms import Plan
-from swamp.cli.progress import Quiet
 from swamp.datasets import DataOptions
 from swamp.files import load_tensors
 from swamp.runs import RunConfig, resume, start
+from swamp.runs.run_progress import NullReporter
 from swamp.training import Training
 
 
@@ -34,11 +34,11 @@ def config() -> RunConfig:
 
 
 def go(config: RunConfig, path: Path):
-    return start(config, path, Quiet(), Event())
+    return start(config, path, NullReporter(), Event())
 
 
 def go_on(path: Path):
-    return resume(path, Quiet(), Event())
+    return resume(path, NullReporter(), Event())
 
 
 def in_child(work) -> int:
@@ -82,7 +82,7 @@ def assert_same_outcome(a: Path, b: Path) -> None:
     assert [without_time(line) for line in lines[0]] == [without_time(line) for line in lines[1]]
 
 
-class StopAt(Quiet):
+class StopAt(NullReporter):
     """Asks the run to stop at the given step of all that it takes."""
 
     def __init__(self, step: int, stop: Event) -> None:

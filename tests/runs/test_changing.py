@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from swamp.algorithms import METHODS, Plan
-from swamp.cli.progress import Quiet
 from swamp.errors import CorruptFile, Interrupted
 from swamp.files import load_tensors
 from swamp.runs import RunConfig, checkpoints, open_run, resume, start
 from swamp.runs.checkpoints import RunStore
 from swamp.runs.directory import RunDirectory
+from swamp.runs.run_progress import NullReporter
 from swamp.runs.snapshot_files import load_phase, save_phase
 from swamp.training import Dynamic
 
@@ -105,7 +105,7 @@ def test_the_seconds_of_an_earlier_session_count_in_the_cycle_and_in_its_particl
 
 
 def test_a_run_that_crashed_has_its_last_change_on_disk_and_a_stopped_one_whatever_the_time(tmp_path):
-    class Crash(Quiet):
+    class Crash(NullReporter):
         steps = 0
 
         def training(self, cycle, index, count, step, total):
@@ -134,7 +134,7 @@ def test_what_is_kept_between_changes_is_written_as_often_as_asked(tmp_path, mon
     moments, written = iter([0.0, 9.0, 11.0, 12.0, 22.0, 23.0]), []
     monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: next(moments)))
     monkeypatch.setattr(checkpoints, "save_phase", lambda path, phase, run: written.append(phase))
-    keeping = RunStore(RunDirectory(tmp_path, "run"), Quiet(), Event(), snapshot_seconds=10)
+    keeping = RunStore(RunDirectory(tmp_path, "run"), NullReporter(), Event(), snapshot_seconds=10)
     for number in range(5):
         keeping.keep_phase(0, number)
     # Ten seconds after the first that was not written, and ten after the last that was.

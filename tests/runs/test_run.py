@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from swamp.backends import Ticket
-from swamp.cli.progress import Quiet
 from swamp.errors import Interrupted
 from swamp.files import load_tensors
 from swamp.masks import Mask
 from swamp.runs import RunConfig, RunDirectory, differences, open_run, prepare, start
 from swamp.runs.directory import write_json
 from swamp.runs.environment import environment
+from swamp.runs.run_progress import NullReporter
 from swamp.training import evaluate
 
 from .conftest import StopAt, go, go_on, tiny
@@ -101,7 +101,7 @@ def test_values_that_json_does_not_know_are_written_as_null(tmp_path):
 
 @pytest.mark.slow
 def test_quiet_is_quiet(capsys, config, tmp_path):
-    Quiet().started(3)
+    NullReporter().started(3)
     go(config, tmp_path / "run")
     assert capsys.readouterr() == ("", "")
 

@@ -11,9 +11,9 @@ from threading import Event
 
 import pytest
 
-from swamp.cli.progress import Quiet
 from swamp.errors import Interrupted
 from swamp.runs import RunConfig, RunDirectory, StudyDirectory, work
+from swamp.runs.run_progress import NullReporter
 from swamp.runs.study_queue import worker_name
 
 from .conftest import StopAt, assert_same_outcome, go, in_child, tiny
@@ -83,7 +83,7 @@ def test_a_run_whose_worker_was_killed_is_taken_by_the_next_and_ends_like_one_ne
     assert (running.done, running.total) == (2 * 4, 3 * 2 * 4)
     kill(pid)
     assert states(study) == ["waiting", "waiting"]
-    work(study, Quiet(), Event())
+    work(study, NullReporter(), Event())
     assert states(study) == ["finished", "finished"]
     assert sessions(study) == [2, 1]
     for name in study.runs:
@@ -93,7 +93,7 @@ def test_a_run_whose_worker_was_killed_is_taken_by_the_next_and_ends_like_one_ne
 @pytest.mark.slow
 def test_workers_at_the_same_time_do_every_run_once_and_share_them_out(child, tmp_path):
     study = StudyDirectory.join(tmp_path / "s", seeded(0, 1, 2, 3))
-    pids = [child(lambda: work(study, Quiet(), Event())) for _ in range(3)]
+    pids = [child(lambda: work(study, NullReporter(), Event())) for _ in range(3)]
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0]
     assert states(study) == ["finished"] * 4
     assert sessions(study) == [1, 1, 1, 1]
@@ -106,15 +106,15 @@ def test_a_run_that_fails_is_recorded_and_left_alone_until_it_is_tried_again(tmp
     wild = replace(good, training=replace(good.training, lr=1e30))
     nowhere = replace(good, device="cuda:9")
     study = StudyDirectory.join(tmp_path / "s", {"wild": wild, "nowhere": nowhere, "good": good})
-    work(study, Quiet(), Event())
+    work(study, NullReporter(), Event())
     assert states(study) == ["failed", "failed", "finished"]
     assert re.search(r"is NaN|infinite|diverged|became", study.state("wild").error)
     assert json.loads((study.path / "nowhere" / "failed.json").read_text())["worker"] == worker_name()
-    work(study, Quiet(), Event())
+    work(study, NullReporter(), Event())
     assert sessions(StudyDirectory(study.path, {"wild": wild, "good": good})) == [1, 1]
     mended = StudyDirectory.join(study.path, {**study.runs, "nowhere": replace(good, device="cpu")})
     assert mended.retry() == ["wild", "nowhere"]
-    work(mended, Quiet(), Event())
+    work(mended, NullReporter(), Event())
     assert states(mended) == ["failed", "finished", "finished"]
     # As a disk leaves it that fails right after the last word of a run.
     mended.fail("good", OSError("the disk is gone"), "the disk is gone")
@@ -127,7 +127,7 @@ def test_a_fault_of_the_program_costs_one_run_and_its_traceback_is_kept(tmp_path
     study = StudyDirectory.join(tmp_path / "s", seeded(0, 1))
     original = RunDirectory.locked
     monkeypatch.setattr(RunDirectory, "locked", lambda run: 1 / 0 if run.path.name == "seed0" else original(run))
-    work(study, Quiet(), Event())
+    work(study, NullReporter(), Event())
     assert states(study) == ["failed", "finished"]
     assert "Traceback" in study.state("seed0").error
     assert study.state("seed0").error.strip().endswith("ZeroDivisionError: division by zero")
@@ -150,7 +150,7 @@ def held(child, study: StudyDirectory, name: str) -> int:
 def test_a_run_held_by_another_is_passed_over_and_waited_for_only_where_asked(child, tmp_path):
     study = StudyDirectory.join(tmp_path / "s", seeded(0, 1))
     pid = held(child, study, "seed0")
-    work(study, Quiet(), Event())
+    work(study, NullReporter(), Event())
     assert states(study) == ["running", "finished"]
     assert study.holder("seed0").endswith(f":{pid}")
 
@@ -159,14 +159,14 @@ def test_a_run_held_by_another_is_passed_over_and_waited_for_only_where_asked(ch
             kill(pid)
             return super().wait(0)
 
-    work(study, Quiet(), Waited(), wait=True)
+    work(study, NullReporter(), Waited(), wait=True)
     assert states(study) == ["finished", "finished"]
 
 
 def test_a_run_that_somebody_resumes_by_hand_is_no_failure(tmp_path):
     study = StudyDirectory.join(tmp_path / "s", seeded(0, 1))
     with study.run("seed0").locked():
-        work(study, Quiet(), Event())
+        work(study, NullReporter(), Event())
     assert states(study) == ["waiting", "finished"]
 
 
@@ -175,7 +175,7 @@ def test_a_directory_that_holds_another_run_is_never_written(tmp_path):
     go(seeded(7)["seed7"], study.path / "other")
     os.rename(study.path / "other", study.path / "seed0")
     (study.path / "seed0" / "summary.json").unlink()
-    work(study, Quiet(), Event())
+    work(study, NullReporter(), Event())
     assert "holds another run than the study's (plan.seed: 7 -> 0)" in study.state("seed0").error
     assert sessions(study) == [1]
 
@@ -188,8 +188,8 @@ def test_a_worker_asked_to_stop_saves_and_the_next_goes_on(tmp_path):
     assert study.run("seed0").snapshot(0, 0).exists()
     assert states(study) == ["waiting", "waiting"]
     with pytest.raises(Interrupted):
-        work(study, Quiet(), stop)
-    work(study, Quiet(), Event())
+        work(study, NullReporter(), stop)
+    work(study, NullReporter(), Event())
     assert sessions(study) == [2, 1]
 
 
@@ -228,7 +228,7 @@ def test_what_was_left_behind_comes_before_what_nobody_began(tmp_path, monkeypat
         other.close()
 
     monkeypatch.setattr("swamp.runs.study_queue._execute", execute)
-    work(study, Quiet(), Event())
+    work(study, NullReporter(), Event())
     assert order == ["seed1", "seed0", "seed2"]
 
 
@@ -236,5 +236,5 @@ def test_a_run_finished_between_the_look_and_the_claim_is_not_done_again(tmp_pat
     study = StudyDirectory.join(tmp_path / "s", seeded(0))
     looks = iter([False])
     monkeypatch.setattr(StudyDirectory, "over", lambda *_: next(looks, True))
-    work(study, Quiet(), Event())
+    work(study, NullReporter(), Event())
     assert not study.run("seed0").config.exists()

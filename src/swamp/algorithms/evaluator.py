@@ -28,7 +28,7 @@ from swamp.training import (
 )
 from swamp.training.options import Precision
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 R = TypeVar("R")
 
 
@@ -71,10 +71,10 @@ class Evaluator:
             to_fastest_memory_format(one, bfloat16=False)
             self.scratch.put(one)
 
-    def map(self, work: Callable[[nn.Module, T], R], items: Iterable[T]) -> list[R]:
+    def map(self, work: Callable[[nn.Module, _T], R], items: Iterable[_T]) -> list[R]:
         """`work(scratch model, item)` for every item, as many at once as there are free cores."""
 
-        def one(item: T) -> R:
+        def one(item: _T) -> R:
             self.check_stop()
             model = self.scratch.get()
             try:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from swamp.algorithms import backend_of
-from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask
+from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, Record
 from swamp.analysis.barriers import evaluate_segment
 from swamp.analysis.hull import gain_of_mean, size_of
 from swamp.analysis.point_evaluator import PointEvaluator
@@ -35,7 +35,6 @@ FACTORS = {
 """Name -> how the particles of an ablation differ."""
 
 _STREAMS = {"order": ("order",), "augmentation": ("augment", "loader"), "dropout": ("noise",)}
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)

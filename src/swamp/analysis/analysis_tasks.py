@@ -10,9 +10,12 @@ from swamp.analysis.run_data import RunData
 from swamp.errors import CorruptFile
 from swamp.files import one_at_a_time, parse_json, remove_unfinished, write_atomic
 from swamp.runs import RunDirectory
-from swamp.runs.directory import add_checksum, finite
+from swamp.runs.directory import add_checksum, replace_nonfinite
 
-FILE = "analysis.jsonl"
+ANALYSIS_FILE = "analysis.jsonl"
+
+Record = dict[str, Any]
+"""Results of an analysis, or a part of them: values that JSON can represent."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +75,15 @@ def analyze(run: RunData, analyses: Mapping[str, Analysis], settings: AnalysisSe
             record = known.get(task.key)
             if record is None or record["settings"] != used:
                 # JSON has no NaN or infinity: they become null, and figures show them as missing.
-                record = finite({"key": task.key, "settings": dict(used), **task.compute()})
+                record = replace_nonfinite({"key": task.key, "settings": dict(used), **task.compute()})
                 known = _append(directory, record)
             yield record
 
 
 def _append(directory: RunDirectory, record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Write all records and this one; return them by key."""
-    file = directory.path / FILE
-    with one_at_a_time(directory.path / f".{FILE}.lock"):
+    file = directory.path / ANALYSIS_FILE
+    with one_at_a_time(directory.path / f".{ANALYSIS_FILE}.lock"):
         remove_unfinished(file)
         # Read again: another process may have appended records.
         records = {other["key"]: other for other in read_analysis(directory)} | {record["key"]: record}
@@ -99,7 +102,7 @@ def read_analysis(run: RunDirectory | Path) -> list[Mapping[str, Any]]:
         CorruptFile: a line is damaged or belongs to another run; the message names the line.
     """
     directory = run if isinstance(run, RunDirectory) else RunDirectory(run)
-    file = directory.path / FILE
+    file = directory.path / ANALYSIS_FILE
     try:
         lines = file.read_bytes().splitlines() if file.exists() else []
     except OSError as error:

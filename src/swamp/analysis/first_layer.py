@@ -17,7 +17,7 @@ from swamp.analysis.weight_space import LinearCombination
 from swamp.backends.vmapped_step import Network
 from swamp.training import State
 
-PREFIX = "model."
+MODEL_PREFIX = "model."
 """Prefix of the model's parameter names in a `Network`."""
 
 _LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -100,7 +100,7 @@ class FirstLayer:
         return torch.stack([functional_call(self.layer, layer, (seen[1],)) for layer in layers])
 
     def _part(self, state: State, name: str) -> Tensor:
-        return state[f"{self.name}.{name}".removeprefix(PREFIX)]
+        return state[f"{self.name}.{name}".removeprefix(MODEL_PREFIX)]
 
     def _finite(self, state: State) -> bool:
         return all(bool(self._part(state, name).isfinite().all()) for name, _ in self.layer.named_parameters())

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, read_analysis
+from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, Record, read_analysis
 from swamp.analysis.point_evaluator import PointEvaluator, PointMetrics
 from swamp.analysis.run_data import RunData, first_examples
 from swamp.analysis.weight_space import (
@@ -20,7 +20,6 @@ from swamp.analysis.weight_space import (
     distances,
     inner_products,
     participation_ratio,
-    spearman,
     to_list,
 )
 from swamp.backends import Particle
@@ -28,12 +27,12 @@ from swamp.files import digest
 from swamp.masks import Mask
 from swamp.training import BatchList, Data, Seed, State
 from swamp.training.data import Batch, rows_of
+from swamp.training.metrics import spearman
 
 SAMPLES = 20
 """Random points in the hull."""
 GRID_STEPS = 6
 """Grid steps along a side of a triangle, and along an edge."""
-Record = dict[str, Any]
 Coefficients = tuple[float, ...]
 """Barycentric coordinates: one per network, not negative, sum 1."""
 Evaluate = Callable[[Sequence[Coefficients]], Sequence[PointMetrics]]
@@ -316,7 +315,7 @@ def size_and_gain(records: Sequence[Mapping[str, Any]]) -> Record:
         pairs = [pair for pair in pairs if None not in pair and all(map(math.isfinite, pair))]
         if len(pairs) < 3:
             return None
-        return spearman(*torch.tensor(pairs, dtype=torch.float64).T)
+        return spearman(*torch.tensor(pairs, dtype=torch.float64).T, constant=math.nan)
 
     sizes = ("radius", "mean_distance", "dimension", "sparsity")
     return {

@@ -1,22 +1,20 @@
 """Statistics of masks: layer by layer, from cycle to cycle, and the overlap of masks of different runs."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import combinations
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from swamp.algorithms import Cycle
-from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask
+from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, Record
 from swamp.analysis.mask_training import MaskSource
 from swamp.analysis.run_data import RunData
-from swamp.analysis.weight_space import spearman
 from swamp.masks import Mask
 from swamp.training import State
-
-Record = dict[str, Any]
+from swamp.training.metrics import spearman
 
 
 def mask_tasks(run: RunData, settings: AnalysisSettings) -> Iterator[AnalysisTask]:
@@ -99,7 +97,7 @@ def equal_signs(mask: Mask, weights: State, others: State) -> float:
 
 def magnitude_correlation(mask: Mask, ticket: State, weights: State) -> float:
     """Spearman correlation of |ticket| and |weights| over the active weights; NaN for fewer than two."""
-    return spearman(_active_weights(mask, ticket).abs(), _active_weights(mask, weights).abs())
+    return spearman(_active_weights(mask, ticket).abs(), _active_weights(mask, weights).abs(), constant=math.nan)
 
 
 def expected_overlap(a: Mask, b: Mask) -> float:

@@ -14,7 +14,7 @@ from torch.func import (
     vmap,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from swamp.analysis.first_layer import PREFIX, FirstLayer
+from swamp.analysis.first_layer import MODEL_PREFIX, FirstLayer
 from swamp.analysis.weight_space import LinearCombination
 from swamp.backends.vmapped_step import Network
 from swamp.training import (
@@ -199,13 +199,15 @@ class _Stack:
     def of(cls, network: Network, first: FirstLayer | None, points: Sequence[Point], device: torch.device) -> "_Stack":
         if first and not first.serves(points):
             first = None
-        without = {name.removeprefix(PREFIX) for name in first.names} if first else ()
+        without = {name.removeprefix(MODEL_PREFIX) for name in first.names} if first else ()
         states = [point.weights(without) if isinstance(point, LinearCombination) else point for point in points]
         whole = network if first is None else first.rest
 
         def stacked(names: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
             # Non-persistent buffers are not in a state: every point gets the model's.
-            return {n: torch.stack([s.get(n.removeprefix(PREFIX), v).to(device) for s in states]) for n, v in names}
+            return {
+                n: torch.stack([s.get(n.removeprefix(MODEL_PREFIX), v).to(device) for s in states]) for n, v in names
+            }
 
         return cls(whole, stacked(whole.named_parameters()), stacked(whole.named_buffers()), first, points)
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, first_middle_last
+from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, Record, first_middle_last
 from swamp.analysis.run_data import RunData, first_examples
 from swamp.analysis.weight_space import to_list
 from swamp.errors import unknown
@@ -19,7 +19,6 @@ from swamp.training import BatchList, Data, Seed, State, Task, predict, reestima
 from swamp.training.data import Batch
 from swamp.training.task import accuracy, ece, mean_probability, nll
 
-Record = dict[str, Any]
 CORRUPTIONS: Mapping[str, tuple[float, ...]] = {
     "noise": (0.25, 0.5, 1.0, 2.0),
     "blur": (3, 5, 7),

@@ -20,7 +20,7 @@ from swamp.masks import Mask, prune_mask
 from swamp.runs.directory import add_checksum, verify_checksum
 from swamp.training import Seed, Task, Training
 
-FILE = "trials.jsonl"
+TRIALS_FILE = "trials.jsonl"
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class TrialLog:
 
     def __init__(self, folder: Path, question: dict[str, Any]) -> None:
         self.folder, self.question = folder, question
-        self.file = folder / FILE
+        self.file = folder / TRIALS_FILE
         self._trials = list(self._read())
 
     def __iter__(self) -> Iterator[RewindTrial]:
@@ -215,7 +215,7 @@ class TrialLog:
 
     def add(self, trial: RewindTrial) -> None:
         """Write a trial to the file, unless it is there."""
-        with one_at_a_time(self.folder / f".{FILE}.lock"):
+        with one_at_a_time(self.folder / f".{TRIALS_FILE}.lock"):
             found = {(other.steps, other.repeat): other for other in self._read()}
             found.setdefault((trial.steps, trial.repeat), trial)
             self._trials = list(found.values())

@@ -1,12 +1,10 @@
-"""Vectors in weight space: linear combinations of networks, inner products, distances, angles and rank correlation."""
+"""Vectors in weight space: linear combinations of networks, inner products, distances and angles."""
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
-from scipy import stats  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor, nn
 
 from swamp.errors import SwampError
@@ -142,23 +140,9 @@ def participation_ratio(spectrum: Sequence[float]) -> float:
     return sum(spectrum) ** 2 / squares if squares else float("nan")
 
 
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Spearman's rank correlation of two vectors (n,); ties get their mean rank. NaN if n < 2 or one is constant."""
-    if len(a) < 2:
-        return float("nan")
-    first, second = (_centred_ranks(values) for values in (a, b))
-    scale = float(np.sqrt((first @ first) * (second @ second)))
-    return float(first @ second) / scale if scale else float("nan")
-
-
 def to_list(values: Tensor) -> Any:
     """Numbers as lists, nested as the tensor's dimensions."""
     return cast(Any, values).tolist()
-
-
-def _centred_ranks(values: Tensor) -> np.ndarray:
-    ranks = np.asarray(stats.rankdata(values.detach().cpu().numpy()), dtype=np.float64)  # pyright: ignore
-    return ranks - ranks.mean()
 
 
 def _require_same_shape(name: str, points: Sequence[State]) -> None:

@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from swamp.backends.rendezvous import close_process_group, connect_store, first_host, open_mesh
 from swamp.errors import Interrupted, RankFailed, SwampError, as_swamp_error
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _HEARTBEAT = 0.25
 """Seconds between two heartbeats of a rank."""
 _GONE = 5.0
@@ -160,7 +160,7 @@ class Coordinator:
         """The value of `key`, as soon as it is published. Raises as `poll`."""
         return self.poll(lambda: self._get(key), until)
 
-    def poll(self, found: Callable[[], T | None], until: float | None = None) -> T:
+    def poll(self, found: Callable[[], _T | None], until: float | None = None) -> _T:
         """Call `found` until it returns a value.
 
         Raises:
@@ -315,7 +315,7 @@ class Coordinator:
         """The value of `key`; None if it was not published. Raises RankFailed if the store is gone."""
         return self._reach(lambda: json.loads(self.store.get(key)) if self.store.check([key]) else None)
 
-    def _reach(self, use: Callable[[], T]) -> T:
+    def _reach(self, use: Callable[[], _T]) -> _T:
         """Use the store. Raises RankFailed if it is gone, with the process that keeps it."""
         try:
             return use()

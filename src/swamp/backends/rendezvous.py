@@ -17,7 +17,7 @@ from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPri
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.rendezvous import rendezvous  # pyright: ignore[reportUnknownVariableType]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _SIOCGIFADDR = 0x8915
 
 
@@ -89,7 +89,7 @@ def _own_connection(store: Any) -> Any:
     return TCPStore(store.host, store.port, is_master=False, wait_for_workers=False)
 
 
-def _in_thread(work: Callable[[], T], check: Callable[[], None]) -> T:
+def _in_thread(work: Callable[[], _T], check: Callable[[], None]) -> _T:
     """The result of `work`, which waits inside torch and reacts to no signal; `check` is called meanwhile.
 
     If `check` raises, the thread is abandoned; it ends with the process.

@@ -13,10 +13,11 @@ import tyro
 from swamp.algorithms import method_named
 from swamp.analysis import MaskSource, MaskTraining, cross_train, mask_trainings, shared_densities
 from swamp.cli.compare import runs_of
-from swamp.cli.progress import Live, Quiet
+from swamp.cli.progress import LiveReporter
 from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
 from swamp.errors import Interrupted, SwampError
 from swamp.runs.overview import Overview
+from swamp.runs.run_progress import NullReporter
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _trained(
     quiet = given.quiet or (given.json and not Err.is_terminal)
     started: list[MaskTraining] = []
     with stoppable(stop), ExitStack() as shown:
-        reporter = Quiet() if quiet else shown.enter_context(Live(console))
+        reporter = NullReporter() if quiet else shown.enter_context(LiveReporter(console))
 
         def on_start(job: MaskTraining) -> None:
             minutes = sum(other.seconds for other in jobs[len(started) :]) / 60

@@ -63,7 +63,7 @@ class TicketArgs:
     """No line for each ticket tried."""
 
 
-SHORT_HELP = {
+TICKET_HELP = {
     "Search": ("at_sparsity", "threshold", "latest_epochs", "resolution", "trials", "out"),
     "Recipe, task and model": ("recipe", "task", "model", "examples"),
     "Training": ("epochs", "batch_size", "lr", "optimizer"),
@@ -75,7 +75,7 @@ SHORT_HELP = {
 def ticket_command(arguments: Sequence[str]) -> None:
     """swamp ticket [RECIPE] [options]."""
     default, rest = recipe_or_config(arguments)
-    given = parse(TicketArgs, "swamp ticket", rest, TicketArgs(default), SHORT_HELP)
+    given = parse(TicketArgs, "swamp ticket", rest, TicketArgs(default), TICKET_HELP)
     if given.out is not None and given.out.exists():
         raise SwampError(f"{given.out} already exists. Choose another --out, or delete it.")
     stop = Event()

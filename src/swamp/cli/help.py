@@ -12,11 +12,11 @@ from rich.text import Text
 
 from swamp.cli.session import Out
 
-Options = Mapping[str, Sequence[str]]
+OptionGroups = Mapping[str, Sequence[str]]
 """Heading -> fields of the dataclass (or of the dataclasses in it) whose options stand under this heading."""
 
 
-def print_short_help(command: str, given: Any, shown: Options) -> None:
+def print_short_help(command: str, given: Any, shown: OptionGroups) -> None:
     """Print the help of a command that takes a recipe: the docstring of `given`, and the options of `shown`.
 
     The defaults that are printed are the values of `given`.

@@ -13,9 +13,10 @@ from typing import Any
 import tyro
 
 from swamp.analysis import FACTORS, AblationSettings, AnalysisTask, ParticleAblation, RunData, analyze
-from swamp.cli.progress import Live, Quiet
+from swamp.cli.progress import LiveReporter
 from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
 from swamp.errors import Interrupted, SwampError, unknown
+from swamp.runs.run_progress import NullReporter
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _records(given: NoiseArgs, settings: AblationSettings, command: str) -> list
     stop, found = Event(), list[Mapping[str, Any]]()
     console = Err if given.json else Out
     with stoppable(stop), ExitStack() as shown:
-        reporter = Quiet() if quiet else shown.enter_context(Live(console))
+        reporter = NullReporter() if quiet else shown.enter_context(LiveReporter(console))
         run = RunData.open(given.run)
         cycle = run.cycles - 1 if given.cycle == -1 else given.cycle
         factors = [factor for factor in FACTORS if factor in (given.only or FACTORS)]

@@ -19,31 +19,13 @@ from rich.table import Table
 from swamp.algorithms import Cycle
 from swamp.backends import Choice
 from swamp.runs.overview import Overview
+from swamp.runs.run_progress import NullReporter
 
 _REDRAW_SECONDS = 0.1
 _ESTIMATE_SECONDS = 1.0
 
 
-class Quiet:
-    """Prints nothing."""
-
-    def started(self, run: Overview) -> None:
-        """Print nothing."""
-
-    def chosen(self, choice: Choice) -> None:
-        """Print nothing."""
-
-    def part(self, done: int, parts: int, what: str) -> None:
-        """Print nothing."""
-
-    def training(self, cycle: int | None, index: int, count: int, step: int, total: int) -> None:
-        """Print nothing."""
-
-    def finished(self, cycle: Cycle) -> None:
-        """Print nothing."""
-
-
-class Opening(Quiet):
+class OverviewReporter(NullReporter):
     """Prints the first lines of a run, and nothing else."""
 
     def __init__(self, console: Console) -> None:
@@ -54,7 +36,7 @@ class Opening(Quiet):
         self.console.print(escape(run.text), highlight=False, soft_wrap=True)
 
 
-class Live:
+class LiveReporter:
     """Progress bars and lines; a context manager."""
 
     def __init__(self, console: Console) -> None:
@@ -82,7 +64,7 @@ class Live:
         self.first_step: float | None = None
         self.steps_before = 0
 
-    def __enter__(self) -> "Live":
+    def __enter__(self) -> "LiveReporter":
         self.progress.__enter__()
         return self
 

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from swamp.cli.progress import Live, Opening, Quiet, print_summary
+from swamp.cli.progress import LiveReporter, OverviewReporter, print_summary
 from swamp.cli.session import Err, Out, parse, print_json, stoppable
 from swamp.datasets import task_named
 from swamp.errors import SwampError
 from swamp.recipes import configuration, for_task
 from swamp.runs import Reporter, RunConfig, resume, start
+from swamp.runs.run_progress import NullReporter
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class RunArgs:
     """Show no progress."""
 
 
-SHORT_HELP = {
+RUN_HELP = {
     "Recipe, task and model": ("recipe", "task", "model", "examples"),
     "Pruning": ("method", "sparsity", "particles", "cycles", "prune_fraction", "ticket_epochs", "structure"),
     "Training of each particle": ("epochs", "batch_size", "lr", "optimizer"),
@@ -62,7 +63,7 @@ class ResumeArgs:
 def run_command(arguments: Sequence[str]) -> None:
     """swamp run [RECIPE] [options]."""
     default, rest = recipe_or_config(arguments)
-    given = parse(RunArgs, "swamp run", rest, RunArgs(default), SHORT_HELP)
+    given = parse(RunArgs, "swamp run", rest, RunArgs(default), RUN_HELP)
     with _progress(given) as (reporter, stop):
         done = start(given.config, given.out or Path("runs") / given.config.name(), reporter, stop)
     _print_done(done, given.json)
@@ -82,11 +83,11 @@ def _progress(given: RunArgs | ResumeArgs) -> Generator[tuple[Reporter, Event]]:
     stop = Event()
     with stoppable(stop), ExitStack() as shown:
         if given.quiet:
-            yield Quiet(), stop
+            yield NullReporter(), stop
         elif given.json and not Err.is_terminal:
-            yield Opening(Err), stop
+            yield OverviewReporter(Err), stop
         else:
-            yield shown.enter_context(Live(Err if given.json else Out)), stop
+            yield shown.enter_context(LiveReporter(Err if given.json else Out)), stop
 
 
 def _print_done(done: dict[str, Any], as_json: bool) -> None:

@@ -19,18 +19,18 @@ from rich.console import Console
 from swamp.errors import Interrupted, SwampError
 from swamp.fields import RENAMED
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 Out = Console()
 Err = Console(stderr=True)
 
 
 def parse(
-    kind: type[T],
+    kind: type[_T],
     prog: str,
     arguments: Sequence[str],
-    default: T | None = None,
+    default: _T | None = None,
     short_help: Mapping[str, Sequence[str]] | None = None,
-) -> T:
+) -> _T:
     """Read the arguments of a command. Exits after --help or --help-all, and for an invalid value.
 
     Args:
@@ -155,9 +155,9 @@ def print_json(value: dict[str, Any]) -> None:
     try:
         text = json.dumps(value, allow_nan=False)
     except ValueError:
-        from swamp.runs.directory import finite
+        from swamp.runs.directory import replace_nonfinite
 
-        text = json.dumps(finite(value), allow_nan=False)
+        text = json.dumps(replace_nonfinite(value), allow_nan=False)
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

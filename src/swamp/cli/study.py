@@ -11,7 +11,7 @@ from typing import Any, Literal
 import tyro
 
 from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
-from swamp.cli.study_progress import Watch, counted, last_line
+from swamp.cli.study_progress import StudyProgress, counted, last_line
 from swamp.cli.workers import local_workers, stop_with_parent, submit, work_here
 from swamp.errors import Interrupted, SwampError, unknown
 from swamp.recipes import STUDIES, configuration
@@ -112,7 +112,7 @@ def _until_over(study: StudyDirectory, workers: int, given: StudyArgs) -> list[R
     stop = Event()
     workers = min(workers, sum(not study.over(name) for name in study.runs))
     quiet = given.quiet or (given.json and not Err.is_terminal)
-    shown = nullcontext() if quiet else Watch(study, Err if given.json else Out)
+    shown = nullcontext() if quiet else StudyProgress(study, Err if given.json else Out)
     with stoppable(stop):
         with local_workers(study, workers, wait=given.wait) as processes, shown as watch:
             while True:

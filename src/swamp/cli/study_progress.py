@@ -18,7 +18,7 @@ from swamp.runs import RunState, StudyDirectory
 _MOST_ROWS = 12
 
 
-class Watch:
+class StudyProgress:
     """Shows the states of the runs of a study; a context manager."""
 
     def __init__(self, study: StudyDirectory, console: Console) -> None:
@@ -27,7 +27,7 @@ class Watch:
         self.printed: set[str] | None = None
         self.began, self.done_before = time.monotonic(), 0.0
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "StudyProgress":
         if self.live:
             self.live.start()
         return self

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from swamp.cli.progress import Quiet
 from swamp.cli.session import Err, warnings_to
 from swamp.errors import SwampError
 from swamp.runs import StudyDirectory, work
+from swamp.runs.run_progress import NullReporter
 
 _LOGS = ".workers"
 _GOOD = (0, 130, 143)
@@ -98,7 +98,7 @@ def shares(study: StudyDirectory, index: int, count: int) -> dict[str, str]:
 def work_here(path: Path, *, wait: bool, stop: Event) -> None:
     """Work on the study in `path` in this process."""
     with warnings_to(Err):
-        work(StudyDirectory.open(path), Quiet(), stop, wait=wait)
+        work(StudyDirectory.open(path), NullReporter(), stop, wait=wait)
 
 
 def stop_with_parent(stop: Event) -> None:

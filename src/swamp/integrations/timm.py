@@ -12,7 +12,7 @@ from swamp.datasets import Problem
 from swamp.datasets.problem import Normalise
 from swamp.errors import SwampError, unknown
 
-PREFIX = "timm:"
+TIMM_PREFIX = "timm:"
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def preprocessed(problem: Problem, name: str) -> Problem:
 
 
 def _own_name(name: str) -> str:
-    own, timm = name.removeprefix(PREFIX), _timm()
+    own, timm = name.removeprefix(TIMM_PREFIX), _timm()
     if not timm.is_model(own):
         listed: Callable[[], list[str]] = timm.list_models
         raise unknown("model of timm", own, listed())

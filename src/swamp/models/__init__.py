@@ -7,7 +7,7 @@ from torch import nn
 
 from swamp.errors import SwampError, unknown
 from swamp.models.language import is_pretrained, pretrained
-from swamp.models.networks import DEPTHS, Shape, conv1d, lenet5, mlp, resnet, vgg, wide_resnet
+from swamp.models.networks import DEPTHS, InputShape, conv1d, lenet5, mlp, resnet, vgg, wide_resnet
 from swamp.models.transformer import Decoder, Encoder, Tokens
 
 __all__ = ["NETWORKS", "Tokens", "build_network"]
@@ -41,10 +41,10 @@ _EXAMPLES = (
 _WIDEST = 65_536
 _DEEPEST = 1_300
 
-Builder = Callable[[str, Shape, int, list[int]], nn.Module]
+Builder = Callable[[str, InputShape, int, list[int]], nn.Module]
 
 
-def build_network(name: str, shape: Shape, classes: int, tokens: Tokens | None = None) -> nn.Module:
+def build_network(name: str, shape: InputShape, classes: int, tokens: Tokens | None = None) -> nn.Module:
     """Build a network with random initial weights; a pretrained network gets a new head.
 
     The weights are drawn from torch's global generator: call it inside `swamp.training.isolated(seed)`.
@@ -88,7 +88,7 @@ def _text(name: str, tokens: Tokens | None) -> Tokens:
     return tokens
 
 
-def _transformer(name: str, shape: Shape, classes: int, tokens: Tokens, layers: int, width: int) -> nn.Module:
+def _transformer(name: str, shape: InputShape, classes: int, tokens: Tokens, layers: int, width: int) -> nn.Module:
     if not 1 <= layers <= _DEEPEST or width % 32 or not 0 < width <= _WIDEST:
         raise SwampError(
             f"{name}: expected at least one layer and a width that is a multiple of 32, e.g. encoder-4-128."
@@ -101,31 +101,31 @@ def _transformer(name: str, shape: Shape, classes: int, tokens: Tokens, layers: 
     return Encoder(tokens.vocabulary, shape[0], classes, layers, width)
 
 
-def _mlp(name: str, shape: Shape, classes: int, widths: list[int]) -> nn.Module:
+def _mlp(name: str, shape: InputShape, classes: int, widths: list[int]) -> nn.Module:
     if not all(1 <= width <= _WIDEST for width in widths):
         raise SwampError(f"{name}: each width must be from 1 to {_WIDEST}, e.g. mlp-300-100.")
     return mlp(shape, classes, widths, batchnorm=name.startswith("mlp-bn-"))
 
 
-def _lenet5(name: str, shape: Shape, classes: int, numbers: list[int]) -> nn.Module:
+def _lenet5(name: str, shape: InputShape, classes: int, numbers: list[int]) -> nn.Module:
     del name, numbers
     return lenet5(shape, classes)
 
 
-def _conv1d(name: str, shape: Shape, classes: int, numbers: list[int]) -> nn.Module:
+def _conv1d(name: str, shape: InputShape, classes: int, numbers: list[int]) -> nn.Module:
     del numbers
     if len(shape) != 1:
         raise SwampError(f"{name} takes signals (length,), got inputs of shape {shape}; try resnet-20 or vgg-11.")
     return conv1d(shape, classes)
 
 
-def _resnet(name: str, shape: Shape, classes: int, numbers: list[int]) -> nn.Module:
+def _resnet(name: str, shape: InputShape, classes: int, numbers: list[int]) -> nn.Module:
     (depth,) = numbers
     _check_depth(name, depth, 2)
     return resnet(shape, classes, depth)
 
 
-def _wide_resnet(name: str, shape: Shape, classes: int, numbers: list[int]) -> nn.Module:
+def _wide_resnet(name: str, shape: InputShape, classes: int, numbers: list[int]) -> nn.Module:
     depth, factor = numbers
     _check_depth(name, depth, 4)
     if not 1 <= factor <= 100:
@@ -133,7 +133,7 @@ def _wide_resnet(name: str, shape: Shape, classes: int, numbers: list[int]) -> n
     return wide_resnet(shape, classes, depth, factor)
 
 
-def _vgg(name: str, shape: Shape, classes: int, numbers: list[int]) -> nn.Module:
+def _vgg(name: str, shape: InputShape, classes: int, numbers: list[int]) -> nn.Module:
     (depth,) = numbers
     if depth not in DEPTHS:
         raise SwampError(f"{name}: depth {depth} is not possible; choose vgg-11, vgg-13, vgg-16 or vgg-19.")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from swamp.errors import SwampError
 
-Shape = tuple[int, ...]
+InputShape = tuple[int, ...]
 
 
 class GlobalAverage(nn.Module):
@@ -21,7 +21,7 @@ class GlobalAverage(nn.Module):
         return inputs.flatten(2).mean(2)
 
 
-def image_shape(name: str, shape: Shape, smallest: int = 1) -> tuple[int, int, int]:
+def image_shape(name: str, shape: InputShape, smallest: int = 1) -> tuple[int, int, int]:
     """(channels, height, width). Raises SwampError for other inputs and for images smaller than `smallest` pixels."""
     if len(shape) != 3:
         raise SwampError(f"{name} takes images (channels, height, width), got inputs of shape {shape}; try an mlp.")
@@ -47,7 +47,7 @@ def initialised(network: nn.Sequential) -> nn.Sequential:
     return network
 
 
-def mlp(shape: Shape, classes: int, widths: Sequence[int], *, batchnorm: bool = False) -> nn.Sequential:
+def mlp(shape: InputShape, classes: int, widths: Sequence[int], *, batchnorm: bool = False) -> nn.Sequential:
     """Linear layers with (BatchNorm and) ReLU between; inputs of any shape are flattened.
 
     LeNet-300-100 (LeCun et al. 1998) is this with widths 300 and 100: 266,610 parameters on 1 x 28 x 28.
@@ -64,7 +64,7 @@ def mlp(shape: Shape, classes: int, widths: Sequence[int], *, batchnorm: bool = 
     return nn.Sequential(layers)
 
 
-def lenet5(shape: Shape, classes: int) -> nn.Sequential:
+def lenet5(shape: InputShape, classes: int) -> nn.Sequential:
     """Caffe's LeNet-5: 5 x 5 convolutions of 20 and 50 channels, max pooling, 500 hidden units.
 
     431,080 parameters on 1 x 28 x 28; images of at least 16 x 16.
@@ -88,7 +88,7 @@ def lenet5(shape: Shape, classes: int) -> nn.Sequential:
     )
 
 
-def conv1d(shape: Shape, classes: int) -> nn.Sequential:
+def conv1d(shape: InputShape, classes: int) -> nn.Sequential:
     """Four convolutions over a signal with BatchNorm and ReLU, then the mean over time; any length from 1 on."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(unflatten=nn.Unflatten(1, (1, shape[0])))
     before = 1
@@ -147,7 +147,7 @@ class WideBlock(nn.Module):
         return kept + self.conv2(F.relu(self.norm2(self.conv1(active))))
 
 
-def resnet(shape: Shape, classes: int, depth: int) -> nn.Sequential:
+def resnet(shape: InputShape, classes: int, depth: int) -> nn.Sequential:
     """ResNet-D for CIFAR, D = 6n + 2: three stages of n blocks with 16, 32 and 64 channels; images of any size.
 
     269,722 parameters for D = 20, 464,154 for 32 and 853,018 for 56 on 3 x 32 x 32 with 10 classes.
@@ -161,7 +161,7 @@ def resnet(shape: Shape, classes: int, depth: int) -> nn.Sequential:
     return initialised(nn.Sequential(layers))
 
 
-def wide_resnet(shape: Shape, classes: int, depth: int, factor: int) -> nn.Sequential:
+def wide_resnet(shape: InputShape, classes: int, depth: int, factor: int) -> nn.Sequential:
     """WRN-D-K, D = 6n + 4: three stages of n pre-activation blocks, K times as wide; images of any size.
 
     2,748,890 parameters for WRN-16-4 and 36,479,194 for WRN-28-10 on 3 x 32 x 32 with 10 classes. No dropout.
@@ -192,7 +192,7 @@ DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2,
 _WIDTHS = (64, 128, 256, 512, 512)
 
 
-def vgg(shape: Shape, classes: int, depth: int) -> nn.Sequential:
+def vgg(shape: InputShape, classes: int, depth: int) -> nn.Sequential:
     """VGG-D: five stages of 3 x 3 convolutions with BatchNorm, the mean over positions, one linear layer.
 
     A stage ends in 2 x 2 max pooling unless a side is already one pixel, so that images of any size work; the names

@@ -22,8 +22,8 @@ from swamp.report.cost import (
     rank_by_cost,
     run_cost,
 )
-from swamp.report.run_records import SPLITS, RunRecord, label_runs, measured, number, show
-from swamp.report.statistics import Metric, Paired, interval, mean_known, paired
+from swamp.report.run_records import SPLITS, RunRecord, as_float, label_runs, measured, show
+from swamp.report.statistics import Paired, ReportMetric, interval, mean_known, paired
 
 At = Literal["sparsity", "equal-cost"]
 """Compare methods at equal sparsity; or at equal sparsity and equal cost."""
@@ -32,7 +32,7 @@ BEST = "best"
 
 
 @dataclass(frozen=True)
-class Point:
+class CyclePoint:
     """One cycle of one run; `row` is the index of its row in the comparison."""
 
     label: str
@@ -57,7 +57,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Cell:
+class CellStatistics:
     """A method at one sparsity: the mean over `n` seeds and the half-width of its 95 % interval."""
 
     mean: float
@@ -71,12 +71,12 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class SparsityRow:
     """One sparsity: cells and paired differences to the baseline by label, and the labels with the best mean."""
 
     density: float
     density_all: float
-    cells: Mapping[str, Cell]
+    cells: Mapping[str, CellStatistics]
     differences: Mapping[str, Paired]
     best: tuple[str, ...]
     to_best: Mapping[str, Paired]
@@ -114,7 +114,7 @@ class Comparison:
     baseline: str
     """A label, or `best`: differences are then to each row's best label."""
     unit: CostUnit
-    rows: tuple[Row, ...]
+    rows: tuple[SparsityRow, ...]
     costs: Mapping[str, RunCost]
     dense: float | None
     """The mean of `dense_label` at density 1: of the baseline, or of the first label that has a dense model."""
@@ -122,12 +122,12 @@ class Comparison:
     comparisons: int
     """The number of paired differences to the baseline."""
     notes: tuple[str, ...]
-    points: tuple[Point, ...]
+    points: tuple[CyclePoint, ...]
 
     @property
     def heading(self) -> str:
         """The split and the metric with its unit: `test accuracy (%)`."""
-        return f"{self.split} {Metric(self.metric).heading}"
+        return f"{self.split} {ReportMetric(self.metric).heading}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that JSON can hold; numbers that are not finite become None."""
@@ -178,7 +178,7 @@ def compare(
     points = _at(points, sparsities)
     unit = cost_unit(runs)
     by_row = groupby(sorted(points, key=lambda point: point.row), key=lambda point: point.row)
-    rows = tuple(_row(list(group), labels, baseline or first, Metric(metric), unit) for _, group in by_row)
+    rows = tuple(_row(list(group), labels, baseline or first, ReportMetric(metric), unit) for _, group in by_row)
     return Comparison(
         task=show(runs[0].config["task"]),
         model=show(runs[0].config["model"]),
@@ -246,7 +246,7 @@ def _measured(holder: Mapping[str, Any], splits: Iterable[str] = SPLITS) -> Iter
                 yield f"{split}.{name}", value
 
 
-def _points(runs: Sequence[tuple[str, RunRecord]], metric: str, split: str) -> list[Point]:
+def _points(runs: Sequence[tuple[str, RunRecord]], metric: str, split: str) -> list[CyclePoint]:
     # The baseline is first: rows have its densities, and other methods are matched to them.
     densities: list[float] = []
     placed: list[tuple[int, str, RunRecord, Mapping[str, Any]]] = []
@@ -268,14 +268,14 @@ def _points(runs: Sequence[tuple[str, RunRecord]], metric: str, split: str) -> l
     return [_point(label, run, cycle, rank[row], f"{split}.{metric}") for row, label, run, cycle in placed]
 
 
-def _point(label: str, run: RunRecord, cycle: Mapping[str, Any], row: int, name: str) -> Point:
+def _point(label: str, run: RunRecord, cycle: Mapping[str, Any], row: int, name: str) -> CyclePoint:
     metrics = dict(_measured(cycle))
     particles = [dict(_measured(particle)) for particle in cycle["particles"]]
     for key in dict.fromkeys(key for particle in particles for key in particle):
         metrics[f"particles.{key}"] = fmean(particle[key] for particle in particles if key in particle)
     barrier: Mapping[str, object] = cycle.get("barrier") or {}
-    barriers = (number(value) for value in barrier.values())
-    return Point(
+    barriers = (as_float(value) for value in barrier.values())
+    return CyclePoint(
         label=label,
         seed=int(run.config["seed"]),
         cycle=cycle["cycle"],
@@ -295,7 +295,7 @@ def _point(label: str, run: RunRecord, cycle: Mapping[str, Any], row: int, name:
     )
 
 
-def _dense(points: Sequence[Point]) -> tuple[str | None, float | None]:
+def _dense(points: Sequence[CyclePoint]) -> tuple[str | None, float | None]:
     # The baseline's points are first. If a run was dense for several cycles, the first one counts.
     for point in points:
         if point.density >= DENSE and point.value is not None:
@@ -304,7 +304,7 @@ def _dense(points: Sequence[Point]) -> tuple[str | None, float | None]:
     return None, None
 
 
-def _at(points: Sequence[Point], sparsities: Sequence[float]) -> list[Point]:
+def _at(points: Sequence[CyclePoint], sparsities: Sequence[float]) -> list[CyclePoint]:
     if not sparsities:
         return list(points)
     densities = {point.row: point.density for point in reversed(points)}
@@ -320,7 +320,9 @@ def _at(points: Sequence[Point], sparsities: Sequence[float]) -> list[Point]:
     return [replace(point, row=rank[point.row]) for point in points if point.row in rank]
 
 
-def _row(points: Sequence[Point], labels: Sequence[str], baseline: str, metric: Metric, unit: CostUnit) -> Row:
+def _row(
+    points: Sequence[CyclePoint], labels: Sequence[str], baseline: str, metric: ReportMetric, unit: CostUnit
+) -> SparsityRow:
     values = {label: _by_seed(points, label) for label in labels}
     cells = {
         label: _cell([point for point in points if point.label == label and point.value is not None])
@@ -333,7 +335,7 @@ def _row(points: Sequence[Point], labels: Sequence[str], baseline: str, metric: 
     to_best = _differences(values, best[0] if best else None)
     differences = to_best if baseline == BEST else _differences(values, baseline)
     ranking = rank_by_cost(costs, means, values, metric)
-    return Row(points[0].density, points[0].density_all, cells, differences, best, to_best, ranking)
+    return SparsityRow(points[0].density, points[0].density_all, cells, differences, best, to_best, ranking)
 
 
 def _differences(values: Mapping[str, Mapping[int, float]], baseline: str | None) -> dict[str, Paired]:
@@ -343,18 +345,18 @@ def _differences(values: Mapping[str, Mapping[int, float]], baseline: str | None
     return {label: paired(its, base) for label, its in values.items() if label != baseline and its.keys() & base.keys()}
 
 
-def _by_seed(points: Iterable[Point], label: str) -> dict[int, float]:
+def _by_seed(points: Iterable[CyclePoint], label: str) -> dict[int, float]:
     return {point.seed: point.value for point in points if point.label == label and point.value is not None}
 
 
-def _cell(points: Sequence[Point]) -> Cell:
+def _cell(points: Sequence[CyclePoint]) -> CellStatistics:
     mean, half = interval([cast(float, point.value) for point in points])
     own = mean_known([fmean(point.particles) if point.particles else None for point in points])
     barrier = mean_known([point.barrier for point in points])
-    return Cell(mean, half, len(points), own, barrier, mean_cost([point.total for point in points]))
+    return CellStatistics(mean, half, len(points), own, barrier, mean_cost([point.total for point in points]))
 
 
-def _best(means: Mapping[str, float], metric: Metric) -> tuple[str, ...]:
+def _best(means: Mapping[str, float], metric: ReportMetric) -> tuple[str, ...]:
     finite = [mean for mean in means.values() if math.isfinite(mean)]
     if len(means) < 2 or not finite:
         return ()

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from swamp.report.run_records import RunRecord, particles_of
-from swamp.report.statistics import Metric, Paired, paired
+from swamp.report.statistics import Paired, ReportMetric, paired
 
 DENSE = 0.995
 """A model with at least this density counts as dense."""
@@ -154,7 +154,10 @@ def run_cost(runs: Sequence[RunRecord]) -> RunCost:
 
 
 def rank_by_cost(
-    costs: Mapping[str, float], means: Mapping[str, float], values: Mapping[str, Mapping[int, float]], metric: Metric
+    costs: Mapping[str, float],
+    means: Mapping[str, float],
+    values: Mapping[str, Mapping[int, float]],
+    metric: ReportMetric,
 ) -> tuple[CostRank, ...]:
     """Rank methods by cost, the cheapest first, equal costs in the order given.
 

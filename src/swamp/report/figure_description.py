@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from swamp.report.statistics import Metric
+from swamp.report.statistics import ReportMetric
 from swamp.report.tables import Table
 
 Number = float | None
@@ -185,7 +185,7 @@ def level_line(name: str, level: float, densities: Sequence[float], *, in_legend
     return Curve(name, (max(densities), min(densities)), (level, level), None, "dotted", in_legend=in_legend)
 
 
-def robust_limits(values: Sequence[float], metric: Metric, halves: Sequence[float] = ()) -> tuple[float, float]:
+def robust_limits(values: Sequence[float], metric: ReportMetric, halves: Sequence[float] = ()) -> tuple[float, float]:
     """Limits that include all values, unless the worst values are outliers: then twice the span of the best 75 %.
 
     `halves`, half-widths of intervals, widen the limits a little. Values that are not finite do not count.
@@ -210,12 +210,12 @@ def limits_of_y(panel: Panel) -> tuple[float, float] | None:
     """
     if panel.y.limits or panel.y.log or not any(curve.low for curve in panel.curves):
         return panel.y.limits
-    inside = finite([y for curve in panel.curves for y in curve.y])
+    inside = finite_values([y for curve in panel.curves for y in curve.y])
     if not inside:
         return None
     low, high = min(inside), max(inside)
     room = (high - low or abs(high) or 1.0) * 0.75
-    sides = finite([side for curve in panel.curves for side in (*curve.low, *curve.high)])
+    sides = finite_values([side for curve in panel.curves for side in (*curve.low, *curve.high)])
     low, high = max(min([low, *sides]), low - room), min(max([high, *sides]), high + room)
     margin = 0.05 * (high - low)
     return (low - margin, high + margin) if margin > 1e-9 * abs(high) else None
@@ -225,7 +225,7 @@ def ticks_of(axis: Axis, values: Sequence[Number]) -> tuple[tuple[float, str], .
     """The ticks of the axis; on a logarithmic scale without ticks, round numbers around the values."""
     if axis.ticks or not axis.log:
         return axis.ticks
-    known = [value for value in finite(values) if value > 0]
+    known = [value for value in finite_values(values) if value > 0]
     if not known:
         return ()
     low, high = math.log10(min(known)), math.log10(max(known))
@@ -240,7 +240,7 @@ def ticks_of(axis: Axis, values: Sequence[Number]) -> tuple[tuple[float, str], .
     )
 
 
-def finite(values: Sequence[Number]) -> list[float]:
+def finite_values(values: Sequence[Number]) -> list[float]:
     """The values that are finite numbers."""
     return [value for value in values if value is not None and math.isfinite(value)]
 

@@ -23,8 +23,8 @@ from swamp.report.figure_description import (
     sparsity_axis,
 )
 from swamp.report.run_records import measured
-from swamp.report.statistics import Metric, Paired, interval, paired
-from swamp.report.tables import Cell, Column, Table, comparisons_note, difference_cell, sparsity_column
+from swamp.report.statistics import Paired, ReportMetric, interval, paired
+from swamp.report.tables import Column, Table, TableCell, comparisons_note, difference_cell, sparsity_column
 
 _SPLITS = ("test", "validation")
 _Record = Mapping[str, Any]
@@ -115,7 +115,7 @@ class MaskByTraining:
 
     def figure(self, split: str = "test") -> Figure:
         """A panel per training with a curve for each run's masks, and one with the effects of other masks."""
-        metric, axis = Metric(self.metric), sparsity_axis(self.densities)
+        metric, axis = ReportMetric(self.metric), sparsity_axis(self.densities)
         zero = level_line("0", 0.0, self.densities, in_legend=False)
         unit = Axis("points" if metric.percent else metric.heading)
         changes = [*self._effect_curves(metric, split)]
@@ -159,7 +159,7 @@ class MaskByTraining:
         return plain({**whole, "cells": cells, "effects": effects, "cost": cost})
 
     def _cells_table(self, split: str) -> Table:
-        metric = Metric(self.metric)
+        metric = ReportMetric(self.metric)
         columns: list[Column] = [
             (
                 f"masks of {masks}\ntrained by {training}",
@@ -174,16 +174,16 @@ class MaskByTraining:
             "Masks and training of the same run: the cycles of that run. The others are trained from the same ticket.",
         )
 
-    def _cell(self, metric: Metric, split: str, row: int, masks: str, training: str) -> str:
+    def _cell(self, metric: ReportMetric, split: str, row: int, masks: str, training: str) -> str:
         found = [*self.values.get((split, row, masks, training), {}).values()]
         return f"{metric.show_interval(*interval(found))} ({len(found)})" if found else "–"
 
     def _effects_table(self, split: str) -> Table:
-        metric = Metric(self.metric)
+        metric = ReportMetric(self.metric)
         effects = {(e.name, e.row): e for e in self.effects() if e.split == split}
         names = sorted({effect.name: effect.what for effect in effects.values()}.items(), key=lambda item: item[1])
 
-        def cell(name: str, row: int) -> Cell:
+        def cell(name: str, row: int) -> TableCell:
             return difference_cell(metric, effects[name, row].difference) if (name, row) in effects else "–"
 
         columns: list[Column] = [(name, [cell(name, row) for row in range(len(self.densities))]) for name, _ in names]
@@ -194,7 +194,7 @@ class MaskByTraining:
             comparisons_note(len(effects), metric),
         )
 
-    def _curves(self, metric: Metric, split: str, training: str) -> Iterator[Curve]:
+    def _curves(self, metric: ReportMetric, split: str, training: str) -> Iterator[Curve]:
         for color, masks in enumerate(self.labels):
             rows = [row for row in range(len(self.densities)) if (split, row, masks, training) in self.values]
             means = [interval([*self.values[split, row, masks, training].values()]) for row in rows]
@@ -202,7 +202,7 @@ class MaskByTraining:
                 densities = [self.densities[row] for row in rows]
                 yield interval_curve(f"masks of {masks}", densities, means, color, factor=metric.factor)
 
-    def _effect_curves(self, metric: Metric, split: str) -> Iterator[Curve]:
+    def _effect_curves(self, metric: ReportMetric, split: str) -> Iterator[Curve]:
         effects = [effect for effect in self.effects() if (effect.split, effect.what) == (split, "mask")]
         for of, given in dict.fromkeys((effect.of, effect.given) for effect in effects):
             these = [effect for effect in effects if (effect.of, effect.given) == (of, given)]

@@ -14,13 +14,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from swamp.errors import SwampError
 from swamp.files import write_atomic
-from swamp.report.comparison import Comparison, Row
+from swamp.report.comparison import Comparison, SparsityRow
 from swamp.report.figure_description import Figure, tables_of
 from swamp.report.figures import SECTIONS, Section
 from swamp.report.plotly_renderer import plotly_json
 from swamp.report.report_data import MOST_RUNS, ReportData, RunAnalyses
 from swamp.report.run_records import show
-from swamp.report.statistics import Metric, Paired
+from swamp.report.statistics import Paired, ReportMetric
 from swamp.report.tables import Table
 from swamp.runs import flattened, read_sessions
 
@@ -66,7 +66,7 @@ def render(data: ReportData, *, live: bool = False) -> str:
     return _page(
         live,
         title=f"{comparison.task}, {comparison.model}: {', '.join(comparison.labels)}",
-        summary=summary(comparison),
+        summary=summary_sentences(comparison),
         notes=comparison.notes,
         runs=[str(run.run.path) for run in data.runs],
         sections=sections,
@@ -92,13 +92,13 @@ def render_waiting(path: Path, why: str) -> str:
     )
 
 
-def summary(comparison: Comparison) -> list[str]:
+def summary_sentences(comparison: Comparison) -> list[str]:
     """Sentences on one method: its sparsest result, and the differences to dense, to the baseline, to its particles."""
     label = _summarised(comparison)
     row = _summarised_row(comparison, label)
     if row is None:
         return [f"No run measured {comparison.metric} on the {comparison.split} split at any sparsity."]
-    metric, cell = Metric(comparison.metric), row.cells[label]
+    metric, cell = ReportMetric(comparison.metric), row.cells[label]
     unit = " %" if metric.percent else ""
     seeds = f" (mean ± 95 % interval, {cell.n} seeds)" if math.isfinite(cell.half) else " (one seed)"
     sentences = [
@@ -126,21 +126,21 @@ def _summarised(comparison: Comparison) -> str:
     return (swamp or best or others or list(comparison.labels))[0]
 
 
-def _summarised_row(comparison: Comparison, label: str) -> Row | None:
+def _summarised_row(comparison: Comparison, label: str) -> SparsityRow | None:
     """The sparsest row of the label, among those that include the baseline if there are any."""
     own = [row for row in comparison.rows if label in row.cells]
     shared = [row for row in own if comparison.baseline in row.cells]
     return min(shared or own, key=lambda row: row.density, default=None)
 
 
-def _relation(metric: Metric, difference: float) -> str:
+def _relation(metric: ReportMetric, difference: float) -> str:
     unit = " points" if metric.percent else ""
     if metric.show(abs(difference)) == metric.show(0.0):
         return "level with"
     return f"{metric.show(abs(difference))}{unit} {'above' if difference > 0 else 'below'}"
 
 
-def _against(metric: Metric, difference: Paired | None, baseline: str, apart: float) -> str:
+def _against(metric: ReportMetric, difference: Paired | None, baseline: str, apart: float) -> str:
     if difference is None or difference.n < 2:
         return f"It is {_relation(metric, apart)} {baseline}; one common seed cannot exclude chance."
     unit = " points" if metric.percent else ""

@@ -10,8 +10,8 @@ from typing import Any, cast
 from swamp.analysis import read_analysis
 from swamp.report.comparison import Comparison, compare
 from swamp.report.figure_description import Axis, Curve, interval_curve, sparsity_axis
-from swamp.report.run_records import RunRecord, label_runs, number, read_run
-from swamp.report.statistics import Metric, interval
+from swamp.report.run_records import RunRecord, as_float, label_runs, read_run
+from swamp.report.statistics import ReportMetric, interval
 
 MOST_RUNS = 4
 """The most runs that have figures of their own: their cycles, trajectories and landscapes."""
@@ -20,7 +20,7 @@ _MOST_COLORED = 8
 _REASONS = ("skipped", "left_out")
 """A record with one of these keys has no values: the key holds the reason."""
 
-Values = Callable[["RunAnalyses"], Iterable[tuple[int, float, object]]]
+Quantity = Callable[["RunAnalyses"], Iterable[tuple[int, float, object]]]
 """A quantity of a run: (cycle, sparsity, value) triples."""
 
 
@@ -126,7 +126,7 @@ class ReportData:
         """The sparsity axis of all rows."""
         return sparsity_axis(self.densities)
 
-    def trend(self, values: Values, name: str = "", *, factor: float = 1.0, **options: Any) -> list[Curve]:
+    def trend(self, values: Quantity, name: str = "", *, factor: float = 1.0, **options: Any) -> list[Curve]:
         """A curve for each label: the mean over its runs at each cycle, with a 95 % interval from two runs on.
 
         Args:
@@ -141,7 +141,7 @@ class ReportData:
             for run in self.runs:
                 if run.label == label:
                     for cycle, sparsity, value in values(run):
-                        if (measured := number(value)) is not None:
+                        if (measured := as_float(value)) is not None:
                             at.setdefault(cycle, []).append((1 - sparsity, measured))
             cycles = [at[cycle] for cycle in sorted(at)]
             densities = [fmean(density for density, _ in pairs) for pairs in cycles]
@@ -156,7 +156,7 @@ def highlighted(comparison: Comparison) -> tuple[str, ...]:
     """All methods; of more than eight, the baseline and the methods that beat most others, mean over sparsities."""
     if len(comparison.labels) <= _MOST_COLORED:
         return comparison.labels
-    sign = -1 if Metric(comparison.metric).lower else 1
+    sign = -1 if ReportMetric(comparison.metric).lower else 1
     beaten: dict[str, list[float]] = {label: [] for label in comparison.labels}
     for row in comparison.rows:
         for label, cell in row.cells.items():

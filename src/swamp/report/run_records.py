@@ -73,14 +73,14 @@ def read_run(path: Path | str) -> RunRecord:
     return RunRecord(directory, config, tuple(_with_totals(cycles)))
 
 
-def number(value: object) -> float | None:
+def as_float(value: object) -> float | None:
     """The value as a float; None for anything that is not a number, such as a metric that was not measured."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def measured(metrics: Mapping[str, object], name: str) -> float | None:
     """A metric; None if it was not measured, NaN if it was measured and not finite (null in JSON)."""
-    return math.nan if name in metrics and metrics[name] is None else number(metrics.get(name))
+    return math.nan if name in metrics and metrics[name] is None else as_float(metrics.get(name))
 
 
 def particles_of(run: RunRecord) -> int:
@@ -160,7 +160,7 @@ def _cycle(directory: RunDirectory, line: bytes, where: str) -> Mapping[str, Any
         _check_costs(cast(dict[str, Any], total), where, "total.")
     density: Any = cycle.get("density")
     for key in ("prunable", "all"):
-        value = number(cast(Any, density).get(key)) if isinstance(density, dict) else None
+        value = as_float(cast(Any, density).get(key)) if isinstance(density, dict) else None
         if value is None or not 0 < value <= 1:
             raise _damaged(where, f"'density.{key}' is not a number above 0 and at most 1")
     particles: Any = cycle.get("particles")
@@ -177,7 +177,7 @@ def _cycle(directory: RunDirectory, line: bytes, where: str) -> Mapping[str, Any
 def _check_costs(holder: Mapping[str, Any], where: str, prefix: str) -> None:
     for key in _COSTS:
         unknown = key == "flops" and holder.get(key) is None
-        if not unknown and number(holder.get(key)) is None:
+        if not unknown and as_float(holder.get(key)) is None:
             raise _damaged(where, f"'{prefix}{key}' is not a number")
 
 

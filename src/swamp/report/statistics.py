@@ -63,7 +63,7 @@ def mean_known(values: Sequence[float | None]) -> float | None:
 
 
 @dataclass(frozen=True)
-class Metric:
+class ReportMetric:
     """A metric by name: its unit, its decimals, and whether lower is better."""
 
     name: str

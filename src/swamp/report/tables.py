@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from swamp.report.comparison import BEST, At, Comparison, Point, Row
+from swamp.report.comparison import BEST, At, Comparison, CyclePoint, SparsityRow
 from swamp.report.cost import CostRank
-from swamp.report.statistics import Metric, Paired
+from swamp.report.statistics import Paired, ReportMetric
 
-Cell = str | Text
-Column = tuple[str, Sequence[Cell]]
+TableCell = str | Text
+Column = tuple[str, Sequence[TableCell]]
 """A heading and the cells below it."""
 _PADDING = 1
 _GAP = _PADDING + 1  # with the column separator of rich; one more at the edges of the table
@@ -29,7 +29,7 @@ class Table:
     title: str
     headings: tuple[str, ...]
     """They may have several lines."""
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[TableCell, ...], ...]
     below: str = ""
     keys: int = 1
 
@@ -75,7 +75,7 @@ def cost_table(comparison: Comparison) -> Table:
     return Table.of_columns("Cost of a whole run, and of its last model, mean over seeds", columns, below)
 
 
-def comparisons_note(count: int, metric: Metric) -> str:
+def comparisons_note(count: int, metric: ReportMetric) -> str:
     """How many paired comparisons a table makes, and how often an interval misses 0 by chance."""
     lower = " Lower is better." if metric.lower else ""
     return (
@@ -84,7 +84,7 @@ def comparisons_note(count: int, metric: Metric) -> str:
     )
 
 
-def difference_cell(metric: Metric, difference: Paired) -> Text:
+def difference_cell(metric: ReportMetric, difference: Paired) -> Text:
     """A paired difference with its interval and seeds; green if significantly better, red if significantly worse."""
     style = ("green" if (difference.mean < 0) == metric.lower else "red") if difference.excludes_zero else ""
     return Text(f"{metric.show_interval(difference.mean, difference.half, sign=True)} ({difference.n})", style=style)
@@ -170,7 +170,7 @@ def _results_table(comparison: Comparison, methods_down: bool) -> Table:
 
 def _differences_table(comparison: Comparison, methods_down: bool) -> Table:
     """Paired differences to the baseline, or to each sparsity's best."""
-    metric = Metric(comparison.metric)
+    metric = ReportMetric(comparison.metric)
     others = [label for label in comparison.labels if label != comparison.baseline]
     unit = f"{comparison.split} {metric.name}" + (", in points" if metric.percent else "")
     to = "each sparsity's best" if comparison.baseline == BEST else comparison.baseline
@@ -179,9 +179,9 @@ def _differences_table(comparison: Comparison, methods_down: bool) -> Table:
     return Table.of_columns(title, columns, comparisons_note(comparison.comparisons, metric), keys)
 
 
-def _ranking_table(comparison: Comparison, row: Row) -> Table:
+def _ranking_table(comparison: Comparison, row: SparsityRow) -> Table:
     """The methods of one sparsity by cost, each compared with the best method that costs no more."""
-    metric, ranks, unit = Metric(comparison.metric), row.cost_ranking, comparison.unit
+    metric, ranks, unit = ReportMetric(comparison.metric), row.cost_ranking, comparison.unit
     means = [metric.show_interval(row.cells[rank.label].mean, row.cells[rank.label].half) for rank in ranks]
     compared = sum(rank.difference is not None for rank in ranks)
     columns: list[Column] = [
@@ -200,14 +200,14 @@ def _ranking_table(comparison: Comparison, row: Row) -> Table:
     )
 
 
-def _difference_at_cost(metric: Metric, rank: CostRank) -> Cell:
+def _difference_at_cost(metric: ReportMetric, rank: CostRank) -> TableCell:
     return difference_cell(metric, rank.difference) if rank.difference else "–"
 
 
 def _by_sparsity(
     comparison: Comparison,
     labels: Sequence[str],
-    cell_of: Callable[[Comparison, Row, str], Cell],
+    cell_of: Callable[[Comparison, SparsityRow, str], TableCell],
     methods_down: bool,
 ) -> tuple[list[Column], int]:
     """The columns of a table of methods and sparsities, and how many of them are keys."""
@@ -224,11 +224,11 @@ def _by_sparsity(
     return columns, 2
 
 
-def _result_cell(comparison: Comparison, row: Row, label: str) -> Cell:
+def _result_cell(comparison: Comparison, row: SparsityRow, label: str) -> TableCell:
     if label not in row.cells:
         return "–  "
     cell = row.cells[label]
-    text = Metric(comparison.metric).show_interval(cell.mean, cell.half)
+    text = ReportMetric(comparison.metric).show_interval(cell.mean, cell.half)
     if cell.n < comparison.costs[label].seeds:
         text += f" ({cell.n})"
     return _marked(text, "*" if label in row.best else "=" if label in row.tied else "")
@@ -238,11 +238,11 @@ def _marked(text: str, mark: str) -> Text:
     return Text(f"{text} {mark or ' '}", style="bold" if mark == "*" else "")
 
 
-def _difference_to_baseline(comparison: Comparison, row: Row, label: str) -> Cell:
+def _difference_to_baseline(comparison: Comparison, row: SparsityRow, label: str) -> TableCell:
     if comparison.baseline == BEST and label in row.best[:1]:
         return "best"
     difference = row.differences.get(label)
-    return difference_cell(Metric(comparison.metric), difference) if difference else "–"
+    return difference_cell(ReportMetric(comparison.metric), difference) if difference else "–"
 
 
 def _results_note(comparison: Comparison) -> str:
@@ -303,7 +303,7 @@ def _width(table: Table, index: int) -> int:
     return max(*map(len, table.headings[index].split("\n")), *(_text(row[index]).cell_len for row in table.rows), 0)
 
 
-def _text(cell: Cell) -> Text:
+def _text(cell: TableCell) -> Text:
     return Text(cell) if isinstance(cell, str) else cell
 
 
@@ -311,7 +311,7 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _markdown_cell(cell: Cell) -> str:
+def _markdown_cell(cell: TableCell) -> str:
     text = _escaped(str(cell).strip())
     return f"**{text}**" if isinstance(cell, Text) and cell.style == "bold" else text
 
@@ -320,7 +320,7 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\|*_`<>\[\]$])", r"\\\1", text)
 
 
-def _csv_row(point: Point, metrics: Sequence[str]) -> dict[str, object]:
+def _csv_row(point: CyclePoint, metrics: Sequence[str]) -> dict[str, object]:
     return {
         "label": point.label,
         "seed": point.seed,

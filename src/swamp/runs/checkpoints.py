@@ -11,7 +11,7 @@ from typing import Any
 from swamp.algorithms import Cycle, Divergence, Phase
 from swamp.backends import Choice, Particle, Ticket
 from swamp.errors import CorruptFile, Interrupted, SwampError
-from swamp.files import digest, load_metadata, load_tensors, save_tensors, quarantine, write_atomic
+from swamp.files import digest, load_metadata, load_tensors, quarantine, save_tensors, write_atomic
 from swamp.masks import Mask
 from swamp.runs.directory import RunDirectory, read_json
 from swamp.runs.read import read_cycle, read_particle, read_record, read_ticket, unless_damaged

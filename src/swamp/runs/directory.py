@@ -179,7 +179,7 @@ class RunDirectory:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, atomically. Numbers that are not finite become null."""
-    write_atomic(path, (json.dumps(finite(value), indent=2) + "\n").encode())
+    write_atomic(path, (json.dumps(replace_nonfinite(value), indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
@@ -195,7 +195,7 @@ def read_json(path: Path) -> Any:
 def add_checksum(value: Mapping[str, Any], provenance: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Plain values with `provenance` (run and path), the format, and a checksum over all of it. NaN becomes None."""
     # As JSON returns them: keys are strings, and tuples are lists.
-    plain: dict[str, Any] = json.loads(json.dumps(finite(dict(value))))
+    plain: dict[str, Any] = json.loads(json.dumps(replace_nonfinite(dict(value))))
     stated: dict[str, Any] = {"format": FORMAT, **(provenance or {})}
     return {**plain, PROVENANCE: {**stated, "checksum": _checksum(plain, stated)}}
 
@@ -235,14 +235,14 @@ def verify_owner(where: str, found: Mapping[str, Any], expected: Mapping[str, st
             )
 
 
-def finite(value: Any) -> Any:
+def replace_nonfinite(value: Any) -> Any:
     """The same plain values with None for every number that is not finite."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in cast("dict[str, Any]", value).items()}
+        return {key: replace_nonfinite(inner) for key, inner in cast("dict[str, Any]", value).items()}
     if isinstance(value, list | tuple):
-        return [finite(inner) for inner in cast("list[Any]", value)]
+        return [replace_nonfinite(inner) for inner in cast("list[Any]", value)]
     return value
 
 

@@ -19,7 +19,7 @@ from swamp.files import quarantine
 from swamp.integrations import timm
 from swamp.runs.checkpoints import RunStore
 from swamp.runs.config import RunConfig, differences
-from swamp.runs.directory import RunDirectory, add_checksum, finite, read_json, write_json
+from swamp.runs.directory import RunDirectory, add_checksum, read_json, replace_nonfinite, write_json
 from swamp.runs.environment import environment
 from swamp.runs.overview import overview
 from swamp.runs.ranks import distributed_job, restarted, wait_until_prepared
@@ -96,7 +96,7 @@ def _run(directory: RunDirectory, config: RunConfig, reporter: Reporter, stop: E
                 for cycle in _cycles(config, problem, model, store, coordinator):
                     # Not the cycles themselves: their weights would fill the memory.
                     records.append(cycle.to_json())
-            return write_summary(directory, summary(directory, config, records))
+            return write_summary(directory, run_summary(directory, config, records))
     return {}
 
 
@@ -142,7 +142,7 @@ def prepare(config: RunConfig) -> tuple[Problem, nn.Module]:
     """Data and initial network of a configuration. Raises every error in either before any training."""
     device_named(config.device)  # before reading the data, which may take long
     problem = build_problem(config.task, config.model, config.data, Seed(config.plan.seed))
-    if config.model.startswith(timm.PREFIX):
+    if config.model.startswith(timm.TIMM_PREFIX):
         problem = timm.preprocessed(problem, config.model)
     model = initial_network(config, problem, config.plan.seed)
     _cycles(config, problem, model, NoStore())
@@ -152,7 +152,7 @@ def prepare(config: RunConfig) -> tuple[Problem, nn.Module]:
 def initial_network(config: RunConfig, problem: Problem, seed: int) -> nn.Module:
     """The network with the initial weights of `seed`."""
     with isolated(Seed(seed).at("init")), _fitting(config.model):
-        if config.model.startswith(timm.PREFIX):
+        if config.model.startswith(timm.TIMM_PREFIX):
             return timm.network(config.model, problem.classes).to(device_named(config.device))
         return network_for(problem, config.model).to(device_named(config.device))
 
@@ -170,7 +170,7 @@ def _fitting(model: str) -> Generator[None]:
         ) from error
 
 
-def summary(directory: RunDirectory, config: RunConfig, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def run_summary(directory: RunDirectory, config: RunConfig, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Summary of a run from the records of its cycles: its path, metrics and cost."""
     last = _reached(records[-1])
     return {
@@ -197,7 +197,7 @@ def append_session(directory: RunDirectory, config: RunConfig, ranks: Sequence[s
 
 def write_summary(directory: RunDirectory, done: dict[str, Any]) -> dict[str, Any]:
     """Write the summary, which marks the run as finished."""
-    done = finite(done)
+    done = replace_nonfinite(done)
     if directory.summary.is_dir():
         quarantine(directory.summary)
     directory.write(directory.summary, done)

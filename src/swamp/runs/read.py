@@ -15,7 +15,7 @@ from swamp.masks import Mask
 from swamp.runs.config import RunConfig, result_settings
 from swamp.runs.directory import PROVENANCE, RunDirectory, add_checksum, read_json, verify_checksum, write_json
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def write_config(directory: RunDirectory, config: RunConfig) -> None:
@@ -151,7 +151,7 @@ def read_ticket(directory: RunDirectory) -> Ticket:
     return ticket
 
 
-def unless_damaged(paths: Sequence[Path], read: Callable[[], T], again: str) -> T | None:
+def unless_damaged(paths: Sequence[Path], read: Callable[[], _T], again: str) -> _T | None:
     """What `read` returns; None if the first of `paths` does not exist, or is damaged.
 
     In the last case all of `paths` are renamed, and a warning says so; `again` is its text on what happens next.

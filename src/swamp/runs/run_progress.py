@@ -50,6 +50,9 @@ class NullReporter:
     def chosen(self, choice: Choice) -> None:
         """Do nothing."""
 
+    def part(self, done: int, parts: int, what: str) -> None:
+        """Do nothing."""
+
     def training(self, cycle: int | None, index: int, count: int, step: int, total: int) -> None:
         """Do nothing."""
 

@@ -14,7 +14,7 @@ from swamp.files import load_tensors, parse_json, require_format, save_tensors
 from swamp.masks import Mask
 from swamp.training import Snapshot
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _PARTS = ("weights", "optimizer", "mean", "gradient")
 
 

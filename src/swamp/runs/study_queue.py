@@ -24,7 +24,7 @@ from swamp.runs.read import open_run
 from swamp.runs.run_progress import Reporter
 from swamp.runs.study import CompareOptions, names_a_run
 
-State = Literal["finished", "failed", "running", "waiting"]
+RunStatus = Literal["finished", "failed", "running", "waiting"]
 _LOOKS = 5
 _LOOK_SECONDS = 0.01
 _POLL_SECONDS = 2.0
@@ -35,7 +35,7 @@ class RunState:
     """State of one run of a study."""
 
     name: str
-    state: State
+    state: RunStatus
     worker: str = ""
     """The worker that has claimed it, as HOST:PID."""
     done: float = 0.0

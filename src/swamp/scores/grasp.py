@@ -15,7 +15,7 @@ PER_CLASS = 10
 TEMPERATURE = 200
 """Divisor of the logits, as published."""
 
-Batch = tuple[Any, Tensor]
+_Batch = tuple[Any, Tensor]
 
 
 def grasp(model: nn.Module, mask: Mask, context: ScoringContext) -> dict[str, Tensor]:
@@ -61,20 +61,20 @@ def grasp(model: nn.Module, mask: Mask, context: ScoringContext) -> dict[str, Te
     return {name: weight.detach() * hg / total**2 for (name, weight), hg in zip(weights.items(), product, strict=True)}
 
 
-def _loss(copied: nn.Module, context: ScoringContext, part: Batch) -> Tensor:
+def _loss(copied: nn.Module, context: ScoringContext, part: _Batch) -> Tensor:
     inputs, targets = part
     return context.loss(context.forward(copied, inputs) / TEMPERATURE, targets)
 
 
-def _add(sums: list[Tensor], gradients: list[Tensor], part: Batch) -> None:
+def _add(sums: list[Tensor], gradients: list[Tensor], part: _Batch) -> None:
     for total, grad in zip(sums, gradients, strict=True):
         total.add_(grad.detach(), alpha=len(part[1]))
 
 
-def _balanced(copied: nn.Module, context: ScoringContext) -> list[Batch]:
+def _balanced(copied: nn.Module, context: ScoringContext) -> list[_Batch]:
     """The first PER_CLASS examples of each class, in parts of nearly equal size, at most the largest batch."""
     missing: dict[int, int] = {}
-    found: list[Batch] = []
+    found: list[_Batch] = []
     largest = 1
     for inputs, targets in all_batches(context, "grasp"):
         if not found:
@@ -114,7 +114,7 @@ def _classes(copied: nn.Module, context: ScoringContext, inputs: Any, targets: T
     return classes
 
 
-def _select(inputs: Any, targets: Tensor, missing: dict[int, int]) -> Batch:
+def _select(inputs: Any, targets: Tensor, missing: dict[int, int]) -> _Batch:
     labels = cast(list[int], targets.tolist())  # pyright: ignore[reportUnknownMemberType]
     chosen: list[int] = []
     for row, label in enumerate(labels):

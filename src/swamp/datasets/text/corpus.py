@@ -1,6 +1,5 @@
-"""From labelled texts to a problem: tokenised once, kept in memory; losses and metrics."""
+"""From labelled texts to a problem: the texts are tokenised once and kept in memory."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -15,8 +14,17 @@ from swamp.errors import SwampError
 from swamp.models import Tokens
 from swamp.models.language import HuggingTokenizer
 from swamp.training.data import Data, TensorData
+from swamp.training.metrics import (
+    LANGUAGE,
+    REGRESSION,
+    mean_likelihood,
+    mean_output,
+    token_nll,
+    unexplained_variance,
+    wrong_tokens,
+)
 from swamp.training.rng import Seed
-from swamp.training.task import Metric, Task, call_model
+from swamp.training.task import Task, call_model
 from swamp.training.tokens import TokenData
 
 
@@ -67,8 +75,14 @@ def regression(train: Texts, test: Texts, options: DataOptions, seed: Seed, vali
             raise SwampError("some of the numbers to predict are not finite. Remove these examples.")
 
     def task(*data: Any) -> Task:
-        loss = torch.nn.functional.mse_loss
-        return Task(*data, loss=loss, metrics=dict(REGRESSION), forward=number, error=unexplained, combine=mean_output)
+        return Task(
+            *data,
+            loss=F.mse_loss,
+            metrics=dict(REGRESSION),
+            forward=scalar_output,
+            error=unexplained_variance,
+            combine=mean_output,
+        )
 
     return _problem(train, test, validation, 1, options, seed, _padded, task)
 
@@ -79,10 +93,10 @@ def language(train: Texts, test: Texts, options: DataOptions, seed: Seed, valida
     def task(*data: Any) -> Task:
         return Task(
             *data,
-            loss=surprise,
+            loss=token_nll,
             metrics=dict(LANGUAGE),
             forward=cast(Any, next_tokens),
-            error=wrong_guesses,
+            error=wrong_tokens,
             combine=mean_likelihood,
         )
 
@@ -148,46 +162,9 @@ def _blocks(texts: Texts, tokenizer: Tokenizer, length: int) -> TensorData:
     return TensorData({"input_ids": blocks.contiguous()}, torch.full((count, length), each))
 
 
-def number(model: nn.Module, inputs: Any) -> Tensor:
+def scalar_output(model: nn.Module, inputs: Any) -> Tensor:
     """The output of a regression (batch,)."""
     return call_model(model, inputs).float().squeeze(-1)
-
-
-def pearson(outputs: Tensor, targets: Tensor) -> float:
-    """Pearson correlation in [-1, 1]; 0 if one of them is constant."""
-    one, other = (values.double() - values.double().mean() for values in (outputs, targets))
-    scale = math.sqrt(float(one @ one) * float(other @ other))
-    return float(one @ other) / scale if scale else 0.0
-
-
-def spearman(outputs: Tensor, targets: Tensor) -> float:
-    """Spearman rank correlation; equal values have the mean of their ranks."""
-    return pearson(_ranks(outputs), _ranks(targets))
-
-
-def _ranks(values: Tensor) -> Tensor:
-    found: Any = cast(Any, values).unique(return_inverse=True, return_counts=True)
-    _, place, counts = cast("tuple[Tensor, Tensor, Tensor]", found)
-    return (counts.cumsum(0).double() - (counts - 1) / 2)[place]
-
-
-def rmse(outputs: Tensor, targets: Tensor) -> float:
-    """Root of the mean squared error, in the unit of the targets."""
-    return math.sqrt(F.mse_loss(outputs.double(), targets.double()))
-
-
-def unexplained(outputs: Tensor, targets: Tensor) -> float:
-    """Fraction of variance unexplained (1 - R squared), at most 1."""
-    variance = float(targets.double().var(correction=0))
-    return min(1.0, rmse(outputs, targets) ** 2 / variance) if variance else 1.0
-
-
-def mean_output(outputs: Sequence[Tensor]) -> Tensor:
-    """The mean prediction of several regressions."""
-    return torch.stack([one.double() for one in outputs]).mean(0)
-
-
-REGRESSION: Mapping[str, Metric] = {"pearson": pearson, "spearman": spearman, "rmse": rmse}
 
 
 def next_tokens(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -198,34 +175,3 @@ def next_tokens(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     ids = inputs["input_ids"]
     logits = call_model(model, {"input_ids": ids[:, :-1]}).float()
     return -F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-
-
-def surprise(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The loss of a language model: mean negative log probability per token."""
-    del targets
-    return -outputs.mean()
-
-
-def bits_per_byte(outputs: Tensor, targets: Tensor) -> float:
-    """Bits per byte of text; targets: number of bytes of each token."""
-    return float(-outputs.double().sum() / targets.double().sum()) / math.log(2)
-
-
-def perplexity(outputs: Tensor, targets: Tensor) -> float:
-    """exp of the mean negative log probability per token."""
-    del targets
-    return math.exp(float(-outputs.double().mean()))
-
-
-def wrong_guesses(outputs: Tensor, targets: Tensor) -> float:
-    """Expected fraction of wrong tokens if each is sampled from the model's distribution."""
-    del targets
-    return 1 - float(outputs.double().exp().mean())
-
-
-def mean_likelihood(outputs: Sequence[Tensor]) -> Tensor:
-    """Log of the mean probability of each token over several models."""
-    return torch.stack([one.double() for one in outputs]).logsumexp(0) - math.log(len(outputs))
-
-
-LANGUAGE: Mapping[str, Metric] = {"bits_per_byte": bits_per_byte, "perplexity": perplexity}

@@ -18,7 +18,7 @@ from swamp.optional import need
 from swamp.training.rng import Seed
 
 Goal = Literal["class", "number", "next token"]
-Row = Mapping[str, Any]
+TextRow = Mapping[str, Any]
 
 _PARTS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 _ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
@@ -28,10 +28,10 @@ _LABEL = ("label", "labels", "target", "class", "score", "rating", "stars")
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """Rows of one part of a data set, and their source."""
 
-    rows: Sequence[Row]
+    rows: Sequence[TextRow]
     where: str
 
     def __post_init__(self) -> None:
@@ -63,12 +63,12 @@ def text_folder_text(options: DataOptions, seed: Seed) -> Problem:
     return from_tables("text-folder-text", folder_tables("text-folder-text", options), "next token", options, seed)
 
 
-def folder_tables(task: str, options: DataOptions) -> dict[str, Table]:
+def folder_tables(task: str, options: DataOptions) -> dict[str, TextTable]:
     """The parts in the data folder, one file each, named after the part. Raises SwampError for duplicates."""
     if not options.folder:
         raise SwampError(f"{task}: pass a data folder with train and test (or validation) as .csv, .tsv, .jsonl ...")
     folder = given_folder(task, options.folder)
-    found: dict[str, Table] = {}
+    found: dict[str, TextTable] = {}
     for part, stems in _PARTS.items():
         paths = [path for stem in stems for ending in _ENDINGS if (path := folder / f"{stem}{ending}").is_file()]
         if len(paths) > 1:
@@ -78,7 +78,7 @@ def folder_tables(task: str, options: DataOptions) -> dict[str, Table]:
     return found
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path) -> TextTable:
     """Read a .csv or .tsv file with column names, JSON lines, or Parquet. Raises SwampError, naming the line."""
     try:
         if path.suffix == ".parquet":
@@ -96,11 +96,11 @@ def read_table(path: Path) -> Table:
         raise SwampError(f"{path} cannot be read ({error}); expected a complete file in UTF-8.") from error
     except ValueError as error:  # pyarrow's errors
         raise SwampError(f"{path} is not a valid file: {error}.") from error
-    return Table(rows, str(path))
+    return TextTable(rows, str(path))
 
 
 def from_tables(
-    task: str, tables: Mapping[str, Table], goal: Goal, options: DataOptions, seed: Seed, names: Sequence[str] = ()
+    task: str, tables: Mapping[str, TextTable], goal: Goal, options: DataOptions, seed: Seed, names: Sequence[str] = ()
 ) -> Problem:
     """The problem of a training table, a test table and an optional validation table.
 
@@ -131,7 +131,7 @@ def from_tables(
     return classification(texts["train"], texts["test"], len(classes), options, seed, texts.get("validation"))
 
 
-def columns_of(table: Table, options: TextOptions) -> tuple[str, ...]:
+def columns_of(table: TextTable, options: TextOptions) -> tuple[str, ...]:
     """One or two text columns: those in the options, or columns with common names. Raises SwampError for none."""
     if options.columns:
         return options.columns
@@ -142,7 +142,7 @@ def columns_of(table: Table, options: TextOptions) -> tuple[str, ...]:
     raise SwampError(f"{table.where}: no text column found among {shortened(list(have))}. Set --columns NAME.")
 
 
-def label_of(table: Table, options: TextOptions) -> str:
+def label_of(table: TextTable, options: TextOptions) -> str:
     """The target column. Raises SwampError for none."""
     if options.label:
         return options.label
@@ -152,8 +152,8 @@ def label_of(table: Table, options: TextOptions) -> str:
     raise SwampError(f"{table.where}: no label column found among {shortened(list(table.rows[0]))}. Set --label NAME.")
 
 
-def _json_rows(path: Path) -> list[Row]:
-    rows: list[Row] = []
+def _json_rows(path: Path) -> list[TextRow]:
+    rows: list[TextRow] = []
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -168,11 +168,11 @@ def _json_rows(path: Path) -> list[Row]:
                 raise SwampError(
                     f"{path}, line {number} is not an object; expected e.g. {{'text': ..., 'label': ...}}."
                 )
-            rows.append(cast("Row", row))
+            rows.append(cast("TextRow", row))
     return rows
 
 
-def _texts(table: Table, columns: Sequence[str], targets: torch.Tensor) -> Texts:
+def _texts(table: TextTable, columns: Sequence[str], targets: torch.Tensor) -> Texts:
     parts = [[str(value) for value in table.column(name)] for name in columns]
     try:
         return Texts(parts[0], targets, parts[1] if len(parts) > 1 else None)
@@ -195,7 +195,7 @@ def _classes(labels: Iterable[Any], names: Sequence[str]) -> list[str]:
     return sorted(found)
 
 
-def _labels(table: Table, label: str, classes: Sequence[str]) -> torch.Tensor:
+def _labels(table: TextTable, label: str, classes: Sequence[str]) -> torch.Tensor:
     numbers = {name: number for number, name in enumerate(classes)}
     found = [_label_text(value) for value in table.column(label)]
     for place, value in enumerate(found):
@@ -207,7 +207,7 @@ def _labels(table: Table, label: str, classes: Sequence[str]) -> torch.Tensor:
     return torch.tensor([numbers[value] if value in numbers else int(value) for value in found])
 
 
-def _numbers(table: Table, label: str) -> torch.Tensor:
+def _numbers(table: TextTable, label: str) -> torch.Tensor:
     values: list[float] = []
     for place, value in enumerate(table.column(label)):
         try:
@@ -293,7 +293,7 @@ GLUE_TASKS: Mapping[str, GlueTask] = {
 }
 
 
-def _fetched(name: str, split: str) -> Table:
+def _fetched(name: str, split: str) -> TextTable:
     library = need("datasets", "swamp[language]")
     where = f"GLUE's {name} ({split})"
     try:
@@ -305,4 +305,4 @@ def _fetched(name: str, split: str) -> Table:
             f"{where} cannot be loaded: {reason}. Offline, put train and validation as .parquet, .jsonl or .tsv into a "
             f"folder and pass it: --folder FOLDER."
         ) from error
-    return Table(loaded.to_list(), where)
+    return TextTable(loaded.to_list(), where)

@@ -6,10 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swamp.report.figure_description import Figure
-from swamp.report.figures.loss_landscape import barriers, curvature, landscape, trajectories
-from swamp.report.figures.mask_evolution import layers, masks
-from swamp.report.figures.outcome import accuracy, cost, particles, predictions
-from swamp.report.figures.spread import hull, noise
+from swamp.report.figures.loss_landscape import (
+    barrier_figures,
+    curvature_figures,
+    landscape_figures,
+    trajectory_figures,
+)
+from swamp.report.figures.mask_evolution import layer_figures, mask_figures
+from swamp.report.figures.outcome import accuracy_figures, cost_figures, particle_figures, prediction_figures
+from swamp.report.figures.spread import hull_figures, noise_figures
 from swamp.report.report_data import ReportData
 
 
@@ -31,18 +36,18 @@ class Section:
 
 
 SECTIONS: dict[str, Section] = {
-    "accuracy": Section("Accuracy against sparsity", accuracy),
-    "particles": Section("Particles and their mean", particles),
-    "barrier": Section("Barriers", barriers, "barriers"),
-    "curvature": Section("Flatness", curvature, "curvature"),
-    "hull": Section("Convex hull of the particles", hull, "hull"),
-    "noise": Section("Sources of noise", noise, "noise", "noise"),
-    "landscape": Section("Loss landscape", landscape, "landscape"),
-    "paths": Section("Trajectories", trajectories, "trajectories"),
-    "layers": Section("Layers", layers, "masks"),
-    "masks": Section("Masks", masks, "masks"),
-    "predictions": Section("Predictions", predictions, "predictions"),
-    "cost": Section("Cost", cost),
+    "accuracy": Section("Accuracy against sparsity", accuracy_figures),
+    "particles": Section("Particles and their mean", particle_figures),
+    "barrier": Section("Barriers", barrier_figures, "barriers"),
+    "curvature": Section("Flatness", curvature_figures, "curvature"),
+    "hull": Section("Convex hull of the particles", hull_figures, "hull"),
+    "noise": Section("Sources of noise", noise_figures, "noise", "noise"),
+    "landscape": Section("Loss landscape", landscape_figures, "landscape"),
+    "paths": Section("Trajectories", trajectory_figures, "trajectories"),
+    "layers": Section("Layers", layer_figures, "masks"),
+    "masks": Section("Masks", mask_figures, "masks"),
+    "predictions": Section("Predictions", prediction_figures, "predictions"),
+    "cost": Section("Cost", cost_figures),
 }
 """Sections by the names of `swamp figure --which`."""
 

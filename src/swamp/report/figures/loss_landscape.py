@@ -27,7 +27,7 @@ _LEAST_DENSITY = 1e-6
 """The smallest spectral density that is drawn, relative to the highest."""
 
 
-def barriers(data: ReportData) -> list[Figure]:
+def barrier_figures(data: ReportData) -> list[Figure]:
     """Barrier heights against sparsity, and the error along the line at the last cycle."""
 
     def heights(part: str, name: str, style: Style) -> list[Curve]:
@@ -90,7 +90,7 @@ def instability(trials: Sequence[RewindTrial], per_epoch: int, threshold: float)
     )
 
 
-def curvature(data: ReportData) -> list[Figure]:
+def curvature_figures(data: ReportData) -> list[Figure]:
     """Hessian trace and largest eigenvalue against sparsity, and the spectrum at the last cycle."""
     traces = _mean_and_particles(data, _trace)
     if not traces:
@@ -184,7 +184,7 @@ _LANDSCAPES = {
 }
 
 
-def landscape(data: ReportData) -> list[Figure]:
+def landscape_figures(data: ReportData) -> list[Figure]:
     """The error on the plane of the particles, and on a plane of random directions around the mean."""
     figures: list[Figure] = []
     for part, (title, caption) in _LANDSCAPES.items():
@@ -213,7 +213,7 @@ def _labelled(name: str, x: Iterable[Number], y: Iterable[Number], notes: Iterab
     return Curve(name, tuple(x), tuple(y), None, "markers", notes=tuple(notes), in_legend=False, labelled=True)
 
 
-def trajectories(data: ReportData) -> list[Figure]:
+def trajectory_figures(data: ReportData) -> list[Figure]:
     """Particles in the plane that holds most of their movement, and their distances over training."""
     each = [(run, record) for run in data.one_per_label("trajectories") for record in run.some_cycles("trajectories")]
     planes = [_trajectory_plane(run, record) for run, record in each]

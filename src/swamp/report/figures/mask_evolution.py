@@ -8,7 +8,7 @@ from swamp.report.report_data import ReportData, RunAnalyses
 from swamp.report.tables import Table
 
 
-def layers(data: ReportData) -> list[Figure]:
+def layer_figures(data: ReportData) -> list[Figure]:
     """The density of each layer against sparsity, a panel per run."""
     axis = Axis("remaining weights (%)", log=True)
     runs = [(run, found) for run in data.one_per_label("masks") if (found := run.cycles("masks"))]
@@ -47,7 +47,7 @@ def _dead_units(units: Any) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count is not None)
 
 
-def masks(data: ReportData) -> list[Figure]:
+def mask_figures(data: ReportData) -> list[Figure]:
     """The share of weights kept per cycle, the signs of survivors, and the rank of their magnitudes."""
     kept = data.trend(lambda run: run.series("masks", "kept_of_before"), factor=100)
     signs = data.trend(lambda run: run.series("masks", "signs", "ticket"), "as in the ticket", factor=100)

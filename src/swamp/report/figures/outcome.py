@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, cast
 
-from swamp.report.comparison import BEST, Comparison, Point, Row
+from swamp.report.comparison import BEST, Comparison, CyclePoint, SparsityRow
 from swamp.report.figure_description import (
     Axis,
     Curve,
@@ -23,7 +23,7 @@ from swamp.report.figure_description import (
     sparsity_axis,
 )
 from swamp.report.report_data import ReportData, RunAnalyses, color_of, highlighted, percent, values_at
-from swamp.report.statistics import Metric, interval
+from swamp.report.statistics import ReportMetric, interval
 from swamp.report.tables import comparison_tables, cost_table
 
 _MOST_PANELS = 6
@@ -32,14 +32,14 @@ _KEY_WIDTH = 30
 _STYLES: dict[str, Style] = {"mean": "line", "ensemble": "dashed", "particles": "dotted"}
 
 
-def accuracy(data: ReportData) -> list[Figure]:
+def accuracy_figures(data: ReportData) -> list[Figure]:
     """The metric against sparsity."""
     return [accuracy_figure(data.comparison)]
 
 
 def accuracy_figure(comparison: Comparison, *, alone: bool = False) -> Figure:
     """The metric against sparsity, a curve per method. alone: with the particles, and a title in the panel."""
-    metric = Metric(comparison.metric)
+    metric = ReportMetric(comparison.metric)
     colored = highlighted(comparison)
     densities = [row.density for row in comparison.rows]
     cells = [cell for row in comparison.rows for cell in row.cells.values()]
@@ -64,9 +64,9 @@ def accuracy_figure(comparison: Comparison, *, alone: bool = False) -> Figure:
     )
 
 
-def particles(data: ReportData) -> list[Figure]:
+def particle_figures(data: ReportData) -> list[Figure]:
     """Each method's particles beside their mean, and the gain of averaging."""
-    comparison, metric = data.comparison, Metric(data.comparison.metric)
+    comparison, metric = data.comparison, ReportMetric(data.comparison.metric)
     several = [label for label in comparison.labels if _several(comparison, label)]
     if not several:
         return []
@@ -87,9 +87,9 @@ def particles(data: ReportData) -> list[Figure]:
     )
 
 
-def cost(data: ReportData) -> list[Figure]:
+def cost_figures(data: ReportData) -> list[Figure]:
     """The metric against the cost of a model."""
-    comparison, metric = data.comparison, Metric(data.comparison.metric)
+    comparison, metric = data.comparison, ReportMetric(data.comparison.metric)
     curves: list[Curve] = []
     for label in comparison.labels:
         rows = [row for row in comparison.rows if label in row.cells]
@@ -138,8 +138,8 @@ def equal_cost_figure(comparison: Comparison) -> Figure:
     )
 
 
-def _cost_panel(comparison: Comparison, row: Row) -> Panel:
-    metric = Metric(comparison.metric)
+def _cost_panel(comparison: Comparison, row: SparsityRow) -> Panel:
+    metric = ReportMetric(comparison.metric)
     places = {
         rank.label: (rank.cost, metric.factor * row.cells[rank.label].mean)
         for rank in row.cost_ranking
@@ -187,10 +187,12 @@ def _means(comparison: Comparison, label: str, colored: bool) -> Curve:
     # A grey curve has no band.
     means = [(row.cells[label].mean, row.cells[label].half if colored else math.nan) for row in rows]
     color = color_of(comparison, label) if colored else None
-    return interval_curve(label, [row.density for row in rows], means, color, factor=Metric(comparison.metric).factor)
+    return interval_curve(
+        label, [row.density for row in rows], means, color, factor=ReportMetric(comparison.metric).factor
+    )
 
 
-def _averaged(comparison: Comparison, label: str) -> list[Point]:
+def _averaged(comparison: Comparison, label: str) -> list[CyclePoint]:
     """The cycles of a method that averaged several particles."""
     points = (point for point in comparison.points if point.label == label)
     return [point for point in points if len(point.particles) > 1 and point.value is not None]
@@ -201,7 +203,7 @@ def _several(comparison: Comparison, label: str) -> bool:
 
 
 def _particles(comparison: Comparison, label: str, *, in_legend: bool = True) -> Curve:
-    factor, rows = Metric(comparison.metric).factor, comparison.rows
+    factor, rows = ReportMetric(comparison.metric).factor, comparison.rows
     index, count = comparison.labels.index(label), len(comparison.labels)
     # The dots of several methods are drawn side by side.
     aside = (rows[-1].density / rows[0].density) ** (0.006 * (index - count / 2) * min(1, 8 / count))
@@ -226,10 +228,10 @@ def _gain(comparison: Comparison, label: str) -> Curve:
     densities = [comparison.rows[row].density for row in sorted(at)]
     gains = [interval(at[row]) for row in sorted(at)]
     color = color_of(comparison, label)
-    return interval_curve(label, densities, gains, color, factor=Metric(comparison.metric).factor)
+    return interval_curve(label, densities, gains, color, factor=ReportMetric(comparison.metric).factor)
 
 
-def predictions(data: ReportData) -> list[Figure]:
+def prediction_figures(data: ReportData) -> list[Figure]:
     """Mean, particles and ensemble; disagreement; and corrupted inputs."""
     return [*_ensemble(data), *_corruptions(data)]
 

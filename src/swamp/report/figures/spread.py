@@ -23,7 +23,7 @@ from swamp.report.figure_description import (
     tables_of,
 )
 from swamp.report.report_data import ReportData, RunAnalyses, values_at
-from swamp.report.run_records import number
+from swamp.report.run_records import as_float
 from swamp.report.statistics import mean_known
 from swamp.report.tables import Column, Table
 
@@ -44,7 +44,7 @@ _SOURCES = {
 Value = Callable[[Mapping[str, Any]], Number]
 
 
-def hull(data: ReportData) -> list[Figure]:
+def hull_figures(data: ReportData) -> list[Figure]:
     """The convex hull of a cycle's particles, every weighted average of them: triangles, samples, soups and shape."""
     return [*_triangles(data), *_samples(data), *_soups(data), *_shape(data)]
 
@@ -177,7 +177,7 @@ def _correlations(data: ReportData) -> Iterator[Table]:
         yield Table(title, ("run", *(size.replace("_", " ") for size in sizes)), tuple(rows))
 
 
-def noise(data: ReportData) -> list[Figure]:
+def noise_figures(data: ReportData) -> list[Figure]:
     """Distance, dimension, barrier and gain of each source of noise, at the last analysed cycle."""
     found = [(run, records) for run in data.one_per_label("noise") if (records := _last_sources(run))]
     if not found:
@@ -231,14 +231,14 @@ def noise_table(title: str, records: Sequence[Mapping[str, Any]], below: str = "
 
 
 def _points(value: object) -> Number:
-    found = number(value)
+    found = as_float(value)
     return None if found is None else 100 * found
 
 
 _NOISE_VALUES: dict[str, Value] = {
-    "distance": lambda record: number(record["mean_distance"]),
-    "radius": lambda record: number(record["radius"]),
-    "dimension": lambda record: number(record["dimension"]),
+    "distance": lambda record: as_float(record["mean_distance"]),
+    "radius": lambda record: as_float(record["radius"]),
+    "dimension": lambda record: as_float(record["dimension"]),
     "barrier\n(points)": lambda record: _points(record["barrier"]["error"]),
     "mean's\nerror (%)": lambda record: _points(record["mean"]["error"]),
     "gain of\naveraging\n(points)": lambda record: _points(record["gain"]),

@@ -1,0 +1,37 @@
+"""Each public name of a module, and each module, has one meaning in the whole package."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import swamp
+
+PACKAGE = Path(swamp.__file__).parent
+MIRRORED = {"HoldMask", "backend"}
+"""The integrations with Lightning and Hugging Face offer the same names on purpose."""
+MODULES = {"loop", "study"}
+"""loop: the steps of one training, or the cycles (algorithms). study: the runs of a study, or its command (cli)."""
+
+
+def public_names(source: str) -> set[str]:
+    names: set[str] = set()
+    for statement in ast.parse(source).body:
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+            names.add(statement.name)
+    return {name for name in names if not name.startswith("_")}
+
+
+def test_no_public_name_is_defined_in_two_modules():
+    modules: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for name in public_names(path.read_text()):
+            modules[name].append(str(path.relative_to(PACKAGE)))
+    assert {name: paths for name, paths in modules.items() if len(paths) > 1 and name not in MIRRORED} == {}
+
+
+def test_no_two_modules_have_the_same_name():
+    paths = [path for path in sorted(PACKAGE.rglob("*.py")) if not path.stem.startswith("__")]
+    twice = {path.stem for path in paths if sum(other.stem == path.stem for other in paths) > 1}
+    assert twice <= MODULES
