@@ -14,9 +14,14 @@ from time import process_time
 
 from torch import nn
 
-from swamp.analysis import ANALYSES, AnalysisSettings, LinearCombination, PointEvaluator, RunData, analyze
+from swamp.analysis import ANALYSES
+from swamp.analysis.analysis_tasks import AnalysisSettings, analyze
+from swamp.analysis.point_evaluator import PointEvaluator
+from swamp.analysis.run_data import RunData
+from swamp.analysis.weight_space import LinearCombination
 from swamp.recipes import recipe_named
-from swamp.runs import RunConfig, prepare, start
+from swamp.runs.config import RunConfig
+from swamp.runs.execute import prepare, start
 from swamp.runs.run_progress import NullReporter
 from swamp.training import Task, evaluate, with_reestimated_batchnorm
 

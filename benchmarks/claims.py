@@ -11,7 +11,7 @@ from statistics import fmean
 from rich.console import Console
 from rich.table import Table
 
-from swamp.report import read_run
+from swamp.report.run_records import read_run
 from swamp.report.statistics import interval
 
 

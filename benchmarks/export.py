@@ -22,10 +22,12 @@ from torch import nn
 from line import Line
 from swamp.datasets import build_network
 from swamp.masks import Mask, prune_mask
-from swamp.runtime import bake_mask, read, save, trace
+from swamp.runtime.archive import read, save
 from swamp.runtime.benchmark import SWAMP, Latency, benchmark, best_dense, measure_size
 from swamp.runtime.kernels import kernel_library
-from swamp.training import Seed, isolated
+from swamp.runtime.tracing import bake_mask, trace
+from swamp.training import Seed
+from swamp.training.rng import isolated
 
 GOALS = {
     ("mlp-1024-1024", 0.95, 32): 4,

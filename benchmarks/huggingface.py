@@ -16,7 +16,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 
 from swamp import Mask, Seed
 from swamp.integrations.huggingface import HoldMask
-from swamp.training import isolated
+from swamp.training.rng import isolated
 
 STEPS = 6
 LENGTH = 64

@@ -17,9 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swamp.backends import Coordinator, Distributed, FolderProgress, Sequential, Ticket, follow
-from swamp.masks import Mask, to_local
-from swamp.training import Seed, Task, Training, build_optimizer, isolated
+from swamp.backends import Sequential, Ticket
+from swamp.backends.coordinator import Coordinator
+from swamp.backends.distributed import Distributed, FolderProgress, follow
+from swamp.masks import Mask
+from swamp.masks.dtensor import to_local
+from swamp.training import Seed, Task, Training
+from swamp.training.optimizers import build_optimizer
+from swamp.training.rng import isolated
 
 TRAINING = Training(epochs=4, batch_size=64, swa_fraction=0.5, optimizer="adamw", lr=1e-3)
 

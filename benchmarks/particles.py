@@ -18,10 +18,12 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from line import Line, median
-from swamp.backends import Backend, MultiStream, Progress, Sequential, Threads, Ticket, Vmapped
+from swamp.backends import Backend, Progress, Sequential, Threads, Ticket, Vmapped
+from swamp.backends.vmapped import MultiStream
 from swamp.datasets import build_network
 from swamp.masks import Mask
-from swamp.training import Seed, Task, TensorData, Training, isolated
+from swamp.training import Seed, Task, TensorData, Training
+from swamp.training.rng import isolated
 
 
 class Transformer(nn.Module):

@@ -20,10 +20,13 @@ from typing import Any
 
 import torch
 
-from swamp.backends import Coordinator, Distributed, FolderProgress, Sequential, Ticket, follow
+from swamp.backends import Sequential, Ticket
+from swamp.backends.coordinator import Coordinator
+from swamp.backends.distributed import Distributed, FolderProgress, follow
 from swamp.datasets import build_network
 from swamp.masks import Mask
-from swamp.training import Seed, Task, Training, isolated
+from swamp.training import Seed, Task, Training
+from swamp.training.rng import isolated
 
 STEPS = {"mlp-bn-600-200": 28 * 20, "lenet-300-100": 400, "resnet-20": 24}
 SHAPES = {"mlp-bn-600-200": (40,), "lenet-300-100": (1, 28, 28), "resnet-20": (1, 28, 28)}

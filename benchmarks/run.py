@@ -29,10 +29,12 @@ from swamp.algorithms import Plan, cycles
 from swamp.datasets import build_network
 from swamp.masks import Mask, prune_mask
 from swamp.recipes import recipe_named
-from swamp.runs import start
+from swamp.runs.execute import start
 from swamp.runs.run_progress import NullReporter
-from swamp.training import Seed, Task, TensorData, Training, crop_flip, fit, isolated
+from swamp.training import Seed, Task, TensorData, Training, crop_flip
+from swamp.training.loop import fit
 from swamp.training.options import Precision
+from swamp.training.rng import isolated
 
 
 def masked_step(name: str, shape: tuple[int, ...], examples: int) -> Line:

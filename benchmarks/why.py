@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from swamp.analysis import read_analysis
+from swamp.analysis.analysis_tasks import read_analysis
 from swamp.errors import SwampError
 from swamp.report.statistics import interval
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import swamp
-from swamp.runtime import read
+from swamp.runtime.archive import read
 
 MAX_BODY_BYTES = 64 * 2**20
 

@@ -9,7 +9,7 @@ from typing import Any
 from swamp.algorithms import Cycle
 from swamp.backends import Particle
 from swamp.runs import checkpoints, run_progress
-from swamp.training import Snapshot
+from swamp.training.snapshot import Snapshot
 
 
 def note(file: Path) -> None:

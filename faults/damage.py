@@ -29,18 +29,22 @@ import torch
 
 from swamp import report
 from swamp.algorithms import Plan
-from swamp.analysis import RewindTrial, TrialLog
+from swamp.analysis.rewind_search import RewindTrial, TrialLog
 from swamp.cli import main
-from swamp.datasets import DataOptions
+from swamp.datasets.problem import DataOptions
 from swamp.errors import Interrupted, SwampError
 from swamp.files import digest, load_tensors, save_tensors
-from swamp.report import LivePage
-from swamp.runs import RunConfig, StudyDirectory, execute, open_run, read_particle, read_trajectory, start
-from swamp.runs.config import result_settings
+from swamp.report.serve import LivePage
+from swamp.runs import execute, open_run, read_particle
+from swamp.runs.config import RunConfig, result_settings
 from swamp.runs.directory import FORMAT, PROVENANCE, add_checksum
+from swamp.runs.execute import start
 from swamp.runs.run_progress import NullReporter
-from swamp.runtime import read as read_archive
-from swamp.training import Dynamic, Training
+from swamp.runs.study_queue import StudyDirectory
+from swamp.runs.trajectory import read_trajectory
+from swamp.runtime.archive import read as read_archive
+from swamp.training import Training
+from swamp.training.mask_updates import Dynamic
 
 KINDS = ("truncated", "bit", "digit", "emptied", "removed", "directory", "other run", "elsewhere", "unmarked", "newer")
 COMMANDS = ("compare", "compare", "masks", "analyze", "analyze", "watch", "report", "figure", "export")

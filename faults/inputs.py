@@ -33,7 +33,8 @@ from torch import nn
 import swamp
 from sandbox import SECONDS, Sandbox, Verdict, limit_memory
 from swamp.algorithms import METHODS, Plan
-from swamp.analysis import ANALYSES, FACTORS
+from swamp.analysis import ANALYSES
+from swamp.analysis.ablations import FACTORS
 from swamp.backends import BACKENDS
 from swamp.cli import (
     analyze,
@@ -50,13 +51,17 @@ from swamp.cli import (
     study,
 )
 from swamp.cli.workers import Workers
-from swamp.datasets import TASKS, DataOptions, Problem
-from swamp.datasets.problem import in_memory
-from swamp.masks import ALLOCATIONS, STRUCTURES
+from swamp.datasets import TASKS
+from swamp.datasets.problem import DataOptions, Problem, in_memory
+from swamp.masks.allocation import ALLOCATIONS
+from swamp.masks.patterns import STRUCTURES
 from swamp.recipes import RECIPES, STUDIES
-from swamp.report import FORMATS, PageServer
-from swamp.runs import RunConfig, Study
+from swamp.report.matplotlib_renderer import FORMATS
+from swamp.report.serve import PageServer
+from swamp.runs import execute
+from swamp.runs.config import RunConfig
 from swamp.runs.run_progress import NullReporter
+from swamp.runs.study import Study
 from swamp.scores import SCORES
 from swamp.training import Seed, TensorData, Training
 from swamp.training.optimizers import torch_optimizers
@@ -430,10 +435,10 @@ def _staged(sandbox: Sandbox, case: Case) -> Iterator[None]:
     """Inside the block: files of the case, a run that stops by itself, no workers, a server that ends."""
 
     def started(config: RunConfig, out: Path, reporter: Any, stop: Event) -> dict[str, Any]:
-        return swamp.runs.start(config, out, Stopper(stop, case.steps), stop)
+        return execute.start(config, out, Stopper(stop, case.steps), stop)
 
     def resumed(path: Path, reporter: Any, stop: Event) -> dict[str, Any]:
-        return swamp.runs.resume(path, Stopper(stop, case.steps), stop)
+        return execute.resume(path, Stopper(stop, case.steps), stop)
 
     @contextlib.contextmanager
     def no_workers(*_: object, **__: object) -> Iterator[Any]:
@@ -461,7 +466,7 @@ def _staged(sandbox: Sandbox, case: Case) -> Iterator[None]:
         mock.patch.object(run, "resume", resumed),
         mock.patch.object(study, "local_workers", no_workers),
         mock.patch.object(study, "submit", return_value=[]),
-        mock.patch("swamp.report.PageServer", Served),
+        mock.patch("swamp.report.serve.PageServer", Served),
         mock.patch.object(sandbox, "entered", with_files),
     ):
         yield
@@ -478,7 +483,7 @@ def built(root: Path) -> Sandbox:
         with sandbox.entered(30 * SECONDS):
             TASKS["mnist1d-10k"](DataOptions(), Seed(0))  # generated once, for the task of many recipes
         _must(sandbox, "run", "--config", "../zoo/config.json", "--out", "../kept/run", "--quiet")
-        with mock.patch.object(run, "start", lambda c, o, r, s: swamp.runs.start(c, o, Stopper(s, 20), s)):
+        with mock.patch.object(run, "start", lambda c, o, r, s: execute.start(c, o, Stopper(s, 20), s)):
             _must(
                 sandbox, "run", "--config", "../zoo/config.json", "--out", "../kept/stopped", "--quiet", "--seed", "1"
             )

@@ -12,7 +12,8 @@ import child  # noqa: F401 - one thread, before torch begins
 from campaign import Campaign, main
 from modes import tiny
 from swamp.algorithms import Cycle
-from swamp.runs import RunConfig, start
+from swamp.runs.config import RunConfig
+from swamp.runs.execute import start
 from swamp.runs.run_progress import NullReporter
 
 MOST = 24_000

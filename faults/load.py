@@ -11,7 +11,9 @@ from pathlib import Path
 from campaign import Campaign, main
 from child import Child, Fault, forked, traceback_in
 from modes import tiny, warm
-from swamp.runs import RunConfig, StudyDirectory, study_queue
+from swamp.runs import study_queue
+from swamp.runs.config import RunConfig
+from swamp.runs.study_queue import StudyDirectory
 
 WORKERS = 4
 

@@ -38,25 +38,32 @@ from torch import nn
 from sandbox import limit_memory
 from swamp import files
 from swamp.algorithms import Cycle
-from swamp.analysis import read_analysis
-from swamp.backends import Choice, Particle, Ticket
-from swamp.datasets import DataOptions, TextOptions
+from swamp.analysis.analysis_tasks import read_analysis
+from swamp.backends import Particle, Ticket
+from swamp.backends.autotune import Choice
 from swamp.datasets.cifar import CifarSource, parse_records
 from swamp.datasets.fashion import read_idx
 from swamp.datasets.images import check_images, read_fitted
-from swamp.datasets.problem import Normalise
+from swamp.datasets.problem import DataOptions, Normalise, TextOptions
 from swamp.datasets.text.table_files import from_tables, read_table
 from swamp.errors import SwampError
 from swamp.files import digest, save_tensors, write_atomic
 from swamp.masks import Mask
 from swamp.recipes import configuration
-from swamp.report import read_run
-from swamp.runs import RunConfig, Study, StudyDirectory
+from swamp.report.run_records import read_run
+from swamp.runs.config import RunConfig
 from swamp.runs.directory import PROVENANCE, add_checksum, read_json
 from swamp.runs.snapshot_files import load_snapshot, save_snapshot
+from swamp.runs.study import Study
+from swamp.runs.study_queue import StudyDirectory
 from swamp.runs.trajectory import TrajectoryWriter, read_trajectory
-from swamp.runtime import DenseNetwork, bake_mask, fold_batchnorm, load, read, save, trace
-from swamp.training import Seed, Snapshot
+from swamp.runtime import load
+from swamp.runtime.archive import read, save
+from swamp.runtime.program import DenseNetwork
+from swamp.runtime.rewrite import fold_batchnorm
+from swamp.runtime.tracing import bake_mask, trace
+from swamp.training import Seed
+from swamp.training.snapshot import Snapshot
 
 SECONDS = 10
 _JSON_ODD: list[Any] = [

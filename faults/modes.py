@@ -18,9 +18,11 @@ import torch
 import audit
 from child import Child, Fault, forked, started
 from swamp.algorithms import Plan
-from swamp.datasets import DataOptions
+from swamp.datasets.problem import DataOptions
 from swamp.files import load_tensors
-from swamp.runs import RunConfig, StudyDirectory, prepare
+from swamp.runs.config import RunConfig
+from swamp.runs.execute import prepare
+from swamp.runs.study_queue import StudyDirectory
 from swamp.training import Training
 
 Faults = Callable[[int], Fault | None]

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from swamp.training import Seed, Task, TensorData, isolated
+from swamp.training import Seed, Task, TensorData
+from swamp.training.rng import isolated
 
 from . import poison
 

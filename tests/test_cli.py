@@ -15,8 +15,7 @@ import pytest
 from swamp import cli
 from swamp.cli.listing import _REGISTRIES
 from swamp.masks import Mask
-from swamp.runs import RunConfig
-from swamp.runs.config import flattened
+from swamp.runs.config import RunConfig, flattened
 
 TINY = ["digits-mlp", "--epochs", "2", "--model", "mlp-16", "--sparsity", "0.75", "--swa-fraction", "0.5"]
 TINY += ["--barrier-threshold", "1", "--examples", "640"]

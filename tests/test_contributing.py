@@ -9,7 +9,7 @@ import swamp.algorithms
 import swamp.analysis
 import swamp.backends
 import swamp.datasets
-import swamp.masks
+import swamp.masks.patterns
 import swamp.models
 import swamp.recipes
 import swamp.scores
@@ -35,7 +35,7 @@ def test_every_file_it_names_exists(path):
         (swamp.recipes, "RECIPES"),
         (swamp.recipes, "STUDIES"),
         (swamp.algorithms, "METHODS"),
-        (swamp.masks, "STRUCTURES"),
+        (swamp.masks.patterns, "STRUCTURES"),
     ],
 )
 def test_every_table_of_names_is_where_it_says(package, name):

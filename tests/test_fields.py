@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from swamp.algorithms import Plan
-from swamp.datasets import DataOptions, TextOptions
+from swamp.datasets.problem import DataOptions, TextOptions
 from swamp.errors import SwampError
 from swamp.fields import check_fields
-from swamp.runs import RunConfig
-from swamp.training import Dynamic, Training
+from swamp.runs.config import RunConfig
+from swamp.training import Training
+from swamp.training.mask_updates import Dynamic
 
 
 @dataclass(frozen=True)

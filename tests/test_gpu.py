@@ -12,14 +12,20 @@ from torch import nn
 import swamp
 from swamp import cli
 from swamp.algorithms import Cycle, Plan
-from swamp.backends import MultiStream, Progress, Sequential, Ticket, Vmapped
-from swamp.datasets import DataOptions, build_network
+from swamp.backends import Progress, Sequential, Ticket, Vmapped
+from swamp.backends.vmapped import MultiStream
+from swamp.datasets import build_network
+from swamp.datasets.problem import DataOptions
 from swamp.errors import Interrupted
 from swamp.masks import Mask
-from swamp.runs import RunConfig, resume, start
+from swamp.runs.config import RunConfig
+from swamp.runs.execute import resume, start
 from swamp.runs.run_progress import NullReporter
-from swamp.runtime import bake_mask, save, trace
-from swamp.training import Dynamic, Seed, Task, TensorData, Training, crop_flip, isolated
+from swamp.runtime import save, trace
+from swamp.runtime.tracing import bake_mask
+from swamp.training import Seed, Task, TensorData, Training, crop_flip
+from swamp.training.mask_updates import Dynamic
+from swamp.training.rng import isolated
 
 from .gpu import CUDA, OnGpu, pretended, waits
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import swamp
-from swamp.algorithms import PlanOptions
+from swamp.algorithms.sparse_model import PlanOptions
 
 
 @pytest.fixture(scope="module")

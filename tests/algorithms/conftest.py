@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 import swamp
-from swamp.algorithms import METHODS, Cycle, NoStore
+from swamp.algorithms import METHODS, Cycle
+from swamp.algorithms.store import NoStore
 from swamp.backends import Sequential
-from swamp.training import Dynamic, Seed, Task, TensorData, Training
+from swamp.training import Seed, Task, TensorData, Training
+from swamp.training.mask_updates import Dynamic
 
 TRAINING = Training(epochs=4, batch_size=16, lr=0.1, swa_fraction=0.5)
 
@@ -50,7 +52,7 @@ def fresh_mlp() -> nn.Module:
 
 
 def swamp_initial():
-    from swamp.training import isolated
+    from swamp.training.rng import isolated
 
     return isolated(Seed(7).at("init"))
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import swamp
-from swamp.algorithms import NoStore
 from swamp.algorithms.aggregate import combined
 from swamp.algorithms.evaluator import Evaluator
 from swamp.algorithms.registry import method_named
+from swamp.algorithms.store import NoStore
 from swamp.backends import Particle, Progress
-from swamp.training import TensorData, evaluate, interpolate, mean, with_reestimated_batchnorm
+from swamp.training import TensorData, evaluate, with_reestimated_batchnorm
+from swamp.training.average import interpolate, mean
 
 from .conftest import PLAN, TRAINING, run, same
 

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 import swamp
-from swamp.algorithms import barrier
-from swamp.training import Training, interpolate
+from swamp.algorithms.evaluate import barrier
+from swamp.training import Training
+from swamp.training.average import interpolate
 
 
 def test_barriers_of_a_known_error_are_exact():

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 import swamp
 from swamp.algorithms import dynamic
 from swamp.masks import Mask
-from swamp.training import Dynamic, Seed, State, copied, mean
+from swamp.training import Seed
+from swamp.training.average import State, copied, mean
+from swamp.training.mask_updates import Dynamic
 
 from .conftest import PLAN, TRAINING, Spy, run
 

@@ -10,7 +10,8 @@ from torch import nn
 import swamp
 from swamp.algorithms import METHODS
 from swamp.backends import Particle, Progress, Sequential
-from swamp.training import TensorData, Training, evaluate, mean
+from swamp.training import TensorData, Training, evaluate
+from swamp.training.average import mean
 
 from .conftest import PLAN, TRAINING, Spy, Tickets, run, same, spied, swamp_initial
 

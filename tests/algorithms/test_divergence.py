@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import swamp
-from swamp.algorithms import NoStore
 from swamp.algorithms.ensembles import member_seed
+from swamp.algorithms.store import NoStore
 from swamp.backends import CustomTrainer, Sequential, Threads, Ticket, Vmapped
-from swamp.training import Seed, TensorData, Training, fit, mean
+from swamp.training import Seed, TensorData, Training
+from swamp.training.average import mean
+from swamp.training.loop import fit
 
 from .conftest import PLAN, TRAINING, Tickets, fresh_mlp, run, same
 
@@ -188,7 +190,7 @@ def test_gradients_that_grow_weights_and_are_not_finite_make_no_mask(mlp, task, 
 
 def test_a_member_of_an_ensemble_is_named_by_its_number(task, poisoned):
     def initial(seed):
-        from swamp.training import isolated
+        from swamp.training.rng import isolated
 
         with isolated(Seed(seed).at("init")):
             return fresh_mlp()

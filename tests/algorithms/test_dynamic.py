@@ -11,7 +11,8 @@ import swamp
 from swamp.algorithms import METHODS
 from swamp.backends import Sequential, Threads, Vmapped
 from swamp.masks import Mask
-from swamp.training import Dynamic, Seed, Task, Training
+from swamp.training import Seed, Task, Training
+from swamp.training.mask_updates import Dynamic
 
 from .conftest import PLAN, TRAINING, Spy, exact, run, same
 

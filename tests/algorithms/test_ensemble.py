@@ -7,9 +7,12 @@ import torch
 from torch import nn
 
 import swamp
-from swamp.algorithms import NoStore, ensemble, ensemble_predict, member_seed
+from swamp.algorithms import ensemble_predict
+from swamp.algorithms.ensembles import ensemble, member_seed
+from swamp.algorithms.store import NoStore
 from swamp.backends import Sequential, Vmapped
-from swamp.training import Seed, Training, isolated
+from swamp.training import Seed, Training
+from swamp.training.rng import isolated
 
 from .conftest import exact
 

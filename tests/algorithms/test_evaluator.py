@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from swamp.algorithms.evaluator import Evaluator
-from swamp.training import Task, copied, with_reestimated_batchnorm
+from swamp.training import Task, with_reestimated_batchnorm
+from swamp.training.average import copied
 
 
 @pytest.mark.parametrize(("precision", "of_statistics"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from swamp.algorithms import Cost, Cycle, NoStore, Plan
+from swamp.algorithms import Cost, Cycle, Plan
 from swamp.algorithms.cycle import SplitMetrics
 from swamp.algorithms.evaluator import Evaluation
 from swamp.algorithms.lottery_pools import pooled
+from swamp.algorithms.store import NoStore
 from swamp.masks import Mask
 
 PLAN = Plan(method="lottery-pools")

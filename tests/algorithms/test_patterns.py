@@ -8,7 +8,8 @@ from torch import nn
 import swamp
 from swamp.algorithms import METHODS, Cycle, ensemble
 from swamp.masks import Mask
-from swamp.training import Seed, Task, isolated
+from swamp.training import Seed, Task
+from swamp.training.rng import isolated
 
 from .conftest import TRAINING, run
 from .test_bad_input import attempt

@@ -9,8 +9,10 @@ import torch
 import swamp
 from swamp.algorithms import METHODS, Cost
 from swamp.masks import Mask, prune_mask
-from swamp.scores import ScoringContext, synflow
-from swamp.training import Dynamic, Training
+from swamp.scores import ScoringContext
+from swamp.scores.synflow import synflow
+from swamp.training import Training
+from swamp.training.mask_updates import Dynamic
 
 from .conftest import PLAN, TRAINING, Spy, run, spied
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import swamp
-from swamp.algorithms import train_on
+from swamp.algorithms.loop import train_on
 
 from .conftest import PLAN, TRAINING, Tickets, run, same
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from swamp.algorithms import Plan
-from swamp.analysis import RunData
-from swamp.datasets import DataOptions
+from swamp.analysis.run_data import RunData
+from swamp.datasets.problem import DataOptions
 from swamp.files import load_tensors
-from swamp.runs import RunConfig, resume, start
+from swamp.runs.config import RunConfig
+from swamp.runs.execute import resume, start
 from swamp.runs.run_progress import NullReporter
 from swamp.training import TensorData, Training
 

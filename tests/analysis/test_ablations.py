@@ -6,9 +6,12 @@ from threading import Event
 import pytest
 import torch
 
-from swamp.analysis import AblationSettings, ParticleAblation, RunData, analyze, read_analysis
+from swamp.analysis.ablations import AblationSettings, ParticleAblation
+from swamp.analysis.analysis_tasks import analyze, read_analysis
+from swamp.analysis.run_data import RunData
 from swamp.errors import Interrupted, SwampError
-from swamp.report import SECTIONS, ReportData
+from swamp.report.figures import SECTIONS
+from swamp.report.report_data import ReportData
 from swamp.runs.run_progress import NullReporter
 from swamp.training import Seed
 from swamp.training.dropout import has_random_forward

@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from swamp.analysis import AnalysisSettings, RunData, analyze, interpolate_models
+from swamp.analysis import interpolate_models
+from swamp.analysis.analysis_tasks import AnalysisSettings, analyze
 from swamp.analysis.barriers import Interpolation, barrier_tasks
 from swamp.analysis.point_evaluator import PointMetrics
+from swamp.analysis.run_data import RunData
 from swamp.errors import SwampError
 from swamp.training import evaluate, with_reestimated_batchnorm
 

@@ -13,14 +13,18 @@ from torch.func import functional_call, grad, jacrev
 from torch.nn import functional as F
 
 from swamp.algorithms import Plan
-from swamp.analysis import AnalysisSettings, Hessian, RunData, analyze, curvature_at, hutchinson
-from swamp.analysis.curvature import curvature_tasks
-from swamp.datasets import DataOptions
+from swamp.analysis import Hessian, hutchinson
+from swamp.analysis.analysis_tasks import AnalysisSettings, analyze
+from swamp.analysis.curvature import curvature_at, curvature_tasks
+from swamp.analysis.run_data import RunData
+from swamp.datasets.problem import DataOptions
 from swamp.errors import MaskError, SwampError
 from swamp.masks import Mask
-from swamp.runs import RunConfig, start
+from swamp.runs.config import RunConfig
+from swamp.runs.execute import start
 from swamp.runs.run_progress import NullReporter
-from swamp.training import Seed, Task, TensorData, Training, isolated, with_reestimated_batchnorm
+from swamp.training import Seed, Task, TensorData, Training, with_reestimated_batchnorm
+from swamp.training.rng import isolated
 
 from .known_losses import planted, symmetric
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from swamp.analysis import ANALYSES, AnalysisSettings, PointEvaluator, PointMetrics, RunData, analyze
+from swamp.analysis import ANALYSES
+from swamp.analysis.analysis_tasks import AnalysisSettings, analyze
 from swamp.analysis.hull import (
     Hull,
     centroid,
@@ -24,6 +25,8 @@ from swamp.analysis.hull import (
     size_of,
     triangle_grid,
 )
+from swamp.analysis.point_evaluator import PointEvaluator, PointMetrics
+from swamp.analysis.run_data import RunData
 from swamp.analysis.weight_space import (
     LinearCombination,
     angles,
@@ -34,7 +37,9 @@ from swamp.analysis.weight_space import (
 )
 from swamp.errors import SwampError
 from swamp.masks import Mask
-from swamp.training import BatchList, Seed, TensorData, evaluate, mean, with_reestimated_batchnorm
+from swamp.training import Seed, TensorData, evaluate, with_reestimated_batchnorm
+from swamp.training.average import mean
+from swamp.training.data import BatchList
 
 from .known_losses import WeightsAndOffset, squared_distance_task
 from .known_losses import state_without_offset as state

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from swamp.analysis import AnalysisSettings, Plane, PointEvaluator, RunData, analyze
+from swamp.analysis import Plane
+from swamp.analysis.analysis_tasks import AnalysisSettings, analyze
 from swamp.analysis.landscape import evaluate_grid, grid_around, landscape_tasks, random_plane
+from swamp.analysis.point_evaluator import PointEvaluator
+from swamp.analysis.run_data import RunData
 from swamp.analysis.weight_space import masked_weights
 from swamp.errors import SwampError
 from swamp.masks import Mask

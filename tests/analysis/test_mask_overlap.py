@@ -8,16 +8,8 @@ import torch
 from scipy import stats
 from torch import nn
 
-from swamp.analysis import (
-    ANALYSES,
-    AnalysisSettings,
-    MaskSource,
-    RunData,
-    analyze,
-    compare_masks,
-    read_analysis,
-    shared_densities,
-)
+from swamp.analysis import ANALYSES, compare_masks
+from swamp.analysis.analysis_tasks import AnalysisSettings, analyze, read_analysis
 from swamp.analysis.mask_overlap import (
     compare_two_masks,
     dead_units,
@@ -29,6 +21,8 @@ from swamp.analysis.mask_overlap import (
     overlap,
     transposed_weights,
 )
+from swamp.analysis.mask_training import MaskSource, shared_densities
+from swamp.analysis.run_data import RunData
 from swamp.errors import MaskError, SwampError
 from swamp.masks import Mask
 

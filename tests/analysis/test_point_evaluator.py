@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from swamp.analysis import PointEvaluator
+from swamp.analysis.point_evaluator import PointEvaluator
 from swamp.analysis.weight_space import LinearCombination
-from swamp.training import Seed, evaluate, interpolate, isolated, with_reestimated_batchnorm
+from swamp.training import Seed, evaluate, with_reestimated_batchnorm
+from swamp.training.average import interpolate
+from swamp.training.rng import isolated
 
 
 class Unstackable(nn.Module):

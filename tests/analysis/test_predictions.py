@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from swamp.algorithms import ensemble_predict
-from swamp.analysis import ANALYSES, AnalysisSettings, RunData, analyze
+from swamp.analysis import ANALYSES
+from swamp.analysis.analysis_tasks import AnalysisSettings, analyze
 from swamp.analysis.predictions import (
     EvaluationInputs,
     add_noise,
@@ -23,9 +24,10 @@ from swamp.analysis.predictions import (
     robustness,
     standard_deviation,
 )
-from swamp.analysis.run_data import first_examples
+from swamp.analysis.run_data import RunData, first_examples
 from swamp.errors import SwampError
-from swamp.training import BatchList, Seed, Task, TensorData, evaluate
+from swamp.training import Seed, Task, TensorData, evaluate
+from swamp.training.data import BatchList
 from swamp.training.task import mean_probability
 
 from .runs import blind, run

@@ -9,10 +9,12 @@ import torch
 
 from swamp import cli
 from swamp.algorithms import Plan
-from swamp.analysis import InstabilityAnalysis, interpolate_models, search_rewind_step
+from swamp.analysis import interpolate_models, search_rewind_step
+from swamp.analysis.rewind_search import InstabilityAnalysis
 from swamp.backends import Progress, Sequential, Ticket
 from swamp.errors import Interrupted, SwampError
-from swamp.runs import RunConfig, prepare
+from swamp.runs.config import RunConfig
+from swamp.runs.execute import prepare
 from swamp.training import Training
 
 from .runs import go, tiny

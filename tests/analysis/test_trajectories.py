@@ -9,15 +9,19 @@ from threading import Event
 import pytest
 import torch
 
-from swamp.analysis import AnalysisSettings, RunData, analyze, interpolate_models
+from swamp.analysis import interpolate_models
+from swamp.analysis.analysis_tasks import AnalysisSettings, analyze
+from swamp.analysis.run_data import RunData
 from swamp.analysis.trajectories import principal_components, stability_onset, trajectory_tasks
 from swamp.analysis.weight_space import ParameterSpace, euclidean_norm, masked_weights
 from swamp.backends import Vmapped
 from swamp.errors import Interrupted, SwampError
 from swamp.files import load_tensors
-from swamp.runs import RunConfig, RunDirectory, read_trajectory
-from swamp.runs.trajectory import TrajectoryWriter
-from swamp.training import Seed, fit
+from swamp.runs.config import RunConfig
+from swamp.runs.directory import RunDirectory
+from swamp.runs.trajectory import TrajectoryWriter, read_trajectory
+from swamp.training import Seed
+from swamp.training.loop import fit
 
 from .known_losses import TwoWeights, at
 from .runs import StopAt, assert_same_tensors, go, go_on, killed_after, tiny

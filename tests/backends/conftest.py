@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from swamp.backends import Particle, Ticket
 from swamp.masks import Mask
-from swamp.training import Seed, Task, TensorData, Training, isolated
+from swamp.training import Seed, Task, TensorData, Training
+from swamp.training.rng import isolated
 
 from .forked import SEEDS, TRAINING, Together
 

@@ -16,7 +16,9 @@ import torch
 from torch import nn
 from torch.distributed import PrefixStore, TCPStore
 
-from swamp.backends import Coordinator, Distributed, FolderProgress, Particle, Progress, Sequential, follow
+from swamp.backends import Particle, Progress, Sequential
+from swamp.backends.coordinator import Coordinator
+from swamp.backends.distributed import Distributed, FolderProgress, follow
 from swamp.training import Seed, Task, Training
 
 TRAINING = Training(epochs=4, batch_size=6, swa_fraction=0.5, lr=0.1)

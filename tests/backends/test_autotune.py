@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from swamp.backends import Autotune, Choice, Progress, Sequential, Threads, Ticket, Vmapped
+from swamp.backends import Autotune, Progress, Sequential, Threads, Ticket, Vmapped
 from swamp.backends import autotune as module
+from swamp.backends.autotune import Choice
 from swamp.errors import Interrupted, SwampError
 from swamp.masks import Mask
 from swamp.training import Seed, Task, TensorData, Training

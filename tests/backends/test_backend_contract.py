@@ -15,7 +15,11 @@ from torch.nn import functional as F
 from swamp.backends import Backend, Particle, Progress, Sequential, Threads, Ticket, Vmapped
 from swamp.errors import Diverged, Interrupted
 from swamp.masks import Mask
-from swamp.training import OptimizerFactory, Seed, Snapshot, Task, Training, copied, fit
+from swamp.training import Seed, Task, Training
+from swamp.training.average import copied
+from swamp.training.loop import fit
+from swamp.training.optimizers import OptimizerFactory
+from swamp.training.snapshot import Snapshot
 
 
 class Reversed:

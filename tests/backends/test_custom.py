@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from swamp import Diverged, Plan, SwampError, cycles, hold
 from swamp.backends import CustomTrainer, Sequential, Ticket, TrainJob
 from swamp.masks import Mask
-from swamp.training import Seed, Task, Training, copied
+from swamp.training import Seed, Task, Training
+from swamp.training.average import copied
 
 TRAINING = Training(epochs=4, batch_size=6, lr=0.1, swa_fraction=0.5)
 SEEDS = [(index, Seed(0).at("cycle", 1, "particle", index)) for index in (0, 1, 2)]

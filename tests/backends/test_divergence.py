@@ -8,20 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from swamp.backends import (
-    CustomTrainer,
-    FolderProgress,
-    Particle,
-    Progress,
-    Sequential,
-    Threads,
-    Ticket,
-    Vmapped,
-    mean_of,
-)
+from swamp.backends import CustomTrainer, Particle, Progress, Sequential, Threads, Ticket, Vmapped
+from swamp.backends.distributed import FolderProgress
+from swamp.backends.particle import mean_of
 from swamp.errors import Diverged, SwampError
 from swamp.masks import Mask, hold
-from swamp.training import Seed, Task, TensorData, Training, interpolate, isolated
+from swamp.training import Seed, Task, TensorData, Training
+from swamp.training.average import interpolate
+from swamp.training.rng import isolated
 
 SEEDS = [(index, Seed(0).at("cycle", 1, "particle", index)) for index in range(3)]
 TRAINING = Training(epochs=4, batch_size=6, swa_fraction=0.5)

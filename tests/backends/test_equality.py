@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from swamp.backends import Backend, MultiStream, Progress, Sequential, Threads, Ticket, Vmapped
+from swamp.backends import Backend, Progress, Sequential, Threads, Ticket, Vmapped
+from swamp.backends.vmapped import MultiStream
 from swamp.errors import Interrupted
 from swamp.masks import Mask
-from swamp.training import Seed, Task, TensorData, Training, crop_flip, isolated
+from swamp.training import Seed, Task, TensorData, Training, crop_flip
 from swamp.training.optimizers import torch_optimizers
+from swamp.training.rng import isolated
 
 SEEDS = [(index, Seed(0).at("particle", index)) for index in range(3)]
 TEN_STEPS = Training(epochs=4, batch_size=6, swa_fraction=0.5, lr=0.05)

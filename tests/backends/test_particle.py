@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from swamp.backends import Particle, Ticket, mean_of
+from swamp.backends import Particle, Ticket
+from swamp.backends.particle import mean_of
 from swamp.errors import SwampError
 
 PARTICLE = Particle(

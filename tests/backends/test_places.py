@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from swamp.backends import Autotune, Choice, Progress, Sequential, Threads, Ticket, Vmapped
+from swamp.backends import Autotune, Progress, Sequential, Threads, Ticket, Vmapped
 from swamp.backends import autotune as autotune_module
 from swamp.backends import threads as threads_module
+from swamp.backends.autotune import Choice
 from swamp.errors import Interrupted
 from swamp.masks import Mask
 from swamp.training import Seed, Training

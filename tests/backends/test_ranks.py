@@ -14,11 +14,14 @@ import torch
 from torch import nn
 from torch.distributed import TCPStore
 
-from swamp.backends import Coordinator, FolderProgress, Member, Particle, Sequential, Ticket
+from swamp.backends import Particle, Sequential, Ticket
+from swamp.backends.coordinator import Coordinator, Member
 from swamp.backends.data_parallel import SynchronisedBatchNorm
+from swamp.backends.distributed import FolderProgress
 from swamp.errors import Diverged, Interrupted, RankFailed, SwampError
 from swamp.masks import Mask
-from swamp.training import Seed, isolated
+from swamp.training import Seed
+from swamp.training.rng import isolated
 
 from .forked import SEEDS, TRAINING, RemoteSteps, assert_equal
 

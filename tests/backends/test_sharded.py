@@ -10,11 +10,15 @@ import torch
 import torch.distributed.fsdp  # before the ranks are forked, or each of them imports it
 from torch import nn
 
-from swamp.backends import FolderProgress, Sequential
+from swamp.backends import Sequential
 from swamp.backends.data_parallel import fsdp_blocks
+from swamp.backends.distributed import FolderProgress
 from swamp.errors import Interrupted, SwampError
-from swamp.masks import is_sharded, to_local
-from swamp.training import RunningMean, Snapshot, Task, build_optimizer, fit
+from swamp.masks.dtensor import is_sharded, to_local
+from swamp.training import RunningMean, Task
+from swamp.training.loop import fit
+from swamp.training.optimizers import build_optimizer
+from swamp.training.snapshot import Snapshot
 
 from .forked import SEEDS, TRAINING, Together, assert_equal
 

@@ -14,7 +14,8 @@ from swamp.backends import Progress, Sequential, Threads, Ticket, Vmapped
 from swamp.backends import vmapped as module
 from swamp.errors import Diverged
 from swamp.masks import Mask
-from swamp.training import DatasetData, Seed, Task, Training
+from swamp.training import Seed, Task, Training
+from swamp.training.data import DatasetData
 
 SEEDS = [(index, Seed(0).at("particle", index)) for index in range(4)]
 TRAINING = Training(epochs=2, batch_size=6, swa_fraction=0, swa=False)

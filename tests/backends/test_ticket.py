@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from swamp.backends import Ticket, rewind
+from swamp.backends import Ticket
+from swamp.backends.sequential import rewind
 from swamp.errors import MaskError, SwampError
 from swamp.masks import Mask
 

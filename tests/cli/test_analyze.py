@@ -11,7 +11,8 @@ import urllib.request
 import pytest
 
 from swamp import cli
-from swamp.analysis import ANALYSES, AnalysisTask
+from swamp.analysis import ANALYSES
+from swamp.analysis.analysis_tasks import AnalysisTask
 from swamp.errors import SwampError
 
 TINY = ["digits-mlp", "--epochs", "1", "--model", "mlp-16", "--sparsity", "0.5", "--barrier-threshold", "1"]

@@ -8,8 +8,7 @@ import signal
 import pytest
 
 from swamp import cli
-from swamp.analysis import MaskSource, mask_trainings, shared_densities
-from swamp.analysis.mask_training import TOLERANCE
+from swamp.analysis.mask_training import TOLERANCE, MaskSource, mask_trainings, shared_densities
 from swamp.runs.directory import read_json
 from swamp.runs.run_progress import NullReporter
 

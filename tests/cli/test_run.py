@@ -13,7 +13,9 @@ from swamp.cli.run import recipe_or_config
 from swamp.datasets import TASKS
 from swamp.errors import SwampError
 from swamp.recipes import RECIPES, configuration
-from swamp.runs import RunConfig, Study, prepare
+from swamp.runs.config import RunConfig
+from swamp.runs.execute import prepare
+from swamp.runs.study import Study
 
 OFFLINE = ["mnist1d", "mnist1d-10k", "digits", "movie-reviews", "movie-reviews-rating", "movie-reviews-text"]
 

@@ -19,8 +19,10 @@ from swamp import cli
 from swamp.cli.workers import StudyJob, shares, submit
 from swamp.errors import SwampError
 from swamp.recipes import STUDIES, configuration
-from swamp.runs import RunConfig, Study, StudyDirectory, work
+from swamp.runs.config import RunConfig
 from swamp.runs.run_progress import NullReporter
+from swamp.runs.study import Study
+from swamp.runs.study_queue import StudyDirectory, work
 
 STUDY = """
 recipe = "digits-mlp"

@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from swamp.cli.study_progress import StudyProgress, counted
-from swamp.runs import RunState, StudyDirectory
+from swamp.runs.study_queue import RunState, StudyDirectory
 
 
 class Summaries(StudyDirectory):

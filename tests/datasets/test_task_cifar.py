@@ -8,9 +8,10 @@ from typing import cast
 import pytest
 import torch
 
-from swamp.datasets import DataOptions, cifar, task_named
+from swamp.datasets import cifar, task_named
 from swamp.datasets.cache import checksum_of
 from swamp.datasets.cifar import CIFAR_10, CIFAR_100, CifarSource, load_cifar, parse_records
+from swamp.datasets.problem import DataOptions
 from swamp.errors import SwampError
 from swamp.training.data import TensorData
 from swamp.training.rng import Seed

@@ -4,7 +4,8 @@ from typing import cast
 import pytest
 import torch
 
-from swamp.datasets import DataOptions, task_named
+from swamp.datasets import task_named
+from swamp.datasets.problem import DataOptions
 from swamp.errors import SwampError
 from swamp.training.data import TensorData
 from swamp.training.rng import Seed

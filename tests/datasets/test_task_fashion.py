@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swamp.datasets import DataOptions, fashion, task_named
+from swamp.datasets import fashion, task_named
 from swamp.datasets.cache import checksum_of
 from swamp.datasets.fashion import FASHION_MNIST, IdxFile, IdxSource, load_idx, parse_idx, read_idx
+from swamp.datasets.problem import DataOptions
 from swamp.errors import SwampError
 from swamp.training.data import TensorData
 from swamp.training.rng import Seed

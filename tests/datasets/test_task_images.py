@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from swamp.datasets import DataOptions, task_named
 from swamp.datasets import images as images_module
+from swamp.datasets import task_named
 from swamp.datasets.images import ImageFileData
+from swamp.datasets.problem import DataOptions
 from swamp.errors import SwampError
 from swamp.training.data import Data, TensorData
 from swamp.training.rng import Seed

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from swamp.datasets import DataOptions, bundled, task_named
+from swamp.datasets import bundled, task_named
 from swamp.datasets.bundled import generate
+from swamp.datasets.problem import DataOptions
 from swamp.errors import SwampError
 from swamp.training.data import TensorData
 from swamp.training.rng import Seed

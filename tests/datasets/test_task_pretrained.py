@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from swamp.algorithms import Plan, cycles
-from swamp.datasets import DataOptions, Problem, TextOptions, build_problem, network_for
+from swamp.datasets import build_problem, network_for
+from swamp.datasets.problem import DataOptions, Problem, TextOptions
 from swamp.errors import SwampError
-from swamp.masks import Mask, head_densities
-from swamp.runs import RunConfig
+from swamp.masks import Mask
+from swamp.masks.heads import head_densities
+from swamp.runs.config import RunConfig
 from swamp.runs.execute import prepare
-from swamp.training import Seed, Training, isolated
+from swamp.training import Seed, Training
+from swamp.training.rng import isolated
 
 transformers = pytest.importorskip("transformers")
 

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from swamp.datasets import NETWORKS, TASKS, DataOptions, task_named
-from swamp.datasets.problem import Normalise, split, split_index
+from swamp.datasets import TASKS, task_named
+from swamp.datasets.problem import DataOptions, Normalise, split, split_index
 from swamp.errors import SwampError
+from swamp.models import NETWORKS
 from swamp.training.augment import crop_flip
 from swamp.training.data import TensorData
 from swamp.training.rng import Seed

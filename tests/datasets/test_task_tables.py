@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from swamp.datasets import DataOptions, Problem, TextOptions, task_named
+from swamp.datasets import task_named
+from swamp.datasets.problem import DataOptions, Problem, TextOptions
 from swamp.errors import SwampError
 from swamp.training import Seed, TokenData
 

@@ -7,14 +7,17 @@ import pytest
 import torch
 
 from swamp.algorithms import Plan, cycles
-from swamp.datasets import DataOptions, Problem, TextOptions, build_network, build_problem, network_for
+from swamp.datasets import build_network, build_problem, network_for
+from swamp.datasets.problem import DataOptions, Problem, TextOptions
 from swamp.datasets.text.corpus import Texts, classification, language, regression
 from swamp.datasets.text.reviews import sentences
 from swamp.datasets.text.tokenizer import Words
 from swamp.errors import SwampError
 from swamp.masks import Mask, Scope
-from swamp.training import Seed, TokenData, Training, evaluate, fit, isolated, predict
+from swamp.training import Seed, TokenData, Training, evaluate, predict
+from swamp.training.loop import fit
 from swamp.training.metrics import bits_per_byte
+from swamp.training.rng import isolated
 
 WORDS = DataOptions(examples=600, text=TextOptions(tokenizer="words", length=32))
 

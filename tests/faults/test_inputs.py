@@ -12,7 +12,7 @@ import inputs
 from inputs import COMMANDS, configs
 from sandbox import Sandbox, unclear, without_rights
 from swamp.cli import entry
-from swamp.runs import RunConfig
+from swamp.runs.config import RunConfig
 from values import flat_fields
 
 

@@ -19,8 +19,9 @@ from swamp import cli
 from swamp.datasets.cache import checksum_of, download
 from swamp.datasets.cifar import CIFAR_10, _from_archive
 from swamp.errors import SwampError
-from swamp.runs import RunConfig, StudyDirectory
+from swamp.runs.config import RunConfig
 from swamp.runs.directory import add_checksum, write_json
+from swamp.runs.study_queue import StudyDirectory
 from swamp.runtime import kernels
 
 LOADERS = loaders()

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 from swamp import Mask, MaskError, Plan, Seed, SwampError, Task, TensorData, Training, cycles
 from swamp.backends import Sequential, Ticket, TrainJob
 from swamp.integrations.huggingface import HoldMask, backend
-from swamp.training import isolated
+from swamp.training.rng import isolated
 
 WORDS, LENGTH, CLASSES = 16, 6, 3
 SEEDS = [(index, Seed(0).at("cycle", 1, "particle", index)) for index in (0, 1)]

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from swamp import Mask, MaskError, Plan, Seed, SwampError, Task, TensorData, Training, cycles
 from swamp.backends import Sequential, Ticket, TrainJob
 from swamp.integrations.lightning import HoldMask, backend
-from swamp.training import isolated
+from swamp.training.rng import isolated
 
 # What Lightning says of small data on few cores, and of its own parts.
 pytestmark = [

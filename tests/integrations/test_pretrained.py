@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from swamp import Mask, MaskError, Plan, Seed, SparseModel, SwampError, Task, TensorData, Training, cycles
 from swamp.integrations.pretrained import from_pretrained, save_pretrained
-from swamp.training import isolated
+from swamp.training.rng import isolated
 
 
 @pytest.fixture

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from swamp import Seed, SwampError, Training
-from swamp.datasets import DataOptions, Problem, task_named
-from swamp.datasets.problem import Normalise
+from swamp.datasets import task_named
+from swamp.datasets.problem import DataOptions, Normalise, Problem
 from swamp.integrations.timm import network, preprocessed
-from swamp.training import Task, TensorData, isolated
+from swamp.training import Task, TensorData
+from swamp.training.rng import isolated
 
 if importlib.util.find_spec("timm") is None:
     pytest.skip("timm is not installed", allow_module_level=True)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from swamp.errors import SwampError
-from swamp.masks import ALLOCATIONS, Mask
-from swamp.masks.allocation import allocation_named, apportion
+from swamp.masks import Mask
+from swamp.masks.allocation import ALLOCATIONS, allocation_named, apportion
 
 
 def dense(**shapes: tuple[int, ...]) -> tuple[dict[str, Tensor], Mask]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from swamp.datasets import build_network
 from swamp.errors import SwampError
-from swamp.masks import Mask, Scope, prune_mask, structure_named
+from swamp.masks import Mask, Scope, prune_mask
+from swamp.masks.patterns import structure_named
 
 from .test_groups import dense, random_scores
 

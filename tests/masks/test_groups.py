@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from swamp.datasets import build_network
 from swamp.errors import SwampError
-from swamp.masks import Mask, NMPattern, Schedule, Scope, prune_mask, structure_named
+from swamp.masks import Mask, NMPattern, Schedule, Scope, prune_mask
+from swamp.masks.patterns import structure_named
 
 PATTERNS = [(2, 4), (1, 4), (4, 8)]
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from swamp.masks import Mask, head_densities
+from swamp.masks import Mask
+from swamp.masks.heads import head_densities
 from swamp.models.transformer import Attention
 
 

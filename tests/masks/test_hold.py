@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from swamp.errors import MaskError
-from swamp.masks import Mask, hold, hold_gradients, preserves_zeros
+from swamp.masks import Mask, hold, hold_gradients
+from swamp.masks.enforce import preserves_zeros
 
 from .held import FIRST_PRUNED, ONES, Sum, bits, slots, step
 

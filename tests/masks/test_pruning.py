@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from swamp.errors import SwampError
-from swamp.masks import Mask, empty_layer_warning, prune_mask, structure_named
-from swamp.masks.patterns import top_k
+from swamp.masks import Mask, prune_mask
+from swamp.masks.patterns import structure_named, top_k
+from swamp.masks.pruning import empty_layer_warning
 
 
 def full(**sizes: int) -> Mask:

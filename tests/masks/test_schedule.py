@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swamp.errors import SwampError
-from swamp.masks import Schedule, densities_by_fraction, densities_to, particles_for
-from swamp.masks.schedule import check_prune_fraction
+from swamp.masks import Schedule, densities_by_fraction, densities_to
+from swamp.masks.schedule import check_prune_fraction, particles_for
 
 
 @pytest.mark.parametrize(("prunings", "percent"), [(10, 89.3), (13, 94.5), (17, 97.7), (21, 99.1)])

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from swamp.report import Comparison, compare, read_run
+from swamp.report.comparison import Comparison, compare
+from swamp.report.run_records import read_run
 
 from .runs import cycle, write_run
 

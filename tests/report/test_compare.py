@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from swamp.errors import SwampError
-from swamp.report import RunRecord, compare, read_run
+from swamp.report.comparison import compare
+from swamp.report.run_records import RunRecord, read_run
 
 from .runs import cycle, write_run
 

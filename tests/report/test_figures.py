@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from swamp.errors import SwampError
-from swamp.report import SECTIONS, ReportData, compare, draw_comparison, draw_figure, read_run
+from swamp.report.comparison import compare
 from swamp.report.figure_description import (
     Axis,
     Bars,
@@ -22,10 +22,13 @@ from swamp.report.figure_description import (
     tables_of,
     ticks_of,
 )
+from swamp.report.figures import SECTIONS
 from swamp.report.figures.outcome import accuracy_figure
 from swamp.report.matplotlib_renderer import free_offset, legend_entries
 from swamp.report.plotly_renderer import plotly_json
-from swamp.report.report_data import highlighted
+from swamp.report.report_data import ReportData, highlighted
+from swamp.report.run_records import read_run
+from swamp.report.write import draw_comparison, draw_figure
 
 from .analysed import write_analysis
 from .comparisons import example

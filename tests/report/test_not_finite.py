@@ -14,7 +14,8 @@ from swamp.algorithms import Cycle
 from swamp.cli import main
 from swamp.cli.progress import LiveReporter
 from swamp.cli.study_progress import reached
-from swamp.report import compare, read_run
+from swamp.report.comparison import compare
+from swamp.report.run_records import read_run
 from swamp.training import Training
 
 from .runs import cycle, metrics, write_run

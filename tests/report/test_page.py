@@ -7,8 +7,9 @@ import re
 import pytest
 
 from swamp.errors import SwampError
-from swamp.report import SECTIONS, ReportData, render, write_report
-from swamp.report.page import render_waiting
+from swamp.report.figures import SECTIONS
+from swamp.report.page import render, render_waiting, write_report
+from swamp.report.report_data import ReportData
 from swamp.runs.directory import add_checksum
 
 from .analysed import records, write_analysis

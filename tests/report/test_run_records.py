@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from swamp.errors import SwampError
-from swamp.report import read_run
+from swamp.report.run_records import read_run
 
 from .runs import cycle, write_run
 

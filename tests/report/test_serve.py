@@ -5,7 +5,7 @@ import re
 import pytest
 
 from swamp.errors import SwampError
-from swamp.report import LivePage, PageServer
+from swamp.report.serve import LivePage, PageServer
 
 from .runs import cycle, write_run
 

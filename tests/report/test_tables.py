@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from swamp.report import Comparison, compare, print_comparison, read_run, write_comparison
-from swamp.report.comparison import At
+from swamp.report.comparison import At, Comparison, compare
+from swamp.report.run_records import read_run
+from swamp.report.tables import print_comparison
+from swamp.report.write import write_comparison
 
 from .comparisons import costly, example
 from .runs import cycle, write_run

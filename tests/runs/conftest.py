@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from swamp.algorithms import Plan
-from swamp.datasets import DataOptions
+from swamp.datasets.problem import DataOptions
 from swamp.files import load_tensors
-from swamp.runs import RunConfig, resume, start
+from swamp.runs.config import RunConfig
+from swamp.runs.execute import resume, start
 from swamp.runs.run_progress import NullReporter
 from swamp.training import Training
 

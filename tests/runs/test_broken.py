@@ -11,15 +11,20 @@ from threading import Event
 
 import pytest
 
-from swamp.algorithms import Plan, member_seed
+from swamp.algorithms import Plan
+from swamp.algorithms.ensembles import member_seed
 from swamp.backends import BACKENDS, Vmapped
 from swamp.cli import main
 from swamp.errors import Diverged, Interrupted
 from swamp.files import load_tensors
-from swamp.report import compare, read_run
-from swamp.runs import RunDirectory, execute, resume, start
+from swamp.report.comparison import compare
+from swamp.report.run_records import read_run
+from swamp.runs import execute
+from swamp.runs.directory import RunDirectory
+from swamp.runs.execute import resume, start
 from swamp.runs.trajectory import read_trajectory
-from swamp.training import Dynamic, Seed
+from swamp.training import Seed
+from swamp.training.mask_updates import Dynamic
 
 from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, kill_after, tiny
 

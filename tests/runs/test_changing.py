@@ -11,12 +11,14 @@ import torch
 from swamp.algorithms import METHODS, Plan
 from swamp.errors import CorruptFile, Interrupted
 from swamp.files import load_tensors
-from swamp.runs import RunConfig, checkpoints, open_run, resume, start
+from swamp.runs import checkpoints, open_run
 from swamp.runs.checkpoints import RunStore
+from swamp.runs.config import RunConfig
 from swamp.runs.directory import RunDirectory
+from swamp.runs.execute import resume, start
 from swamp.runs.run_progress import NullReporter
 from swamp.runs.snapshot_files import load_phase, save_phase
-from swamp.training import Dynamic
+from swamp.training.mask_updates import Dynamic
 
 from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, kill_after, tiny
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from swamp.algorithms import METHODS, Plan
 from swamp.errors import SwampError
 from swamp.recipes import DEFAULT, RECIPES, recipe_named
-from swamp.runs import RunConfig
+from swamp.runs.config import RunConfig
 from swamp.training import Training
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from swamp.algorithms import Plan
-from swamp.runs import RunConfig
+from swamp.runs.config import RunConfig
 
 from .conftest import assert_same_outcome, go, go_on, tiny
 

@@ -14,9 +14,11 @@ import pytest
 
 from swamp.backends import Ticket
 from swamp.errors import Diverged, Interrupted, SwampError
-from swamp.runs import RunConfig, RunDirectory, execute, open_run, read_particle, start
-from swamp.runs.directory import write_json
-from swamp.runs.read import write_config
+from swamp.runs import execute, open_run
+from swamp.runs.config import RunConfig
+from swamp.runs.directory import RunDirectory, write_json
+from swamp.runs.execute import start
+from swamp.runs.read import read_particle, write_config
 
 from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, tiny
 

@@ -13,7 +13,10 @@ from swamp.algorithms.evaluator import Evaluator
 from swamp.backends import Particle, threads
 from swamp.backends.sequential import ParticleJob
 from swamp.errors import Interrupted, SwampError
-from swamp.runs import RunDirectory, RunStore, checkpoints, open_run, resume, start
+from swamp.runs import checkpoints, open_run
+from swamp.runs.checkpoints import RunStore
+from swamp.runs.directory import RunDirectory
+from swamp.runs.execute import resume, start
 from swamp.runs.run_progress import NullReporter
 
 from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, kill_after, tiny

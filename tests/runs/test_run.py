@@ -12,9 +12,11 @@ from swamp.backends import Ticket
 from swamp.errors import Interrupted
 from swamp.files import load_tensors
 from swamp.masks import Mask
-from swamp.runs import RunConfig, RunDirectory, differences, open_run, prepare, start
-from swamp.runs.directory import write_json
+from swamp.runs import open_run
+from swamp.runs.config import RunConfig, differences
+from swamp.runs.directory import RunDirectory, write_json
 from swamp.runs.environment import environment
+from swamp.runs.execute import prepare, start
 from swamp.runs.run_progress import NullReporter
 from swamp.training import evaluate
 

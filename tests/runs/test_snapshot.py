@@ -3,12 +3,12 @@ from dataclasses import fields
 import pytest
 import torch
 
-from swamp.algorithms import Phase
+from swamp.algorithms.store import Phase
 from swamp.errors import CorruptFile
 from swamp.masks import Mask
-from swamp.runs import RunDirectory
+from swamp.runs.directory import RunDirectory
 from swamp.runs.snapshot_files import load_phase, load_snapshot, save_phase, save_snapshot
-from swamp.training import Snapshot
+from swamp.training.snapshot import Snapshot
 
 
 def snapshot_of(step: int) -> Snapshot:

@@ -7,7 +7,9 @@ import pytest
 from swamp.algorithms import Plan
 from swamp.errors import SwampError
 from swamp.recipes import STUDIES, configuration, recipe_named
-from swamp.runs import RunConfig, Study, StudyDirectory, differences
+from swamp.runs.config import RunConfig, differences
+from swamp.runs.study import Study
+from swamp.runs.study_queue import StudyDirectory
 
 
 def runs_of(path, text: str) -> dict[str, RunConfig]:

@@ -12,9 +12,10 @@ from threading import Event
 import pytest
 
 from swamp.errors import Interrupted
-from swamp.runs import RunConfig, RunDirectory, StudyDirectory, work
+from swamp.runs.config import RunConfig
+from swamp.runs.directory import RunDirectory
 from swamp.runs.run_progress import NullReporter
-from swamp.runs.study_queue import worker_name
+from swamp.runs.study_queue import StudyDirectory, work, worker_name
 
 from .conftest import StopAt, assert_same_outcome, go, in_child, tiny
 

@@ -7,11 +7,11 @@ import pytest
 
 from swamp.errors import CorruptFile, SwampError
 from swamp.files import load_tensors, save_tensors
-from swamp.report import read_run
+from swamp.report.run_records import read_run
 from swamp.runs import directory as directories
-from swamp.runs import open_run, read_cycle, read_particle, read_ticket
+from swamp.runs import open_run, read_cycle, read_ticket
 from swamp.runs.directory import FORMAT, PROVENANCE, write_json
-from swamp.runs.read import write_config
+from swamp.runs.read import read_particle, write_config
 
 from .conftest import go_on
 

@@ -3,9 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from swamp.runtime import Program, fold_batchnorm, trace
 from swamp.runtime.kernels import KernelConfig, KernelExecutor
-from swamp.training import Seed, isolated
+from swamp.runtime.program import Program
+from swamp.runtime.rewrite import fold_batchnorm
+from swamp.runtime.tracing import trace
+from swamp.training import Seed
+from swamp.training.rng import isolated
 
 
 def pruned_(model: nn.Module, sparsity: float, seed: int = 0) -> nn.Module:

@@ -16,8 +16,10 @@ import swamp
 from swamp.datasets import build_network
 from swamp.errors import SwampError
 from swamp.files import digest, load_tensors, save_tensors
-from swamp.runtime import DenseNetwork, bake_mask, fold_batchnorm, read, save, state_dict, trace
-from swamp.runtime.archive import _gaps, _positions
+from swamp.runtime.archive import _gaps, _positions, read, save, state_dict
+from swamp.runtime.program import DenseNetwork
+from swamp.runtime.rewrite import fold_batchnorm
+from swamp.runtime.tracing import bake_mask, trace
 
 from .networks import built, numbers
 

@@ -11,9 +11,10 @@ import torch
 import swamp
 from swamp.errors import SwampError
 from swamp.files import load_tensors
-from swamp.runtime import bake_mask, save, trace
+from swamp.runtime.archive import save
 from swamp.runtime.benchmark import benchmark, best_dense, measure_size
 from swamp.runtime.formats import WRITERS, read_csr
+from swamp.runtime.tracing import bake_mask, trace
 
 from .networks import built, images, numbers
 

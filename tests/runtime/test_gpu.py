@@ -6,7 +6,10 @@ from torch import nn
 
 from swamp.errors import SwampError
 from swamp.masks import Mask, Scope, prune_mask
-from swamp.runtime import GpuNetwork, bake_mask, gpu, load, save, trace
+from swamp.runtime import gpu, load
+from swamp.runtime.archive import save
+from swamp.runtime.gpu import GpuNetwork
+from swamp.runtime.tracing import bake_mask, trace
 
 CPU = torch.device("cpu")
 

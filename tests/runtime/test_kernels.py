@@ -10,12 +10,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from swamp.runtime import kernels, trace
+from swamp.runtime import kernels
 from swamp.runtime.arena import FIELDS
 from swamp.runtime.kernels import KernelConfig, KernelExecutor, kernel_library
 from swamp.runtime.lowering import lower
 from swamp.runtime.program import Node
 from swamp.runtime.regions import partition
+from swamp.runtime.tracing import trace
 
 from .networks import assert_same, built, numbers, run
 

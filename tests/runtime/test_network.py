@@ -9,7 +9,10 @@ from torch import nn
 from swamp.errors import MaskError, SwampError
 from swamp.files import digest
 from swamp.masks import Mask
-from swamp.runtime import SparseNetwork, bake_mask, fold_batchnorm, kernels, trace
+from swamp.runtime import kernels
+from swamp.runtime.network import SparseNetwork
+from swamp.runtime.rewrite import fold_batchnorm
+from swamp.runtime.tracing import bake_mask, trace
 
 from .networks import built, images, numbers
 

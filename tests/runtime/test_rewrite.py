@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from swamp.datasets import build_network
-from swamp.runtime import DenseNetwork, fold_batchnorm, remove_dead_units, trace
+from swamp.runtime.program import DenseNetwork
+from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
+from swamp.runtime.tracing import trace
 
 from .networks import built, numbers, run
 

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from swamp.datasets import build_network
 from swamp.masks import Mask
 from swamp.scores import ScoringContext
-from swamp.training import Seed, isolated
+from swamp.training import Seed
+from swamp.training.rng import isolated
 
 LOOKING = ("snip", "grasp", "taylor", "fisher")
 

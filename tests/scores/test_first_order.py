@@ -10,7 +10,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from swamp.masks import Mask
-from swamp.scores import fisher, snip, taylor
+from swamp.scores.fisher import fisher
+from swamp.scores.snip import snip
+from swamp.scores.taylor import taylor
 
 from .networks import (
     TWO,

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from swamp.errors import SwampError
 from swamp.masks import Mask
-from swamp.scores import grasp
+from swamp.scores.grasp import grasp
 
 from .networks import batches_of, context, examples, linear, network
 

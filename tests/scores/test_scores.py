@@ -4,7 +4,9 @@ from torch import nn
 
 from swamp.errors import SwampError
 from swamp.masks import Mask, prune_mask
-from swamp.scores import ScoringContext, magnitude, random, score_named
+from swamp.scores import ScoringContext, score_named
+from swamp.scores.magnitude import magnitude
+from swamp.scores.random import random
 
 
 @pytest.fixture

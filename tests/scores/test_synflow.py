@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from swamp.errors import SwampError
 from swamp.masks import Mask
-from swamp.scores import synflow
+from swamp.scores.synflow import synflow
 
 from .networks import context, examples, linear, network, weights_of
 

@@ -7,7 +7,8 @@ from torch import nn
 from swamp.backends import Sequential, Ticket, Vmapped
 from swamp.errors import SwampError
 from swamp.masks import Mask
-from swamp.training import Seed, Task, Training, fit
+from swamp.training import Seed, Task, Training
+from swamp.training.loop import fit
 
 SEED = Seed(0)
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from swamp.errors import SwampError
-from swamp.training import RunningMean, interpolate, mean
+from swamp.training import RunningMean
+from swamp.training.average import interpolate, mean
 
 
 def states(count: int, dtype: torch.dtype = torch.float64) -> list[dict[str, torch.Tensor]]:

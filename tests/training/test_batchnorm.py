@@ -5,15 +5,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from swamp.training import (
-    DatasetData,
-    TensorData,
-    as_data,
-    batchnorm_layers,
-    reset_statistics,
-    with_reestimated_batchnorm,
-)
-from swamp.training.batchnorm import frozen_statistics
+from swamp.training import TensorData, with_reestimated_batchnorm
+from swamp.training.batchnorm import batchnorm_layers, frozen_statistics
+from swamp.training.data import DatasetData
+from swamp.training.loop import reset_statistics
+from swamp.training.sources import as_data
 
 GENERATOR = torch.Generator().manual_seed(0)
 INPUTS = torch.randn(11, 3, generator=GENERATOR, dtype=torch.float64) * torch.tensor([1.0, 5.0, 0.1]) + 4

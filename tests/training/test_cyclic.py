@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from swamp.errors import SwampError
-from swamp.training import Seed, Training, copied, fit, mean
+from swamp.training import Seed, Training
+from swamp.training.average import copied, mean
+from swamp.training.loop import fit
 
 HALF = math.sqrt(0.5)
 

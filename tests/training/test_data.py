@@ -17,8 +17,9 @@ from torch.utils.data import (
 )
 
 from swamp.errors import SwampError
-from swamp.training import DatasetData, Seed, TensorData, as_data
-from swamp.training.data import BatchList, as_batch, batch_to
+from swamp.training import Seed, TensorData
+from swamp.training.data import BatchList, DatasetData, as_batch, batch_to
+from swamp.training.sources import as_data
 
 INPUTS = torch.arange(20.0).view(10, 2)
 TARGETS = torch.arange(10)

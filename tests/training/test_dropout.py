@@ -5,8 +5,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from swamp.training import Seed, Task, Training, fit, isolated, uses_global_rng
-from swamp.training.dropout import DropoutMode, multipliers_from
+from swamp.training import Seed, Task, Training
+from swamp.training.dropout import DropoutMode, multipliers_from, uses_global_rng
+from swamp.training.loop import fit
+from swamp.training.rng import isolated
 
 
 class Attention(nn.Module):

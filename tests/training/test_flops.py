@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from swamp.masks import Mask
 from swamp.models.networks import resnet
-from swamp.training import FlopCounter, Task, Training
+from swamp.training import Task, Training
+from swamp.training.flops import FlopCounter
 
 
 def of(model: nn.Module, *shape: int, examples: int = 3) -> FlopCounter:

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from swamp.errors import Diverged, Interrupted, SwampError
 from swamp.masks import Mask
-from swamp.training import Seed, Task, TensorData, Training, copied, fit, mean
+from swamp.training import Seed, Task, TensorData, Training
+from swamp.training.average import copied, mean
+from swamp.training.loop import fit
 from swamp.training.rng import permutation
 
 PLAIN = Training(epochs=3, batch_size=6, lr=0.1, swa_fraction=0, swa=False)

@@ -10,18 +10,11 @@ from torch import nn
 
 from swamp import SwampError
 from swamp.masks import Mask
-from swamp.training import (
-    Dynamic,
-    Snapshot,
-    Training,
-    dense_gradients,
-    density_at,
-    drop_and_grow,
-    fit,
-    masked_snapshot,
-    prune_to_budget,
-)
+from swamp.training import Training
+from swamp.training.loop import fit
+from swamp.training.mask_updates import Dynamic, dense_gradients, density_at, drop_and_grow, prune_to_budget
 from swamp.training.rng import Seed
+from swamp.training.snapshot import Snapshot, masked_snapshot
 
 
 def mask_of(*bits: int) -> Mask:

@@ -6,8 +6,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from swamp.training import Seed, Task, TensorData, Training, fit, to_fastest_memory_format
-from swamp.training.memory_format import to_memory_format_of
+from swamp.training import Seed, Task, TensorData, Training
+from swamp.training.loop import fit
+from swamp.training.memory_format import to_fastest_memory_format, to_memory_format_of
 
 
 def network() -> nn.Module:

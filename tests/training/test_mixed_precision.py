@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from swamp.training import Seed, Task, Training, fit
+from swamp.training import Seed, Task, Training
+from swamp.training.loop import fit
 from swamp.training.mixed_precision import Autocast
 
 

@@ -10,8 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import swamp
-from swamp.training import RunningMean, Task, TensorData, TokenData, Training, drop_and_grow, fit, require_finite_start
-from swamp.training.mask_updates import prune_to_budget
+from swamp.training import RunningMean, Task, TensorData, TokenData, Training
+from swamp.training.loop import fit
+from swamp.training.mask_updates import drop_and_grow, prune_to_budget
+from swamp.training.nan_checks import require_finite_start
 
 
 def spoilt(tensor: torch.Tensor, row: int, value: float = math.nan) -> torch.Tensor:

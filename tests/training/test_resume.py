@@ -11,8 +11,11 @@ from torch.utils.data import Dataset
 
 from swamp.errors import SwampError
 from swamp.masks import Mask
-from swamp.training import DatasetData, Fit, Seed, Snapshot, Task, Training, copied, fit
-from swamp.training.snapshot import load_optimizer, optimizer_tensors
+from swamp.training import Seed, Task, Training
+from swamp.training.average import copied
+from swamp.training.data import DatasetData
+from swamp.training.loop import Fit, fit
+from swamp.training.snapshot import Snapshot, load_optimizer, optimizer_tensors
 
 SEED = Seed(4).at("cycle", 2, "particle", 1)
 TRAINING = Training(epochs=4, batch_size=6, lr=0.05, warmup=0.5, swa_fraction=0.5)

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from swamp.training import Training, norm_change, retraining
+from swamp.training import Training
+from swamp.training.retrain import norm_change, retraining
 
 TRAINING = Training(epochs=10, lr=0.4, swa_fraction=0, schedule="linear", warmup=2)
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swamp.training import Seed, isolated
-from swamp.training.rng import permutation
+from swamp.training import Seed
+from swamp.training.rng import isolated, permutation
 
 
 def test_a_seed_is_the_hash_of_its_root_and_path():

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from swamp.masks import Mask, hold
-from swamp.training import Seed, Snapshot, Training, copied, fit
+from swamp.training import Seed, Training
+from swamp.training.average import copied
+from swamp.training.loop import fit
 from swamp.training.sam import perturbed, second_gradient
+from swamp.training.snapshot import Snapshot
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 Y = torch.tensor([0, 1, 2, 0, 1, 2])

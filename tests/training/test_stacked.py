@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from swamp.training import BatchList, Data, Seed, TensorData, gather_rows, stacked_batches
+from swamp.training import Seed, TensorData
+from swamp.training.data import BatchList, Data
+from swamp.training.stacked import gather_rows, stacked_batches
 
 CPU = torch.device("cpu")
 TENSORS = TensorData(torch.arange(22.0).view(11, 2), torch.arange(11))

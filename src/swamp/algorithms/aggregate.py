@@ -9,9 +9,11 @@ from swamp.algorithms.evaluator import Evaluator
 from swamp.algorithms.method import Method
 from swamp.algorithms.particles import Trained
 from swamp.algorithms.plan import Plan
-from swamp.backends import Particle, mean_of, require_unbroken
+from swamp.backends import Particle
+from swamp.backends.particle import mean_of, require_unbroken
 from swamp.masks import Mask
-from swamp.training import State, mean, prune_to_budget
+from swamp.training.average import State, mean
+from swamp.training.mask_updates import prune_to_budget
 
 
 class Average(NamedTuple):

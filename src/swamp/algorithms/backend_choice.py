@@ -6,9 +6,11 @@ from torch import nn
 
 from swamp.algorithms.plan import Plan
 from swamp.algorithms.store import Store
-from swamp.backends import Autotune, Backend, Choice, backend_named
+from swamp.backends import Autotune, Backend, backend_named
+from swamp.backends.autotune import Choice
 from swamp.errors import SwampError
-from swamp.training import Task, Training, build_optimizer
+from swamp.training import Task, Training
+from swamp.training.optimizers import build_optimizer
 
 
 def backend_of(

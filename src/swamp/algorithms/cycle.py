@@ -8,7 +8,7 @@ from typing import Any
 
 from swamp.errors import SwampError
 from swamp.masks import Mask
-from swamp.training import State
+from swamp.training.average import State
 
 Metrics = dict[str, float]
 

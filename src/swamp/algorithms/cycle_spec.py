@@ -6,7 +6,8 @@ from swamp.algorithms.cycle import Cost, Cycle
 from swamp.algorithms.setup import Setup
 from swamp.backends import Ticket
 from swamp.masks import Mask
-from swamp.training import Training, norm_change, retraining
+from swamp.training import Training
+from swamp.training.retrain import norm_change, retraining
 
 
 @dataclass(frozen=True, eq=False)

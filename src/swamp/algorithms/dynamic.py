@@ -12,20 +12,14 @@ from swamp.algorithms.divergence import reduced_lr, restart_seed
 from swamp.algorithms.particles import Trained
 from swamp.algorithms.setup import Setup
 from swamp.algorithms.store import Phase
-from swamp.backends import ForwardingProgress, Particle, Progress
+from swamp.backends import Particle, Progress
+from swamp.backends.base import ForwardingProgress
 from swamp.errors import Diverged, Interrupted
 from swamp.masks import Mask, prune_mask
-from swamp.training import (
-    RunningMean,
-    Seed,
-    Snapshot,
-    State,
-    dense_gradients,
-    density_at,
-    drop_and_grow,
-    masked_snapshot,
-    mean,
-)
+from swamp.training import RunningMean, Seed
+from swamp.training.average import State, mean
+from swamp.training.mask_updates import dense_gradients, density_at, drop_and_grow
+from swamp.training.snapshot import Snapshot, masked_snapshot
 
 
 def train_dynamic(setup: Setup, index: int, spec: CycleSpec) -> Trained:

@@ -12,7 +12,9 @@ from swamp.algorithms.loop import cycles
 from swamp.algorithms.plan import Plan
 from swamp.algorithms.store import NoStore, Store
 from swamp.backends import Backend
-from swamp.training import Data, Seed, State, Task, Training, predict
+from swamp.training import Seed, Task, Training, predict
+from swamp.training.average import State
+from swamp.training.data import Data
 
 MEMBER_METHOD = "imp"
 

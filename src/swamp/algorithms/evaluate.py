@@ -17,8 +17,11 @@ from swamp.algorithms.evaluator import Evaluation, Evaluator
 from swamp.algorithms.particles import Trained
 from swamp.algorithms.setup import Setup
 from swamp.backends import Particle
-from swamp.masks import Mask, empty_layer_warning, head_densities
-from swamp.training import State, batchnorm_layers, interpolate
+from swamp.masks import Mask
+from swamp.masks.heads import head_densities
+from swamp.masks.pruning import empty_layer_warning
+from swamp.training.average import State, interpolate
+from swamp.training.batchnorm import batchnorm_layers
 
 _BARRIER_BN_EXAMPLES = 2048
 """Training examples for the BatchNorm statistics of each point of a barrier."""

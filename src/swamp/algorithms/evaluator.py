@@ -12,20 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from swamp.algorithms.cycle import Metrics, SplitMetrics
-from swamp.backends import cores
+from swamp.backends.threads import cores
 from swamp.masks import Mask
-from swamp.training import (
-    BatchList,
-    State,
-    Task,
-    TensorData,
-    TokenData,
-    copied,
-    evaluate,
-    predict,
-    to_fastest_memory_format,
-    with_reestimated_batchnorm,
-)
+from swamp.training import Task, TensorData, TokenData, evaluate, predict, with_reestimated_batchnorm
+from swamp.training.average import State, copied
+from swamp.training.data import BatchList
+from swamp.training.memory_format import to_fastest_memory_format
 from swamp.training.options import Precision
 
 _T = TypeVar("_T")

@@ -19,7 +19,8 @@ from swamp.algorithms.store import NoStore, Store
 from swamp.backends import Backend, Ticket
 from swamp.errors import Diverged, SwampError
 from swamp.masks import Mask
-from swamp.training import Task, Training, require_finite_given
+from swamp.training import Task, Training
+from swamp.training.nan_checks import require_finite_given
 
 
 def cycles(

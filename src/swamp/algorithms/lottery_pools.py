@@ -9,7 +9,8 @@ from swamp.algorithms.evaluator import Evaluation, Evaluator
 from swamp.algorithms.plan import Plan
 from swamp.algorithms.store import Store
 from swamp.masks import Mask
-from swamp.training import State, interpolate, prune_to_budget
+from swamp.training.average import State, interpolate
+from swamp.training.mask_updates import prune_to_budget
 
 REACH = 2
 """Neighbours on either side that are tried, nearest first."""

@@ -4,7 +4,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from swamp.errors import SwampError
-from swamp.training import Retraining, Sharpness, Training
+from swamp.training import Training
+from swamp.training.options import Sharpness
+from swamp.training.retrain import Retraining
 
 RADII: dict[Sharpness, float] = {"sam": 0.05, "asam": 0.5, "s2-sam": 0.05}
 """Default radius of each kind of SAM, from Foret et al. 2021 and the code of Kwon et al. 2021."""

@@ -7,11 +7,15 @@ import torch
 from torch import nn
 
 from swamp.algorithms.plan import Plan
-from swamp.masks import Mask, empty_layer_warning, prune_mask
+from swamp.masks import Mask, prune_mask
+from swamp.masks.pruning import empty_layer_warning
 from swamp.scores import ScoringContext, score_named
 from swamp.scores.grasp import PER_CLASS
-from swamp.training import FlopCounter, Seed, State, Task, batch_to, isolated
-from swamp.training.data import Batch
+from swamp.training import Seed, Task
+from swamp.training.average import State
+from swamp.training.data import Batch, batch_to
+from swamp.training.flops import FlopCounter
+from swamp.training.rng import isolated
 
 _PASSES = {"snip": 1, "taylor": 1, "fisher": 1, "grasp": 3, "synflow": 1}
 """Gradients that a score takes of every example; GraSP's Hessian-vector product counts as two."""

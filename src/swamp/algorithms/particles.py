@@ -7,10 +7,12 @@ from typing import NamedTuple
 from swamp.algorithms.cycle_spec import CycleSpec
 from swamp.algorithms.divergence import DivergencePolicy, reduced_lr, restart_seed
 from swamp.algorithms.setup import Setup
-from swamp.backends import ForwardingProgress, Particle, Progress, Ticket
+from swamp.backends import Particle, Progress, Ticket
+from swamp.backends.base import ForwardingProgress
 from swamp.errors import Diverged, SwampError
 from swamp.masks import Mask
-from swamp.training import Seed, State, Training
+from swamp.training import Seed, Training
+from swamp.training.average import State
 
 
 @dataclass(frozen=True, eq=False)

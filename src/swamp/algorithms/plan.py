@@ -7,18 +7,12 @@ from swamp.algorithms.method import Method
 from swamp.algorithms.registry import method_named
 from swamp.errors import SwampError, unknown
 from swamp.fields import check_fields, html_table, short_repr
-from swamp.masks import (
-    MAX_CYCLES,
-    NMPattern,
-    Schedule,
-    Scope,
-    densities_by_fraction,
-    densities_to,
-    particles_for,
-    structure_named,
-)
+from swamp.masks import NMPattern, Schedule, Scope, densities_by_fraction, densities_to
+from swamp.masks.patterns import structure_named
+from swamp.masks.schedule import MAX_CYCLES, particles_for
 from swamp.scores import score_named
-from swamp.training import Dynamic, Retraining
+from swamp.training.mask_updates import Dynamic
+from swamp.training.retrain import Retraining
 
 OnDivergence = Literal["stop", "restart", "drop"]
 

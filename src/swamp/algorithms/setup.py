@@ -11,16 +11,13 @@ from swamp.algorithms.plan import Plan
 from swamp.algorithms.store import Store
 from swamp.backends import Backend, Ticket
 from swamp.errors import SwampError
-from swamp.masks import Mask, structure_named
-from swamp.training import (
-    FlopCounter,
-    Seed,
-    Task,
-    Training,
-    require_finite_start,
-    retraining,
-    to_fastest_memory_format,
-)
+from swamp.masks import Mask
+from swamp.masks.patterns import structure_named
+from swamp.training import Seed, Task, Training
+from swamp.training.flops import FlopCounter
+from swamp.training.memory_format import to_fastest_memory_format
+from swamp.training.nan_checks import require_finite_start
+from swamp.training.retrain import retraining
 
 
 class Setup:

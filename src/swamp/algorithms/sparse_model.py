@@ -16,7 +16,8 @@ from swamp.backends import Backend, Ticket
 from swamp.errors import SwampError
 from swamp.files import save_tensors
 from swamp.masks import Mask
-from swamp.training import Dynamic, Task, Training
+from swamp.training import Task, Training
+from swamp.training.mask_updates import Dynamic
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from swamp.algorithms.cycle import Cycle, Divergence
-from swamp.backends import Choice, Particle, Progress, Ticket
+from swamp.backends import Particle, Progress, Ticket
+from swamp.backends.autotune import Choice
 from swamp.masks import Mask
-from swamp.training import Snapshot, State
+from swamp.training.average import State
+from swamp.training.snapshot import Snapshot
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,17 +11,24 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from swamp.algorithms import backend_of
+from swamp.algorithms.backend_choice import backend_of
 from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, Record
 from swamp.analysis.barriers import evaluate_segment
 from swamp.analysis.hull import gain_of_mean, size_of
 from swamp.analysis.point_evaluator import PointEvaluator
 from swamp.analysis.run_data import RunData
-from swamp.backends import Backend, Choice, Particle, Ticket
+from swamp.backends import Backend, Particle, Ticket
+from swamp.backends.autotune import Choice
 from swamp.errors import SwampError
-from swamp.runs import Reporter, RunDirectory, RunStore, executing
-from swamp.training import BatchList, Seed, State, TensorData, Training, isolated, mean
+from swamp.runs.checkpoints import RunStore
+from swamp.runs.directory import RunDirectory
+from swamp.runs.execute import executing
+from swamp.runs.run_progress import Reporter
+from swamp.training import Seed, TensorData, Training
+from swamp.training.average import State, mean
+from swamp.training.data import BatchList
 from swamp.training.dropout import has_random_forward
+from swamp.training.rng import isolated
 
 FACTORS = {
     "none": "nothing: two copies that must end with equal weights, the control for all others",

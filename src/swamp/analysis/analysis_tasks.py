@@ -9,8 +9,7 @@ from typing import Any
 from swamp.analysis.run_data import RunData
 from swamp.errors import CorruptFile
 from swamp.files import one_at_a_time, parse_json, remove_unfinished, write_atomic
-from swamp.runs import RunDirectory
-from swamp.runs.directory import add_checksum, replace_nonfinite
+from swamp.runs.directory import RunDirectory, add_checksum, replace_nonfinite
 
 ANALYSIS_FILE = "analysis.jsonl"
 

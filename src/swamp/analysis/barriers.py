@@ -15,7 +15,9 @@ from swamp.analysis.run_data import RunData
 from swamp.analysis.weight_space import LinearCombination
 from swamp.backends import Particle
 from swamp.errors import SwampError, shortened
-from swamp.training import Data, State, Task
+from swamp.training import Task
+from swamp.training.average import State
+from swamp.training.data import Data
 
 MAX_PARTICLES_FOR_ALL_PAIRS = 4
 """With more particles, only the barrier between the first two is measured."""

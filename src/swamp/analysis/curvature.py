@@ -14,7 +14,8 @@ from swamp.analysis.hessian_trace import Trace, hutchinson, random_signs
 from swamp.analysis.run_data import RunData
 from swamp.analysis.spectrum import Eigenvalue, SpectralDensity, lanczos, spectral_density, top_eigenvalues
 from swamp.masks import Mask
-from swamp.training import Seed, State, Task
+from swamp.training import Seed, Task
+from swamp.training.average import State
 
 
 @dataclass(frozen=True)

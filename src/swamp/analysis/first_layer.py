@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from swamp.analysis.weight_space import LinearCombination
 from swamp.backends.vmapped_step import Network
-from swamp.training import State
+from swamp.training.average import State
 
 MODEL_PREFIX = "model."
 """Prefix of the model's parameter names in a `Network`."""

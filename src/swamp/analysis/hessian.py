@@ -12,8 +12,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from swamp.analysis.run_data import first_examples
 from swamp.errors import SwampError, shortened
 from swamp.masks import Mask
-from swamp.training import Seed, State, Task, batch_to, isolated, reestimate_batchnorm, to_fastest_memory_format
-from swamp.training.memory_format import to_memory_format_of
+from swamp.training import Seed, Task
+from swamp.training.average import State
+from swamp.training.batchnorm import reestimate_batchnorm
+from swamp.training.data import batch_to
+from swamp.training.memory_format import to_fastest_memory_format, to_memory_format_of
+from swamp.training.rng import isolated
 
 Product = Callable[[Tensor], Tensor]
 """A symmetric matrix A as a function (count, n) -> (count, n) in float64: each row v becomes A v."""

@@ -25,8 +25,9 @@ from swamp.analysis.weight_space import (
 from swamp.backends import Particle
 from swamp.files import digest
 from swamp.masks import Mask
-from swamp.training import BatchList, Data, Seed, State
-from swamp.training.data import Batch, rows_of
+from swamp.training import Seed
+from swamp.training.average import State
+from swamp.training.data import Batch, BatchList, Data, rows_of
 from swamp.training.metrics import spearman
 
 SAMPLES = 20

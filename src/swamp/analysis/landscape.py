@@ -13,7 +13,8 @@ from swamp.analysis.point_evaluator import PointEvaluator
 from swamp.analysis.run_data import RunData
 from swamp.analysis.weight_space import LinearCombination, ParameterSpace, euclidean_norm, masked_weights
 from swamp.errors import SwampError
-from swamp.training import Seed, State
+from swamp.training import Seed
+from swamp.training.average import State
 
 GRID_SIZE = 13
 """Grid points along each axis."""

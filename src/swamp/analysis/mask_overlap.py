@@ -13,7 +13,7 @@ from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, Record
 from swamp.analysis.mask_training import MaskSource
 from swamp.analysis.run_data import RunData
 from swamp.masks import Mask
-from swamp.training import State
+from swamp.training.average import State
 from swamp.training.metrics import spearman
 
 

@@ -7,25 +7,19 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from swamp.algorithms import train_on
+from swamp.algorithms.loop import train_on
 from swamp.analysis.run_data import open_with_cycles
-from swamp.backends import Choice
+from swamp.backends.autotune import Choice
 from swamp.errors import SwampError
 from swamp.masks import Mask
-from swamp.runs import (
-    Reporter,
-    RunConfig,
-    RunDirectory,
-    RunStore,
-    differences,
-    executing,
-    prepare,
-    read_mask,
-    read_record,
-    read_ticket,
-    read_weights,
-)
-from swamp.training import State
+from swamp.runs import read_mask, read_record, read_ticket
+from swamp.runs.checkpoints import RunStore
+from swamp.runs.config import RunConfig, differences
+from swamp.runs.directory import RunDirectory
+from swamp.runs.execute import executing, prepare
+from swamp.runs.read import read_weights
+from swamp.runs.run_progress import Reporter
+from swamp.training.average import State
 
 TOLERANCE = 0.005
 """Relative difference up to which two densities count as equal."""

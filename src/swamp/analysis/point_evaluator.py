@@ -17,16 +17,11 @@ from torch.func import (
 from swamp.analysis.first_layer import MODEL_PREFIX, FirstLayer
 from swamp.analysis.weight_space import LinearCombination
 from swamp.backends.vmapped_step import Network
-from swamp.training import (
-    Data,
-    State,
-    Task,
-    batch_to,
-    batchnorm_layers,
-    predict,
-    reestimate_batchnorm,
-    to_fastest_memory_format,
-)
+from swamp.training import Task, predict
+from swamp.training.average import State
+from swamp.training.batchnorm import batchnorm_layers, reestimate_batchnorm
+from swamp.training.data import Data, batch_to
+from swamp.training.memory_format import to_fastest_memory_format
 
 Point = State | LinearCombination
 """Weights, or a linear combination of networks that is computed when it is evaluated."""

@@ -14,9 +14,11 @@ from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, Record
 from swamp.analysis.run_data import RunData, first_examples
 from swamp.analysis.weight_space import to_list
 from swamp.errors import unknown
-from swamp.runs import read_weights
-from swamp.training import BatchList, Data, Seed, State, Task, predict, reestimate_batchnorm
-from swamp.training.data import Batch
+from swamp.runs.read import read_weights
+from swamp.training import Seed, Task, predict
+from swamp.training.average import State
+from swamp.training.batchnorm import reestimate_batchnorm
+from swamp.training.data import Batch, BatchList, Data
 from swamp.training.task import accuracy, ece, mean_probability, nll
 
 CORRUPTIONS: Mapping[str, tuple[float, ...]] = {

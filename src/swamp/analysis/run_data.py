@@ -11,18 +11,13 @@ from torch import nn
 from swamp.algorithms import Cycle
 from swamp.backends import Particle, Ticket
 from swamp.errors import CorruptFile, SwampError
-from swamp.runs import (
-    RunConfig,
-    RunDirectory,
-    open_run,
-    prepare,
-    read_cycle,
-    read_particle,
-    read_record,
-    read_ticket,
-)
-from swamp.training import Data, Task
-from swamp.training.data import Batch, rows_of
+from swamp.runs import open_run, read_cycle, read_record, read_ticket
+from swamp.runs.config import RunConfig
+from swamp.runs.directory import RunDirectory
+from swamp.runs.execute import prepare
+from swamp.runs.read import read_particle
+from swamp.training import Task
+from swamp.training.data import Batch, Data, rows_of
 
 
 @dataclass(frozen=True, eq=False)

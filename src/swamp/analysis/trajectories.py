@@ -15,8 +15,8 @@ from swamp.analysis.point_evaluator import PointEvaluator
 from swamp.analysis.run_data import RunData
 from swamp.analysis.weight_space import ParameterSpace, euclidean_norm, masked_weights
 from swamp.errors import SwampError
-from swamp.runs import read_trajectory
-from swamp.training import State
+from swamp.runs.trajectory import read_trajectory
+from swamp.training.average import State
 
 STABLE = 0.02
 """Error barrier below which two models count as connected: 2 points (Frankle et al. 2020)."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from swamp.errors import SwampError
-from swamp.training import State
+from swamp.training.average import State
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,9 @@ from swamp.backends.ticket import Ticket
 from swamp.backends.vmapped import MultiStream, Vmapped
 from swamp.errors import Diverged, Interrupted, SwampError, unknown
 from swamp.masks import Mask
-from swamp.training import OptimizerFactory, Seed, Snapshot, Task, Training
+from swamp.training import Seed, Task, Training
+from swamp.training.optimizers import OptimizerFactory
+from swamp.training.snapshot import Snapshot
 
 FEW_STEPS = 100
 """Optimizer steps of all particles in a run, below which nothing is timed."""

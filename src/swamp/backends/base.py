@@ -7,7 +7,8 @@ from swamp.backends.particle import Particle
 from swamp.backends.ticket import Ticket
 from swamp.errors import Diverged
 from swamp.masks import Mask
-from swamp.training import Seed, Snapshot, Training
+from swamp.training import Seed, Training
+from swamp.training.snapshot import Snapshot
 
 
 class Progress:

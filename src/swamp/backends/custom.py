@@ -13,17 +13,12 @@ from swamp.backends.sequential import ParticleJob
 from swamp.backends.ticket import Ticket
 from swamp.errors import Diverged, SwampError
 from swamp.masks import Mask
-from swamp.training import (
-    Fit,
-    RunningMean,
-    Seed,
-    Snapshot,
-    Task,
-    Training,
-    copied,
-    isolated,
-    require_finite_weights,
-)
+from swamp.training import RunningMean, Seed, Task, Training
+from swamp.training.average import copied
+from swamp.training.loop import Fit
+from swamp.training.nan_checks import require_finite_weights
+from swamp.training.rng import isolated
+from swamp.training.snapshot import Snapshot
 
 
 @dataclass(eq=False)

@@ -20,8 +20,8 @@ from swamp.backends.base import ForwardingProgress, Progress
 from swamp.backends.particle import Particle
 from swamp.errors import Diverged, Interrupted, SwampError
 from swamp.files import digest
-from swamp.masks import is_sharded
-from swamp.training import Snapshot
+from swamp.masks.dtensor import is_sharded
+from swamp.training.snapshot import Snapshot
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _STEPS_PER_READ = 16
@@ -29,7 +29,7 @@ _STEPS_PER_READ = 16
 
 
 class DataParallel:
-    """The `swamp.training.Shard` of this process in a device mesh.
+    """The `Shard` of this process in a device mesh.
 
     Args:
         mesh: device mesh with a dimension "data"; the processes along it train one particle.

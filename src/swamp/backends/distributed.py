@@ -25,7 +25,9 @@ from swamp.backends.particle import Particle
 from swamp.backends.ticket import Ticket
 from swamp.errors import CorruptFile, Diverged, Interrupted, SwampError
 from swamp.masks import Mask
-from swamp.training import Seed, Shard, Snapshot, Training
+from swamp.training import Seed, Training
+from swamp.training.shard import Shard
+from swamp.training.snapshot import Snapshot
 
 _RELAY_SECONDS = 0.25
 _NO_SHARED_FOLDER = "Put the run directory on a file system that all hosts share."

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from swamp.errors import CorruptFile, SwampError
 from swamp.files import load_tensors, require_format, save_tensors
-from swamp.training import State, mean
+from swamp.training.average import State, mean
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,17 +12,11 @@ from swamp.backends.particle import Particle
 from swamp.backends.ticket import Ticket
 from swamp.errors import Diverged, SwampError
 from swamp.masks import Mask
-from swamp.training import (
-    Fit,
-    OptimizerFactory,
-    Seed,
-    Shard,
-    Task,
-    Training,
-    fit,
-    require_finite_weights,
-    reset_statistics,
-)
+from swamp.training import Seed, Task, Training
+from swamp.training.loop import Fit, fit, reset_statistics
+from swamp.training.nan_checks import require_finite_weights
+from swamp.training.optimizers import OptimizerFactory
+from swamp.training.shard import Shard
 
 
 class Sequential:

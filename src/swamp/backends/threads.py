@@ -17,17 +17,11 @@ from swamp.backends.sequential import ParticleJob, Sequential
 from swamp.backends.ticket import Ticket
 from swamp.errors import Diverged
 from swamp.masks import Mask
-from swamp.training import (
-    BatchList,
-    OptimizerFactory,
-    Seed,
-    Snapshot,
-    Task,
-    TensorData,
-    TokenData,
-    Training,
-    uses_global_rng,
-)
+from swamp.training import Seed, Task, TensorData, TokenData, Training
+from swamp.training.data import BatchList
+from swamp.training.dropout import uses_global_rng
+from swamp.training.optimizers import OptimizerFactory
+from swamp.training.snapshot import Snapshot
 
 _BINDING = ("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from swamp.errors import CorruptFile
 from swamp.files import digest, load_tensors, require_format, save_tensors
-from swamp.training import copied
+from swamp.training.average import copied
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,21 +19,14 @@ from swamp.backends.vmapped_state import VmappedState
 from swamp.backends.vmapped_step import VmappedStep
 from swamp.errors import Diverged
 from swamp.masks import Mask
-from swamp.training import (
-    BatchList,
-    Data,
-    OptimizerFactory,
-    Seed,
-    Snapshot,
-    Task,
-    TokenData,
-    Training,
-    as_batch,
-    copied,
-    stacked_batches,
-    train_loop,
-    uses_global_rng,
-)
+from swamp.training import Seed, Task, TokenData, Training
+from swamp.training.average import copied
+from swamp.training.data import BatchList, Data, as_batch
+from swamp.training.dropout import uses_global_rng
+from swamp.training.loop import train_loop
+from swamp.training.optimizers import OptimizerFactory
+from swamp.training.snapshot import Snapshot
+from swamp.training.stacked import stacked_batches
 
 _Member = tuple[int, Seed]
 """A particle's index and seed."""

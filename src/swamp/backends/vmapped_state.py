@@ -14,22 +14,14 @@ from swamp.backends.functional_optimizer import FunctionalOptimizer, is_elementw
 from swamp.backends.sequential import ParticleJob
 from swamp.backends.vmapped_step import Tensors, VmappedStep
 from swamp.errors import Diverged, Interrupted
-from swamp.training import (
-    Batch,
-    Fit,
-    RunningMean,
-    Seed,
-    Snapshot,
-    State,
-    build_optimizer,
-    copied,
-    gather_rows,
-    require_finite,
-    require_finite_memory,
-    require_finite_weights,
-    stacked_batches,
-)
-from swamp.training.snapshot import load_optimizer, optimizer_tensors
+from swamp.training import RunningMean, Seed
+from swamp.training.average import State, copied
+from swamp.training.data import Batch
+from swamp.training.loop import Fit
+from swamp.training.nan_checks import require_finite, require_finite_memory, require_finite_weights
+from swamp.training.optimizers import build_optimizer
+from swamp.training.snapshot import Snapshot, load_optimizer, optimizer_tensors
+from swamp.training.stacked import gather_rows, stacked_batches
 
 
 class VmappedState:

@@ -12,10 +12,12 @@ from torch.utils._pytree import tree_map
 
 from swamp.backends.compiled import Compiled
 from swamp.backends.functional_optimizer import Update
-from swamp.training import Task, Training, gather_rows, smoothed
+from swamp.training import Task, Training
 from swamp.training.data import rows_of
 from swamp.training.dropout import DropoutMode, to_multiplier
+from swamp.training.loop import smoothed
 from swamp.training.sam import ascent
+from swamp.training.stacked import gather_rows
 
 Tensors = dict[str, Tensor]
 

@@ -8,8 +8,6 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["leaving_at_once", "main"]
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the arguments name (default: those of the process).

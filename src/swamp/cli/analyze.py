@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from swamp.analysis import ANALYSES, AnalysisSettings, AnalysisTask, RunData, analyze, read_analysis
+from swamp.analysis import ANALYSES
+from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, analyze, read_analysis
+from swamp.analysis.run_data import RunData
 from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
 from swamp.errors import Interrupted, SwampError, unknown
 

@@ -9,7 +9,9 @@ import tyro
 
 from swamp.cli.session import Out, parse, print_json
 from swamp.errors import SwampError
-from swamp.runs import BESIDE_RUNS, RunDirectory, StudyDirectory, is_study
+from swamp.runs.directory import RunDirectory
+from swamp.runs.study import BESIDE_RUNS
+from swamp.runs.study_queue import StudyDirectory, is_study
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,10 @@ class CompareArgs:
 def compare_command(arguments: Sequence[str]) -> None:
     """swamp compare RUN..."""
     given = parse(CompareArgs, "swamp compare", arguments)
-    from swamp.report import compare, print_comparison, read_run, write_comparison
+    from swamp.report.comparison import compare
+    from swamp.report.run_records import read_run
+    from swamp.report.tables import print_comparison
+    from swamp.report.write import write_comparison
 
     if not given.runs:
         raise SwampError("no run was given. Name run directories, e.g.: swamp compare runs/*")

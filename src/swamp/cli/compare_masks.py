@@ -7,8 +7,9 @@ from pathlib import Path
 
 import tyro
 
-from swamp.algorithms import method_named
-from swamp.analysis import MaskSource, compare_masks, shared_densities
+from swamp.algorithms.registry import method_named
+from swamp.analysis import compare_masks
+from swamp.analysis.mask_training import MaskSource, shared_densities
 from swamp.cli.compare import runs_of
 from swamp.cli.session import Out, parse, print_json
 from swamp.errors import SwampError
@@ -39,7 +40,10 @@ def masks_command(arguments: Sequence[str]) -> None:
     given = parse(MasksArgs, "swamp masks", arguments)
     if not given.runs:
         raise SwampError("no run was given. Give two or more, e.g.: swamp masks runs/imp-0 runs/swamp-0")
-    from swamp.report import MaskOverlaps, label_runs, print_table, read_run, write_finding
+    from swamp.report.mask_comparison import MaskOverlaps
+    from swamp.report.run_records import label_runs, read_run
+    from swamp.report.tables import print_table
+    from swamp.report.write import write_finding
 
     for name in given.methods:
         method_named(name)

@@ -10,8 +10,8 @@ from typing import Any
 
 import tyro
 
-from swamp.algorithms import method_named
-from swamp.analysis import MaskSource, MaskTraining, cross_train, mask_trainings, shared_densities
+from swamp.algorithms.registry import method_named
+from swamp.analysis.mask_training import MaskSource, MaskTraining, cross_train, mask_trainings, shared_densities
 from swamp.cli.compare import runs_of
 from swamp.cli.progress import LiveReporter
 from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
@@ -54,7 +54,9 @@ def cross_command(arguments: Sequence[str]) -> None:
     given = parse(CrossArgs, "swamp cross", arguments)
     if not given.runs:
         raise SwampError("no run was given. Give two or more with one seed, e.g.: swamp cross runs/imp-0 runs/swamp-0")
-    from swamp.report import MaskByTraining, print_table, write_finding
+    from swamp.report.mask_comparison import MaskByTraining
+    from swamp.report.tables import print_table
+    from swamp.report.write import write_finding
 
     command = shlex.join(["swamp", "cross", *arguments])
     metric, labels, runs = _labelled(given)
@@ -72,7 +74,8 @@ def cross_command(arguments: Sequence[str]) -> None:
 
 def _labelled(given: CrossArgs) -> tuple[str, list[str], dict[int, dict[str, MaskSource]]]:
     """The metric, the labels (imp first), and seed -> label -> run, for seeds with two or more runs."""
-    from swamp.report import label_runs, metric_of, read_run
+    from swamp.report.comparison import metric_of
+    from swamp.report.run_records import label_runs, read_run
 
     for name in given.methods:
         method_named(name)

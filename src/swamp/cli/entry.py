@@ -92,7 +92,7 @@ def _only_rank_0_prints() -> AbstractContextManager[None]:
     """Under torchrun, rank 0 prints for all ranks."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return nullcontext()
-    from swamp.runs import only_rank_0_prints
+    from swamp.runs.ranks import only_rank_0_prints
 
     return only_rank_0_prints()
 

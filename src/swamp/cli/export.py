@@ -14,25 +14,21 @@ import tyro
 from rich.table import Table
 from torch import Tensor, nn
 
-from swamp.analysis import RunData
+from swamp.analysis.run_data import RunData
 from swamp.cli.session import Err, Out, parse, print_json, warnings_to
 from swamp.errors import SwampError, unknown
 from swamp.files import write_atomic
-from swamp.runs import RunConfig, prepare
-from swamp.runtime import (
-    DenseNetwork,
-    Program,
-    bake_mask,
-    fold_batchnorm,
-    load,
-    read,
-    remove_dead_units,
-    save,
-    trace,
-)
+from swamp.runs.config import RunConfig
+from swamp.runs.execute import prepare
+from swamp.runtime import load
+from swamp.runtime.archive import read, save
 from swamp.runtime.benchmark import SWAMP, Latency, NetworkSize, benchmark, best_dense, measure_size
 from swamp.runtime.formats import WRITERS
-from swamp.training import Data, Task, batch_to
+from swamp.runtime.program import DenseNetwork, Program
+from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
+from swamp.runtime.tracing import bake_mask, trace
+from swamp.training import Task
+from swamp.training.data import Data, batch_to
 
 _FORMATS = {**{name: name for name in WRITERS}, "safetensors": "sparse"}
 

@@ -10,17 +10,19 @@ from typing import Annotated, Any
 
 import tyro
 
-from swamp.algorithms import backend_of
-from swamp.analysis import InstabilityAnalysis, RewindSearchResult, RewindTrial, TrialLog, search_rewind_step
+from swamp.algorithms.backend_choice import backend_of
+from swamp.analysis import search_rewind_step
+from swamp.analysis.rewind_search import InstabilityAnalysis, RewindSearchResult, RewindTrial, TrialLog
 from swamp.backends import Progress
 from swamp.cli.run import recipe_or_config
 from swamp.cli.session import Err, Out, parse, print_json, stoppable
 from swamp.errors import Interrupted, SwampError
-from swamp.report import draw
-from swamp.report import instability as instability_figure
-from swamp.runs import RunConfig, executing, prepare
+from swamp.report.figures.loss_landscape import instability as instability_figure
+from swamp.report.matplotlib_renderer import draw
+from swamp.runs.config import RunConfig
 from swamp.runs.directory import write_json
-from swamp.training import Snapshot
+from swamp.runs.execute import executing, prepare
+from swamp.training.snapshot import Snapshot
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from typing import Any
 
 import tyro
 
-from swamp.analysis import FACTORS, AblationSettings, AnalysisTask, ParticleAblation, RunData, analyze
+from swamp.analysis.ablations import FACTORS, AblationSettings, ParticleAblation
+from swamp.analysis.analysis_tasks import AnalysisTask, analyze
+from swamp.analysis.run_data import RunData
 from swamp.cli.progress import LiveReporter
 from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
 from swamp.errors import Interrupted, SwampError, unknown
@@ -108,7 +110,8 @@ def _only(task: AnalysisTask, *_: object) -> list[AnalysisTask]:
 
 
 def _print(given: NoiseArgs, records: Sequence[Mapping[str, Any]]) -> None:
-    from swamp.report import noise_table, print_table
+    from swamp.report.figures.spread import noise_table
+    from swamp.report.tables import print_table
 
     computed = [record for record in records if "skipped" not in record]
     for record in records:

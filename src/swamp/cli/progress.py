@@ -17,7 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 from swamp.algorithms import Cycle
-from swamp.backends import Choice
+from swamp.backends.autotune import Choice
 from swamp.runs.overview import Overview
 from swamp.runs.run_progress import NullReporter
 

@@ -69,7 +69,7 @@ class FigureArgs:
 def report_command(arguments: Sequence[str]) -> None:
     """swamp report RUN..."""
     given = parse(ReportArgs, "swamp report", arguments)
-    from swamp.report import write_report
+    from swamp.report.page import write_report
 
     size = write_report(_run_paths(given.runs), given.out, metric=given.metric)
     if given.json:
@@ -83,7 +83,7 @@ def watch_command(arguments: Sequence[str]) -> None:
     given = parse(WatchArgs, "swamp watch", arguments)
     if not 0 <= given.port < 2**16:
         raise SwampError(f"port must be from 0 to 65535, got {given.port}.")
-    from swamp.report import LivePage, PageServer
+    from swamp.report.serve import LivePage, PageServer
 
     runs = _run_paths(given.runs, in_progress=True)
     for run in runs:
@@ -100,7 +100,9 @@ def watch_command(arguments: Sequence[str]) -> None:
 def figure_command(arguments: Sequence[str]) -> None:
     """swamp figure RUN..."""
     given = parse(FigureArgs, "swamp figure", arguments)
-    from swamp.report import FORMATS, SECTIONS, draw_figure
+    from swamp.report.figures import SECTIONS
+    from swamp.report.matplotlib_renderer import FORMATS
+    from swamp.report.write import draw_figure
 
     if given.which not in SECTIONS:
         raise unknown("figure", given.which, SECTIONS)

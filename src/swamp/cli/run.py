@@ -13,9 +13,11 @@ from swamp.cli.progress import LiveReporter, OverviewReporter, print_summary
 from swamp.cli.session import Err, Out, parse, print_json, stoppable
 from swamp.datasets import task_named
 from swamp.errors import SwampError
-from swamp.recipes import configuration, for_task
-from swamp.runs import Reporter, RunConfig, resume, start
-from swamp.runs.run_progress import NullReporter
+from swamp.recipes import configuration
+from swamp.recipes.tasks import for_task
+from swamp.runs.config import RunConfig
+from swamp.runs.execute import resume, start
+from swamp.runs.run_progress import NullReporter, Reporter
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from swamp.cli.study_progress import StudyProgress, counted, last_line
 from swamp.cli.workers import local_workers, stop_with_parent, submit, work_here
 from swamp.errors import Interrupted, SwampError, unknown
 from swamp.recipes import STUDIES, configuration
-from swamp.runs import RunState, Study, StudyDirectory, is_study
+from swamp.runs.study import Study
+from swamp.runs.study_queue import RunState, StudyDirectory, is_study
 
 _LOOK_SECONDS = 0.25
 
@@ -143,7 +144,10 @@ def _tell_faults(faults: list[str], states: Sequence[RunState]) -> None:
 
 def _compared(study: StudyDirectory, states: Sequence[RunState], *, show: bool) -> list[str]:
     """Write a comparison of all finished runs; returns its files, none if it is not possible. show: print it."""
-    from swamp.report import compare, print_comparison, read_run, write_comparison
+    from swamp.report.comparison import compare
+    from swamp.report.run_records import read_run
+    from swamp.report.tables import print_comparison
+    from swamp.report.write import write_comparison
 
     finished = [study.run(state.name).path for state in states if state.state == "finished"]
     if not finished:

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from swamp.cli.progress import duration
-from swamp.runs import RunState, StudyDirectory
+from swamp.runs.study_queue import RunState, StudyDirectory
 
 _MOST_ROWS = 12
 

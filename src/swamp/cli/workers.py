@@ -18,8 +18,8 @@ import torch
 
 from swamp.cli.session import Err, warnings_to
 from swamp.errors import SwampError
-from swamp.runs import StudyDirectory, work
 from swamp.runs.run_progress import NullReporter
+from swamp.runs.study_queue import StudyDirectory, work
 
 _LOGS = ".workers"
 _GOOD = (0, 130, 143)

@@ -9,7 +9,7 @@ from swamp.datasets.bundled import digits, mnist1d, mnist1d_10k
 from swamp.datasets.cifar import cifar_10, cifar_100
 from swamp.datasets.fashion import fashion_mnist
 from swamp.datasets.images import image_folder, tiny_imagenet
-from swamp.datasets.problem import DataOptions, Problem, TextOptions
+from swamp.datasets.problem import DataOptions, Problem
 from swamp.datasets.text import (
     GLUE_TASKS,
     movie_reviews,
@@ -20,22 +20,11 @@ from swamp.datasets.text import (
     text_folder_text,
 )
 from swamp.errors import unknown
-from swamp.models import NETWORKS, build_network
+from swamp.models import build_network
 from swamp.models.language import is_pretrained
 from swamp.training.rng import Seed
 
-__all__ = [
-    "NETWORKS",
-    "TASKS",
-    "DataOptions",
-    "Problem",
-    "TaskBuilder",
-    "TextOptions",
-    "build_network",
-    "build_problem",
-    "network_for",
-    "task_named",
-]
+__all__ = ["build_problem"]
 
 TaskBuilder = Callable[[DataOptions, Seed], Problem]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from swamp.errors import SwampError
 from swamp.fields import check_fields
-from swamp.models import Tokens
+from swamp.models.transformer import Tokens
 from swamp.training.data import TensorData
 from swamp.training.rng import Seed
 from swamp.training.task import Task

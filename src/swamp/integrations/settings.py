@@ -8,7 +8,8 @@ from dataclasses import fields
 from torch import nn
 
 from swamp.errors import SwampError
-from swamp.masks import Mask, Scope, is_sharded
+from swamp.masks import Mask, Scope
+from swamp.masks.dtensor import is_sharded
 from swamp.training import Training
 
 _SUPPORTED = {

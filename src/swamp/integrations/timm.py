@@ -8,8 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from swamp.datasets import Problem
-from swamp.datasets.problem import Normalise
+from swamp.datasets.problem import Normalise, Problem
 from swamp.errors import SwampError, unknown
 
 TIMM_PREFIX = "timm:"

@@ -10,7 +10,7 @@ from swamp.models.language import is_pretrained, pretrained
 from swamp.models.networks import DEPTHS, InputShape, conv1d, lenet5, mlp, resnet, vgg, wide_resnet
 from swamp.models.transformer import Decoder, Encoder, Tokens
 
-__all__ = ["NETWORKS", "Tokens", "build_network"]
+__all__ = ["build_network"]
 
 NETWORKS: dict[str, str] = {
     "mlp-W1-W2-...": "linear layers of these widths with ReLU between, e.g. mlp-100-100; any input",
@@ -47,7 +47,7 @@ Builder = Callable[[str, InputShape, int, list[int]], nn.Module]
 def build_network(name: str, shape: InputShape, classes: int, tokens: Tokens | None = None) -> nn.Module:
     """Build a network with random initial weights; a pretrained network gets a new head.
 
-    The weights are drawn from torch's global generator: call it inside `swamp.training.isolated(seed)`.
+    The weights are drawn from torch's global generator: call it inside `isolated(seed)`.
 
     Args:
         name: A name pattern in `NETWORKS`, e.g. "resnet-20".

@@ -19,7 +19,8 @@ from swamp.recipes.recipes import (
 )
 from swamp.recipes.studies import baselines, baselines_fashion_mnist, demo
 from swamp.recipes.tasks import for_task
-from swamp.runs import RunConfig, Study
+from swamp.runs.config import RunConfig
+from swamp.runs.study import Study
 
 DEFAULT = "mnist1d-mlp"
 """The recipe of `swamp run` without a recipe or task."""
@@ -75,6 +76,3 @@ STUDIES: dict[str, Callable[[], Study]] = {
     "baselines-fashion-mnist": baselines_fashion_mnist,
 }
 """Name -> study; `swamp list studies` prints the first line of its docstring."""
-
-
-__all__ = ["DEFAULT", "RECIPES", "STUDIES", "configuration", "for_task", "recipe_named"]

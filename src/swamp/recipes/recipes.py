@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from swamp.algorithms import Plan
-from swamp.datasets import DataOptions, TextOptions
-from swamp.runs import RunConfig
+from swamp.datasets.problem import DataOptions, TextOptions
+from swamp.runs.config import RunConfig
 from swamp.training import Training
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from swamp.algorithms import METHODS
-from swamp.runs import CompareOptions, Study
+from swamp.runs.study import CompareOptions, Study
 
 SPARSITIES = (0.5, 0.75, 0.9, 0.95, 0.98)
 """Sparsities that papers usually report."""

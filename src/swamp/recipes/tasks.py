@@ -15,7 +15,7 @@ from swamp.recipes.recipes import (
     movie_reviews_minilm,
     movie_reviews_transformer,
 )
-from swamp.runs import RunConfig
+from swamp.runs.config import RunConfig
 
 _SIGNALS = (mnist1d_mlp, mnist1d_conv)
 _PHOTOGRAPHS = (cifar_10_resnet, cifar_10_vgg)

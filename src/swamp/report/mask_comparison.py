@@ -72,7 +72,7 @@ class MaskByTraining:
     def of(
         cls, cells: Sequence[Mapping[str, Any]], labels: Sequence[str], rows: Sequence[float], metric: str
     ) -> "MaskByTraining":
-        """Collect the cells that `swamp.analysis.cross_train` returns.
+        """Collect the cells that `cross_train` returns.
 
         Args:
             cells: records with masks, training, row, seed and record.

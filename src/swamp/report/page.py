@@ -22,7 +22,8 @@ from swamp.report.report_data import MOST_RUNS, ReportData, RunAnalyses
 from swamp.report.run_records import show
 from swamp.report.statistics import Paired, ReportMetric
 from swamp.report.tables import Table
-from swamp.runs import flattened, read_sessions
+from swamp.runs.config import flattened
+from swamp.runs.read import read_sessions
 
 _MOST_REASONS = 4
 _FACTS = ("time", "device", "processor", "cores", "threads", "platform", "python", "git")

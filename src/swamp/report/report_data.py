@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
 
-from swamp.analysis import read_analysis
+from swamp.analysis.analysis_tasks import read_analysis
 from swamp.report.comparison import Comparison, compare
 from swamp.report.figure_description import Axis, Curve, interval_curve, sparsity_axis
 from swamp.report.run_records import RunRecord, as_float, label_runs, read_run
@@ -89,7 +89,7 @@ class ReportData:
             metric: a metric that the runs measured; empty: accuracy, or else their first.
 
         Raises:
-            SwampError: see `read_run`, `compare` and `swamp.analysis.read_analysis`.
+            SwampError: see `read_run`, `compare` and `read_analysis`.
         """
         records = [read_run(path) for path in paths]
         comparison = compare(records, metric=metric)

@@ -11,8 +11,9 @@ from typing import Any, cast
 
 from swamp.errors import CorruptFile, SwampError
 from swamp.files import parse_json
-from swamp.runs import RunConfig, RunDirectory, flattened, open_run
-from swamp.runs.directory import PROVENANCE
+from swamp.runs import open_run
+from swamp.runs.config import RunConfig, flattened
+from swamp.runs.directory import PROVENANCE, RunDirectory
 
 SPLITS = ("train", "validation", "test")
 CONFIG, METRICS = "config.json", "metrics.jsonl"

@@ -8,8 +8,11 @@ from dataclasses import asdict, dataclass, field, replace
 from threading import Event
 from typing import Any
 
-from swamp.algorithms import Cycle, Divergence, Phase
-from swamp.backends import Choice, Particle, Ticket
+from swamp.algorithms import Cycle
+from swamp.algorithms.cycle import Divergence
+from swamp.algorithms.store import Phase
+from swamp.backends import Particle, Ticket
+from swamp.backends.autotune import Choice
 from swamp.errors import CorruptFile, Interrupted, SwampError
 from swamp.files import digest, load_metadata, load_tensors, quarantine, save_tensors, write_atomic
 from swamp.masks import Mask

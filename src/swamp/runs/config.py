@@ -9,9 +9,10 @@ from typing import Any, Literal, cast
 
 import msgspec
 
-from swamp.algorithms import Plan, method_named
+from swamp.algorithms import Plan
+from swamp.algorithms.registry import method_named
 from swamp.backends import backend_named
-from swamp.datasets import DataOptions
+from swamp.datasets.problem import DataOptions
 from swamp.errors import SwampError
 from swamp.fields import check_fields
 from swamp.files import parse_json, read_text

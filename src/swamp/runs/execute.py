@@ -11,9 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from swamp.algorithms import Cycle, NoStore, backend_of, cycles, ensemble, method_named
-from swamp.backends import Backend, Choice, Coordinator, Distributed, Sequential, follow
-from swamp.datasets import Problem, build_problem, network_for
+from swamp.algorithms import Cycle, cycles, ensemble
+from swamp.algorithms.backend_choice import backend_of
+from swamp.algorithms.registry import method_named
+from swamp.algorithms.store import NoStore
+from swamp.backends import Backend, Sequential
+from swamp.backends.autotune import Choice
+from swamp.backends.coordinator import Coordinator
+from swamp.backends.distributed import Distributed, follow
+from swamp.datasets import build_problem, network_for
+from swamp.datasets.problem import Problem
 from swamp.errors import CorruptFile, Diverged, Interrupted, SwampError
 from swamp.files import quarantine
 from swamp.integrations import timm
@@ -35,7 +42,10 @@ from swamp.runs.validation import (
     most_particles,
     require_new_directory,
 )
-from swamp.training import Seed, Shard, Task, build_optimizer, isolated
+from swamp.training import Seed, Task
+from swamp.training.optimizers import build_optimizer
+from swamp.training.rng import isolated
+from swamp.training.shard import Shard
 
 
 def start(config: RunConfig, path: Path, reporter: Reporter, stop: Event) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from swamp.algorithms import method_named
-from swamp.datasets import Problem
+from swamp.algorithms.registry import method_named
+from swamp.datasets.problem import Problem
 from swamp.masks import Mask
 from swamp.runs.config import RunConfig
 

@@ -8,7 +8,8 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 from threading import Event
 
-from swamp.backends import Coordinator, JobEnded, Member, close_process_group, rank, restarts, world_size
+from swamp.backends.coordinator import Coordinator, JobEnded, Member
+from swamp.backends.rendezvous import close_process_group, rank, restarts, world_size
 from swamp.errors import Interrupted, RankFailed, as_swamp_error
 from swamp.runs.config import RunConfig
 from swamp.runs.environment import facts

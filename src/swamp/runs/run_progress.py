@@ -8,7 +8,8 @@ from threading import Event
 from typing import Protocol
 
 from swamp.algorithms import Cycle
-from swamp.backends import Choice, Particle, Progress
+from swamp.backends import Particle, Progress
+from swamp.backends.autotune import Choice
 from swamp.errors import CorruptFile, Interrupted
 from swamp.files import load_metadata
 from swamp.runs.directory import RunDirectory
@@ -16,7 +17,7 @@ from swamp.runs.overview import Overview
 from swamp.runs.read import read_particle, unless_damaged
 from swamp.runs.snapshot_files import load_snapshot, save_snapshot
 from swamp.runs.trajectory import TrajectoryWriter, read_trajectory, trajectory_files
-from swamp.training import Snapshot
+from swamp.training.snapshot import Snapshot
 
 _RESTARTED = "Continuing without it: this training starts again."
 

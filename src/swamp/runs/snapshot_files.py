@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from swamp.algorithms import Phase
+from swamp.algorithms.store import Phase
 from swamp.errors import CorruptFile
 from swamp.files import load_tensors, parse_json, require_format, save_tensors
 from swamp.masks import Mask
-from swamp.training import Snapshot
+from swamp.training.snapshot import Snapshot
 
 _T = TypeVar("_T")
 _PARTS = ("weights", "optimizer", "mean", "gradient")

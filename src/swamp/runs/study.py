@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import msgspec
 
-from swamp.algorithms import method_named
+from swamp.algorithms.registry import method_named
 from swamp.datasets import task_named
 from swamp.errors import SwampError, unknown
 from swamp.fields import RENAMED

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 
 import msgspec
 
-from swamp.algorithms import method_named
+from swamp.algorithms.registry import method_named
 from swamp.errors import CorruptFile, Interrupted, RunLocked, SwampError, as_swamp_error, shortened
 from swamp.files import make_folder, one_at_a_time, remove_unfinished, sign
 from swamp.runs.config import RunConfig, differences

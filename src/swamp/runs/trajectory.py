@@ -12,7 +12,7 @@ from torch import Tensor
 from swamp.errors import CorruptFile
 from swamp.files import load_tensors, require_format, save_tensors
 from swamp.runs.directory import RunDirectory
-from swamp.training import State
+from swamp.training.average import State
 
 _FORMAT = "swamp-trajectory-1"
 _MAX_BYTES = 2**26

@@ -6,8 +6,10 @@ import shutil
 import torch
 from torch import nn
 
-from swamp.backends import Coordinator, can_shard, world_size
-from swamp.datasets import Problem
+from swamp.backends.coordinator import Coordinator
+from swamp.backends.data_parallel import can_shard
+from swamp.backends.rendezvous import world_size
+from swamp.datasets.problem import Problem
 from swamp.errors import SwampError
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory

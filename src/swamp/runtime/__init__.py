@@ -3,25 +3,8 @@
 A model and its mask are the input. The package imports torch, numpy and safetensors, and no training code.
 """
 
-from swamp.runtime.archive import read, save, state_dict
-from swamp.runtime.gpu import GpuNetwork
-from swamp.runtime.network import SparseNetwork, Tuning, load
-from swamp.runtime.program import DenseNetwork, Program
-from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
-from swamp.runtime.tracing import bake_mask, trace
+from swamp.runtime.archive import save, state_dict
+from swamp.runtime.network import SparseNetwork, load
+from swamp.runtime.tracing import trace
 
-__all__ = [
-    "DenseNetwork",
-    "GpuNetwork",
-    "Program",
-    "SparseNetwork",
-    "Tuning",
-    "bake_mask",
-    "fold_batchnorm",
-    "load",
-    "read",
-    "remove_dead_units",
-    "save",
-    "state_dict",
-    "trace",
-]
+__all__ = ["SparseNetwork", "load", "save", "state_dict", "trace"]

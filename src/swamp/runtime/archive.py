@@ -45,7 +45,8 @@ def save(program: Program, path: Path | str, *, values: torch.dtype = torch.floa
 
     Examples:
         >>> import tempfile, torch
-        >>> from swamp.runtime import read, save, trace
+        >>> from swamp.runtime import save, trace
+        >>> from swamp.runtime.archive import read
         >>> program = trace(torch.nn.Linear(3, 2), torch.ones(2, 3))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(program, f"{folder}/network.safetensors")

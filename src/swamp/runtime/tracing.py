@@ -33,7 +33,7 @@ def bake_mask(model: nn.Module, mask: Mask | None = None) -> nn.Module:
 
     Examples:
         >>> import torch, swamp
-        >>> from swamp.runtime import bake_mask
+        >>> from swamp.runtime.tracing import bake_mask
         >>> model = torch.nn.Linear(2, 1)
         >>> mask = swamp.Mask({"weight": torch.tensor([[True, False]])})
         >>> (bake_mask(model, mask).weight != 0).tolist()

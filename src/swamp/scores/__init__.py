@@ -28,16 +28,4 @@ def score_named(name: str) -> Score:
     return SCORES[name]
 
 
-__all__ = [
-    "SCORES",
-    "Score",
-    "ScoringContext",
-    "fisher",
-    "grasp",
-    "magnitude",
-    "random",
-    "score_named",
-    "snip",
-    "synflow",
-    "taylor",
-]
+__all__ = ["SCORES", "Score", "ScoringContext"]

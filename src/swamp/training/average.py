@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from swamp.errors import SwampError
-from swamp.masks import gathered_copy, to_local
+from swamp.masks.dtensor import gathered_copy, to_local
 
 State = Mapping[str, Tensor]
 """A state dict: names to tensors."""

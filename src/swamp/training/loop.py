@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from swamp.errors import SwampError
-from swamp.masks import Mask, full_tensor, gathered_copy, hold, hold_gradients, preserves_zeros, shard_like
+from swamp.masks import Mask, hold, hold_gradients
+from swamp.masks.dtensor import full_tensor, gathered_copy, shard_like
+from swamp.masks.enforce import preserves_zeros
 from swamp.training.average import RunningMean, copied
 from swamp.training.batchnorm import batchnorm_layers
 from swamp.training.data import Batch, batch_to, rows_of

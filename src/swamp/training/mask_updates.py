@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from swamp.errors import SwampError
 from swamp.fields import check_fields
-from swamp.masks import Mask, structure_named
+from swamp.masks import Mask
+from swamp.masks.patterns import structure_named
 from swamp.training.average import State
 from swamp.training.batchnorm import frozen_statistics
 from swamp.training.data import batch_to

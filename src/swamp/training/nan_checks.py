@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from swamp.errors import Diverged, SwampError, shortened
-from swamp.masks import full_tensor
+from swamp.masks.dtensor import full_tensor
 from swamp.training.average import State
 from swamp.training.data import Batch, BatchList, Data, TensorData, batch_to
 from swamp.training.memory_format import to_memory_format_of

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from swamp.errors import SwampError, unknown
-from swamp.masks import is_sharded
+from swamp.masks.dtensor import is_sharded
 from swamp.training.options import Training
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]

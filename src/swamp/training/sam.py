@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from swamp.masks import full_tensor
+from swamp.masks.dtensor import full_tensor
 from swamp.training.batchnorm import frozen_statistics
 from swamp.training.options import Sharpness
 

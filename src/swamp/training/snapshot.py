@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from swamp.errors import SwampError
-from swamp.masks import Mask, gathered_copy, is_sharded, shard_like
+from swamp.masks import Mask
+from swamp.masks.dtensor import gathered_copy, is_sharded, shard_like
 from swamp.training.average import State
 
 

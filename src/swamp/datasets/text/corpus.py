@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from swamp.datasets.problem import DataOptions, Problem, split_index
 from swamp.datasets.text.tokenizer import Tokenizer, Words
 from swamp.errors import SwampError
-from swamp.models import Tokens
 from swamp.models.language import HuggingTokenizer
+from swamp.models.transformer import Tokens
 from swamp.training.data import Data, TensorData
 from swamp.training.metrics import (
     LANGUAGE,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean, quantiles
 from typing import Any
 
-from swamp.analysis import RewindTrial
+from swamp.analysis.rewind_search import RewindTrial
 from swamp.report.figure_description import (
     Axis,
     Curve,
