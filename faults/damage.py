@@ -27,13 +27,13 @@ from threading import Event
 import safetensors.torch
 import torch
 
-from swamp import report
 from swamp.algorithms import Plan
 from swamp.analysis.rewind_search import RewindTrial, TrialLog
 from swamp.cli import main
 from swamp.datasets.problem import DataOptions
 from swamp.errors import Interrupted, SwampError
 from swamp.files import digest, load_tensors, save_tensors
+from swamp.report import write as report_files
 from swamp.report.serve import LivePage
 from swamp.runs import execute, open_run, read_particle
 from swamp.runs.config import RunConfig, result_settings
@@ -94,7 +94,7 @@ def build(folder: Path) -> None:
     """Make finished and stopped runs, their exports and analyses, and other runs to exchange files with."""
     execute.build_problem = cache(execute.build_problem)
     # Only the numbers are compared, as drawing takes ten times as long as the rest. Reports and figures are drawn.
-    report.write_comparison = report.write_finding = lambda *_, **__: []
+    report_files.write_comparison = report_files.write_finding = lambda *_, **__: []
     torch.set_num_threads(1)
     for seed in (0, 1):
         where = folder / ("own" if seed == 0 else "other")
