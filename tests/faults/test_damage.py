@@ -12,8 +12,8 @@ def built(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for place, name in (
             (damage.execute, "build_problem"),
-            (damage.report, "write_comparison"),
-            (damage.report, "write_finding"),
+            (damage.report_files, "write_comparison"),
+            (damage.report_files, "write_finding"),
         ):
             patch.setattr(place, name, getattr(place, name))  # and so is put back
         # torch.export tells a great deal, which pytest would keep.
