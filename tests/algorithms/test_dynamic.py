@@ -50,7 +50,7 @@ def rigl_by_hand(model, task: Task, mask: dict, seed: Seed) -> tuple[dict, dict]
             with torch.no_grad():
                 for name, own in mask.items():
                     kept = int(own.sum())
-                    count = min(round(share * kept), own.numel() - kept)
+                    count = round(share * kept)
                     size = parameters[name].abs().flatten().masked_fill(own.flatten() == 0, torch.inf)
                     new = own.flatten().clone()
                     new[size.argsort(stable=True)[:count]] = 0
@@ -162,6 +162,37 @@ def test_backends_agree(normed, task, method):
     assert stacked.mask == record[Sequential].mask
     for name, value in record[Sequential].weights.items():
         assert torch.allclose(stacked.weights[name], value, rtol=0, atol=1e-10), name
+
+
+@pytest.mark.fast_cases(6)
+@pytest.mark.parametrize("method", CHANGING)
+@pytest.mark.parametrize("kind", [Sequential, Threads, Vmapped])
+def test_a_frozen_layer_keeps_its_mask_and_its_weights_in_every_backend(mlp, task, method, kind):
+    model, data = exact(mlp, task)
+    model[0].weight.requires_grad_(False)
+    model[0].weight.data[:, :2] = 0
+    plan = replace(PLAN, method=method, dynamic=Dynamic(update_interval=3, dst_stop=1.0), ticket_epochs=0.5)
+    options = {"compiled": False} if kind is Vmapped else {}
+    masks = []
+
+    class Looking(kind):
+        def train(self, ticket, mask, training, seeds, **more):
+            masks.append(mask)
+            return super().train(ticket, mask, training, seeds, **more)
+
+    training = replace(TRAINING, epochs=2)
+    (cycle,) = swamp.cycles(model, data, plan, training, backend=Looking(model, data, **options))
+    assert cycle.mask.nnz == 29
+    start = model.state_dict()["0.weight"]
+    assert torch.equal(cycle.weights["0.weight"], start * cycle.mask["0.weight"])
+    if method != "gmp":
+        # Growth happens in the other layer alone, whose number of weights stays exact.
+        assert {tuple(mask.nnz_by_layer.values()) for mask in masks} == {tuple(cycle.mask.nnz_by_layer.values())}
+        assert all(torch.equal(mask["0.weight"], cycle.mask["0.weight"]) for mask in masks)
+        assert len({mask.digest for mask in masks}) > 1
+    reference = next(swamp.cycles(model, data, plan, training, backend=Sequential(model, data)))
+    assert cycle.mask == reference.mask
+    assert all(torch.allclose(cycle.weights[n], v, rtol=0, atol=1e-10) for n, v in reference.weights.items())
 
 
 @pytest.mark.parametrize("method", CHANGING)

@@ -37,10 +37,43 @@ def test_ties_keep_the_earlier_weight_and_grow_the_earlier_one():
     assert after["w"].int().tolist() == [1, 1, 1, 1, 0, 0]
 
 
-def test_a_layer_with_few_inactive_weights_replaces_no_more_than_these():
-    weights, growth = {"w": torch.arange(1.0, 7.0)}, {"w": torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 5.0])}
-    after = drop_and_grow(mask_of(1, 1, 1, 1, 1, 0), weights, growth, 0.9)
-    assert after["w"].int().tolist() == [0, 1, 1, 1, 1, 1]
+def test_a_layer_with_few_inactive_weights_drops_as_many_as_published_and_dropped_ones_return():
+    weights, growth = {"w": torch.arange(1.0, 7.0)}, {"w": torch.tensor([3.0, 0.0, 9.0, 1.0, 0.0, 5.0])}
+    # 0.8 of five weights: 1 to 4 are dropped and 5 stays. Two of the five inactive weights have the gradients 9 and 5.
+    after = drop_and_grow(mask_of(1, 1, 1, 1, 1, 0), weights, growth, 0.8)
+    assert after["w"].int().tolist() == [1, 0, 1, 1, 1, 1]
+    # Every weight that a dense layer drops returns.
+    assert drop_and_grow(mask_of(1, 1, 1, 1, 1, 1), weights, growth, 0.5)["w"].all()
+
+
+@given(st.integers(0, 10_000), st.floats(0.01, 0.99), st.floats(0.05, 1.0))
+def test_every_layer_drops_the_published_number_of_weights(seed, fraction, density):
+    generator = torch.Generator().manual_seed(seed)
+    active = torch.rand(60, generator=generator).argsort() < max(1, round(60 * density))
+    weights, growth = torch.randn(60, generator=generator), torch.rand(60, generator=generator)
+    after = drop_and_grow(Mask({"w": active}), {"w": weights}, {"w": growth}, fraction)["w"]
+    # As in google-research/rigl: n_keep = n_ones - n_prune; the others compete for n_prune places by their gradients.
+    count = int(active.sum())
+    kept = torch.zeros_like(active)
+    kept[weights.abs().masked_fill(~active, -1).argsort(descending=True)[: count - round(fraction * count)]] = True
+    grown = growth.masked_fill(kept, -1).argsort(descending=True)[: round(fraction * count)]
+    assert after[kept].all()
+    assert after[grown].all()
+    assert int(after.sum()) == count
+
+
+def test_a_layer_without_growth_scores_keeps_its_mask():
+    mask = Mask({"w": torch.tensor([True, False, True]), "v": torch.tensor([True, False, False])})
+    weights = {name: torch.tensor([1.0, 0.0, 2.0]) for name in "wv"}
+    after = drop_and_grow(mask, weights, {"v": torch.tensor([0.0, 1.0, 2.0])}, 0.9)
+    assert after["w"].tolist() == [True, False, True]
+    assert after["v"].tolist() == [False, False, True]
+
+
+def test_a_layer_with_active_zeros_keeps_the_mask_of_its_budget():
+    budget = Mask({"w": torch.tensor([False, True, True])})
+    mask, _ = prune_to_budget({"w": torch.tensor([0.0, 0.0, 5.0])}, budget)
+    assert mask == budget
 
 
 @given(st.data(), st.floats(0.01, 0.99), st.sampled_from(["unstructured", "2:4", "channel"]))

@@ -63,6 +63,9 @@ class _DynamicTraining:
         self.sampled = self.method.cyclic_final_lr and self.training.swa
         ends = range(self.per_epoch, self.total + 1, self.per_epoch) if self.sampled else ()
         self.sample_steps = tuple(step for step in ends if self.training.samples_at(step, self.per_epoch))
+        named = setup.model.named_parameters()
+        self.trainable = [name for name, parameter in named if parameter.requires_grad]
+        """Names of the parameters that grow weights; frozen layers keep their mask."""
 
     def run(self) -> Trained:
         """Train all particles. Raises _RestartCycle if one diverges and the plan allows a restart."""
@@ -139,8 +142,9 @@ class _DynamicTraining:
                 masks = masks * len(snapshots)
             flops += self._change_flops(masks, len(snapshots))
             masks = self._changed_masks(masks, snapshots, step)
-            names = [name for name, parameter in self.setup.model.named_parameters() if parameter.requires_grad]
-            snapshots = tuple(masked_snapshot(s, masks[i % len(masks)], names) for i, s in enumerate(snapshots))
+            snapshots = tuple(
+                masked_snapshot(snapshot, masks[i % len(masks)], self.trainable) for i, snapshot in enumerate(snapshots)
+            )
         seconds = phase.seconds + time.perf_counter() - began
         return Phase(step, masks, snapshots, average.partial(), average.count, flops, seconds)
 
@@ -170,7 +174,7 @@ class _DynamicTraining:
             )
         if self.method.grow == "random":
             generator = self.seed.at("grow", step, *(indices if len(snapshots) == 1 else ())).generator()
-            growth = {name: torch.rand(active.shape, generator=generator) for name, active in mask.items()}
+            growth = {n: torch.rand(active.shape, generator=generator) for n, active in mask.items() if n in self.trainable}
         else:
             gradients = self._dense_gradients(snapshots, indices, step)
             growth = {name: gradient.abs() for name, gradient in gradients.items()}

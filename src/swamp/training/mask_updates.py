@@ -89,15 +89,17 @@ def drop_and_grow(
     fraction: float,
     structure: str = "unstructured",
 ) -> Mask:
-    """Drop the smallest active weights of each layer and grow as many of its inactive ones (Evci et al. 2020).
+    """Drop the smallest active weights of each layer and grow as many of the weights that are then inactive.
 
-    As in the code of RigL, a dropped weight may be grown at once; its value is then kept.
+    The rule is that of RigL (Evci et al. 2020, algorithm 1): k = fraction * active weights are dropped, and k are grown
+    among all weights that were not kept. A dropped weight may be grown at once; its value is then kept. In a layer
+    denser than 1 / (1 + fraction), k exceeds the inactive weights, so that some dropped weights always return.
 
     Args:
         mask: The present mask.
         weights: Parameter name -> weight; the smallest magnitudes are dropped.
-        growth: Parameter name -> growth score; the largest are grown.
-        fraction: Fraction of the active weights of each layer to replace; fewer if fewer are inactive.
+        growth: Parameter name -> growth score; the largest are grown. A layer without scores keeps its mask.
+        fraction: Fraction of the active weights of each layer to drop.
         structure: Sparsity pattern; both steps preserve it.
 
     Returns:
@@ -108,10 +110,13 @@ def drop_and_grow(
     """
     grown: dict[str, Tensor] = {}
     for name, active in mask.items():
-        nnz, size = mask.nnz_by_layer[name], active.numel()
+        if name not in growth:
+            grown[name] = active
+            continue
+        nnz = mask.nnz_by_layer[name]
         # At least one channel must remain.
         least = active[0].numel() if structure == "channel" else 0
-        replaced = max(0, min(round(fraction * nnz), size - nnz, nnz - least))
+        replaced = max(0, min(round(fraction * nnz), nnz - least))
         remaining = _largest(name, weights[name].abs(), active, nnz - replaced, structure)
         # Remaining weights rank above all candidates for growth.
         scores = growth[name].to(remaining.device).nan_to_num(torch.nan, torch.finfo(growth[name].dtype).max)
@@ -122,6 +127,8 @@ def drop_and_grow(
 
 def prune_to_budget(weights: State, budget: Mask, structure: str = "unstructured") -> tuple[Mask, State]:
     """Prune the mean of networks with different masks by magnitude.
+
+    A layer whose nonzero weights all lie in its budget's mask, such as a frozen one, keeps that mask.
 
     Args:
         weights: State dict of the mean.
@@ -135,12 +142,14 @@ def prune_to_budget(weights: State, budget: Mask, structure: str = "unstructured
         SwampError: A weight is NaN.
     """
     nnz = budget.nnz_by_layer
-    mask = Mask(
-        {
-            name: _largest(name, weights[name].abs(), torch.ones_like(active), nnz[name], structure)
-            for name, active in budget.items()
-        }
-    )
+
+    def pruned(name: str, active: Tensor) -> Tensor:
+        weight = weights[name]
+        if not bool(weight.masked_fill(active.to(weight.device), 0).any()):
+            return active  # A ranking would choose among all zeros, active or not.
+        return _largest(name, weight.abs(), torch.ones_like(active), nnz[name], structure)
+
+    mask = Mask({name: pruned(name, active) for name, active in budget.items()})
     return mask, {name: value * mask[name] if name in mask else value for name, value in weights.items()}
 
 
