@@ -6,15 +6,17 @@ from threading import Event
 import pytest
 import torch
 
-from swamp.analysis.ablations import AblationSettings, ParticleAblation
+from swamp.analysis.ablations import _STREAMS, AblationSettings, ParticleAblation
 from swamp.analysis.analysis_tasks import analyze, read_analysis
 from swamp.analysis.run_data import RunData
 from swamp.errors import Interrupted, SwampError
 from swamp.report.figures import SECTIONS
 from swamp.report.report_data import ReportData
 from swamp.runs.run_progress import NullReporter
-from swamp.training import Seed
+from swamp.training import Seed, TensorData
+from swamp.training.data import BatchList, DatasetData
 from swamp.training.dropout import has_random_forward
+from swamp.training.tokens import TokenData
 
 from .runs import StopAt, blind, run
 
@@ -38,9 +40,55 @@ def test_a_seed_borrows_only_the_named_streams():
     assert mixed.number() == own.number()
 
 
+def _noisy(inputs, generator):
+    return inputs + torch.rand(inputs.shape, generator=generator)
+
+
+class _Transformed(torch.utils.data.Dataset):
+    """Examples with a random transform, as of images in a folder."""
+
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, index):
+        return torch.rand(1), index
+
+
+def _tokens() -> TokenData:
+    lengths = torch.arange(60) % 7 + 1
+    tokens = torch.repeat_interleave(torch.arange(60), lengths)
+    return TokenData({"input_ids": tokens}, lengths, torch.arange(60))
+
+
+DATA = {
+    "tensors": TensorData(torch.zeros(60, 1), torch.arange(60), augment=_noisy),
+    "tokens": _tokens(),
+    "dataset": DatasetData(_Transformed()),
+    "batches": BatchList([(torch.zeros(3, 1), torch.arange(3) + n) for n in range(0, 60, 3)]),
+}
+
+
+@pytest.mark.parametrize("data", DATA.values(), ids=DATA)
+def test_the_streams_of_the_factors_are_all_that_batches_depend_on(data):
+    own, other = Seed(1).at("a"), Seed(1).at("b")
+
+    def batches(seed):
+        return list(data.shuffled(4, seed, 2))
+
+    def targets(seed):
+        return [batch[1].tolist() for batch in batches(seed)]
+
+    ordered = own.borrowing(other, *_STREAMS["order"])
+    assert targets(ordered) == targets(other) != targets(own)
+    augmented = own.borrowing(other, *_STREAMS["augmentation"])
+    assert targets(augmented) == targets(own)
+    both = own.borrowing(other, *_STREAMS["order"], *_STREAMS["augmentation"])
+    assert str(batches(both)) == str(batches(other))
+
+
 def test_each_factor_changes_only_its_own_random_streams(path):
     here = ablation(path)
-    names = ("order", "augment", "loader", "noise")
+    names = ("order", "buckets", "augment", "loader", "noise")
     changed = {}
     for source in ("none", "order", "augmentation", "dropout", "rate", "all"):
         (*_, (_, training, seeds)) = here._jobs(source, [0, 1])
@@ -49,7 +97,7 @@ def test_each_factor_changes_only_its_own_random_streams(path):
         assert (training.lr == pytest.approx(0.05)) or source == "rate"
     assert changed == {
         "none": set(),
-        "order": {"order"},
+        "order": {"order", "buckets"},
         "augmentation": {"augment", "loader"},
         "dropout": {"noise"},
         "rate": set(),
@@ -85,6 +133,8 @@ def test_a_factor_that_does_not_apply_to_the_run_is_skipped(path, normed, task):
     assert here.record("dropout")["skipped"] == "its network draws no random numbers"
     plain = replace(here, run=replace(here.run, task=replace(here.run.task, train=task.train)))
     assert plain.record("augmentation")["skipped"] == "its training data has no random augmentation"
+    text = replace(here, run=replace(here.run, task=replace(here.run.task, train=_tokens())))
+    assert text.record("augmentation")["skipped"] == "its training data has no random augmentation"
     assert has_random_forward(normed, task, 8)
 
 

@@ -29,6 +29,7 @@ from swamp.training.average import State, mean
 from swamp.training.data import BatchList
 from swamp.training.dropout import has_random_forward
 from swamp.training.rng import isolated
+from swamp.training.tokens import TokenData
 
 FACTORS = {
     "none": "nothing: two copies that must end with equal weights, the control for all others",
@@ -41,7 +42,7 @@ FACTORS = {
 }
 """Name -> how the particles of an ablation differ."""
 
-_STREAMS = {"order": ("order",), "augmentation": ("augment", "loader"), "dropout": ("noise",)}
+_STREAMS = {"order": ("order", "buckets"), "augmentation": ("augment", "loader"), "dropout": ("noise",)}
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class ParticleAblation:
         """Why the particles of this run cannot differ in a factor; None if they can."""
         train = self.run.task.train
         if factor == "augmentation" and (
-            isinstance(train, BatchList) or (isinstance(train, TensorData) and train.augment is None)
+            isinstance(train, BatchList | TokenData) or (isinstance(train, TensorData) and train.augment is None)
         ):
             return "its training data has no random augmentation"
         if factor == "dropout" and not has_random_forward(self.run.model, self.run.task, self._training.batch_size):

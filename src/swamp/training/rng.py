@@ -42,8 +42,9 @@ class Seed:
     def borrowing(self, other: "Seed", *names: str) -> "Seed":
         """This seed with the streams `names` of `other`: trainings with both seeds differ in these streams only.
 
-        The streams of a training are "order" (order of the examples), "augment" (augmentation in memory), "loader"
-        (transforms in a DataLoader) and "noise" (dropout and other random numbers in forward passes).
+        The streams of a training are "order" (order of the examples), "buckets" (order of batches of similar length),
+        "augment" (augmentation in memory), "loader" (transforms in a DataLoader) and "noise" (dropout and other random
+        numbers in forward passes).
         """
         return Seed(self.root, self.path, (*((name, other) for name in names), *self.borrowed))
 
