@@ -129,11 +129,41 @@ def test_particles_may_be_given_cycle_by_cycle(mlp, task):
     assert [len(cycle.particles) for cycle in run(mlp, task, "swamp", particles=(1, 2))] == [1, 2, 2, 2]
 
 
-def test_the_equal_cost_control_takes_as_many_steps_as_the_particles(mlp, task):
-    long, many = run(mlp, task, "imp-long"), run(mlp, task, "swamp")
-    assert [cycle.cost.steps for cycle in long] == [cycle.cost.steps for cycle in many]
-    assert [cycle.cost.samples for cycle in long] == [16 * cycle.cost.steps for cycle in long]
-    assert many[0].cost.steps == 3 * 24 + 6
+PATHS = {
+    "constant": {},
+    "more particles later": {"particles": (1, 1, 3)},
+    "fewer particles later": {"particles": (3, 2)},
+    "cycles": {"cycles": 2, "particles": (1, 3)},
+    "several fractions": {"prune_fraction": (0.5, 0.3), "particles": (2, 1, 3)},
+    "densities": {"densities": (1.0, 0.6, 0.3), "particles": (1, 2, 3)},
+    "2:4": {"structure": "2:4", "include": ("2.weight",), "particles": (1, 3)},
+}
+
+
+@pytest.mark.parametrize("options", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize("after", ["restart", "advance"])
+def test_the_equal_cost_controls_of_a_cycle_take_as_many_steps_as_the_particles(mlp, task, options, after):
+    training = replace(TRAINING, lr_after_rewind=after)
+    many = run(mlp, task, "swamp", training, **options)
+    for control in ("imp-long", "imp-best"):
+        record = run(mlp, task, control, training, **options)
+        assert [cycle.cost.steps for cycle in record] == [cycle.cost.steps for cycle in many]
+        assert [cycle.cost.samples for cycle in record] == [16 * cycle.cost.steps for cycle in record]
+    # From its step in the schedule, which is as much longer, the ticket leaves as much to train.
+    skipped = 6 if after == "advance" else 0
+    assert many[0].cost.steps == len(many[0].particles) * (24 - skipped) + 6
+
+
+@pytest.mark.parametrize("options", PATHS.values(), ids=PATHS)
+def test_the_equal_cost_controls_of_a_run_take_as_many_steps_as_all_cycles(mlp, task, options):
+    for iterative, control in (("swamp", "cyclic-long"), ("imp", "cyclic")):
+        whole = run(mlp, task, iterative, **options)
+        record = run(mlp, task, control, **options)
+        # The ticket's epoch is what an iterative run has more.
+        assert record[-1].total.steps == whole[-1].total.steps - 6
+        assert record[-1].sparsity == whole[-1].sparsity
+        if len(record) > 1:
+            assert [cycle.total.steps for cycle in record] == [cycle.total.steps - 6 for cycle in whole]
 
 
 def test_the_three_things_that_averaging_changes_are_separate(mlp, task):

@@ -1,6 +1,6 @@
 """How a cycle begins: at which weights its particles start, on which mask, and how they train."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from swamp.algorithms.cycle import Cost, Cycle
 from swamp.algorithms.setup import Setup
@@ -29,8 +29,8 @@ class CycleSpec:
 def first_spec(setup: Setup, index: int, ticket: Ticket) -> CycleSpec:
     """The dense cycle, or a cycle of a method that needs no other cycle."""
     if not setup.method.independent:
-        return CycleSpec(ticket, setup.dense, setup.training, setup.first_step)
-    training = _repeated(setup, setup.schedule.densities[index])
+        return CycleSpec(ticket, setup.dense, setup.training_of(index), setup.first_step(index))
+    training = setup.training_of(index)
     if setup.method.masks == "dynamic" and setup.method.grow == "nothing":
         return CycleSpec(ticket, setup.dense, training)
     nnz = setup.schedule.nnz(index, setup.dense.prunable)
@@ -42,20 +42,11 @@ def next_spec(setup: Setup, index: int, ticket: Ticket, previous: Cycle) -> Cycl
     """The average of `previous` pruned; the remaining weights rewound to the ticket, or carried on."""
     nnz = setup.schedule.nnz(index, setup.dense.prunable)
     pruned = setup.pruner.prune(previous.mask, previous.weights, nnz, setup.seed.at("score", index))
-    start, training, first = ticket, setup.training, setup.first_step
+    start, training, first = ticket, setup.training_of(index), setup.first_step(index)
     if setup.method.start == "pruned":
         start = Ticket(previous.weights, 0)
         training, first = _retrained(setup, previous, pruned.mask)
     return CycleSpec(start, pruned.mask, training, first, pruned.notes, previous.total, pruned.flops)
-
-
-def _repeated(setup: Setup, density: float) -> Training:
-    """The training of a method with one pruning. `cyclic` repeats the schedule once per cycle of an iterative run."""
-    if not setup.method.cyclic:
-        return setup.training
-    times = setup.plan.trainings_to(density)
-    repeats = times * (setup.plan.most_particles if setup.method.n_times_epochs else 1)
-    return replace(setup.training, epochs=setup.training.epochs * times, schedule_repeats=repeats)
 
 
 def _retrained(setup: Setup, previous: Cycle, mask: Mask) -> tuple[Training, int]:

@@ -174,7 +174,9 @@ class _DynamicTraining:
             )
         if self.method.grow == "random":
             generator = self.seed.at("grow", step, *(indices if len(snapshots) == 1 else ())).generator()
-            growth = {n: torch.rand(active.shape, generator=generator) for n, active in mask.items() if n in self.trainable}
+            growth = {
+                n: torch.rand(active.shape, generator=generator) for n, active in mask.items() if n in self.trainable
+            }
         else:
             gradients = self._dense_gradients(snapshots, indices, step)
             growth = {name: gradient.abs() for name, gradient in gradients.items()}

@@ -137,4 +137,6 @@ def _cycle_on(setup: Setup, index: int, mask: Mask, ticket: Ticket) -> Cycle:
             f"the stored cycle {index} was trained on another mask than is given now. Delete what is stored, or "
             "keep the new one elsewhere."
         )
-    return stored or _train_cycle(setup, index, CycleSpec(ticket, mask, setup.training, setup.first_step))
+    return stored or _train_cycle(
+        setup, index, CycleSpec(ticket, mask, setup.training_of(index), setup.first_step(index))
+    )

@@ -52,7 +52,7 @@ class Method:
     ema: float = 0.0
     """Default decay of the exponential moving average of each particle's weights."""
     n_times_epochs: bool = False
-    """Trains N times the epochs: the cost of N particles."""
+    """Trains N times the epochs, N the particles of the cycle: the cost of N particles."""
     cyclic: bool = False
     """Repeats the schedule as often as an iterative run has cycles to this density."""
     single_particle_above: float = 0.0
@@ -77,8 +77,11 @@ class Method:
         """Whether the method chooses on validation data."""
         return self.combine != "mean" or self.pools
 
-    def training(self, training: Training, particles: int) -> Training:
-        """The user's training with this method's settings. Raises SwampError for SWA with `swa_fraction` 0."""
+    def training(self, training: Training, times: int = 1) -> Training:
+        """The user's training with this method's settings, and `times` its epochs (see Plan.times_epochs).
+
+        Raises SwampError for SWA with `swa_fraction` 0.
+        """
         if self.swa and training.swa and not training.swa_epochs:
             raise SwampError(
                 "this method averages weights over the last part of each training, and swa_fraction="
@@ -87,7 +90,8 @@ class Method:
             )
         return replace(
             training,
-            epochs=training.epochs * (particles if self.n_times_epochs else 1),
+            epochs=training.epochs * times,
+            schedule_repeats=times if self.cyclic else training.schedule_repeats,
             swa_fraction=training.swa_fraction if self.constant_final_lr else 0.0,
             swa_cycles=training.swa_cycles or (training.swa_epochs if self.cyclic_final_lr else 0),
             swa=self.swa and training.swa,

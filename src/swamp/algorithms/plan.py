@@ -141,9 +141,24 @@ class Plan:
         counts = particles_for(densities, self.particles, single_particle_above=self.spec.single_particle_above)
         return Schedule(densities, counts if self.spec.multi_particle else (1,) * len(densities))
 
-    def trainings_to(self, density: float) -> int:
-        """Trainings, the dense one included, of an iterative run with the first `prune_fraction` to this density."""
-        return len(densities_to(1 - density, prune_fraction=self.prune_fraction[:1]))
+    def times_epochs(self, cycle: int) -> int:
+        """How many times the epochs of `Training` a particle of this cycle trains: 1, except for equal-cost controls.
+
+        N where the method replaces N particles by one; for cyclic methods the cycles of the iterative run that they
+        replace, or the particles of all these cycles.
+        """
+        densities = self._densities()
+        if not self.spec.cyclic:
+            return particles_for(densities, self.particles)[cycle] if self.spec.n_times_epochs else 1
+        path = densities[: cycle + 1] if densities[0] == 1 else self._path_to(densities[cycle])
+        return sum(particles_for(path, self.particles)) if self.spec.n_times_epochs else len(path)
+
+    def _path_to(self, density: float) -> tuple[float, ...]:
+        """Densities of an iterative run to this one: from the dense cycle on, by the pattern or the prune fraction."""
+        structure = structure_named(self.structure)
+        if isinstance(structure, NMPattern):
+            return tuple(one for one in structure.densities(()) if one >= density)
+        return densities_to(1 - density, prune_fraction=self.prune_fraction)
 
     def _densities(self) -> tuple[float, ...]:
         if self.densities and self.densities[0] != 1 and not self.spec.independent:

@@ -42,13 +42,20 @@ class Setup:
         self.seed = Seed(plan.seed)
         self.pruner = Pruner(self.model, self.task, plan, training.batch_size, self.flops)
         self.ticket_training = training.plain()
-        self.training = self.method.training(training, plan.most_particles)
+        self.options, self.training = training, self.method.training(training)
         self.per_epoch = task.train.steps(training.batch_size)
         self.batch = min(training.batch_size, len(task.train))
         self.ticket_steps = round(plan.ticket_epochs * self.per_epoch)
-        self.first_step = self.ticket_steps if training.lr_after_rewind == "advance" else 0
-        """Step of the schedule at which particles start."""
         self._check_epochs(training)
+
+    def training_of(self, cycle: int) -> Training:
+        """How the particles of this cycle are trained."""
+        return self.method.training(self.options, self.plan.times_epochs(cycle))
+
+    def first_step(self, cycle: int) -> int:
+        """Step at which the particles of this cycle start: the step of the ticket in a schedule of their length."""
+        advance = self.options.lr_after_rewind == "advance"
+        return self.ticket_steps * self.plan.times_epochs(cycle) if advance else 0
 
     def _check_sparsity(self) -> None:
         plan = self.plan

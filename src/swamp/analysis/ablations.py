@@ -133,7 +133,8 @@ class ParticleAblation:
             found = {i: kept for i in range(count) if (kept := store.particle(self.cycle, i)) is not None}
             mask = run.cycle(self.cycle).mask
             for ticket, training, seeds in self._jobs(factor, [i for i in range(count) if i not in found]):
-                first = ticket.steps if training.lr_after_rewind == "advance" else 0
+                advance = training.lr_after_rewind == "advance"
+                first = ticket.steps * config.plan.times_epochs(self.cycle) if advance else 0
                 trained = self._backend.train(ticket, mask, training, seeds, first=first, progress=progress)
                 found.update((particle.index, particle) for particle in trained)
         return [found[i] for i in range(count)]
@@ -195,7 +196,7 @@ class ParticleAblation:
     @property
     def _training(self) -> Training:
         plan = self.run.config.plan
-        return plan.spec.training(self.run.config.training, plan.most_particles)
+        return plan.spec.training(self.run.config.training, plan.times_epochs(self.cycle))
 
     @cached_property
     def _backend(self) -> Backend:

@@ -134,7 +134,7 @@ class InstabilityAnalysis:
         self.seed = Seed(self.plan.seed)
         self.ticket_training = self.training.plain()
         self.advance = self.training.lr_after_rewind == "advance"
-        self.training = method.training(self.training, self.plan.most_particles)
+        self.training = method.training(self.training, self.plan.times_epochs(0))
         self._evaluator = PointEvaluator(self.model, self.task, examples=self.plan.evaluation_examples)
 
     @property
@@ -179,7 +179,7 @@ class InstabilityAnalysis:
 
     def train(self, ticket: Ticket, mask: Mask, seeds: list[Seed]) -> list[Particle]:
         """Train one copy of the ticket per seed, as the particles of a run."""
-        first = ticket.steps if self.advance else 0
+        first = ticket.steps * self.plan.times_epochs(0) if self.advance else 0
         numbered = list(enumerate(seeds))
         return self.backend.train(ticket, mask, self.training, numbered, first=first, progress=self.progress)
 

@@ -1,5 +1,6 @@
 """What a run does, before it starts: data, network, method, and the number of steps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -34,33 +35,28 @@ def overview(config: RunConfig, problem: Problem, model: nn.Module) -> Overview:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     used = f"{len(train):,} of {problem.available:,}" if problem.available else f"{len(train):,}"
     held_out = f" ({len(validation):,} more for validation)" if validation else ""
-    steps = _steps(config, train.steps(config.training.batch_size))
-    counts = sorted(set(schedule.particles))
-    particles = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+    epochs = [config.training.epochs * plan.times_epochs(cycle) for cycle in range(len(schedule))]
+    steps = _steps(config, epochs, train.steps(config.training.batch_size))
     ensemble = f", {plan.most_particles} members" if method_named(plan.method).ensemble else ""
     lines = (
         f"task {config.task}: {used} training examples{held_out}, {len(problem.task.test):,} for test",
         f"model {config.model}: {parameters:,} parameters, {100 * prunable / parameters:.1f} % prunable",
         f"method {plan.method}: {len(schedule)} cycles to {100 * (1 - schedule.densities[-1]):.2f} % sparsity, "
-        f"{particles} particles per cycle{ensemble}",
-        f"training: {config.training.optimizer}, lr {config.training.lr:g}, {_epochs(config)} epochs per particle, "
+        f"{_range(schedule.particles)} particles per cycle{ensemble}",
+        f"training: {config.training.optimizer}, lr {config.training.lr:g}, {_range(epochs)} epochs per particle, "
         f"{steps:,} steps in all",
     )
     return Overview("\n".join(lines), len(schedule), steps)
 
 
-def _epochs(config: RunConfig) -> int:
-    return method_named(config.plan.method).training(config.training, config.plan.most_particles).epochs
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low} to {high}" if low < high else str(low)
 
 
-def _steps(config: RunConfig, per_epoch: int) -> int:
-    """Steps of all trainings: `per_epoch` steps an epoch."""
-    plan, method = config.plan, method_named(config.plan.method)
-    schedule = plan.schedule()
-    # A cyclic method repeats the schedule as often as an iterative run has cycles to that density.
-    trainings = sum(
-        count * (plan.trainings_to(density) if method.cyclic else 1)
-        for density, count in zip(schedule.densities, schedule.particles, strict=True)
-    )
+def _steps(config: RunConfig, epochs: Sequence[int], per_epoch: int) -> int:
+    """Steps of all trainings. epochs: of a particle of each cycle, `per_epoch` steps each."""
+    plan = config.plan
+    trained = sum(count * each for count, each in zip(plan.schedule().particles, epochs, strict=True))
     ticket = round(plan.ticket_epochs * per_epoch)
-    return (trainings * _epochs(config) * per_epoch + ticket) * (plan.most_particles if method.ensemble else 1)
+    return (trained * per_epoch + ticket) * (plan.most_particles if method_named(plan.method).ensemble else 1)

@@ -143,7 +143,7 @@ class Study:
                 table[last] = [value] if alone else value
             config = RunConfig.from_json(values)
             task_named(config.task)
-            method_named(config.plan.method).training(config.training, config.plan.most_particles)
+            method_named(config.plan.method).training(config.training)
         except SwampError as error:
             raise SwampError(f"{where}: {error}") from error
         return config

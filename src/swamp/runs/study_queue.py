@@ -190,12 +190,12 @@ class StudyDirectory:
     def state(self, name: str) -> RunState:
         """State of one run, from its directory."""
         config = self.runs[name]
-        total = _trainings(config) * _epochs(config)
+        total = _epochs(config)
         if self.run(name).summary.exists():
             return RunState(name, "finished", done=total, total=total)
         if self._failed(name).exists():
             return RunState(name, "failed", done=0.0, total=0.0, error=self._error(name))
-        done = _trainings_done(self.run(name), config) * _epochs(config)
+        done = _epochs_done(self.run(name), config)
         holder = self.holder(name)
         return RunState(name, "running" if holder else "waiting", holder, done, total)
 
@@ -246,16 +246,21 @@ def _exclusively(handle: int) -> bool:
     return False
 
 
+def _particle_epochs(config: RunConfig) -> list[tuple[int, int]]:
+    """(particles, epochs of each) of every cycle."""
+    counts = config.plan.schedule().particles
+    return [(count, config.training.epochs * config.plan.times_epochs(cycle)) for cycle, count in enumerate(counts)]
+
+
 def _epochs(config: RunConfig) -> float:
-    return method_named(config.plan.method).training(config.training, config.plan.most_particles).epochs
-
-
-def _trainings(config: RunConfig) -> int:
+    """Epochs of all particles of a run."""
     plan = config.plan
-    return sum(plan.schedule().particles) * (plan.most_particles if method_named(plan.method).ensemble else 1)
+    members = plan.most_particles if method_named(plan.method).ensemble else 1
+    return members * sum(count * epochs for count, epochs in _particle_epochs(config))
 
 
-def _trainings_done(run: RunDirectory, config: RunConfig) -> int:
+def _epochs_done(run: RunDirectory, config: RunConfig) -> float:
+    """Epochs of the particles that are finished."""
     if method_named(config.plan.method).ensemble:
         return sum(_of_one(run.member(index), config) for index in range(config.plan.most_particles))
     if method_named(config.plan.method).pools:
@@ -263,13 +268,13 @@ def _trainings_done(run: RunDirectory, config: RunConfig) -> int:
     return _of_one(run, config)
 
 
-def _of_one(run: RunDirectory, config: RunConfig) -> int:
-    done = 0
-    for cycle, count in enumerate(config.plan.schedule().particles):
+def _of_one(run: RunDirectory, config: RunConfig) -> float:
+    done = 0.0
+    for cycle, (count, epochs) in enumerate(_particle_epochs(config)):
         if run.record(cycle).exists():
-            done += count
+            done += count * epochs
             continue
-        return done + sum(run.particle(cycle, index).exists() for index in range(count))
+        return done + epochs * sum(run.particle(cycle, index).exists() for index in range(count))
     return done
 
 
