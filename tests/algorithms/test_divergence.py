@@ -56,7 +56,7 @@ def test_restart_is_the_training_from_the_ticket_with_half_the_rate_and_noise_of
     spoilt = poisoned(task, [WHO, WHO.at("restart", 1)])
     with pytest.warns(UserWarning, match="Cycle 1, particle 1, diverged") as told:
         record = list(swamp.cycles(mlp, spoilt, plan, TRAINING, backend=BACKENDS[backend](mlp, spoilt), store=store))
-    training = plan.spec.training(TRAINING, 3)
+    training = plan.spec.training(TRAINING)
     seeds = {i: ROOT.at("cycle", 1, "particle", i) for i in range(3)}
     rates = {0: 0.1, 1: 0.1 / 4, 2: 0.1}
     seeds[1] = WHO.at("restart", 2)
@@ -89,7 +89,7 @@ def test_drop_is_the_mean_of_the_others(backend, mlp, task, poisoned):
     store, spoilt = Kept(), poisoned(task, [WHO])
     with pytest.warns(UserWarning, match=r"particle 1, diverged: .* It is left out of the mean"):
         record = list(swamp.cycles(mlp, spoilt, plan, TRAINING, backend=BACKENDS[backend](mlp, spoilt), store=store))
-    training, mask = plan.spec.training(TRAINING, 3), record[1].mask
+    training, mask = plan.spec.training(TRAINING), record[1].mask
     parts = [alone(mlp, task, store.tickets[0], mask, training, ROOT.at("cycle", 1, "particle", i)) for i in (0, 2)]
     atol = 1e-6 if backend == "vmapped" else 0
     assert all(torch.allclose(record[1].weights[n], v, rtol=0, atol=atol) for n, v in mean(parts).items())

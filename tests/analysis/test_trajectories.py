@@ -113,7 +113,7 @@ def test_points_are_the_weights_during_training(finished):
     def watch(step, total, snapshot):
         taken[step] = snapshot().weights
 
-    training = run_data.config.plan.spec.training(run_data.config.training, 3)
+    training = run_data.config.plan.spec.training(run_data.config.training)
     seed = Seed(run_data.config.plan.seed).at("cycle", 1, "particle", 2)
     fit(run_data.model, run_data.task, training, seed, mask=cycle.mask, on_step=watch)
     found = read_trajectory(run_data.directory.trajectory(1, 2))
