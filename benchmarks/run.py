@@ -25,7 +25,8 @@ from export import exported, sizes
 from line import Line, median, ratio, ratios, seconds
 from particles import CASES, throughput
 from reference import swamp_by_hand
-from swamp.algorithms import Plan, cycles
+from swamp.algorithms import Plan
+from swamp.algorithms.loop import cycles
 from swamp.datasets import build_network
 from swamp.masks import Mask, prune_mask
 from swamp.recipes import recipe_named

@@ -137,7 +137,7 @@ class StopAt(NullReporter):
     def __init__(self, step: int, stop: Event) -> None:
         self.left, self.stop = step, stop
 
-    def training(self, cycle, index, count, step, total):
+    def training(self, cycle, index, count, step, total, loss=None):
         self.left -= 1
         if self.left == 0:
             self.stop.set()

@@ -4,7 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from swamp.algorithms import Cycle, Plan, SparseModel, cycles, prune, retrain
+    from swamp.algorithms import Cycle, Plan, SparseModel
+    from swamp.api import cycles, load_run, prune, retrain
     from swamp.backends import Particle, Sequential, Ticket
     from swamp.errors import Diverged, Interrupted, MaskError, SwampError
     from swamp.masks import Mask, Scope, hold
@@ -34,6 +35,7 @@ __all__ = [
     "cycles",
     "hold",
     "load",
+    "load_run",
     "prune",
     "retrain",
 ]
@@ -51,7 +53,10 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "Cycle",
         "Plan",
         "SparseModel",
+    ),
+    "api": (
         "cycles",
+        "load_run",
         "prune",
         "retrain",
     ),

@@ -68,7 +68,7 @@ class StopAt(NullReporter):
     def __init__(self, step: int, stop: Event) -> None:
         self.left, self.stop = step, stop
 
-    def training(self, cycle: int, index: int, count: int, step: int, total: int) -> None:
+    def training(self, cycle: int, index: int, count: int, step: int, total: int, loss: object = None) -> None:
         self.left -= 1
         if self.left == 0:
             self.stop.set()

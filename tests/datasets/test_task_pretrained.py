@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from swamp.algorithms import Plan, cycles
+from swamp.algorithms import Plan
+from swamp.algorithms.loop import cycles
 from swamp.datasets import build_problem, network_for
 from swamp.datasets.problem import DataOptions, Problem, TextOptions
 from swamp.errors import SwampError

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from swamp.algorithms import Plan, cycles
+from swamp.algorithms import Plan
+from swamp.algorithms.loop import cycles
 from swamp.datasets import build_network, build_problem, network_for
 from swamp.datasets.problem import DataOptions, Problem, TextOptions
 from swamp.datasets.text.corpus import Texts, classification, language, regression

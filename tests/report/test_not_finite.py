@@ -11,8 +11,8 @@ import torch
 
 import swamp
 from swamp.algorithms import Cycle
+from swamp.api.progress import LiveReporter
 from swamp.cli import main
-from swamp.cli.progress import LiveReporter
 from swamp.cli.study_progress import reached
 from swamp.report.comparison import compare
 from swamp.report.run_records import read_run

@@ -110,7 +110,7 @@ def test_a_run_that_crashed_has_its_last_change_on_disk_and_a_stopped_one_whatev
     class Crash(NullReporter):
         steps = 0
 
-        def training(self, cycle, index, count, step, total):
+        def training(self, cycle, index, count, step, total, loss=None):
             assert total == 40
             self.steps += 1
             if self.steps == 15:

@@ -2,11 +2,11 @@
 
 from swamp.algorithms.cycle import Barrier, Cost, Cycle, ParticleRecord, SplitMetrics
 from swamp.algorithms.ensembles import ensemble, ensemble_predict
-from swamp.algorithms.loop import cycles, train_on
+from swamp.algorithms.loop import train_on
 from swamp.algorithms.method import Method
 from swamp.algorithms.plan import Plan
 from swamp.algorithms.registry import METHODS
-from swamp.algorithms.sparse_model import SparseModel, prune, retrain
+from swamp.algorithms.sparse_model import SparseModel
 
 __all__ = [
     "METHODS",
@@ -18,10 +18,7 @@ __all__ = [
     "Plan",
     "SparseModel",
     "SplitMetrics",
-    "cycles",
     "ensemble",
     "ensemble_predict",
-    "prune",
-    "retrain",
     "train_on",
 ]

@@ -12,8 +12,8 @@ import tyro
 
 from swamp.algorithms.registry import method_named
 from swamp.analysis.mask_training import MaskSource, MaskTraining, cross_train, mask_trainings, shared_densities
+from swamp.api.progress import LiveReporter
 from swamp.cli.compare import runs_of
-from swamp.cli.progress import LiveReporter
 from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
 from swamp.errors import Interrupted, SwampError
 from swamp.runs.overview import Overview

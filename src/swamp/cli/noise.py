@@ -15,7 +15,7 @@ import tyro
 from swamp.analysis.ablations import FACTORS, AblationSettings, ParticleAblation
 from swamp.analysis.analysis_tasks import AnalysisTask, analyze
 from swamp.analysis.run_data import RunData
-from swamp.cli.progress import LiveReporter
+from swamp.api.progress import LiveReporter
 from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
 from swamp.errors import Interrupted, SwampError, unknown
 from swamp.runs.run_progress import NullReporter

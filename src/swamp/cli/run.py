@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from swamp.cli.progress import LiveReporter, OverviewReporter, print_summary
+from swamp.api.progress import LiveReporter
+from swamp.cli.progress import OverviewReporter, print_summary
 from swamp.cli.session import Err, Out, parse, print_json, stoppable
 from swamp.datasets import task_named
 from swamp.errors import SwampError

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from swamp.cli.progress import duration
+from swamp.api.pace import duration
 from swamp.runs.study_queue import RunState, StudyDirectory
 
 _MOST_ROWS = 12

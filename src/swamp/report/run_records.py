@@ -12,7 +12,7 @@ from typing import Any, cast
 from swamp.errors import CorruptFile, SwampError
 from swamp.files import parse_json
 from swamp.runs import open_run
-from swamp.runs.config import RunConfig, flattened
+from swamp.runs.config import ORIGIN, RunConfig, flattened
 from swamp.runs.directory import PROVENANCE, RunDirectory
 
 SPLITS = ("train", "validation", "test")
@@ -59,6 +59,7 @@ def read_run(path: Path | str) -> RunRecord:
     lines = _lines(metrics)
     config = _config(path / CONFIG)
     # A run directory that was written by hand states no provenance.
+    config.pop(ORIGIN, None)
     known = config.pop(PROVENANCE, None) is not None or any(PROVENANCE.encode() in line for line in lines)
     directory = open_run(path)[0] if known else RunDirectory(path)
     # The last cycle is finished a moment before its line is written; the file is never written empty.

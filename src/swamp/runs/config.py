@@ -21,6 +21,9 @@ from swamp.training import Training
 
 _MOST_THREADS = 1024
 
+ORIGIN = "origin"
+"""Key of config.json for what is not a setting: the source of models, tasks and optimizers that are not swamp's."""
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -103,7 +106,8 @@ class RunConfig:
         except ValueError as error:
             raise SwampError(f"{path} is not JSON ({error}).") from error
         if isinstance(values, dict):
-            cast("dict[str, Any]", values).pop(PROVENANCE, None)
+            for name in (PROVENANCE, ORIGIN):
+                cast("dict[str, Any]", values).pop(name, None)
         try:
             return cls.from_json(values)
         except SwampError as error:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from swamp.algorithms import Cycle, cycles, ensemble
+from swamp.algorithms import Cycle, ensemble
 from swamp.algorithms.backend_choice import backend_of
+from swamp.algorithms.loop import cycles
 from swamp.algorithms.registry import method_named
 from swamp.algorithms.store import NoStore
 from swamp.backends import Backend, Sequential
@@ -102,7 +103,7 @@ def _run(directory: RunDirectory, config: RunConfig, reporter: Reporter, stop: E
             with executing(config), _advice(config, directory):
                 ranks = [] if coordinator is None else [str(member) for member in coordinator.members]
                 append_session(directory, config, ranks)
-                reporter.started(overview(config, problem, model))
+                reporter.started(overview(config, problem.task, model, problem.available))
                 for cycle in _cycles(config, problem, model, store, coordinator):
                     # Not the cycles themselves: their weights would fill the memory.
                     records.append(cycle.to_json())

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from swamp.algorithms.registry import method_named
-from swamp.datasets.problem import Problem
 from swamp.masks import Mask
 from swamp.runs.config import RunConfig
+from swamp.training import Task
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,19 @@ class Overview:
     steps: int
 
 
-def overview(config: RunConfig, problem: Problem, model: nn.Module) -> Overview:
-    """Describe the run of `config` with this problem and initial network."""
-    plan, train, validation = config.plan, problem.task.train, problem.task.validation
+def overview(config: RunConfig, task: Task, model: nn.Module, available: int = 0) -> Overview:
+    """Describe the run of `config` with this task and initial network. available: see `Problem`."""
+    plan, train, validation = config.plan, task.train, task.validation
     schedule = plan.schedule()
     prunable = Mask.ones(model, plan.scope).prunable
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    used = f"{len(train):,} of {problem.available:,}" if problem.available else f"{len(train):,}"
+    used = f"{len(train):,} of {available:,}" if available else f"{len(train):,}"
     held_out = f" ({len(validation):,} more for validation)" if validation else ""
     epochs = [config.training.epochs * plan.times_epochs(cycle) for cycle in range(len(schedule))]
     steps = _steps(config, epochs, train.steps(config.training.batch_size))
     ensemble = f", {plan.most_particles} members" if method_named(plan.method).ensemble else ""
     lines = (
-        f"task {config.task}: {used} training examples{held_out}, {len(problem.task.test):,} for test",
+        f"task {config.task}: {used} training examples{held_out}, {len(task.test):,} for test",
         f"model {config.model}: {parameters:,} parameters, {100 * prunable / parameters:.1f} % prunable",
         f"method {plan.method}: {len(schedule)} cycles to {100 * (1 - schedule.densities[-1]):.2f} % sparsity, "
         f"{_range(schedule.particles)} particles per cycle{ensemble}",

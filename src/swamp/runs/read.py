@@ -1,7 +1,7 @@
 """Read what a run directory holds. Every file is checked: damaged and foreign files raise CorruptFile."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -12,15 +12,18 @@ from swamp.backends import Particle, Ticket
 from swamp.errors import CorruptFile, SwampError
 from swamp.files import digest, load_metadata, load_tensors, quarantine
 from swamp.masks import Mask
-from swamp.runs.config import RunConfig, result_settings
+from swamp.runs.config import ORIGIN, RunConfig, result_settings
 from swamp.runs.directory import PROVENANCE, RunDirectory, add_checksum, read_json, verify_checksum, write_json
 
 _T = TypeVar("_T")
 
 
-def write_config(directory: RunDirectory, config: RunConfig) -> None:
-    """Write config.json, by which the run begins. Its checksum covers the settings that decide the result."""
-    values = config.to_json()
+def write_config(directory: RunDirectory, config: RunConfig, origin: Mapping[str, Any] | None = None) -> None:
+    """Write config.json, by which the run begins. Its checksum covers the settings that decide the result.
+
+    origin: what the model, task and optimizer were, where they are not chosen by name from those of swamp.
+    """
+    values = config.to_json() | ({ORIGIN: dict(origin)} if origin else {})
     signed = add_checksum(result_settings(values), directory.provenance(directory.config))
     write_json(directory.config, {**values, PROVENANCE: signed[PROVENANCE]})
 
@@ -50,6 +53,11 @@ def open_run(path: Path | str) -> tuple[RunDirectory, RunConfig]:
         ) from error
     # Not config.digest(): other defaults in another version of swamp would give another fingerprint.
     return RunDirectory(Path(path), str(provenance.get("run"))), RunConfig.load(file)
+
+
+def read_origin(directory: RunDirectory) -> dict[str, Any]:
+    """The origin that `write_config` wrote; empty where there is none. `open_run` checks it."""
+    return read_json(directory.config).get(ORIGIN, {})
 
 
 def verify_config_owner(directory: RunDirectory) -> None:

@@ -1,8 +1,10 @@
 """Progress of a cycle's particles: snapshots and trajectories during training, and each finished particle."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Protocol
@@ -22,6 +24,19 @@ from swamp.training.snapshot import Snapshot
 _RESTARTED = "Continuing without it: this training starts again."
 
 
+def unknown_loss() -> float:
+    """The loss of a particle that another process trains: NaN."""
+    return math.nan
+
+
+def mean_loss(snapshot: Callable[[], Snapshot]) -> float:
+    """The mean training loss of the present epoch, or of the last one; NaN before the first step."""
+    taken = snapshot()
+    if taken.losses_seen:
+        return taken.running_loss / taken.losses_seen
+    return taken.losses[-1] if taken.losses else math.nan
+
+
 class Reporter(Protocol):
     """Callbacks that report the progress of a run, for example to a terminal."""
 
@@ -33,8 +48,13 @@ class Reporter(Protocol):
         """A backend was chosen by timing."""
         ...
 
-    def training(self, cycle: int | None, index: int, count: int, step: int, total: int) -> None:
-        """Particle `index` of `count` of a cycle (None: the ticket) has taken `step` of `total` steps."""
+    def training(
+        self, cycle: int | None, index: int, count: int, step: int, total: int, loss: Callable[[], float] = ...
+    ) -> None:
+        """Particle `index` of `count` of a cycle (None: the ticket) has taken `step` of `total` steps.
+
+        loss: gives its mean training loss in the present epoch. It waits for the device and copies the weights.
+        """
         ...
 
     def finished(self, cycle: Cycle) -> None:
@@ -54,7 +74,15 @@ class NullReporter:
     def part(self, done: int, parts: int, what: str) -> None:
         """Do nothing."""
 
-    def training(self, cycle: int | None, index: int, count: int, step: int, total: int) -> None:
+    def training(
+        self,
+        cycle: int | None,
+        index: int,
+        count: int,
+        step: int,
+        total: int,
+        loss: Callable[[], float] = unknown_loss,
+    ) -> None:
         """Do nothing."""
 
     def finished(self, cycle: Cycle) -> None:
@@ -90,7 +118,7 @@ class RunProgress(Progress):
 
     def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         """Report the step, save a snapshot or trajectory point if one is due, and stop if asked."""
-        self.on_remote_step(index, step, total)
+        self._report(index, step, total, partial(mean_loss, snapshot))
         stopping = self.stop.is_set()
         due = stopping or time.monotonic() - self.saved.get(index, self.began) > self.snapshot_seconds
         path = (
@@ -126,8 +154,11 @@ class RunProgress(Progress):
 
     def on_remote_step(self, index: int, step: int, total: int) -> None:
         """Report the step of a particle, which may be trained by another rank."""
+        self._report(index, step, total, unknown_loss)
+
+    def _report(self, index: int, step: int, total: int, loss: Callable[[], float]) -> None:
         member, members = self.one_of
-        self.reporter.training(self.cycle, index + member * self.count, members * self.count, step, total)
+        self.reporter.training(self.cycle, index + member * self.count, members * self.count, step, total, loss)
 
     def load_particle(self, index: int) -> Particle | None:
         """A particle that another rank has finished."""

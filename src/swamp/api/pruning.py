@@ -1,0 +1,265 @@
+"""The public calls that prune a model: with a run directory, progress, and a function called after each cycle."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Unpack
+
+from torch import nn
+
+from swamp.algorithms import Cycle, Plan, SparseModel, train_on
+from swamp.algorithms import loop as engine
+from swamp.algorithms.sparse_model import PlanOptions
+from swamp.algorithms.store import NoStore, Store
+from swamp.api.progress import live_progress
+from swamp.api.python_run import Job, stored_cycles
+from swamp.backends import Backend, Progress, Ticket
+from swamp.backends.autotune import Choice
+from swamp.errors import SwampError
+from swamp.masks import Mask
+from swamp.runs.execute import prepare
+from swamp.runs.overview import overview
+from swamp.runs.read import open_run, read_cycle, read_origin
+from swamp.runs.run_progress import NullReporter, Reporter, mean_loss, unknown_loss
+from swamp.training import Task, Training
+from swamp.training.snapshot import Snapshot
+
+OnCycle = Callable[[Cycle], Any]
+"""Called after each finished cycle."""
+
+
+def prune(
+    model: nn.Module,
+    task: Task,
+    *,
+    sparsity: float = 0.95,
+    particles: int | Sequence[int] = 4,
+    method: str = "swamp",
+    training: Training | None = None,
+    backend: Backend | str | None = None,
+    out: Path | str | None = None,
+    progress: bool = False,
+    on_cycle: OnCycle | None = None,
+    **options: Unpack[PlanOptions],
+) -> SparseModel:
+    """Prune a copy of `model` on `task`.
+
+    Args:
+        model: Any module; its weights are the initial weights, and stay as they are.
+        task: Data, loss and metrics, see `Task.of`.
+        sparsity: Fraction of the prunable weights to remove, in [0, 1).
+        particles: Particles N a cycle; a sequence gives one number per cycle, the last one repeats.
+        method: Name of the method: "swamp", "imp", "lrr" ...; `swamp list methods` has all.
+        training: How each particle is trained (default: `Training()`).
+        backend: What trains the particles: a backend, or its name, e.g. "threads" (default: the fastest by timing).
+        out: Run directory, as `swamp run` makes it. After Ctrl-C, or a killed process, the same call continues and
+            gives the same bits; `swamp compare` and `swamp report` read it (default: nothing is kept on disk).
+        progress: Show the progress on standard error: bars in a terminal or a notebook, else a line every 30 s.
+        on_cycle: Called with each cycle, as soon as it is finished; also with those that are read from `out`.
+        **options: Any other field of `Plan`, e.g. seed=1, ticket_epochs=2, exclude=("head.*",).
+
+    Returns:
+        The sparse copy with its mask and the record of every cycle.
+
+    Raises:
+        SwampError: Before any training: an option is not possible, data or weights are not finite, or `out` holds
+            another run.
+        Diverged: A training diverged, and `on_divergence` has no way to continue.
+        KeyboardInterrupt: Ctrl-C; with `out`, everything up to the last step is saved first.
+
+    Example:
+        >>> import torch, swamp
+        >>> x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+        >>> y = (x.sum(1) > 0).long()
+        >>> task = swamp.Task.of(train=(x[:48], y[:48]), test=(x[48:], y[48:]))
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> how = swamp.Training(epochs=4, batch_size=16)
+        >>> sparse = swamp.prune(model, task, sparsity=0.5, particles=2, training=how, barrier_points=0)
+        >>> sparse.mask.nnz, sparse.mask.prunable
+        (80, 160)
+
+    Source:
+        Choi et al., "Sparse Weight Averaging with Multiple Particles for Iterative Magnitude Pruning", ICLR 2024.
+    """
+    counts = tuple(particles) if isinstance(particles, Iterable) else (particles,)
+    plan = _plan(options, method=method, sparsity=sparsity, particles=counts)
+    record: list[Cycle] = []
+    for cycle in cycles(model, task, plan, training or Training(), backend=backend, out=out, progress=progress):
+        record.append(cycle)
+        if on_cycle is not None:
+            on_cycle(cycle)
+    return SparseModel.of(model, record)
+
+
+def cycles(
+    model: nn.Module,
+    task: Task,
+    plan: Plan,
+    training: Training,
+    *,
+    backend: Backend | str | None = None,
+    store: Store | None = None,
+    out: Path | str | None = None,
+    progress: bool = False,
+) -> Iterator[Cycle]:
+    """Yield one finished cycle after another, densest first.
+
+    Args:
+        model: Architecture and initial weights; it is left unchanged.
+        task: Data, loss and metrics.
+        plan: What is pruned, how much, in how many cycles.
+        training: How each particle is trained.
+        backend: What trains the particles, or its name (default: the fastest, found by timing them on the task).
+        store: Where finished steps are kept; what it already holds is not computed again.
+        out: Run directory, see `prune`; in place of a store.
+        progress: See `prune`.
+
+    Returns:
+        An iterator of cycles, each a usable sparse model with its metrics and cost.
+
+    Raises:
+        SwampError: Before any training: the plan is not possible, weights or data are not finite, or `out` holds
+            another run.
+        Diverged: A training diverged, and `plan.on_divergence` has no way to continue.
+    """
+    job = Job(model, task, plan, training, backend)
+    if out is not None and store is not None:
+        raise SwampError("out and store are two places for finished steps. Give one of them.")
+    shown = live_progress() if progress else None
+    if out is not None:
+        found = stored_cycles(job, Path(out), shown or NullReporter())
+    elif shown is not None and store is None:
+        found = job.cycles(_ShownOnly(shown))
+    else:
+        found = engine.cycles(model, task, plan, training, backend=backend, store=store)
+    return found if shown is None else _shown(found, shown, job, started=out is None)
+
+
+def retrain(
+    model: nn.Module,
+    task: Task,
+    ticket: Ticket,
+    mask: Mask,
+    *,
+    particles: int = 4,
+    method: str = "swamp",
+    training: Training | None = None,
+    backend: Backend | str | None = None,
+    progress: bool = False,
+    **options: Unpack[PlanOptions],
+) -> SparseModel:
+    """Train `mask`, however it was found, from `ticket` by one cycle of `method`.
+
+    This separates the mask from its training: give one mask to two methods, or two masks to one method. Batch orders
+    are the ones of cycle 1 of a run with this seed.
+
+    Args:
+        model: Architecture; its weights stay as they are.
+        task: Data, loss and metrics.
+        ticket: Weights at which the particles start.
+        mask: Weights that are trained; all others are zero.
+        particles: Number of particles N.
+        method: A method that rewinds to a ticket, such as "swamp" or "imp".
+        training: See `prune`.
+        backend: See `prune`.
+        progress: See `prune`.
+        **options: See `prune`.
+
+    Returns:
+        The trained sparse copy; its record has one cycle.
+
+    Raises:
+        SwampError: See `prune`; also for a method that does not rewind.
+        Diverged: See `prune`.
+    """
+    how = training or Training()
+    epochs = ticket.steps / task.train.steps(how.batch_size)
+    densities = (1.0, mask.density) if mask.density < 1 else (1.0,)
+    given: PlanOptions = {"ticket_epochs": epochs, **options, "densities": densities}
+    plan = _plan(given, method=method, particles=(particles,))
+    shown = live_progress() if progress else None
+    store = NoStore() if shown is None else _ShownOnly(shown)
+    found = train_on({len(densities) - 1: mask}, ticket, model, task, plan, how, backend=backend, store=store)
+    with shown or nullcontext():
+        return SparseModel.of(model, tuple(found))
+
+
+def load_run(path: Path | str, model: nn.Module | None = None) -> SparseModel:
+    """The sparse model of a run directory: that of its last finished cycle.
+
+    Args:
+        path: Run directory, of `prune(..., out=...)` or of `swamp run`.
+        model: Architecture, for a run of a model that is a Python object (default: built from the configuration).
+
+    Returns:
+        A sparse copy of `model`, its mask, and the record of every finished cycle.
+
+    Raises:
+        SwampError: There is no finished cycle, or a file is damaged, or the model is missing or another one.
+    """
+    directory, config = open_run(path)
+    finished = directory.finished
+    if not finished:
+        raise SwampError(f"{path} has no finished cycle yet. Wait for the first one, or continue the run.")
+    if model is None:
+        origin = read_origin(directory)
+        if "model" in origin:
+            raise SwampError(
+                f"the model of {path} is a Python object of the class {origin['model']['class']}. Build it and pass "
+                f"it: swamp.load_run({str(path)!r}, model)"
+            )
+        _, model = prepare(config)
+    record = [read_cycle(directory, index) for index in range(finished)]
+    record[-1].mask.check(model)
+    try:
+        return SparseModel.of(model, record)
+    except RuntimeError as error:
+        raise SwampError(f"the model does not fit the run {path}: {str(error).splitlines()[-1].strip()}") from error
+
+
+def _plan(options: PlanOptions, *, method: str, particles: tuple[int, ...], sparsity: float = 0.95) -> Plan:
+    try:
+        return Plan(method=method, sparsity=sparsity, particles=particles, **options)
+    except TypeError as error:
+        raise SwampError(f"{error}. The options are the fields of swamp.Plan.") from error
+
+
+def _shown(found: Iterator[Cycle], shown: Any, job: Job, *, started: bool) -> Iterator[Cycle]:
+    """The cycles, with their progress. started: whether the first lines are printed here."""
+    with shown:
+        if started:
+            shown.started(overview(job.config, job.task, job.model))
+        yield from found
+
+
+@dataclass(frozen=True)
+class _ShownOnly(NoStore):
+    """Keeps nothing, and reports the progress."""
+
+    reporter: Reporter
+
+    def keep_choice(self, choice: Choice) -> None:
+        self.reporter.chosen(choice)
+
+    def keep_cycle(self, cycle: Cycle) -> None:
+        self.reporter.finished(cycle)
+
+    def progress(self, cycle: int | None, particles: int, *, keep: bool = True) -> Progress:
+        return _ShownProgress(self.reporter, cycle, particles)
+
+    def member(self, index: int, of: int = 1) -> "_ShownOnly":
+        return self
+
+
+@dataclass(eq=False)
+class _ShownProgress(Progress):
+    reporter: Reporter
+    cycle: int | None
+    count: int
+
+    def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
+        self.reporter.training(self.cycle, index, self.count, step, total, lambda: mean_loss(snapshot))
+
+    def on_remote_step(self, index: int, step: int, total: int) -> None:
+        self.reporter.training(self.cycle, index, self.count, step, total, unknown_loss)

@@ -1,0 +1,166 @@
+"""A run directory for a model and a task that are Python objects."""
+
+import hashlib
+import json
+import signal
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from torch import nn
+
+from swamp.algorithms import Cycle, Plan
+from swamp.algorithms import loop as engine
+from swamp.algorithms.store import NoStore
+from swamp.api.origin import describe, origin_differences
+from swamp.backends import Backend
+from swamp.errors import Interrupted, SwampError
+from swamp.files import save_tensors
+from swamp.runs import open_run
+from swamp.runs.checkpoints import RunStore
+from swamp.runs.config import RunConfig, differences
+from swamp.runs.directory import RunDirectory
+from swamp.runs.execute import append_session, executing, run_summary, write_summary
+from swamp.runs.overview import overview
+from swamp.runs.read import read_origin, write_config
+from swamp.runs.run_progress import Reporter
+from swamp.runs.validation import check_disk_space
+from swamp.training import Task, Training
+
+PYTHON = "python:"
+"""Beginning of the name, in config.json, of a model or task that a Python program passed."""
+SNAPSHOT_SECONDS = 30.0
+"""Seconds between two snapshots of a training: a killed process loses at most this time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """The arguments of one call: what is pruned, and how."""
+
+    model: nn.Module
+    task: Task
+    plan: Plan
+    training: Training
+    backend: Backend | str | None
+
+    def cycles(self, store: RunStore | NoStore) -> Iterator[Cycle]:
+        """The cycle loop; raises every error of the arguments here."""
+        return engine.cycles(self.model, self.task, self.plan, self.training, backend=self.backend, store=store)
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The configuration of the run."""
+        named = self.backend if isinstance(self.backend, str) else "auto" if self.backend is None else "sequential"
+        return RunConfig(
+            recipe="python",
+            task=f"{PYTHON}{getattr(self.task.loss, '__name__', type(self.task.loss).__name__)}",
+            model=f"{PYTHON}{type(self.model).__name__}",
+            plan=self.plan,
+            training=self.training,
+            device=str(next(self.model.parameters()).device),
+            backend=named,
+            snapshot_seconds=SNAPSHOT_SECONDS,
+        )
+
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        """What the model and the task are, in plain values."""
+        return json.loads(json.dumps(describe(self.model, self.task, self.backend)))
+
+    @property
+    def fingerprint(self) -> str:
+        """Stated by every file of the run."""
+        text = json.dumps([self.config.digest(), self.origin], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def stored_cycles(job: Job, out: Path, reporter: Reporter) -> Iterator[Cycle]:
+    """The cycles of a run in the directory `out`: finished ones are read, the others computed and written.
+
+    Raises SwampError here, before any training, if the arguments are not possible or `out` holds another run.
+    """
+    job.cycles(NoStore())
+    return _cycles(job, _directory(job, out), reporter)
+
+
+def _directory(job: Job, out: Path) -> RunDirectory:
+    """The directory of the run. Raises SwampError if it holds anything else."""
+    new = RunDirectory(out, job.fingerprint)
+    if out.exists() and not out.is_dir():
+        raise SwampError(f"{out} is a file, and out must be a directory. Choose another name.")
+    if not new.config.exists():
+        if out.exists() and any(one.name != "lock" and not one.name.startswith(".") for one in out.iterdir()):
+            raise SwampError(f"{out} is not empty and holds no run of swamp. Choose another out.")
+        return new
+    found, config = open_run(out)
+    origin = read_origin(found)
+    if not origin:
+        raise SwampError(f"{out} holds a run of the command line. Continue it with: swamp resume {out}")
+    initial = str(out / _INITIAL)
+    other = [*differences(config, job.config), *origin_differences(origin, job.origin, initial)]
+    if other:
+        raise SwampError(
+            f"{out} holds another run. This call differs in {'; '.join(other)}. To continue that run, call with the "
+            "same arguments; or choose another out."
+        )
+    return found
+
+
+_INITIAL = "initial.safetensors"
+
+
+def _cycles(job: Job, directory: RunDirectory, reporter: Reporter) -> Iterator[Cycle]:
+    stop, records = Event(), list[dict[str, Any]]()
+    with directory.locked():
+        directory = _directory(job, directory.path)
+        check_disk_space(directory, job.config, job.model, job.task.train.steps(job.training.batch_size))
+        if not directory.config.exists():
+            write_config(directory, job.config, job.origin)
+        initial = directory.path / _INITIAL
+        if not initial.exists():
+            save_tensors(initial, job.model.state_dict(), directory.provenance(initial))
+        append_session(directory, job.config, [])
+        store = RunStore(directory, reporter, stop, snapshot_seconds=job.config.snapshot_seconds)
+        reporter.started(overview(job.config, job.task, job.model))
+        # The caller's code runs between two cycles: threads, determinism and Ctrl-C are then as the caller set them.
+        with _computing(job, directory, stop):
+            cycles = job.cycles(store)
+        while True:
+            with _computing(job, directory, stop):
+                cycle = next(cycles, None)
+            if cycle is None:
+                break
+            records.append(cycle.to_json())
+            yield cycle
+        write_summary(directory, run_summary(directory, job.config, records))
+
+
+@contextmanager
+def _computing(job: Job, directory: RunDirectory, stop: Event) -> Generator[None]:
+    """Settings of torch for a run; the first Ctrl-C saves all trainings at the next step and raises KeyboardInterrupt.
+
+    Handlers that the caller installed stay in place.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def asked(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    if ours:
+        signal.signal(signal.SIGINT, asked)
+    try:
+        with executing(job.config):
+            yield
+    except Interrupted as error:
+        raise KeyboardInterrupt(f"stopped and saved in {directory.path}; the same call again continues.") from error
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

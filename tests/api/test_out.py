@@ -1,0 +1,154 @@
+"""A call from Python with a run directory: resumed with the same bits, refused for anything else, read by commands."""
+
+import json
+import os
+import signal
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.api.conftest import OPTIONS, TRAINING, examples, network
+from tests.runs.conftest import assert_same_outcome, in_child
+
+import swamp
+from swamp.backends import Sequential
+from swamp.cli import main
+from swamp.files import load_tensors
+
+
+def pruned(path, **changes):
+    return swamp.prune(network(), examples(), out=path, backend="sequential", **(OPTIONS | changes))
+
+
+def same(a: swamp.SparseModel, b: swamp.SparseModel) -> bool:
+    one, two = a.model.state_dict(), b.model.state_dict()
+    return a.mask == b.mask and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_result_is_that_of_the_call_without_a_directory(tmp_path):
+    plain = swamp.prune(network(), examples(), backend="sequential", **OPTIONS)
+    kept = pruned(tmp_path / "run")
+    assert same(plain, kept)
+    assert same(plain, swamp.load_run(tmp_path / "run", network(seed=1)))
+
+
+def test_the_same_call_again_reads_everything_from_disk(tmp_path, monkeypatch):
+    first = pruned(tmp_path / "run")
+    monkeypatch.setattr(Sequential, "train", lambda *_, **__: pytest.fail("trained again"))
+    seen = []
+    assert same(first, pruned(tmp_path / "run", on_cycle=seen.append))
+    assert [cycle.index for cycle in seen] == [0, 1, 2]
+
+
+class SignalsAt:
+    """A loss that sends a signal to this process in its step `at`."""
+
+    def __init__(self, at: int, number: int) -> None:
+        self.left, self.number = at, number
+        self.__qualname__ = self.__name__ = "cross_entropy"
+
+    def __call__(self, outputs, targets):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+        return torch.nn.functional.cross_entropy(outputs, targets)
+
+
+def signalled(path, at: int, number: int):
+    task = replace(examples(), loss=SignalsAt(at, number))
+    return swamp.prune(network(), task, out=path, backend="sequential", **OPTIONS)
+
+
+@pytest.mark.parametrize("at", [2, 17, 90])
+def test_a_killed_call_continues_with_the_same_bits(tmp_path, every_step, at):
+    pruned(tmp_path / "whole")
+    pid = in_child(lambda: signalled(tmp_path / "killed", at, signal.SIGKILL))
+    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    pruned(tmp_path / "killed")
+    assert_same_outcome(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("at", [3, 9, 23])
+def test_ctrl_c_saves_the_step_and_the_same_call_continues_with_the_same_bits(tmp_path, at):
+    with pytest.raises(KeyboardInterrupt, match=r"stopped and saved in .*; the same call again continues"):
+        signalled(tmp_path / "run", at, signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    again = pruned(tmp_path / "run")
+    assert same(again, pruned(tmp_path / "whole"))
+    assert_same_outcome(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_handler_of_the_caller_stays_in_place_and_another_thread_can_prune(tmp_path):
+    seen = []
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        own = signal.getsignal(signal.SIGINT)
+        pruned(tmp_path / "run", on_cycle=lambda _: seen.append(signal.getsignal(signal.SIGINT) is own))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert all(seen)
+    thread = threading.Thread(target=lambda: pruned(tmp_path / "other"))
+    thread.start()
+    thread.join()
+    assert_same_outcome(tmp_path / "run", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sparsity": 0.8}, r"plan.sparsity: 0.75 -> 0.8"),
+        ({"training": replace(TRAINING, lr=0.2)}, r"training.lr: 0.1 -> 0.2"),
+        ({"model": network(seed=1)}, r"the initial weights: seed them \(torch.manual_seed"),
+        ({"model": network(width=8)}, r"model.parameters.0.weight: \[16, 6\] -> \[8, 6\]"),
+        ({"task": examples(seed=1)}, r"task.train.digest"),
+        ({"task": replace(examples(), validation=None)}, r"task.validation"),
+        ({"task": replace(examples(), metrics={"accuracy": lambda a, b: 0.5})}, r"task.metrics"),
+    ],
+)
+def test_another_call_is_refused_with_what_differs(tmp_path, change, message):
+    path = tmp_path / "run"
+    swamp.prune(network(), examples(), out=path, **OPTIONS)
+    before = sorted(path.rglob("*"))
+    given = {"model": network(), "task": examples(), **OPTIONS, **change}
+    with pytest.raises(swamp.SwampError, match=message):
+        swamp.prune(given.pop("model"), given.pop("task"), out=path, **given)
+    assert sorted(path.rglob("*")) == before
+
+
+def test_the_initial_weights_of_a_run_can_be_loaded_to_continue_it(tmp_path):
+    pruned(tmp_path / "run")
+    other = network(seed=1)
+    other.load_state_dict(load_tensors(tmp_path / "run" / "initial.safetensors")[0])
+    swamp.prune(other, examples(), out=tmp_path / "run", backend="sequential", **OPTIONS)
+
+
+def test_a_folder_with_other_files_and_an_impossible_call_leave_no_trace(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"x")
+    with pytest.raises(swamp.SwampError, match="is not empty and holds no run"):
+        pruned(tmp_path)
+    with pytest.raises(swamp.SwampError, match="is a file"):
+        pruned(tmp_path / "photo.jpg")
+    with pytest.raises(swamp.SwampError, match="unknown method"):
+        pruned(tmp_path / "new", method="magic")
+    assert not (tmp_path / "new").exists()
+
+
+def test_cycles_are_yielded_from_the_directory_and_can_be_left_early(tmp_path):
+    plan = swamp.Plan(sparsity=0.75, particles=(2,), prune_fraction=(0.5,), barrier_threshold=1.0)
+    found = swamp.cycles(network(), examples(), plan, TRAINING, out=tmp_path / "run", backend="sequential")
+    assert next(found).index == 0
+    found.close()
+    again = list(swamp.cycles(network(), examples(), plan, TRAINING, out=tmp_path / "run", backend="sequential"))
+    assert [cycle.index for cycle in again] == [0, 1, 2]
+    pruned(tmp_path / "whole")
+    assert_same_outcome(tmp_path / "whole", tmp_path / "run")
+
+
+def test_commands_read_the_directory(tmp_path, capsys):
+    for method in ("swamp", "imp"):
+        pruned(tmp_path / method, method=method)
+    main(["compare", str(tmp_path / "swamp"), str(tmp_path / "imp"), "--out", str(tmp_path / "c"), "--json"])
+    assert set(json.loads(capsys.readouterr().out)["labels"]) >= {"imp"}
+    main(["report", str(tmp_path / "swamp"), "-o", str(tmp_path / "report.html")])
+    assert (tmp_path / "report.html").stat().st_size > 10_000
