@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swamp.backends import Sequential, Ticket
+from swamp.backends import Sequential, Ticket, TrainRequest
 from swamp.backends.coordinator import Coordinator
 from swamp.backends.distributed import Distributed, FolderProgress, follow
 from swamp.masks import Mask
@@ -95,7 +95,7 @@ def main() -> None:
     else:
         options = {"particles": 1, "data_parallel": data_parallel, "sharded": given.sharded}
         ranks = Distributed(Sequential(model, task), coordinator, folder, **options)
-        ranks.train(Ticket(model.state_dict(), 0), Mask.ones(model), TRAINING, [(0, Seed(0))])
+        ranks.train(TrainRequest(Ticket(model.state_dict(), 0), Mask.ones(model), TRAINING, [(0, Seed(0))]))
         coordinator.end(0)
         shutil.rmtree(folder)
     coordinator.close("finished")

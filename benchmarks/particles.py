@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from line import Line, median
-from swamp.backends import Backend, Progress, Sequential, Threads, Ticket, Vmapped
+from swamp.backends import Backend, Progress, Sequential, Threads, Ticket, TrainRequest, Vmapped
 from swamp.backends.vmapped import MultiStream
 from swamp.datasets import build_network
 from swamp.masks import Mask
@@ -83,7 +83,7 @@ def samples_a_second(backend: Backend, case: Case, task: Task, ticket: Ticket, m
     seeds = [(index, Seed(0).at(index)) for index in range(case.particles)]
     training = Training(epochs=1000, batch_size=case.batch, swa_fraction=0, swa=False, precision=case.precision)
     clock = Clock()
-    backend.train(ticket, mask, training, seeds, last=case.steps, progress=clock)
+    backend.train(TrainRequest(ticket, mask, training, seeds, last=case.steps, progress=clock))
     # Sequential reports its steps over the whole call, Vmapped N at a time.
     first = sum(at == clock.at[0] or at - clock.at[0] < 1e-3 for at in clock.at[: case.particles])
     return case.batch * (len(clock.at) - first) / (clock.at[-1] - clock.at[first - 1])

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from swamp.backends import Sequential, Ticket
+from swamp.backends import Sequential, Ticket, TrainRequest
 from swamp.backends.coordinator import Coordinator
 from swamp.backends.distributed import Distributed, FolderProgress, follow
 from swamp.datasets import build_network
@@ -46,7 +46,7 @@ def problem(name: str) -> tuple[torch.nn.Module, Task, Training]:
 def seconds(backend: Any, *arguments: Any) -> tuple[float, float]:
     """Wall-clock time and processor time in seconds. Other load on the machine changes only the first."""
     began = time.perf_counter(), time.process_time()
-    backend.train(*arguments)
+    backend.train(TrainRequest(*arguments))
     return time.perf_counter() - began[0], time.process_time() - began[1]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 import swamp
 from swamp import cli
 from swamp.algorithms import Cycle, Plan
-from swamp.backends import Progress, Sequential, Ticket, Vmapped
+from swamp.backends import Progress, Sequential, Ticket, TrainRequest, Vmapped
 from swamp.backends.vmapped import MultiStream
 from swamp.datasets import build_network
 from swamp.datasets.problem import DataOptions
@@ -125,7 +125,9 @@ def test_no_step_waits_for_the_gpu(backend, option, images, gpu):
     training = Training(epochs=1, batch_size=10, swa_fraction=0, swa=False, **option)
     seeds = [(0, Seed(0)), (1, Seed(1))]
     mask = Mask({name: torch.arange(p.numel()).view(p.shape) % 3 > 0 for name, p in Mask.ones(model).items()})
-    backend(model, images).train(Ticket(model.state_dict(), 0), mask, training, seeds, progress=Watching())
+    backend(model, images).train(
+        TrainRequest(Ticket(model.state_dict(), 0), mask, training, seeds, progress=Watching())
+    )
     # The first step makes what the others find; the loss is read at the end of the epoch, with the last.
     assert len(before) == 6
     assert before[1:-1] == [{}] * 4

@@ -74,9 +74,10 @@ class Spy(Sequential):
         super().__init__(model, task)
         self.calls, self.last = [], []
 
-    def train(self, ticket, mask, training, seeds, **more):
-        self.calls.append((ticket, mask, training, [seed for _, seed in seeds], more))
-        self.last = super().train(ticket, mask, training, seeds, **more)
+    def train(self, request):
+        seeds = [seed for _, seed in request.seeds]
+        self.calls.append((request.ticket, request.mask, request.training, seeds, request))
+        self.last = super().train(request)
         return self.last
 
 

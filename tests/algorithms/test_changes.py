@@ -123,11 +123,11 @@ def test_frozen_parameters_do_not_shift_whose_momentum_is_cut(task):
     seen: list[tuple[Mask, State]] = []
 
     class Looking(Spy):
-        def train(self, ticket, mask, training, seeds, **more):
-            snapshot = more["progress"].load_snapshot(0)
+        def train(self, request):
+            snapshot = request.progress.load_snapshot(0)
             if snapshot:
-                seen.append((mask, snapshot.optimizer))
-            return super().train(ticket, mask, training, seeds, **more)
+                seen.append((request.mask, snapshot.optimizer))
+            return super().train(request)
 
     plan = replace(PLAN, method="set", exclude=("0.weight",), dynamic=Dynamic(update_interval=4, drop_fraction=0.9))
     list(swamp.cycles(model, task, plan, TRAINING, backend=Looking(model, task)))

@@ -187,7 +187,7 @@ def test_the_three_things_that_averaging_changes_are_separate(mlp, task):
 
 def test_an_advanced_schedule_goes_on_from_the_tickets_step(mlp, task):
     record, calls = spied(mlp, task, "imp", replace(TRAINING, lr_after_rewind="advance"))
-    assert all(more["first"] == 6 for *_, more in calls)
+    assert all(request.first == 6 for *_, request in calls)
     assert record[1].cost.steps == 24 - 6
 
 
@@ -217,9 +217,9 @@ def test_the_users_model_is_left_alone(normed, task):
 
 def test_a_trainer_of_ones_own_plugs_in(mlp, task):
     class Trainer:
-        def train(self, ticket, mask, training, seeds, *, first=0, last=None, progress=None):
-            made = []
-            for index, seed in seeds:
+        def train(self, request):
+            made, ticket, mask = [], request.ticket, request.mask
+            for index, seed in request.seeds:
                 noise = seed.generator()
                 moved = {k: v + 0.01 * torch.randn(v.shape, generator=noise) for k, v in ticket.weights.items()}
                 moved |= {name: moved[name] * alive for name, alive in mask.items()}
@@ -233,8 +233,8 @@ def test_a_trainer_of_ones_own_plugs_in(mlp, task):
 
 def test_particles_are_averaged_in_any_order(mlp, task):
     class Reversed(Sequential):
-        def train(self, ticket, mask, training, seeds, **more):
-            return list(reversed(super().train(ticket, mask, training, list(reversed(seeds)), **more)))[::-1]
+        def train(self, request):
+            return super().train(replace(request, seeds=request.seeds[::-1]))
 
     plain = list(swamp.cycles(mlp, task, PLAN, TRAINING))
     other = list(swamp.cycles(mlp, task, PLAN, TRAINING, backend=Reversed(mlp, task)))

@@ -109,9 +109,9 @@ def test_grown_weights_start_at_zero_and_without_momentum(mlp, task):
     seen = []
 
     class Looking(Sequential):
-        def train(self, ticket, mask, training, seeds, **more):
-            seen.append((mask, more["progress"].load_snapshot(0)))
-            return super().train(ticket, mask, training, seeds, **more)
+        def train(self, request):
+            seen.append((request.mask, request.progress.load_snapshot(0)))
+            return super().train(request)
 
     list(swamp.cycles(mlp, task, replace(PLAN, method="rigl"), TRAINING, backend=Looking(mlp, task)))
     grown = 0
@@ -141,7 +141,7 @@ def test_a_cyclic_tail_averages_networks_of_unlike_masks(normed, task):
     training = replace(TRAINING, swa_cycles=2)
     (cycle,) = swamp.cycles(normed, task, replace(PLAN, method="sup-tickets"), training, backend=spy)
     # Changes after 4 and 8 steps, then the tail of steps 12 to 24: its first cycle, a change, its second.
-    masks = {more["last"]: mask.digest for _, mask, *_, more in spy.calls}
+    masks = {request.last: mask.digest for _, mask, *_, request in spy.calls}
     assert list(masks) == [4, 8, 12, 16, 18, 20, 24]
     assert masks[12] == masks[16] == masks[18] != masks[20] == masks[24]
     assert cycle.mask.nnz_by_layer == spy.calls[0][1].nnz_by_layer
@@ -215,9 +215,9 @@ def test_steps_along_the_last_gradient_keep_to_the_new_mask(mlp, task):
     seen = []
 
     class Looking(Sequential):
-        def train(self, ticket, mask, training, seeds, **more):
-            seen.append((mask, more["progress"].load_snapshot(0)))
-            return super().train(ticket, mask, training, seeds, **more)
+        def train(self, request):
+            seen.append((request.mask, request.progress.load_snapshot(0)))
+            return super().train(request)
 
     list(swamp.cycles(mlp, task, replace(PLAN, method="set"), training, backend=Looking(mlp, task)))
     for mask, snapshot in seen[1:]:

@@ -85,8 +85,8 @@ class Kept(NoStore):
 
 def test_a_member_whose_particle_was_kept_is_not_trained_again(task):
     class Remembers(Sequential):
-        def train(self, *given, **more):
-            self.done = [*getattr(self, "done", []), *super().train(*given, **more)]
+        def train(self, request):
+            self.done = [*getattr(self, "done", []), *super().train(request)]
             return self.done[-1:]
 
     plan, spy = replace(PLAN, particles=(3,), ticket_epochs=1), Remembers(initial(0), task)

@@ -92,8 +92,8 @@ def test_the_score_and_the_allocation_of_the_plan_come_before_the_method_s(mlp, 
 )
 def test_pruned_weights_train_on_as_they_are_told(mlp, task, retrain, epochs, first, rates):
     record, calls = spied(mlp, task, "sms", retrain=retrain, retrain_epochs=epochs)
-    for _, _, training, _, more in calls[1:]:
-        assert more["first"] == first
+    for _, _, training, _, request in calls[1:]:
+        assert request.first == first
         assert training.epochs == (4 if retrain in ("lrw", "slr") else epochs)
         if rates[0] and rates[1]:
             assert [training.rate(step, 1) for step in (0, 1)] == pytest.approx(rates)

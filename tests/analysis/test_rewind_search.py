@@ -119,9 +119,9 @@ def test_copies_differ_only_in_batch_order_and_are_trained_on_a_magnitude_mask(n
     asked = []
     train = look.backend.train
 
-    def spied(ticket, mask, training, seeds, **more):
-        asked.append((ticket.id, mask.digest, seeds))
-        return train(ticket, mask, training, seeds, **more)
+    def spied(request):
+        asked.append((request.ticket.id, request.mask.digest, request.seeds))
+        return train(request)
 
     look.backend.train = spied
     expected = interpolate_models(normed, task, one, other).barriers.error

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from swamp.backends import Particle, Ticket
+from swamp.backends import Particle, Ticket, TrainRequest
 from swamp.masks import Mask
 from swamp.training import Seed, Task, TensorData, Training
 from swamp.training.rng import isolated
@@ -102,6 +102,6 @@ def small(mlp, image_task, tmp_path) -> Together:
 def trained(two_thirds, ticket_of) -> Callable[..., list[Particle]]:
     def train(backend: Any, model: nn.Module, training: Training = TRAINING, **others: Any) -> list[Particle]:
         seeds = others.pop("seeds", SEEDS)
-        return backend.train(ticket_of(model), two_thirds(model), training, seeds, **others)
+        return backend.train(TrainRequest(ticket_of(model), two_thirds(model), training, seeds, **others))
 
     return train

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from swamp.backends import Autotune, Progress, Sequential, Threads, Ticket, Vmapped
+from swamp.backends import Autotune, Progress, Sequential, Threads, Ticket, TrainRequest, Vmapped
 from swamp.backends import autotune as module
 from swamp.backends.autotune import Choice
 from swamp.errors import Interrupted, SwampError
@@ -26,12 +26,12 @@ class Paced:
     def __init__(self, name: str, seconds: float) -> None:
         self.name, self.seconds = name, seconds
 
-    def train(self, ticket, mask, training, seeds, *, first=0, last=None, progress=None):
+    def train(self, request):
         Paced.calls.append(self.name)
         for step in range(1, 10_000):
-            for index, _ in seeds:
+            for index, _ in request.seeds:
                 Paced.clock += self.seconds
-                progress.on_step(index, step, 10_000, lambda: None)
+                request.progress.on_step(index, step, 10_000, lambda: None)
         return []
 
 
@@ -60,7 +60,9 @@ def run(auto: Autotune, model: nn.Module, seeds=SEEDS, last: int | None = None):
             raise Interrupted("enough")
 
     with pytest.raises(Interrupted):
-        auto.train(Ticket(model.state_dict(), 0), Mask.ones(model), TRAINING, seeds, last=last, progress=Stop())
+        auto.train(
+            TrainRequest(Ticket(model.state_dict(), 0), Mask.ones(model), TRAINING, seeds, last=last, progress=Stop())
+        )
 
 
 @pytest.mark.parametrize(
@@ -166,8 +168,8 @@ def test_a_real_trial_leaves_no_trace_in_the_particles(mlp):
     task, told = Task(data, data), []
     training = Training(epochs=70, batch_size=6, swa_fraction=0)
     ticket, mask = Ticket(mlp.state_dict(), 0), Mask.ones(mlp)
-    found = Autotune(mlp, task, on_choice=told.append).train(ticket, mask, training, SEEDS)
-    expected = Sequential(mlp, task).train(ticket, mask, training, SEEDS)
+    found = Autotune(mlp, task, on_choice=told.append).train(TrainRequest(ticket, mask, training, SEEDS))
+    expected = Sequential(mlp, task).train(TrainRequest(ticket, mask, training, SEEDS))
     assert told[0].backend in ("sequential", "threads")
     assert told[0].milliseconds["sequential"] > 0
     for one, other in zip(found, expected, strict=True):

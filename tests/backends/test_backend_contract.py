@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from swamp.backends import Backend, Particle, Progress, Sequential, Threads, Ticket, Vmapped
+from swamp.backends import Backend, Particle, Progress, Sequential, Threads, Ticket, TrainRequest, Vmapped
 from swamp.errors import Diverged, Interrupted
 from swamp.masks import Mask
 from swamp.training import Seed, Task, Training
@@ -28,21 +28,10 @@ class Reversed:
     def __init__(self, model: nn.Module, task: Task, optimizer: OptimizerFactory | None = None) -> None:
         self.parts = model, task, optimizer
 
-    def train(
-        self,
-        ticket: Ticket,
-        mask: Mask,
-        training: Training,
-        seeds: Sequence[tuple[int, Seed]],
-        *,
-        first: int = 0,
-        last: int | None = None,
-        progress: Progress | None = None,
-    ) -> list[Particle]:
+    def train(self, request: TrainRequest) -> list[Particle]:
         trained: list[Particle] = []
-        for seed in reversed(seeds):
-            alone = Sequential(*self.parts)
-            trained += alone.train(ticket, mask, training, [seed], first=first, last=last, progress=progress)
+        for seed in reversed(request.seeds):
+            trained += Sequential(*self.parts).train(replace(request, seeds=[seed]))
         return trained[::-1]
 
 
@@ -82,7 +71,9 @@ def train(entry: Entry, image_task: Task, two_thirds: Any, ticket_of: Any) -> Ca
         model: nn.Module, training: Training = TRAINING, seeds: Any = SEEDS, optimizer: Any = None, **others: Any
     ) -> list[Particle]:
         task = others.pop("task", image_task)
-        return entry.build(model, task, optimizer).train(ticket_of(model), two_thirds(model), training, seeds, **others)
+        return entry.build(model, task, optimizer).train(
+            TrainRequest(ticket_of(model), two_thirds(model), training, seeds, **others)
+        )
 
     return run
 
@@ -194,7 +185,7 @@ def test_the_model_the_ticket_and_the_global_generators_are_left_alone(
     ticket, mask = ticket_of(model), two_thirds(model)
     before, of_ticket, generator = copied(model.state_dict()), copied(ticket.weights), torch.get_rng_state()
     backend = entry.build(model, image_task, None)
-    backend.train(ticket, mask, TRAINING, SEEDS)
+    backend.train(TrainRequest(ticket, mask, TRAINING, SEEDS))
     assert same(model.state_dict(), before)
     assert same(ticket.weights, of_ticket)
     assert all(p.grad is None for p in model.parameters())
@@ -203,9 +194,9 @@ def test_the_model_the_ticket_and_the_global_generators_are_left_alone(
 
 def test_a_backend_used_before_gives_the_same_again(entry, model, image_task, two_thirds, ticket_of):
     backend = entry.build(model, image_task, None)
-    first = backend.train(ticket_of(model), two_thirds(model), TRAINING, SEEDS)
-    backend.train(ticket_of(model, seed=6), Mask.ones(model), TRAINING, SEEDS)
-    again = backend.train(ticket_of(model), two_thirds(model), TRAINING, SEEDS)
+    first = backend.train(TrainRequest(ticket_of(model), two_thirds(model), TRAINING, SEEDS))
+    backend.train(TrainRequest(ticket_of(model, seed=6), Mask.ones(model), TRAINING, SEEDS))
+    again = backend.train(TrainRequest(ticket_of(model), two_thirds(model), TRAINING, SEEDS))
     assert_same_weights(entry, again, [dict(p.weights) for p in first])
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from swamp import Diverged, Plan, SwampError, cycles, hold
-from swamp.backends import CustomTrainer, Sequential, Ticket, TrainJob
+from swamp.backends import CustomTrainer, Sequential, Ticket, TrainJob, TrainRequest
 from swamp.masks import Mask
 from swamp.training import Seed, Task, Training
 from swamp.training.average import copied
@@ -48,8 +48,8 @@ def plain_loop(task: Task, change: Callable[[TrainJob], None] = lambda work: Non
 @pytest.mark.parametrize("averaged", [{"swa": True}, {"swa": False}, {"swa": False, "ema": 0.9}])
 def test_a_plain_loop_gives_the_particles_of_the_library(span, averaged, mlp, image_task, two_thirds, ticket_of):
     arguments = ticket_of(mlp), two_thirds(mlp), replace(TRAINING, **averaged), SEEDS
-    own = CustomTrainer(mlp, image_task, plain_loop(image_task)).train(*arguments, **span)
-    for mine, theirs in zip(own, Sequential(mlp, image_task).train(*arguments, **span), strict=True):
+    own = CustomTrainer(mlp, image_task, plain_loop(image_task)).train(TrainRequest(*arguments, **span))
+    for mine, theirs in zip(own, Sequential(mlp, image_task).train(TrainRequest(*arguments, **span)), strict=True):
         assert (mine.index, mine.ticket, mine.mask) == (theirs.index, theirs.ticket, theirs.mask)
         assert (mine.steps, mine.averaged) == (theirs.steps, theirs.averaged)
         for name, value in theirs.weights.items():
@@ -75,7 +75,7 @@ def test_the_model_the_ticket_and_the_global_generators_are_left_alone(mlp, imag
     of_ticket = copied(ticket.weights)
     drawn: list[float] = []
     train = plain_loop(image_task, lambda work: drawn.append(float(torch.rand(()))))
-    CustomTrainer(mlp, image_task, train).train(ticket, two_thirds(mlp), TRAINING, SEEDS)
+    CustomTrainer(mlp, image_task, train).train(TrainRequest(ticket, two_thirds(mlp), TRAINING, SEEDS))
     assert same(mlp.state_dict(), before)
     assert same(ticket.weights, of_ticket)
     assert torch.equal(torch.get_rng_state(), generator)
@@ -85,7 +85,7 @@ def test_the_model_the_ticket_and_the_global_generators_are_left_alone(mlp, imag
 def test_names_and_numbers_tell_particles_apart(mlp, image_task):
     seen: list[TrainJob] = []
     backend = CustomTrainer(mlp, image_task, plain_loop(image_task, seen.append))
-    backend.train(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS)
+    backend.train(TrainRequest(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS))
     assert [*dict.fromkeys(work.name for work in seen)] == [f"cycle-1-particle-{index}" for index in range(3)]
     assert len({work.number for work in seen}) == 3
     assert all(0 <= work.number < 2**31 for work in seen)
@@ -99,7 +99,9 @@ def test_another_number_of_steps_than_asked_is_refused(extra, mlp, image_task):
         return 0.0
 
     with pytest.raises(SwampError, match=rf"took {12 + extra} steps where 12 were asked for"):
-        CustomTrainer(mlp, image_task, train).train(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS)
+        CustomTrainer(mlp, image_task, train).train(
+            TrainRequest(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS)
+        )
 
 
 def test_a_trainer_that_revives_weights_is_found_out(mlp, image_task, two_thirds):
@@ -112,7 +114,7 @@ def test_a_trainer_that_revives_weights_is_found_out(mlp, image_task, two_thirds
 
     with pytest.raises(SwampError, match=r"pruned weights of '1\.weight' are not zero"):
         CustomTrainer(mlp, image_task, train).train(
-            Ticket(mlp.state_dict(), 0), two_thirds(mlp), replace(TRAINING, swa=False), SEEDS
+            TrainRequest(Ticket(mlp.state_dict(), 0), two_thirds(mlp), replace(TRAINING, swa=False), SEEDS)
         )
 
 
@@ -123,7 +125,7 @@ def test_a_loss_that_is_not_a_number_names_the_particle(mlp, image_task):
 
     with pytest.raises(Diverged, match="particle 1: the mean training loss is nan"):
         CustomTrainer(copy.deepcopy(mlp), image_task, train).train(
-            Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS[1:]
+            TrainRequest(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS[1:])
         )
 
 
@@ -135,7 +137,7 @@ def test_survivors_are_bit_equal_to_the_ticket_when_a_trainer_gets_them(mlp, ima
         given.append(copied(work.model.state_dict()))
         return plain_loop(image_task)(work)
 
-    CustomTrainer(mlp, image_task, train).train(ticket, mask, TRAINING, SEEDS)
+    CustomTrainer(mlp, image_task, train).train(TrainRequest(ticket, mask, TRAINING, SEEDS))
     for state in given:
         for name, value in state.items():
             alive = mask[name] if name in mask else torch.ones_like(value, dtype=torch.bool)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from swamp.backends import CustomTrainer, Particle, Progress, Sequential, Threads, Ticket, Vmapped
+from swamp.backends import CustomTrainer, Particle, Progress, Sequential, Threads, Ticket, TrainRequest, Vmapped
 from swamp.backends.distributed import FolderProgress
 from swamp.backends.particle import mean_of
 from swamp.errors import Diverged, SwampError
@@ -75,7 +75,7 @@ def backend(request):
 
 def train(backend, model, task, training=TRAINING, **others) -> list[Particle]:
     mask = Mask({n: torch.arange(p.numel()).view(p.shape) % 3 != 0 for n, p in Mask.ones(model).items()})
-    return backend(model, task).train(Ticket(model.state_dict(), 0), mask, training, SEEDS, **others)
+    return backend(model, task).train(TrainRequest(Ticket(model.state_dict(), 0), mask, training, SEEDS, **others))
 
 
 def assert_the_others_are_untouched(broken: list[Particle], sound: list[Particle], same) -> None:

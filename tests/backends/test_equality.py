@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from swamp.backends import Backend, Progress, Sequential, Threads, Ticket, Vmapped
+from swamp.backends import Backend, Progress, Sequential, Threads, Ticket, TrainRequest, Vmapped
 from swamp.backends.vmapped import MultiStream
 from swamp.errors import Interrupted
 from swamp.masks import Mask
@@ -118,8 +118,8 @@ def assert_equal_to_sequential(
 ) -> None:
     mask = Mask({name: torch.arange(p.numel()).view(p.shape) % 3 != 0 for name, p in Mask.ones(model).items()})
     ticket = Ticket(model.state_dict(), 0)
-    expected = Sequential(model, task, optimizer).train(ticket, mask, training, SEEDS)
-    found = build(model, task, optimizer).train(ticket, mask, training, SEEDS)
+    expected = Sequential(model, task, optimizer).train(TrainRequest(ticket, mask, training, SEEDS))
+    found = build(model, task, optimizer).train(TrainRequest(ticket, mask, training, SEEDS))
     for one, other in zip(found, expected, strict=True):
         assert one.losses == pytest.approx(other.losses, rel=1e-9)
         assert (one.averaged, one.steps, one.index) == (other.averaged, other.steps, other.index)
@@ -244,10 +244,10 @@ def test_a_compiled_step_goes_on_where_an_interrupted_one_stopped(name):
 
     backend = Vmapped(model, task)
     with pytest.raises(Interrupted):
-        backend.train(ticket, mask, training, SEEDS, progress=StopAtFive())
+        backend.train(TrainRequest(ticket, mask, training, SEEDS, progress=StopAtFive()))
     assert sorted(kept) == [0, 1, 2]
-    found = backend.train(ticket, mask, training, SEEDS, progress=StopAtFive())
-    expected = Sequential(model, task).train(ticket, mask, training, SEEDS)
+    found = backend.train(TrainRequest(ticket, mask, training, SEEDS, progress=StopAtFive()))
+    expected = Sequential(model, task).train(TrainRequest(ticket, mask, training, SEEDS))
     for one, other in zip(found, expected, strict=True):
         assert all(
             torch.allclose(one.weights[n].double(), w.double(), rtol=0, atol=1e-10) for n, w in other.weights.items()
@@ -271,8 +271,8 @@ def test_one_compiled_step_serves_every_cycle_and_other_masks(monkeypatch):
         mask = Mask({n: torch.arange(p.numel()).view(p.shape) % every != 0 for n, p in Mask.ones(model).items()})
         if every == 3:
             monkeypatch.setattr(torch._inductor, "compile", None)
-        found = backend.train(ticket, mask, TEN_STEPS, SEEDS)
-        expected = Sequential(model, task).train(ticket, mask, TEN_STEPS, SEEDS)
+        found = backend.train(TrainRequest(ticket, mask, TEN_STEPS, SEEDS))
+        expected = Sequential(model, task).train(TrainRequest(ticket, mask, TEN_STEPS, SEEDS))
         for one, other in zip(found, expected, strict=True):
             assert all(torch.allclose(one.weights[n], w, rtol=0, atol=1e-10) for n, w in other.weights.items())
 
@@ -300,8 +300,8 @@ def test_a_stack_goes_on_to_the_same_bits_from_particles_at_different_steps():
         def load_snapshot(self, index):
             return kept.get(index)
 
-    whole = backend.train(*given, SEEDS, progress=Keeps())
-    found = backend.train(*given, SEEDS, progress=GoesOn())
+    whole = backend.train(TrainRequest(*given, SEEDS, progress=Keeps()))
+    found = backend.train(TrainRequest(*given, SEEDS, progress=GoesOn()))
     for one, other in zip(found, whole, strict=True):
         assert all(torch.equal(one.weights[name], value) for name, value in other.weights.items())
 
@@ -331,10 +331,10 @@ def test_a_process_that_dies_while_a_stacks_particles_are_finished_one_by_one_go
         def load_snapshot(self, index):
             return kept.get(index)
 
-    whole = backend.train(*given, SEEDS)
+    whole = backend.train(TrainRequest(*given, SEEDS))
     with pytest.raises(Interrupted):
-        backend.train(*given, SEEDS, progress=Dies())
-    found = [*done, *backend.train(*given, SEEDS[len(done) :], progress=GoesOn())]
+        backend.train(TrainRequest(*given, SEEDS, progress=Dies()))
+    found = [*done, *backend.train(TrainRequest(*given, SEEDS[len(done) :], progress=GoesOn()))]
     for one, other in zip(found, whole, strict=True):
         assert all(torch.equal(one.weights[name], value) for name, value in other.weights.items())
         assert (one.averaged, one.losses) == (other.averaged, other.losses)

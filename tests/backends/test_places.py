@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from swamp.backends import Autotune, Progress, Sequential, Threads, Ticket, Vmapped
+from swamp.backends import Autotune, Progress, Sequential, Threads, Ticket, TrainRequest, Vmapped
 from swamp.backends import autotune as autotune_module
 from swamp.backends import threads as threads_module
 from swamp.backends.autotune import Choice
@@ -52,9 +52,9 @@ def test_a_stack_of_particles_saved_at_different_steps_goes_on_to_the_same_bits(
             return self.kept[index] if self.on else None
 
     progress = Saved(3)
-    whole = backend.train(*parts, seeds(0, 1, 2), progress=progress)
+    whole = backend.train(TrainRequest(*parts, seeds(0, 1, 2), progress=progress))
     progress.on = True
-    found = backend.train(*parts, seeds(0, 1, 2), progress=progress)
+    found = backend.train(TrainRequest(*parts, seeds(0, 1, 2), progress=progress))
     assert all(same_bits(one, other) for one, other in zip(found, whole, strict=True))
 
 
@@ -62,8 +62,8 @@ def test_a_stack_of_particles_saved_at_different_steps_goes_on_to_the_same_bits(
 def test_the_missing_particles_of_a_stack_are_trained_in_one_as_large(left):
     # A particle that diverged is trained again later, and so is one of a process that was killed.
     backend, parts = wide_stack()
-    whole = backend.train(*parts, seeds(0, 1, 2), progress=Places(3))
-    found = backend.train(*parts, seeds(*left), progress=Places(3))
+    whole = backend.train(TrainRequest(*parts, seeds(0, 1, 2), progress=Places(3)))
+    found = backend.train(TrainRequest(*parts, seeds(*left), progress=Places(3)))
     assert [one.index for one in found] == [*left]
     assert all(same_bits(one, whole[one.index]) for one in found)
 
@@ -71,10 +71,10 @@ def test_the_missing_particles_of_a_stack_are_trained_in_one_as_large(left):
 @COMPILER
 def test_a_particle_trained_again_alone_compiles_nothing(mlp, image_task, ticket_of, monkeypatch, recwarn):
     backend, parts = Vmapped(mlp, image_task), (ticket_of(mlp), two_thirds_of(mlp), TRAINING)
-    backend.train(*parts, seeds(0, 1, 2), progress=Places(3))
+    backend.train(TrainRequest(*parts, seeds(0, 1, 2), progress=Places(3)))
     monkeypatch.setattr(torch._inductor, "compile", None)
-    (found,) = backend.train(*parts, seeds(1), progress=Places(3))
-    (expected,) = Sequential(mlp, image_task).train(*parts, seeds(1))
+    (found,) = backend.train(TrainRequest(*parts, seeds(1), progress=Places(3)))
+    (expected,) = Sequential(mlp, image_task).train(TrainRequest(*parts, seeds(1)))
     assert_close(dict(found.weights), dict(expected.weights), rtol=0, atol=1e-10)
     assert not recwarn
 
@@ -92,9 +92,9 @@ def test_nothing_is_compiled_for_particles_that_took_their_last_step(mlp, image_
             return self.kept.get(index)
 
     parts, progress = (ticket_of(mlp), two_thirds_of(mlp), TRAINING), Kept()
-    whole = Vmapped(mlp, image_task, compiled=False).train(*parts, seeds(0, 1, 2), progress=progress)
+    whole = Vmapped(mlp, image_task, compiled=False).train(TrainRequest(*parts, seeds(0, 1, 2), progress=progress))
     monkeypatch.setattr(torch._inductor, "compile", None)
-    (found,) = Vmapped(mlp, image_task).train(*parts, seeds(2), progress=progress)
+    (found,) = Vmapped(mlp, image_task).train(TrainRequest(*parts, seeds(2), progress=progress))
     assert same_bits(found, whole[2])
     assert not recwarn
 
@@ -110,7 +110,7 @@ def test_all_particles_are_saved_at_the_last_step_before_the_first_is_finished(m
             reports.append(("finished", particle.index, particle.steps))
 
     backend = Vmapped(mlp, image_task, compiled=False)
-    backend.train(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, seeds(0, 1), progress=Reports())
+    backend.train(TrainRequest(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, seeds(0, 1), progress=Reports()))
     assert reports == [("last step", 0, 12), ("last step", 1, 12), ("finished", 0, 12), ("finished", 1, 12)]
 
 
@@ -125,7 +125,9 @@ def test_every_particle_of_a_stack_is_asked_to_stop_so_that_each_saves_itself(ml
 
     backend = Vmapped(mlp, image_task, compiled=False)
     with pytest.raises(Interrupted):
-        backend.train(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, seeds(0, 1), progress=Stops())
+        backend.train(
+            TrainRequest(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, seeds(0, 1), progress=Stops())
+        )
     assert asked == [0, 1]
 
 
@@ -147,7 +149,7 @@ def test_the_missing_particles_have_the_threads_that_they_would_have_had(
     try:
         torch.set_num_threads(8)
         parts = Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING
-        build(mlp, image_task).train(*parts, seeds(*range(left)), progress=Sees(places))
+        build(mlp, image_task).train(TrainRequest(*parts, seeds(*range(left)), progress=Sees(places)))
         assert torch.get_num_threads() == 8
     finally:
         torch.set_num_threads(before)

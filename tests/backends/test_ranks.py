@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.distributed import TCPStore
 
-from swamp.backends import Particle, Sequential, Ticket
+from swamp.backends import Particle, Sequential, Ticket, TrainRequest
 from swamp.backends.coordinator import Coordinator, Member
 from swamp.backends.data_parallel import SynchronisedBatchNorm
 from swamp.backends.distributed import FolderProgress
@@ -203,7 +203,7 @@ def test_a_process_of_another_machine_is_never_taken_for_dead():
 
 def test_no_seeds_no_work(small, ticket_of, two_thirds):
     with small.led(2) as backend:
-        assert backend.train(Ticket({}, 0), Mask({}), TRAINING, []) == []
+        assert backend.train(TrainRequest(Ticket({}, 0), Mask({}), TRAINING, [])) == []
 
 
 def test_messages_to_a_store_that_is_gone_raise_rank_failed():
@@ -224,7 +224,7 @@ import os, socket, sys
 from threading import Event, Timer
 from torch.distributed import TCPStore
 from swamp.errors import Interrupted
-from swamp.backends import Coordinator
+from swamp.backends.coordinator import Coordinator
 stop = Event()
 if sys.argv[1] != "left":
     Timer(0.5, stop.set).start()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from swamp.backends import Sequential, Ticket
+from swamp.backends import Sequential, Ticket, TrainRequest
 from swamp.masks import Mask
 from swamp.training import Seed, Task, TensorData, Training
 
@@ -31,12 +31,12 @@ class Counting(nn.Module):
 def test_what_a_model_remembers_outside_its_state_stays_with_its_particle(image_task, same):
     model = Counting()
     ticket, backend = Ticket(model.state_dict(), 0), Sequential(model, image_task)
-    forward = backend.train(ticket, Mask.ones(model), TRAINING, SEEDS)
-    backward = backend.train(ticket, Mask.ones(model), TRAINING, SEEDS[::-1])
+    forward = backend.train(TrainRequest(ticket, Mask.ones(model), TRAINING, SEEDS))
+    backward = backend.train(TrainRequest(ticket, Mask.ones(model), TRAINING, SEEDS[::-1]))
     assert all(same(a.weights, b.weights) for a, b in zip(forward, backward[::-1], strict=True))
     assert float(model.runs) == 0
     model.runs += 5
-    later = backend.train(ticket, Mask.ones(model), TRAINING, SEEDS)
+    later = backend.train(TrainRequest(ticket, Mask.ones(model), TRAINING, SEEDS))
     assert all(same(a.weights, b.weights) for a, b in zip(forward, later, strict=True))
 
 
@@ -46,7 +46,9 @@ def test_running_statistics_start_at_the_ticket_or_fresh(fresh: bool, image_task
     state = model.state_dict()
     state["1.num_batches_tracked"] += 100
     training = replace(TRAINING, swa=False, reset_batchnorm=fresh)
-    (particle,) = Sequential(model, image_task).train(Ticket(state, 0), Mask.ones(model), training, SEEDS[:1])
+    (particle,) = Sequential(model, image_task).train(
+        TrainRequest(Ticket(state, 0), Mask.ones(model), training, SEEDS[:1])
+    )
     assert int(particle.weights["1.num_batches_tracked"]) == (6 if fresh else 106)
 
 
@@ -62,14 +64,18 @@ def test_tied_weights_are_trained_on_one_mask(image_task):
 
     model = Tied().double()
     mask = Mask({"first.weight": torch.eye(16).bool()})
-    (particle,) = Sequential(model, image_task).train(Ticket(model.state_dict(), 0), mask, TRAINING, SEEDS[:1])
+    (particle,) = Sequential(model, image_task).train(
+        TrainRequest(Ticket(model.state_dict(), 0), mask, TRAINING, SEEDS[:1])
+    )
     for name in ("first.weight", "again.weight"):
         assert particle.weights[name][~mask["first.weight"]].count_nonzero() == 0
         assert particle.weights[name].count_nonzero() == 16
 
 
 def test_training_a_particle_takes_time_and_says_so(image_task, mlp):
-    (particle,) = Sequential(mlp, image_task).train(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS[:1])
+    (particle,) = Sequential(mlp, image_task).train(
+        TrainRequest(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS[:1])
+    )
     assert particle.seconds > 0
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from swamp.backends import Progress, Sequential, Threads, Ticket, Vmapped
+from swamp.backends import Progress, Sequential, Threads, Ticket, TrainRequest, Vmapped
 from swamp.backends import vmapped as module
 from swamp.errors import Diverged
 from swamp.masks import Mask
@@ -54,9 +54,9 @@ class Deciding(nn.Module):
 
 def assert_trained_alone(backend, model, task, reason):
     ticket, mask = Ticket(model.state_dict(), 0), Mask.ones(model)
-    expected = Sequential(model, task).train(ticket, mask, TRAINING, SEEDS)
+    expected = Sequential(model, task).train(TrainRequest(ticket, mask, TRAINING, SEEDS))
     with pytest.warns(UserWarning, match=f"trained sequentially, not .*: {reason}"):
-        found = backend.train(ticket, mask, TRAINING, SEEDS)
+        found = backend.train(TrainRequest(ticket, mask, TRAINING, SEEDS))
     for one, other in zip(found, expected, strict=True):
         assert all(torch.equal(one.weights[name], weight) for name, weight in other.weights.items())
 
@@ -93,7 +93,7 @@ def test_a_process_bound_to_one_core_hears_of_the_setting(one_core, mlp, image_t
 @pytest.mark.filterwarnings("error")
 def test_a_process_with_one_core_and_no_such_setting_hears_nothing(one_core, mlp, image_task, monkeypatch):
     monkeypatch.setenv("OMP_PROC_BIND", "false")
-    Threads(mlp, image_task).train(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS)
+    Threads(mlp, image_task).train(TrainRequest(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS))
 
 
 def test_a_forward_pass_that_cannot_be_stacked_is_not(image_task):
@@ -116,9 +116,9 @@ def test_what_cannot_be_compiled_goes_on_uncompiled_and_says_so_once(mlp, image_
     monkeypatch.setattr("torch._inductor.compile", refuse)
     backend, ticket, mask = Vmapped(mlp, image_task), Ticket(mlp.state_dict(), 0), Mask.ones(mlp)
     with pytest.warns(UserWarning, match="uncompiled: RuntimeError: no compiler in this house"):
-        found = backend.train(ticket, mask, TRAINING, SEEDS)
-    backend.train(ticket, mask, TRAINING, SEEDS)
-    expected = Sequential(mlp, image_task).train(ticket, mask, TRAINING, SEEDS)
+        found = backend.train(TrainRequest(ticket, mask, TRAINING, SEEDS))
+    backend.train(TrainRequest(ticket, mask, TRAINING, SEEDS))
+    expected = Sequential(mlp, image_task).train(TrainRequest(ticket, mask, TRAINING, SEEDS))
     for one, other in zip(found, expected, strict=True):
         assert all(torch.allclose(one.weights[n], w, rtol=0, atol=1e-10) for n, w in other.weights.items())
 
@@ -136,10 +136,10 @@ def test_a_stack_that_does_not_fit_in_memory_is_halved_and_goes_on(mlp, image_ta
     monkeypatch.setattr(module, "train_loop", train_loop)
     backend, ticket, mask = Vmapped(mlp, image_task, compiled=False), Ticket(mlp.state_dict(), 0), Mask.ones(mlp)
     with pytest.warns(UserWarning, match="do not fit in memory at once; going on with") as told:
-        found = backend.train(ticket, mask, TRAINING, SEEDS)
+        found = backend.train(TrainRequest(ticket, mask, TRAINING, SEEDS))
     assert sizes == [4, 2, 1, 1, 1, 1]
     assert len(told) == 2
-    expected = Sequential(mlp, image_task).train(ticket, mask, TRAINING, SEEDS)
+    expected = Sequential(mlp, image_task).train(TrainRequest(ticket, mask, TRAINING, SEEDS))
     for one, other in zip(found, expected, strict=True):
         assert all(torch.allclose(one.weights[n], w, rtol=0, atol=1e-10) for n, w in other.weights.items())
 
@@ -150,7 +150,9 @@ def test_any_other_error_in_a_stack_is_raised(mlp, image_task, monkeypatch):
 
     monkeypatch.setattr(module, "train_loop", train_loop)
     with pytest.raises(RuntimeError, match="something else"):
-        Vmapped(mlp, image_task, compiled=False).train(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS)
+        Vmapped(mlp, image_task, compiled=False).train(
+            TrainRequest(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS)
+        )
 
 
 def test_a_thread_that_fails_stops_the_others_and_is_the_one_that_is_told_of(mlp, image_task):
@@ -166,7 +168,9 @@ def test_a_thread_that_fails_stops_the_others_and_is_the_one_that_is_told_of(mlp
     progress, threads = Failing(), torch.get_num_threads()
     training = replace(TRAINING, epochs=400)
     with pytest.raises(ValueError, match="particle 1 broke"):
-        Threads(mlp, image_task).train(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), training, SEEDS, progress=progress)
+        Threads(mlp, image_task).train(
+            TrainRequest(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), training, SEEDS, progress=progress)
+        )
     assert max(progress.steps.values()) < 1200
     assert torch.get_num_threads() == threads
 
@@ -177,7 +181,9 @@ def test_the_particle_that_diverged_is_named_when_all_train_at_once(kind, mlp, i
         return F.cross_entropy(outputs, targets) * math.nan
 
     with pytest.raises(Diverged, match=r"particle [0-3]: the training loss became nan in epoch 1"):
-        kind(mlp, replace(image_task, loss=loss)).train(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS)
+        kind(mlp, replace(image_task, loss=loss)).train(
+            TrainRequest(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS)
+        )
 
 
 def test_weights_that_are_not_finite_are_noticed_in_a_stack(mlp, image_task):
@@ -187,7 +193,7 @@ def test_weights_that_are_not_finite_are_noticed_in_a_stack(mlp, image_task):
 
     with pytest.raises(Diverged, match=r"particle 0: "):
         Vmapped(mlp, replace(image_task, loss=steep), compiled=False).train(
-            Ticket(mlp.state_dict(), 0), Mask.ones(mlp), replace(TRAINING, lr=1e38), SEEDS, last=2
+            TrainRequest(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), replace(TRAINING, lr=1e38), SEEDS, last=2)
         )
 
 

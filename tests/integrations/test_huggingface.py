@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from swamp import Mask, MaskError, Plan, Seed, SwampError, Task, TensorData, Training, cycles
-from swamp.backends import Sequential, Ticket, TrainJob
+from swamp.backends import Sequential, Ticket, TrainJob, TrainRequest
 from swamp.integrations.huggingface import HoldMask, backend
 from swamp.training.rng import isolated
 
@@ -196,12 +196,12 @@ def make_in(folder: Any, **others: Any) -> Any:
 def test_particles_are_those_of_the_librarys_own_loop(span, bert, ours, tmp_path):
     model, ticket = bert.double(), Ticket(bert.double().state_dict(), 0)
     theirs = backend(model, ours, make_in(tmp_path)).train(
-        ticket, half(model), TRAINING, SEEDS[: 1 if span else 2], **span
+        TrainRequest(ticket, half(model), TRAINING, SEEDS[: 1 if span else 2], **span)
     )
     first = span.get("first", 0)
     shifted = replace(ours, train=Shifted(ours.train.inputs, ours.train.targets, first)) if first else ours
     plain = Sequential(model, shifted, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01))
-    own = plain.train(ticket, half(model), TRAINING, SEEDS[: 1 if span else 2], **span)
+    own = plain.train(TrainRequest(ticket, half(model), TRAINING, SEEDS[: 1 if span else 2], **span))
     for mine, library in zip(theirs, own, strict=True):
         assert (mine.index, mine.steps, mine.averaged) == (library.index, library.steps, library.averaged)
         for name, value in library.weights.items():
@@ -249,10 +249,12 @@ def test_the_trainers_own_schedule_is_left_alone_where_asked(bert, ours, tmp_pat
         return trainer
 
     trained = backend(bert, ours, make, rates=False)
-    trained.train(Ticket(bert.state_dict(), 0), Mask.ones(bert), replace(TRAINING, lr=0.1), SEEDS[:1], last=6)
+    trained.train(
+        TrainRequest(Ticket(bert.state_dict(), 0), Mask.ones(bert), replace(TRAINING, lr=0.1), SEEDS[:1], last=6)
+    )
     assert seen == pytest.approx([0.01 * (1 - step / 24) for step in range(6)])
     with pytest.raises(SwampError, match="cannot start in the middle"):
-        trained.train(Ticket(bert.state_dict(), 0), Mask.ones(bert), TRAINING, SEEDS[:1], first=2)
+        trained.train(TrainRequest(Ticket(bert.state_dict(), 0), Mask.ones(bert), TRAINING, SEEDS[:1], first=2))
 
 
 @pytest.mark.parametrize(
@@ -269,7 +271,7 @@ def test_the_trainers_own_schedule_is_left_alone_where_asked(bert, ours, tmp_pat
 def test_what_the_trainer_would_not_do_is_refused(training, others, message, bert, ours, tmp_path):
     with pytest.raises(SwampError, match=message):
         backend(bert, ours, make_in(tmp_path, **others)).train(
-            Ticket(bert.state_dict(), 0), half(bert), replace(TRAINING, **training), SEEDS
+            TrainRequest(Ticket(bert.state_dict(), 0), half(bert), replace(TRAINING, **training), SEEDS)
         )
 
 
@@ -278,7 +280,7 @@ def test_data_that_is_not_the_tasks_is_refused(bert, ours, tmp_path):
         return Trainer(job.model, arguments(tmp_path), train_dataset=examples(40))
 
     with pytest.raises(SwampError, match="takes 5 steps per epoch, the task 6"):
-        backend(bert, ours, make).train(Ticket(bert.state_dict(), 0), half(bert), TRAINING, SEEDS)
+        backend(bert, ours, make).train(TrainRequest(Ticket(bert.state_dict(), 0), half(bert), TRAINING, SEEDS))
 
 
 _TWO_RANKS = """

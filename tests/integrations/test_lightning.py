@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from swamp import Mask, MaskError, Plan, Seed, SwampError, Task, TensorData, Training, cycles
-from swamp.backends import Sequential, Ticket, TrainJob
+from swamp.backends import Sequential, Ticket, TrainJob, TrainRequest
 from swamp.integrations.lightning import HoldMask, backend
 from swamp.training.rng import isolated
 
@@ -204,7 +204,9 @@ def test_particles_are_those_of_the_librarys_own_loop(last, averaged, task, tmp_
     arguments = Ticket(model.state_dict(), 0), half(model), training, SEEDS
     theirs = backend(model, wide, lambda job: trainer_in(tmp_path), in_swamps_order(wide))
     own = Sequential(model, wide, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.05))
-    for mine, library in zip(theirs.train(*arguments, last=last), own.train(*arguments, last=last), strict=True):
+    for mine, library in zip(
+        theirs.train(TrainRequest(*arguments, last=last)), own.train(TrainRequest(*arguments, last=last)), strict=True
+    ):
         assert (mine.index, mine.steps, mine.averaged) == (library.index, library.steps, library.averaged)
         for name, value in library.weights.items():
             assert torch.allclose(mine.weights[name], value, rtol=0, atol=1e-12), name
@@ -244,10 +246,12 @@ def test_the_modules_own_schedule_is_left_alone_where_asked(task, tmp_path):
 
     model = Scheduled()
     arguments = Ticket(model.state_dict(), 0), half(model), TRAINING, SEEDS[:1]
-    backend(model, task, lambda job: trainer_in(tmp_path), lambda job: loader(), rates=False).train(*arguments, last=6)
+    backend(model, task, lambda job: trainer_in(tmp_path), lambda job: loader(), rates=False).train(
+        TrainRequest(*arguments, last=6)
+    )
     assert seen == pytest.approx([0.05 * (1 - step / 24) for step in range(6)])
     with pytest.raises(SwampError, match="and 1 schedulers"):
-        backend(model, task, lambda job: trainer_in(tmp_path), lambda job: loader()).train(*arguments)
+        backend(model, task, lambda job: trainer_in(tmp_path), lambda job: loader()).train(TrainRequest(*arguments))
 
 
 @pytest.mark.parametrize(
@@ -265,7 +269,7 @@ def test_what_the_trainer_would_not_do_is_refused(training, source, message, tas
     trained = backend(model, task, lambda job: trainer_in(tmp_path), lambda job: source())
     arguments = Ticket(model.state_dict(), 0), half(model), replace(TRAINING, **training), SEEDS
     with pytest.raises(SwampError, match=message):
-        trained.train(*arguments)
+        trained.train(TrainRequest(*arguments))
 
 
 _TWO_RANKS = """
@@ -282,7 +286,7 @@ data = t.TensorData(inputs.double(), targets)
 make = lambda job: t.trainer_in({folder!r}, strategy="ddp", devices=2)
 source = lambda job: t.DataLoader(t.TensorDataset(inputs.double(), targets), batch_size=4, shuffle=True)
 backend = t.backend(model, t.Task(data, data), make, source)
-particles = backend.train(t.Ticket(model.state_dict(), 0), t.half(model), t.TRAINING, t.SEEDS)
+particles = backend.train(t.TrainRequest(t.Ticket(model.state_dict(), 0), t.half(model), t.TRAINING, t.SEEDS))
 rank = os.environ.get("LOCAL_RANK", "0")
 for particle in particles:
     particle.save({folder!r} + f"/{{rank}}-{{particle.index}}")
@@ -311,7 +315,7 @@ def test_two_ranks_under_ddp_train_what_one_would_with_their_batches_together(tm
     inputs, targets = tensors()
     data = OfTwoRanks(inputs.double(), targets)
     own = Sequential(model, Task(data, data), optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.05))
-    library = own.train(Ticket(model.state_dict(), 0), half(model), TRAINING, SEEDS)
+    library = own.train(TrainRequest(Ticket(model.state_dict(), 0), half(model), TRAINING, SEEDS))
     for index, expected in enumerate(library):
         for name, value in expected.weights.items():
             assert torch.equal(ranks[0][index].weights[name], ranks[1][index].weights[name]), name

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from swamp.backends import Sequential, Ticket, Vmapped
+from swamp.backends import Sequential, Ticket, TrainRequest, Vmapped
 from swamp.errors import SwampError
 from swamp.masks import Mask
 from swamp.training import Seed, Task, Training
@@ -54,6 +54,8 @@ def test_a_stack_declines_and_trains_one_after_the_other():
     model, task, training = setting(2)
     ticket, mask, seeds = Ticket(model.state_dict(), 0), Mask.ones(model), [(0, SEED), (1, SEED.at("other"))]
     with pytest.warns(UserWarning, match="gradients are accumulated"):
-        found = Vmapped(model, task).train(ticket, mask, training, seeds)
-    for one, other in zip(found, Sequential(model, task).train(ticket, mask, training, seeds), strict=True):
+        found = Vmapped(model, task).train(TrainRequest(ticket, mask, training, seeds))
+    for one, other in zip(
+        found, Sequential(model, task).train(TrainRequest(ticket, mask, training, seeds)), strict=True
+    ):
         assert all(torch.equal(value, other.weights[name]) for name, value in one.weights.items())

@@ -12,7 +12,7 @@ from swamp.algorithms.divergence import reduced_lr, restart_seed
 from swamp.algorithms.particles import Trained
 from swamp.algorithms.setup import Setup
 from swamp.algorithms.store import Phase
-from swamp.backends import Particle, Progress
+from swamp.backends import Particle, Progress, TrainRequest
 from swamp.backends.base import ForwardingProgress
 from swamp.errors import Diverged, Interrupted
 from swamp.masks import Mask, prune_mask
@@ -115,9 +115,8 @@ class _DynamicTraining:
         training = replace(self.training, swa=False, ema=0.0) if self.sampled else self.training
         particles: list[Particle] = []
         for mask, members in groups:
-            particles += self.setup.backend.train(
-                self.spec.start, mask, training, members, first=0, last=stop, progress=progress
-            )
+            request = TrainRequest(self.spec.start, mask, training, members, last=stop, progress=progress)
+            particles += self.setup.backend.train(request)
         return particles, tuple(progress.taken[i] for i in indices)
 
     def _on_diverged(self, index: int, error: Diverged) -> None:

@@ -2,16 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from swamp.algorithms.cycle_spec import CycleSpec
 from swamp.algorithms.divergence import DivergencePolicy, reduced_lr, restart_seed
 from swamp.algorithms.setup import Setup
-from swamp.backends import Particle, Progress, Ticket
+from swamp.backends import Particle, Progress, Ticket, TrainRequest
 from swamp.backends.base import ForwardingProgress
 from swamp.errors import Diverged, SwampError
 from swamp.masks import Mask
-from swamp.training import Seed, Training
+from swamp.training import Seed
 from swamp.training.average import State
 
 
@@ -44,14 +43,7 @@ def train_ticket(setup: Setup) -> Ticket:
         trained: list[Particle] = []
         try:
             for attempt in _attempts(setup, None, spec, [(0, setup.seed.at("ticket"))], trained):
-                trained += setup.backend.train(
-                    ticket,
-                    spec.mask,
-                    attempt.training,
-                    attempt.seeds,
-                    last=setup.ticket_steps,
-                    progress=attempt.progress,
-                )
+                trained += setup.backend.train(attempt)
         except Diverged as error:
             raise Diverged(f"the ticket, {error}", error.steps) from error
         ticket = Ticket(trained[0].weights, setup.ticket_steps)
@@ -66,9 +58,7 @@ def train_particles(setup: Setup, index: int, spec: CycleSpec) -> Trained:
     seconds = sum(particle.seconds for particle in particles)
     seeds = [(i, setup.seed.at("cycle", index, "particle", i)) for i in range(count)]
     for attempt in _attempts(setup, index, spec, seeds, particles):
-        particles += setup.backend.train(
-            spec.start, spec.mask, attempt.training, attempt.seeds, first=spec.first, progress=attempt.progress
-        )
+        particles += setup.backend.train(attempt)
     particles.sort(key=lambda particle: particle.index)
     # Diverged trainings were paid for too.
     steps = sum(one.steps for one in (*particles, *setup.divergence.of(index)))
@@ -88,18 +78,10 @@ def _stored(setup: Setup, index: int, spec: CycleSpec, count: int) -> list[Parti
     return found
 
 
-class _Attempt(NamedTuple):
-    """One call of the backend: the particles to train, and how."""
-
-    training: Training
-    seeds: list[tuple[int, Seed]]
-    progress: Progress
-
-
 def _attempts(
     setup: Setup, cycle: int | None, spec: CycleSpec, seeds: Sequence[tuple[int, Seed]], finished: Sequence[Particle]
-) -> Iterator[_Attempt]:
-    """Yield attempts until each particle is in `finished`, to which the caller adds, or dropped. cycle None: ticket."""
+) -> Iterator[TrainRequest]:
+    """Yield requests until each particle is dropped or in `finished`, to which the caller adds. cycle None: ticket."""
     policy, count = setup.divergence, len(seeds)
     while True:
         policy.check(cycle, count)
@@ -112,7 +94,9 @@ def _attempts(
         group = [(i, restart_seed(seed, times)) for i, seed in left if policy.count(cycle, i) == times]
         training = reduced_lr(spec.training, times)
         inner = setup.store.progress(cycle, count)
-        yield _Attempt(training, group, _PolicyProgress(inner, policy, cycle, count, training.lr, spec.first))
+        progress = _PolicyProgress(inner, policy, cycle, count, training.lr, spec.first)
+        last = setup.ticket_steps if cycle is None else None
+        yield TrainRequest(spec.start, spec.mask, training, group, spec.first, last, progress)
 
 
 class _PolicyProgress(ForwardingProgress):

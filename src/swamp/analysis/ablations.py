@@ -17,7 +17,7 @@ from swamp.analysis.barriers import evaluate_segment
 from swamp.analysis.hull import gain_of_mean, size_of
 from swamp.analysis.point_evaluator import PointEvaluator
 from swamp.analysis.run_data import RunData
-from swamp.backends import Backend, Particle, Ticket
+from swamp.backends import Backend, Particle, Ticket, TrainRequest
 from swamp.backends.autotune import Choice
 from swamp.errors import SwampError
 from swamp.runs.checkpoints import RunStore
@@ -135,7 +135,8 @@ class ParticleAblation:
             for ticket, training, seeds in self._jobs(factor, [i for i in range(count) if i not in found]):
                 advance = training.lr_after_rewind == "advance"
                 first = ticket.steps * config.plan.times_epochs(self.cycle) if advance else 0
-                trained = self._backend.train(ticket, mask, training, seeds, first=first, progress=progress)
+                request = TrainRequest(ticket, mask, training, seeds, first, progress=progress)
+                trained = self._backend.train(request)
                 found.update((particle.index, particle) for particle in trained)
         return [found[i] for i in range(count)]
 

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from swamp.algorithms import Plan
 from swamp.analysis.barriers import evaluate_segment
 from swamp.analysis.point_evaluator import PointEvaluator
-from swamp.backends import Backend, Particle, Progress, Ticket
+from swamp.backends import Backend, Particle, Progress, Ticket, TrainRequest
 from swamp.errors import CorruptFile, SwampError
 from swamp.files import one_at_a_time, write_atomic
 from swamp.masks import Mask, prune_mask
@@ -120,7 +120,7 @@ class InstabilityAnalysis:
     """Sparsity of the copies, as a fraction of the prunable weights."""
     points: int = 30
     """Points on the segment between the copies."""
-    progress: Progress | None = None
+    progress: Progress = field(default_factory=Progress)
     """Called at every step; may raise Interrupted to stop."""
 
     def __post_init__(self) -> None:
@@ -155,9 +155,8 @@ class InstabilityAnalysis:
         if not steps:
             return ticket
         seeds = [(0, self.seed.at("ticket"))]
-        (trained,) = self.backend.train(
-            ticket, self.dense, self.ticket_training, seeds, last=steps, progress=self.progress
-        )
+        request = TrainRequest(ticket, self.dense, self.ticket_training, seeds, last=steps, progress=self.progress)
+        (trained,) = self.backend.train(request)
         return Ticket(trained.weights, steps)
 
     def mask(self, ticket: Ticket) -> Mask:
@@ -181,7 +180,8 @@ class InstabilityAnalysis:
         """Train one copy of the ticket per seed, as the particles of a run."""
         first = ticket.steps * self.plan.times_epochs(0) if self.advance else 0
         numbered = list(enumerate(seeds))
-        return self.backend.train(ticket, mask, self.training, numbered, first=first, progress=self.progress)
+        request = TrainRequest(ticket, mask, self.training, numbered, first, progress=self.progress)
+        return self.backend.train(request)
 
     def to_json(self, trial: RewindTrial) -> dict[str, Any]:
         """The values of a trial, and its step in epochs."""

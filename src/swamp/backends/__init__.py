@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from swamp.backends.autotune import CANDIDATES, Autotune
-from swamp.backends.base import Backend, Progress
+from swamp.backends.base import Backend, Progress, TrainRequest
 from swamp.backends.custom import CustomTrainer, TrainJob
 from swamp.backends.particle import Particle
 from swamp.backends.sequential import Sequential
@@ -33,5 +33,6 @@ __all__ = [
     "Threads",
     "Ticket",
     "TrainJob",
+    "TrainRequest",
     "Vmapped",
 ]

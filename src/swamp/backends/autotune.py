@@ -4,20 +4,18 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
-from swamp.backends.base import Backend, Progress
+from swamp.backends.base import Backend, Progress, TrainRequest
 from swamp.backends.particle import Particle
 from swamp.backends.sequential import Sequential
 from swamp.backends.threads import Threads, cores, unsupported_reason
-from swamp.backends.ticket import Ticket
 from swamp.backends.vmapped import MultiStream, Vmapped
 from swamp.errors import Diverged, Interrupted, SwampError, unknown
-from swamp.masks import Mask
-from swamp.training import Seed, Task, Training
+from swamp.training import Task
 from swamp.training.optimizers import OptimizerFactory
 from swamp.training.snapshot import Snapshot
 
@@ -95,47 +93,28 @@ class Autotune:
                 raise unknown("backend", choice.backend, CANDIDATES)
             self.chosen = CANDIDATES[choice.backend](*self.parts)
 
-    def train(
-        self,
-        ticket: Ticket,
-        mask: Mask,
-        training: Training,
-        seeds: Sequence[tuple[int, Seed]],
-        *,
-        first: int = 0,
-        last: int | None = None,
-        progress: Progress | None = None,
-    ) -> list[Particle]:
+    def train(self, request: TrainRequest) -> list[Particle]:
         """See Backend.train."""
-        progress = progress or Progress()
-        self.choose(ticket, mask, training, seeds, first, last)
-        single = (progress.places or len(seeds)) < 2
-        backend = self.sequential if single or self.chosen is None else self.chosen
-        return backend.train(ticket, mask, training, seeds, first=first, last=last, progress=progress)
+        self.choose(request)
+        backend = self.sequential if request.places < 2 or self.chosen is None else self.chosen
+        return backend.train(request)
 
-    def choose(
-        self,
-        ticket: Ticket,
-        mask: Mask,
-        training: Training,
-        seeds: Sequence[tuple[int, Seed]],
-        first: int,
-        last: int | None,
-    ) -> None:
+    def choose(self, request: TrainRequest) -> None:
         """Time the backends on these particles, unless there is a choice or the run is short."""
         # To the end of the schedule even if `last` comes earlier: dynamic masks are trained in parts.
+        training, particles = request.training, len(request.seeds)
         steps = training.epochs * self.parts[1].train.steps(training.batch_size)
-        steps = (steps - first) * len(seeds) * self.cycles
-        if len(seeds) < 2 or self.chosen is not None or steps < FEW_STEPS:
+        steps = (steps - request.first) * particles * self.cycles
+        if particles < 2 or self.chosen is not None or steps < FEW_STEPS:
             return
-        choice, self.chosen = self._timed(_Trial(ticket, mask, training, seeds, first, last), steps)
+        choice, self.chosen = self._timed(request, steps)
         if self.on_choice is not None:
             self.on_choice(choice)
 
-    def _timed(self, trial: "_Trial", steps: int) -> tuple[Choice, Backend]:
+    def _timed(self, request: TrainRequest, steps: int) -> tuple[Choice, Backend]:
         model, task, _ = self.parts
         backends: dict[str, Backend] = {"sequential": self.sequential}
-        times = {"sequential": trial.seconds(self.sequential, 1)}
+        times = {"sequential": _seconds_a_step(self.sequential, request, 1)}
         total = steps * times["sequential"]
         if total < FEW_SECONDS:
             why = f"all of the training takes about {total:.1f} s, too little to time other backends for."
@@ -143,23 +122,24 @@ class Autotune:
         left_out: list[str] = []
         on_cpu = next(model.parameters()).device.type == "cpu"
         if on_cpu:
-            reason = unsupported_reason(model, task, trial.training)
+            reason = unsupported_reason(model, task, request.training)
             if reason is not None:
                 left_out.append(f"no threads: {reason}")
             elif cores() > 1:
                 backends["threads"] = Threads(*self.parts)
-                times["threads"] = trial.seconds(backends["threads"], cores())
+                times["threads"] = _seconds_a_step(backends["threads"], request, cores())
         reason = _slow_stack_reason(model, total) if on_cpu else None
         vmapped = Vmapped(*self.parts)
         if reason is None:
-            step = vmapped.step(trial.training)
+            step = vmapped.step(request.training)
             reason = step if isinstance(step, str) else None
         if reason is None:
             stacks: dict[str, Backend] = {"vmapped": vmapped}
             if not on_cpu:
                 stacks["multi-stream"] = MultiStream(*self.parts)
             backends.update(stacks)
-            times.update((name, trial.seconds(backend, len(trial.seeds))) for name, backend in stacks.items())
+            count = len(request.seeds)
+            times.update((name, _seconds_a_step(backend, request, count)) for name, backend in stacks.items())
         else:
             left_out.append(f"not stacked: {reason}")
         best = min(times, key=lambda name: times[name])
@@ -185,26 +165,13 @@ def _explained(best: str, times: Mapping[str, float], left_out: Sequence[str]) -
     return Choice(best, " ".join([f"{why} (a step of a particle: {tried}).", *left_out]), milliseconds)
 
 
-@dataclass(frozen=True, eq=False)
-class _Trial:
-    """The first steps of a training, taken only to time them."""
-
-    ticket: Ticket
-    mask: Mask
-    training: Training
-    seeds: Sequence[tuple[int, Seed]]
-    first: int
-    last: int | None
-
-    def seconds(self, backend: Backend, most: int) -> float:
-        """Time of one step of one particle, where the first `most` particles are trained at once."""
-        seeds = self.seeds[:most]
-        stopwatch = _Stopwatch(len(seeds))
-        with contextlib.suppress(Interrupted):
-            backend.train(
-                self.ticket, self.mask, self.training, seeds, first=self.first, last=self.last, progress=stopwatch
-            )
-        return stopwatch.seconds()
+def _seconds_a_step(backend: Backend, request: TrainRequest, most: int) -> float:
+    """Time of one step of one particle if the first `most` particles are trained at once. They are trained briefly."""
+    seeds = request.seeds[:most]
+    stopwatch = _Stopwatch(len(seeds))
+    with contextlib.suppress(Interrupted):
+        backend.train(replace(request, seeds=seeds, progress=stopwatch))
+    return stopwatch.seconds()
 
 
 class _Stopwatch(Progress):

@@ -1,6 +1,7 @@
 """Backend: trains copies of a ticket. Progress: where it reports. The cycle loop needs nothing else."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from swamp.backends.particle import Particle
@@ -84,37 +85,50 @@ class ForwardingProgress(Progress):
         return self.inner.load_particle(index)
 
 
+@dataclass(frozen=True, eq=False)
+class TrainRequest:
+    """The particles that `Backend.train` is asked for. All start at `mask * ticket.weights`."""
+
+    ticket: Ticket
+    """Weights at which every particle starts."""
+    mask: Mask
+    """Weights that are trained; all others stay exactly zero."""
+    training: Training
+    """Learning rates, epochs, averaging."""
+    seeds: Sequence[tuple[int, Seed]]
+    """For each particle, its index in the cycle and the seed of its batch order and dropout."""
+    first: int = 0
+    """Step at which training starts, counted from the beginning of the schedule."""
+    last: int | None = None
+    """Step at which training stops; None: the end of the schedule."""
+    progress: Progress = field(default_factory=Progress)
+    """Where steps, snapshots and finished particles are reported."""
+
+    @property
+    def places(self) -> int:
+        """Number of particles in the cycle, counting those already trained or diverged (see Progress.places)."""
+        return self.progress.places or len(self.seeds)
+
+    def last_step(self, per_epoch: int) -> int:
+        """The step at which training stops, with `per_epoch` steps in an epoch."""
+        return self.training.epochs * per_epoch if self.last is None else self.last
+
+
 class Backend(Protocol):
     """Trains particles: sequentially, concurrently, on several machines, or with a user's own trainer.
 
     For the same arguments every backend returns the same particles, up to rounding where its arithmetic differs.
     """
 
-    def train(
-        self,
-        ticket: Ticket,
-        mask: Mask,
-        training: Training,
-        seeds: Sequence[tuple[int, Seed]],
-        *,
-        first: int = 0,
-        last: int | None = None,
-        progress: Progress | None = None,
-    ) -> list[Particle]:
-        """Train one particle for each seed from `mask * ticket.weights`, with a fresh optimizer.
+    def train(self, request: TrainRequest) -> list[Particle]:
+        """Train one particle for each seed, with a fresh optimizer.
 
         Args:
-            ticket: Weights at which every particle starts.
-            mask: Weights that are trained; all others stay exactly zero.
-            training: Learning rates, epochs, averaging.
-            seeds: (index of the particle in its cycle, seed of its batch order and dropout), one a particle.
-            first: Step at which training starts, counted from the beginning of the schedule.
-            last: Step at which training stops (default: the end of the schedule).
-            progress: Where steps, snapshots and finished particles are reported.
+            request: The particles to train, and how.
 
         Returns:
-            The particles in the order of `seeds`. A particle whose loss or weights are not finite is reported to
-            `progress.on_diverged`, which raises or leaves it out; the others are what they would be without it.
+            The particles in the order of `request.seeds`. A particle whose loss or weights are not finite is reported
+            to `progress.on_diverged`. If that raises no error, the particle is left out; the others are not affected.
 
         Raises:
             Diverged: A particle diverged and `progress` did not allow the others to go on.

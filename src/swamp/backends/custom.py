@@ -1,16 +1,15 @@
 """A user's own trainer in the cycle loop: any function that trains a model in place."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
 from torch import nn
 
-from swamp.backends.base import Progress
+from swamp.backends.base import TrainRequest
 from swamp.backends.particle import Particle
 from swamp.backends.sequential import ParticleJob
-from swamp.backends.ticket import Ticket
 from swamp.errors import Diverged, SwampError
 from swamp.masks import Mask
 from swamp.training import RunningMean, Seed, Task, Training
@@ -99,43 +98,34 @@ class CustomTrainer:
     def __init__(self, model: nn.Module, task: Task, train: TrainFunction) -> None:
         self.model, self.task, self.function = model, task, train
 
-    def train(
-        self,
-        ticket: Ticket,
-        mask: Mask,
-        training: Training,
-        seeds: Sequence[tuple[int, Seed]],
-        *,
-        first: int = 0,
-        last: int | None = None,
-        progress: Progress | None = None,
-    ) -> list[Particle]:
+    def train(self, request: TrainRequest) -> list[Particle]:
         """See Backend.train. Raises SwampError where the function took another number of steps than `job.steps`."""
-        job = ParticleJob(self.model, self.task, None, ticket, mask, training, first, last, progress or Progress())
-        found = [job.train(index, seed, partial(self._train, job)) for index, seed in seeds]
+        job = ParticleJob(self.model, self.task, None, request)
+        found = [job.train(index, seed, partial(self._train, request)) for index, seed in request.seeds]
         return [particle for particle in found if particle is not None]
 
-    def _train(self, job: ParticleJob, model: nn.Module, index: int, seed: Seed) -> Fit:
-        per_epoch = self.task.train.steps(job.training.batch_size)
-        last = job.training.epochs * per_epoch if job.last is None else job.last
+    def _train(self, request: TrainRequest, model: nn.Module, index: int, seed: Seed) -> Fit:
+        training, first = request.training, request.first
+        per_epoch = self.task.train.steps(training.batch_size)
+        last = request.last_step(per_epoch)
 
         def on_step(step: int, own: TrainJob) -> None:
             def snapshot() -> Snapshot:
                 return Snapshot(step, copied(model.state_dict()), {}, own.mean.partial(), own.mean.count, (), 0.0, 0)
 
-            job.progress.on_step(index, step, last, snapshot)
+            request.progress.on_step(index, step, last, snapshot)
 
-        own = TrainJob(model, job.mask, job.training, seed, job.first, last, per_epoch, on_step)
+        own = TrainJob(model, request.mask, training, seed, first, last, per_epoch, on_step)
         with isolated(seed, next(model.parameters()).device):
             loss = self.function(own)
         if own.step != last:
             raise SwampError(
-                f"the trainer took {own.step - job.first} steps where {own.steps} were asked for (TrainJob.steps). "
+                f"the trainer took {own.step - first} steps where {own.steps} were asked for (TrainJob.steps). "
                 "Call job.stepped() after each optimizer step, and give the loop the task whose batches the trainer "
                 "takes."
             )
         if not math.isfinite(loss):
             raise Diverged(f"the mean training loss is {loss} after step {last}. Lower the learning rate.", last)
-        require_finite_weights(dict(model.named_parameters()), last, job.training)
+        require_finite_weights(dict(model.named_parameters()), last, training)
         weights = own.mean.mean() if own.mean.count else copied(model.state_dict())
         return Fit({name: value.contiguous() for name, value in weights.items()}, own.mean.count, own.steps, (loss,))

@@ -9,7 +9,7 @@ depends on which particles it trains together.
 
 import gc
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from swamp.backends.autotune import Autotune
-from swamp.backends.base import Backend, ForwardingProgress, Progress
+from swamp.backends.base import Backend, ForwardingProgress, Progress, TrainRequest
 from swamp.backends.coordinator import Coordinator, JobEnded
 from swamp.backends.data_parallel import DataParallel, GroupProgress
 from swamp.backends.particle import Particle
@@ -34,8 +34,8 @@ _NO_SHARED_FOLDER = "Put the run directory on a file system that all hosts share
 
 
 @dataclass(frozen=True)
-class TrainRequest:
-    """One call of `train`, as rank 0 publishes it. Ticket and mask lie in the shared folder."""
+class PublishedJob:
+    """A request to train, as rank 0 publishes it. Ticket and mask lie in the shared folder."""
 
     number: int
     ticket: str
@@ -88,28 +88,23 @@ class Distributed:
         self.jobs = 0
         self.last_inputs = "", ""
 
-    def train(
-        self,
-        ticket: Ticket,
-        mask: Mask,
-        training: Training,
-        seeds: Sequence[tuple[int, Seed]],
-        *,
-        first: int = 0,
-        last: int | None = None,
-        progress: Progress | None = None,
-    ) -> list[Particle]:
-        """See Backend.train. `progress` must have an address. Raises RankFailed naming a rank that died or froze."""
+    def train(self, request: TrainRequest) -> list[Particle]:
+        """See Backend.train. `request.progress` must have an address, unless it is the default.
+
+        Raises:
+            RankFailed: A rank died or stopped responding; the message names it.
+        """
+        seeds, size, ticket, mask = request.seeds, self.coordinator.size, request.ticket, request.mask
         if not seeds:
             return []
-        progress = progress or FolderProgress(self.folder)
-        size = self.coordinator.size
+        progress = FolderProgress(self.folder) if type(request.progress) is Progress else request.progress
         if self.whole_particles and isinstance(self.inner, Autotune):
-            self.inner.choose(ticket, mask, training, seeds[0::size], first, last)
+            self.inner.choose(replace(request, seeds=seeds[0::size]))
         self.jobs += 1
-        job = TrainRequest(
-            self.jobs, ticket.id, ticket.steps, mask.digest, training, tuple(seeds), first, last, progress.address,
-            self.choice(), 0 if self.whole_particles else min(len(seeds), size), self.sharded,
+        job = PublishedJob(
+            self.jobs, ticket.id, ticket.steps, mask.digest, request.training, tuple(seeds), request.first,
+            request.last, progress.address, self.choice(), 0 if self.whole_particles else min(len(seeds), size),
+            self.sharded,
         )  # fmt: skip
         with self._stored_inputs(ticket, mask):
             self.coordinator.publish(f"job/{job.number}", msgspec.to_builtins(job))
@@ -179,7 +174,7 @@ def follow(
     while True:
         number += 1
         try:
-            job = msgspec.convert(coordinator.wait(f"job/{number}"), TrainRequest)
+            job = msgspec.convert(coordinator.wait(f"job/{number}"), PublishedJob)
         except JobEnded as ended:
             if ended.exit_code:
                 raise
@@ -196,7 +191,7 @@ def follow(
 
 def _train_share(
     coordinator: Coordinator,
-    job: TrainRequest,
+    job: PublishedJob,
     inner: Backend | None,
     data_parallel: Callable[[Shard], Backend] | None,
     ticket: Ticket,
@@ -207,7 +202,7 @@ def _train_share(
     if not job.groups:
         assert inner is not None
         own = job.seeds[coordinator.rank :: coordinator.size]
-        return inner.train(ticket, mask, job.training, own, first=job.first, last=job.last, progress=progress)
+        return inner.train(TrainRequest(ticket, mask, job.training, own, job.first, job.last, progress))
     mesh = coordinator.mesh(job.groups)
     place = mesh.get_coordinate()
     if place is None:
@@ -217,9 +212,8 @@ def _train_share(
     group_progress = GroupProgress(progress, shard, coordinator.agreed)
     own = job.seeds[place[0] :: job.groups]
     try:
-        particles = data_parallel(shard).train(
-            ticket, mask, job.training, own, first=job.first, last=job.last, progress=group_progress
-        )
+        request = TrainRequest(ticket, mask, job.training, own, job.first, job.last, group_progress)
+        particles = data_parallel(shard).train(request)
     except Interrupted:
         if not coordinator.stop.is_set():
             coordinator.poll(lambda: None)  # another rank of the group stopped: raises its reason
@@ -236,7 +230,7 @@ def _train_share(
 class _RankProgress(ForwardingProgress):
     """Stops this rank's training once the job stops."""
 
-    def __init__(self, inner: Progress, coordinator: Coordinator, job: TrainRequest) -> None:
+    def __init__(self, inner: Progress, coordinator: Coordinator, job: PublishedJob) -> None:
         super().__init__(inner)
         self.coordinator, self.job = coordinator, job
         self.places = 0  # the share of this rank alone
@@ -264,7 +258,7 @@ class _FollowingProgress(_RankProgress):
 class _LeadingProgress(_RankProgress):
     """Rank 0's progress: relays steps and divergences of the other ranks."""
 
-    def __init__(self, inner: Progress, coordinator: Coordinator, job: TrainRequest) -> None:
+    def __init__(self, inner: Progress, coordinator: Coordinator, job: PublishedJob) -> None:
         super().__init__(inner, coordinator, job)
         self.diverged: set[int] = set()
         self.relayed_at = time.monotonic()
@@ -326,7 +320,7 @@ def _input_paths(folder: Path, ticket: str, mask: str) -> tuple[Path, Path]:
     return folder / f".job-ticket.{ticket[:8]}", folder / f".job-mask.{mask[:8]}"
 
 
-def _load_inputs(folder: Path, job: TrainRequest, ticket: Ticket, mask: Mask) -> tuple[Ticket, Mask]:
+def _load_inputs(folder: Path, job: PublishedJob, ticket: Ticket, mask: Mask) -> tuple[Ticket, Mask]:
     """Ticket and mask of a job; read where they are not the last job's."""
     ticket_path, mask_path = _input_paths(folder, job.ticket, job.mask)
     try:

@@ -2,17 +2,17 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
 
-from swamp.backends.base import Progress
+from swamp.backends.base import TrainRequest
 from swamp.backends.particle import Particle
 from swamp.backends.ticket import Ticket
 from swamp.errors import Diverged, SwampError
 from swamp.masks import Mask
-from swamp.training import Seed, Task, Training
+from swamp.training import Seed, Task
 from swamp.training.loop import Fit, fit, reset_statistics
 from swamp.training.nan_checks import require_finite_weights
 from swamp.training.optimizers import OptimizerFactory
@@ -36,43 +36,21 @@ class Sequential:
         self.task = task.to(next(model.parameters()).device)
         self.optimizer, self.shard = optimizer, shard
 
-    def train(
-        self,
-        ticket: Ticket,
-        mask: Mask,
-        training: Training,
-        seeds: Sequence[tuple[int, Seed]],
-        *,
-        first: int = 0,
-        last: int | None = None,
-        progress: Progress | None = None,
-    ) -> list[Particle]:
+    def train(self, request: TrainRequest) -> list[Particle]:
         """See Backend.train."""
-        job = ParticleJob(
-            self.model, self.task, self.optimizer, ticket, mask, training, first, last, progress or Progress(),
-            shard=self.shard,
-        )  # fmt: skip
-        particles: list[Particle] = []
-        for index, seed in seeds:
-            particle = job.train(index, seed)
-            if particle is not None:
-                particles.append(particle)
-        return particles
+        job = ParticleJob(self.model, self.task, self.optimizer, request, shard=self.shard)
+        trained = [job.train(index, seed) for index, seed in request.seeds]
+        return [particle for particle in trained if particle is not None]
 
 
 @dataclass(frozen=True, eq=False)
 class ParticleJob:
-    """The arguments of one call of `Backend.train`, and the training of one particle."""
+    """The training of single particles of a request."""
 
     model: nn.Module
     task: Task
     optimizer: OptimizerFactory | None
-    ticket: Ticket
-    mask: Mask
-    training: Training
-    first: int
-    last: int | None
-    progress: Progress
+    request: TrainRequest
     exclusive: bool = True
     """Whether no other training runs in this process meanwhile: then it may seed the global generators."""
     concurrent: int = 1
@@ -86,7 +64,7 @@ class ParticleJob:
 
         train_in_place: trains the given model (default: the library's own loop).
         """
-        began = time.perf_counter()
+        began, request, progress = time.perf_counter(), self.request, self.request.progress
         try:
             model = self.start_model()
             if train_in_place is not None:
@@ -95,14 +73,14 @@ class ParticleJob:
                 fitted = fit(
                     model,
                     self.task,
-                    self.training,
+                    request.training,
                     seed,
-                    mask=self.mask,
-                    first=self.first,
-                    last=self.last,
+                    mask=request.mask,
+                    first=request.first,
+                    last=request.last,
                     optimizer=self.optimizer,
-                    resume=self.progress.load_snapshot(index),
-                    on_step=lambda step, total, snapshot: self.progress.on_step(index, step, total, snapshot),
+                    resume=progress.load_snapshot(index),
+                    on_step=lambda step, total, snapshot: progress.on_step(index, step, total, snapshot),
                     exclusive=self.exclusive,
                     shard=self.shard,
                 )
@@ -115,35 +93,36 @@ class ParticleJob:
         """A copy of the model at `mask * ticket.weights`."""
         # A copy each: a state dict leaves out buffers that are not persistent, which particles must not shard.
         model = copy.deepcopy(self.model)
-        rewind(model, self.ticket, self.mask)
-        if self.training.reset_batchnorm:
+        rewind(model, self.request.ticket, self.request.mask)
+        if self.request.training.reset_batchnorm:
             reset_statistics(model)
         return model
 
     def finish(self, index: int, fitted: Fit, seconds: float) -> Particle:
         """Check the trained weights and hand the particle to `progress`. Raises Diverged if they are not finite."""
         # The average and running statistics too: one bad batch spoils these though the last weights are finite.
-        step = self.first + fitted.steps
-        require_finite_weights(fitted.weights, step, self.training, beside=self.ticket.weights)
-        self.mask.require_zeros(fitted.weights)
+        request = self.request
+        step = request.first + fitted.steps
+        require_finite_weights(fitted.weights, step, request.training, beside=request.ticket.weights)
+        request.mask.require_zeros(fitted.weights)
         particle = Particle(
             fitted.weights,
             index,
-            self.ticket.id,
-            self.mask.digest,
+            request.ticket.id,
+            request.mask.digest,
             fitted.averaged,
             fitted.steps,
             fitted.losses,
             seconds,
         )
-        self.progress.on_finished(particle)
+        request.progress.on_finished(particle)
         return particle
 
     def report_divergence(self, index: int, error: Diverged) -> None:
         """Report a divergence to `progress`: it raises to stop the run, or returns so that the others train."""
         named = Diverged(f"particle {index}: {error}", error.steps)
         named.__cause__ = error
-        self.progress.on_diverged(index, named)
+        self.request.progress.on_diverged(index, named)
 
 
 def rewind(model: nn.Module, ticket: Ticket, mask: Mask) -> None:

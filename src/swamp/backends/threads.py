@@ -11,13 +11,11 @@ from threading import Lock
 import torch
 from torch import nn
 
-from swamp.backends.base import ForwardingProgress, Progress
+from swamp.backends.base import ForwardingProgress, Progress, TrainRequest
 from swamp.backends.particle import Particle
 from swamp.backends.sequential import ParticleJob, Sequential
-from swamp.backends.ticket import Ticket
 from swamp.errors import Diverged
-from swamp.masks import Mask
-from swamp.training import Seed, Task, TensorData, TokenData, Training
+from swamp.training import Task, TensorData, TokenData, Training
 from swamp.training.data import BatchList
 from swamp.training.dropout import uses_global_rng
 from swamp.training.optimizers import OptimizerFactory
@@ -38,29 +36,15 @@ class Threads:
         self.task = task.to(next(model.parameters()).device)
         self.optimizer = optimizer
 
-    def train(
-        self,
-        ticket: Ticket,
-        mask: Mask,
-        training: Training,
-        seeds: Sequence[tuple[int, Seed]],
-        *,
-        first: int = 0,
-        last: int | None = None,
-        progress: Progress | None = None,
-    ) -> list[Particle]:
+    def train(self, request: TrainRequest) -> list[Particle]:
         """See Backend.train."""
-        progress = progress or Progress()
-        job = ParticleJob(self.model, self.task, self.optimizer, ticket, mask, training, first, last, progress)
-        places = progress.places or len(seeds)
-        workers = min(places, cores())
-        reason = unsupported_reason(self.model, self.task, training) if places > 1 else None
+        workers = min(request.places, cores())
+        reason = unsupported_reason(self.model, self.task, request.training) if request.places > 1 else None
         if reason:
             warnings.warn(f"particles are trained sequentially, not in threads: {reason}", stacklevel=2)
         if workers < 2 or reason:
-            sequential = Sequential(self.model, self.task, self.optimizer)
-            return sequential.train(ticket, mask, training, seeds, first=first, last=last, progress=progress)
-        return _train_concurrently(job, seeds, workers)
+            return Sequential(self.model, self.task, self.optimizer).train(request)
+        return _train_concurrently(ParticleJob(self.model, self.task, self.optimizer, request), workers)
 
 
 def unsupported_reason(model: nn.Module, task: Task, training: Training) -> str | None:
@@ -88,12 +72,14 @@ def _binding_reason() -> str | None:
     return f"{binding[0]} binds this process to one core, and its threads with it; unset it to train on all."
 
 
-def _train_concurrently(job: ParticleJob, seeds: Sequence[tuple[int, Seed]], workers: int) -> list[Particle]:
-    threads = torch.get_num_threads()
+def _train_concurrently(job: ParticleJob, workers: int) -> list[Particle]:
+    threads, seeds = torch.get_num_threads(), job.request.seeds
     # At most the number that the user set: another number rounds differently.
     each = min(threads, max(1, cores() // workers))
-    locked = _LockedProgress(job.progress)
-    own = replace(job, progress=locked, exclusive=False, concurrent=min(workers, len(seeds)))
+    locked = _LockedProgress(job.request.progress)
+    own = replace(
+        job, request=replace(job.request, progress=locked), exclusive=False, concurrent=min(workers, len(seeds))
+    )
     with ThreadPoolExecutor(workers, "particle", initializer=torch.set_num_threads, initargs=(each,)) as pool:
         futures = [pool.submit(own.train, index, seed) for index, seed in seeds]
         try:

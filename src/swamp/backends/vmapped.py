@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from swamp.backends.base import Progress
+from swamp.backends.base import TrainRequest
 from swamp.backends.particle import Particle
 from swamp.backends.sequential import ParticleJob, Sequential
 from swamp.backends.ticket import Ticket
@@ -64,27 +64,16 @@ class Vmapped:
         """Particles that fit in memory, once that is known."""
         self._steps: dict[Training, VmappedStep | str] = {}
 
-    def train(
-        self,
-        ticket: Ticket,
-        mask: Mask,
-        training: Training,
-        seeds: Sequence[tuple[int, Seed]],
-        *,
-        first: int = 0,
-        last: int | None = None,
-        progress: Progress | None = None,
-    ) -> list[Particle]:
+    def train(self, request: TrainRequest) -> list[Particle]:
         """See Backend.train. Equal to Sequential up to rounding."""
-        progress = progress or Progress()
-        job = ParticleJob(self.model, self.task, self.optimizer, ticket, mask, training, first, last, progress)
-        step = self.step(training)
+        job = ParticleJob(self.model, self.task, self.optimizer, request)
+        step = self.step(request.training)
         if isinstance(step, str):
             warnings.warn(f"particles are trained sequentially, not stacked: {step}", stacklevel=2)
-            sequential = Sequential(self.model, self.task, self.optimizer)
-            return sequential.train(ticket, mask, training, seeds, first=first, last=last, progress=progress)
-        members = {index if progress.places else place: (index, seed) for place, (index, seed) in enumerate(seeds)}
-        size, start = progress.places or len(seeds), 0
+            return Sequential(self.model, self.task, self.optimizer).train(request)
+        fixed = bool(request.progress.places)
+        members = {index if fixed else place: (index, seed) for place, (index, seed) in enumerate(request.seeds)}
+        size, start = request.places, 0
         found: dict[int, Particle | None] = {}
         while start < size:
             places = range(start, min(size, start + (self._largest or size)))
@@ -119,10 +108,11 @@ class Vmapped:
 
     def _tried_step(self, training: Training) -> VmappedStep | str:
         step = VmappedStep(self.model, self.task, training, multi_stream=self.multi_stream)
-        ticket = Ticket(self.model.state_dict(), 0)
-        job = ParticleJob(self.model, self.task, None, ticket, Mask({}), training, 0, 1, Progress())
+        seeds = [(n, Seed(n)) for n in (0, 1)]
+        request = TrainRequest(Ticket(self.model.state_dict(), 0), Mask({}), training, seeds, last=1)
+        job = ParticleJob(self.model, self.task, None, request)
         fresh = _first_snapshot(job)
-        state = VmappedState(step, job, [(n, Seed(n)) for n in (0, 1)], [fresh, fresh], compiled=False)
+        state = VmappedState(step, job, seeds, [fresh, fresh], compiled=False)
         try:
             with warnings.catch_warnings():
                 # Which operations torch cannot batch is nothing that a user could act on.
@@ -138,11 +128,11 @@ class Vmapped:
         """Train the particles `members` (by place) in a stack of all `places`; None for those that diverged."""
         if not members:
             return {}
-        began = time.perf_counter()
-        per_epoch = self.task.train.steps(job.training.batch_size)
-        last = job.training.epochs * per_epoch if job.last is None else job.last
+        began, request = time.perf_counter(), job.request
+        per_epoch = self.task.train.steps(request.training.batch_size)
+        last = request.last_step(per_epoch)
         first = _first_snapshot(job)
-        snapshots = {n: job.progress.load_snapshot(index) or first for n, (index, _) in members.items()}
+        snapshots = {n: request.progress.load_snapshot(index) or first for n, (index, _) in members.items()}
         # Unused copies take the places of particles that diverged, were finished before or are ahead of the others:
         # a smaller stack, or other places in it, would round differently, and would have to be compiled.
         stack = [members.get(n, next(iter(members.values()))) for n in places]
@@ -159,7 +149,7 @@ class Vmapped:
             stop = min([s.step for s in snapshots.values() if s.step > snapshots[behind].step], default=last)
             state = VmappedState(step, job, stack, starts, compiled=self.compiled)
             state.inactive |= {n - places.start for n in places if n not in group}
-            train_loop(state, job.training, per_epoch, snapshots[behind].step, stop, last)
+            train_loop(state, request.training, per_epoch, snapshots[behind].step, stop, last)
             if len(group) == len(snapshots):
                 finished = _finished(job, state, (time.perf_counter() - began) / len(members))
                 found |= {place + places.start: particle for place, particle in finished.items()}
@@ -178,7 +168,7 @@ class Vmapped:
             with warnings.catch_warnings():
                 # The compiler's warnings about its own parts are nothing that a user could act on.
                 warnings.simplefilter("ignore")
-                scratch.step(0, 0.0, _first_batch(self.task, job.training.batch_size, len(stack), step.device))
+                scratch.step(0, 0.0, _first_batch(self.task, job.request.training.batch_size, len(stack), step.device))
         except Exception as error:  # Whatever a compiler raises, training goes on without it.
             if _out_of_memory(error):
                 raise
@@ -196,7 +186,7 @@ class MultiStream(Vmapped):
 
 def _first_snapshot(job: ParticleJob) -> Snapshot:
     """A particle before its first step."""
-    return Snapshot(job.first, copied(job.start_model().state_dict()), {}, {}, 0, (), 0.0, 0)
+    return Snapshot(job.request.first, copied(job.start_model().state_dict()), {}, {}, 0, (), 0.0, 0)
 
 
 def _finished(job: ParticleJob, state: VmappedState, seconds: float) -> dict[int, Particle | None]:
@@ -204,7 +194,7 @@ def _finished(job: ParticleJob, state: VmappedState, seconds: float) -> dict[int
     active = state.active_places
     if len(active) > 1:
         for place in active:
-            job.progress.on_last_step(state.members[place][0], partial(state.snapshot, place))
+            job.request.progress.on_last_step(state.members[place][0], partial(state.snapshot, place))
     found: dict[int, Particle | None] = {}
     for place in active:
         index = state.members[place][0]

@@ -50,7 +50,7 @@ class VmappedState:
         self.scratch = copy.deepcopy(job.model)
         self.weights, self.buffers = self._stacked([snapshot.weights for snapshot in snapshots])
         weights = self.weights
-        self.masks = {n: job.mask[m].to(weights[n]) for m in job.mask if (n := f"model.{m}") in weights}
+        self.masks = {n: job.request.mask[m].to(weights[n]) for m in job.request.mask if (n := f"model.{m}") in weights}
         self.previous_gradients = self._previous_gradients([snapshot.gradient for snapshot in snapshots])
         # The optimizers' parameters: the stacked weights themselves, or each particle's slices of them.
         self.one_optimizer, self.parameters = True, [[torch.nn.Parameter(weight) for weight in weights.values()]]
@@ -63,7 +63,7 @@ class VmappedState:
         self.functional = FunctionalOptimizer(self.optimizers[0]) if fused else None
         self.fused_step = self._fused_step(compiled, on_gpu) if self.functional else None
         like = self.scratch.state_dict()
-        decay = job.training.decay
+        decay = job.request.training.decay
         self.means = [RunningMean(copied(s.mean), s.averaged, like=like, decay=decay) for s in snapshots]
         self.losses = [list(snapshot.losses) for snapshot in snapshots]
         self.losses_seen = snapshots[0].losses_seen
@@ -84,7 +84,7 @@ class VmappedState:
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
         """See TrainState.batches: (particle, example, ...)."""
-        size = self.job.training.batch_size
+        size = self.job.request.training.batch_size
         return stacked_batches(self.job.task.train, size, self.seeds, epoch, first, self.arithmetic.device)
 
     def step(self, step: int, rate: float, batch: Batch) -> None:
@@ -109,7 +109,7 @@ class VmappedState:
 
     def end_epoch(self, step: int) -> None:
         """See TrainState.end_epoch."""
-        training = self.job.training
+        training = self.job.request.training
         per_epoch = self.job.task.train.steps(training.batch_size)
         sums = self.running_loss.cpu()
         for place in self.active_places:
@@ -133,7 +133,7 @@ class VmappedState:
         stopped: Interrupted | None = None
         for place in self.active_places:
             try:
-                self.job.progress.on_step(self.members[place][0], step, last, partial(self.snapshot, place))
+                self.job.request.progress.on_step(self.members[place][0], step, last, partial(self.snapshot, place))
             except Interrupted as error:
                 stopped = error
         if stopped is not None:
@@ -165,12 +165,15 @@ class VmappedState:
         """The result of one particle's training. Raises Diverged where a weight is not finite."""
         state = copied(self.state_dict(place))
         weights = dict(self.scratch.named_parameters())
-        require_finite_weights(weights, self.taken, self.job.training)
+        require_finite_weights(weights, self.taken, self.job.request.training)
         names = [name for name, parameter in weights.items() if parameter.requires_grad]
         require_finite_memory(self._optimizer_state(place), names, self.taken)
         mean = self.means[place]
         return Fit(
-            mean.mean() if mean.count else state, mean.count, self.taken - self.job.first, tuple(self.losses[place])
+            mean.mean() if mean.count else state,
+            mean.count,
+            self.taken - self.job.request.first,
+            tuple(self.losses[place]),
         )
 
     def _tensor(self, name: str) -> Tensor:
@@ -191,7 +194,7 @@ class VmappedState:
 
     def _previous_gradients(self, gradients: Sequence[State]) -> Tensors:
         """The gradients of the previous step, where s2-sam needs them; zeros before the first step."""
-        needed = self.job.training.uses_previous_gradient
+        needed = self.job.request.training.uses_previous_gradient
         found = {n: torch.zeros_like(w) for n, w in self.weights.items()} if needed else {}
         for place, gradient in enumerate(gradients):
             for name, value in gradient.items():
@@ -201,7 +204,7 @@ class VmappedState:
     def _optimizers(self, states: Sequence[State]) -> list[Optimizer]:
         """One optimizer for the stack if it is elementwise, else one for each particle's slices."""
         job = self.job
-        build = job.optimizer or partial(build_optimizer, training=job.training)
+        build = job.optimizer or partial(build_optimizer, training=job.request.training)
         if job.optimizer is None:
             optimizer = build(self.parameters[0])
             if is_elementwise(optimizer):
