@@ -176,9 +176,9 @@ def test_a_frozen_layer_keeps_its_mask_and_its_weights_in_every_backend(mlp, tas
     masks = []
 
     class Looking(kind):
-        def train(self, ticket, mask, training, seeds, **more):
-            masks.append(mask)
-            return super().train(ticket, mask, training, seeds, **more)
+        def train(self, request):
+            masks.append(request.mask)
+            return super().train(request)
 
     training = replace(TRAINING, epochs=2)
     (cycle,) = swamp.cycles(model, data, plan, training, backend=Looking(model, data, **options))
