@@ -8,6 +8,7 @@ from threading import Event
 
 import pytest
 import torch
+from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 from torch.func import functional_call, grad, jacrev
 from torch.nn import functional as F
@@ -24,6 +25,7 @@ from swamp.runs.config import RunConfig
 from swamp.runs.execute import start
 from swamp.runs.run_progress import NullReporter
 from swamp.training import Seed, Task, TensorData, Training, with_reestimated_batchnorm
+from swamp.training.loop import fit
 from swamp.training.rng import isolated
 
 from .known_losses import planted, symmetric
@@ -230,6 +232,71 @@ def test_normalisation_statistics_are_re_estimated_at_the_weights():
     assert torch.allclose(found.model[1].running_mean, seen.mean((0, 1)))
     assert torch.allclose(found.model[1].running_var, seen.var(1).mean(0))
     assert torch.equal(stale[1].running_mean, torch.full((3,), 5.0).double())
+
+
+def trained(classes: int) -> tuple[nn.Module, Task]:
+    """A classifier near a minimum, in float32: outliers, and a bulk near 0."""
+    generator = torch.Generator().manual_seed(4)
+    targets = torch.randint(0, classes, (300,), generator=generator)
+    inputs = torch.randn(classes, 12, generator=generator)[targets] + torch.randn(300, 12, generator=generator)
+    data = TensorData(inputs, targets)
+    with isolated(Seed(1)):
+        model = nn.Sequential(nn.Linear(12, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, classes))
+    task = Task(data, data)
+    fit(model, task, Training(epochs=10, batch_size=50, lr=0.1, swa=False), Seed(0))
+    return model, task
+
+
+LOSSES = {
+    "two classes": lambda: trained(2),
+    "ten classes": lambda: trained(10),
+    "random matrix": lambda: planted(symmetric(200)),
+    "slowly falling": lambda: planted(torch.diag(1 / torch.arange(1, 301).double().sqrt())),
+    "evenly spaced": lambda: planted(torch.diag(torch.linspace(0, 1, 150).double())),
+}
+
+
+def largest_by_scipy(hessian: Hessian, count: int) -> list[float]:
+    """The largest eigenvalues by ARPACK, of the same products."""
+
+    def product(vector):
+        return hessian(torch.from_numpy(vector.reshape(1, -1)))[0].numpy()
+
+    operator = LinearOperator((hessian.size, hessian.size), matvec=product, dtype=float)
+    found = eigsh(operator, count, which="LA", return_eigenvectors=False, tol=1e-9, maxiter=10_000)
+    return sorted((float(value) for value in found), reverse=True)
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_the_five_largest_eigenvalues_are_those_of_scipy(loss):
+    model, task = loss()
+    expected = largest_by_scipy(Hessian(model, task, model.state_dict()), 5)
+    found = curvature_at(model, task, model.state_dict())
+    assert [one.value for one in found.top] == pytest.approx(expected, rel=1e-4)
+    for one, value in zip(found.top, expected, strict=True):
+        assert one.residual <= 1e-4 * one.value
+        assert abs(one.value - value) <= one.residual + 1e-6 * value
+
+
+@pytest.mark.parametrize("steps", [2, 8, 12, 40])
+def test_with_few_products_only_what_has_converged_is_shown(steps):
+    model, task = planted(torch.diag(1 / torch.arange(1, 301).double()))
+    found = curvature_at(model, task, model.state_dict(), lanczos_steps=steps)
+    expected = [1, 1 / 2, 1 / 3, 1 / 4, 1 / 5][: len(found.top)]
+    assert [one.value for one in found.top] == pytest.approx(expected, rel=1e-4)
+    assert len(found.top) == {2: 0, 8: 1, 12: 3, 40: 5}[steps]
+    assert sum(found.density.value) > 0
+
+
+def test_no_more_products_are_taken_than_needed(monkeypatch):
+    model, task = planted(torch.diag(torch.cat([torch.arange(90.0, 140.0, 10), torch.linspace(0, 1, 295)]).double()))
+    products = []
+    call = Hessian.__call__
+    monkeypatch.setattr(Hessian, "__call__", lambda self, vectors: products.append(len(vectors)) or call(self, vectors))
+    found = curvature_at(model, task, model.state_dict(), max_probes=4)
+    assert [one.value for one in found.top] == pytest.approx([130, 120, 110, 100, 90])
+    # Four of the trace, and at least twelve of Lanczos, for the density.
+    assert sum(products) == 4 + 12
 
 
 def test_model_weights_gradients_and_generators_do_not_change():

@@ -18,12 +18,17 @@ from swamp.training import Seed, Task
 from swamp.training.average import State
 
 
+_TOP = 5
+"""Largest eigenvalues that are computed."""
+
+
 @dataclass(frozen=True)
 class Curvature:
     """Traces and spectrum of the Hessian of the loss at given weights."""
 
     trace: Trace
     top: tuple[Eigenvalue, ...]
+    """The largest eigenvalues that have converged, five at most, in descending order."""
     density: SpectralDensity
 
     def to_json(self) -> dict[str, Any]:
@@ -43,12 +48,14 @@ def curvature_at(
     min_probes: int = 4,
     max_probes: int = 16,
     lanczos_runs: int = 1,
-    lanczos_steps: int = 12,
+    lanczos_steps: int = 100,
+    precision: float = 1e-4,
 ) -> Curvature:
     """Trace, five largest eigenvalues and spectral density of the Hessian of the mean training loss.
 
     Takes at most 2 * max_probes + lanczos_runs * lanczos_steps Hessian-vector products; each costs two to three
-    training passes. See `Hessian` for the mode of the network. `model` is not changed.
+    training passes. See `Hessian` for the mode of the network. `model` is not changed. Lanczos ends when the five
+    largest eigenvalues have converged; where `lanczos_steps` are too few, only those that have converged are returned.
 
     Args:
         model: the network.
@@ -61,7 +68,8 @@ def curvature_at(
         min_probes: minimum number of probes of the trace.
         max_probes: maximum number of probes of the trace.
         lanczos_runs: number of starting vectors for the spectrum.
-        lanczos_steps: steps of each Lanczos run.
+        lanczos_steps: maximum number of steps of each Lanczos run.
+        precision: largest residual of an eigenvalue, as a fraction of it; the residual bounds its error.
 
     Raises:
         SwampError: the mask or weights do not fit the model.
@@ -70,14 +78,15 @@ def curvature_at(
     trace = hutchinson(hessian, tolerance=tolerance, min_probes=min_probes, max_probes=max_probes, seed=seed)
     seeds = (Seed(seed).at("curvature", "start", run) for run in range(lanczos_runs))
     starts = torch.stack([random_signs(hessian.size, one) for one in seeds])
-    found = lanczos(hessian, starts.to(hessian.device), lanczos_steps)
-    return Curvature(trace, top_eigenvalues(found), spectral_density(found))
+    top = partial(top_eigenvalues, count=_TOP, tolerance=precision)
+    found = lanczos(hessian, starts.to(hessian.device), lanczos_steps, lambda runs: len(top(runs)) == _TOP)
+    return Curvature(trace, top(found), spectral_density(found))
 
 
 def curvature_tasks(run: RunData, settings: AnalysisSettings) -> Iterator[AnalysisTask]:
     """How sharp is the loss at the mean of each cycle, and at particles of some: trace, top eigenvalues, density.
 
-    All models get the same probes. A task takes at most 44 Hessian-vector products.
+    All models get the same probes. A task takes at most 132 Hessian-vector products.
     """
     for cycle in range(run.cycles):
         key = f"curvature/cycle-{cycle:02d}"

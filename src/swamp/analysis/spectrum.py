@@ -11,6 +11,10 @@ from torch import Tensor
 from swamp.analysis.hessian import Product
 from swamp.errors import SwampError
 
+_FEW_STEPS = 12
+"""Steps of Lanczos that are always taken: enough for the density of eigenvalues."""
+_MAX_NUMBERS = 2**28
+"""Numbers in the basis of Lanczos: 2 GB in float64."""
 _REACH = 5
 """The grid of a density extends this many widths beyond the outermost eigenvalues."""
 
@@ -45,16 +49,19 @@ class SpectralDensity:
     """Density at each grid point."""
 
 
-def lanczos(product: Product, starts: Tensor, steps: int) -> list[RitzValues]:
+def lanczos(
+    product: Product, starts: Tensor, steps: int, enough: Callable[[Sequence[RitzValues]], bool] | None = None
+) -> list[RitzValues]:
     """Run Lanczos from several starting vectors at once, with full re-orthogonalisation.
 
     A run takes one product per step and ends early if its Krylov space is exhausted, at the latest after n steps.
-    Memory: run * steps * n numbers in float64.
+    Memory: run * steps * n numbers in float64; the number of steps is reduced, to 12 at least, to stay below 2 GB.
 
     Args:
         product: the matrix A.
         starts: starting vectors (run, n). For a block of A (`restricted`), they must lie in the block.
         steps: maximum number of steps.
+        enough: called after 12 steps, and then after every second step; True ends all runs.
 
     Raises:
         SwampError: steps < 1, or a starting vector is zero.
@@ -66,7 +73,7 @@ def lanczos(product: Product, starts: Tensor, steps: int) -> list[RitzValues]:
     """
     if steps < 1 or not bool(starts.any(1).all()):
         raise SwampError(f"Lanczos needs steps >= 1 (got {steps}) and starting vectors that are not zero.")
-    steps = min(steps, starts.shape[1])
+    steps = min(steps, starts.shape[1], max(_FEW_STEPS, _MAX_NUMBERS // starts.numel()))
     current = torch.nn.functional.normalize(starts.double(), dim=1)
     basis = current.new_zeros(len(starts), steps, starts.shape[1])
     diagonal, below = current.new_zeros(2, len(starts), steps)
@@ -85,15 +92,32 @@ def lanczos(product: Product, starts: Tensor, steps: int) -> list[RitzValues]:
         current = torch.where(norm[:, None] > 0, image / norm[:, None], 0)
         if not bool(norm.any()):
             break
-    return [_ritz_values(*run) for run in zip(diagonal.cpu(), below.cpu(), strict=True)]
+        taken = step + 1
+        if enough is not None and taken >= _FEW_STEPS and taken % 2 == 0 and enough(_found(diagonal, below, taken)):
+            return _found(diagonal, below, taken)
+    return _found(diagonal, below, steps)
 
 
-def top_eigenvalues(runs: Sequence[RitzValues], count: int = 5) -> tuple[Eigenvalue, ...]:
-    """The `count` largest eigenvalues, in descending order, from the run with the smallest residuals."""
+def top_eigenvalues(
+    runs: Sequence[RitzValues], count: int = 5, tolerance: float | None = None
+) -> tuple[Eigenvalue, ...]:
+    """The `count` largest eigenvalues, in descending order, from the run with the smallest residuals.
+
+    Args:
+        runs: Lanczos runs of one matrix.
+        count: number of eigenvalues.
+        tolerance: end before the first value with a residual above this fraction of the value, as it and all below it
+            may be wrong, or of another rank. None: as they are. The residual bounds the error of a value; a multiple
+            eigenvalue, or two that are closer than the tolerance, may appear once.
+    """
     # A run that ended early is exact, but has fewer values.
     best = min(runs, key=lambda run: (-len(run.values[-count:]), float(run.residuals[-count:].sum())))
-    pairs = zip(best.values[-count:].flip(0), best.residuals[-count:].flip(0), strict=True)
-    return tuple(Eigenvalue(float(value), float(residual)) for value, residual in pairs)
+    found: list[Eigenvalue] = []
+    for value, residual in zip(best.values[-count:].flip(0), best.residuals[-count:].flip(0), strict=True):
+        if tolerance is not None and bool(residual > tolerance * value.abs()):
+            break
+        found.append(Eigenvalue(float(value), float(residual)))
+    return tuple(found)
 
 
 def spectral_density(runs: Sequence[RitzValues], *, points: int = 128, width: float = 0.02) -> SpectralDensity:
@@ -120,6 +144,12 @@ def spectral_density(runs: Sequence[RitzValues], *, points: int = 128, width: fl
         )
         total += gaussians @ run.weights / len(runs)
     return SpectralDensity(_nine_digits(grid), _nine_digits(total))
+
+
+def _found(diagonal: Tensor, below: Tensor, steps: int) -> list[RitzValues]:
+    """The Ritz values of all runs after `steps` steps."""
+    runs = zip(diagonal[:, :steps].cpu(), below[:, :steps].cpu(), strict=True)
+    return [_ritz_values(*run) for run in runs]
 
 
 def _ritz_values(diagonal: Tensor, below: Tensor) -> RitzValues:
