@@ -8,8 +8,9 @@ from threading import Event
 import pytest
 import torch
 
-from swamp.backends import Ticket
-from swamp.errors import Interrupted
+from swamp.backends import Autotune, Ticket
+from swamp.backends.autotune import CANDIDATES, Choice
+from swamp.errors import Interrupted, SwampError
 from swamp.files import load_tensors
 from swamp.masks import Mask
 from swamp.runs import open_run
@@ -20,7 +21,7 @@ from swamp.runs.execute import prepare, start
 from swamp.runs.run_progress import NullReporter
 from swamp.training import evaluate
 
-from .conftest import StopAt, go, go_on, tiny
+from .conftest import StopAt, assert_same_outcome, go, go_on, tiny
 
 
 def test_the_summary_says_what_the_issue_promises(finished):
@@ -61,6 +62,55 @@ def test_the_saved_configuration_runs_again_to_the_same_bits(finished, tmp_path)
     path, done = finished
     again = go(RunConfig.load(path / "config.json"), tmp_path / "again")
     assert [c["test"] for c in again["cycles"]] == [c["test"] for c in done["cycles"]]
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Let the timing find `names[-1]` the fastest backend; `names` is empty where nothing may be timed."""
+    names: list[str] = []
+
+    def chosen(auto, *_):
+        return Choice(names[-1], "by the clock.", {"sequential": 1.0}), CANDIDATES[names[-1]](*auto.parts)
+
+    monkeypatch.setattr(Autotune, "_timed", chosen)
+    return names
+
+
+@pytest.mark.parametrize("method", ["swamp", "imp-ensemble"])
+def test_a_rerun_uses_the_backend_that_timing_chose(tmp_path, timed, method):
+    config = tiny()
+    config = replace(config, plan=replace(config.plan, method=method))
+    several = method == "swamp"  # each member of an ensemble is a single particle, and nothing is timed
+    timed.append("multi-stream")
+    go(config, tmp_path / "first")
+    saved = RunConfig.load(tmp_path / "first" / "config.json")
+    assert saved.backend == ("auto:multi-stream" if several else "auto")
+    assert saved.digest() == config.digest()
+    go_on(tmp_path / "first")
+    # Another machine, or another moment: nothing may be timed now.
+    timed[:] = ["threads"] if not several else []
+    go(saved, tmp_path / "again")
+    assert_same_outcome(tmp_path / "first", tmp_path / "again")
+    assert RunConfig.load(tmp_path / "again" / "config.json") == saved
+
+
+def test_a_run_that_was_killed_before_it_noted_the_choice_elsewhere_keeps_to_it(tmp_path, timed):
+    timed.append("multi-stream")
+    stop = Event()
+    with pytest.raises(Interrupted):
+        start(tiny(), tmp_path / "run", StopAt(60, stop), stop)
+    (tmp_path / "run" / "backend.json").unlink()
+    timed.clear()
+    go_on(tmp_path / "run")
+    timed.append("multi-stream")
+    go(tiny(), tmp_path / "whole")
+    assert_same_outcome(tmp_path / "run", tmp_path / "whole")
+
+
+def test_an_earlier_choice_is_a_name_and_a_wrong_one_is_refused():
+    assert replace(tiny(), backend="auto:vmapped").backend == "auto:vmapped"
+    with pytest.raises(SwampError, match=r"unknown backend 'auto:vmaped'\. Did you mean auto:vmapped"):
+        replace(tiny(), backend="auto:vmaped")
 
 
 def test_only_means_are_kept_where_asked(config, tmp_path):

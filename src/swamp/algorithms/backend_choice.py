@@ -7,7 +7,7 @@ from torch import nn
 from swamp.algorithms.plan import Plan
 from swamp.algorithms.store import Store
 from swamp.backends import Autotune, Backend, backend_named
-from swamp.backends.autotune import Choice
+from swamp.backends.autotune import CHOSEN, Choice
 from swamp.errors import SwampError
 from swamp.training import Task, Training
 from swamp.training.optimizers import build_optimizer
@@ -24,9 +24,11 @@ def backend_of(
 ) -> Backend:
     """The backend of this name. choice, on_choice: an earlier choice of `auto`, and what is told of a new one."""
     backend = backend_named(name)
-    if backend is Autotune:
-        return Autotune(model, task, cycles=len(plan.schedule()), choice=choice, on_choice=on_choice)
-    return backend(model, task)
+    if name.startswith(CHOSEN):
+        choice = choice or Choice.named(name)
+    elif backend is not Autotune:
+        return backend(model, task)
+    return Autotune(model, task, cycles=len(plan.schedule()), choice=choice, on_choice=on_choice)
 
 
 def choose_backend(

@@ -17,7 +17,6 @@ from swamp.masks import Mask
 from swamp.training import Seed, Task
 from swamp.training.average import State
 
-
 _TOP = 5
 """Largest eigenvalues that are computed."""
 

@@ -1,8 +1,9 @@
 """How N models are trained at once."""
 
 from collections.abc import Callable
+from functools import partial
 
-from swamp.backends.autotune import CANDIDATES, Autotune
+from swamp.backends.autotune import CANDIDATES, CHOSEN, Autotune, Choice
 from swamp.backends.base import Backend, Progress, TrainRequest
 from swamp.backends.custom import CustomTrainer, TrainJob
 from swamp.backends.particle import Particle
@@ -17,7 +18,9 @@ BACKENDS: dict[str, Callable[..., Backend]] = {"auto": Autotune, **CANDIDATES}
 
 
 def backend_named(name: str) -> Callable[..., Backend]:
-    """Look a backend up by name. Raises SwampError with suggestions."""
+    """Look a backend up by name; auto:NAME is auto with an earlier choice. Raises SwampError with suggestions."""
+    if name.startswith(CHOSEN):
+        return partial(Autotune, choice=Choice.named(name))
     if name not in BACKENDS:
         raise unknown("backend", name, BACKENDS)
     return BACKENDS[name]

@@ -36,6 +36,10 @@ CANDIDATES: dict[str, Callable[..., Backend]] = {
 """Backends to choose from: name -> (model, task, optimizer factory or None) -> backend."""
 
 
+CHOSEN = "auto:"
+"""Start of the name of `auto` with an earlier choice, such as auto:vmapped."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """Which backend trains the particles of a run, and why."""
@@ -44,6 +48,19 @@ class Choice:
     why: str
     milliseconds: Mapping[str, float] = field(default_factory=dict[str, float])
     """Time of one step of one particle, for each backend that was tried."""
+
+    @classmethod
+    def named(cls, name: str) -> "Choice":
+        """The choice in a name such as auto:vmapped. Raises SwampError for an unknown backend."""
+        backend = name.removeprefix(CHOSEN)
+        if backend not in CANDIDATES:
+            raise unknown("backend", name, [f"{CHOSEN}{known}" for known in CANDIDATES])
+        return cls(backend, "an earlier run chose it.")
+
+    @property
+    def name(self) -> str:
+        """Name of `auto` with this choice, which a rerun uses to give the same bits."""
+        return f"{CHOSEN}{self.backend}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

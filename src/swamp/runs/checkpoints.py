@@ -17,7 +17,7 @@ from swamp.errors import CorruptFile, Interrupted, SwampError
 from swamp.files import digest, load_metadata, load_tensors, quarantine, save_tensors, write_atomic
 from swamp.masks import Mask
 from swamp.runs.directory import RunDirectory, read_json
-from swamp.runs.read import read_cycle, read_particle, read_record, read_ticket, unless_damaged
+from swamp.runs.read import read_cycle, read_particle, read_record, read_ticket, unless_damaged, write_backend
 from swamp.runs.run_progress import Reporter, RunProgress
 from swamp.runs.snapshot_files import load_phase, save_phase
 from swamp.runs.trajectory import TrajectoryWriter
@@ -73,11 +73,13 @@ class RunStore:
         except CorruptFile as error:
             raise CorruptFile(
                 f"{error} It states the backend, and backends round differently. Without a copy of it, delete it and "
-                "resume: the backends are timed again."
+                "resume: the choice in config.json is used."
             ) from error
 
     def keep_choice(self, choice: Choice) -> None:
-        """Write the chosen backend, and the timings."""
+        """Write the chosen backend, and the timings; also into config.json, so that a rerun gives the same bits."""
+        # First: a run that is killed in between goes on with the choice in its configuration.
+        write_backend(self.directory, choice.name)
         self.directory.write(self.directory.backend, choice.to_json())
         self.reporter.chosen(choice)
 

@@ -43,7 +43,8 @@ class RunConfig:
     threads: int = 0
     """CPU threads of torch (0: torch's default). Another number changes rounding."""
     backend: str = "auto"
-    """How particles are trained in parallel; auto times the backends on the task. See `swamp list backends`."""
+    """How particles are trained in parallel; auto times the backends on the task, and config.json then has the choice
+    (such as auto:vmapped) for a rerun with the same bits. See `swamp list backends`."""
     keep_checkpoints: Literal["particles", "means"] = "particles"
     """Checkpoints to keep per finished cycle: all particles, or only the mean and mask."""
     snapshot_seconds: float = 30.0

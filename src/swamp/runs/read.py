@@ -28,6 +28,14 @@ def write_config(directory: RunDirectory, config: RunConfig, origin: Mapping[str
     write_json(directory.config, {**values, PROVENANCE: signed[PROVENANCE]})
 
 
+def write_backend(directory: RunDirectory, name: str) -> None:
+    """Replace the backend `auto` in config.json, if there is one; its checksum does not cover the backend."""
+    if directory.config.exists():
+        values: Any = read_json(directory.config)
+        if values.get("backend") == "auto":
+            write_json(directory.config, {**values, "backend": name})
+
+
 def open_run(path: Path | str) -> tuple[RunDirectory, RunConfig]:
     """The directory and configuration of a run.
 
