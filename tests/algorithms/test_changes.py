@@ -143,8 +143,12 @@ def test_gradual_pruning_keeps_the_floor_and_the_allocation_of_the_plan(mlp, tas
     assert run(mlp, task, "gmp", still, min_per_layer=9)[0].mask.nnz_by_layer == {"0.weight": 20, "2.weight": 9}
     assert run(mlp, task, "gmp", still, allocation="uniform")[0].mask.nnz_by_layer == {"0.weight": 19, "2.weight": 10}
     with pytest.warns(UserWarning, match=r"no weight of 2\.weight is left"):
-        (emptied,) = run(mlp, task, "gmp", still)
+        (emptied,) = run(mlp, task, "gmp", still, min_per_layer=0)
     assert "2.weight" in emptied.warnings[0]
+    with pytest.warns(UserWarning, match=r"2\.weight would lose all weights") as caught:
+        (kept,) = run(mlp, task, "gmp", still)
+    assert [str(one.message) for one in caught] == [*kept.warnings[:1]], "once, and it is recorded"
+    assert kept.mask.nnz_by_layer == {"0.weight": 26, "2.weight": 3}
 
 
 def test_what_a_particle_carries_is_cut_by_the_mask_it_goes_on_with(mlp, task, monkeypatch):

@@ -46,7 +46,7 @@ def test_synflow_prunes_in_a_hundred_rounds_of_falling_density(mlp, task):
     assert cycle.mask == mask
     # Of the first round's scores alone one layer would get nothing.
     with pytest.warns(UserWarning, match=r"no weight of 0\.weight is left"):
-        prune_mask(dense, synflow(mlp, dense, evidence), 14)
+        prune_mask(dense, synflow(mlp, dense, evidence), 14, min_per_layer=0)
 
 
 def test_random_masks_have_the_layers_of_erk(mlp, task):

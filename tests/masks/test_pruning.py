@@ -120,11 +120,11 @@ def quiet(mask: Mask, scores: dict[str, Tensor], kept: int, allocation: str, flo
 def test_a_layer_pruned_away_whole_is_named_in_a_warning() -> None:
     scores = {"body": torch.tensor([3.0, 4.0]), "head": torch.tensor([1.0, 2.0])}
     with pytest.warns(UserWarning, match="no weight of head is left at sparsity 0.5000") as caught:
-        smaller = prune_mask(full(body=2, head=2), scores, 2)
+        smaller = prune_mask(full(body=2, head=2), scores, 2, min_per_layer=0)
     assert caught[0].filename == __file__, "the warning points at the caller"
     assert smaller.empty_layers == ["head"]
     # Warned once: the layer is as empty in the next cycle.
-    assert active(prune_mask(smaller, scores, 1)) == {"body": [0, 1], "head": [0, 0]}
+    assert active(prune_mask(smaller, scores, 1, min_per_layer=0)) == {"body": [0, 1], "head": [0, 0]}
     assert empty_layer_warning(smaller, smaller) is None
 
 

@@ -1,6 +1,7 @@
 """Particles whose masks change while they train: SET, RigL, gradual pruning, and SWAMP on top of them."""
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -15,7 +16,8 @@ from swamp.algorithms.store import Phase
 from swamp.backends import Particle, Progress, TrainRequest
 from swamp.backends.base import ForwardingProgress
 from swamp.errors import Diverged, Interrupted
-from swamp.masks import Mask, prune_mask
+from swamp.masks import Mask
+from swamp.masks.pruning import pruned_mask
 from swamp.training import RunningMean, Seed
 from swamp.training.average import State, mean
 from swamp.training.mask_updates import dense_gradients, density_at, drop_and_grow
@@ -52,6 +54,7 @@ class _DynamicTraining:
         self.members = setup.divergence.remaining(index, count)
         """Indices of the particles that are not dropped."""
         self.training = reduced_lr(spec.training, restarts)
+        self.notes: list[str] = []
         # Particles have the seeds that they have with other methods.
         self.seed = restart_seed(setup.seed.at("cycle", index), restarts)
         self.split = round(self.plan.ticket_epochs * self.per_epoch) if len(self.members) > 1 else 0
@@ -100,7 +103,7 @@ class _DynamicTraining:
         steps = self.split + count * (self.total - self.split) + lost
         step_flops = self.setup.flops.training_step(self.spec.mask, self.training)
         flops = phase.flops + lost * self.setup.batch * step_flops
-        return Trained(particles, masks, steps, flops, earlier_seconds, samples)
+        return Trained(particles, masks, steps, flops, earlier_seconds, samples, tuple(self.notes))
 
     def _train_part(self, phase: Phase, count: int, stop: int) -> tuple[list[Particle], tuple[Snapshot, ...]]:
         """Train `count` particles to step `stop` on masks that do not change."""
@@ -163,7 +166,7 @@ class _DynamicTraining:
             prunable = self.spec.mask.prunable
             density = density_at(step, self.end, self.nnz / prunable)
             last = step == self.changes[-1]
-            return prune_mask(
+            pruned, note = pruned_mask(
                 mask,
                 {name: weights[name].abs() for name in mask},
                 self.nnz if last else round(density * prunable),
@@ -171,6 +174,10 @@ class _DynamicTraining:
                 structure=plan.structure,
                 min_per_layer=plan.min_per_layer,
             )
+            if note and note not in self.notes:
+                warnings.warn(note, stacklevel=2)
+                self.notes.append(note)
+            return pruned
         if self.method.grow == "random":
             generator = self.seed.at("grow", step, *(indices if len(snapshots) == 1 else ())).generator()
             growth = {

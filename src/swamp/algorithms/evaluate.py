@@ -35,7 +35,7 @@ def evaluate_cycle(
     first = index == 0 and not method.independent
     divergences = (*(setup.divergence.of(None) if first else ()), *setup.divergence.of(index))
     empty_layers = empty_layer_warning(spec.mask, mask) if method.masks == "dynamic" else None
-    notes = [*spec.notes, *filter(None, [empty_layers])]
+    notes = [*dict.fromkeys([*spec.notes, *trained.notes, *filter(None, [empty_layers])])]
     points = plan.barrier_points if method.combine == "mean" else 0
     models = evaluate_models(setup.model, setup.evaluator, trained.particles, trained.masks, average, points)
     warning = models.barrier and models.barrier.warning(index, mask.sparsity, plan.barrier_threshold)

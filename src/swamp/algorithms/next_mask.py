@@ -1,5 +1,6 @@
 """Pruner: from weights to the next, smaller mask."""
 
+import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -7,8 +8,9 @@ import torch
 from torch import nn
 
 from swamp.algorithms.plan import Plan
-from swamp.masks import Mask, prune_mask
-from swamp.masks.pruning import empty_layer_warning
+from swamp.masks import Mask
+from swamp.masks.floor import Slices
+from swamp.masks.pruning import empty_layer_warning, pruned_mask
 from swamp.scores import ScoringContext, score_named
 from swamp.scores.grasp import PER_CLASS
 from swamp.training import Seed, Task
@@ -40,9 +42,13 @@ class Pruner:
         plan: Score, allocation and structure.
         batch_size: Examples in a batch of training.
         flops: Counts the cost of scoring.
+        slices: Slices that need an active weight.
     """
 
-    def __init__(self, model: nn.Module, task: Task, plan: Plan, batch_size: int, flops: FlopCounter) -> None:
+    def __init__(
+        self, model: nn.Module, task: Task, plan: Plan, batch_size: int, flops: FlopCounter, slices: Slices
+    ) -> None:
+        self.slices = slices
         self.model, self.task, self.plan, self.flops = model, task, plan, flops
         self.batch_size = batch_size
         self.score = score_named(plan.score_name)
@@ -51,19 +57,23 @@ class Pruner:
         """Shrink `mask` to `nnz` weights by their scores at `weights`."""
         plan, rounds = self.plan, self.plan.spec.rounds
         self.model.load_state_dict(dict(weights))
-        smaller, flops = mask, 0.0
+        smaller, flops, note = mask, 0.0, None
         for number in range(1, rounds + 1):
             scores = self.score(self.model, smaller, self._context(seed))
             flops += self._flops(smaller)
-            smaller = prune_mask(
+            smaller, note = pruned_mask(
                 smaller,
                 scores,
                 round(mask.nnz * (nnz / mask.nnz) ** (number / rounds)),
                 allocation=plan.allocation_name,
                 structure=plan.structure,
                 min_per_layer=plan.min_per_layer,
+                slices=self.slices,
             )
-        note = empty_layer_warning(mask, smaller)
+        # In the last of several rounds a layer may have been empty for long.
+        note = empty_layer_warning(mask, smaller) or note
+        if note:
+            warnings.warn(note, stacklevel=2)
         return Pruned(smaller, (note,) if note else (), flops)
 
     def _context(self, seed: Seed) -> ScoringContext:

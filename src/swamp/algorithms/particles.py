@@ -28,6 +28,8 @@ class Trained:
     """Training time in earlier, interrupted sessions."""
     samples: State | None = None
     """Mean over the samples of a cyclic tail, which have different masks; None where the particles are averaged."""
+    notes: tuple[str, ...] = ()
+    """Warnings for the record."""
 
 
 def train_ticket(setup: Setup) -> Ticket:

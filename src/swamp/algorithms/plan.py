@@ -46,10 +46,11 @@ class Plan:
     structure: str = "unstructured"
     """Pattern of the pruned weights: unstructured; n:m such as 2:4, 1:4 or 4:8 (n of every m inputs remain); or channel
     (whole output channels). See `swamp list structures`."""
-    min_per_layer: int = 0
-    """Smallest number of weights that remain in each layer."""
+    min_per_layer: int | None = None
+    """Smallest number of weights that remain in each layer (0: layers may become empty; default: a layer that would
+    lose all its weights keeps the best one of each output channel)."""
     include: tuple[str, ...] = ()
-    """Patterns of parameter names to prune, instead of all linear and convolutional weights."""
+    """Patterns of parameter names to prune, instead of the weights of all layers."""
     exclude: tuple[str, ...] = ()
     """Patterns of parameter names to leave dense."""
     prune_output_layer: Literal["auto", "yes", "no"] = "auto"
@@ -85,7 +86,7 @@ class Plan:
         wrong = [
             (not 0 <= self.cycles <= MAX_CYCLES, "cycles", f"0 or more, and {MAX_CYCLES} at most"),
             (not 0 <= self.ticket_epochs <= 1e9, "ticket_epochs", "0 or more, and a billion at most"),
-            (self.min_per_layer < 0, "min_per_layer", "0 or more"),
+            ((self.min_per_layer or 0) < 0, "min_per_layer", "0 or more"),
             (self.score_examples < 1, "score_examples", "1 or more"),
             (self.retrain_epochs < 0, "retrain_epochs", "0 or more"),
             (self.barrier_points < 0, "barrier_points", "0 or more"),

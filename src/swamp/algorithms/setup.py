@@ -1,6 +1,7 @@
 """What a run needs in every cycle, made and validated before the first training step."""
 
 import copy
+import warnings
 
 from torch import nn
 
@@ -12,6 +13,8 @@ from swamp.algorithms.store import Store
 from swamp.backends import Backend, Ticket
 from swamp.errors import SwampError
 from swamp.masks import Mask
+from swamp.masks.floor import least_weights
+from swamp.masks.parametrized import slices_of
 from swamp.masks.patterns import structure_named
 from swamp.training import Seed, Task, Training
 from swamp.training.flops import FlopCounter
@@ -29,6 +32,10 @@ class Setup:
         self.plan, self.method, self.schedule = plan, plan.spec, plan.schedule()
         self.backend, self.store = backend, store
         self.dense = Mask.ones(model, plan.scope)
+        if message := plan.scope.warning(model):
+            warnings.warn(message, stacklevel=2)
+        self.slices = slices_of(model)
+        """Slices of parametrised weights that need an active weight."""
         self._check_sparsity()
         self.model = copy.deepcopy(model)
         """Scratch model: its weights change."""
@@ -40,7 +47,7 @@ class Setup:
         self.flops = FlopCounter.of(model, self.task)
         self.initial = Ticket(model.state_dict(), 0)
         self.seed = Seed(plan.seed)
-        self.pruner = Pruner(self.model, self.task, plan, training.batch_size, self.flops)
+        self.pruner = Pruner(self.model, self.task, plan, training.batch_size, self.flops, self.slices)
         self.ticket_training = training.plain()
         self.options, self.training = training, self.method.training(training)
         self.per_epoch = task.train.steps(training.batch_size)
@@ -60,12 +67,23 @@ class Setup:
     def _check_sparsity(self) -> None:
         plan = self.plan
         last = self.schedule.nnz(len(self.schedule) - 1, self.dense.prunable)
-        if last < max(1, plan.min_per_layer * len(self.dense)):
+        low = 1 if plan.min_per_layer is None else plan.min_per_layer
+        least = max(1, least_weights(self.dense, low, self.slices))
+        if last < least:
+            needed = f", {least} together" if self.slices else ""
             raise SwampError(
                 f"sparsity {1 - self.schedule.densities[-1]:g} would keep {last} of {self.dense.prunable} weights, "
-                f"with at least {plan.min_per_layer} in each of {len(self.dense)} layers. Ask for less."
+                f"with at least {low} in each of {len(self.dense)} layers{needed}. Ask for less."
             )
-        structure_named(plan.structure).check(self.dense, last, plan.min_per_layer)
+        structure_named(plan.structure).check(self.dense, last, plan.min_per_layer or 0)
+        changing = self.method.masks == "dynamic" or self.method.own_masks
+        if self.slices.keys() & self.dense and (changing or plan.structure == "channel"):
+            what = "whole channels" if plan.structure == "channel" else f"masks that change, as {plan.method} has them,"
+            raise SwampError(
+                f"{next(name for name in self.dense if name in self.slices)!r} is parametrised, and a slice of it "
+                f"without any weight would give NaN: {what} cannot keep one in each. Exclude it, or remove the "
+                "parametrisation (torch.nn.utils.parametrize.remove_parametrizations)."
+            )
 
     def _check_epochs(self, training: Training) -> None:
         plan, method = self.plan, self.method

@@ -80,7 +80,7 @@ class PlanOptions(TypedDict, total=False):
     score_examples: int
     allocation: str
     structure: str
-    min_per_layer: int
+    min_per_layer: int | None
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     prune_output_layer: Literal["auto", "yes", "no"]

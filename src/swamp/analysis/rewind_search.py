@@ -17,6 +17,7 @@ from swamp.backends import Backend, Particle, Progress, Ticket, TrainRequest
 from swamp.errors import CorruptFile, SwampError
 from swamp.files import one_at_a_time, write_atomic
 from swamp.masks import Mask, prune_mask
+from swamp.masks.parametrized import slices_of
 from swamp.runs.directory import add_checksum, verify_checksum
 from swamp.training import Seed, Task, Training
 
@@ -174,6 +175,7 @@ class InstabilityAnalysis:
             allocation=plan.allocation_name,
             structure=plan.structure,
             min_per_layer=plan.min_per_layer,
+            slices=slices_of(self.model),
         )
 
     def train(self, ticket: Ticket, mask: Mask, seeds: list[Seed]) -> list[Particle]:

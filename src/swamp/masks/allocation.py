@@ -11,11 +11,14 @@ from torch import Tensor
 from swamp.errors import SwampError, unknown
 from swamp.masks.mask import Mask
 
-Allocation = Callable[[Mapping[str, Tensor], Mask, int, int], dict[str, int]]
+Minimum = int | Mapping[str, int]
+"""Smallest number of weights of each tensor: one number for all, or one for each name (others: 0)."""
+
+Allocation = Callable[[Mapping[str, Tensor], Mask, int, Minimum], dict[str, int]]
 """(scores, mask, nnz, min_per_layer) -> weights to keep in each tensor; their sum is exactly `nnz`."""
 
 
-def global_allocation(scores: Mapping[str, Tensor], mask: Mask, nnz: int, min_per_layer: int = 0) -> dict[str, int]:
+def global_allocation(scores: Mapping[str, Tensor], mask: Mask, nnz: int, min_per_layer: Minimum = 0) -> dict[str, int]:
     """One ranking over all tensors. Ties: the earlier weight, in the mask's order, stays."""
     reserved = minimum_counts(mask.nnz_by_layer, min_per_layer)
     _check_total(reserved, mask.nnz_by_layer, nnz)
@@ -38,12 +41,14 @@ def global_allocation(scores: Mapping[str, Tensor], mask: Mask, nnz: int, min_pe
     return counts
 
 
-def uniform_allocation(scores: Mapping[str, Tensor], mask: Mask, nnz: int, min_per_layer: int = 0) -> dict[str, int]:
+def uniform_allocation(
+    scores: Mapping[str, Tensor], mask: Mask, nnz: int, min_per_layer: Minimum = 0
+) -> dict[str, int]:
     """The same density in every tensor."""
     return apportion(SHARES["uniform"](mask), mask.nnz_by_layer, nnz, min_per_layer)
 
 
-def erk_allocation(scores: Mapping[str, Tensor], mask: Mask, nnz: int, min_per_layer: int = 0) -> dict[str, int]:
+def erk_allocation(scores: Mapping[str, Tensor], mask: Mask, nnz: int, min_per_layer: Minimum = 0) -> dict[str, int]:
     """Erdos-Renyi-Kernel: density proportional to sum(dims) / product(dims), at most 1 (Evci et al. 2020)."""
     return apportion(SHARES["erk"](mask), mask.nnz_by_layer, nnz, min_per_layer)
 
@@ -66,7 +71,7 @@ def allocation_named(name: str) -> Allocation:
 
 
 def apportion(
-    shares: Mapping[str, float], caps: Mapping[str, int], total: int, min_per_layer: int = 0
+    shares: Mapping[str, float], caps: Mapping[str, int], total: int, min_per_layer: Minimum = 0
 ) -> dict[str, int]:
     """Integers proportional to `shares` with the sum `total`, each between `min_per_layer` and its cap.
 
@@ -98,11 +103,12 @@ def apportion(
     return {name: counts[name] for name in shares}
 
 
-def minimum_counts(caps: Mapping[str, int], min_per_layer: int) -> dict[str, int]:
-    """Smallest allowed count of each tensor: `min_per_layer`, or its cap. Raises SwampError for a negative minimum."""
-    if min_per_layer < 0:
-        raise SwampError(f"the minimum of weights per layer must be 0 or more, got {min_per_layer}.")
-    return {name: min(min_per_layer, cap) for name, cap in caps.items()}
+def minimum_counts(caps: Mapping[str, int], min_per_layer: Minimum) -> dict[str, int]:
+    """Smallest allowed count of each tensor: its minimum, or its cap. Raises SwampError for a negative minimum."""
+    lows = min_per_layer if isinstance(min_per_layer, Mapping) else dict.fromkeys(caps, min_per_layer)
+    if any(low < 0 for low in lows.values()):
+        raise SwampError(f"the minimum of weights per layer must be 0 or more, got {min(lows.values())}.")
+    return {name: min(lows.get(name, 0), cap) for name, cap in caps.items()}
 
 
 def _active(score: Tensor, mask: Tensor) -> NDArray[Any]:

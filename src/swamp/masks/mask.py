@@ -15,6 +15,7 @@ from swamp.errors import CorruptFile, MaskError, shortened
 from swamp.files import digest, load_tensors, require_format, save_tensors
 from swamp.masks.dtensor import full_tensor, local_shard, to_local
 from swamp.masks.scope import Scope
+from swamp.masks.zeros import masks_from_zeros
 
 _FORMAT = "swamp-mask-1"
 _HTML_ROWS = 12
@@ -53,7 +54,7 @@ class Mask(Mapping[str, Tensor]):
 
         Args:
             model: Its parameters give names, shapes and devices.
-            scope: Which parameters are prunable; default: the weights of all linear and convolutional layers.
+            scope: Which parameters are prunable; default: the weights of all layers, see `Scope`.
 
         Returns:
             A mask with every prunable weight active.
@@ -71,9 +72,32 @@ class Mask(Mapping[str, Tensor]):
 
     @classmethod
     def from_zeros(cls, model: nn.Module, scope: Scope | None = None) -> "Mask":
-        """The mask of a sparse model: a weight is active where it is not zero. Arguments as for `ones`."""
-        weights = (scope or Scope()).prunable(model)
-        return cls({name: weight.detach() != 0 for name, weight in weights.items()})
+        """The mask of a sparse model: a weight is active where it is not zero.
+
+        Without a scope all parameters are read: the mask covers the default scope, and every other parameter that has
+        zeros. Zeros by initialisation are not pruned weights. A parameter that is all zeros and requires a gradient is
+        active, with a warning if it is a matrix: LoRA's second factor, heads that start at zero. So is a vector with
+        one single nonzero value, as a bias of an LSTM, and the padding row of an embedding.
+
+        Args:
+            model: A sparse model.
+            scope: The parameters to read.
+
+        Returns:
+            The mask, in the order of `model.named_parameters()`.
+
+        Raises:
+            SwampError: If the scope is empty, or no parameter is prunable or has zeros.
+
+        Example:
+            >>> import torch
+            >>> model = torch.nn.Linear(2, 1)
+            >>> model.load_state_dict({"weight": torch.tensor([[0.0, 1.0]]), "bias": torch.zeros(1)})
+            <All keys matched successfully>
+            >>> Mask.from_zeros(model)["weight"]
+            tensor([[False,  True]])
+        """
+        return cls(masks_from_zeros(model, scope))
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]

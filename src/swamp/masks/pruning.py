@@ -7,8 +7,12 @@ import torch
 from torch import Tensor
 
 from swamp.errors import SwampError
+from swamp.masks.allocation import allocation_named
+from swamp.masks.floor import Slices, floor_of
 from swamp.masks.mask import Mask
-from swamp.masks.patterns import structure_named
+from swamp.masks.patterns import Unstructured, structure_named, top_k
+
+EMPTY: Slices = {}
 
 
 def prune_mask(
@@ -18,11 +22,12 @@ def prune_mask(
     *,
     allocation: str = "global",
     structure: str = "unstructured",
-    min_per_layer: int = 0,
+    min_per_layer: int | None = None,
+    slices: Slices = EMPTY,
 ) -> Mask:
     """Keep exactly `nnz` of the active weights, those with the largest scores.
 
-    Warns by name when a tensor loses its last weight.
+    Warns by name where a tensor would lose its last weight.
 
     Args:
         mask: The current mask.
@@ -30,7 +35,9 @@ def prune_mask(
         nnz: Number of weights to keep. Whole channels keep as many as have at most `nnz` weights in total.
         allocation: How many weights each tensor keeps: "global", "uniform" or "erk".
         structure: Which weights a tensor keeps: "unstructured", "channel", or n:m as "2:4".
-        min_per_layer: Number of weights that each tensor keeps at least.
+        min_per_layer: Number of weights that each tensor keeps at least. None: a tensor that would lose all of them
+            keeps the best one of each output channel. 0: it may become empty.
+        slices: Name -> dimensions of the slices that need an active weight, see `slices_of`.
 
     Returns:
         The pruned mask, a subset of `mask`. Ties: the earlier weight, in the mask's order, stays.
@@ -46,14 +53,40 @@ def prune_mask(
         >>> prune_mask(mask, scores, 3)["weight"].int().tolist()
         [[1, 0, 0], [0, 1, 1]]
     """
-    pattern = structure_named(structure)
-    pattern.check_allocation(allocation)
-    _check_scores(mask, scores)
-    smaller = pattern.prune(mask, scores, nnz, allocation, min_per_layer)
-    message = empty_layer_warning(mask, smaller)
+    smaller, message = pruned_mask(
+        mask,
+        scores,
+        nnz,
+        allocation=allocation,
+        structure=structure,
+        min_per_layer=min_per_layer,
+        slices=slices,
+    )
     if message:
         warnings.warn(message, stacklevel=2)
     return smaller
+
+
+def pruned_mask(
+    mask: Mask,
+    scores: Mapping[str, Tensor],
+    nnz: int,
+    *,
+    allocation: str,
+    structure: str,
+    min_per_layer: int | None,
+    slices: Slices = EMPTY,
+) -> tuple[Mask, str | None]:
+    """As `prune_mask`, with the warning in place of giving it."""
+    pattern = structure_named(structure)
+    pattern.check_allocation(allocation)
+    _check_scores(mask, scores)
+    if not isinstance(pattern, Unstructured):
+        smaller = pattern.prune(mask, scores, nnz, allocation, min_per_layer or 0)
+        return smaller, empty_layer_warning(mask, smaller)
+    floor = floor_of(allocation_named(allocation), scores, mask, nnz, min_per_layer, slices)
+    smaller = Mask({name: top_k(floor.scores[name], tensor, floor.counts[name]) for name, tensor in mask.items()})
+    return smaller, floor.warning or empty_layer_warning(mask, smaller)
 
 
 def empty_layer_warning(before: Mask, after: Mask) -> str | None:

@@ -1,15 +1,19 @@
 """Scope: which parameters may be pruned."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from swamp.errors import SwampError, shortened
+from swamp.masks.parametrized import parametrized_tensors, require_plain_weights
 
-_PRUNABLE = (
+_LAYERS = (
     nn.Linear,
     nn.Conv1d,
     nn.Conv2d,
@@ -18,12 +22,39 @@ _PRUNABLE = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
-_ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_EXPECTED = re.compile("embed|token|pos|bias|norm|scale|bank|prompt|query|queries", re.IGNORECASE)
+"""Names of parameters that are no weights of a layer, so that no message is due if they stay dense."""
+_SHOWN = 4
+
+
+class Share(NamedTuple):
+    """How much of a model a scope covers."""
+
+    prunable: int
+    """Prunable weights."""
+    excluded: int
+    """Parameters left dense by an `exclude` pattern."""
+    total: int
+    """All parameters."""
+    left_out: Mapping[str, str]
+    """Matrices that stay dense, largest first: name -> reason. Those that a pattern excludes are not in it."""
+
+    @property
+    def fraction(self) -> float:
+        """Prunable over all parameters."""
+        return self.prunable / max(1, self.total)
 
 
 @dataclass(frozen=True)
 class Scope:
-    """The prunable parameters of a model: by default the weights of all linear, convolutional and attention layers.
+    """The prunable parameters of a model: by default the weights of all layers that multiply by a matrix.
+
+    In the default scope are linear layers (also GPT-2's `Conv1D` and other libraries' own), convolutions, attention,
+    recurrent layers and cells, and the fused experts of mixture-of-experts layers: every parameter with two dimensions
+    or more and the word `weight` in its name, or in a module of experts. The original tensor of a parametrised weight
+    is pruned if its zeros are zeros of the weight (weight_norm and spectral_norm, not orthogonal).
 
     Never in the default scope: biases, normalisation layers, embeddings, weights tied to an embedding, and the new
     head and the pooler of a pretrained language model (everything outside its `base_model_prefix`), which are small
@@ -57,10 +88,12 @@ class Scope:
             Name to parameter, in the order of `model.named_parameters()`.
 
         Raises:
-            SwampError: If a pattern matches no parameter, or nothing is prunable.
+            SwampError: If a pattern matches no parameter, nothing is prunable, a pattern includes a parametrised tensor
+                that cannot be pruned, or a layer computes its weight by an old form of `torch.nn.utils` (weight_norm,
+                spectral_norm, prune).
         """
-        parameters = dict(model.named_parameters())
-        names = _all_names(model)
+        require_plain_weights(model)
+        parameters, names = dict(model.named_parameters()), _all_names(model)
         self._check_patterns([name for aliases in names.values() for name in aliases])
         chosen = self._included(model, parameters) - self._outputs(model, parameters)
         chosen_parameters = {
@@ -73,12 +106,78 @@ class Scope:
             raise SwampError(
                 f"{type(model).__name__} has nothing to prune: none of its {len(parameters)} parameters is in "
                 f"scope (include={list(self.include)}, exclude={list(self.exclude)}{dense}). By default the weights of "
-                "linear and convolutional layers are; select others with include patterns such as '*.weight'."
+                "linear, convolutional, attention and recurrent layers are; select others with include patterns such "
+                f"as '*.weight'.{_reasons(self._left_out(model, parameters, names, chosen))}"
             )
         lazy = [name for name, parameter in chosen_parameters.items() if isinstance(parameter, UninitializedParameter)]
         if lazy:
             raise SwampError(f"{lazy[0]!r} has no shape yet. Run the model on one batch before pruning it.")
         return chosen_parameters
+
+    def share(self, model: nn.Module) -> Share:
+        """How much of a model is prunable, and what is left out. Raises as `prunable`."""
+        parameters, names = dict(model.named_parameters()), _all_names(model)
+        chosen = self.prunable(model)
+        excluded = sum(
+            value.numel()
+            for name, value in parameters.items()
+            if name not in chosen and _any_matches(names[id(value)], self.exclude)
+        )
+        total = sum(value.numel() for value in parameters.values())
+        left_out = self._left_out(model, parameters, names, {*chosen})
+        return Share(sum(value.numel() for value in chosen.values()), excluded, total, left_out)
+
+    def warning(self, model: nn.Module) -> str | None:
+        """The warning if less than half of a model is prunable, or a layer is left out; None with `include` patterns.
+
+        Raises as `prunable`.
+        """
+        if self.include:
+            return None
+        share, sizes = self.share(model), {name: value.numel() for name, value in model.named_parameters()}
+        unusual = [
+            name
+            for name, reason in share.left_out.items()
+            if reason.startswith("parametrised")
+            or (reason == "not a known layer" and not _EXPECTED.search(name) and sizes[name] >= 0.01 * share.total)
+        ]
+        half = share.prunable + share.excluded >= share.total / 2
+        if half and not unusual:
+            return None
+        shown = unusual if half else list(share.left_out)
+        what = ", ".join(f"{name} ({sizes[name]:,}, {share.left_out[name]})" for name in shown[:_SHOWN])
+        more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+        return (
+            f"{100 * share.fraction:.1f} % of the {share.total:,} parameters are prunable, and sparsity counts only "
+            f"these. Left dense: {what or 'vectors only'}{more}. To prune other parameters, name all that are to be "
+            "pruned with include patterns, such as '*weight*'; to keep one dense without this warning, exclude it."
+        )
+
+    def _left_out(
+        self, model: nn.Module, parameters: dict[str, nn.Parameter], names: dict[int, list[str]], chosen: set[str]
+    ) -> dict[str, str]:
+        embedded = _embedded(model)
+        fixed = {one.prefix: one for one in parametrized_tensors(model) if one.original is None}
+        default = _default(model, parameters)
+        found: dict[str, str] = {}
+        for name, value in parameters.items():
+            # Vectors of attention, tokens and positions are stored as (1, n, channels).
+            if name in chosen or value.dim() < 2 or (value.dim() > 2 and value.shape[0] == 1):
+                continue
+            if _any_matches(names[id(value)], self.exclude):
+                continue
+            parametrised = next((one for prefix, one in fixed.items() if name.startswith(prefix)), None)
+            if parametrised is not None:
+                found[name] = f"parametrised by {parametrised.kinds}: its zeros would not be zeros of the weight"
+            elif ".parametrizations." in f".{name}":
+                continue  # norms, beside the tensor that is pruned
+            elif id(value) in embedded:
+                found[name] = "embedding"
+            elif name in default:
+                found[name] = "output layer" if not self.include else "not included"
+            else:
+                found[name] = "not a known layer"
+        return {name: found[name] for name in sorted(found, key=lambda name: -parameters[name].numel())}
 
     def _check_patterns(self, names: list[str]) -> None:
         for pattern in (*self.include, *self.exclude):
@@ -91,7 +190,16 @@ class Scope:
         if not self.include:
             return _default(model, parameters)
         names = _all_names(model)
-        return {name for name, value in parameters.items() if _any_matches(names[id(value)], self.include)}
+        found = {name for name, value in parameters.items() if _any_matches(names[id(value)], self.include)}
+        for one in parametrized_tensors(model):
+            wrong = [name for name in found if name.startswith(one.prefix) and one.original is None]
+            wrong = [name for name in wrong if not _any_matches(names[id(parameters[name])], self.exclude)]
+            if wrong:
+                raise SwampError(
+                    f"{wrong[0]!r} cannot be pruned: it is parametrised by {one.kinds}, and its zeros would not be "
+                    f"zeros of the weight. Leave it dense: exclude=({one.prefix + '*'!r},)."
+                )
+        return found
 
     def _outputs(self, model: nn.Module, parameters: dict[str, nn.Parameter]) -> set[str]:
         if self._output_prunable(model):
@@ -116,18 +224,49 @@ def _body(model: Any) -> str:
 
 
 def _default(model: nn.Module, parameters: dict[str, nn.Parameter]) -> set[str]:
-    """Names of the weights of linear, convolutional and attention layers that are not tied to an embedding."""
-    embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
-    chosen: set[int] = set()
-    for module in model.modules():
-        if isinstance(module, _PRUNABLE):
-            chosen.add(id(module.weight))
-        elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
-            chosen.add(id(module.weight))  # the linear layer of GPT-2 in transformers
-        elif isinstance(module, nn.MultiheadAttention):
-            weights = (getattr(module, name) for name in _ATTENTION_WEIGHTS)
-            chosen.update(id(weight) for weight in weights if weight is not None)
-    return {name for name, parameter in parameters.items() if id(parameter) in chosen - embedded}
+    """Names of the weights of layers that multiply by a matrix, and that are not tied to an embedding."""
+    chosen = {
+        id(value)
+        for module in model.modules()
+        for name, value in module.named_parameters(recurse=False)
+        if _is_weight(module, name, value)
+    }
+    for one in parametrized_tensors(model):
+        if one.original is not None and _is_weight(one.module, one.tensor, one.shape):
+            chosen.add(id(getattr(one.parametrizations, one.original.name)))
+    return {name for name, parameter in parameters.items() if id(parameter) in chosen - _embedded(model)}
+
+
+def _is_weight(module: nn.Module, name: str, value: Any) -> bool:
+    """Whether the parameter `name` of `module` is a matrix, or several, that inputs are multiplied by."""
+    if isinstance(module, _LAYERS):
+        return name == "weight"
+    kind, words = type(module).__name__, name.split("_")
+    if isinstance(module, (*_EMBEDDINGS, *_NORMS)) or re.search("norm|embed", kind, re.IGNORECASE):
+        return False
+    if isinstance(value, UninitializedParameter):
+        return "weight" in words
+    matrix = _is_matrix(value.shape if isinstance(value, Tensor) else value)
+    named = "weight" in words or (bool(re.search("expert", kind, re.IGNORECASE)) and "bias" not in words)
+    return (
+        matrix
+        and named
+        and not (isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex())
+    )
+
+
+def _is_matrix(shape: torch.Size) -> bool:
+    # A tensor as (1, 1, 1, channels) is a scale.
+    return len(shape) == 2 or sum(size > 1 for size in shape) >= 2
+
+
+def _embedded(model: nn.Module) -> set[int]:
+    return {id(module.weight) for module in model.modules() if isinstance(module, _EMBEDDINGS)}
+
+
+def _reasons(left_out: Mapping[str, str]) -> str:
+    reasons = [f"{name} is {reason}" for name, reason in left_out.items() if reason.startswith("parametrised")]
+    return f" {'; '.join(reasons[:_SHOWN])}." if reasons else ""
 
 
 def _all_names(model: nn.Module) -> dict[int, list[str]]:
