@@ -103,7 +103,7 @@ def main(folder: Path) -> None:
     published = from_pretrained(folder / "published")
     settings = arguments(folder / "fine-tuned", max_steps=20)
     Trainer(published.model, settings, train_dataset=rows, callbacks=[HoldMask()]).train()
-    print(f"zeros kept: {swamp.Mask.from_zeros(published.model) == published.mask}")
+    print(f"zeros kept: {swamp.Mask.from_zeros(published.model, swamp.Scope()) == published.mask}")
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def main(folder: Path) -> None:
     trainer(folder, "fine-tuning", max_epochs=2, callbacks=[HoldMask(), keep]).fit(sparse.model, loader())
     saved = torch.load(keep.best_model_path, weights_only=True)["state_dict"]
     sparse.mask.require_zeros(saved)
-    print(f"zeros kept: {swamp.Mask.from_zeros(sparse.model) == sparse.mask}")
+    print(f"zeros kept: {swamp.Mask.from_zeros(sparse.model, swamp.Scope()) == sparse.mask}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
-from swamp import Mask, MaskError, Plan, Seed, SwampError, Task, TensorData, Training, cycles
+from swamp import Mask, MaskError, Plan, Scope, Seed, SwampError, Task, TensorData, Training, cycles
 from swamp.backends import Sequential, Ticket, TrainJob, TrainRequest
 from swamp.integrations.huggingface import HoldMask, backend
 from swamp.training.rng import isolated
@@ -80,7 +80,7 @@ def test_fine_tuning_a_sparse_model_keeps_its_zeros_and_trains_the_rest(optim, s
     options = {"optim": optim, "weight_decay": 0.1, "gradient_accumulation_steps": 2}
     Trainer(sparse, arguments(tmp_path, **options), train_dataset=examples(), callbacks=[HoldMask()]).train()
     mask = half(sparse)
-    assert Mask.from_zeros(sparse) == mask
+    assert Mask.from_zeros(sparse, Scope()) == mask
     for name, alive in mask.items():
         assert (sparse.state_dict()[name] != before[name])[alive].any(), name
     assert not any(p._post_accumulate_grad_hooks for p in sparse.parameters())
@@ -114,7 +114,7 @@ def test_a_checkpoint_is_sparse_and_a_training_goes_on_from_it_with_its_zeros(sp
     again = copy.deepcopy(start)
     data["callbacks"] = [HoldMask()]
     Trainer(again, arguments(tmp_path, **settings), **data).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
-    assert Mask.from_zeros(again) == half(again)
+    assert Mask.from_zeros(again, Scope()) == half(again)
     for name, value in sparse.state_dict().items():
         assert torch.allclose(again.state_dict()[name], value, atol=1e-6), name
 
@@ -334,6 +334,6 @@ def test_zeros_are_kept_in_bfloat16(optim, sparse, tmp_path):
     Trainer(
         sparse, arguments(tmp_path, bf16=True, optim=optim), train_dataset=examples(), callbacks=[HoldMask()]
     ).train()
-    assert Mask.from_zeros(sparse) == half(sparse)
+    assert Mask.from_zeros(sparse, Scope()) == half(sparse)
     assert all(value.dtype == torch.float32 for value in sparse.state_dict().values())
     assert not torch.equal(sparse.state_dict()["classifier.weight"], before["classifier.weight"])

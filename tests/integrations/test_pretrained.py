@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from swamp import Mask, MaskError, Plan, Seed, SparseModel, SwampError, Task, TensorData, Training, cycles
+from swamp import Mask, MaskError, Plan, Scope, Seed, SparseModel, SwampError, Task, TensorData, Training, cycles
 from swamp.integrations.pretrained import from_pretrained, save_pretrained
 from swamp.training.rng import isolated
 
@@ -45,7 +45,7 @@ def test_a_model_comes_back_bit_for_bit_with_its_mask(sparse, tmp_path):
 def test_transformers_alone_reads_it_and_finds_the_same_zeros(sparse, tmp_path):
     save_pretrained(sparse, tmp_path / "x", method="imp")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "x")
-    assert Mask.from_zeros(plain) == sparse.mask
+    assert Mask.from_zeros(plain, Scope()) == sparse.mask
     tokens = torch.arange(6)[None]
     assert torch.equal(plain(tokens).logits, sparse.model.eval()(tokens).logits)
 

@@ -12,7 +12,7 @@ from swamp.backends import Autotune, Ticket
 from swamp.backends.autotune import CANDIDATES, Choice
 from swamp.errors import Interrupted, SwampError
 from swamp.files import load_tensors
-from swamp.masks import Mask
+from swamp.masks import Mask, Scope
 from swamp.runs import open_run
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, write_json
@@ -44,7 +44,7 @@ def test_the_final_file_loads_into_the_plain_network_and_gives_the_recorded_numb
     assert evaluate(model, problem.task, problem.task.test) == done["test"]
     mask = Mask.load(path / "mask.safetensors")
     mask.require_zeros(model.state_dict())
-    assert Mask.from_zeros(model).issubset(mask)
+    assert Mask.from_zeros(model, Scope()).issubset(mask)
     assert mask.sparsity == done["sparsity"]
 
 

@@ -77,7 +77,8 @@ class Mask(Mapping[str, Tensor]):
         Without a scope all parameters are read: the mask covers the default scope, and every other parameter that has
         zeros. Zeros by initialisation are not pruned weights. A parameter that is all zeros and requires a gradient is
         active, with a warning if it is a matrix: LoRA's second factor, heads that start at zero. So is a vector with
-        one single nonzero value, as a bias of an LSTM, and the padding row of an embedding.
+        one single nonzero value, as a bias of an LSTM, and the padding row of an embedding. Other zeros of a vector are
+        held, also those that training left there by accident; give the scope that was pruned to leave vectors out.
 
         Args:
             model: A sparse model.
