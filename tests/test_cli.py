@@ -14,8 +14,10 @@ import pytest
 
 from swamp import cli
 from swamp.cli.listing import _REGISTRIES
+from swamp.fields import check_fields, with_option_names
 from swamp.masks import Mask
 from swamp.runs.config import RunConfig, flattened
+from swamp.training import Training
 
 TINY = ["digits-mlp", "--epochs", "2", "--model", "mlp-16", "--sparsity", "0.75", "--swa-fraction", "0.5"]
 TINY += ["--barrier-threshold", "1", "--examples", "640"]
@@ -396,3 +398,30 @@ def test_a_file_name_that_is_not_valid_utf_8_is_printed_in_the_error(tmp_path):
     assert done.returncode == 2, done.stderr
     assert b"run-\\udcff" in done.stderr
     assert b"is not valid UTF-8" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--prune-fraction", "2"], "--prune-fraction, the fraction of the remaining weights"),
+        (["--ticket-epochs", "-1"], "--ticket-epochs must be 0 or more"),
+        (["--particles", "0"], "--particles must be 1 or more"),
+        (["--cycles", "2", "--prune-fraction", ".1", ".2"], "--cycles=2 and --prune-fraction=[0.1, 0.2] end"),
+        (["--densities", ".5"], "densities start at 1, the dense cycle 0"),
+    ],
+)
+def test_errors_on_the_command_line_name_options(given, message, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["run", "digits-mlp", *given])
+    assert message in capsys.readouterr().err
+
+
+def test_names_in_paths_and_configurations_are_not_options():
+    check_fields(Training())
+    for text in (
+        "runs/swa_lr/x is damaged",
+        "invalid configuration at $.training.swa_lr: ...",
+        "unknown task 'swa_lr'",
+    ):
+        assert with_option_names(text) == text
+    assert with_option_names("the epochs of swa_lr") == "the epochs of --swa-lr"

@@ -7,10 +7,11 @@ from pathlib import Path
 import swamp
 
 PACKAGE = Path(swamp.__file__).parent
-MIRRORED = {"HoldMask", "backend"}
-"""The integrations with Lightning and Hugging Face offer the same names on purpose."""
-MODULES = {"loop", "study"}
-"""loop: the steps of one training, or the cycles (algorithms). study: the runs of a study, or its command (cli)."""
+MIRRORED = {"HoldMask", "backend", "cycles"}
+"""The integrations with Lightning and Hugging Face offer the same names on purpose. swamp.cycles is the loop of algorithms
+with a run directory and progress."""
+MODULES = {"loop", "progress", "pruning", "study"}
+"""Modules of two packages that have one topic at two levels, such as runs/study.py and its command cli/study.py."""
 
 
 def public_names(source: str) -> set[str]:

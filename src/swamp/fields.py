@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -50,7 +51,28 @@ def check_fields(options: object) -> None:
 @cache
 def _hints(kind: type[Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
+    _checked_names.update(field.name for field in fields(kind))
     return {field.name: hints[field.name] for field in fields(kind)}
+
+
+_checked_names: set[str] = set()
+"""Fields of all dataclasses that `check_fields` has checked in this process."""
+
+
+def with_option_names(message: str) -> str:
+    """The message with command-line options, such as --swa-lr, in place of the names of checked fields.
+
+    A name of one word, such as `cycles`, may also be an ordinary word of the sentence. It is replaced only in
+    "cycles=2" and at the start of "cycles must ...".
+    """
+
+    def option(match: re.Match[str]) -> str:
+        name = match[0]
+        following = message[match.end() :]
+        is_name = "_" in name or following.startswith("=") or (not match.start() and following.startswith(" must"))
+        return f"--{name.replace('_', '-')}" if name in _checked_names and is_name else name
+
+    return re.sub(r"(?<![\w.$/'\"-])[a-z]+(_[a-z]+)*(?![\w./'\"-]\w|_)", option, message)
 
 
 def _check(name: str, hint: Any, value: Any) -> None:

@@ -34,7 +34,7 @@ def attempt(model, task, training=TRAINING, **options):
         ({"particles": ()}, "particles must be 1 or more"),
         ({"prune_fraction": (0.0,)}, r"prune_fraction.*\(0, 1\)"),
         ({"prune_fraction": (1.0,)}, r"prune_fraction.*\(0, 1\)"),
-        ({"prune_fraction": (0.5, 0.2), "cycles": 2, "sparsity": 0.9}, "end at sparsity 0.6000, not at 0.9"),
+        ({"prune_fraction": (0.5, 0.2), "cycles": 2, "sparsity": 0.9}, "end at sparsity 0.6000, not at sparsity=0.9"),
         ({"cycles": -1}, "cycles must be 0 or more"),
         ({"cycles": 2**31}, "cycles must be 0 or more, and 10000 at most"),
         ({"prune_fraction": (1e-12,)}, "takes [0-9]+ cycles, more than the maximum of 10000"),

@@ -12,7 +12,7 @@ from swamp.errors import SwampError
 from swamp.report.comparison import compare
 from swamp.report.figure_description import (
     Axis,
-    Bars,
+    BarChart,
     Curve,
     Figure,
     Heatmap,
@@ -183,7 +183,7 @@ def test_ticks_of_logarithmic_axes_are_round(values, names):
 def test_tables_hold_the_numbers_of_the_panels():
     curve = Curve("a", (1.0, 2.0), (3.0, None), low=(2.5, None), high=(3.5, None))
     panel = Panel(
-        "P", Axis("x"), Axis("y"), (curve, Bars("b", ("one",), (4.0,)), Heatmap("z", (0.0,), (1.0,), ((5.0,),)))
+        "P", Axis("x"), Axis("y"), (curve, BarChart("b", ("one",), (4.0,)), Heatmap("z", (0.0,), (1.0,), ((5.0,),)))
     )
     extremes, curves, bars = tables_of(Figure("t", "r", (panel,)))
     assert curves.rows == (("1", "3 (2.5 to 3.5)"), ("2", "–"))

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from swamp.training import TensorData, with_reestimated_batchnorm
-from swamp.training.batchnorm import batchnorm_layers, frozen_statistics
+from swamp.training.batchnorm import batchnorm_layers, frozen_statistics, reset_statistics
 from swamp.training.data import DatasetData
-from swamp.training.loop import reset_statistics
 from swamp.training.sources import as_data
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -28,11 +28,11 @@ class Plan:
     particles: tuple[int, ...] = (4,)
     """Particles N per cycle; several numbers give one value per cycle, the last one repeats."""
     cycles: int = 0
-    """Number of pruning steps (0: derived from `prune_fraction`; 1 for methods that need no earlier cycle)."""
+    """Number of pruning steps (0: derived from the prune fraction; 1 for methods that need no earlier cycle)."""
     prune_fraction: tuple[float, ...] = (0.2,)
     """Fraction of the remaining weights to prune per cycle; several numbers give one value per cycle."""
     densities: tuple[float, ...] = ()
-    """Densities of the cycles, e.g. 1 0.5 0.1 (replaces sparsity, cycles and prune_fraction)."""
+    """Densities of the cycles, e.g. 1 0.5 0.1 (replaces sparsity, cycles and prune fraction)."""
     ticket_epochs: float = 1.0
     """Epochs of dense training before the ticket is saved; too few make it unstable: see each cycle's barrier."""
     seed: int = 0
@@ -182,8 +182,8 @@ class Plan:
             reached = densities_by_fraction(self.prune_fraction, self.cycles)
             if abs(reached[-1] - (1 - self.sparsity)) > 1e-6:
                 raise SwampError(
-                    f"{self.cycles} prunings of {list(self.prune_fraction)} end at sparsity {1 - reached[-1]:.4f}, not "
-                    f"at {self.sparsity:g}. Omit cycles, prune_fraction or sparsity: each follows from the other two."
+                    f"cycles={self.cycles} and prune_fraction={list(self.prune_fraction)} end at sparsity "
+                    f"{1 - reached[-1]:.4f}, not at sparsity={self.sparsity:g}. Give two of the three."
                 )
             return reached
         return densities_to(self.sparsity, cycles=self.cycles or None, prune_fraction=self.prune_fraction)

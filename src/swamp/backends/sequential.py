@@ -13,7 +13,8 @@ from swamp.backends.ticket import Ticket
 from swamp.errors import Diverged, SwampError
 from swamp.masks import Mask
 from swamp.training import Seed, Task
-from swamp.training.loop import Fit, fit, reset_statistics
+from swamp.training.batchnorm import reset_statistics
+from swamp.training.loop import Fit, fit
 from swamp.training.nan_checks import require_finite_weights
 from swamp.training.optimizers import OptimizerFactory
 from swamp.training.shard import Shard

@@ -13,6 +13,7 @@ from rich.table import Table
 from swamp.cli import leaving_at_once
 from swamp.cli.session import Err, Out, escaped, signals_ignored
 from swamp.errors import SwampError, as_swamp_error, unknown
+from swamp.fields import with_option_names
 
 Command = Callable[[Sequence[str]], None]
 """A command, called with the arguments after its name."""
@@ -117,7 +118,7 @@ def _unusable(error: Exception) -> SwampError | None:
 
 
 def _end(error: SwampError) -> NoReturn:
-    _say(str(error))
+    _say(with_option_names(str(error)))
     sys.exit(error.exit_code)
 
 

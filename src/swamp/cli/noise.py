@@ -43,7 +43,7 @@ class NoiseArgs:
     particles: int = 4
     """Particles per factor."""
     lr_spread: float = 0.1
-    """Learning rates lie between 1 - lr_spread and 1 + lr_spread times the learning rate of the run."""
+    """Learning rates lie between 1 - X and 1 + X times the learning rate of the run."""
     examples: int = 2000
     """Maximum number of examples that losses and errors are measured on."""
     points: int = 30

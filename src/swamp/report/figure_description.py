@@ -50,7 +50,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Bars:
+class BarChart:
     """A bar for each label; bars of several names stand side by side."""
 
     name: str
@@ -71,7 +71,7 @@ class Heatmap:
     """The range of the colours; values outside have the colour of the limit."""
 
 
-Mark = Curve | Bars | Heatmap
+Mark = Curve | BarChart | Heatmap
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ def tables_of(figure: Figure) -> tuple[Table, ...]:
 def _tables(panel: Panel) -> list[Table]:
     title = panel.title or panel.y.title
     curves = [curve for curve in panel.curves if curve.style != "dots"]
-    bars = [mark for mark in panel.marks if isinstance(mark, Bars)]
+    bars = [mark for mark in panel.marks if isinstance(mark, BarChart)]
     found = [_extremes(title, panel, mark) for mark in panel.marks if isinstance(mark, Heatmap)]
     if curves:
         found.append(_points_table(title, curves) if panel.equal else _curves_table(title, panel.x.title, curves))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from swamp.report.comparison import plain
 from swamp.report.figure_description import (
     Axis,
-    Bars,
+    BarChart,
     Curve,
     Figure,
     Number,
@@ -254,7 +254,9 @@ class MaskOverlaps:
         """Overlap and chance against sparsity, signs, and the layers at the last sparsity."""
         axis, layers = sparsity_axis(self.densities), self._layers()
         bars = tuple(
-            Bars(name, layers, tuple(_mean(self._of_layer(found, layer), "above_chance") for layer in layers), color)
+            BarChart(
+                name, layers, tuple(_mean(self._of_layer(found, layer), "above_chance") for layer in layers), color
+            )
             for color, (name, found) in enumerate(self.groups.items())
         )
         shares = [*self._curves("jaccard", "line"), *self._curves("expected", "dotted")]

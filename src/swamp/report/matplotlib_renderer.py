@@ -22,7 +22,7 @@ from swamp.errors import unknown
 from swamp.files import write_atomic
 from swamp.report.figure_description import (
     BAND,
-    Bars,
+    BarChart,
     Curve,
     Figure,
     Heatmap,
@@ -129,12 +129,12 @@ def _with_key(key: Sequence[str], width: float, height: float) -> tuple[matplotl
 
 def _panel(axes: Axes, panel: Panel) -> None:
     _scale(axes, panel)
-    bars = [mark for mark in panel.marks if isinstance(mark, Bars)]
+    bars = [mark for mark in panel.marks if isinstance(mark, BarChart)]
     for mark in panel.marks:
         match mark:
             case Curve():
                 _curve(axes, mark)
-            case Bars():
+            case BarChart():
                 _bars(axes, mark, bars)
             case Heatmap():
                 _heatmap(axes, mark)
@@ -142,7 +142,7 @@ def _panel(axes: Axes, panel: Panel) -> None:
         axes.set_title(textwrap.fill(panel.title, _TITLE), parse_math=False, loc="left")
 
 
-def _color(mark: Curve | Bars) -> str:
+def _color(mark: Curve | BarChart) -> str:
     if mark.color is not None:
         return _COLORS[mark.color % len(_COLORS)]
     if isinstance(mark, Curve) and mark.labelled:
@@ -181,7 +181,7 @@ def _curve(axes: Axes, mark: Curve) -> None:
                 axes.plot(x[beyond], np.full(beyond.sum(), edge), **arrows, clip_on=False)
 
 
-def _bars(axes: Axes, mark: Bars, all_bars: Sequence[Bars]) -> None:
+def _bars(axes: Axes, mark: BarChart, all_bars: Sequence[BarChart]) -> None:
     width = 0.8 / len(all_bars)
     left = -0.4 + width * (all_bars.index(mark) + 0.5)
     axes.bar(np.arange(len(mark.labels)) + left, _array(mark.values), width, color=_color(mark))
@@ -228,11 +228,13 @@ def _tick_text(texts: Mapping[float, str], at: float, _: object = None) -> str:
 
 def legend_entries(panel: Panel) -> dict[str, Any]:
     """Text -> the artist beside it; grey lines share one entry, and so do bands."""
-    listed = [mark for mark in panel.marks if isinstance(mark, Bars) or (isinstance(mark, Curve) and mark.in_legend)]
+    listed = [
+        mark for mark in panel.marks if isinstance(mark, BarChart) or (isinstance(mark, Curve) and mark.in_legend)
+    ]
     entries: dict[str, Any] = {}
     others = [mark.name for mark in listed if isinstance(mark, Curve) and mark.color is None and mark.style == "line"]
     for mark in listed:
-        if isinstance(mark, Bars):
+        if isinstance(mark, BarChart):
             entries[_wrapped(mark.name)] = Patch(color=_color(mark))
         elif mark.name not in others:
             entries[_wrapped(mark.name)] = Line2D([], [], **_style(mark))

@@ -7,7 +7,7 @@ from typing import Any
 
 from swamp.report.figure_description import (
     Axis,
-    Bars,
+    BarChart,
     Curve,
     Heatmap,
     Mark,
@@ -50,7 +50,7 @@ def _traces(mark: Mark, panel: Panel) -> Iterator[dict[str, Any]]:
             if mark.low:
                 yield _band(mark)
             yield _curve(mark, panel)
-        case Bars():
+        case BarChart():
             yield {
                 "type": "bar",
                 "name": _escaped(_short(mark.name)),
@@ -172,7 +172,7 @@ def _labels(mark: Curve, panel: Panel) -> Iterator[dict[str, Any]]:
 
 def _axis(axis: Axis, panel: Panel, which: str, limits: tuple[float, float] | None) -> dict[str, Any]:
     drawn: dict[str, Any] = {"title": {"text": _escaped(axis.title)}, "type": "log" if axis.log else "linear"}
-    if which == "x" and any(isinstance(mark, Bars) for mark in panel.marks):
+    if which == "x" and any(isinstance(mark, BarChart) for mark in panel.marks):
         drawn["type"] = "category"
     if limits:
         drawn["range"] = [math.log10(limit) if axis.log else limit for limit in limits]
@@ -181,7 +181,7 @@ def _axis(axis: Axis, panel: Panel, which: str, limits: tuple[float, float] | No
     return drawn | _NO_TICKS if panel.equal else drawn
 
 
-def _color(mark: Curve | Bars) -> str:
+def _color(mark: Curve | BarChart) -> str:
     if mark.color is None:
         return "@ink" if isinstance(mark, Curve) and mark.labelled else "@soft"
     return f"@c{mark.color % _COLORS}"

@@ -91,3 +91,9 @@ def frozen_statistics(model: nn.Module) -> Generator[None]:
         for layer, (mean, var, count) in zip(layers, saved, strict=True):
             layer.running_mean, layer.running_var, layer.num_batches_tracked = mean, var, count
             layer.track_running_stats = True
+
+
+def reset_statistics(model: nn.Module) -> None:
+    """Reset running statistics of batch normalisation, for a rewind that does not rewind them."""
+    for layer in batchnorm_layers(model):
+        layer.reset_running_stats()

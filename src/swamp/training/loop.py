@@ -17,7 +17,6 @@ from swamp.masks import Mask, hold, hold_gradients
 from swamp.masks.dtensor import full_tensor, gathered_copy, shard_like
 from swamp.masks.enforce import preserves_zeros
 from swamp.training.average import RunningMean, copied
-from swamp.training.batchnorm import batchnorm_layers
 from swamp.training.data import Batch, batch_to, rows_of
 from swamp.training.dropout import DropoutStream
 from swamp.training.memory_format import to_fastest_memory_format, to_memory_format
@@ -326,12 +325,6 @@ class _ModelState:
         self.running_loss.fill_(snapshot.running_loss)
         self.losses_seen = snapshot.losses_seen
         return snapshot.step
-
-
-def reset_statistics(model: nn.Module) -> None:
-    """Reset running statistics of batch normalisation, for a rewind that does not rewind them."""
-    for layer in batchnorm_layers(model):
-        layer.reset_running_stats()
 
 
 def smoothed(loss: Loss, smoothing: float) -> Loss:

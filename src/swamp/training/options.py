@@ -17,7 +17,7 @@ Sharpness = Literal["sam", "asam", "s2-sam"]
 class Training:
     """Options for training one particle in one cycle; the optimizer state always starts at zero.
 
-    The last `swa_fraction` of the epochs, with constant learning rate, is called the tail.
+    The last epochs, with constant learning rate, are called the tail; SWA takes its samples there.
 
     Raises:
         SwampError: A value is out of range; the message names the field.

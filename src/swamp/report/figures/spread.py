@@ -10,7 +10,7 @@ from scipy import interpolate  # pyright: ignore[reportMissingTypeStubs]
 
 from swamp.report.figure_description import (
     Axis,
-    Bars,
+    BarChart,
     Curve,
     Figure,
     Heatmap,
@@ -120,12 +120,12 @@ def _strips(color: int, record: Mapping[str, Any]) -> Iterator[Curve]:
 
 
 def _soups(data: ReportData) -> list[Figure]:
-    bars: list[Bars] = []
+    bars: list[BarChart] = []
     for run in data.one_per_label("hull"):
         if record := run.last_cycle("hull", key="soups"):
             soups = record["soups"]
             errors = {_SOUPS[name]: _soup_error(soups[name]) for name in _SOUPS if name in soups}
-            bars.append(Bars(run.title(record), tuple(errors), tuple(errors.values()), data.color(run.label)))
+            bars.append(BarChart(run.title(record), tuple(errors), tuple(errors.values()), data.color(run.label)))
     return figures_of(
         "Soups: selected particles against the average of all",
         "Lower is better. Soups were selected on one half of the examples and are compared on the other half: a "
@@ -203,10 +203,10 @@ def _last_sources(run: RunAnalyses) -> dict[str, Mapping[str, Any]]:
     return {name: record for name, record in each.items() if record["cycle"] == last}
 
 
-def _source_bars(data: ReportData, run: RunAnalyses, records: Mapping[str, Mapping[str, Any]], column: str) -> Bars:
+def _source_bars(data: ReportData, run: RunAnalyses, records: Mapping[str, Mapping[str, Any]], column: str) -> BarChart:
     labels = tuple(_SOURCES[name] for name in records)
     values = tuple(map(_NOISE_VALUES[column], records.values()))
-    return Bars(_source_title(run, records), labels, values, data.color(run.label))
+    return BarChart(_source_title(run, records), labels, values, data.color(run.label))
 
 
 def _source_title(run: RunAnalyses, records: Mapping[str, Mapping[str, Any]]) -> str:
