@@ -1,6 +1,5 @@
 """Ensembles of independent runs: their predicted probabilities are averaged at each sparsity."""
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -12,6 +11,7 @@ from swamp.algorithms.loop import cycles
 from swamp.algorithms.plan import Plan
 from swamp.algorithms.store import NoStore, Store
 from swamp.backends import Backend
+from swamp.model_copy import copied_model
 from swamp.training import Seed, Task, Training, predict
 from swamp.training.average import State
 from swamp.training.data import Data
@@ -60,7 +60,7 @@ def ensemble(
         cycles(model, task, own, training, backend=backend, store=store.member(number, len(numbers)))
         for number, model, own in zip(numbers, models, plans, strict=True)
     ]
-    return _joint_cycles(members, copy.deepcopy(models[0]), task, plan.evaluation_examples, store)
+    return _joint_cycles(members, copied_model(models[0]), task, plan.evaluation_examples, store)
 
 
 def _joint_cycles(

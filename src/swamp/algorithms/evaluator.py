@@ -1,6 +1,5 @@
 """Evaluator: metrics and errors of weights, on scratch models."""
 
-import copy
 import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from swamp.algorithms.cycle import Metrics, SplitMetrics
 from swamp.backends.threads import cores
 from swamp.masks import Mask
+from swamp.model_copy import copied_model
 from swamp.training import Task, TensorData, TokenData, evaluate, predict, with_reestimated_batchnorm
 from swamp.training.average import State, copied
 from swamp.training.data import BatchList
@@ -59,7 +59,7 @@ class Evaluator:
         self.scratch: SimpleQueue[nn.Module] = SimpleQueue()
         self.workers = _workers(model, task)
         for _ in range(self.workers):
-            one = copy.deepcopy(model)
+            one = copied_model(model)
             to_fastest_memory_format(one, bfloat16=False)
             self.scratch.put(one)
 

@@ -1,6 +1,5 @@
 """What a run needs in every cycle, made and validated before the first training step."""
 
-import copy
 import warnings
 
 from torch import nn
@@ -16,6 +15,7 @@ from swamp.masks import Mask
 from swamp.masks.floor import least_weights
 from swamp.masks.parametrized import slices_of
 from swamp.masks.patterns import structure_named
+from swamp.model_copy import copied_model
 from swamp.training import Seed, Task, Training
 from swamp.training.flops import FlopCounter
 from swamp.training.memory_format import to_fastest_memory_format
@@ -37,7 +37,7 @@ class Setup:
         self.slices = slices_of(model)
         """Slices of parametrised weights that need an active weight."""
         self._check_sparsity()
-        self.model = copy.deepcopy(model)
+        self.model = copied_model(model)
         """Scratch model: its weights change."""
         to_fastest_memory_format(self.model, bfloat16=False)
         self.task = task.to(next(model.parameters()).device)

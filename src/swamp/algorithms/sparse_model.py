@@ -1,6 +1,5 @@
 """SparseModel: the result of pruning; and the options that a call takes beside its own."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -13,6 +12,7 @@ from swamp.algorithms.cycle import Cycle
 from swamp.algorithms.plan import OnDivergence
 from swamp.files import save_tensors
 from swamp.masks import Mask
+from swamp.model_copy import copied_model
 from swamp.training.mask_updates import Dynamic
 
 
@@ -32,7 +32,7 @@ class SparseModel:
     @classmethod
     def of(cls, model: nn.Module, record: Sequence[Cycle]) -> "SparseModel":
         """A copy of `model` with the weights and the mask of the last cycle of `record`."""
-        sparse = copy.deepcopy(model)
+        sparse = copied_model(model)
         sparse.load_state_dict(dict(record[-1].weights))
         return cls(sparse, record[-1].mask, tuple(record))
 

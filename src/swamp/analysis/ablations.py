@@ -1,6 +1,5 @@
 """Ablation of the differences between particles: particles of one ticket and mask that differ in a single factor."""
 
-import copy
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from swamp.analysis.run_data import RunData
 from swamp.backends import Backend, Particle, Ticket, TrainRequest
 from swamp.backends.autotune import Choice
 from swamp.errors import SwampError
+from swamp.model_copy import copied_model
 from swamp.runs.checkpoints import RunStore
 from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import executing
@@ -169,7 +169,7 @@ class ParticleAblation:
         name, layer = _last_layer(self.run.model)
         seed = Seed(self.run.config.plan.seed).at("cycle", self.cycle, "head", index)
         with isolated(seed, self.run.device):
-            fresh = copy.deepcopy(layer)
+            fresh = copied_model(layer)
             fresh.reset_parameters()
         own = {f"{name}.{key}" if name else key: value for key, value in fresh.state_dict().items()}
         return Ticket({**self._ticket.weights, **own}, self._ticket.steps)

@@ -5,7 +5,6 @@ outputs at network n. The y_n are computed once for all points. In a fully conne
 is most of the work: 88 % for LeNet-300-100.
 """
 
-import copy
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, TypeGuard, cast
 
@@ -15,6 +14,7 @@ from torch.func import functional_call
 
 from swamp.analysis.weight_space import LinearCombination
 from swamp.backends.vmapped_step import Network
+from swamp.model_copy import copied_model
 from swamp.training.average import State
 
 MODEL_PREFIX = "model."
@@ -33,7 +33,7 @@ class FirstLayer:
         """Names of the parameters of the first layer."""
         self.size = sum(parameter.nbytes for parameter in self.layer.parameters())
         """Size of these parameters in bytes."""
-        self.rest = copy.deepcopy(network)
+        self.rest = copied_model(network)
         """The network with a buffer in place of the layer's outputs."""
         self.rest.set_submodule(name, _Precomputed())
         self.outputs_at = f"{name}.outputs"

@@ -1,6 +1,5 @@
 """Hessian-vector products of the training loss; the matrix is never formed."""
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
@@ -12,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from swamp.analysis.run_data import first_examples
 from swamp.errors import SwampError, shortened
 from swamp.masks import Mask
+from swamp.model_copy import copied_model
 from swamp.training import Seed, Task
 from swamp.training.average import State
 from swamp.training.batchnorm import reestimate_batchnorm
@@ -157,7 +157,7 @@ def _model_at(model: nn.Module, task: Task, weights: State, mask: Mask | None, e
     if mask is not None:
         mask.check(model)
         mask.require_zeros(weights)
-    scratch = copy.deepcopy(model)
+    scratch = copied_model(model)
     scratch.load_state_dict(dict(weights))
     to_fastest_memory_format(scratch, bfloat16=False)
     batches = math.ceil(examples / _REFRESH_BATCH)

@@ -1,6 +1,5 @@
 """Loss and error of a network at many points of weight space, each with its own normalisation statistics."""
 
-import copy
 import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch.func import (
 from swamp.analysis.first_layer import MODEL_PREFIX, FirstLayer
 from swamp.analysis.weight_space import LinearCombination
 from swamp.backends.vmapped_step import Network
+from swamp.model_copy import copied_model
 from swamp.training import Task, predict
 from swamp.training.average import State
 from swamp.training.batchnorm import batchnorm_layers, reestimate_batchnorm
@@ -72,7 +72,7 @@ class PointEvaluator:
     """
 
     def __init__(self, model: nn.Module, task: Task, data: Data | None = None, *, examples: int = 10_000) -> None:
-        self.model, self.task, self.examples = copy.deepcopy(model), task, examples
+        self.model, self.task, self.examples = copied_model(model), task, examples
         self.data = task.held_out if data is None else data
         self.device = next(model.parameters()).device
         self.normed = bool(batchnorm_layers(model))
@@ -84,7 +84,7 @@ class PointEvaluator:
         self.at_once = 1 if slow else max(1, min(_MAX_POINTS, most // max(1, size)))
         self.first: FirstLayer | None = None
         if self.at_once > 1:
-            self.network = Network(copy.deepcopy(model), task).eval()
+            self.network = Network(copied_model(model), task).eval()
             self.first = self._first_layer()
             if self.first:
                 size -= self.first.size

@@ -1,6 +1,5 @@
 """Predictions of particles, mean and ensemble: disagreement, calibration, and accuracy on corrupted inputs."""
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
@@ -14,6 +13,7 @@ from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, Record
 from swamp.analysis.run_data import RunData, first_examples
 from swamp.analysis.weight_space import to_list
 from swamp.errors import unknown
+from swamp.model_copy import copied_model
 from swamp.runs.read import read_weights
 from swamp.training import Seed, Task, predict
 from swamp.training.average import State
@@ -88,7 +88,7 @@ def models_of_cycle(run: RunData, index: int, examples: int) -> tuple[nn.Module 
     task = run.task
 
     def ready(weights: State, averaged: bool) -> nn.Module:
-        model = copy.deepcopy(run.model)
+        model = copied_model(run.model)
         model.load_state_dict(dict(weights))
         if averaged:
             batches = math.ceil(examples / _REFRESH_BATCH)

@@ -1,6 +1,5 @@
 """The reference backend: particles are trained sequentially."""
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from swamp.backends.particle import Particle
 from swamp.backends.ticket import Ticket
 from swamp.errors import Diverged, SwampError
 from swamp.masks import Mask
+from swamp.model_copy import copied_model
 from swamp.training import Seed, Task
 from swamp.training.batchnorm import reset_statistics
 from swamp.training.loop import Fit, fit
@@ -33,7 +33,7 @@ class Sequential:
     def __init__(
         self, model: nn.Module, task: Task, optimizer: OptimizerFactory | None = None, *, shard: Shard | None = None
     ) -> None:
-        self.model = copy.deepcopy(model)
+        self.model = copied_model(model)
         self.task = task.to(next(model.parameters()).device)
         self.optimizer, self.shard = optimizer, shard
 
@@ -93,7 +93,7 @@ class ParticleJob:
     def start_model(self) -> nn.Module:
         """A copy of the model at `mask * ticket.weights`."""
         # A copy each: a state dict leaves out buffers that are not persistent, which particles must not shard.
-        model = copy.deepcopy(self.model)
+        model = copied_model(self.model)
         rewind(model, self.request.ticket, self.request.mask)
         if self.request.training.reset_batchnorm:
             reset_statistics(model)

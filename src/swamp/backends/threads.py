@@ -1,6 +1,5 @@
 """Particles trained concurrently, one thread each: for networks whose kernels take longer than the interpreter."""
 
-import copy
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from swamp.backends.base import ForwardingProgress, Progress, TrainRequest
 from swamp.backends.particle import Particle
 from swamp.backends.sequential import ParticleJob, Sequential
 from swamp.errors import Diverged
+from swamp.model_copy import copied_model
 from swamp.training import Task, TensorData, TokenData, Training
 from swamp.training.data import BatchList
 from swamp.training.dropout import uses_global_rng
@@ -32,7 +32,7 @@ class Threads:
     """
 
     def __init__(self, model: nn.Module, task: Task, optimizer: OptimizerFactory | None = None) -> None:
-        self.model = copy.deepcopy(model)
+        self.model = copied_model(model)
         self.task = task.to(next(model.parameters()).device)
         self.optimizer = optimizer
 

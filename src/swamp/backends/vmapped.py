@@ -1,6 +1,5 @@
 """Particles as one stack of tensors that one step updates: for small networks, and for GPUs."""
 
-import copy
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from swamp.backends.vmapped_state import VmappedState
 from swamp.backends.vmapped_step import VmappedStep
 from swamp.errors import Diverged
 from swamp.masks import Mask
+from swamp.model_copy import copied_model
 from swamp.training import Seed, Task, TokenData, Training
 from swamp.training.average import copied
 from swamp.training.data import BatchList, Data, as_batch
@@ -55,7 +55,7 @@ class Vmapped:
         compiled: bool = True,
         multi_stream: bool = False,
     ) -> None:
-        self.model = copy.deepcopy(model)
+        self.model = copied_model(model)
         self.task = task.to(next(model.parameters()).device)
         self.optimizer = optimizer
         self.compiled, self.multi_stream = compiled, multi_stream

@@ -1,6 +1,5 @@
 """The tensors of N models in training, each with a leading dimension for the particle."""
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -14,6 +13,7 @@ from swamp.backends.functional_optimizer import FunctionalOptimizer, is_elementw
 from swamp.backends.sequential import ParticleJob
 from swamp.backends.vmapped_step import Tensors, VmappedStep
 from swamp.errors import Diverged, Interrupted
+from swamp.model_copy import copied_model
 from swamp.training import RunningMean, Seed
 from swamp.training.average import State, copied
 from swamp.training.data import Batch
@@ -47,7 +47,7 @@ class VmappedState:
         self.arithmetic, self.job, self.members = step, job, members
         self.seeds = [seed for _, seed in members]
         self.dropout_seeds = [seed.at("noise").number() for seed in self.seeds]
-        self.scratch = copy.deepcopy(job.model)
+        self.scratch = copied_model(job.model)
         self.weights, self.buffers = self._stacked([snapshot.weights for snapshot in snapshots])
         weights = self.weights
         self.masks = {n: job.request.mask[m].to(weights[n]) for m in job.request.mask if (n := f"model.{m}") in weights}

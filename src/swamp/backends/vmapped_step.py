@@ -1,6 +1,5 @@
 """One optimizer step of N models: every tensor has a leading dimension for the particle."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from swamp.backends.compiled import Compiled
 from swamp.backends.functional_optimizer import Update
+from swamp.model_copy import copied_model
 from swamp.training import Task, Training
 from swamp.training.data import rows_of
 from swamp.training.dropout import DropoutMode, to_multiplier
@@ -48,7 +48,7 @@ class VmappedStep:
 
     def __init__(self, model: nn.Module, task: Task, training: Training, *, multi_stream: bool = False) -> None:
         self.multi_stream = multi_stream
-        self.network = Network(copy.deepcopy(model), task).train()
+        self.network = Network(copied_model(model), task).train()
         self.training = training
         self.device = next(model.parameters()).device
         self.loss = smoothed(task.loss, training.label_smoothing)
@@ -172,7 +172,7 @@ class VmappedStep:
             DropoutMode(record),
             torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16),
         ):
-            copy.deepcopy(self.network)(first)
+            copied_model(self.network)(first)
         return asked
 
     def fused(self, update: Update, *, compiled: bool) -> Callable[..., Callable[..., None]]:

@@ -1,6 +1,5 @@
 """Weights that are computed from other tensors: torch's parametrisations, and older forms that are refused."""
 
-import copy
 from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
@@ -12,6 +11,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from swamp.errors import SwampError
+from swamp.model_copy import copied_model
 
 _ADVICE = {
     WeightNorm: (
@@ -97,7 +97,7 @@ def slices_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 @torch.no_grad()
 def _probed(given: ParametrizationList) -> tuple[torch.Size, Original | None]:
-    probe, generator = copy.deepcopy(given).cpu().eval(), torch.Generator().manual_seed(0)
+    probe, generator = copied_model(given).cpu().eval(), torch.Generator().manual_seed(0)
     with cast(Any, torch.random).fork_rng(devices=[]):
         shape = probe().shape
         names = [name for name in dict(cast(Any, probe).named_parameters(recurse=False)) if name.startswith("original")]

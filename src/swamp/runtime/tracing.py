@@ -1,6 +1,5 @@
 """Trace a module with torch.export: turn it and its mask into a program."""
 
-import copy
 import operator
 import warnings
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from swamp.errors import MaskError, SwampError, shortened
 from swamp.masks import Mask
+from swamp.model_copy import copied_model
 from swamp.runtime.program import Input, Node, Program, Ref, Shape, map_refs, resolve_operator
 from swamp.runtime.rewrite import without_identities
 
@@ -39,7 +39,7 @@ def bake_mask(model: nn.Module, mask: Mask | None = None) -> nn.Module:
         >>> (bake_mask(model, mask).weight != 0).tolist()
         [[True, False]]
     """
-    baked = copy.deepcopy(model).eval()
+    baked = copied_model(model).eval()
     if mask is None:
         mask = Mask.from_zeros(baked)
         if mask.nnz == mask.prunable:
@@ -79,7 +79,7 @@ def trace(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Program:
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     if any(tensor.dim() == 0 or len(tensor) < 2 for tensor in inputs):
         raise SwampError("an export needs example inputs with a size of 2 or more in dimension 0, the batch.")
-    model = copy.deepcopy(model).cpu().eval()
+    model = copied_model(model).cpu().eval()
     return without_identities(_to_program(_exported(model, tuple(tensor.cpu() for tensor in inputs))))
 
 

@@ -1,6 +1,5 @@
 """The scoring context (data, loss, random numbers), and what the criteria that differentiate a network share."""
 
-import copy
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 from swamp.errors import SwampError
 from swamp.masks import Mask
+from swamp.model_copy import copied_model
 
 
 def _call(model: nn.Module, inputs: Any) -> Tensor:
@@ -76,7 +76,7 @@ def pruned_copy(
         for cuda in devices:
             with torch.cuda.device(cuda):
                 torch.cuda.manual_seed(generator.initial_seed())
-        copied = copy.deepcopy(model).eval()
+        copied = copied_model(model).eval()
         mask.apply_(copied)
         for name, parameter in copied.named_parameters():
             parameter.requires_grad_(name in mask)

@@ -1,6 +1,5 @@
 """Re-estimation of batch-normalisation statistics, needed for averaged weights."""
 
-import copy
 from collections.abc import Generator
 from contextlib import contextmanager
 from itertools import islice
@@ -9,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
+from swamp.model_copy import copied_model
 from swamp.training.data import Data, batch_to
 from swamp.training.memory_format import to_memory_format_of
 from swamp.training.task import Forward, call_model, evaluating
@@ -25,7 +25,7 @@ def with_reestimated_batchnorm(
     """`reestimate_batchnorm` on a copy of `model`. Returns `model` itself if it has no running statistics."""
     if not batchnorm_layers(model):
         return model
-    fresh = copy.deepcopy(model)
+    fresh = copied_model(model)
     reestimate_batchnorm(fresh, data, forward=forward, batch_size=batch_size, batches=batches)
     return fresh
 

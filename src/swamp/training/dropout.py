@@ -1,6 +1,5 @@
 """Dropout with explicit random numbers: from a separate generator, or with precomputed masks for stacked models."""
 
-import copy
 import math
 import random
 from collections.abc import Callable, Generator, Mapping
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from swamp.model_copy import copied_model
 from swamp.training.data import batch_to
 from swamp.training.rng import Seed, isolated, reseed_global
 from swamp.training.task import Task
@@ -115,7 +115,7 @@ def has_random_forward(model: nn.Module, task: Task, batch_size: int) -> bool:
 
 def _random_sources(model: nn.Module, task: Task, batch_size: int) -> tuple[bool, bool]:
     """Whether a forward pass draws dropout masks, and whether it draws other random numbers."""
-    fresh = copy.deepcopy(model).train()
+    fresh = copied_model(model).train()
     device = next(fresh.parameters()).device
     inputs, _ = batch_to(next(iter(task.train.in_order(min(batch_size, 8)))), device)
     generator = torch.Generator(device)

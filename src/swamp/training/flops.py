@@ -1,6 +1,5 @@
 """Floating-point operations (FLOPs) per example, for the active weights."""
 
-import copy
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[reportPrivateUsage]
 
 from swamp.masks import Mask
+from swamp.model_copy import copied_model
 from swamp.training.data import batch_to
 from swamp.training.memory_format import to_memory_format_of
 from swamp.training.options import Training
@@ -56,7 +56,7 @@ class FlopCounter:
         A BatchList is counted on its first batch, as the mean over the examples. If the forward pass of one example
         fails, a warning is given and each weight is counted once, as in a network of linear layers.
         """
-        fresh = copy.deepcopy(model).eval()
+        fresh = copied_model(model).eval()
         names = {id(parameter): name for name, parameter in fresh.named_parameters()}
         weights = {names[id(p)]: p for layer in fresh.modules() for p in _weights(layer) if id(p) in names}
         uses = {name: torch.zeros(len(weight), dtype=torch.float64) for name, weight in weights.items()}
