@@ -30,7 +30,7 @@ def test_the_result_is_that_of_the_call_without_a_directory(tmp_path):
     plain = swamp.prune(network(), examples(), backend="sequential", **OPTIONS)
     kept = pruned(tmp_path / "run")
     assert same(plain, kept)
-    assert same(plain, swamp.load_run(tmp_path / "run", network(seed=1)))
+    assert same(plain, swamp.load_run(tmp_path / "run", network(number=1)))
 
 
 def test_the_same_call_again_reads_everything_from_disk(tmp_path, monkeypatch):
@@ -99,9 +99,9 @@ def test_a_handler_of_the_caller_stays_in_place_and_another_thread_can_prune(tmp
     [
         ({"sparsity": 0.8}, r"plan.sparsity: 0.75 -> 0.8"),
         ({"training": replace(TRAINING, lr=0.2)}, r"training.lr: 0.1 -> 0.2"),
-        ({"model": network(seed=1)}, r"the initial weights: seed them \(torch.manual_seed"),
+        ({"model": network(number=1)}, r"the initial weights: seed them \(torch.manual_seed"),
         ({"model": network(width=8)}, r"model.parameters.0.weight: \[16, 6\] -> \[8, 6\]"),
-        ({"task": examples(seed=1)}, r"task.train.digest"),
+        ({"task": examples(number=1)}, r"task.train.digest"),
         ({"task": replace(examples(), validation=None)}, r"task.validation"),
         ({"task": replace(examples(), metrics={"accuracy": lambda a, b: 0.5})}, r"task.metrics"),
     ],
@@ -118,7 +118,7 @@ def test_another_call_is_refused_with_what_differs(tmp_path, change, message):
 
 def test_the_initial_weights_of_a_run_can_be_loaded_to_continue_it(tmp_path):
     pruned(tmp_path / "run")
-    other = network(seed=1)
+    other = network(number=1)
     other.load_state_dict(load_tensors(tmp_path / "run" / "initial.safetensors")[0])
     swamp.prune(other, examples(), out=tmp_path / "run", backend="sequential", **OPTIONS)
 
@@ -152,3 +152,30 @@ def test_commands_read_the_directory(tmp_path, capsys):
     assert set(json.loads(capsys.readouterr().out)["labels"]) >= {"imp"}
     main(["report", str(tmp_path / "swamp"), "-o", str(tmp_path / "report.html")])
     assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("command", ["resume", "export", "analyze", "noise"])
+def test_a_command_that_needs_the_model_says_how_to_give_it(tmp_path, capsys, command):
+    pruned(tmp_path / "run")
+    with pytest.raises(SystemExit) as ended:
+        main([command, str(tmp_path / "run")])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert "was started from Python" in told
+    assert ("swamp.prune(..., out=...)" if command == "resume" else "--model package.module:function") in told
+
+
+def test_commands_take_the_functions_that_make_model_and_task(tmp_path, capsys):
+    sparse = pruned(tmp_path / "run")
+    path = str(tmp_path / "run")
+    model, task = (f"tests.api.conftest:{name}" for name in ("network", "examples"))
+    main(["analyze", path, "--model", model, "--task", task, "--only", "masks", "--quiet"])
+    main(["export", path, "--model", model])
+    exported = swamp.load(tmp_path / "run" / "export.safetensors")
+    x = torch.randn(4, 6)
+    assert torch.allclose(exported(x), sparse.model.eval()(x), atol=1e-5)
+    main(["benchmark", str(tmp_path / "run" / "export.safetensors"), "--seconds", "0.01", "--runtimes", "torch"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["export", path, "--model", "tests.api.conftest:other_network"])
+    assert "is not the model of" in capsys.readouterr().err

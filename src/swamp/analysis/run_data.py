@@ -16,6 +16,7 @@ from swamp.runs.config import RunConfig
 from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import prepare
 from swamp.runs.read import read_particle
+from swamp.runs.reference_origin import load_initial_weights, with_references
 from swamp.training import Task
 from swamp.training.data import Batch, Data, rows_of
 
@@ -31,15 +32,23 @@ class RunData:
     task: Task
 
     @classmethod
-    def open(cls, path: Path | str) -> "RunData":
+    def open(cls, path: Path | str, model: str = "", task: str = "") -> "RunData":
         """Read the run in the directory `path`, and build its task and model.
 
+        Args:
+            path: A run directory.
+            model: Reference to the function that makes the model, in place of what config.json names.
+            task: Reference to the function that makes the task, likewise.
+
         Raises:
-            SwampError: `path` holds no run, or no finished cycle.
+            SwampError: `path` holds no run, or no finished cycle; or the model or task of a run that was started from
+                Python is not given, or is another one.
         """
         directory, config = open_with_cycles(path)
-        problem, model = prepare(config)
-        return cls(directory, config, model, problem.task.to(next(model.parameters()).device))
+        config = with_references(directory, config, model, task)
+        problem, network = prepare(config)
+        load_initial_weights(directory, network, config.model)
+        return cls(directory, config, network, problem.task.to(next(network.parameters()).device))
 
     @cached_property
     def cycles(self) -> int:

@@ -18,6 +18,7 @@ from swamp.backends import Backend, Progress, Ticket
 from swamp.backends.autotune import Choice
 from swamp.errors import SwampError
 from swamp.masks import Mask
+from swamp.references import PYTHON_PREFIX
 from swamp.runs.execute import prepare
 from swamp.runs.overview import overview
 from swamp.runs.read import open_run, read_cycle, read_origin
@@ -204,7 +205,7 @@ def load_run(path: Path | str, model: nn.Module | None = None) -> SparseModel:
         raise SwampError(f"{path} has no finished cycle yet. Wait for the first one, or continue the run.")
     if model is None:
         origin = read_origin(directory)
-        if "model" in origin:
+        if config.model.startswith(PYTHON_PREFIX):
             raise SwampError(
                 f"the model of {path} is a Python object of the class {origin['model']['class']}. Build it and pass "
                 f"it: swamp.load_run({str(path)!r}, model)"

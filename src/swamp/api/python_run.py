@@ -21,6 +21,7 @@ from swamp.api.origin import describe, origin_differences
 from swamp.backends import Backend
 from swamp.errors import Interrupted, SwampError
 from swamp.files import save_tensors
+from swamp.references import PYTHON_PREFIX
 from swamp.runs import open_run
 from swamp.runs.checkpoints import RunStore
 from swamp.runs.config import RunConfig, differences
@@ -28,12 +29,11 @@ from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import append_session, executing, run_summary, write_summary
 from swamp.runs.overview import overview
 from swamp.runs.read import read_origin, write_config
+from swamp.runs.reference_origin import INITIAL
 from swamp.runs.run_progress import Reporter
 from swamp.runs.validation import check_disk_space
 from swamp.training import Task, Training
 
-PYTHON = "python:"
-"""Beginning of the name, in config.json, of a model or task that a Python program passed."""
 SNAPSHOT_SECONDS = 30.0
 """Seconds between two snapshots of a training: a killed process loses at most this time."""
 
@@ -58,8 +58,8 @@ class Job:
         named = self.backend if isinstance(self.backend, str) else "auto" if self.backend is None else "sequential"
         return RunConfig(
             recipe="python",
-            task=f"{PYTHON}{getattr(self.task.loss, '__name__', type(self.task.loss).__name__)}",
-            model=f"{PYTHON}{type(self.model).__name__}",
+            task=f"{PYTHON_PREFIX}{getattr(self.task.loss, '__name__', type(self.task.loss).__name__)}",
+            model=f"{PYTHON_PREFIX}{type(self.model).__name__}",
             plan=self.plan,
             training=self.training,
             device=str(next(self.model.parameters()).device),
@@ -99,9 +99,9 @@ def _directory(job: Job, out: Path) -> RunDirectory:
         return new
     found, config = open_run(out)
     origin = read_origin(found)
-    if not origin:
+    if not config.model.startswith(PYTHON_PREFIX):
         raise SwampError(f"{out} holds a run of the command line. Continue it with: swamp resume {out}")
-    initial = str(out / _INITIAL)
+    initial = str(out / INITIAL)
     other = [*differences(config, job.config), *origin_differences(origin, job.origin, initial)]
     if other:
         raise SwampError(
@@ -111,9 +111,6 @@ def _directory(job: Job, out: Path) -> RunDirectory:
     return found
 
 
-_INITIAL = "initial.safetensors"
-
-
 def _cycles(job: Job, directory: RunDirectory, reporter: Reporter) -> Iterator[Cycle]:
     stop, records = Event(), list[dict[str, Any]]()
     with directory.locked():
@@ -121,7 +118,7 @@ def _cycles(job: Job, directory: RunDirectory, reporter: Reporter) -> Iterator[C
         check_disk_space(directory, job.config, job.model, job.task.train.steps(job.training.batch_size))
         if not directory.config.exists():
             write_config(directory, job.config, job.origin)
-        initial = directory.path / _INITIAL
+        initial = directory.path / INITIAL
         if not initial.exists():
             save_tensors(initial, job.model.state_dict(), directory.provenance(initial))
         append_session(directory, job.config, [])

@@ -24,7 +24,7 @@ from swamp.training.average import copied
 from swamp.training.data import BatchList, Data, as_batch
 from swamp.training.dropout import uses_global_rng
 from swamp.training.loop import train_loop
-from swamp.training.optimizers import OptimizerFactory
+from swamp.training.optimizers import OptimizerFactory, build_optimizer, has_modes
 from swamp.training.snapshot import Snapshot
 from swamp.training.stacked import stacked_batches
 
@@ -102,6 +102,8 @@ class Vmapped:
                     "the model draws random numbers by other means than dropout, from torch's one global generator."
                 )
                 self._steps[training] = reason
+            elif has_modes((self.optimizer or partial(build_optimizer, training=training))(self.model.parameters())):
+                self._steps[training] = "the optimizer switches the weights between training and evaluation."
             else:
                 self._steps[training] = self._tried_step(training)
         return self._steps[training]

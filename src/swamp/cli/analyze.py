@@ -40,6 +40,10 @@ class AnalyzeArgs:
     """Particles whose curvature is measured in the first, middle and last cycle. The mean is measured in each cycle."""
     points: int = 30
     """Number of points on a segment between two models."""
+    model: str = ""
+    """For a run that was started from Python: package.module:function, or file.py:function, that makes its model."""
+    task: str = ""
+    """Function that makes its task, likewise."""
     json: bool = False
     """Print one JSON object on standard output, and nothing else."""
     quiet: bool = False
@@ -90,7 +94,7 @@ class _Session:
                 raise unknown("analysis", name, ANALYSES)
         settings = AnalysisSettings(given.examples, given.curvature_examples, given.curvature_particles, given.points)
         quiet = given.quiet or (given.json and not Err.is_terminal)
-        session = cls(RunData.open(given.run), settings, [], Err if given.json else Out, quiet)
+        session = cls(RunData.open(given.run, given.model, given.task), settings, [], Err if given.json else Out, quiet)
         # In the order of ANALYSES, not of --only: cheap ones first.
         for name in (name for name in ANALYSES if name in (given.only or ANALYSES)):
             try:

@@ -14,12 +14,18 @@ import tyro
 from rich.table import Table
 from torch import Tensor, nn
 
-from swamp.analysis.run_data import RunData
+from swamp.analysis.run_data import RunData, open_with_cycles
+from swamp.api.origin import example_inputs
 from swamp.cli.session import Err, Out, parse, print_json, warnings_to
 from swamp.errors import SwampError, unknown
 from swamp.files import write_atomic
+from swamp.references import PYTHON_PREFIX
+from swamp.runs import read_cycle
 from swamp.runs.config import RunConfig
+from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import prepare
+from swamp.runs.read import read_origin
+from swamp.runs.reference_origin import python_network
 from swamp.runtime import load
 from swamp.runtime.archive import read, save
 from swamp.runtime.benchmark import SWAMP, Latency, NetworkSize, benchmark, best_dense, measure_size
@@ -56,6 +62,10 @@ class ExportArgs:
     """Remove dead units, without changing outputs; for onnx and pt2 (swamp.load always does it)."""
     values: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights in a file of the sparse format: bfloat16 halves their size and rounds them."""
+    model: str = ""
+    """For a run that was started from Python: package.module:function, or file.py:function, that makes its model."""
+    task: str = ""
+    """Function that makes the task, likewise: its test inputs trace the network (default: random inputs)."""
     json: bool = False
     """Print one JSON object on standard output, and nothing else."""
 
@@ -73,7 +83,7 @@ def export_command(arguments: Sequence[str]) -> None:
             f"--compact changes the shapes of weights, which only the formats onnx and pt2 can store, not {args.to}."
         )
     with warnings_to(Err):
-        program, difference = _program(RunData.open(args.run), args.cycle)
+        program, difference = _program(_source(args), args.cycle)
         write, ending = WRITERS[name]
         out = args.out or args.run / f"export{ending}"
         if name == "sparse":
@@ -96,21 +106,42 @@ def export_command(arguments: Sequence[str]) -> None:
         Out.print(f"Measure its speed: swamp benchmark {shlex.quote(str(out))}", soft_wrap=True, highlight=False)
 
 
-def _program(run: RunData, index: int) -> tuple[Program, float]:
+@dataclass(frozen=True)
+class _Source:
+    """The run whose network is exported, and inputs to trace it with."""
+
+    directory: RunDirectory
+    config: RunConfig
+    model: nn.Module
+    inputs: Any
+
+
+def _source(args: ExportArgs) -> _Source:
+    directory, config = open_with_cycles(args.run)
+    if config.model.startswith(PYTHON_PREFIX) and not args.task:
+        inputs = example_inputs(read_origin(directory))
+        model = python_network(directory, args.model)
+        return _Source(directory, replace(config, model=args.model), model, inputs)
+    run = RunData.open(args.run, args.model, args.task)
+    return _Source(run.directory, run.config, run.model, next(iter(run.task.test.in_order(8)))[0])
+
+
+def _program(source: _Source, index: int) -> tuple[Program, float]:
     """The program of a cycle's network, and the largest difference of its outputs from those of the network."""
-    if not -run.cycles <= index < run.cycles:
-        raise SwampError(f"{run.directory.path} has {run.cycles} finished cycles; there is no cycle {index}.")
-    cycle = run.cycle(index % run.cycles)
-    run.model.load_state_dict(dict(cycle.weights))
-    model = bake_mask(run.model, cycle.mask).cpu()
-    inputs = next(iter(run.task.test.in_order(8)))[0]
+    finished = source.directory.finished
+    if not -finished <= index < finished:
+        raise SwampError(f"{source.directory.path} has {finished} finished cycles; there is no cycle {index}.")
+    cycle = read_cycle(source.directory, index % finished)
+    source.model.load_state_dict(dict(cycle.weights))
+    model = bake_mask(source.model, cycle.mask).cpu()
+    inputs = source.inputs
     if not isinstance(inputs, Tensor):
         raise SwampError(
             "only networks with one input tensor can be exported by this command; use swamp.runtime.trace."
         )
     inputs = inputs.cpu()
     provenance = {
-        "config": run.config.to_json(),
+        "config": source.config.to_json(),
         "cycle": cycle.index,
         "sparsity": cycle.mask.sparsity,
         "test": cycle.metrics.test,
@@ -168,7 +199,7 @@ def benchmark_command(arguments: Sequence[str]) -> None:
     try:
         with warnings_to(Err):
             latencies = benchmark(program, batches, args.runtimes, args.seconds)
-            has_run = "config" in program.provenance
+            has_run = "config" in program.provenance and not _is_python(program.provenance["config"])
             accuracy = _accuracy(args.file, program) if args.accuracy and has_run else None
         load_average = os.getloadavg()[0]
         threads = torch.get_num_threads()
@@ -194,6 +225,11 @@ def _batches(text: str) -> list[int]:
     if not batches or min(batches) < 1:
         raise SwampError(f"--batch {text!r} is not a list of batch sizes; use for example --batch 1,32,128.")
     return batches
+
+
+def _is_python(config: dict[str, Any]) -> bool:
+    """Whether the model or the task of a run is an object of a Python program."""
+    return any(config[name].startswith(PYTHON_PREFIX) for name in ("model", "task"))
 
 
 def _row(one: Latency, latencies: Sequence[Latency]) -> dict[str, Any]:

@@ -48,6 +48,10 @@ class NoiseArgs:
     """Maximum number of examples that losses and errors are measured on."""
     points: int = 30
     """Number of points on the segment between two particles."""
+    model: str = ""
+    """For a run that was started from Python: package.module:function, or file.py:function, that makes its model."""
+    task: str = ""
+    """Function that makes its task, likewise."""
     json: bool = False
     """Print one JSON object on standard output, and nothing else."""
     quiet: bool = False
@@ -87,7 +91,7 @@ def _records(given: NoiseArgs, settings: AblationSettings, command: str) -> list
     console = Err if given.json else Out
     with stoppable(stop), ExitStack() as shown:
         reporter = NullReporter() if quiet else shown.enter_context(LiveReporter(console))
-        run = RunData.open(given.run)
+        run = RunData.open(given.run, given.model, given.task)
         cycle = run.cycles - 1 if given.cycle == -1 else given.cycle
         factors = [factor for factor in FACTORS if factor in (given.only or FACTORS)]
         tasks = [*ParticleAblation(run, cycle, settings, reporter, stop).tasks(factors)]

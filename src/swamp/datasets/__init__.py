@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from torch import nn
 
@@ -10,6 +11,7 @@ from swamp.datasets.cifar import cifar_10, cifar_100
 from swamp.datasets.fashion import fashion_mnist
 from swamp.datasets.images import image_folder, tiny_imagenet
 from swamp.datasets.problem import DataOptions, Problem
+from swamp.datasets.referenced import referenced_network, referenced_problem
 from swamp.datasets.text import (
     GLUE_TASKS,
     movie_reviews,
@@ -19,9 +21,10 @@ from swamp.datasets.text import (
     text_folder_number,
     text_folder_text,
 )
-from swamp.errors import unknown
+from swamp.errors import SwampError, unknown
 from swamp.models import build_network
 from swamp.models.language import is_pretrained
+from swamp.references import PYTHON_PREFIX, is_reference
 from swamp.training.rng import Seed
 
 __all__ = ["build_problem"]
@@ -49,7 +52,14 @@ TASKS: dict[str, TaskBuilder] = {
 
 
 def task_named(name: str) -> TaskBuilder:
-    """Look up a task builder by name. Raises SwampError with suggestions."""
+    """The builder of a task, from its name or a reference to a function. Raises SwampError with suggestions."""
+    if is_reference(name):
+        return partial(referenced_problem, name)
+    if name.startswith(PYTHON_PREFIX):
+        raise SwampError(
+            "the task and the model of this run are objects of a Python program. Name functions that make them: "
+            "--model package.module:function --task package.module:function"
+        )
     if name not in TASKS:
         raise unknown("task", name, TASKS)
     return TASKS[name]
@@ -82,5 +92,12 @@ def build_problem(task: str, model: str, options: DataOptions, seed: Seed) -> Pr
 
 
 def network_for(problem: Problem, model: str) -> nn.Module:
-    """`build_network` for the inputs and outputs of `problem`."""
+    """The network that `model` names, or that the function makes to which it refers, for the data of `problem`."""
+    if is_reference(model):
+        return referenced_network(model, problem)
+    if not problem.shape:
+        raise SwampError(
+            f"the task does not state the shape of its inputs, which {model} needs. Name a function that makes the "
+            "network (--model package.module:function), or let the task's function return a swamp.datasets.Problem."
+        )
     return build_network(model, problem.shape, problem.classes, problem.tokens)

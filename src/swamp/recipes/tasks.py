@@ -15,6 +15,7 @@ from swamp.recipes.recipes import (
     movie_reviews_minilm,
     movie_reviews_transformer,
 )
+from swamp.references import is_reference
 from swamp.runs.config import RunConfig
 
 _SIGNALS = (mnist1d_mlp, mnist1d_conv)
@@ -67,7 +68,7 @@ def for_task(task: str, model: str = "", base: RunConfig | None = None) -> RunCo
 
 
 def _recipe_for(task: str, model: str) -> RunConfig:
-    recipes = [build() for build in _BY_TASK.get(task, _TEXTS)]
+    recipes = [build() for build in ((RunConfig,) if is_reference(task) else _BY_TASK.get(task, _TEXTS))]
     if model.startswith("hf:"):
         # Pretrained like minilm: small learning rate, no training before the ticket.
         recipes += [replace(recipe, model=model) for recipe in recipes if recipe.model == "minilm"]

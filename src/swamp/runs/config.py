@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,9 +33,9 @@ class RunConfig:
     recipe: str = "custom"
     """Recipe, or task, that the settings started from. See `swamp list recipes`."""
     task: str = "mnist1d"
-    """Data set. See `swamp list tasks`."""
+    """Data set, see `swamp list tasks`; or package.module:function, or file.py:function, that returns a swamp.Task."""
     model: str = "lenet-300-100"
-    """Network. See `swamp list models`."""
+    """Network, see `swamp list models`; or package.module:function, or file.py:function, that returns a module."""
     plan: Plan = field(default_factory=Plan)
     training: Training = field(default_factory=Training)
     data: DataOptions = field(default_factory=DataOptions)
@@ -128,7 +129,8 @@ class RunConfig:
         method = method_named(self.plan.method)
         several = method.multi_particle or method.ensemble or method.n_times_epochs
         count = f"-{self.plan.most_particles}" if several else ""
-        return f"{self.recipe}-{self.plan.method}{count}-seed{self.plan.seed}-{self.digest()[:6]}"
+        recipe = re.sub(r"[^\w.-]+", "-", self.recipe)
+        return f"{recipe}-{self.plan.method}{count}-seed{self.plan.seed}-{self.digest()[:6]}"
 
 
 _BESIDE_THE_RESULT = (

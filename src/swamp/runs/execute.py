@@ -25,6 +25,7 @@ from swamp.datasets.problem import Problem
 from swamp.errors import CorruptFile, Diverged, Interrupted, SwampError
 from swamp.files import quarantine
 from swamp.integrations import timm
+from swamp.references import PYTHON_PREFIX
 from swamp.runs.checkpoints import RunStore
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, add_checksum, read_json, replace_nonfinite, write_json
@@ -32,6 +33,7 @@ from swamp.runs.environment import environment
 from swamp.runs.overview import overview
 from swamp.runs.ranks import distributed_job, restarted, wait_until_prepared
 from swamp.runs.read import open_run, read_sessions, verify_config_owner, write_config
+from swamp.runs.reference_origin import reference_origin, verify_references
 from swamp.runs.run_progress import NullReporter, Reporter
 from swamp.runs.validation import (
     check_disk_space,
@@ -76,6 +78,11 @@ def start(config: RunConfig, path: Path, reporter: Reporter, stop: Event) -> dic
 def resume(path: Path, reporter: Reporter, stop: Event) -> dict[str, Any]:
     """Continue the run in `path`; finished parts are read from disk. Otherwise as `start`."""
     directory, config = open_run(path)
+    if config.model.startswith(PYTHON_PREFIX):
+        raise SwampError(
+            f"{path} was started from Python, with a model and a task that are objects of that program. Continue it "
+            "with the same call there: swamp.prune(..., out=...)"
+        )
     verify_config_owner(directory)
     return _run(directory, config, reporter, stop, new=False)
 
@@ -95,7 +102,9 @@ def _run(directory: RunDirectory, config: RunConfig, reporter: Reporter, stop: E
             check_disk_space(directory, config, model, problem.task.train.steps(config.training.batch_size))
             wait_until_prepared(coordinator)
             if new:
-                write_config(directory, config)
+                write_config(directory, config, reference_origin(config, model))
+            else:
+                verify_references(directory, config, model)
             if coordinator is not None:
                 stop = _stop_of(config, coordinator)
             store = store_of(config, directory, reporter, stop)

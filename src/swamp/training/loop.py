@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from swamp.training.dropout import DropoutStream
 from swamp.training.memory_format import to_fastest_memory_format, to_memory_format
 from swamp.training.mixed_precision import Autocast
 from swamp.training.nan_checks import require_finite, require_finite_memory, require_finite_weights
-from swamp.training.optimizers import OptimizerFactory, build_optimizer
+from swamp.training.optimizers import OptimizerFactory, build_optimizer, evaluation_weights, has_modes
 from swamp.training.options import Training
 from swamp.training.rng import Seed, isolated
 from swamp.training.sam import gradient_of, perturbed, second_gradient
@@ -147,8 +147,10 @@ def fit(
         train_loop(state, training, state.per_epoch, start, last, last)
         # Before the mask is checked, which would take a NaN among the pruned weights for a mask that was not kept.
         state.require_finite(max(start, last))
-    averaged = state.mean.count
-    weights = state.mean.mean() if averaged else copied(model.state_dict())
+        state.end()
+    # The weights of a schedule-free optimizer are an average of all its steps.
+    averaged = state.mean.count or (last if has_modes(state.optimizer) else 0)
+    weights = state.mean.mean() if state.mean.count else copied(model.state_dict())
     # Averaged, hashed and stored weights are whole tensors in the usual memory format, whatever training used.
     weights = {name: full_tensor(value).contiguous() for name, value in weights.items()}
     return Fit(weights, averaged, max(start, last) - first, tuple(state.losses))
@@ -178,6 +180,8 @@ class _ModelState:
         self.memory_format = torch.contiguous_format if sharded else to_fastest_memory_format(model, bfloat16=bfloat16)
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.optimizer: Optimizer = (optimizer or partial(build_optimizer, training=training))(self.trainable)
+        if has_modes(self.optimizer):
+            cast(Any, self.optimizer).train()
         self.per_epoch = task.train.steps(training.batch_size)
         self.total = training.epochs * self.per_epoch
         self.loss = smoothed(task.loss, training.label_smoothing)
@@ -279,7 +283,13 @@ class _ModelState:
         require_finite(mean_loss, step, self.training, self.per_epoch, self.trainable[0])
 
     def sample(self) -> None:
-        self.mean.add(self.model.state_dict())
+        with evaluation_weights(self.optimizer):
+            self.mean.add(self.model.state_dict())
+
+    def end(self) -> None:
+        """Leave the weights for evaluation in the model."""
+        if has_modes(self.optimizer):
+            cast(Any, self.optimizer).eval()
 
     def report(self, step: int, last: int) -> None:
         if self.on_step is not None:

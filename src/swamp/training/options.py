@@ -35,7 +35,7 @@ class Training:
     grad_accum_steps: int = 1
     """Micro-batches per optimizer step, computed sequentially: the same gradient with less memory."""
     optimizer: str = "sgd"
-    """sgd, adamw, or the name of a class in torch.optim."""
+    """sgd, adamw, the name of a class in torch.optim, or package.module:Class (also file.py:function)."""
     lr: float = 0.1
     """Peak learning rate."""
     momentum: float = 0.9

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from swamp.errors import SwampError
 from swamp.masks import Mask
 from swamp.masks.dtensor import gathered_copy, is_sharded, shard_like
 from swamp.training.average import State
+
+_LENGTH = "length"
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +69,7 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
         slots = optimizer.state.get(parameter, {})
         # Sorted: state from a file may have any order, and all processes must gather in the same order.
         for key in sorted(slots):
-            value = slots[key]
-            if value is not None:
-                name, tensor = _as_tensor(f"{index}/{key}", value)
-                flat[name] = tensor
+            flat |= _flat(f"{index}/{key}", slots[key])
     # Some optimizers keep state (a step size, a weight sum) in the parameter group.
     for index, group in enumerate(optimizer.param_groups):
         for key, value in group.items():
@@ -94,6 +93,7 @@ def load_optimizer(optimizer: Optimizer, flat: Mapping[str, Tensor]) -> None:
             groups[int(owner.removeprefix("group"))][key] = value
         else:
             slots.setdefault(int(owner), {})[key] = value
+    slots = {index: _nested(own) for index, own in slots.items()}
     for index, parameter in enumerate(_parameters(optimizer)):
         if is_sharded(parameter) and index in slots:
             # Sharded before torch moves it to the device, which may have no memory for the full tensor.
@@ -103,11 +103,14 @@ def load_optimizer(optimizer: Optimizer, flat: Mapping[str, Tensor]) -> None:
     for index, parameter in enumerate(_parameters(optimizer)):
         placed = optimizer.state.get(parameter, {})
         for key, value in slots.get(index, {}).items():
-            placed[key] = _placed(value, placed[key], parameter) if isinstance(value, Tensor) else value
+            placed[key] = _placed(value, placed[key], parameter)
 
 
-def _placed(value: Tensor, like: Tensor, parameter: nn.Parameter) -> Tensor:
-    if is_sharded(value):
+def _placed(value: Any, like: Any, parameter: nn.Parameter) -> Any:
+    if isinstance(value, list):
+        parts = cast("list[Any]", value)
+        return [_placed(part, other, parameter) for part, other in zip(parts, like, strict=True)]
+    if not isinstance(value, Tensor) or is_sharded(value):
         return value
     value = value.to(like.device)
     # Same memory format as its parameter, as fused kernels require.
@@ -121,6 +124,31 @@ def _part(value: Any, parameter: nn.Parameter) -> Any:
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _flat(name: str, value: Any) -> dict[str, Tensor]:
+    """Tensors and numbers of one entry of the state; those of lists, as SOAP has, are named `name/0`, `name/1` ..."""
+    if value is None:
+        return {}
+    if not isinstance(value, list | tuple):
+        return dict([_as_tensor(name, value)])
+    parts = cast("Sequence[Any]", value)
+    flat = {f"{name}/{_LENGTH}": torch.tensor(len(parts))}
+    for place, part in enumerate(parts):
+        flat |= _flat(f"{name}/{place}", part)
+    return flat
+
+
+def _nested(slots: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of `_flat` for the entries of one parameter."""
+    lists = [name.removesuffix(f"/{_LENGTH}") for name in slots if name.endswith(f"/{_LENGTH}")]
+
+    def build(name: str) -> Any:
+        if name not in lists:
+            return slots.get(name)
+        return [build(f"{name}/{place}") for place in range(int(slots[f"{name}/{_LENGTH}"]))]
+
+    return {name: build(name) for name in [*lists, *slots] if "/" not in name}
 
 
 def _as_tensor(name: str, value: Any) -> tuple[str, Tensor]:

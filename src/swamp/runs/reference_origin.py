@@ -1,0 +1,101 @@
+"""Models, tasks and optimizers of the user: what config.json records of them, and how a command finds them again."""
+
+import warnings
+from dataclasses import replace
+from typing import Any, cast
+
+from torch import nn
+
+from swamp.datasets.problem import Problem
+from swamp.datasets.referenced import referenced_network
+from swamp.errors import SwampError
+from swamp.files import digest, load_tensors
+from swamp.references import PYTHON_PREFIX, is_reference, source_digest
+from swamp.runs.config import RunConfig
+from swamp.runs.directory import RunDirectory
+from swamp.runs.read import read_origin
+
+INITIAL = "initial.safetensors"
+"""File of a run that was started from Python: the weights of the model that was passed."""
+
+
+def reference_origin(config: RunConfig, model: nn.Module) -> dict[str, Any]:
+    """Digests of the files of the functions, and of the initial weights; empty for a run without such functions."""
+    named = {"model": config.model, "task": config.task, "optimizer": config.training.optimizer}
+    own = {what: name for what, name in named.items() if is_reference(name)}
+    if not own:
+        return {}
+    sources = {what: {"name": name, "source": source_digest(name, what)} for what, name in own.items()}
+    return {**sources, "initial_weights": digest(model.state_dict())}
+
+
+def verify_references(directory: RunDirectory, config: RunConfig, model: nn.Module) -> None:
+    """Warn of functions whose file was changed since the run began.
+
+    Raises SwampError if the initial weights differ from those with which the run began.
+    """
+    before, now = read_origin(directory), reference_origin(config, model)
+    functions = {what: now[what] for what in ("model", "task", "optimizer") if what in now}
+    changed = [f"{what} {own['name']}" for what, own in functions.items() if own != before.get(what)]
+    files = f"the file of {' and of '.join(changed)} was changed since this run began"
+    if before.get("initial_weights") != now.get("initial_weights"):
+        why = files if changed else "the model's function gives other initial weights than when this run began"
+        raise SwampError(
+            f"{directory.path} cannot be continued: {why}, and its initial weights differ. Put the former code back, "
+            f"or start another run with: swamp run --config {directory.config} --out NEW"
+        )
+    if changed:
+        warnings.warn(f"{files}: the rest of the run uses the new code.", stacklevel=2)
+
+
+def with_references(directory: RunDirectory, config: RunConfig, model: str, task: str) -> RunConfig:
+    """The configuration of a run with other functions for the model and the task; empty names change nothing.
+
+    Raises SwampError for names that are no references, and if a run that was started from Python has none.
+    """
+    for option, name in {"model": model, "task": task}.items():
+        if name and not is_reference(name):
+            raise SwampError(f"--{option} takes package.module:function or file.py:function, got {name!r}.")
+    found = replace(config, model=model or config.model, task=task or config.task)
+    options = {"model": found.model, "task": found.task}
+    missing = [f"--{option} package.module:function" for option, name in options.items() if _is_object(name)]
+    if missing:
+        origin = read_origin(directory)
+        raise SwampError(
+            f"{directory.path} was started from Python, with objects of that program (the model is a "
+            f"{origin['model']['class']}). Name the functions that make them: {' '.join(missing)}"
+        )
+    return found
+
+
+def load_initial_weights(directory: RunDirectory, model: nn.Module, reference: str) -> None:
+    """Load the initial weights of a run that was started from Python into the model that a function made.
+
+    Raises SwampError if they do not fit, as the function makes another model.
+    """
+    path = directory.path / INITIAL
+    if not path.exists():
+        return
+    weights, _ = load_tensors(path)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        why = str(error).strip().splitlines()[-1].strip()
+        raise SwampError(f"model {reference} is not the model of {directory.path}: {why}") from error
+
+
+def python_network(directory: RunDirectory, reference: str) -> nn.Module:
+    """The model of a run that was started from Python, made by a function, with the initial weights of the run."""
+    if not is_reference(reference):
+        raise SwampError(
+            f"{directory.path} was started from Python: its model is a {read_origin(directory)['model']['class']} of "
+            "that program. Name a function or class that makes it: --model package.module:function"
+        )
+    shape = read_origin(directory).get("input", {}).get("shape", ())
+    model = referenced_network(reference, Problem(cast(Any, None), tuple(shape), 0))
+    load_initial_weights(directory, model, reference)
+    return model
+
+
+def _is_object(name: str) -> bool:
+    return name.startswith(PYTHON_PREFIX)
