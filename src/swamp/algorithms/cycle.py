@@ -139,6 +139,8 @@ class Cycle:
     """Density of each attention head, by attention module: see masks/heads.py."""
     divergences: tuple[Divergence, ...] = ()
     """Trainings of this cycle that diverged; the first cycle includes those of the ticket."""
+    state: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Extra state of the first particle of a custom trainer; not in the record, but in the particle's file."""
 
     @property
     def sparsity(self) -> float:

@@ -1,10 +1,13 @@
 """How a cycle begins: at which weights its particles start, on which mask, and how they train."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from swamp.algorithms.cycle import Cost, Cycle
 from swamp.algorithms.setup import Setup
 from swamp.backends import Ticket
+from swamp.errors import SwampError
 from swamp.masks import Mask
 from swamp.training import Training
 from swamp.training.retrain import norm_change, retraining
@@ -44,9 +47,23 @@ def next_spec(setup: Setup, index: int, ticket: Ticket, previous: Cycle) -> Cycl
     pruned = setup.pruner.prune(previous.mask, previous.weights, nnz, setup.seed.at("score", index))
     start, training, first = ticket, setup.training_of(index), setup.first_step(index)
     if setup.method.start == "pruned":
-        start = Ticket(previous.weights, 0)
+        start = Ticket(previous.weights, 0, _carried_state(setup, ticket, previous))
         training, first = _retrained(setup, previous, pruned.mask)
     return CycleSpec(start, pruned.mask, training, first, pruned.notes, previous.total, pruned.flops)
+
+
+def _carried_state(setup: Setup, ticket: Ticket, previous: Cycle) -> Mapping[str, Any]:
+    """Extra state with which carried weights go on: the one of the previous cycle's first particle."""
+    if previous.state or not ticket.state:
+        return previous.state
+    index = previous.particles[0].index
+    particle = setup.store.particle(previous.index, index)
+    if particle is None:
+        raise SwampError(
+            f"the extra state of particle {index} of cycle {previous.index} is not kept, and {setup.plan.method} goes "
+            "on from it. Keep particles (--keep-checkpoints particles), or take a method that rewinds to the ticket."
+        )
+    return particle.state
 
 
 def _retrained(setup: Setup, previous: Cycle, mask: Mask) -> tuple[Training, int]:

@@ -63,6 +63,7 @@ def evaluate_cycle(
         tuple(notes),
         head_densities(setup.model, mask),
         divergences,
+        trained.particles[0].state,
     )
 
 

@@ -48,7 +48,7 @@ def train_ticket(setup: Setup) -> Ticket:
                 trained += setup.backend.train(attempt)
         except Diverged as error:
             raise Diverged(f"the ticket, {error}", error.steps) from error
-        ticket = Ticket(trained[0].weights, setup.ticket_steps)
+        ticket = Ticket(trained[0].weights, setup.ticket_steps, trained[0].state)
     setup.store.keep_ticket(ticket)
     return ticket
 

@@ -172,7 +172,7 @@ class ParticleAblation:
             fresh = copied_model(layer)
             fresh.reset_parameters()
         own = {f"{name}.{key}" if name else key: value for key, value in fresh.state_dict().items()}
-        return Ticket({**self._ticket.weights, **own}, self._ticket.steps)
+        return Ticket({**self._ticket.weights, **own}, self._ticket.steps, self._ticket.state)
 
     def _missing(self, factor: str) -> str | None:
         """Why the particles of this run cannot differ in a factor; None if they can."""

@@ -158,7 +158,7 @@ class InstabilityAnalysis:
         seeds = [(0, self.seed.at("ticket"))]
         request = TrainRequest(ticket, self.dense, self.ticket_training, seeds, last=steps, progress=self.progress)
         (trained,) = self.backend.train(request)
-        return Ticket(trained.weights, steps)
+        return Ticket(trained.weights, steps, trained.state)
 
     def mask(self, ticket: Ticket) -> Mask:
         """The mask that the copies of this ticket are trained on."""

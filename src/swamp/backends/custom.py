@@ -1,13 +1,16 @@
 """A user's own trainer in the cycle loop: any function that trains a model in place."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
+from typing import Any, cast
 
 from torch import nn
 
 from swamp.backends.base import TrainRequest
+from swamp.backends.extra_state import copied_state
 from swamp.backends.particle import Particle
 from swamp.backends.sequential import ParticleJob
 from swamp.errors import Diverged, SwampError
@@ -18,6 +21,8 @@ from swamp.training.loop import Fit
 from swamp.training.nan_checks import require_finite_weights
 from swamp.training.rng import isolated
 from swamp.training.snapshot import Snapshot
+
+_NO_STATE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(eq=False)
@@ -37,6 +42,9 @@ class TrainJob:
     last: int
     per_epoch: int
     """Steps of an epoch."""
+    state: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Extra state beside the model: a discriminator's state dict, a replay buffer, an EMA. At the beginning it is what
+    the ticket's training left (at first, the trainer's `state`); at the end it is kept with the particle."""
     on_step: Callable[[int, "TrainJob"], None] = lambda step, job: None
     step: int = field(init=False)
     """Steps taken, counted from the beginning of the schedule: `first` before the first."""
@@ -89,24 +97,47 @@ class CustomTrainer:
     averaged; everything else is the function's to use. An interrupted particle starts again. The global generators are
     seeded for each particle and restored afterwards.
 
+    Extra state (`job.state`) travels with the ticket, so that all particles start with the same, and each particle
+    keeps its own; methods that continue from pruned weights go on with the first particle's. It is stored with them in
+    the run directory.
+
     Args:
         model: Architecture of the particles; each is trained as a copy.
-        task: Its training data determine the number of steps.
+        task: Its training data determine the number of steps (None: `steps_per_epoch` does).
         train: Trains `job.model` in place and returns the mean training loss.
+        steps_per_epoch: Optimizer steps of an epoch, for a loop whose steps do not follow from the task's data. With 1,
+            `Training.epochs` counts steps.
+        state: Extra state at the beginning: tensors, numbers, and dicts and lists of them, as state dicts are.
+
+    Raises:
+        SwampError: If there is neither a task nor `steps_per_epoch`, or a value of `state` cannot be stored.
     """
 
-    def __init__(self, model: nn.Module, task: Task, train: TrainFunction) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task | None,
+        train: TrainFunction,
+        *,
+        steps_per_epoch: int | None = None,
+        state: Mapping[str, Any] = _NO_STATE,
+    ) -> None:
+        if task is None and steps_per_epoch is None:
+            raise SwampError("a custom trainer without a task needs steps_per_epoch, its optimizer steps in an epoch.")
+        if steps_per_epoch is not None and steps_per_epoch < 1:
+            raise SwampError(f"steps_per_epoch must be 1 or more, got {steps_per_epoch}.")
         self.model, self.task, self.function = model, task, train
+        self.steps_per_epoch, self.state = steps_per_epoch, copied_state(state)
 
     def train(self, request: TrainRequest) -> list[Particle]:
         """See Backend.train. Raises SwampError where the function took another number of steps than `job.steps`."""
-        job = ParticleJob(self.model, self.task, None, request)
+        job = ParticleJob(self.model, cast(Task, self.task), None, request)  # the function trains
         found = [job.train(index, seed, partial(self._train, request)) for index, seed in request.seeds]
         return [particle for particle in found if particle is not None]
 
     def _train(self, request: TrainRequest, model: nn.Module, index: int, seed: Seed) -> Fit:
         training, first = request.training, request.first
-        per_epoch = self.task.train.steps(training.batch_size)
+        per_epoch = self._per_epoch(training)
         last = request.last_step(per_epoch)
 
         def on_step(step: int, own: TrainJob) -> None:
@@ -115,7 +146,8 @@ class CustomTrainer:
 
             request.progress.on_step(index, step, last, snapshot)
 
-        own = TrainJob(model, request.mask, training, seed, first, last, per_epoch, on_step)
+        state = copied_state(request.ticket.state or self.state)
+        own = TrainJob(model, request.mask, training, seed, first, last, per_epoch, state, on_step)
         with isolated(seed, next(model.parameters()).device):
             loss = self.function(own)
         if own.step != last:
@@ -128,4 +160,15 @@ class CustomTrainer:
             raise Diverged(f"the mean training loss is {loss} after step {last}. Lower the learning rate.", last)
         require_finite_weights(dict(model.named_parameters()), last, training)
         weights = own.mean.mean() if own.mean.count else copied(model.state_dict())
-        return Fit({name: value.contiguous() for name, value in weights.items()}, own.mean.count, own.steps, (loss,))
+        whole = {name: value.contiguous() for name, value in weights.items()}
+        return Fit(whole, own.mean.count, own.steps, (loss,), copied_state(own.state))
+
+    def _per_epoch(self, training: Training) -> int:
+        steps = self.steps_per_epoch if self.task is None else self.task.train.steps(training.batch_size)
+        assert steps is not None
+        if self.steps_per_epoch not in (None, steps):
+            raise SwampError(
+                f"the trainer has steps_per_epoch={self.steps_per_epoch}, and the task's data give {steps} steps of "
+                f"{training.batch_size} examples. Give one of them, or the same."
+            )
+        return steps

@@ -1,12 +1,14 @@
 """Particle: one trained copy of a ticket on a mask, and the mean of several."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from swamp.backends.extra_state import with_state, without_state
 from swamp.errors import CorruptFile, SwampError
 from swamp.files import load_tensors, require_format, save_tensors
 from swamp.training.average import State, mean
@@ -30,6 +32,8 @@ class Particle:
     losses: tuple[float, ...]
     """Mean training loss of each epoch."""
     seconds: float
+    state: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Extra state that a custom trainer returned."""
 
     def save(self, path: Path | str, about: Mapping[str, str] | None = None) -> None:
         """Write the particle as safetensors, all but the weights in the metadata, with what is said `about` it."""
@@ -44,13 +48,14 @@ class Particle:
             "losses": " ".join(map(repr, self.losses)),
             "seconds": repr(self.seconds),
         }
-        save_tensors(Path(path), self.weights, metadata)
+        save_tensors(Path(path), *with_state(self.weights, metadata, self.state))
 
     @classmethod
     def load(cls, path: Path | str) -> "Particle":
         """Read what `save` wrote. Raises SwampError for any other or altered file."""
-        weights, metadata = load_tensors(Path(path))
+        stored, metadata = load_tensors(Path(path))
         require_format(path, metadata, "swamp-particle-1", "a particle")
+        weights, state = without_state(stored, metadata, path)
         try:
             return cls(
                 weights,
@@ -61,6 +66,7 @@ class Particle:
                 int(metadata["steps"]),
                 tuple(map(float, metadata["losses"].split())),
                 float(metadata["seconds"]),
+                state,
             )
         except (KeyError, ValueError) as error:
             raise CorruptFile(

@@ -115,6 +115,7 @@ class ParticleJob:
             fitted.steps,
             fitted.losses,
             seconds,
+            fitted.state,
         )
         request.progress.on_finished(particle)
         return particle

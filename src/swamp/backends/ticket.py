@@ -1,12 +1,15 @@
 """Ticket: the weights every particle of every cycle starts from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from swamp.backends.extra_state import copied_state, encoded, with_state, without_state
 from swamp.errors import CorruptFile
 from swamp.files import digest, load_tensors, require_format, save_tensors
 from swamp.training.average import copied
@@ -21,29 +24,40 @@ class Ticket:
 
     weights: Mapping[str, Tensor]
     steps: int
+    state: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Extra state with which every particle starts, see CustomTrainer."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", copied(self.weights))
+        object.__setattr__(self, "state", copied_state(self.state))
 
     @cached_property
     def id(self) -> str:
-        """Fingerprint of the weights: particles of different tickets must not be averaged."""
-        return digest(self.weights)
+        """Fingerprint of weights and extra state: particles of different tickets must not be averaged."""
+        if not self.state:
+            return digest(self.weights)
+        tensors, structure = encoded(self.state)
+        return digest({"weights": _text(digest(self.weights)), "state": _text(digest(tensors) + structure)})
 
     def save(self, path: Path | str, about: Mapping[str, str] | None = None) -> None:
         """Write the ticket as safetensors, its steps and id in the metadata, and what is said `about` it."""
         metadata = {**(about or {}), "format": "swamp-ticket-1", "steps": str(self.steps), "id": self.id}
-        save_tensors(Path(path), self.weights, metadata)
+        save_tensors(Path(path), *with_state(self.weights, metadata, self.state))
 
     @classmethod
     def load(cls, path: Path | str) -> "Ticket":
         """Read what `save` wrote. Raises SwampError for any other or altered file."""
-        weights, metadata = load_tensors(Path(path))
+        stored, metadata = load_tensors(Path(path))
         require_format(path, metadata, "swamp-ticket-1", "a ticket")
+        weights, state = without_state(stored, metadata, path)
         try:
-            ticket, stated = cls(weights, int(metadata["steps"])), metadata["id"]
+            ticket, stated = cls(weights, int(metadata["steps"]), state), metadata["id"]
         except (KeyError, ValueError) as error:
             raise CorruptFile(f"{path} is damaged: its description is not whole ({error}). Restore it.") from error
         if ticket.id != stated:
             raise CorruptFile(f"{path} is damaged: its weights do not match its own checksum. Restore it or run again.")
         return ticket
+
+
+def _text(text: str) -> Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)

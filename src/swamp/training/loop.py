@@ -1,8 +1,8 @@
 """The one training loop, and the training of one model by it."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, pairwise
 from typing import Any, Protocol, cast
@@ -91,6 +91,8 @@ class Fit:
     """Optimizer steps taken."""
     losses: tuple[float, ...]
     """Mean training loss of each epoch."""
+    state: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Extra state of a custom trainer."""
 
 
 OnStep = Callable[[int, int, Callable[[], Snapshot]], None]
