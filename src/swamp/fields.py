@@ -5,10 +5,12 @@ import numbers
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
+from decimal import Decimal
 from functools import cache
 from html import escape
+from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin
 
 from swamp.errors import SwampError, unknown
@@ -45,7 +47,7 @@ def check_fields(options: object) -> None:
     Values from Python may have any type, and NaN passes every later comparison.
     """
     for name, hint in _hints(type(options)).items():
-        _check(name, hint, getattr(options, name))
+        check_value(name, hint, getattr(options, name))
 
 
 @cache
@@ -75,43 +77,63 @@ def with_option_names(message: str) -> str:
     return re.sub(r"(?<![\w.$/'\"-])[a-z]+(_[a-z]+)*(?![\w./'\"-]\w|_)", option, message)
 
 
-def _check(name: str, hint: Any, value: Any) -> None:
+def check_value(name: str, hint: Any, value: Any) -> None:
+    """Raise SwampError, with what to write instead, unless `value` has the type `hint`.
+
+    Hints that name no class, a literal, a union, a sequence, a mapping or a callable are not checked.
+    """
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
-        if value not in inner:
-            raise unknown(name, str(value), inner)
+        if not isinstance(value, Hashable) or value not in inner:
+            raise unknown(name, value if isinstance(value, str) else repr(value), inner)
     elif origin in (typing.Union, types.UnionType):
-        if value is not None:
-            _check(name, next(one for one in inner if one is not type(None)), value)
-    elif origin is tuple:
-        _check_each(name, inner[0], value)
-    elif not _fits(hint, value):
-        raise _wrong(name, _KINDS.get(hint) or f"a {hint.__name__}", value)
+        _check_union(name, hint, inner, value)
+    elif origin in (tuple, Sequence):
+        if isinstance(value, str) or not isinstance(value, list | tuple | range):
+            raise _wrong(name, hint, value)
+        for part in cast("Sequence[Any]", value):
+            check_value(name, inner[0], part)
+    elif not _fits(origin or hint, value):
+        raise _wrong(name, hint, value)
     else:
         _check_size(name, hint, value)
 
 
-def _check_each(name: str, hint: Any, values: Any) -> None:
-    if not isinstance(values, list | tuple):
-        raise _wrong(name, f"a sequence, each item {_KINDS.get(hint, 'a value')}", values)
-    for value in cast("Sequence[Any]", values):
-        _check(name, hint, value)
+def _check_union(name: str, hint: Any, kinds: Sequence[Any], value: Any) -> None:
+    if value is None and type(None) in kinds:
+        return
+    errors: list[SwampError] = []
+    for kind in kinds:
+        if kind is type(None):
+            continue
+        try:
+            check_value(name, kind, value)
+            return
+        except SwampError as error:
+            errors.append(error)
+            if isinstance(value, list | tuple) and get_origin(kind) in (tuple, Sequence):
+                raise  # says which item is wrong
+    raise errors[0] if len(errors) == 1 else _wrong(name, hint, value)
 
 
 def _fits(hint: Any, value: Any) -> bool:
     if hint in (int, float):
         # numpy's numbers included; bool excluded.
         return type(value) is not bool and isinstance(value, numbers.Integral if hint is int else numbers.Real)
-    return isinstance(value, hint)
+    if hint is Callable:
+        return callable(value)
+    if getattr(hint, "_is_protocol", False):
+        return not isinstance(value, type) and all(hasattr(value, method) for method in _methods(hint))
+    return not isinstance(hint, type) or isinstance(value, hint)
 
 
 def _check_size(name: str, hint: Any, value: Any) -> None:
     if hint is int and not -_MOST <= value < _MOST:
-        raise _wrong(name, "a whole number of at most 64 bits", value)
+        raise _stated(name, "a whole number of at most 64 bits", value)
     if hint is float and not abs(value) <= _LARGEST:
-        raise _wrong(name, "a finite number" if _infinite(value) else "a number in the range of float32", value)
+        raise _stated(name, "a finite number" if _infinite(value) else "a number in the range of float32", value)
     if hint is str and "\0" in str(value):
-        raise _wrong(name, "text without zero bytes", value)
+        raise _stated(name, "text without zero bytes", value)
 
 
 def _infinite(value: Any) -> bool:
@@ -119,9 +141,93 @@ def _infinite(value: Any) -> bool:
     return not isinstance(value, int) and not math.isfinite(value)
 
 
-def _wrong(name: str, expected: str, value: Any) -> SwampError:
-    given = repr(value)
-    return SwampError(f"{name} must be {expected}, got {given if len(given) < 100 else given[:80] + '...'}.")
+def _methods(protocol: Any) -> list[str]:
+    return [name for name in cast("dict[str, Any]", vars(protocol)) if not name.startswith("_")]
+
+
+def _wrong(name: str, hint: Any, value: Any) -> SwampError:
+    return _stated(name, _expected(hint), value, _advice(name, hint, value))
+
+
+def _stated(name: str, expected: str, value: Any, advice: str = "") -> SwampError:
+    return SwampError(f"{name} must be {expected}, got {_shown(value)}.{advice}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if callable(value):
+        return f"a {type(value).__name__}"
+    # A repr may be a picture of a whole model or data set.
+    if not isinstance(value, str | bytes | numbers.Number | list | tuple | None):
+        return f"a {type(value).__name__}"
+    given = repr(cast(object, value))
+    return given if len(given) < 100 else given[:80] + "..."
+
+
+def _expected(hint: Any) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return ", or ".join(dict.fromkeys(_expected(one) for one in inner if one is not type(None)))
+    if origin in (tuple, Sequence):
+        return f"a sequence, each item {_expected(inner[0])}"
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if (origin or hint) is Callable:
+        return "a function"
+    kind = origin or hint
+    if getattr(kind, "_is_protocol", False):
+        return f"an object with the method {' and '.join(_methods(kind))}"
+    if kind is Path:
+        return "a path"
+    return _KINDS.get(kind) or f"a {_WRITTEN.get(kind.__name__, kind.__name__)}"
+
+
+_WRITTEN = {"Module": "torch.nn.Module"} | {
+    name: f"swamp.{name}" for name in ("Task", "Training", "Plan", "Mask", "Ticket", "Scope", "Seed")
+}
+_HOW = {
+    "Task": "swamp.Task.of(train=..., test=...)",
+    "Mask": "swamp.Mask.from_zeros(model)",
+    "Ticket": "swamp.Ticket(model.state_dict(), steps=0)",
+}
+"""Class -> how one is made from what users have at hand."""
+
+
+def _advice(name: str, hint: Any, value: Any) -> str:
+    """What to write instead; empty where the message says it all."""
+    kinds = [one for one in (get_args(hint) if get_origin(hint) in (typing.Union, types.UnionType) else (hint,))]
+    classes = [one for one in kinds if isinstance(one, type)]
+    if isinstance(value, type) and any(issubclass(value, one) for one in classes if _is_plain(one)):
+        return f" Create one: {name}={value.__name__}(...)"
+    if isinstance(value, type) and any(getattr(one, "_is_protocol", False) for one in classes):
+        return f" Create one, {value.__name__}(model, task), or give its name."
+    if isinstance(value, str) and {int, float} & set(classes):
+        return _number_advice(name, value)
+    if type(value) is float and int in classes and float not in classes and value.is_integer():
+        return f" Write {name}={int(value)}."
+    if any(get_origin(one) in (tuple, Sequence) for one in kinds) and isinstance(value, str | int | float):
+        return f" Write {name}=({value!r},)."
+    for one in classes:
+        if isinstance(value, Mapping) and one.__name__ in ("Training", "Plan", "Dynamic", "Scope"):
+            return f" Write {name}=swamp.{one.__name__}(**{{...}})."
+        if one.__name__ in _HOW:
+            return f" Make one with {_HOW[one.__name__]}."
+    return ""
+
+
+def _number_advice(name: str, text: str) -> str:
+    try:
+        value = float(text.strip().removesuffix("%"))
+    except ValueError:
+        return ""
+    # Decimal arithmetic: 90 % is 0.9, not 0.9000000000000001.
+    written = Decimal(text.strip().removesuffix("%").strip()) / 100 if text.strip().endswith("%") else value
+    return f" Write {name}={float(written):g}."
+
+
+def _is_plain(kind: type) -> bool:
+    return not getattr(kind, "_is_protocol", False) and kind not in (int, float, str, bool)
 
 
 def short_repr(value: Any) -> str:

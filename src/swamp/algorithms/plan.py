@@ -5,6 +5,7 @@ from typing import Literal, cast, get_args
 
 from swamp.algorithms.method import Method
 from swamp.algorithms.registry import method_named
+from swamp.arguments import named_fields
 from swamp.errors import SwampError, unknown
 from swamp.fields import check_fields, html_table, short_repr
 from swamp.masks import NMPattern, Schedule, Scope, densities_by_fraction, densities_to
@@ -17,6 +18,7 @@ from swamp.training.retrain import Retraining
 OnDivergence = Literal["stop", "restart", "drop"]
 
 
+@named_fields
 @dataclass(frozen=True)
 class Plan:
     """What is pruned, how much, and in how many cycles; `Training` says how each particle is trained."""

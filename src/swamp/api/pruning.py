@@ -14,6 +14,7 @@ from swamp.algorithms.sparse_model import PlanOptions
 from swamp.algorithms.store import NoStore, Store
 from swamp.api.progress import live_progress
 from swamp.api.python_run import Job, stored_cycles
+from swamp.arguments import checked
 from swamp.backends import Backend, Progress, Ticket
 from swamp.backends.autotune import Choice
 from swamp.errors import SwampError
@@ -30,6 +31,7 @@ OnCycle = Callable[[Cycle], Any]
 """Called after each finished cycle."""
 
 
+@checked
 def prune(
     model: nn.Module,
     task: Task,
@@ -84,7 +86,7 @@ def prune(
         Choi et al., "Sparse Weight Averaging with Multiple Particles for Iterative Magnitude Pruning", ICLR 2024.
     """
     counts = tuple(particles) if isinstance(particles, Iterable) else (particles,)
-    plan = _plan(options, method=method, sparsity=sparsity, particles=counts)
+    plan = Plan(method=method, sparsity=sparsity, particles=counts, **options)
     record: list[Cycle] = []
     for cycle in cycles(model, task, plan, training or Training(), backend=backend, out=out, progress=progress):
         record.append(cycle)
@@ -93,6 +95,7 @@ def prune(
     return SparseModel.of(model, record)
 
 
+@checked
 def cycles(
     model: nn.Module,
     task: Task,
@@ -137,6 +140,7 @@ def cycles(
     return found if shown is None else _shown(found, shown, job, started=out is None)
 
 
+@checked
 def retrain(
     model: nn.Module,
     task: Task,
@@ -178,7 +182,7 @@ def retrain(
     epochs = ticket.steps / task.train.steps(how.batch_size)
     densities = (1.0, mask.density) if mask.density < 1 else (1.0,)
     given: PlanOptions = {"ticket_epochs": epochs, **options, "densities": densities}
-    plan = _plan(given, method=method, particles=(particles,))
+    plan = Plan(method=method, particles=(particles,), **given)
     shown = live_progress() if progress else None
     store = NoStore() if shown is None else _ShownOnly(shown)
     found = train_on({len(densities) - 1: mask}, ticket, model, task, plan, how, backend=backend, store=store)
@@ -186,6 +190,7 @@ def retrain(
         return SparseModel.of(model, tuple(found))
 
 
+@checked
 def load_run(path: Path | str, model: nn.Module | None = None) -> SparseModel:
     """The sparse model of a run directory: that of its last finished cycle.
 
@@ -217,13 +222,6 @@ def load_run(path: Path | str, model: nn.Module | None = None) -> SparseModel:
         return SparseModel.of(model, record)
     except RuntimeError as error:
         raise SwampError(f"the model does not fit the run {path}: {str(error).splitlines()[-1].strip()}") from error
-
-
-def _plan(options: PlanOptions, *, method: str, particles: tuple[int, ...], sparsity: float = 0.95) -> Plan:
-    try:
-        return Plan(method=method, sparsity=sparsity, particles=particles, **options)
-    except TypeError as error:
-        raise SwampError(f"{error}. The options are the fields of swamp.Plan.") from error
 
 
 def _shown(found: Iterator[Cycle], shown: Any, job: Job, *, started: bool) -> Iterator[Cycle]:

@@ -56,7 +56,7 @@ class Job:
     def config(self) -> RunConfig:
         """The configuration of the run."""
         named = self.backend if isinstance(self.backend, str) else "auto" if self.backend is None else "sequential"
-        return RunConfig(
+        config = RunConfig(
             recipe="python",
             task=f"{PYTHON_PREFIX}{getattr(self.task.loss, '__name__', type(self.task.loss).__name__)}",
             model=f"{PYTHON_PREFIX}{type(self.model).__name__}",
@@ -66,6 +66,8 @@ class Job:
             backend=named,
             snapshot_seconds=SNAPSHOT_SECONDS,
         )
+        # Numbers of NumPy as Python's, as the file gives them back.
+        return RunConfig.from_json(json.loads(json.dumps(config.to_json(), default=lambda number: number.item())))
 
     @cached_property
     def origin(self) -> dict[str, Any]:

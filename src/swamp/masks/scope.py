@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from swamp.arguments import named_fields
 from swamp.errors import SwampError, shortened
+from swamp.fields import check_fields
 from swamp.masks.parametrized import parametrized_tensors, require_plain_weights
 
 _LAYERS = (
@@ -47,6 +49,7 @@ class Share(NamedTuple):
         return self.prunable / max(1, self.total)
 
 
+@named_fields
 @dataclass(frozen=True)
 class Scope:
     """The prunable parameters of a model: by default the weights of all layers that multiply by a matrix.
@@ -77,6 +80,9 @@ class Scope:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     prune_output_layer: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def prunable(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The prunable parameters.

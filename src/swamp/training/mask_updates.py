@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from swamp.arguments import named_fields
 from swamp.errors import SwampError
 from swamp.fields import check_fields
 from swamp.masks import Mask
@@ -22,6 +23,7 @@ from swamp.training.rng import Seed, isolated
 from swamp.training.task import Task
 
 
+@named_fields
 @dataclass(frozen=True)
 class Dynamic:
     """When and by how much a dynamic mask changes (Evci et al. 2020).

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from swamp.arguments import named_fields
 from swamp.errors import SwampError
 from swamp.fields import check_fields, html_table, short_repr
 
@@ -13,6 +14,7 @@ Precision = Literal["float32", "bfloat16"]
 Sharpness = Literal["sam", "asam", "s2-sam"]
 
 
+@named_fields
 @dataclass(frozen=True)
 class Training:
     """Options for training one particle in one cycle; the optimizer state always starts at zero.
