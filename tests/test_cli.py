@@ -425,3 +425,26 @@ def test_names_in_paths_and_configurations_are_not_options():
     ):
         assert with_option_names(text) == text
     assert with_option_names("the epochs of swa_lr") == "the epochs of --swa-lr"
+
+
+@pytest.mark.parametrize(
+    ("python", "shell"),
+    [
+        ("switch it off (swa=False)", "switch it off (--no-swa)"),
+        ("use nesterov=True.", "use --nesterov."),
+        ('try precision="float32".', "try --precision float32."),
+        ("leave it dense: exclude=('head.*',).", "leave it dense: --exclude 'head.*'."),
+        ("give swa_fraction=0.25", "give --swa-fraction=0.25"),
+        ("prune_fraction=(0.2, 0.5)", "--prune-fraction 0.2 0.5"),
+    ],
+)
+def test_a_value_in_a_message_is_written_for_the_shell(python, shell):
+    RunConfig()
+    assert with_option_names(python) == shell
+
+
+def test_the_library_names_no_option_in_python():
+    """Messages below the command line have the names of Python, which the command line translates."""
+    rooms = ("algorithms", "training", "masks", "scores")
+    files = [path for room in rooms for path in (Path(cli.__file__).parents[1] / room).rglob("*.py")]
+    assert [path.name for path in files if re.search(r"(?<![\w-])--[a-z]", path.read_text())] == []

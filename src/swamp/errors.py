@@ -82,8 +82,8 @@ def as_swamp_error(error: BaseException) -> SwampError | None:
     memory = isinstance(error, RuntimeError | OSError | ImportError) and any(part in text for part in _MEMORY)
     if memory or isinstance(error, MemoryError):
         return ResourceExhausted(
-            f"out of memory ({short}). Finished work is kept; resume with more memory, smaller batches (--batch-size) "
-            "or one particle at a time (--backend sequential)."
+            f"out of memory ({short}). Finished work is kept; resume with more memory, smaller batches (batch_size) "
+            'or one particle at a time (backend="sequential").'
         )
     return None
 
@@ -92,7 +92,7 @@ def data_worker_died(why: str) -> SwampError:
     """The error for a DataLoader worker process that ended unexpectedly."""
     return ResourceExhausted(
         f"a data loading process ended ({why.removesuffix('.')}), usually for lack of memory. Finished work is kept; "
-        "resume with fewer of them (--workers) or with more memory."
+        "resume with fewer of them (workers=0) or with more memory."
     )
 
 

@@ -64,8 +64,9 @@ _checked_names: set[str] = set()
 def with_option_names(message: str) -> str:
     """The message with command-line options, such as --swa-lr, in place of the names of checked fields.
 
-    A name of one word, such as `cycles`, may also be an ordinary word of the sentence. It is replaced only in
-    "cycles=2" and at the start of "cycles must ...".
+    Messages are written with the names and values of Python: swa_lr=0.5, swa=False, backend="threads". A name of one
+    word, such as `cycles`, may also be an ordinary word of the sentence. It is replaced only in "cycles=2" and at the
+    start of "cycles must ...".
     """
 
     def option(match: re.Match[str]) -> str:
@@ -74,7 +75,16 @@ def with_option_names(message: str) -> str:
         is_name = "_" in name or following.startswith("=") or (not match.start() and following.startswith(" must"))
         return f"--{name.replace('_', '-')}" if name in _checked_names and is_name else name
 
-    return re.sub(r"(?<![\w.$/'\"-])[a-z]+(_[a-z]+)*(?![\w./'\"-]\w|_)", option, message)
+    named = re.sub(r"(?<![\w.$/'\"-])[a-z]+(_[a-z]+)*(?![\w./'\"-]\w|_)", option, message)
+    return re.sub(r"--([a-z-]+)=(False|True|\"[^\"]*\"|\([^()]*\))", _as_option, named)
+
+
+def _as_option(match: re.Match[str]) -> str:
+    """An option with its value as a shell takes it, from `name=value` as Python does."""
+    name, value = match[1], match[2]
+    if value in ("False", "True"):
+        return f"--no-{name}" if value == "False" else f"--{name}"
+    return f"--{name} {' '.join(value.strip('()').replace(',', ' ').split())}".replace('"', "")
 
 
 def check_value(name: str, hint: Any, value: Any) -> None:

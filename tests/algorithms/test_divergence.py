@@ -233,7 +233,7 @@ def test_bfloat16_is_named_where_it_may_be_the_cause(mlp, task, poisoned):
     plan = replace(PLAN, method="imp", on_divergence="stop")
     training = replace(TRAINING, precision="bfloat16")
     spoilt = poisoned(task, [ROOT.at("cycle", 0, "particle", 0)])
-    with pytest.raises(swamp.Diverged, match=r"trained in bfloat16.*try --precision float32"):
+    with pytest.raises(swamp.Diverged, match=r"trained in bfloat16.*try precision=\"float32\""):
         list(swamp.cycles(mlp, spoilt, plan, training))
 
 

@@ -104,7 +104,7 @@ def test_grasp_says_when_classes_are_missing() -> None:
 def test_grasp_says_how_many_examples_it_needs() -> None:
     model = network("mlp-8", 6)
     with pytest.raises(
-        SwampError, match=r"each of 3 classes, and the limit is 29 in total\. Raise --score-examples to 30"
+        SwampError, match=r"each of 3 classes, and the limit is 29 in total\. Raise score_examples to 30"
     ):
         grasp(model, Mask.ones(model), context(examples(60, 6), examples=29))
     assert grasp(model, Mask.ones(model), context(examples(60, 6), examples=30))

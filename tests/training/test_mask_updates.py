@@ -154,7 +154,7 @@ def test_values_out_of_range_are_refused(options, message):
 
 def test_a_training_too_short_for_any_change_is_refused():
     with pytest.raises(
-        SwampError, match=r"is fixed from step 30 of 40, and the first change is after step 30.*--update-interval"
+        SwampError, match=r"is fixed from step 30 of 40, and the first change is after step 30.*update_interval"
     ):
         Dynamic(update_interval=30).steps(Training(epochs=4, swa_fraction=0), 10)
 

@@ -162,5 +162,5 @@ def test_the_message_gives_advice_for_the_precision_in_use(precision, mlp, task)
     training = Training(epochs=1, batch_size=16, lr=1e30, precision=precision, swa_fraction=0)
     with pytest.raises(swamp.Diverged) as error:
         fit(mlp, task, training, swamp.training.Seed(0))
-    assert ("--precision float32" in str(error.value)) == (precision == "bfloat16")
+    assert ('precision="float32"' in str(error.value)) == (precision == "bfloat16")
     assert error.value.steps == 6

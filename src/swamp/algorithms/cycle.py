@@ -78,8 +78,8 @@ class Barrier:
         return (
             f"cycle {cycle} (sparsity {sparsity:.4f}): the error barrier between particles is "
             f"{100 * max(self.pair, self.mean):.1f} points, above {100 * threshold:.1f}. Their mean may be worse than "
-            "each of them: the ticket is not stable at this sparsity. Take it later (--ticket-epochs), prune less a "
-            "cycle (--prune-fraction) or lower the learning rate."
+            "each of them: the ticket is not stable at this sparsity. Take it later (ticket_epochs), prune less a "
+            "cycle (prune_fraction) or lower the learning rate."
         )
 
 

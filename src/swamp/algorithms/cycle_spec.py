@@ -61,7 +61,7 @@ def _carried_state(setup: Setup, ticket: Ticket, previous: Cycle) -> Mapping[str
     if particle is None:
         raise SwampError(
             f"the extra state of particle {index} of cycle {previous.index} is not kept, and {setup.plan.method} goes "
-            "on from it. Keep particles (--keep-checkpoints particles), or take a method that rewinds to the ticket."
+            'on from it. Keep particles (keep_checkpoints="particles"), or take a method that rewinds to the ticket.'
         )
     return particle.state
 

@@ -85,7 +85,7 @@ class Method:
         if self.swa and training.swa and not training.swa_epochs:
             raise SwampError(
                 "this method averages weights over the last part of each training, and swa_fraction="
-                f"{training.swa_fraction:g} leaves none. Give one (--swa-fraction 0.25), switch it off (--no-swa), "
+                f"{training.swa_fraction:g} leaves none. Give one (swa_fraction=0.25), switch it off (swa=False), "
                 "or take a method without it: swamp-no-swa, imp."
             )
         return replace(

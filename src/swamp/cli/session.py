@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from swamp.errors import Interrupted, SwampError
-from swamp.fields import RENAMED
+from swamp.fields import RENAMED, with_option_names
 
 _T = TypeVar("_T")
 Out = Console()
@@ -142,7 +142,8 @@ def warnings_to(console: Console) -> Generator[None]:
     """Show every warning as one line on `console`."""
 
     def show(message: Warning | str, *others: Any, **more: Any) -> None:
-        console.print(f"[yellow]warning:[/yellow] {escaped(str(message))}", soft_wrap=True, highlight=False)
+        text = escaped(with_option_names(str(message)))
+        console.print(f"[yellow]warning:[/yellow] {text}", soft_wrap=True, highlight=False)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)

@@ -81,7 +81,7 @@ class NMPattern:
             if tensor.dim() < 2 or tensor.shape[1] % self.m:
                 raise SwampError(
                     f"structure {self} needs groups of {self.m} along dimension 1, the inputs, and {name!r} has the "
-                    f"shape {tuple(tensor.shape)}. Leave it dense with --exclude {name!r}, or choose another m."
+                    f"shape {tuple(tensor.shape)}. Leave it dense with exclude=({name!r},), or choose another m."
                 )
         counts = {name: tensor.numel() * nnz // mask.prunable for name, tensor in mask.items()}
         self._check_minimum(mask, counts, min_per_layer)
@@ -137,7 +137,7 @@ class NMPattern:
             if counts[name] < low:
                 raise SwampError(
                     f"a minimum of {min_per_layer} per layer requires {low} weights of {name!r}, and structure {self} "
-                    f"leaves {counts[name]}. Choose a smaller minimum, or leave the layer dense: --exclude {name!r}."
+                    f"leaves {counts[name]}. Choose a smaller minimum, or leave the layer dense: exclude=({name!r},)."
                 )
 
     def _multiple(self, density: float) -> float:

@@ -96,7 +96,7 @@ def empty_layer_warning(before: Mask, after: Mask) -> str | None:
         return None
     return (
         f"no weight of {', '.join(emptied)} is left at sparsity {after.sparsity:.4f}: the network may be disconnected. "
-        "Set a minimum of weights per layer (--min-per-layer)."
+        "Set a minimum of weights per layer (min_per_layer)."
     )
 
 

@@ -168,7 +168,7 @@ class RunDirectory:
             except BlockingIOError as error:
                 owner = os.pread(handle, 128, 0).decode(errors="replace").strip() or "unknown"
                 raise RunLocked(
-                    f"{self.path} is being written by process {owner}. Wait for it, stop it, or choose another --out."
+                    f"{self.path} is being written by process {owner}. Wait for it, stop it, or take another folder."
                 ) from error
             sign(handle, f"{os.getpid()} on {socket.gethostname()}\n")
             remove_unfinished(self.path)

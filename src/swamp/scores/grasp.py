@@ -109,7 +109,7 @@ def _classes(copied: nn.Module, context: ScoringContext, inputs: Any, targets: T
     if PER_CLASS * classes > context.examples:
         raise SwampError(
             f"grasp needs {PER_CLASS} examples of each of {classes} classes, and the limit is {context.examples} in "
-            f"total. Raise --score-examples to {PER_CLASS * classes}."
+            f"total. Raise score_examples to {PER_CLASS * classes}."
         )
     return classes
 

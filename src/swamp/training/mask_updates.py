@@ -70,7 +70,7 @@ class Dynamic:
         if end <= self.update_interval:
             raise SwampError(
                 f"the mask would never change: it is fixed from step {end} of {training.epochs * per_epoch}, and the "
-                f"first change is after step {self.update_interval}. Decrease --update-interval, or increase --epochs."
+                f"first change is after step {self.update_interval}. Decrease update_interval, or increase epochs."
             )
         return tuple(range(self.update_interval, end, self.update_interval))
 

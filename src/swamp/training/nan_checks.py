@@ -148,5 +148,5 @@ def _precision_advice(training: Training, weight: Tensor) -> str:
         kind = str(weight.dtype).removeprefix("torch.")
         return f" The weights are {kind}, whose largest value is {most}: keep them in float32."
     if training.precision == "bfloat16":
-        return " It was trained in bfloat16, with 8 bits of precision: try --precision float32."
+        return ' It was trained in bfloat16, with 8 bits of precision: try precision="float32".'
     return ""

@@ -55,7 +55,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], training: Training) -> O
     except (TypeError, ValueError) as error:
         raise SwampError(
             f"torch.optim.{training.optimizer} cannot be built from lr and weight_decay ({error}). "
-            "Name a function that builds it from parameters and lr: --optimizer=package.module:function."
+            'Name a function that builds it from parameters and lr: optimizer="package.module:function".'
         ) from error
 
 
