@@ -32,6 +32,8 @@ from .gpu import CUDA, OnGpu, pretended, waits
 TRAINING = Training(epochs=2, batch_size=15, lr=0.05, swa_fraction=0.5)
 PLAN = Plan(sparsity=0.6, prune_fraction=(0.4,), particles=(2,), ticket_epochs=1, barrier_threshold=9.0)
 PLAN = replace(PLAN, dynamic=Dynamic(update_interval=2))
+SHORT = replace(PLAN, sparsity=0.4, barrier_points=3)
+"""One pruning instead of two."""
 METHODS = ["swamp", "imp-sam", "lottery-pools", "sms-greedy", "one-shot-fisher", "grasp", "synflow", "rigl-swamp-own"]
 OPTIONS = [{}, {"optimizer": "adamw", "lr": 0.01}, {"sam": 0.1, "clip": 0.05}, {"sam": 0.1, "sharpness": "s2-sam"}]
 
@@ -63,8 +65,9 @@ def network(name: str) -> nn.Module:
 
 
 def assert_the_same_on_a_gpu(model: nn.Module, task: Task, plan: Plan, backend: str) -> None:
-    expected = list(swamp.cycles(model, task, plan, TRAINING, backend="sequential"))
-    found = list(swamp.cycles(copy.deepcopy(model).to(CUDA), task, plan, TRAINING, backend=backend))
+    training = replace(TRAINING, batch_size=30)
+    expected = list(swamp.cycles(model, task, plan, training, backend="sequential"))
+    found = list(swamp.cycles(copy.deepcopy(model).to(CUDA), task, plan, training, backend=backend))
     assert_the_same_but_there(found, expected)
 
 
@@ -102,10 +105,11 @@ def test_methods(method, images, gpu):
     assert_the_same_on_a_gpu(network("normed"), images, replace(PLAN, method=method), "sequential")
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("name", ["normed", "encoder", "resnet-8"])
 @pytest.mark.parametrize("backend", ["sequential", "vmapped", "multi-stream"])
 def test_backends(backend, name, images, gpu):
-    assert_the_same_on_a_gpu(network(name), images, PLAN, backend)
+    assert_the_same_on_a_gpu(network(name), images, SHORT, backend)
 
 
 @pytest.mark.fast_cases(6)
@@ -151,22 +155,31 @@ def command(*arguments: object) -> None:
 
 
 @pytest.mark.fast_cases(1)
-@pytest.mark.parametrize("backend", ["sequential", "vmapped", "multi-stream"])
-def test_a_run_that_was_interrupted_its_analyses_and_its_export(backend, tmp_path, gpu, capfd):
+@pytest.mark.parametrize(
+    ("backend", "analyses"),
+    [
+        ("sequential", ["masks", "barriers", "predictions", "hull"]),
+        ("sequential", ["trajectories", "landscape", "curvature"]),
+        ("vmapped", []),
+        ("multi-stream", []),
+    ],
+    ids=["sequential", "slow-analyses", "vmapped", "multi-stream"],
+)
+def test_a_run_that_was_interrupted_its_analyses_and_its_export(backend, analyses, tmp_path, gpu, capfd):
     """Snapshots go to the disk and come back to the GPU; what looks into a run computes where the run did."""
-    config = RunConfig(
-        "tiny", "digits", "mlp-bn-8", PLAN, TRAINING, DataOptions(examples=200), "cuda", 1, backend, trajectory_every=4
-    )
+    training, data = replace(TRAINING, batch_size=45), DataOptions(examples=200)
+    config = RunConfig("tiny", "digits", "mlp-bn-8", SHORT, training, data, "cuda", 1, backend, trajectory_every=4)
     stop = Event()
     with pytest.raises(Interrupted):
-        start(config, tmp_path / "run", StopAt(70, stop), stop)
+        start(config, tmp_path / "run", StopAt(22, stop), stop)
     done = resume(tmp_path / "run", NullReporter(), Event())
     whole = start(config, tmp_path / "whole", NullReporter(), Event())
     on_cpu = start(replace(config, device="cpu", backend="sequential"), tmp_path / "cpu", NullReporter(), Event())
     accuracies = [[cycle["test"]["accuracy"] for cycle in run["cycles"]] for run in (done, whole, on_cpu)]
     assert accuracies[0] == accuracies[1] == accuracies[2]
-    if backend == "sequential":
-        command("analyze", tmp_path / "run", "--examples", 50, "--curvature-examples", 20, "--points", 3, "--quiet")
+    if analyses:
+        limits = "--examples", 20, "--curvature-examples", 10, "--points", 2
+        command("analyze", tmp_path / "run", "--only", *analyses, *limits, "--quiet")
         command("export", tmp_path / "run", "--out", tmp_path / "small.safetensors")
         said = capfd.readouterr()
         assert "computed, 0 skipped" in said.out
