@@ -26,6 +26,7 @@ from swamp.runtime.tracing import bake_mask
 from swamp.training import Seed, Task, TensorData, Training, crop_flip
 from swamp.training.mask_updates import Dynamic
 from swamp.training.rng import isolated
+from swamp.training.snapshot import Snapshot
 
 from .gpu import CUDA, OnGpu, pretended, waits
 
@@ -135,6 +136,29 @@ def test_no_step_waits_for_the_gpu(backend, option, images, gpu):
     # The first step makes what the others find; the loss is read at the end of the epoch, with the last.
     assert len(before) == 6
     assert before[1:-1] == [{}] * 4
+
+
+@pytest.mark.parametrize("backend", [Vmapped, MultiStream])
+def test_a_stack_goes_on_from_snapshots_on_the_cpu_of_different_steps(backend, images, gpu):
+    """Those behind catch up on the GPU and then join the others, which were read from files."""
+    model = network("normed").to(CUDA)
+    request = TrainRequest(Ticket(model.state_dict(), 0), Mask.ones(model), TRAINING, [(0, Seed(0)), (1, Seed(1))])
+    kept: dict[int, Snapshot] = {}
+
+    class Keeping(Progress):
+        def on_step(self, index, step, total, snapshot):
+            if step == 1 + 2 * index:
+                states = {name: getattr(snapshot(), name) for name in ("weights", "optimizer", "mean")}
+                on_cpu = {name: {n: value.cpu() for n, value in state.items()} for name, state in states.items()}
+                kept[index] = replace(snapshot(), **on_cpu)
+
+    class Resumed(Progress):
+        def load_snapshot(self, index):
+            return kept[index]
+
+    whole = backend(model, images).train(replace(request, progress=Keeping()))
+    for one, other in zip(backend(model, images).train(replace(request, progress=Resumed())), whole, strict=True):
+        assert all(torch.equal(one.weights[name].cpu(), weight.cpu()) for name, weight in other.weights.items())
 
 
 class StopAt(NullReporter):

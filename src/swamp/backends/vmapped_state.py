@@ -229,8 +229,12 @@ class VmappedState:
 
     def _stacked_optimizer_state(self, states: Sequence[State]) -> Tensors:
         """The optimizer state of the stack from the states of its particles; counts and options are equal in all."""
+        # A snapshot read from a file is on the CPU, one taken in this session is on the device.
+        device = self.arithmetic.device
         return {
-            name: torch.stack([state[name] for state in states]) if self._is_per_weight(name, first.shape) else first
+            name: torch.stack([state[name].to(device) for state in states])
+            if self._is_per_weight(name, first.shape)
+            else first
             for name, first in states[0].items()
         }
 
