@@ -36,7 +36,7 @@ def aggregate(trained: Trained, plan: Plan, evaluator: Evaluator) -> Average:
 
 
 def combined(particles: Sequence[Particle], method: Method, evaluator: Evaluator) -> tuple[State, bool]:
-    """The combined weights of particles, and whether they are an average."""
+    """Combine particles by the method. Returns the weights, and whether they are an average of several models."""
     require_unbroken(particles)
     if method.combine == "mean" or len(particles) == 1:
         # mean_of requires one common mask.

@@ -1,4 +1,4 @@
-"""Which backend trains the particles of a run: by name, or by timing."""
+"""Choose the backend of a run: by name, or by timing."""
 
 from collections.abc import Callable
 

@@ -15,7 +15,7 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Cost:
-    """What training took."""
+    """The cost of training."""
 
     steps: int = 0
     """Optimizer steps of all particles."""
@@ -102,7 +102,7 @@ class ParticleRecord:
     loss: float
     """Mean training loss of its last epoch."""
     index: int = 0
-    """Which particle of its cycle: not its place where another one was left out."""
+    """Number of the particle in its cycle, from 0. Numbers have gaps where diverged particles were left out."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -131,9 +131,9 @@ class Cycle:
     """Test metrics with averaged BatchNorm statistics, before they are re-estimated. None where nothing was averaged or
     the model has no BatchNorm."""
     cost: Cost
-    """Of this cycle alone; the first one has the ticket's too."""
+    """Cost of this cycle alone; in the first cycle it includes the training of the ticket."""
     total: Cost
-    """Of all that this model needed: the cycles before it too, where it is made of them."""
+    """Cost of everything that this model depends on: earlier cycles too, if the method continues from them."""
     warnings: tuple[str, ...] = ()
     heads: Mapping[str, list[float]] = field(default_factory=dict[str, list[float]])
     """Density of each attention head, by attention module: see masks/heads.py."""

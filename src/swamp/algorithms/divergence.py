@@ -14,7 +14,7 @@ RESTARTS = 3
 
 
 class DivergencePolicy:
-    """What a plan does about particles that diverge; `store` keeps what happened, so that a resumed run does the same.
+    """Applies `on_divergence` of the plan. `store` keeps all divergences, so that a resumed run behaves the same.
 
     A restarted particle starts at the ticket again, with other random numbers, which its seed determines.
     """
@@ -37,7 +37,7 @@ class DivergencePolicy:
         return len(self.of(cycle)) if self.policy == "restart" else 0
 
     def remaining(self, cycle: int | None, count: int) -> list[int]:
-        """Which of `count` particles of a cycle are not dropped."""
+        """Numbers of the particles of a cycle, out of `count`, that are not dropped."""
         return [i for i in range(count) if not (self.policy == "drop" and self.count(cycle, i))]
 
     def record(self, cycle: int | None, index: int, count: int, lr: float, first: int, error: Diverged) -> None:

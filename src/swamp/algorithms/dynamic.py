@@ -34,7 +34,7 @@ def train_dynamic(setup: Setup, index: int, spec: CycleSpec) -> Trained:
 
 
 class _RestartCycle(Exception):  # noqa: N818
-    """A particle diverged: the cycle is trained again, as that particle's weights influenced the masks of all."""
+    """A particle diverged. The whole cycle is trained again, because that particle has influenced the shared masks."""
 
 
 class _DynamicTraining:
@@ -202,11 +202,14 @@ class _DynamicTraining:
         return mean(found)
 
     def _seed(self, index: int, count: int) -> Seed:
-        """Of the batch order of a particle, or of the trunk while there is one."""
+        """Seed of the batch order of a particle, or of the trunk before the particles separate."""
         return self.seed.at("trunk") if count == 1 < len(self.members) else self.seed.at("particle", index)
 
     def _change_flops(self, masks: tuple[Mask, ...], count: int) -> float:
-        """As RigL counts: a sparse forward pass, sparse gradients of activations, dense gradients of weights."""
+        """FLOPs of one mask update, counted as in RigL.
+
+        A sparse forward pass, sparse gradients of the activations and dense gradients of the weights.
+        """
         if self.method.grow != "gradient":
             return 0.0
         own, flops = [masks[i % len(masks)] for i in range(count)], self.setup.flops
@@ -234,7 +237,7 @@ class _PartProgress(ForwardingProgress):
         self.taken: dict[int, Snapshot] = {}
 
     def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
-        """Forward, as a step of the whole training."""
+        """Pass it on to `inner`, as a step of the whole training."""
         if step == self.stop:
             self.taken[index] = snapshot()
         self.inner.on_step(index, step, self.total, snapshot)
@@ -248,7 +251,7 @@ class _PartProgress(ForwardingProgress):
         return self.snapshots.get(index)
 
     def on_last_step(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
-        """Nothing: all particles of a part are kept together, as a phase."""
+        """Do nothing: all particles of a part are kept together, as a phase."""
 
     def on_finished(self, particle: Particle) -> None:
-        """Nothing: the training goes on in the next part."""
+        """Do nothing: the training goes on in the next part."""

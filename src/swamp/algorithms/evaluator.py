@@ -30,9 +30,9 @@ class Evaluation:
 
     metrics: SplitMetrics
     error: float
-    """In [0, 1], on the data that choices are made on; NaN where it was not asked for."""
+    """Error in [0, 1] on the held-out data; NaN if it was not requested."""
     state: State
-    """With new BatchNorm statistics where these were asked for."""
+    """The evaluated state dict; its BatchNorm statistics are re-estimated if that was requested."""
 
 
 class Evaluator:
@@ -126,7 +126,7 @@ class Evaluator:
         return {name: metric(outputs, targets) for name, metric in self.task.metrics.items()}
 
     def error(self, model: nn.Module) -> float:
-        """Error in [0, 1] on the data that choices are made on."""
+        """Error in [0, 1] on the held-out data."""
         outputs, targets = predict(model, self.task, self.task.held_out, examples=self.examples)
         return self.task.error_of(outputs, targets)
 

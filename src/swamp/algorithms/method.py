@@ -44,7 +44,7 @@ class Method:
     """The model of a cycle: the mean of its particles, a greedy soup of them chosen on validation data, or the particle
     with the lowest validation error."""
     start: Literal["ticket", "pruned"] = "ticket"
-    """Where the next cycle starts: at the ticket, or at the pruned weights."""
+    """Weights at which the next cycle starts: the ticket, or the pruned weights of this cycle."""
     retrain: Retraining = "slr"
     """Learning rates of cycles that start at the pruned weights, unless the plan names others."""
     sharpness: Sharpness | None = None

@@ -91,7 +91,7 @@ class Pruner:
         )
 
     def _flops(self, mask: Mask) -> float:
-        """Of one scoring: as in training, a gradient costs three forward passes."""
+        """FLOPs of computing the scores once. A gradient costs three forward passes, as in training."""
         return 3 * _PASSES.get(self.plan.score_name, 0) * self._examples() * self.flops.forward(mask)
 
     def _examples(self) -> int:

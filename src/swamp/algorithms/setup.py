@@ -1,4 +1,4 @@
-"""What a run needs in every cycle, made and validated before the first training step."""
+"""Setup: the objects that every cycle of a run uses, created and validated before the first training step."""
 
 import warnings
 

@@ -92,51 +92,51 @@ class NoStore:
     """Stores nothing: every step is computed."""
 
     def ticket(self) -> Ticket | None:
-        """Nothing was kept."""
+        """Nothing is stored."""
         return None
 
     def keep_ticket(self, ticket: Ticket) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def choice(self) -> Choice | None:
-        """Nothing was chosen."""
+        """Nothing is stored."""
         return None
 
     def keep_choice(self, choice: Choice) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def particle(self, cycle: int, index: int) -> Particle | None:
-        """Nothing was kept."""
+        """Nothing is stored."""
         return None
 
     def cycle(self, index: int) -> Cycle | None:
-        """Nothing was kept."""
+        """Nothing is stored."""
         return None
 
     def keep_cycle(self, cycle: Cycle) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def divergences(self) -> tuple[Divergence, ...]:
-        """Nothing was kept."""
+        """Nothing is stored."""
         return ()
 
     def keep_divergence(self, divergence: Divergence) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def phase(self, cycle: int) -> Phase | None:
-        """Nothing was kept."""
+        """Nothing is stored."""
         return None
 
     def keep_phase(self, cycle: int, phase: Phase, *, due: bool = False) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def progress(self, cycle: int | None, particles: int, *, keep: bool = True) -> Progress:
-        """Silence."""
+        """A progress that does nothing."""
         return Progress()
 
     def check_stop(self) -> None:
-        """Nobody asks to stop."""
+        """Do nothing: the run is never asked to stop."""
 
     def member(self, index: int, of: int = 1) -> "NoStore":
-        """The same."""
+        """This store, for every member."""
         return self

@@ -207,7 +207,7 @@ class ParticleAblation:
         return backend_of(run.config.backend, run.model, run.task, run.config.plan, choice=choice)
 
     def _directory(self, factor: str) -> RunDirectory:
-        """Where finished particles are kept until all particles of a factor are trained."""
+        """The directory for finished particles, which is deleted when all particles of a factor are trained."""
         settings = f"{factor}-{self.settings.particles}" + (f"-{self.settings.lr_spread:g}" if factor == "rate" else "")
         name = f"{self.run.config.digest()}-{factor}"
         return RunDirectory(self.run.directory.path / "noise" / settings, name)

@@ -29,7 +29,7 @@ class TraceEstimate:
 
     @classmethod
     def of(cls, values: Tensor) -> "TraceEstimate":
-        """From one value per probe (n,)."""
+        """The mean, and its standard error, of one value per probe (n,)."""
         count = len(values)
         error = float(values.std()) / math.sqrt(count) if count > 1 else math.nan
         return cls(float(values.mean()), error, count)
@@ -44,9 +44,9 @@ class Trace:
     """Traces of blocks of one Hessian, all from the same probes."""
 
     whole: TraceEstimate
-    """Of the whole Hessian."""
+    """Trace of the whole Hessian."""
     active: TraceEstimate
-    """Of the block of the active weights (not pruned)."""
+    """Trace of the block of the active weights (not pruned)."""
     layers: Mapping[str, TraceEstimate]
     """Parameter name -> trace of its block; they sum to `whole`."""
 

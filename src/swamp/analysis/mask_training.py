@@ -199,9 +199,10 @@ def cross_train(
     stop: Event,
     on_start: Callable[[MaskTraining], None] = lambda job: None,
 ) -> list[dict[str, Any]]:
-    """Evaluate the masks of each run with the training of each run.
+    """Combine the masks of each run with the training options of each run of the same seed, and measure the result.
 
-    A run's masks with its own training are its own cycles. The other combinations are trained now, or read from `out`.
+    Where masks and training are of the same run, its own cycles are the result. All other combinations are trained now,
+    or read from `out` if an earlier call has trained them.
 
     Args:
         runs: seed -> label -> run.
@@ -212,8 +213,8 @@ def cross_train(
         on_start: called before each combination is trained.
 
     Returns:
-        Cells {"seed", "masks", "training", "row", "record"}: labels of the two runs, index in `densities`, and the
-        record of the cycle.
+        A dict {"seed", "masks", "training", "row", "record"} for each combination and density. "masks" and "training"
+        are labels of runs, "row" is the index in `densities`, and "record" is the record of the cycle.
 
     Raises:
         SwampError: the runs of a seed do not have the same ticket.

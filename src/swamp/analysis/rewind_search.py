@@ -33,17 +33,17 @@ class RewindTrial:
     """Error barrier, in [0, 1], between two copies trained from the ticket."""
     seconds: float
     repeat: int
-    """Which pair of batch orders: 0 in the search, 1 in the verification."""
+    """Number of the pair of batch orders: 0 in the search, 1 in the verification."""
 
 
 @dataclass(frozen=True)
 class RewindSearchResult:
-    """The outcome of a search."""
+    """The rewind step that `search_rewind_step` found, and all measured barriers."""
 
     steps: int | None
     """The earliest stable step found; None if not even the last one is stable."""
     trials: tuple[RewindTrial, ...]
-    """In the order in which they were run; the verification is last."""
+    """The measured barriers, in the order of measurement; the verification is last."""
     confirmed: bool
     """Whether, with other batch orders, the ticket is stable at `steps` and unstable at a quarter of it."""
 

@@ -84,7 +84,7 @@ def masked_weights(state: State, mask: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def euclidean_norm(vector: Tensor) -> float:
-    """|vector|."""
+    """Euclidean norm |vector|."""
     return float(vector.square().sum().sqrt())
 
 

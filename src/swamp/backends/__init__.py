@@ -1,4 +1,4 @@
-"""How N models are trained at once."""
+"""Backends: how the particles of a cycle are trained, one after another or at once."""
 
 from collections.abc import Callable
 from functools import partial

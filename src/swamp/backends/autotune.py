@@ -24,7 +24,7 @@ FEW_STEPS = 100
 FEW_SECONDS = 10.0
 """Estimated time of a whole run, below which only Sequential is timed."""
 COMPILE_SECONDS = 15.0
-"""Time to compile a step on two cores; Vmapped is tried where training takes ten times as long."""
+"""Time to compile a step on two cores. Vmapped is timed only if all training takes at least ten times as long."""
 _TRIAL_SECONDS = 0.3
 _WARM_UP_STEPS = 3
 CANDIDATES: dict[str, Callable[..., Backend]] = {
@@ -206,7 +206,7 @@ class _Stopwatch(Progress):
             raise Interrupted("timed.")
 
     def on_diverged(self, index: int, error: Diverged) -> None:
-        """Nothing: the real training reports it."""
+        """Do nothing: the real training reports it."""
 
     def seconds(self) -> float:
         """Time between two reports after the warm-up; infinite for a training too short to tell."""

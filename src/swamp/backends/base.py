@@ -13,13 +13,14 @@ from swamp.training.snapshot import Snapshot
 
 
 class Progress:
-    """Where a backend reports, and where unfinished trainings are kept. This base class shows and keeps nothing."""
+    """Receives the reports of a backend, and stores unfinished trainings. This base class does neither."""
 
     places: int = 0
-    """Particles of the cycle, counting those already trained or diverged; their indices are 0 to places - 1. A backend
-    splits the machine, and sizes a stack, by it, so that a resumed run rounds as before. 0: only the seeds given."""
+    """Number of particles in the whole cycle, including finished and diverged ones; their indices are 0 to places - 1.
+    Backends choose numbers of threads and sizes of stacks by it, so that a resumed run rounds as before. 0: use the
+    number of particles in the request."""
     address: Any = None
-    """Plain JSON from which another rank opens its own progress of these particles; None where it cannot."""
+    """JSON value from which another rank can open its own progress of these particles; None if that is impossible."""
 
     def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         """Called after step `step` of `total` of particle `index`. May save `snapshot()`, or raise Interrupted."""
@@ -57,31 +58,31 @@ class ForwardingProgress(Progress):
         self.places, self.address = inner.places, inner.address
 
     def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
-        """Forward."""
+        """Pass it on to `inner`."""
         self.inner.on_step(index, step, total, snapshot)
 
     def load_snapshot(self, index: int) -> Snapshot | None:
-        """Forward."""
+        """Pass it on to `inner`."""
         return self.inner.load_snapshot(index)
 
     def on_last_step(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
-        """Forward."""
+        """Pass it on to `inner`."""
         self.inner.on_last_step(index, snapshot)
 
     def on_finished(self, particle: Particle) -> None:
-        """Forward."""
+        """Pass it on to `inner`."""
         self.inner.on_finished(particle)
 
     def on_diverged(self, index: int, error: Diverged) -> None:
-        """Forward."""
+        """Pass it on to `inner`."""
         self.inner.on_diverged(index, error)
 
     def on_remote_step(self, index: int, step: int, total: int) -> None:
-        """Forward."""
+        """Pass it on to `inner`."""
         self.inner.on_remote_step(index, step, total)
 
     def load_particle(self, index: int) -> Particle | None:
-        """Forward."""
+        """Pass it on to `inner`."""
         return self.inner.load_particle(index)
 
 

@@ -49,7 +49,7 @@ class Compiled:
 
 
 def _leaves(values: Iterable[Any]) -> Iterator[Tensor]:
-    """As torch's `tree_leaves`, in a quarter of the time."""
+    """The tensors in nested values, like torch's `tree_leaves` but four times as fast."""
     for value in values:
         if isinstance(value, Tensor):
             yield value

@@ -308,7 +308,7 @@ class Coordinator:
         return next((Interrupted(f"{m} {status.left}.") for m, status in others if status.left is not None), None)
 
     def _is_gone(self, member: Member, seconds: float) -> bool:
-        """Whether another rank has ended, or sent no heartbeat for so many seconds."""
+        """Whether another rank has ended, or has sent no heartbeat for `seconds`."""
         return member.is_dead(self.me) or time.monotonic() - self._changed[member.rank] > seconds
 
     def _get(self, key: str) -> Any:

@@ -34,7 +34,7 @@ class TrainJob:
     """
 
     model: nn.Module
-    """At `mask * ticket.weights`."""
+    """The model to train, with the weights `mask * ticket.weights`."""
     mask: Mask
     training: Training
     seed: Seed

@@ -48,7 +48,7 @@ class PublishedJob:
     address: Any
     """Address of the progress (see Progress.address)."""
     choice: Any
-    """Which backend rank 0 uses, as JSON: backends round differently."""
+    """The backend that rank 0 uses, as JSON. All ranks use the same, because backends round differently."""
     groups: int
     """Groups of ranks that train one particle each by data parallelism; 0: each rank trains whole particles."""
     sharded: bool

@@ -16,12 +16,12 @@ from swamp.training.average import State, mean
 
 @dataclass(frozen=True, eq=False)
 class Particle:
-    """A trained copy: its weights, and where they come from."""
+    """A trained copy of a ticket: its weights, and the ticket and mask from which it was trained."""
 
     weights: Mapping[str, Tensor]
     """A whole state dict: the mean or moving average where weights were averaged, else the last iterate."""
     index: int
-    """Which particle of its cycle; with the cycle it names the batch order."""
+    """Number of the particle in its cycle; cycle and number determine the batch order."""
     ticket: str
     """Id of the ticket it started from."""
     mask: str
@@ -36,7 +36,7 @@ class Particle:
     """Extra state that a custom trainer returned."""
 
     def save(self, path: Path | str, about: Mapping[str, str] | None = None) -> None:
-        """Write the particle as safetensors, all but the weights in the metadata, with what is said `about` it."""
+        """Write the particle as safetensors. Everything except the weights is metadata; `about` is added to it."""
         metadata = {
             **(about or {}),
             "format": "swamp-particle-1",
@@ -75,7 +75,7 @@ class Particle:
 
 
 def mean_of(particles: Sequence[Particle]) -> State:
-    """Equal-weight mean of particles of one ticket and one mask. Raises SwampError when they do not belong together."""
+    """Equal-weight mean of particles. Raises SwampError if they have different tickets or masks."""
     if not particles:
         raise SwampError("there is no particle to average.")
     for what, origins in (("ticket", {p.ticket for p in particles}), ("mask", {p.mask for p in particles})):
@@ -89,17 +89,17 @@ def mean_of(particles: Sequence[Particle]) -> State:
 
 
 def require_unbroken(particles: Sequence[Particle]) -> None:
-    """Raise SwampError naming the particle with weights that are not finite: a mean of it would be as broken.
+    """Raise SwampError, naming the particle, if weights are NaN or infinite: their mean would be too.
 
-    Infinities that all have in common are let through: those of a buffer, which masks attention.
+    Infinities that are equal in all particles are allowed, such as a buffer that masks attention.
     """
     first = particles[0].weights
     wrong = {name: p.index for p in particles for name, value in p.weights.items() if not _is_finite(value)}
     for name, index in wrong.items():
         if not all(torch.equal(first[name], particle.weights[name]) for particle in particles):
             raise SwampError(
-                f"particle {index} has {name!r} with NaN or infinity in it, and no mean is taken over a broken one. "
-                "Leave it out, or train it again with a smaller learning rate."
+                f"particle {index} has NaN or infinity in {name!r}, so that a mean with it would have too. Leave this "
+                "particle out, or train it again with a smaller learning rate."
             )
 
 

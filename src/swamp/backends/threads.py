@@ -65,7 +65,7 @@ def cores() -> int:
 
 
 def _binding_reason() -> str | None:
-    """Which setting binds a process that has several cores to one: OpenMP pins it, and its threads start there."""
+    """The setting by which OpenMP binds this process, and all its threads, to one core; None if there is none."""
     binding = [name for name in _BINDING if os.environ.get(name, "false").lower() != "false"]
     if not binding or torch.get_num_threads() < 2:
         return None
@@ -113,7 +113,7 @@ class _LockedProgress(ForwardingProgress):
         self.cancelled = False
 
     def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
-        """Forward. Raises _Cancelled where another thread failed."""
+        """Pass it on to `inner`. Raises _Cancelled where another thread failed."""
         with self.lock:
             # Also after cancellation: a run that was stopped saves each of its particles.
             self.inner.on_step(index, step, total, snapshot)
@@ -121,21 +121,21 @@ class _LockedProgress(ForwardingProgress):
             raise _Cancelled
 
     def load_snapshot(self, index: int) -> Snapshot | None:
-        """Forward."""
+        """Pass it on to `inner`."""
         with self.lock:
             return self.inner.load_snapshot(index)
 
     def on_last_step(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
-        """Forward."""
+        """Pass it on to `inner`."""
         with self.lock:
             self.inner.on_last_step(index, snapshot)
 
     def on_finished(self, particle: Particle) -> None:
-        """Forward."""
+        """Pass it on to `inner`."""
         with self.lock:
             self.inner.on_finished(particle)
 
     def on_diverged(self, index: int, error: Diverged) -> None:
-        """Forward."""
+        """Pass it on to `inner`."""
         with self.lock:
             self.inner.on_diverged(index, error)

@@ -40,7 +40,7 @@ class Ticket:
         return digest({"weights": _text(digest(self.weights)), "state": _text(digest(tensors) + structure)})
 
     def save(self, path: Path | str, about: Mapping[str, str] | None = None) -> None:
-        """Write the ticket as safetensors, its steps and id in the metadata, and what is said `about` it."""
+        """Write the ticket as safetensors. Its steps, its id and `about` are metadata."""
         metadata = {**(about or {}), "format": "swamp-ticket-1", "steps": str(self.steps), "id": self.id}
         save_tensors(Path(path), *with_state(self.weights, metadata, self.state))
 

@@ -103,7 +103,7 @@ class VmappedStep:
         return {name: weight + directions[name] * _each(share, weight) for name, weight in weights.items()}
 
     def _per_particle(self, derive: Callable[..., Any]) -> Callable[..., Any]:
-        """As vmap, but each particle is computed by itself; on a GPU concurrently, each in its own stream."""
+        """Like vmap, but compute each particle separately; on a GPU concurrently, each in its own stream."""
 
         def all_of(weights: Tensors, buffers: Tensors, inputs: Any, targets: Tensor, dropout: list[Tensor]) -> Any:
             count = len(targets)
@@ -158,7 +158,7 @@ class VmappedStep:
         return [torch.stack(of_all) for of_all in zip(*found, strict=True)]
 
     def _asked(self, inputs: Any) -> list[tuple[tuple[int, ...], float, torch.dtype]]:
-        """What dropout asks for in one forward pass of one particle."""
+        """Record the dropout masks that one forward pass of one particle needs."""
         asked: list[tuple[tuple[int, ...], float, torch.dtype]] = []
 
         def record(shape: tuple[int, ...], kept: float, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""From scores to the next, smaller mask."""
+"""Pruning: compute the next, smaller mask from scores."""
 
 import warnings
 from collections.abc import Mapping
@@ -77,7 +77,7 @@ def pruned_mask(
     min_per_layer: int | None,
     slices: Slices = EMPTY,
 ) -> tuple[Mask, str | None]:
-    """As `prune_mask`, with the warning in place of giving it."""
+    """Like `prune_mask`, but return the text of the warning instead of issuing it."""
     pattern = structure_named(structure)
     pattern.check_allocation(allocation)
     _check_scores(mask, scores)

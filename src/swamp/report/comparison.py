@@ -230,7 +230,7 @@ def _plain(value: object) -> object:
 
 
 def _first(baseline: str | None, labels: Sequence[str]) -> str:
-    """The label whose densities name the rows: the baseline if it is a label."""
+    """The label from which the rows take their densities: the baseline if it is a label."""
     if baseline is not None and baseline in labels:
         return baseline
     if baseline not in (None, BEST):
@@ -365,7 +365,7 @@ def _best(means: Mapping[str, float], metric: ReportMetric) -> tuple[str, ...]:
 
 
 def _diverged_notes(labels: Sequence[str], runs: Sequence[RunRecord]) -> list[str]:
-    """For each label the trainings that diverged, their learning rate, and the reaction."""
+    """For each label, the diverged trainings, their learning rate, and whether they were restarted or dropped."""
 
     def diverged(cycle: Mapping[str, Any]) -> Iterator[str]:
         for event in cycle.get("divergences") or ():

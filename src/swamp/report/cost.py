@@ -48,7 +48,10 @@ class RunCost:
 
 @dataclass(frozen=True)
 class CostUnit:
-    """Costs are `measure` divided by `dense`, the cost of one dense training; absolute where `dense` is None."""
+    """The unit in which costs are shown: `measure` (flops or steps) as a multiple of `dense`, one dense training.
+
+    If `dense` is None, costs are absolute.
+    """
 
     measure: Literal["flops", "steps"]
     dense: float | None

@@ -176,7 +176,7 @@ def color_of(comparison: Comparison, label: str) -> int:
 
 
 def values_at(record: Mapping[str, Any], name: str) -> list[Any]:
-    """A list of the record; empty if it has null or nothing there."""
+    """The list under `name` in a record; empty if the value is missing or null."""
     value = record.get(name)
     return cast("list[Any]", value) if isinstance(value, list) else []
 

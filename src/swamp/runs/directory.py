@@ -25,7 +25,7 @@ from swamp.files import (
 )
 
 FORMAT = 1
-"""Of run directories; raised when a version writes something that the version before it cannot read."""
+"""Format number of run directories. It increases when a version writes files that the previous one cannot read."""
 PROVENANCE = "provenance"
 """Key under which a JSON object holds its format, run, path below the run directory, and checksum."""
 

@@ -58,7 +58,7 @@ def start(config: RunConfig, path: Path, reporter: Reporter, stop: Event) -> dic
         config: What to run.
         path: The run directory; it is created.
         reporter: Shows progress.
-        stop: Set from outside, it saves and stops the run.
+        stop: When another thread or a signal handler sets this event, the run is saved and stops.
 
     Returns:
         The summary, as in summary.json. Under torchrun only rank 0 returns it; the other ranks return an empty one.
@@ -150,7 +150,7 @@ def _follow(config: RunConfig, directory: RunDirectory, coordinator: Coordinator
 
 
 def _stop_of(config: RunConfig, coordinator: Coordinator) -> Event:
-    """What stops a training: ranks that train one particle together must agree on the step."""
+    """The event that stops a training. Ranks that train one particle together must stop at the same step."""
     return coordinator.stop if coordinator.size <= most_particles(config) else coordinator.agreed
 
 

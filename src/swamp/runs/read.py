@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 
 
 def write_config(directory: RunDirectory, config: RunConfig, origin: Mapping[str, Any] | None = None) -> None:
-    """Write config.json, by which the run begins. Its checksum covers the settings that decide the result.
+    """Write config.json, the first file of a run. Its checksum covers the settings that decide the result.
 
     origin: what the model, task and optimizer were, where they are not chosen by name from those of swamp.
     """
@@ -168,7 +168,7 @@ def read_ticket(directory: RunDirectory) -> Ticket:
 
 
 def unless_damaged(paths: Sequence[Path], read: Callable[[], _T], again: str) -> _T | None:
-    """What `read` returns; None if the first of `paths` does not exist, or is damaged.
+    """Call `read` and return its result; None if the first of `paths` does not exist or is damaged.
 
     In the last case all of `paths` are renamed, and a warning says so; `again` is its text on what happens next.
     """

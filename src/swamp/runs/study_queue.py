@@ -235,7 +235,7 @@ def _on_disk(path: Path) -> RunConfig | None:
 
 
 def _exclusively(handle: int) -> bool:
-    """Lock the claim; tries a few times, as readers hold the lock for an instant."""
+    """Lock a claim. Several attempts, because readers hold the lock for a moment."""
     for look in range(_LOOKS):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -305,7 +305,7 @@ def work(study: StudyDirectory, reporter: Reporter, stop: Event, *, wait: bool =
 
 
 def _settle(study: StudyDirectory, name: str, reporter: Reporter, stop: Event) -> bool:
-    """Run it until it is finished or failed; False if a process that is not a worker has locked it."""
+    """Run `name` until it is finished or failed. Returns False if a process that is not a worker has locked it."""
     try:
         _execute(study, name, reporter, stop)
     except Interrupted:

@@ -73,7 +73,7 @@ def most_particles(config: RunConfig) -> int:
 
 
 def check_rank_count(config: RunConfig, problem: Problem, coordinator: Coordinator | None) -> None:
-    """Refuse more ranks than there are particles times rows of a batch."""
+    """Raise SwampError if there are more ranks than particles times examples in a batch."""
     particles = most_particles(config)
     rows = min(config.training.batch_size, len(problem.task.train))
     if coordinator is not None and coordinator.size > particles * rows:
@@ -84,7 +84,7 @@ def check_rank_count(config: RunConfig, problem: Problem, coordinator: Coordinat
 
 
 def check_static_masks(config: RunConfig, coordinator: Coordinator | None) -> None:
-    """Refuse several ranks where masks change while particles train."""
+    """Raise SwampError for several ranks if masks change during training."""
     if coordinator is not None and config.plan.spec.masks == "dynamic":
         raise SwampError(
             f"the masks of {config.plan.method} change while it trains, which several ranks cannot do together. Leave "
@@ -93,7 +93,7 @@ def check_static_masks(config: RunConfig, coordinator: Coordinator | None) -> No
 
 
 def check_shard(config: RunConfig) -> None:
-    """Refuse to spread particles over ranks that are too few, or by a torch that cannot."""
+    """Raise SwampError if parameters cannot be sharded: too few ranks, or a torch version without FSDP2."""
     particles = most_particles(config)
     if config.shard and world_size() < 2 * particles:
         raise SwampError(

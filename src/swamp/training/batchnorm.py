@@ -94,6 +94,6 @@ def frozen_statistics(model: nn.Module) -> Generator[None]:
 
 
 def reset_statistics(model: nn.Module) -> None:
-    """Reset running statistics of batch normalisation, for a rewind that does not rewind them."""
+    """Reset the running statistics of batch normalisation to their initial values (mean 0, variance 1)."""
     for layer in batchnorm_layers(model):
         layer.reset_running_stats()

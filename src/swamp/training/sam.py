@@ -17,7 +17,7 @@ from swamp.training.batchnorm import frozen_statistics
 from swamp.training.options import Sharpness
 
 _SMALLEST = 0.01
-"""eta of the paper: without it a zero weight would not be perturbed."""
+"""The constant eta of the paper; without it zero weights would not be perturbed."""
 
 
 def ascent(
