@@ -19,7 +19,7 @@ _OTHER_PREFIXES = ("hf:", "timm:", PYTHON_PREFIX)
 
 
 def is_reference(name: str) -> bool:
-    """Whether a name is a reference, and not the name of something of swamp or of another library."""
+    """Whether a name has the form of a reference, package.module:name or file.py:name."""
     return ":" in name and not name.startswith(_OTHER_PREFIXES)
 
 

@@ -102,7 +102,7 @@ def test_runs_may_start_from_several_recipes(tmp_path):
             '[grid]\nmethod = ["imp"]\n[runs.imp]\nlr = 0.2',
             r"two runs are named 'imp': \[grid\] with plan.method = imp, and \[runs.imp\] with training.lr = 0.2",
         ),
-        ('name = "{method}"\n[grid]\nseed = [0]', "asks for method, which the grid does not set"),
+        ('name = "{method}"\n[grid]\nseed = [0]', "contains {method}, which is no option of the study"),
         ('[runs."a/b"]\nseed = 1', "'a/b' cannot be the name of a run"),
         ("[runs.comparison]\nseed = 1", "'comparison' cannot be the name of a run"),
         ("[grid", "is not TOML"),

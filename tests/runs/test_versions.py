@@ -55,7 +55,7 @@ def test_a_run_of_a_newer_format_is_refused_saying_to_upgrade(run, monkeypatch):
 def test_a_file_that_states_no_run_or_no_checksum_is_named(run):
     tensors, metadata = load_tensors(run.ticket)
     save_tensors(run.ticket, tensors, {name: text for name, text in metadata.items() if name != "run"})
-    with pytest.raises(CorruptFile, match=r"ticket\.safetensors does not state its run"):
+    with pytest.raises(CorruptFile, match=r"ticket\.safetensors is not a file of a run: the entry 'run' is missing"):
         read_ticket(run)
     record = json.loads(run.record(1).read_text())
     del record[PROVENANCE]

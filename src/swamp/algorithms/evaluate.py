@@ -142,9 +142,9 @@ def barrier(ends: Sequence[float], average: float, inner: Sequence[float]) -> Ba
 
 
 def _barrier_points(particles: Sequence[Particle], count: int, *, ends: bool) -> list[Callable[[], State]]:
-    """The weights at `count` points between the first two particles, after those of all particles (`ends`).
+    """Yield the weights of all particles (if `ends`), then those at `count` points between the first two particles.
 
-    Each is made when it is evaluated: a dozen large networks need not be in memory at once.
+    The weights of a point are computed when it is evaluated, so that not all of them are in memory at once.
     """
     one, other = particles[0].weights, particles[1].weights
     inner = [partial(interpolate, one, other, k / (count + 1)) for k in range(1, count + 1)]

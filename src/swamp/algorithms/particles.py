@@ -75,7 +75,7 @@ def _stored(setup: Setup, index: int, spec: CycleSpec, count: int) -> list[Parti
         if (particle.ticket, particle.mask) != (spec.start.id, spec.mask.digest):
             raise SwampError(
                 f"the stored particle {particle.index} of cycle {index} was trained from another ticket or mask "
-                "than this run has. Its files were mixed with another run's: delete that cycle's folder, resume."
+                "than this run has. Its files were mixed with another run's: delete that cycle's folder, then resume."
             )
     return found
 

@@ -147,8 +147,8 @@ class Plan:
     def times_epochs(self, cycle: int) -> int:
         """How many times the epochs of `Training` a particle of this cycle trains: 1, except for equal-cost controls.
 
-        N where the method replaces N particles by one; for cyclic methods the cycles of the iterative run that they
-        replace, or the particles of all these cycles.
+        A control trains one particle at the cost of N: N times the epochs. A cyclic method trains at the cost of an
+        iterative run: its number of cycles, or the number of particles in all of its cycles, times the epochs.
         """
         densities = self._densities()
         if not self.spec.cyclic:

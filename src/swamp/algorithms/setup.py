@@ -73,7 +73,7 @@ class Setup:
             needed = f", {least} together" if self.slices else ""
             raise SwampError(
                 f"sparsity {1 - self.schedule.densities[-1]:g} would keep {last} of {self.dense.prunable} weights, "
-                f"with at least {low} in each of {len(self.dense)} layers{needed}. Ask for less."
+                f"with at least {low} in each of {len(self.dense)} layers{needed}. Choose a lower sparsity."
             )
         structure_named(plan.structure).check(self.dense, last, plan.min_per_layer or 0)
         changing = self.method.masks == "dynamic" or self.method.own_masks

@@ -24,7 +24,7 @@ _LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class FirstLayer:
-    """A network without its first layer, and the outputs of that layer at linear combinations of networks."""
+    """A network split into its first layer, whose outputs are linear in the weights, and all other layers."""
 
     def __init__(self, network: Network, name: str) -> None:
         self.network, self.name = network, name

@@ -303,8 +303,8 @@ def _over_cycles(run: RunData, settings: AnalysisSettings, computed: dict[int, R
 def size_and_gain(records: Sequence[Mapping[str, Any]]) -> Record:
     """Spearman correlations over cycles between the size of the hull and the gain of averaging.
 
-    None for fewer than three cycles. Both depend on sparsity, so its correlation is included: a size that correlates
-    no more than sparsity does explains nothing.
+    None for fewer than three cycles. The correlation of sparsity with the gain is included for comparison, because size
+    and gain both depend on sparsity: if a size correlates no more than sparsity, it explains nothing.
     """
     if not records:
         reason = "no cycle has two particles on disk: run with --keep-checkpoints particles and --particles 2 or more."

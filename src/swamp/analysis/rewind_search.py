@@ -230,7 +230,7 @@ class TrialLog:
         try:
             lines = self.file.read_bytes().splitlines()
         except OSError as error:
-            raise CorruptFile(f"{self.file} cannot be read ({error.strerror}). Move it away.") from error
+            raise CorruptFile(f"{self.file} cannot be read ({error.strerror}). Move or delete it.") from error
         if not lines:
             raise CorruptFile(f"{self.file} is damaged: it is empty. Delete it: its trials are run again.")
         for number, line in enumerate(lines):

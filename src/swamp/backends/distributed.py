@@ -122,7 +122,7 @@ class Distributed:
 
     @contextmanager
     def _stored_inputs(self, ticket: Ticket, mask: Mask) -> Generator[None]:
-        """Ticket and mask in the shared folder, unless the other ranks have them from the last job."""
+        """Inside the block, ticket and mask are files in the shared folder, unless they are those of the last job."""
         ticket_path, mask_path = _input_paths(self.folder, ticket.id, mask.digest)
         try:
             if ticket.id != self.last_inputs[0]:

@@ -70,7 +70,7 @@ class Particle:
             )
         except (KeyError, ValueError) as error:
             raise CorruptFile(
-                f"{path} is damaged: its description is not whole ({error}). Delete it, resume."
+                f"{path} is damaged: its description is incomplete ({error}). Delete it, then resume."
             ) from error
 
 

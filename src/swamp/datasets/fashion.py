@@ -86,8 +86,8 @@ def fashion_mnist(options: DataOptions, seed: Seed) -> Problem:
 def load_idx(source: IdxSource, folder: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images (n, 1, H, W) uint8 and labels (n,) int64 for training, then for test.
 
-    From `folder`, else from where Debian installs them, else from the cache, else downloaded. Raises SwampError for a
-    file that is missing or differs from the published one.
+    The files are searched in `folder`, then where a Debian package installs them, then in the cache; otherwise they are
+    downloaded. Raises SwampError for a file that is missing or differs from the published one.
     """
     paths = [_find(source, folder, file) for file in source.files]
     arrays = [

@@ -69,7 +69,7 @@ class CostUnit:
         return "steps" if self.dense is None else "× dense steps"
 
     def show(self, value: float | None) -> str:
-        """A value in this unit: two decimals relative to a dense training, else four figures."""
+        """A value in this unit: with two decimals relative to a dense training, else with four significant digits."""
         if value is None:
             return "–"
         if self.dense is None:

@@ -246,7 +246,7 @@ def finite_values(values: Sequence[Number]) -> list[float]:
 
 
 def shown(value: Number) -> str:
-    """A number as tables show it: four figures."""
+    """A number as tables show it, with four significant digits."""
     return "–" if value is None else f"{value:,.4g}"
 
 

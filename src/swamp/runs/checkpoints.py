@@ -138,7 +138,7 @@ class RunStore:
         return "".join(map(self._line, range(index + 1))).encode()
 
     def _line(self, index: int) -> str:
-        """The record of a cycle as one line; empty if it has none, as training masks of another run skips cycles."""
+        """The record of a cycle as one line; empty without a record: runs on given masks may skip cycles."""
         if index not in self.lines and self.directory.record(index).exists():
             self.lines[index] = json.dumps(read_json(self.directory.record(index))) + "\n"
         return self.lines.get(index, "")

@@ -226,7 +226,7 @@ def verify_owner(where: str, found: Mapping[str, Any], expected: Mapping[str, st
     for name, value in expected.items():
         stated = found.get(name)
         if stated is None:
-            raise CorruptFile(f"{where} does not state its {name}, as all files of a run do.")
+            raise CorruptFile(f"{where} is not a file of a run: the entry {name!r} is missing. Restore it from a copy.")
         if stated != value:
             raise CorruptFile(
                 f"{where} belongs to another run ({stated}, this one is {value})."

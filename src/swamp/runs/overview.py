@@ -55,7 +55,7 @@ def _range(numbers: Sequence[int]) -> str:
 
 
 def _steps(config: RunConfig, epochs: Sequence[int], per_epoch: int) -> int:
-    """Optimizer steps of all trainings. epochs: for each cycle, the epochs of a particle; per_epoch: steps in an epoch."""
+    """Optimizer steps of all trainings. epochs: epochs of a particle, by cycle; per_epoch: steps in an epoch."""
     plan = config.plan
     trained = sum(count * each for count, each in zip(plan.schedule().particles, epochs, strict=True))
     ticket = round(plan.ticket_epochs * per_epoch)

@@ -69,7 +69,7 @@ def read_origin(directory: RunDirectory) -> dict[str, Any]:
 
 
 def verify_config_owner(directory: RunDirectory) -> None:
-    """Raise SwampError if config.json was copied from another run, to which no other file here belongs."""
+    """Raise SwampError if config.json is of another run than all other files of the directory."""
     others = [path for path in (directory.ticket, directory.record(0), directory.environment) if path.exists()]
     owners = {owner for path in others if (owner := _owner(path))}
     if owners and directory.run not in owners:

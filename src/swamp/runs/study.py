@@ -124,7 +124,7 @@ class Study:
         def value(found: re.Match[str]) -> str:
             name = _full_name(found[1], f"{where}, name")
             if name not in given:
-                raise SwampError(f"{where}: the name {self.name!r} asks for {found[1]}, which the grid does not set.")
+                raise SwampError(f"{where}: {self.name!r} contains {{{found[1]}}}, which is no option of the study.")
             return _text(given[name])
 
         return re.sub(r"\{([^{}]*)\}", value, self.name)

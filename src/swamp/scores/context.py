@@ -144,7 +144,7 @@ def rows(inputs: Any, index: slice | Tensor | None) -> Any:
 
 
 def check_loss(loss: Tensor, score: str) -> None:
-    """Raise SwampError for a loss (or several) that is NaN or infinite."""
+    """Raise SwampError if a number in `loss` is NaN or infinite."""
     if not bool(torch.isfinite(loss.detach()).all()):
         raise SwampError(
             f"the loss is NaN or infinite on the examples for the score {score!r}, so weights cannot be ranked. Check "

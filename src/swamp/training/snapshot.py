@@ -127,7 +127,7 @@ def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
 
 
 def _flat(name: str, value: Any) -> dict[str, Tensor]:
-    """Tensors and numbers of one entry of the state; those of lists, as SOAP has, are named `name/0`, `name/1` ..."""
+    """Tensors and numbers of one entry of the state; items of a list (as in SOAP) are named `name/0`, `name/1` ..."""
     if value is None:
         return {}
     if not isinstance(value, list | tuple):

@@ -43,7 +43,10 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Words:
-    """One token per byte of UTF-8, or per known word: lower case, punctuation separate."""
+    """Tokenizer with one token for each byte of UTF-8, or for each known word.
+
+    Words are in lower case; a punctuation mark is a word of its own.
+    """
 
     known: dict[str, int] = field(default_factory=dict[str, int])
     """Word -> token; empty: tokens are bytes."""
