@@ -6,6 +6,7 @@ from functools import partial
 
 from torch import nn
 
+from swamp.datasets.arrays import csv_number, csv_table, npz, npz_number
 from swamp.datasets.bundled import digits, mnist1d, mnist1d_10k
 from swamp.datasets.cifar import cifar_10, cifar_100
 from swamp.datasets.fashion import fashion_mnist
@@ -46,6 +47,10 @@ TASKS: dict[str, TaskBuilder] = {
     "text-folder": text_folder,
     "text-folder-number": text_folder_number,
     "text-folder-text": text_folder_text,
+    "npz": npz,
+    "npz-number": npz_number,
+    "csv": csv_table,
+    "csv-number": csv_number,
     **GLUE_TASKS,
 }
 """Name -> builder; `swamp list tasks` prints the first line of its docstring."""

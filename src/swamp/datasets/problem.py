@@ -26,7 +26,7 @@ class TextOptions:
     columns: tuple[str, ...] = ()
     """Columns with the text, two for pairs of sentences; empty: columns with common names."""
     label: str = ""
-    """Column with the class or number to predict; empty: a column with a common name."""
+    """Column with the class or number to predict; empty: a column with a common name (of csv, else the last one)."""
     neutral: float = 1 / 3
     """Fraction of the movie reviews to leave out: those rated nearest to neutral."""
 
@@ -49,7 +49,7 @@ class DataOptions:
     """Which data to use, and how much of it. Raises SwampError for invalid values."""
 
     folder: str = ""
-    """Folder of the data; empty: the default places."""
+    """Folder of the data, or the file of npz and csv; empty: the default places."""
     examples: int = 0
     """Number of training examples to use; 0: all that are not held out."""
     validation: float = 0.1

@@ -33,6 +33,10 @@ _BY_TASK = {
     "tiny-imagenet": _PHOTOGRAPHS,
     # ResNet-20 with fewer epochs than for CIFAR-10: most image folders of users are small.
     "image-folder": (fashion_mnist_resnet,),
+    "npz": (RunConfig,),
+    "npz-number": (RunConfig,),
+    "csv": (RunConfig,),
+    "csv-number": (RunConfig,),
     "movie-reviews-text": _TEXT_TO_CONTINUE,
     "text-folder-text": _TEXT_TO_CONTINUE,
 }
