@@ -108,7 +108,7 @@ def test_a_saved_configuration_runs_again_and_options_change_it(tmp_path, runs, 
     assert RunConfig.load(tmp_path / "other" / "config.json").training.lr == 0.05
 
 
-def test_resume_of_a_finished_run_tells_its_result(runs, capsys):
+def test_resume_of_a_finished_run_prints_its_result(runs, capsys):
     assert swamp("resume", runs / "imp-0", "--json") == 0
     assert json.loads(capsys.readouterr().out)["method"] == "imp"
     assert swamp("resume", runs / "imp-0") == 0
@@ -296,7 +296,7 @@ def process(*arguments: object, **more) -> subprocess.Popen:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_says_how_to_go_on_and_the_result_is_the_same(number, code, tmp_path, capsys):
+def test_a_signal_saves_prints_how_to_resume_and_the_result_is_the_same(number, code, tmp_path, capsys):
     settings = [*TINY, "--epochs", "60", "--out"]
     child = process("run", *settings, tmp_path / "run")
     while not (tmp_path / "run" / "ticket.safetensors").exists():

@@ -46,7 +46,7 @@ class Options:
         {"count": -(2**63), "perhaps": None, "on": True},
     ],
 )
-def test_what_fits_is_left_alone(right):
+def test_values_of_the_declared_types_are_accepted(right):
     check_fields(Options(**right))
 
 

@@ -112,13 +112,13 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(
     assert sorted(entry.name for entry in folder.iterdir()) == [".gitignore", ".mask.abcd", "mask.0123abcd"]
 
 
-def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "occupied").write_text("a file")
     with pytest.raises(SwampError, match="could not write"):
         write_atomic(tmp_path / "occupied" / "file", b"data")
 
 
-def test_a_directory_in_the_place_of_the_file_is_told(tmp_path: Path) -> None:
+def test_a_directory_in_place_of_the_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").mkdir()
     with pytest.raises(SwampError, match="could not write"):
         write_atomic(tmp_path / "file", b"data")
@@ -192,7 +192,7 @@ def test_tensors_without_metadata_come_back(tmp_path: Path) -> None:
     assert load_tensors(tmp_path / "file")[1] == {}
 
 
-def test_a_missing_damaged_or_foreign_file_is_told_apart(tmp_path: Path) -> None:
+def test_missing_damaged_and_foreign_files_have_different_errors(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with pytest.raises(SwampError, match="does not exist"):
         load_tensors(path)
@@ -267,7 +267,7 @@ def test_a_new_folder_is_synced_with_the_one_it_is_in(tmp_path: Path, monkeypatc
     assert synced == [tmp_path.name, "run"], "nothing was made"
 
 
-def test_a_folder_that_cannot_be_synced_for_want_of_space_is_told(
+def test_a_folder_that_cannot_be_synced_on_a_full_disk_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sync = os.fsync
@@ -300,7 +300,7 @@ def test_halves_of_one_file_are_removed_and_no_others(tmp_path: Path) -> None:
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "data loading process ended"),
     ],
 )
-def test_what_the_machine_refuses_is_told_in_words(error: Exception, words: str) -> None:
+def test_errors_of_the_operating_system_are_explained(error: Exception, words: str) -> None:
     told = as_swamp_error(error)
     assert told is not None
     assert words in str(told)

@@ -139,7 +139,7 @@ def test_no_step_waits_for_the_gpu(backend, option, images, gpu):
 
 
 @pytest.mark.parametrize("backend", [Vmapped, MultiStream])
-def test_a_stack_goes_on_from_snapshots_on_the_cpu_of_different_steps(backend, images, gpu):
+def test_a_stack_resumes_from_snapshots_of_different_steps_on_the_cpu(backend, images, gpu):
     """Those behind catch up on the GPU and then join the others, which were read from files."""
     model = network("normed").to(CUDA)
     request = TrainRequest(Ticket(model.state_dict(), 0), Mask.ones(model), TRAINING, [(0, Seed(0)), (1, Seed(1))])

@@ -93,7 +93,7 @@ def test_greedy_soups_and_pools_do_not_look_at_the_test_data(normed, task):
 
 
 @pytest.mark.parametrize("method", ["swamp-greedy", "sms-greedy", "soup-greedy", "lottery-pools"])
-def test_who_chooses_on_validation_data_is_refused_without_any(mlp, task, method):
+def test_methods_that_choose_on_validation_data_are_refused_without_any(mlp, task, method):
     with pytest.raises(swamp.SwampError, match=f"{method} chooses on validation data, and the task has none"):
         run(mlp, replace(task, validation=None), method)
 

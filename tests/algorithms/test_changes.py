@@ -78,7 +78,7 @@ def test_random_growth_is_another_for_each_mask_and_at_each_change(mlp, task, ch
     assert len(drawn) == len(set(drawn)) == 10
 
 
-def test_cycles_of_a_tail_begin_with_the_whole_share(mlp, task, changes):
+def test_before_each_learning_rate_cycle_the_full_drop_fraction_is_replaced(mlp, task, changes):
     run(mlp, task, "sup-tickets", replace(TRAINING, swa_cycles=2))
     shares = [PLAN.dynamic.fraction_at(4, 12), PLAN.dynamic.fraction_at(8, 12), PLAN.dynamic.drop_fraction]
     assert [share for *_, share in changes.drop_and_grow] == shares
@@ -116,7 +116,7 @@ def test_the_mean_of_a_cyclic_tail_is_of_the_ends_of_all_its_cycles(mlp, task, m
     assert torch.allclose(cycle.weights["2.bias"], mean(ends)["2.bias"])
 
 
-def test_frozen_parameters_do_not_shift_whose_momentum_is_cut(task):
+def test_frozen_parameters_do_not_shift_which_momentum_is_masked(task):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
     model[0].requires_grad_(False)
@@ -151,7 +151,7 @@ def test_gradual_pruning_keeps_the_floor_and_the_allocation_of_the_plan(mlp, tas
     assert kept.mask.nnz_by_layer == {"0.weight": 26, "2.weight": 3}
 
 
-def test_what_a_particle_carries_is_cut_by_the_mask_it_goes_on_with(mlp, task, monkeypatch):
+def test_a_snapshot_is_masked_by_the_new_mask(mlp, task, monkeypatch):
     cut, original, spy = [], dynamic.masked_snapshot, Spy(mlp, task)
     monkeypatch.setattr(
         dynamic, "masked_snapshot", lambda snapshot, mask, names: cut.append(mask) or original(snapshot, mask, names)

@@ -36,7 +36,7 @@ def test_recorded_metrics_are_those_of_the_stored_weights(normed, task):
         assert evaluate(normed, task, task.validation) == cycle.metrics.validation
 
 
-def test_both_numbers_are_told_with_statistics_fresh_and_stale(mlp, normed, task):
+def test_metrics_are_recorded_before_and_after_the_batchnorm_update(mlp, normed, task):
     record = run(normed, task, "swamp")
     assert all(cycle.metrics_before_bn_update.keys() == cycle.metrics.test.keys() for cycle in record)
     assert any(cycle.metrics_before_bn_update != cycle.metrics.test for cycle in record)
@@ -185,7 +185,7 @@ def test_the_three_things_that_averaging_changes_are_separate(mlp, task):
     assert spied(mlp, task, "imp-ema", replace(TRAINING, ema=0.9))[1][0][2].ema == 0.9
 
 
-def test_an_advanced_schedule_goes_on_from_the_tickets_step(mlp, task):
+def test_an_advanced_schedule_continues_from_the_step_of_the_ticket(mlp, task):
     record, calls = spied(mlp, task, "imp", replace(TRAINING, lr_after_rewind="advance"))
     assert all(request.first == 6 for *_, request in calls)
     assert record[1].cost.steps == 24 - 6

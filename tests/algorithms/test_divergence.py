@@ -107,7 +107,7 @@ def test_stop_ends_the_run_at_once_and_keeps_nothing_of_it(mlp, task, poisoned):
     assert store.broken == []
 
 
-def test_a_particle_that_breaks_at_every_rate_ends_the_run_and_says_how_often(mlp, task, poisoned):
+def test_a_particle_that_diverges_at_every_rate_ends_the_run_with_the_number_of_attempts(mlp, task, poisoned):
     spoilt = poisoned(task, [WHO, *(WHO.at("restart", times) for times in range(1, 9))])
     plan = replace(PLAN, method="swamp")
     with (
@@ -127,7 +127,7 @@ def test_what_breaks_in_all_particles_cannot_be_left_out(mlp, task, poisoned):
         list(swamp.cycles(mlp, first, replace(plan, method="imp"), TRAINING))
 
 
-def test_a_ticket_that_breaks_is_trained_again_and_the_first_record_says_so(mlp, task, poisoned):
+def test_a_diverged_ticket_is_trained_again_and_the_first_record_has_it(mlp, task, poisoned):
     seed = ROOT.at("ticket")
     spoilt = poisoned(task, [seed], epoch=0)
     record, store, told = whole(mlp, spoilt)
@@ -165,7 +165,7 @@ def test_where_masks_change_all_start_over(method, mlp, task, poisoned):
     assert record.cost.steps > expected.cost.steps
 
 
-def test_where_masks_change_the_others_start_over_without_the_one_that_broke(mlp, task, poisoned):
+def test_with_dynamic_masks_the_others_restart_without_a_diverged_particle(mlp, task, poisoned):
     plan = replace(PLAN, method="rigl-swamp", densities=(0.5,), on_divergence="drop")
     spoilt = poisoned(task, [ROOT.at("cycle", 0, "particle", 1)], epoch=2)
     with pytest.warns(UserWarning, match="left out of the mean"):

@@ -239,7 +239,7 @@ def test_a_mask_of_fixed_density_begins_at_random(mlp, task, method):
 
 
 @pytest.mark.parametrize("method", CHANGING)
-def test_a_moving_average_goes_on_over_changes_with_zeros_where_the_mask_has_them(mlp, task, method):
+def test_a_moving_average_continues_over_mask_updates_with_masked_zeros(mlp, task, method):
     plain, averaged = (run(mlp, task, method, replace(TRAINING, swa=False, ema=ema))[0] for ema in (0.0, 0.9))
     assert averaged.mask == plain.mask or method.endswith("own")
     averaged.mask.require_zeros(averaged.weights)
@@ -252,7 +252,7 @@ def test_the_ends_of_a_cyclic_tail_are_averaged_once(mlp, task):
     assert {(training.swa, training.ema) for _, _, training, *_ in spy.calls} == {(False, 0.0)}
 
 
-def test_particles_that_never_part_are_refused_and_who_does_not_part_needs_no_ticket(mlp, task):
+def test_particles_that_never_separate_are_refused(mlp, task):
     for method in ("set-swamp", "rigl-swamp-own"):
         spy = Spy(mlp, task)
         with pytest.raises(swamp.SwampError, match="taken after 4 epochs, the training has 4"):

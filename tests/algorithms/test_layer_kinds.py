@@ -120,7 +120,7 @@ def test_an_orthogonal_layer_is_left_dense_with_a_warning() -> None:
         assert list(prune(model, ROWS, sparsity=0.5).mask) == ["2.weight", "3.weight"]
 
 
-def test_no_layer_is_cut_whole_unless_that_is_asked_for() -> None:
+def test_no_layer_is_emptied_unless_requested() -> None:
     model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 2))
     nn.init.normal_(model[2].weight, std=1e-5)
     still = swamp.Training(epochs=1, batch_size=16, lr=1e-6)

@@ -77,7 +77,7 @@ def test_the_nearest_neighbours_come_first_each_with_its_best_share_into_what_wa
     assert (found.total.steps, found.cost.steps) == (50, 10)
 
 
-def test_who_does_not_help_is_left_out_with_its_cost_and_statistics_stay():
+def test_neighbours_that_do_not_help_are_left_out_with_their_cost():
     measure = Distance(1.0, 0.0, 0.0, 0.0)
     found = pools(measure, *AXES)
     # Cycle 1 is the goal already; to cycle 2 nobody helps but cycle 1, which it has paid for.

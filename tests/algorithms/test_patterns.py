@@ -80,7 +80,7 @@ def test_an_ensemble_s_members_keep_to_the_pattern(wide, task, structure):
 
 
 @pytest.mark.parametrize("allocation", ["global", "uniform", "erk"])
-def test_prunings_too_small_for_a_channel_keep_the_mask_and_the_run_goes_on(wide, task, allocation):
+def test_prunings_too_small_for_a_channel_keep_the_mask_and_the_run_continues(wide, task, allocation):
     densities = (1.0, 0.99, 0.985, 0.98, 0.5)
     record = run(wide, task, "imp", structure="channel", densities=densities, allocation=allocation)
     kept = [cycle.mask.nnz for cycle in record]

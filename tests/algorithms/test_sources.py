@@ -90,7 +90,7 @@ def test_the_score_and_the_allocation_of_the_plan_come_before_the_method_s(mlp, 
         ("slr", 0, 0, (0.1, None)),
     ],
 )
-def test_pruned_weights_train_on_as_they_are_told(mlp, task, retrain, epochs, first, rates):
+def test_carried_weights_are_retrained_by_the_chosen_schedule(mlp, task, retrain, epochs, first, rates):
     record, calls = spied(mlp, task, "sms", retrain=retrain, retrain_epochs=epochs)
     for _, _, training, _, request in calls[1:]:
         assert request.first == first
@@ -138,7 +138,7 @@ def test_rates_of_cyclic_training_repeat(mlp, task):
     assert rates[:24] == rates[24:48] == rates[72:]
 
 
-def test_what_a_model_cost_is_told_beside_what_its_cycle_cost(mlp, task):
+def test_the_total_cost_of_a_model_is_shown_beside_the_cost_of_its_cycle(mlp, task):
     dense_step, batch = 3 * 2 * 144, 16
     imp = run(mlp, task, "imp")
     # The ticket's 6 steps are dense, and so are the 24 of cycle 0; later ones count living weights only.
@@ -170,7 +170,7 @@ def test_sharpness_aware_steps_count_twice_but_single_ones(mlp, task):
     assert sam[0].cost.flops == pytest.approx(plain[0].cost.flops * 54 / 30)
 
 
-def test_densities_that_stand_alone_may_be_named_and_need_not_start_dense(mlp, task):
+def test_densities_of_independent_cycles_need_not_start_dense(mlp, task):
     record = run(mlp, task, "rigl", densities=(0.5, 0.25))
     assert [cycle.mask.nnz for cycle in record] == [72, 36]
     (alone,) = run(mlp, task, "rigl", densities=(0.25,))

@@ -59,7 +59,7 @@ def test_layers_and_their_dead_units_are_counted():
     }
 
 
-def test_a_kernel_is_alive_if_one_of_its_weights_is_active():
+def test_a_kernel_is_active_if_one_of_its_weights_is():
     tensor = torch.zeros(2, 3, 2, 2, dtype=torch.bool)
     tensor[0, 0, 1, 1] = tensor[0, 1, 0, 0] = True
     assert dead_units(Mask({"conv.weight": tensor}))["conv.weight"] == {"outputs": 1, "inputs": 1}

@@ -74,7 +74,7 @@ def run(auto: Autotune, model: nn.Module, seeds=SEEDS, last: int | None = None):
         ({"sequential": 0.1, "threads": 0.0995, "vmapped": 0.3}, "sequential", "nothing else was faster"),
     ],
 )
-def test_the_fastest_by_more_than_noise_is_chosen_and_told_with_its_reasons(paces, chosen, why, paced, mlp, image_task):
+def test_the_fastest_backend_by_more_than_noise_is_chosen_with_its_reasons(paces, chosen, why, paced, mlp, image_task):
     auto, told = paced(mlp, image_task, **paces)
     run(auto, mlp)
     (choice,) = told
@@ -94,7 +94,7 @@ def test_compiling_is_not_tried_where_it_would_not_pay(paced, mlp, image_task):
     assert "compiling takes about 15 s, all of the training about 36 s" in told[0].why
 
 
-def test_a_part_of_a_training_is_judged_by_the_whole_of_it(paced, mlp, image_task):
+def test_autotune_estimates_from_the_whole_training_even_if_a_part_is_trained(paced, mlp, image_task):
     # Masks that change are trained from one change to the next: 36 s in all, of which this is three.
     auto, told = paced(mlp, image_task, cycles=100, sequential=0.01, threads=0.005)
     run(auto, mlp, last=1)
@@ -134,7 +134,7 @@ def test_few_steps_and_single_particles_are_timed_by_nobody(cycles, seeds, paced
     assert told == []
 
 
-def test_a_run_of_seconds_tries_no_other_way_and_says_so(paced, mlp, image_task):
+def test_a_run_of_seconds_times_no_other_backend_and_records_why(paced, mlp, image_task):
     auto, told = paced(mlp, image_task, cycles=100, sequential=0.002, threads=0.001, vmapped=0.001)
     run(auto, mlp)
     assert Paced.calls == ["sequential", "sequential"]

@@ -200,7 +200,7 @@ def test_a_backend_used_before_gives_the_same_again(entry, model, image_task, tw
     assert_same_weights(entry, again, [dict(p.weights) for p in first])
 
 
-def test_progress_hears_of_every_step_and_every_particle(train, mlp):
+def test_progress_receives_every_step_and_every_particle(train, mlp):
     recorder = Recorder()
     particles = train(mlp, progress=recorder)
     assert sorted(recorder.steps) == [(index, step, 12) for index in range(3) for step in range(1, 13)]
@@ -210,7 +210,7 @@ def test_progress_hears_of_every_step_and_every_particle(train, mlp):
 @pytest.mark.pairwise
 @pytest.mark.fast_cases(10)
 @pytest.mark.parametrize("stop", [1, 3, 8, 11, 12, 13, 20, 29, 36])
-def test_an_interrupted_training_goes_on_to_the_same_particles(stop, entry, train, model):
+def test_an_interrupted_training_resumes_to_the_same_particles(stop, entry, train, model):
     whole = train(model)
     recorder = Recorder(stop)
     with pytest.raises(Interrupted):

@@ -60,7 +60,7 @@ def test_it_is_compiled_once_for_each_set_of_shapes(monkeypatch):
     assert made == [6, 6]
 
 
-def test_where_torch_is_told_not_to_compile_it_does_not(monkeypatch):
+def test_with_compilation_disabled_nothing_is_compiled(monkeypatch):
     monkeypatch.setattr("torch._inductor.compile", None)
     state = numbers(4)
     with torch._dynamo.config.patch(disable=True):

@@ -100,7 +100,7 @@ def test_the_others_are_those_of_a_run_without_the_fault(options, backend, model
     assert told.broken[1].steps == (12 if backend is own else 6)
 
 
-def test_a_gradient_that_is_not_finite_breaks_its_particle_alone(
+def test_a_gradient_that_is_not_finite_affects_its_particle_only(
     backend, mlp, image_task, same, loses_its_gradient, poisoned
 ):
     task = replace(image_task, forward=loses_its_gradient)
@@ -114,7 +114,7 @@ def test_a_gradient_that_is_not_finite_breaks_its_particle_alone(
     assert "are not finite after step 12" in str(told.broken[1])
 
 
-def test_running_statistics_that_overflow_break_a_particle_whose_loss_stays_finite(backend, same, poisoned):
+def test_overflow_of_running_statistics_is_a_divergence_even_with_a_finite_loss(backend, same, poisoned):
     with isolated(Seed(0)):
         model = nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 3))
     inputs = torch.randn(18, 5, generator=torch.Generator().manual_seed(0))
@@ -139,7 +139,7 @@ def test_a_second_moment_that_overflows_is_seen_though_weights_and_loss_are_fini
     assert "exp_avg_sq of '0.weight' is not finite" in str(told.broken[1])
 
 
-def test_one_sample_of_an_average_that_is_not_finite_breaks_a_particle_whose_last_weights_are(mlp, image_task):
+def test_one_sample_of_an_average_that_is_not_finite_is_a_divergence(mlp, image_task):
     def spoil(work):
         work.data = image_task
         weight, sample = work.model[1].weight, TRAINING.samples_at
@@ -160,12 +160,12 @@ def test_one_sample_of_an_average_that_is_not_finite_breaks_a_particle_whose_las
     assert "'1.weight' are not finite" in str(told.broken[1])
 
 
-def test_nobody_says_go_on_and_the_first_that_breaks_ends_all(backend, mlp, image_task, poisoned):
+def test_without_a_policy_the_first_divergence_ends_training(backend, mlp, image_task, poisoned):
     with pytest.raises(Diverged, match="particle 1: "):
         train(backend, mlp, poisoned(image_task, [SEEDS[1][1]]))
 
 
-def test_when_all_are_broken_the_training_ends_there_with_none(backend, mlp, image_task, poisoned):
+def test_when_all_particles_diverge_training_ends_and_returns_none(backend, mlp, image_task, poisoned):
     told = GoOn()
     assert train(backend, mlp, poisoned(image_task, [seed for _, seed in SEEDS]), progress=told) == []
     assert sorted(told.broken) == [0, 1, 2]
@@ -173,7 +173,7 @@ def test_when_all_are_broken_the_training_ends_there_with_none(backend, mlp, ima
         assert max(map(told.steps.count, range(3))) == 5
 
 
-def test_a_broken_particle_of_a_stack_is_heard_of_no_more(mlp, image_task, poisoned):
+def test_a_diverged_particle_of_a_stack_is_not_reported_again(mlp, image_task, poisoned):
     told = GoOn()
     train(BACKENDS["vmapped"], mlp, poisoned(image_task, [SEEDS[1][1]]), progress=told)
     assert [told.steps.count(index) for index in range(3)] == [12, 5, 12]
@@ -190,8 +190,9 @@ class SharedGoOn(FolderProgress):
         self.broken[index] = error
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(("who", "size"), [(0, 2), (1, 2), (2, 3)])
-def test_ranks_go_on_without_a_particle_that_broke_on_any_of_them(who, size, small, trained, same, poisoned):
+def test_ranks_go_on_without_a_particle_that_diverged_on_any_of_them(who, size, small, trained, same, poisoned):
     with small.led(size) as ranks:
         sound = trained(ranks, small.model)
     small.pids = []
@@ -220,7 +221,7 @@ def test_ranks_that_share_a_particle_lose_it_together(go_on, small, trained, poi
                 trained(ranks, small.model, seeds=SEEDS[:2])
 
 
-def test_no_mean_is_taken_over_a_broken_particle(mlp, image_task):
+def test_the_mean_with_a_particle_that_is_not_finite_is_refused(mlp, image_task):
     particles = train(Sequential, mlp, image_task)
     for value in (torch.nan, torch.inf):
         weights = {n: v.clone() for n, v in particles[0].weights.items()}

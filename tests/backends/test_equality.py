@@ -229,7 +229,7 @@ def test_the_compiled_step(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "s2-sam and clip", "moving average"])
 @COMPILER
-def test_a_compiled_step_goes_on_where_an_interrupted_one_stopped(name):
+def test_a_compiled_step_resumes_where_an_interrupted_one_stopped(name):
     model, task, training = network_of("counting"), task_of(), replace(TEN_STEPS, **OPTIONS[name])
     ticket, mask, kept = Ticket(model.state_dict(), 0), Mask.ones(model), {}
 
@@ -287,7 +287,7 @@ def wide_stack():
     return Vmapped(model, task, compiled=False), (Ticket(model.state_dict(), 0), Mask.ones(model), training)
 
 
-def test_a_stack_goes_on_to_the_same_bits_from_particles_at_different_steps():
+def test_a_stack_resumes_from_different_steps_to_the_same_bits():
     (backend, given), kept = wide_stack(), {}
 
     class Keeps(Progress):
@@ -308,7 +308,7 @@ def test_a_stack_goes_on_to_the_same_bits_from_particles_at_different_steps():
 
 @pytest.mark.parametrize("saved", range(4))
 @pytest.mark.parametrize("written", range(3))
-def test_a_process_that_dies_while_a_stacks_particles_are_finished_one_by_one_goes_on_to_the_same_bits(saved, written):
+def test_a_process_killed_while_a_stack_is_finalised_resumes_to_the_same_bits(saved, written):
     """It had saved so many of three at the last step, and written so many."""
     (backend, given), kept, done = wide_stack(), {}, []
 

@@ -38,7 +38,7 @@ def same_bits(one, other) -> bool:
     return all(torch.equal(one.weights[name], value) for name, value in other.weights.items())
 
 
-def test_a_stack_of_particles_saved_at_different_steps_goes_on_to_the_same_bits():
+def test_a_stack_saved_at_different_steps_resumes_to_the_same_bits():
     backend, parts = wide_stack()
 
     class Saved(Places):

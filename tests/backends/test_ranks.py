@@ -34,14 +34,14 @@ def test_particles_are_bit_equal_to_those_of_one_process(ranks, together, traine
         )
 
 
-@pytest.mark.fast_cases(8)
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize(
     "training",
     [TRAINING, replace(TRAINING, clip=0.05), replace(TRAINING, sam=0.2)],
     ids=["plain", "clip", "sam"],
 )
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_particles_trained_by_several_ranks_each_equal_those_of_one(ranks, training, together, trained):
+def test_data_parallel_particles_equal_particles_of_one_process(ranks, training, together, trained):
     seeds = SEEDS[: ranks // 2]
     with together.led(ranks, particles=1) as backend:
         ours = trained(backend, together.model, training, seeds=seeds, last=10)

@@ -41,7 +41,7 @@ def test_what_a_model_remembers_outside_its_state_stays_with_its_particle(image_
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-def test_running_statistics_start_at_the_ticket_or_fresh(fresh: bool, image_task):
+def test_running_statistics_start_at_the_tickets_or_are_reset(fresh: bool, image_task):
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3)).double()
     state = model.state_dict()
     state["1.num_batches_tracked"] += 100

@@ -101,7 +101,7 @@ class Kept(FolderProgress):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adamw", "s2-sam, moving average"])
-def test_a_snapshot_is_whole_and_any_number_of_processes_goes_on_with_it(kind, together, trained):
+def test_a_snapshot_has_full_tensors_and_any_number_of_processes_resumes_from_it(kind, together, trained):
     training = KINDS[kind]
     theirs = trained(Sequential(together.model, together.task), together.model, training, seeds=SEEDS[:1])
     kept = Kept(together.folder)

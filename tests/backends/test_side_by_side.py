@@ -62,7 +62,7 @@ def assert_trained_alone(backend, model, task, reason):
 
 
 @pytest.mark.parametrize("kind", [Threads, Vmapped])
-def test_a_model_that_draws_by_itself_is_trained_alone_with_the_reason(kind, image_task):
+def test_a_model_with_its_own_random_numbers_is_trained_sequentially_with_the_reason(kind, image_task):
     model = Drawing()
     assert_trained_alone(kind(model, image_task), model, image_task, "the model draws random numbers")
 
@@ -84,14 +84,14 @@ def one_core():
 
 
 @pytest.mark.slow
-def test_a_process_bound_to_one_core_hears_of_the_setting(one_core, mlp, image_task, monkeypatch):
+def test_a_process_bound_to_one_core_is_warned_with_the_setting(one_core, mlp, image_task, monkeypatch):
     monkeypatch.setenv("OMP_PROC_BIND", "close")
     assert_trained_alone(Threads(mlp, image_task), mlp, image_task, "OMP_PROC_BIND binds this process to one core")
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error")
-def test_a_process_with_one_core_and_no_such_setting_hears_nothing(one_core, mlp, image_task, monkeypatch):
+def test_a_process_with_one_core_and_no_binding_gets_no_warning(one_core, mlp, image_task, monkeypatch):
     monkeypatch.setenv("OMP_PROC_BIND", "false")
     Threads(mlp, image_task).train(TrainRequest(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS))
 
@@ -109,7 +109,7 @@ def test_attention_is_tried_as_a_stack_without_torchs_advice(image_task):
 
 
 @pytest.mark.slow
-def test_what_cannot_be_compiled_goes_on_uncompiled_and_says_so_once(mlp, image_task, monkeypatch, recwarn):
+def test_a_step_that_cannot_be_compiled_runs_uncompiled_with_one_warning(mlp, image_task, monkeypatch, recwarn):
     def refuse(*_, **__):
         raise RuntimeError("no compiler in this house")
 
@@ -123,7 +123,7 @@ def test_what_cannot_be_compiled_goes_on_uncompiled_and_says_so_once(mlp, image_
         assert all(torch.allclose(one.weights[n], w, rtol=0, atol=1e-10) for n, w in other.weights.items())
 
 
-def test_a_stack_that_does_not_fit_in_memory_is_halved_and_goes_on(mlp, image_task, monkeypatch):
+def test_a_stack_that_does_not_fit_in_memory_is_halved(mlp, image_task, monkeypatch):
     sizes = []
     original = module.train_loop
 
@@ -155,7 +155,7 @@ def test_any_other_error_in_a_stack_is_raised(mlp, image_task, monkeypatch):
         )
 
 
-def test_a_thread_that_fails_stops_the_others_and_is_the_one_that_is_told_of(mlp, image_task):
+def test_a_thread_that_fails_stops_the_others_and_its_error_is_raised(mlp, image_task):
     class Failing(Progress):
         def __init__(self) -> None:
             self.steps = {index: 0 for index, _ in SEEDS}

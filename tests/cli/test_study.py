@@ -109,7 +109,7 @@ def test_when_one_of_two_workers_is_killed_the_other_does_its_run_and_the_result
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_parent_alone_stops_the_workers_and_says_how_to_go_on(tmp_path, capsys):
+def test_a_signal_to_the_parent_stops_the_workers_and_prints_how_to_resume(tmp_path, capsys):
     out, study = tmp_path / "out", written(tmp_path, epochs=500)
     asked = meanwhile(lambda: (wait_for(lambda: owner(out, "imp-seed0")), os.kill(os.getpid(), signal.SIGTERM)))
     assert swamp("study", study, "--out", out) == 143
@@ -135,7 +135,7 @@ def test_a_study_ends_with_the_table_it_asks_for_also_by_its_folder(finished, tm
 
 
 @pytest.mark.slow
-def test_a_finished_study_starts_no_worker_and_is_told_again(finished, monkeypatch, capsys):
+def test_a_finished_study_starts_no_worker_and_prints_its_result(finished, monkeypatch, capsys):
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a worker was started"))
     assert swamp("study", finished, "--json") == 0
     told = json.loads(capsys.readouterr().out)
@@ -171,7 +171,7 @@ def test_a_failed_run_makes_exit_code_3_and_is_tried_again_only_where_asked(fini
     assert not (out / "wild" / "failed.json").exists()
 
 
-def test_who_works_on_what_is_said_where_a_run_is_held(finished, tmp_path, capsys):
+def test_the_worker_that_holds_a_run_is_printed(finished, tmp_path, capsys):
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     (out / "swamp-seed1" / "summary.json").unlink()

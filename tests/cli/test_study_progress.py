@@ -52,6 +52,6 @@ def test_without_a_terminal_there_is_one_line_a_finished_run_and_nothing_else(tm
     ]
 
 
-def test_what_was_over_before_is_counted_and_not_told_again(tmp_path):
+def test_runs_finished_earlier_are_counted_and_not_printed_again(tmp_path):
     assert shown(tmp_path, [OVER], terminal=False) == "3 of 3 runs ended earlier and are not repeated.\n"
     assert counted(OVER) == "2 finished, 1 failed"

@@ -138,7 +138,7 @@ def test_batches_are_a_function_of_seed_and_epoch_for_any_number_of_workers(pict
     assert not same(batches(alone, seed), batches(alone, Seed(8)))
 
 
-def test_an_epoch_taken_up_in_the_middle_goes_on_as_it_would_have(pictures: Path, seed: Seed):
+def test_an_epoch_resumed_in_the_middle_has_the_same_remaining_batches(pictures: Path, seed: Seed):
     train = task_named("image-folder")(DataOptions(folder=str(pictures), validation=0), seed).task.train
     assert same(batches(train, seed)[2:], batches(train, seed, first=1))
 

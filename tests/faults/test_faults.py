@@ -34,7 +34,7 @@ def test_killed_at_any_moment_nothing_finished_is_redone_and_the_end_is_the_same
 
 
 @pytest.mark.slow
-def test_asked_to_stop_it_says_so_and_goes_on(tmp_path: Path) -> None:
+def test_a_stopped_run_prints_how_to_resume_and_resumes(tmp_path: Path) -> None:
     campaign = Campaign(tmp_path, 4)
     signals.signals(campaign, ("sequential", "study"))
     done(campaign)
@@ -55,7 +55,7 @@ def test_a_disk_that_refuses_any_one_change_loses_nothing(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_after_a_power_cut_what_was_finished_is_there_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_after_a_power_cut_finished_work_exists_and_the_run_resumes(tmp_path: Path) -> None:
     campaign = Campaign(tmp_path, 10)
     power.cuts(campaign, ("sequential", "analyze"))
     done(campaign)

@@ -91,7 +91,7 @@ def test_without_the_callback_the_zeros_are_lost(sparse, tmp_path):
     assert Mask.from_zeros(sparse).density > 0.9
 
 
-def test_the_clipped_norm_is_that_of_the_living_weights(sparse, tmp_path):
+def test_the_clipped_norm_is_the_norm_of_the_active_weights(sparse, tmp_path):
     norms: list[float] = []
 
     class Norms(TrainerCallback):
@@ -106,7 +106,7 @@ def test_the_clipped_norm_is_that_of_the_living_weights(sparse, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_sparse_and_a_training_goes_on_from_it_with_its_zeros(sparse, tmp_path):
+def test_a_checkpoint_is_sparse_and_training_resumes_with_its_zeros(sparse, tmp_path):
     start = copy.deepcopy(sparse)
     settings = {"save_strategy": "steps", "save_steps": 6, "eval_strategy": "epoch"}
     data = {"train_dataset": examples(), "eval_dataset": examples(16), "callbacks": [HoldMask()]}

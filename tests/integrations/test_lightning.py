@@ -110,7 +110,7 @@ def test_fitting_a_sparse_module_keeps_its_zeros_and_trains_the_rest(kind, optio
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-def test_checkpoints_are_sparse_logs_are_written_and_a_fit_goes_on_with_its_zeros(tmp_path):
+def test_checkpoints_are_sparse_logs_are_written_and_a_resumed_fit_keeps_zeros(tmp_path):
     model = net("AdamW")
     mask = half(model)
     mask.apply_(model)

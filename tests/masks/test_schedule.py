@@ -136,7 +136,7 @@ def test_counts_are_the_nearest_whole_numbers() -> None:
 
 @given(st.integers(1, 10**9), st.floats(0, 0.999))
 @settings(max_examples=100)
-def test_the_last_cycle_keeps_the_wanted_share_exactly(prunable: int, sparsity: float) -> None:
+def test_the_last_cycle_keeps_exactly_the_requested_density(prunable: int, sparsity: float) -> None:
     densities = densities_to(sparsity)
     kept = Schedule(densities, (1,) * len(densities)).nnz(len(densities) - 1, prunable)
     assert abs(kept - (1 - sparsity) * prunable) <= 0.5

@@ -297,7 +297,7 @@ def with_parametrization(layer: nn.Module, parametrization: nn.Module) -> nn.Mod
 @pytest.mark.parametrize(
     "dense", [parametrizations.orthogonal(nn.Linear(4, 4)), with_parametrization(nn.Linear(4, 4), Low())]
 )
-def test_a_weight_whose_zeros_would_not_be_zeros_is_left_dense_with_a_line_and_refused_by_name(
+def test_a_parametrised_weight_without_exact_zeros_stays_dense_with_a_note_or_is_refused(
     dense: nn.Module,
 ) -> None:
     model = nn.Sequential(dense, nn.Linear(4, 8))

@@ -80,7 +80,7 @@ def test_a_factor_that_starts_at_zero_trains_and_is_named() -> None:
     assert not Mask.from_zeros(model)["2.weight"].any(), "frozen: nothing can train it"
 
 
-def test_a_fresh_network_has_nothing_pruned() -> None:
+def test_a_new_network_has_no_pruned_weights() -> None:
     model = nn.Sequential(nn.Embedding(5, 4, padding_idx=1), nn.LSTM(4, 4), nn.Linear(4, 2), nn.LayerNorm(2))
     nn.init.zeros_(model[2].bias)
     with torch.no_grad():

@@ -94,7 +94,7 @@ def test_one_dense_training_is_the_cheapest_dense_cycle_of_one_particle(tmp_path
     assert (alone.dense, alone.heading, alone.show(2.5e12)) == (None, "TFLOP", "2.5")
 
 
-def test_one_run_without_operations_makes_all_costs_steps_and_the_unit_says_so(tmp_path: Path) -> None:
+def test_one_run_without_flops_makes_steps_the_unit_of_all_costs(tmp_path: Path) -> None:
     old = run(tmp_path / "i", [cycle(0, 1.0, 0.9), cycle(1, 0.1, 0.8)])
     new = run(tmp_path / "s", [priced(0, 0.1, 0.7, 12, 50)], "snip")
     comparison = compare([old, new])

@@ -92,7 +92,7 @@ def test_the_gain_is_the_mean_minus_its_own_particles(runs):
 
 
 @pytest.mark.slow
-def test_the_triangle_has_particles_at_its_corners_and_no_error_outside(runs):
+def test_the_triangle_has_particles_at_its_corners_and_no_values_outside(runs):
     panel = SECTIONS["hull"].build(ReportData.read(runs))[0].panels[0]
     heatmap = panel.marks[0]
     rows, columns = len(heatmap.y), len(heatmap.x)

@@ -76,7 +76,7 @@ def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(backend, policy, stop
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_of_mending_it_goes_on_bit_for_bit(spoil, tmp_path):
+def test_killed_during_a_restart_after_divergence_it_resumes_to_the_same_bits(spoil, tmp_path):
     spoil(WHO, WHO.at("restart", 1), epoch=2)
     config = tiny(snapshot_seconds=0.02)
     seconds = go(config, tmp_path / "whole")["seconds"]
@@ -92,7 +92,7 @@ def test_killed_in_the_middle_of_mending_it_goes_on_bit_for_bit(spoil, tmp_path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["swamp", "imp-ensemble"])
-def test_a_stack_of_which_one_broke_goes_on_to_the_same_bits(method, spoil, tmp_path, monkeypatch):
+def test_a_stack_with_a_diverged_particle_resumes_to_the_same_bits(method, spoil, tmp_path, monkeypatch):
     # Large enough that a smaller stack, and another place in it, round otherwise.
     monkeypatch.setitem(BACKENDS, "vmapped", partial(Vmapped, compiled=False))
     second = Seed(0).at("cycle", 0, "particle", 1)
@@ -150,7 +150,7 @@ def test_a_crash_before_any_single_write_or_removal_while_mending_loses_nothing(
 
 
 @pytest.mark.parametrize("method", ["rigl-swamp", "sup-tickets"])
-def test_where_masks_change_it_goes_on_to_the_same_bits_too(method, spoil, tmp_path):
+def test_a_resumed_run_with_dynamic_masks_has_the_same_bits(method, spoil, tmp_path):
     who = Seed(0).at("cycle", 0, "particle", 1 if method == "rigl-swamp" else 0)
     spoil(who, epoch=2)
     plan = Plan(method, particles=(2,), densities=(0.5,), ticket_epochs=0.5, barrier_threshold=1.0)
@@ -166,7 +166,7 @@ def test_where_masks_change_it_goes_on_to_the_same_bits_too(method, spoil, tmp_p
 
 
 @pytest.mark.slow
-def test_a_ticket_and_a_member_of_an_ensemble_keep_what_broke(spoil, tmp_path):
+def test_divergences_of_a_ticket_and_of_an_ensemble_member_are_stored(spoil, tmp_path):
     second = Seed(member_seed(0, 1))
     spoil(second.at("ticket"), second.at("cycle", 1, "particle", 0), epoch=0)
     config = tiny()
@@ -184,7 +184,7 @@ def test_a_ticket_and_a_member_of_an_ensemble_keep_what_broke(spoil, tmp_path):
     assert_same_outcome(tmp_path / "whole", tmp_path / "run")
 
 
-def test_a_run_that_broke_for_good_says_so_again_at_once(spoil, tmp_path):
+def test_a_run_that_diverged_for_good_fails_again_at_once(spoil, tmp_path):
     spoil(*(WHO.at("restart", times) for times in range(1, 4)), WHO)
     with pytest.raises(Diverged, match=r"cycle 1, particle 1: .* It diverged 4 times.* --config .* --lr"):
         go(tiny(), tmp_path / "run")
@@ -195,7 +195,7 @@ def test_a_run_that_broke_for_good_says_so_again_at_once(spoil, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_path_of_a_particle_that_was_trained_again_has_no_point_of_the_broken_one(spoil, tmp_path):
+def test_the_trajectory_of_a_restarted_particle_has_no_point_of_the_diverged_training(spoil, tmp_path):
     spoil(WHO, epoch=2)
     config = tiny(trajectory_every=3, snapshot_seconds=1e-9)
     go(config, tmp_path / "run")
@@ -204,7 +204,7 @@ def test_the_path_of_a_particle_that_was_trained_again_has_no_point_of_the_broke
 
 
 @pytest.mark.slow
-def test_a_broken_particle_that_was_left_out_is_nowhere_on_disk_and_analyses_do_without(spoil, tmp_path, capsys):
+def test_a_dropped_particle_is_not_on_disk_and_analyses_ignore_it(spoil, tmp_path, capsys):
     spoil(WHO)
     config = tiny()
     run = tmp_path / "run"
@@ -224,7 +224,7 @@ def test_a_broken_particle_that_was_left_out_is_nowhere_on_disk_and_analyses_do_
 
 
 @pytest.mark.slow
-def test_compare_says_who_broke_and_what_became_of_it(spoil, tmp_path, capsys):
+def test_compare_lists_diverged_trainings_and_how_they_were_handled(spoil, tmp_path, capsys):
     spoil(WHO, Seed(0).at("ticket"), epoch=0)
     go(tiny(), tmp_path / "run")
     (note,) = compare([read_run(tmp_path / "run")]).notes

@@ -52,7 +52,7 @@ def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(method, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_goes_on_bit_for_bit(tmp_path):
+def test_killed_at_random_moments_it_resumes_to_the_same_bits(tmp_path):
     config = changing("rigl-swamp")
     seconds = go(config, tmp_path / "whole")["seconds"]
     run, moments = tmp_path / "run", random.Random(1)

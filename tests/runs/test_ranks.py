@@ -60,7 +60,7 @@ def training_of(run: Path, cycle: int) -> Callable[[], object]:
 
 
 @pytest.mark.slow
-def test_a_killed_rank_is_named_and_the_run_goes_on_with_other_ranks(reference, tmp_path):
+def test_a_killed_rank_is_named_and_the_run_resumes_with_other_ranks(reference, tmp_path):
     run = tmp_path / "run"
     job = launched(4, "run", "--config", reference / "config.json", "--out", run)
     eventually(training_of(run, 1), job)
@@ -81,7 +81,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_with_other_ranks(reference, 
 
 
 @pytest.mark.slow
-def test_with_restarts_the_job_goes_on_by_itself_when_its_leader_is_killed(reference, tmp_path):
+def test_with_restarts_the_job_continues_after_rank_0_is_killed(reference, tmp_path):
     run = tmp_path / "run"
     job = launched(
         2, "run", "--config", reference / "config.json", "--out", run, "--quiet", options=("--max-restarts=1",)
@@ -96,7 +96,7 @@ def test_with_restarts_the_job_goes_on_by_itself_when_its_leader_is_killed(refer
 
 
 @pytest.mark.slow
-def test_stopped_by_a_signal_all_ranks_save_and_one_process_goes_on(reference, tmp_path):
+def test_after_a_signal_all_ranks_save_and_one_process_can_resume(reference, tmp_path):
     run = tmp_path / "run"
     job = launched(2, "run", "--config", reference / "config.json", "--out", run)
     eventually(lambda: len(training_of(run, 0)()) == 2, job)
@@ -110,7 +110,7 @@ def test_stopped_by_a_signal_all_ranks_save_and_one_process_goes_on(reference, t
 
 
 @pytest.mark.slow
-def test_a_sharded_run_is_gone_on_with_by_one_process(reference, tmp_path):
+def test_a_sharded_run_can_be_resumed_by_one_process(reference, tmp_path):
     run = tmp_path / "run"
     options = ("--particles", 1, "--epochs", 30, "--shard", "--out", run)
     job = launched(2, "run", "--config", reference / "config.json", *options)
@@ -123,7 +123,7 @@ def test_a_sharded_run_is_gone_on_with_by_one_process(reference, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_refused_is_told_once_and_all_ranks_end_with_code_2():
+def test_a_refused_configuration_is_printed_once_and_all_ranks_exit_with_code_2():
     job = launched(2, "run", "digits-mlp", "--model", "nothing")
     told = job.communicate()[1]
     assert LINE.findall(told) == ["swamp: "]

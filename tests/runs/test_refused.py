@@ -209,7 +209,7 @@ def test_an_ensemble_needs_the_space_of_all_its_members_and_a_resume_only_what_i
     go_on(copy)
 
 
-def test_a_disk_that_fills_up_ends_the_run_clearly_and_it_goes_on_later(finished, tmp_path):
+def test_a_full_disk_ends_the_run_with_advice_and_it_can_be_resumed(finished, tmp_path):
     """RLIMIT_FSIZE makes every write beyond 6 kB fail, as a full disk would."""
     run = tmp_path / "run"
 
@@ -248,7 +248,7 @@ def test_a_snapshot_of_another_run_is_quarantine(config, finished, tmp_path):
     assert_same_outcome(finished[0], tmp_path / "0")
 
 
-def test_a_training_that_diverges_says_who_where_and_how_to_go_on(config, tmp_path):
+def test_a_divergence_names_particle_step_and_remedy(config, tmp_path):
     wild = replace(
         config,
         training=replace(config.training, lr=1e30),

@@ -140,7 +140,7 @@ def test_stopped_at_any_step_no_step_is_taken_twice(step, reference, tmp_path):
     assert_same_outcome(reference[0], tmp_path / "run")
 
 
-def test_a_run_killed_between_a_record_and_its_publication_tells_of_it_later(reference, tmp_path, monkeypatch):
+def test_a_run_killed_between_record_and_publication_publishes_on_resume(reference, tmp_path, monkeypatch):
     monkeypatch.setattr(RunStore, "publish", lambda self, cycle: self.stop.set() if cycle.index == 2 else None)
     with pytest.raises(Interrupted):
         start(tiny(), tmp_path / "run", NullReporter(), Event())
@@ -192,7 +192,7 @@ def test_resuming_a_finished_run_computes_nothing_and_says_the_same(config, tmp_
 
 
 @pytest.mark.slow
-def test_a_second_process_is_kept_out_and_told_who_is_in(config, tmp_path):
+def test_a_second_process_is_refused_with_the_owner_of_the_lock(config, tmp_path):
     directory = RunDirectory(tmp_path / "run")
     with directory.locked(), pytest.raises(SwampError, match=f"being written by process {os.getpid()}"):
         go(config, tmp_path / "run")
@@ -236,7 +236,7 @@ def test_each_record_is_read_once_however_many_cycles_are_published(tmp_path, mo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [30, 50])
-def test_the_last_particle_left_in_threads_goes_on_to_the_same_bits(step, tmp_path, monkeypatch):
+def test_the_last_unfinished_particle_resumes_in_threads_to_the_same_bits(step, tmp_path, monkeypatch):
     # With both of torch's threads for itself it would round otherwise: it is as large as it must be for that.
     monkeypatch.setattr(threads, "cores", lambda: 2)
     config = tiny(model="lenet-300-100", backend="threads", threads=2)

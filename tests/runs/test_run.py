@@ -133,7 +133,7 @@ def test_a_ticket_in_training_is_saved_too(config, tmp_path):
     assert RunDirectory(tmp_path / "run").snapshot(None, 0).exists()
 
 
-def test_an_environment_that_tells_nothing_is_no_error(monkeypatch):
+def test_an_environment_without_information_is_no_error(monkeypatch):
     def fails(*_, **__):
         raise OSError
 

@@ -116,7 +116,7 @@ def test_what_a_study_cannot_be_is_refused_with_the_place(text, message, tmp_pat
     assert "study.toml" in str(error.value)
 
 
-def test_a_name_with_two_meanings_asks_for_the_whole_one(tmp_path, monkeypatch):
+def test_an_ambiguous_name_must_be_given_in_full(tmp_path, monkeypatch):
     fields = {"a.lr": 1, "b.lr": 2}
     monkeypatch.setattr("swamp.runs.study.flattened", lambda values: fields if "plan" in values else values)
     with pytest.raises(SwampError, match=r"'lr' may be a.lr or b.lr; write the whole name"):

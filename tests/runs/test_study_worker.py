@@ -102,7 +102,7 @@ def test_workers_at_the_same_time_do_every_run_once_and_share_them_out(child, tm
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_is_recorded_and_left_alone_until_it_is_tried_again(tmp_path):
+def test_a_failed_run_is_recorded_and_skipped_until_it_is_retried(tmp_path):
     good = seeded(0)["seed0"]
     wild = replace(good, training=replace(good.training, lr=1e30))
     nowhere = replace(good, device="cuda:9")
@@ -148,7 +148,7 @@ def held(child, study: StudyDirectory, name: str) -> int:
     return pid
 
 
-def test_a_run_held_by_another_is_passed_over_and_waited_for_only_where_asked(child, tmp_path):
+def test_a_run_claimed_by_another_worker_is_skipped_and_awaited_only_with_wait(child, tmp_path):
     study = StudyDirectory.join(tmp_path / "s", seeded(0, 1))
     pid = held(child, study, "seed0")
     work(study, NullReporter(), Event())
@@ -181,7 +181,7 @@ def test_a_directory_that_holds_another_run_is_never_written(tmp_path):
     assert sessions(study) == [1]
 
 
-def test_a_worker_asked_to_stop_saves_and_the_next_goes_on(tmp_path):
+def test_a_stopped_worker_saves_and_the_next_one_resumes(tmp_path):
     study = StudyDirectory.join(tmp_path / "s", seeded(0, 1))
     stop = Event()
     with pytest.raises(Interrupted):
@@ -194,7 +194,7 @@ def test_a_worker_asked_to_stop_saves_and_the_next_goes_on(tmp_path):
     assert sessions(study) == [2, 1]
 
 
-def test_somebody_who_only_looks_keeps_no_worker_out(tmp_path, monkeypatch):
+def test_reading_a_study_does_not_block_workers(tmp_path, monkeypatch):
     study = StudyDirectory.join(tmp_path / "s", seeded(0))
     with study.claimed("seed0") as mine:
         assert mine

@@ -124,7 +124,7 @@ class Branching(nn.Module):
         return self.positive(inputs) if inputs.sum() > 0 else self.negative(inputs)
 
 
-def test_fisher_goes_one_by_one_where_a_network_cannot_be_vectorised() -> None:
+def test_fisher_processes_examples_one_by_one_if_the_network_cannot_be_vectorised() -> None:
     model = Branching()
     # The third example takes the other branch: y = -3, slope (y - t) x = (-3)(-1, -2) = (3, 6).
     inputs = torch.cat([TWO[0], torch.tensor([[-1.0, -2.0]], dtype=torch.float64)])

@@ -82,7 +82,7 @@ def test_cycles_that_are_no_whole_epochs_are_refused(options: dict[str, Any], me
     assert str(error.value) == message
 
 
-def test_a_method_without_a_tail_leaves_its_cycles_aside():
+def test_a_method_without_a_tail_ignores_swa_cycles():
     training = plain(epochs=12, swa_fraction=0.5, swa_cycles=3, schedule_repeats=2)
     assert rates(replace(training, swa_fraction=0.0), 1) == rates(plain(epochs=12, schedule_repeats=2), 1)
 

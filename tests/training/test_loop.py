@@ -306,7 +306,7 @@ def test_batches_beyond_those_promised_are_left_out(small_task, small_net):
     assert (trained.steps, len(trained.losses)) == (9, 3)
 
 
-def test_every_kind_of_batch_trains_alike(small_task, small_net, same):
+def test_every_kind_of_batch_gives_the_same_training(small_task, small_net, same):
     data = small_task.train
 
     class Named(nn.Module):

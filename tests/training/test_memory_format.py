@@ -34,7 +34,7 @@ def test_trained_weights_come_out_in_the_usual_order():
     assert all(weight.is_contiguous() for weight in weights.values())
 
 
-def test_a_training_goes_on_from_a_snapshot_that_was_stored_in_the_usual_order():
+def test_a_training_resumes_from_a_snapshot_in_the_usual_memory_format():
     # Fused kernels walk weights and momentum side by side: momentum in another order would be another weight's.
     generator = torch.Generator().manual_seed(0)
     data = TensorData(torch.randn(8, 3, 4, 4, generator=generator), torch.tensor([0, 1] * 4))

@@ -59,9 +59,7 @@ class Plane:
             second = second - (second @ u) * u
         rest = euclidean_norm(second)
         if not rest > _COLLINEAR * length > 0:
-            raise SwampError(
-                "the three models lie on one line in weight space and do not define a plane. Give other models."
-            )
+            raise SwampError("the three models lie on one line in weight space and define no plane. Give other models.")
         return cls(space, states[0], u, second / rest)
 
     def at(self, x: float, y: float) -> LinearCombination:
