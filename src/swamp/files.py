@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 from collections.abc import Generator, Mapping
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 from swamp.errors import CorruptFile, SwampError
 
 _CHECKSUM = "swamp-checksum"
+_COMPLEX = "swamp-complex"
 
 _MOST_TEXT = 2**28
 """Bytes. The largest records are a hundredth of this; a device such as /dev/zero has no end."""
@@ -101,9 +103,24 @@ def remove_unfinished(path: Path) -> None:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Save tensors (tied ones as copies, as safetensors requires) and text metadata, atomically and with a checksum."""
-    apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    apart = {name: tensor.detach().resolve_conj().resolve_neg().cpu() for name, tensor in tensors.items()}
+    apart = {name: tensor.contiguous().clone() for name, tensor in apart.items()}
     about = dict(metadata or {})
-    write_atomic(path, _serialized(apart, {**about, _CHECKSUM: _checksum(apart, about)}))
+    own = {_CHECKSUM: _checksum(apart, about)}
+    pairs = {name: one for name, one in apart.items() if one.is_complex() and not _storable(one.dtype)}
+    if pairs:
+        own[_COMPLEX] = json.dumps({name: str(one.dtype).removeprefix("torch.") for name, one in pairs.items()})
+        apart |= {name: torch.view_as_real(one) for name, one in pairs.items()}
+    write_atomic(path, _serialized(apart, {**about, **own}))
+
+
+@cache
+def _storable(dtype: torch.dtype) -> bool:
+    """Whether this version of safetensors has the data type; other complex numbers are stored as pairs."""
+    try:
+        return bool(safetensors.torch.save({"one": torch.zeros(1, dtype=dtype)}))
+    except (KeyError, ValueError, safetensors.SafetensorError):
+        return False
 
 
 def _serialized(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
@@ -124,10 +141,24 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with _opened(path) as file:
         metadata: dict[str, str] = dict(file.metadata() or {})
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    stated = metadata.pop(_CHECKSUM, None)
+    stated, pairs = metadata.pop(_CHECKSUM, None), metadata.pop(_COMPLEX, None)
+    if pairs is not None:
+        tensors |= _joined(path, tensors, pairs)
     if stated not in (None, _checksum(tensors, metadata)):
         raise CorruptFile(f"{path} is damaged: its contents do not match its own checksum. Restore it or delete it.")
     return tensors, metadata
+
+
+def _joined(path: Path, tensors: Mapping[str, Tensor], pairs: str) -> dict[str, Tensor]:
+    """The complex tensors that are stored as pairs of real numbers (..., 2)."""
+    try:
+        names: dict[str, str] = parse_json(pairs)
+        whole = {name: torch.view_as_complex(tensors[name]) for name in names}
+    except (ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+        raise CorruptFile(f"{path} is damaged: its complex tensors are incomplete. Restore it or delete it.") from error
+    if {name: str(value.dtype) for name, value in whole.items()} != {n: f"torch.{dtype}" for n, dtype in names.items()}:
+        raise CorruptFile(f"{path} is damaged: its complex tensors have another type. Restore it or delete it.")
+    return whole
 
 
 def load_metadata(path: Path) -> dict[str, str]:
@@ -212,7 +243,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 (first 16 hexadecimal digits) over names, types, shapes and bytes."""
     total = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name].detach().resolve_conj().resolve_neg().cpu().contiguous()
         total.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         # numpy declares its buffer protocol for Python 3.12 and later only.
         total.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))  # pyright: ignore[reportArgumentType]

@@ -127,3 +127,63 @@ def test_a_layer_in_eval_mode_normalises_by_its_statistics_while_frozen():
     usual = model.norm(INPUTS)
     with frozen_statistics(model):
         assert torch.equal(model.norm(INPUTS), usual)
+
+
+class Frozen(Net):
+    """Keeps its normalisation in eval mode while it trains."""
+
+    def train(self, mode: bool = True) -> "Frozen":
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+
+def without_momentum() -> nn.Module:
+    model = Net()
+    model.norm.momentum = 0.0
+    return model
+
+
+@pytest.mark.parametrize("build", [Frozen, without_momentum])
+def test_statistics_that_training_does_not_change_are_left_as_they_are(build, same):
+    model = build().eval()
+    model.norm.running_mean.fill_(0.25)
+    before = copy.deepcopy(model.state_dict())
+    assert with_reestimated_batchnorm(model, DATA, batch_size=4) is model
+    reset_statistics(model)
+    assert same(model.state_dict(), before)
+    assert not any(module.training for module in model.modules())
+
+
+def test_only_the_frozen_layer_of_two_keeps_its_statistics():
+    class Half(Frozen):
+        def __init__(self) -> None:
+            super().__init__()
+            self.second = nn.BatchNorm1d(3).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.norm(x))
+
+    fresh: Any = with_reestimated_batchnorm(Half(), DATA, batch_size=11)
+    assert torch.equal(fresh.norm.running_mean, torch.zeros(3))
+    scale = (1 + fresh.norm.eps) ** -0.5
+    assert torch.allclose(fresh.second.running_mean, INPUTS.mean(0) * scale, rtol=1e-12)
+
+
+def test_instance_normalisation_with_running_statistics_is_re_estimated():
+    norm = nn.InstanceNorm1d(3, track_running_stats=True, momentum=0.3).double()
+    images = torch.randn(10, 3, 7, generator=GENERATOR, dtype=torch.float64) * 2 + 1
+    norm.train()(images + 100)
+    fresh: Any = with_reestimated_batchnorm(norm, TensorData(images, torch.zeros(10)), batch_size=4)
+    means, variances = images[:8].mean(-1).mean(0), images[:8].var(-1).mean(0)
+    assert torch.allclose(fresh.running_mean, means, rtol=1e-13)
+    assert torch.allclose(fresh.running_var, variances, rtol=1e-13)
+    assert fresh.momentum == norm.momentum == 0.3
+    assert not fresh._forward_pre_hooks
+    usual = copy.deepcopy(norm)(images)
+    before = copy.deepcopy(norm.state_dict())
+    with frozen_statistics(norm):
+        assert torch.equal(norm(images), usual)
+    assert all(torch.equal(before[name], value) for name, value in norm.state_dict().items())
+    plain = nn.InstanceNorm1d(3)
+    assert with_reestimated_batchnorm(plain, DATA) is plain

@@ -69,7 +69,7 @@ def _carried_state(setup: Setup, ticket: Ticket, previous: Cycle) -> Mapping[str
 def _retrained(setup: Setup, previous: Cycle, mask: Mask) -> tuple[Training, int]:
     """How carried weights train on the smaller `mask`, and the step at which this starts."""
     whole, removed = (
-        sum(float(previous.weights[name][chosen].double().square().sum()) for name, chosen in part.items()) ** 0.5
+        sum(float(previous.weights[name][chosen].abs().double().square().sum()) for name, chosen in part.items()) ** 0.5
         for part in (previous.mask, {name: ~active for name, active in mask.items()})
     )
     change = norm_change(whole, removed, 1 - mask.nnz / previous.mask.nnz)

@@ -20,6 +20,7 @@ from swamp.masks import Mask
 from swamp.masks.pruning import pruned_mask
 from swamp.training import RunningMean, Seed
 from swamp.training.average import State, mean
+from swamp.training.extra_state import load_state
 from swamp.training.mask_updates import dense_gradients, density_at, drop_and_grow
 from swamp.training.snapshot import Snapshot, masked_snapshot
 
@@ -193,7 +194,7 @@ class _DynamicTraining:
         """Mean over the particles of the dense gradient on the batch that each takes next."""
         found: list[State] = []
         for i, snapshot in zip(indices, snapshots, strict=True):
-            self.setup.model.load_state_dict(dict(snapshot.weights))
+            load_state(self.setup.model, snapshot.weights)
             seed = self._seed(i, len(self.members) if step > self.split else len(snapshots))
             gradients = dense_gradients(self.setup.model, self.setup.task, self.training, seed, step)
             if not all(bool(gradient.isfinite().all()) for gradient in gradients.values()):

@@ -15,6 +15,7 @@ from swamp.model_copy import copied_model
 from swamp.training import Seed, Task, Training, predict
 from swamp.training.average import State
 from swamp.training.data import Data
+from swamp.training.extra_state import load_state
 
 MEMBER_METHOD = "imp"
 
@@ -110,7 +111,7 @@ def ensemble_predict(
     found: list[Tensor] = []
     targets = torch.empty(0)
     for state in states:
-        model.load_state_dict(dict(state))
+        load_state(model, state)
         outputs, targets = predict(model, task, data, examples=examples)
         found.append(outputs)
     return task.combine(found), targets

@@ -22,6 +22,7 @@ from swamp.masks.heads import head_densities
 from swamp.masks.pruning import empty_layer_warning
 from swamp.training.average import State, interpolate
 from swamp.training.batchnorm import batchnorm_layers
+from swamp.training.extra_state import load_state
 
 _BARRIER_BN_EXAMPLES = 2048
 """Training examples for the BatchNorm statistics of each point of a barrier."""
@@ -42,7 +43,7 @@ def evaluate_cycle(
     if warning:
         warnings.warn(warning, stacklevel=2)
         notes.append(warning)
-    setup.model.load_state_dict(dict(models.average.state))
+    load_state(setup.model, models.average.state)
     steps, flops = trained.steps, trained.flops + spec.scoring_flops
     if first:
         ticket_steps = setup.ticket_steps + sum(one.steps for one in setup.divergence.of(None))

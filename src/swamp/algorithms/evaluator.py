@@ -17,6 +17,7 @@ from swamp.model_copy import copied_model
 from swamp.training import Task, TensorData, TokenData, evaluate, predict, with_reestimated_batchnorm
 from swamp.training.average import State, copied
 from swamp.training.data import BatchList
+from swamp.training.extra_state import load_state
 from swamp.training.memory_format import to_fastest_memory_format
 from swamp.training.options import Precision
 
@@ -89,7 +90,7 @@ class Evaluator:
         """
         if mask is not None:
             mask.require_zeros(weights)
-        model.load_state_dict(dict(weights))
+        load_state(model, weights)
         if not refresh_bn:
             return model
         batches = None if examples is None else math.ceil(examples / 256)

@@ -16,6 +16,7 @@ from swamp.scores.grasp import PER_CLASS
 from swamp.training import Seed, Task
 from swamp.training.average import State
 from swamp.training.data import Batch, batch_to
+from swamp.training.extra_state import load_state
 from swamp.training.flops import FlopCounter
 from swamp.training.rng import isolated
 
@@ -56,7 +57,7 @@ class Pruner:
     def prune(self, mask: Mask, weights: State, nnz: int, seed: Seed) -> Pruned:
         """Shrink `mask` to `nnz` weights by their scores at `weights`."""
         plan, rounds = self.plan, self.plan.spec.rounds
-        self.model.load_state_dict(dict(weights))
+        load_state(self.model, weights)
         smaller, flops, note = mask, 0.0, None
         for number in range(1, rounds + 1):
             scores = self.score(self.model, smaller, self._context(seed))

@@ -13,6 +13,7 @@ from swamp.algorithms.plan import OnDivergence
 from swamp.files import save_tensors
 from swamp.masks import Mask
 from swamp.model_copy import copied_model
+from swamp.training.extra_state import as_tensors, load_state
 from swamp.training.mask_updates import Dynamic
 
 
@@ -33,7 +34,7 @@ class SparseModel:
     def of(cls, model: nn.Module, record: Sequence[Cycle]) -> "SparseModel":
         """A copy of `model` with the weights and the mask of the last cycle of `record`."""
         sparse = copied_model(model)
-        sparse.load_state_dict(dict(record[-1].weights))
+        load_state(sparse, record[-1].weights)
         return cls(sparse, record[-1].mask, tuple(record))
 
     def save(self, path: Path | str) -> None:
@@ -42,7 +43,7 @@ class SparseModel:
         Raises:
             MaskError: A weight off the mask is not zero, because `model` was changed.
         """
-        state = self.model.state_dict()
+        state = as_tensors(self.model.state_dict())
         self.mask.require_zeros(state)
         save_tensors(Path(path), state)
 

@@ -28,6 +28,7 @@ from swamp.training import Seed, TensorData, Training
 from swamp.training.average import State, mean
 from swamp.training.data import BatchList
 from swamp.training.dropout import has_random_forward
+from swamp.training.extra_state import as_tensors
 from swamp.training.rng import isolated
 from swamp.training.tokens import TokenData
 
@@ -171,7 +172,7 @@ class ParticleAblation:
         with isolated(seed, self.run.device):
             fresh = copied_model(layer)
             fresh.reset_parameters()
-        own = {f"{name}.{key}" if name else key: value for key, value in fresh.state_dict().items()}
+        own = {f"{name}.{key}" if name else key: value for key, value in as_tensors(fresh.state_dict()).items()}
         return Ticket({**self._ticket.weights, **own}, self._ticket.steps, self._ticket.state)
 
     def _missing(self, factor: str) -> str | None:

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import combinations, islice
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask
 from swamp.analysis.point_evaluator import PointEvaluator, PointMetrics
@@ -18,6 +18,7 @@ from swamp.errors import SwampError, shortened
 from swamp.training import Task
 from swamp.training.average import State
 from swamp.training.data import Data
+from swamp.training.extra_state import as_tensors, is_extra_state
 
 MAX_PARTICLES_FOR_ALL_PAIRS = 4
 """With more particles, only the barrier between the first two is measured."""
@@ -139,13 +140,13 @@ def _evaluate_segments(
 
 def require_fit(model: nn.Module, state: State, what: str) -> None:
     """Raise SwampError naming the first tensors of `state` that are missing, unknown or of another shape."""
-    expected: Mapping[str, Tensor] = model.state_dict()
+    expected = as_tensors(model.state_dict())
     wrong = [f"{name!r} is missing" for name in expected if name not in state]
     wrong += [f"{name!r} is unknown" for name in state if name not in expected]
     wrong += [
         f"{name!r} has shape {tuple(state[name].shape)}, not {tuple(value.shape)}"
         for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
+        if name in state and state[name].shape != value.shape and not is_extra_state(name)
     ]
     if wrong:
         raise SwampError(

@@ -16,6 +16,7 @@ from swamp.training import Seed, Task
 from swamp.training.average import State
 from swamp.training.batchnorm import reestimate_batchnorm
 from swamp.training.data import batch_to
+from swamp.training.extra_state import load_state
 from swamp.training.memory_format import to_fastest_memory_format, to_memory_format_of
 from swamp.training.rng import isolated
 
@@ -158,7 +159,7 @@ def _model_at(model: nn.Module, task: Task, weights: State, mask: Mask | None, e
         mask.check(model)
         mask.require_zeros(weights)
     scratch = copied_model(model)
-    scratch.load_state_dict(dict(weights))
+    load_state(scratch, weights)
     to_fastest_memory_format(scratch, bfloat16=False)
     batches = math.ceil(examples / _REFRESH_BATCH)
     reestimate_batchnorm(scratch, task.train, forward=task.forward, batch_size=_REFRESH_BATCH, batches=batches)
@@ -167,9 +168,15 @@ def _model_at(model: nn.Module, task: Task, weights: State, mask: Mask | None, e
 
 def _selected(model: nn.Module, only: Iterable[str] | None) -> dict[str, nn.Parameter]:
     parameters = dict(model.named_parameters())
+    names = {name for name, parameter in parameters.items() if parameter.requires_grad} if only is None else set(only)
+    imaginary = [name for name, parameter in parameters.items() if name in names and parameter.is_complex()]
+    if imaginary:
+        raise SwampError(
+            f"the Hessian is defined for real parameters, and {shortened(imaginary)} are complex. Give the names of "
+            "real ones as `only`."
+        )
     if only is None:
-        return {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
-    names = set(only)
+        return {name: parameter for name, parameter in parameters.items() if name in names}
     if not names or names - set(parameters):
         raise SwampError(
             f"only={shortened(sorted(names))} must contain parameter names of {type(model).__name__}: "

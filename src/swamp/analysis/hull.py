@@ -28,6 +28,7 @@ from swamp.masks import Mask
 from swamp.training import Seed
 from swamp.training.average import State
 from swamp.training.data import Batch, BatchList, Data, rows_of
+from swamp.training.extra_state import as_tensors
 from swamp.training.metrics import spearman
 
 SAMPLES = 20
@@ -329,7 +330,7 @@ def _start(run: RunData, index: int, digest_of_start: str) -> tuple[str, State] 
     """Name and weights of the state with this digest, from which the particles of cycle `index` were trained."""
     if run.ticket is not None and run.ticket.id == digest_of_start:
         return "ticket", run.ticket.weights
-    initial = run.model.state_dict()
+    initial = as_tensors(run.model.state_dict())
     if digest(initial) == digest_of_start:
         return "initial", initial
     for earlier in dict.fromkeys((index - 1, 0)):
@@ -340,7 +341,8 @@ def _start(run: RunData, index: int, digest_of_start: str) -> tuple[str, State] 
 
 def _mean_in_float64(states: Sequence[State], mask: Mask) -> State:
     # The stored mean is rounded: distances from it would differ from the distances from the exact mean.
-    return {name: torch.stack([state[name].double() for state in states]).mean(0) for name in mask}
+    types = {name: torch.promote_types(states[0][name].dtype, torch.float64) for name in mask}
+    return {name: torch.stack([state[name].to(wide) for state in states]).mean(0) for name, wide in types.items()}
 
 
 def _as_record(metrics: PointMetrics) -> Record:

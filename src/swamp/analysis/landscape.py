@@ -173,12 +173,12 @@ def _evenly_spaced(low: float, high: float, count: int) -> Iterator[float]:
 
 def _filter_normalised(weight: Tensor, active: Tensor | None, generator: torch.Generator) -> Tensor:
     """A random tensor with the row norms of `weight`; zeros for a vector."""
-    weight = weight.detach().to("cpu", torch.float64)
-    drawn = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+    weight = weight.detach().to("cpu", torch.promote_types(weight.dtype, torch.float64))
+    drawn = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
     if weight.dim() < 2:
         return torch.zeros_like(weight)
     if active is not None:
         drawn = drawn * active.cpu()
-    target, norms = (part.flatten(1).square().sum(1).sqrt() for part in (weight, drawn))
+    target, norms = (part.flatten(1).abs().square().sum(1).sqrt() for part in (weight, drawn))
     scale = torch.where(norms > 0, target / norms, 0.0)
     return drawn * scale.reshape(-1, *[1] * (weight.dim() - 1))

@@ -21,6 +21,7 @@ from swamp.training import Task, predict
 from swamp.training.average import State
 from swamp.training.batchnorm import batchnorm_layers, reestimate_batchnorm
 from swamp.training.data import Data, batch_to
+from swamp.training.extra_state import as_tensors, load_state
 from swamp.training.memory_format import to_fastest_memory_format
 
 Point = State | LinearCombination
@@ -77,7 +78,7 @@ class PointEvaluator:
         self.device = next(model.parameters()).device
         self.normed = bool(batchnorm_layers(model))
         convolutional = any(parameter.dim() > 2 for parameter in model.parameters())
-        size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+        size = sum(value.numel() * value.element_size() for value in as_tensors(model.state_dict()).values())
         most = _MAX_BYTES.get(self.device.type, 2**28)
         # On CPU, convolutions and large networks with batch normalisation are slower as a stack.
         slow = self.device.type == "cpu" and (convolutional or (self.normed and size > _SMALL))
@@ -108,7 +109,7 @@ class PointEvaluator:
             return None
 
     def _single(self, point: Point) -> PointMetrics:
-        self.model.load_state_dict(dict(_weights(point)))
+        load_state(self.model, _weights(point))
         if self.normed:
             batches = math.ceil(self.examples / _REFRESH_BATCH)
             forward = self.task.forward
@@ -150,7 +151,9 @@ class PointEvaluator:
         layers = batchnorm_layers(stack.network)
         momenta = [layer.momentum for layer in layers]
         before = stack.buffers
-        total = {n: torch.zeros_like(b) for n, b in before.items() if n.endswith(("running_mean", "running_var"))}
+        own = {id(buffer) for layer in layers for buffer in (layer.running_mean, layer.running_var)}
+        tracked = [name for name, buffer in stack.network.named_buffers() if id(buffer) in own]
+        total = {name: torch.zeros_like(before[name]) for name in tracked}
         count, first = 0, 0
         try:
             for layer in layers:

@@ -19,6 +19,7 @@ from swamp.training import Seed, Task, predict
 from swamp.training.average import State
 from swamp.training.batchnorm import reestimate_batchnorm
 from swamp.training.data import Batch, BatchList, Data
+from swamp.training.extra_state import load_state
 from swamp.training.task import accuracy, ece, mean_probability, nll
 
 CORRUPTIONS: Mapping[str, tuple[float, ...]] = {
@@ -89,7 +90,7 @@ def models_of_cycle(run: RunData, index: int, examples: int) -> tuple[nn.Module 
 
     def ready(weights: State, averaged: bool) -> nn.Module:
         model = copied_model(run.model)
-        model.load_state_dict(dict(weights))
+        load_state(model, weights)
         if averaged:
             batches = math.ceil(examples / _REFRESH_BATCH)
             reestimate_batchnorm(model, task.train, forward=task.forward, batch_size=_REFRESH_BATCH, batches=batches)

@@ -13,7 +13,7 @@ from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask
 from swamp.analysis.barriers import evaluate_segment
 from swamp.analysis.point_evaluator import PointEvaluator
 from swamp.analysis.run_data import RunData
-from swamp.analysis.weight_space import ParameterSpace, euclidean_norm, masked_weights
+from swamp.analysis.weight_space import ParameterSpace, as_vector, euclidean_norm, masked_weights
 from swamp.errors import SwampError
 from swamp.runs.trajectory import read_trajectory
 from swamp.training.average import State
@@ -59,7 +59,7 @@ def principal_components(
         raise SwampError(f"principal components need two points or more, got {len(points)}.")
     products = torch.zeros(len(points) + len(others), len(points), dtype=torch.float64)
     for name in space.names:
-        rows = torch.stack([s[name].detach().to("cpu", torch.float64).reshape(-1) for s in [*points, *others]])
+        rows = torch.stack([as_vector(s[name]).to("cpu") for s in [*points, *others]])
         rows -= rows[: len(points)].mean(0)
         products += rows @ rows[: len(points)].T
     gram = products[: len(points)]

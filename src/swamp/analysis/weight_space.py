@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from swamp.errors import SwampError
-from swamp.training.average import State
+from swamp.training.average import State, is_inexact
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class LinearCombination:
         return {name: self._sum(name, tensor) for name, tensor in self.states[0].items() if name not in without}
 
     def _sum(self, name: str, first: Tensor) -> Tensor:
-        if not first.is_floating_point():
+        if not is_inexact(first):
             return first
         # A network with coefficient 0 is skipped: 0 times infinity or NaN is NaN.
         pairs = zip(self.states, self.coefficients, strict=True)
@@ -46,7 +46,7 @@ class LinearCombination:
 
 
 class ParameterSpace:
-    """The parameters of a model as one float64 vector on the CPU. Tied parameters are one coordinate.
+    """The parameters of a model as one float64 vector on the CPU. Tied parameters are one coordinate, complex ones two.
 
     Buffers are not coordinates: normalisation statistics are re-estimated wherever a point is evaluated.
     """
@@ -56,23 +56,33 @@ class ParameterSpace:
         self.names: list[str] = []
         self.shapes: dict[str, torch.Size] = {}
         self._tied: dict[str, str] = {}
+        self._complex: set[str] = set()
         for name, parameter in model.named_parameters(remove_duplicate=False):
             if id(parameter) in owners:
                 self._tied[name] = owners[id(parameter)]
             else:
                 owners[id(parameter)] = name
                 self.names.append(name)
-                self.shapes[name] = parameter.shape
+                self.shapes[name] = torch.Size([*parameter.shape, 2]) if parameter.is_complex() else parameter.shape
+                if parameter.is_complex():
+                    self._complex.add(name)
 
     def vector(self, state: State) -> Tensor:
         """The parameters in `state`, concatenated (n,)."""
-        return torch.cat([state[name].detach().to("cpu", torch.float64).reshape(-1) for name in self.names])
+        return torch.cat([as_vector(state[name]).to("cpu") for name in self.names])
 
     def state(self, vector: Tensor) -> dict[str, Tensor]:
-        """The parameters in `vector` (n,) by name, tied ones under each of their names, in float64."""
+        """The parameters in `vector` (n,) by name, tied ones under each of their names, in float64 or complex128."""
         parts = torch.split(vector, [self.shapes[name].numel() for name in self.names])
         found = {name: part.reshape(self.shapes[name]) for name, part in zip(self.names, parts, strict=True)}
+        found |= {name: torch.view_as_complex(found[name]) for name in self._complex}
         return found | {name: found[owner] for name, owner in self._tied.items()}
+
+
+def as_vector(tensor: Tensor) -> Tensor:
+    """A tensor as a float64 vector (n,) on its device; a complex number has two coordinates."""
+    flat = torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor.detach()
+    return flat.to(torch.float64).reshape(-1)
 
 
 def masked_weights(state: State, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -99,8 +109,8 @@ def inner_products(points: Sequence[State], origin: State, names: Iterable[str])
     total = torch.zeros(len(points), len(points), dtype=torch.float64)
     for name in names:
         _require_same_shape(name, [*points, origin])
-        flat = torch.stack([point[name].detach().double().reshape(-1) for point in points])
-        flat = flat - origin[name].detach().to(flat).reshape(-1)
+        flat = torch.stack([as_vector(point[name]) for point in points])
+        flat = flat - as_vector(origin[name]).to(flat)
         total += (flat @ flat.T).cpu()
     return total
 

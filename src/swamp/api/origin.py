@@ -12,6 +12,7 @@ from swamp.backends import Backend
 from swamp.files import digest
 from swamp.training import Task, TensorData
 from swamp.training.data import Data
+from swamp.training.extra_state import as_tensors
 
 _MOST_NAMES = 6
 
@@ -21,7 +22,11 @@ def describe(model: nn.Module, task: Task, backend: Backend | str | None) -> dic
     parameters = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     splits = {"train": task.train, "validation": task.validation, "test": task.test}
     about: dict[str, Any] = {
-        "model": {"class": qualified(type(model)), "weights": digest(model.state_dict()), "parameters": parameters},
+        "model": {
+            "class": qualified(type(model)),
+            "weights": digest(as_tensors(model.state_dict())),
+            "parameters": parameters,
+        },
         "task": {name: None if data is None else _describe_data(data) for name, data in splits.items()},
     }
     about["task"] |= {"loss": _name(task.loss), "metrics": sorted(task.metrics)}

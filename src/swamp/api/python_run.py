@@ -33,6 +33,7 @@ from swamp.runs.reference_origin import INITIAL
 from swamp.runs.run_progress import Reporter
 from swamp.runs.validation import check_disk_space
 from swamp.training import Task, Training
+from swamp.training.extra_state import as_tensors
 
 SNAPSHOT_SECONDS = 30.0
 """Seconds between two snapshots of a training: a killed process loses at most this time."""
@@ -122,7 +123,7 @@ def _cycles(job: Job, directory: RunDirectory, reporter: Reporter) -> Iterator[C
             write_config(directory, job.config, job.origin)
         initial = directory.path / INITIAL
         if not initial.exists():
-            save_tensors(initial, job.model.state_dict(), directory.provenance(initial))
+            save_tensors(initial, as_tensors(job.model.state_dict()), directory.provenance(initial))
         append_session(directory, job.config, [])
         store = RunStore(directory, reporter, stop, snapshot_seconds=job.config.snapshot_seconds)
         reporter.started(overview(job.config, job.task, job.model))

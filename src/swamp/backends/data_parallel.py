@@ -70,7 +70,8 @@ class DataParallel:
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
         for tensor in tensors:
             if not is_sharded(tensor):
-                by_dtype.setdefault(tensor.dtype, []).append(tensor)
+                flat = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+                by_dtype.setdefault(flat.dtype, []).append(flat)
         for number, (dtype, same) in enumerate(by_dtype.items()):
             # The flags are part of the transfer: a transfer for them alone would cost as much.
             flags = [

@@ -100,6 +100,9 @@ def _adamw(group: Mapping[str, Any]) -> Update:
     ) -> None:
         shrink, size, root = numbers.unbind()
         for weight, gradient, (mean, square) in zip(weights, gradients, state, strict=True):
+            if weight.is_complex():
+                # As in torch: the two parts of a complex number are two weights.
+                weight, gradient, mean, square = map(torch.view_as_real, (weight, gradient, mean, square))
             mean.lerp_(gradient, 1 - beta1)
             square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             weight.mul_(shrink).sub_(size * mean / (square.sqrt() / root + epsilon))

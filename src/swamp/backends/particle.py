@@ -11,7 +11,7 @@ from torch import Tensor
 from swamp.backends.extra_state import with_state, without_state
 from swamp.errors import CorruptFile, SwampError
 from swamp.files import load_tensors, require_format, save_tensors
-from swamp.training.average import State, mean
+from swamp.training.average import State, is_inexact, mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,4 +104,4 @@ def require_unbroken(particles: Sequence[Particle]) -> None:
 
 
 def _is_finite(value: Tensor) -> bool:
-    return not value.is_floating_point() or bool(value.isfinite().all())
+    return not is_inexact(value) or bool(value.isfinite().all())

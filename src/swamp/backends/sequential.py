@@ -14,6 +14,7 @@ from swamp.masks import Mask
 from swamp.model_copy import copied_model
 from swamp.training import Seed, Task
 from swamp.training.batchnorm import reset_statistics
+from swamp.training.extra_state import load_state
 from swamp.training.loop import Fit, fit
 from swamp.training.nan_checks import require_finite_weights
 from swamp.training.optimizers import OptimizerFactory
@@ -134,7 +135,7 @@ def rewind(model: nn.Module, ticket: Ticket, mask: Mask) -> None:
         SwampError: The ticket belongs to another architecture.
     """
     try:
-        model.load_state_dict(dict(ticket.weights))
+        load_state(model, ticket.weights)
     except RuntimeError as error:
         raise SwampError(
             f"the ticket does not fit this {type(model).__name__}: {error}. Use its own ticket."

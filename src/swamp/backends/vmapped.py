@@ -17,12 +17,14 @@ from swamp.backends.ticket import Ticket
 from swamp.backends.vmapped_state import VmappedState
 from swamp.backends.vmapped_step import VmappedStep
 from swamp.errors import Diverged
+from swamp.files import digest
 from swamp.masks import Mask
 from swamp.model_copy import copied_model
 from swamp.training import Seed, Task, TokenData, Training
 from swamp.training.average import copied
 from swamp.training.data import BatchList, Data, as_batch
 from swamp.training.dropout import uses_global_rng
+from swamp.training.extra_state import as_tensors, is_extra_state
 from swamp.training.loop import train_loop
 from swamp.training.optimizers import OptimizerFactory, build_optimizer, has_modes
 from swamp.training.snapshot import Snapshot
@@ -115,6 +117,7 @@ class Vmapped:
         job = ParticleJob(self.model, self.task, None, request)
         fresh = _first_snapshot(job)
         state = VmappedState(step, job, seeds, [fresh, fresh], compiled=False)
+        extra = _extra_state(step)
         try:
             with warnings.catch_warnings():
                 # Which operations torch cannot batch is nothing that a user could act on.
@@ -122,6 +125,8 @@ class Vmapped:
                 state.step(0, 0.0, _first_batch(self.task, 8, 2, step.device))
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
             return f"its forward pass cannot be stacked ({str(error).strip().splitlines()[0]})"
+        if _extra_state(step) != extra:
+            return "training changes the extra state of its modules, of which a stack has one for all particles."
         return step
 
     def _train_stack(
@@ -206,6 +211,12 @@ def _finished(job: ParticleJob, state: VmappedState, seconds: float) -> dict[int
             found[place] = None
             job.report_divergence(index, error)
     return found
+
+
+def _extra_state(step: VmappedStep) -> str:
+    """Fingerprint of the extra state of the step's network."""
+    state = as_tensors(step.network.model.state_dict())
+    return digest({name: value for name, value in state.items() if is_extra_state(name)})
 
 
 def _equal_shapes(data: Data) -> bool:

@@ -17,6 +17,7 @@ from swamp.model_copy import copied_model
 from swamp.training import RunningMean, Seed
 from swamp.training.average import State, copied
 from swamp.training.data import Batch
+from swamp.training.extra_state import as_tensors, load_state
 from swamp.training.loop import Fit
 from swamp.training.nan_checks import require_finite, require_finite_memory, require_finite_weights
 from swamp.training.optimizers import build_optimizer
@@ -62,7 +63,7 @@ class VmappedState:
         fused = (compiled or on_gpu) and self.one_optimizer and is_functional(self.optimizers[0])
         self.functional = FunctionalOptimizer(self.optimizers[0]) if fused else None
         self.fused_step = self._fused_step(compiled, on_gpu) if self.functional else None
-        like = self.scratch.state_dict()
+        like = as_tensors(self.scratch.state_dict())
         decay = job.request.training.decay
         self.means = [RunningMean(copied(s.mean), s.averaged, like=like, decay=decay) for s in snapshots]
         self.losses = [list(snapshot.losses) for snapshot in snapshots]
@@ -145,7 +146,7 @@ class VmappedState:
             own = dict([*self.scratch.named_parameters(), *self.scratch.named_buffers()])
             values = [self._tensor(name)[place] for name in own]
             torch._foreach_copy_([*own.values()], values)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-        return self.scratch.state_dict()
+        return as_tensors(self.scratch.state_dict())
 
     def snapshot(self, place: int) -> Snapshot:
         """One particle at the present step."""
@@ -184,7 +185,7 @@ class VmappedState:
         """Trainable weights, and everything else in the models, with a leading dimension for the particle."""
         columns: dict[str, list[Tensor]] = {}
         for state in states:
-            self.scratch.load_state_dict(dict(state))
+            load_state(self.scratch, state)
             for name, tensor in [*self.scratch.named_parameters(), *self.scratch.named_buffers()]:
                 columns.setdefault(f"model.{name}", []).append(tensor.detach().clone())
         stacked = {name: torch.stack(column) for name, column in columns.items()}

@@ -206,12 +206,17 @@ class VmappedStep:
 
 def _norms(gradients: Mapping[str, Tensor]) -> Tensor:
     """The norm of each particle's whole gradient (particle,)."""
-    return torch.stack([(g.reshape(len(g), -1) ** 2).sum(1) for g in gradients.values()]).sum(0).sqrt()
+    return torch.stack([_squares(g).reshape(len(g), -1).sum(1) for g in gradients.values()]).sum(0).sqrt()
+
+
+def _squares(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) ** 2 if tensor.is_complex() else tensor**2
 
 
 def _each(factors: Tensor, like: Tensor) -> Tensor:
     """One factor a particle, shaped to multiply a stacked tensor."""
-    return factors.to(like.dtype).view(-1, *(1 for _ in like.shape[1:]))
+    # Real, also for a complex tensor.
+    return factors.to(like.dtype.to_real()).view(-1, *(1 for _ in like.shape[1:]))
 
 
 def _together(*parts: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
 from swamp.runtime.tracing import bake_mask, trace
 from swamp.training import Task
 from swamp.training.data import Data, batch_to
+from swamp.training.extra_state import load_state
 
 _FORMATS = {**{name: name for name in WRITERS}, "safetensors": "sparse"}
 
@@ -132,7 +133,7 @@ def _program(source: _Source, index: int) -> tuple[Program, float]:
     if not -finished <= index < finished:
         raise SwampError(f"{source.directory.path} has {finished} finished cycles; there is no cycle {index}.")
     cycle = read_cycle(source.directory, index % finished)
-    source.model.load_state_dict(dict(cycle.weights))
+    load_state(source.model, cycle.weights)
     model = bake_mask(source.model, cycle.mask).cpu()
     inputs = source.inputs
     if not isinstance(inputs, Tensor):

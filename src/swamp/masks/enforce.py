@@ -146,7 +146,9 @@ class _Support:
         found = self.cast.get(key)
         if found is None:
             # The memory format too: a product of different formats is many times slower.
-            found = self.cast[key] = torch.empty_like(tensor).copy_(self.active)
+            # The two parts of a complex number are kept or pruned together.
+            active = self.active if tensor.dim() == self.active.dim() else self.active.unsqueeze(-1)
+            found = self.cast[key] = torch.empty_like(tensor).copy_(active)
         return found
 
     def mask_gradient(self, weight: Tensor) -> None:
@@ -199,4 +201,7 @@ def _zero_pruned(tensors: Sequence[tuple[Tensor, _Support]]) -> None:
 def _bits(tensor: Tensor) -> Tensor:
     # The bits are multiplied as integers by 0 or 1. A floating-point product gives -0 for negative values and NaN for
     # values that are not finite, and masked_fill_ takes six times as long.
-    return to_local(tensor).data.view(_BITS.get(tensor.dtype, tensor.dtype))
+    local = to_local(tensor).data
+    if local.dtype == torch.complex128:
+        return torch.view_as_real(local).view(torch.int64)
+    return local.view(_BITS.get(local.dtype, local.dtype))

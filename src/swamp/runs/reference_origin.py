@@ -14,6 +14,7 @@ from swamp.references import PYTHON_PREFIX, is_reference, source_digest
 from swamp.runs.config import RunConfig
 from swamp.runs.directory import RunDirectory
 from swamp.runs.read import read_origin
+from swamp.training.extra_state import as_tensors, load_state
 
 INITIAL = "initial.safetensors"
 """File of a run that was started from Python: the weights of the model that was passed."""
@@ -26,7 +27,7 @@ def reference_origin(config: RunConfig, model: nn.Module) -> dict[str, Any]:
     if not own:
         return {}
     sources = {what: {"name": name, "source": source_digest(name, what)} for what, name in own.items()}
-    return {**sources, "initial_weights": digest(model.state_dict())}
+    return {**sources, "initial_weights": digest(as_tensors(model.state_dict()))}
 
 
 def verify_references(directory: RunDirectory, config: RunConfig, model: nn.Module) -> None:
@@ -78,7 +79,7 @@ def load_initial_weights(directory: RunDirectory, model: nn.Module, reference: s
         return
     weights, _ = load_tensors(path)
     try:
-        model.load_state_dict(weights)
+        load_state(model, weights)
     except RuntimeError as error:
         why = str(error).strip().splitlines()[-1].strip()
         raise SwampError(f"model {reference} is not the model of {directory.path}: {why}") from error

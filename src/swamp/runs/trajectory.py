@@ -12,7 +12,7 @@ from torch import Tensor
 from swamp.errors import CorruptFile
 from swamp.files import load_tensors, require_format, save_tensors
 from swamp.runs.directory import RunDirectory
-from swamp.training.average import State
+from swamp.training.average import State, is_inexact
 
 _FORMAT = "swamp-trajectory-1"
 _MAX_BYTES = 2**26
@@ -102,7 +102,7 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _is_parameter(name: str, value: Tensor) -> bool:
-    return value.is_floating_point() and not name.endswith(("running_mean", "running_var"))
+    return is_inexact(value) and not name.endswith(("running_mean", "running_var"))
 
 
 def _write(path: Path, points: Mapping[int, State], about: Mapping[str, str]) -> None:

@@ -13,6 +13,7 @@ from swamp.datasets.problem import Problem
 from swamp.errors import SwampError
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory
+from swamp.training.extra_state import as_tensors
 
 
 def device_type(config: RunConfig) -> str:
@@ -107,7 +108,7 @@ def check_shard(config: RunConfig) -> None:
 def check_disk_space(directory: RunDirectory, config: RunConfig, model: nn.Module, per_epoch: int) -> None:
     """Raise SwampError if the run needs more disk space than is free. per_epoch: steps of an epoch."""
     schedule = config.plan.schedule()
-    one = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    one = sum(tensor.numel() * tensor.element_size() for tensor in as_tensors(model.state_dict()).values())
     kept = sum(schedule.particles) if config.keep_checkpoints == "particles" else max(schedule.particles)
     # Also: a mean per cycle, the ticket, the final model, and one snapshot with optimizer state and running mean.
     total = one * (kept + len(schedule) + 2 + 5)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
 
 from swamp.errors import SwampError
 from swamp.masks import Mask
@@ -80,18 +81,46 @@ def pruned_copy(
         mask.apply_(copied)
         for name, parameter in copied.named_parameters():
             parameter.requires_grad_(name in mask)
-        for layer in copied.modules():
-            if batch_statistics and isinstance(layer, _BatchNorm):
+        if batch_statistics:
+            for layer in _normalised_by_batch(copied):
                 layer.train()
         # The attention kernel that has second derivatives and can be vectorised over examples without a warning.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             yield copied
 
 
+def _normalised_by_batch(model: nn.Module) -> list[_BatchNorm | _InstanceNorm]:
+    """The normalisation layers in train mode; a model may keep some in eval mode. The model is in eval mode after."""
+    model.train()
+    found = [layer for layer in model.modules() if isinstance(layer, _BatchNorm | _InstanceNorm) and layer.training]
+    model.eval()
+    return found
+
+
 def scored_weights(model: nn.Module, mask: Mask) -> dict[str, Tensor]:
     """The weights that the mask names, in its order."""
     parameters = dict(model.named_parameters())
     return {name: parameters[name] for name in mask}
+
+
+def effect(gradients: Tensor, weight: Tensor) -> Tensor:
+    """First-order change of the loss for a relative change of each weight: g * w, and Re(conj(g) w) if complex."""
+    return (gradients.conj() * weight).real if weight.is_complex() else gradients * weight
+
+
+def square(gradients: Tensor, weight: Tensor) -> Tensor:
+    """g^2 in float64, a summand of `squared_effect`; of a complex weight the squared `effect` itself."""
+    return (effect(gradients, weight.detach()) if weight.is_complex() else gradients).double().square()
+
+
+def squared_effect(squares: Tensor, weight: Tensor) -> Tensor:
+    """(g w)^2 from a mean of `square`."""
+    return squares if weight.is_complex() else squares * weight.detach().double().square()
+
+
+def wide_zeros(weight: Tensor) -> Tensor:
+    """Zeros of the weight's shape in float64, or complex128 for a complex weight."""
+    return torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float64))
 
 
 def all_batches(context: ScoringContext, score: str) -> Iterator[tuple[Any, Tensor]]:

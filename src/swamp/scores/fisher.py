@@ -15,6 +15,8 @@ from swamp.scores.context import (
     rows,
     scored_weights,
     some_batches,
+    square,
+    squared_effect,
 )
 
 _MAX_GRADIENTS = 2**26
@@ -51,7 +53,7 @@ def fisher(model: nn.Module, mask: Mask, context: ScoringContext) -> dict[str, T
                 for name, square in squares.of(rows(inputs, part), targets[part]).items():
                     sums[name] += square
             seen += len(targets)
-    return {name: sums[name] / (2 * seen) * weight.detach().double().square() for name, weight in weights.items()}
+    return {name: squared_effect(sums[name] / (2 * seen), weight) for name, weight in weights.items()}
 
 
 class _Called(nn.Module):
@@ -87,7 +89,7 @@ class _Squares:
         each: Any = vmap(grad_and_value(self.loss), in_dims=(None, 0, 0))
         gradients, losses = each(values, inputs, targets)
         check_loss(losses, "fisher")
-        return {name: gradients[f"model.{name}"].double().square().sum(0) for name in self.weights}
+        return {name: square(gradients[f"model.{name}"], weight).sum(0) for name, weight in self.weights.items()}
 
     def loss(self, values: dict[str, Tensor], inputs: Any, target: Tensor) -> Tensor:
         outputs: Tensor = functional_call(self.called, values, (rows(inputs, None),))
@@ -100,5 +102,5 @@ class _Squares:
             loss = self.context.loss(self.called(rows(inputs, one)), targets[one])
             check_loss(loss, "fisher")
             for name, grad in zip(sums, gradient(loss, list(self.weights.values())), strict=True):
-                sums[name] += grad.double().square()
+                sums[name] += square(grad, self.weights[name])
         return sums

@@ -8,7 +8,17 @@ from torch import Tensor, nn
 
 from swamp.errors import SwampError
 from swamp.masks import Mask
-from swamp.scores.context import ScoringContext, all_batches, check_loss, gradient, pruned_copy, rows, scored_weights
+from swamp.scores.context import (
+    ScoringContext,
+    all_batches,
+    check_loss,
+    effect,
+    gradient,
+    pruned_copy,
+    rows,
+    scored_weights,
+    wide_zeros,
+)
 
 PER_CLASS = 10
 """Examples of each class, as published for CIFAR."""
@@ -45,7 +55,7 @@ def grasp(model: nn.Module, mask: Mask, context: ScoringContext) -> dict[str, Te
         weights = scored_weights(copied, mask)
         tensors = list(weights.values())
         parts = _balanced(copied, context)
-        flow = [torch.zeros_like(weight, dtype=torch.float64) for weight in tensors]
+        flow = [wide_zeros(weight) for weight in tensors]
         for part in parts:
             loss = _loss(copied, context, part)
             check_loss(loss, "grasp")
@@ -54,11 +64,16 @@ def grasp(model: nn.Module, mask: Mask, context: ScoringContext) -> dict[str, Te
         for part in parts:
             gradients = gradient(_loss(copied, context, part), tensors, create_graph=True)
             # The first factor is a constant: the derivative of g_stopped' g is H g_stopped.
-            inner = torch.stack([(g * grad.double()).sum() for g, grad in zip(flow, gradients, strict=True)]).sum()
+            inner = torch.stack(
+                [effect(g, grad.to(g.dtype)).sum() for g, grad in zip(flow, gradients, strict=True)]
+            ).sum()
             _add(product, gradient(inner, tensors), part)
         total = sum(len(targets) for _, targets in parts)
     # Both are sums over examples; g and H are means.
-    return {name: weight.detach() * hg / total**2 for (name, weight), hg in zip(weights.items(), product, strict=True)}
+    return {
+        name: effect(hg, weight.detach()) / total**2
+        for (name, weight), hg in zip(weights.items(), product, strict=True)
+    }
 
 
 def _loss(copied: nn.Module, context: ScoringContext, part: _Batch) -> Tensor:

@@ -1,10 +1,9 @@
 """SNIP: connection sensitivity."""
 
-import torch
 from torch import Tensor, nn
 
 from swamp.masks import Mask
-from swamp.scores.context import ScoringContext, batch_gradients, pruned_copy, scored_weights
+from swamp.scores.context import ScoringContext, batch_gradients, effect, pruned_copy, scored_weights, wide_zeros
 
 
 def snip(model: nn.Module, mask: Mask, context: ScoringContext) -> dict[str, Tensor]:
@@ -26,10 +25,10 @@ def snip(model: nn.Module, mask: Mask, context: ScoringContext) -> dict[str, Ten
     """
     with pruned_copy(model, mask, context.generator, batch_statistics=True) as copied:
         weights = scored_weights(copied, mask)
-        sums = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
+        sums = {name: wide_zeros(weight) for name, weight in weights.items()}
         seen = 0
         for count, gradients in batch_gradients(copied, list(weights.values()), context, "snip"):
             for total, grad in zip(sums.values(), gradients, strict=True):
                 total.add_(grad, alpha=count)
             seen += count
-    return {name: (sums[name] / seen * weight.detach()).abs() for name, weight in weights.items()}
+    return {name: effect(sums[name] / seen, weight.detach()).abs() for name, weight in weights.items()}

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swamp.errors import SwampError
+from swamp.errors import SwampError, shortened
 from swamp.masks import Mask
 from swamp.scores.context import ScoringContext, all_batches, gradient, pruned_copy, scored_weights
 
@@ -28,13 +28,21 @@ def synflow(model: nn.Module, mask: Mask, context: ScoringContext) -> dict[str, 
         Name to float64 scores of the weight's shape.
 
     Raises:
-        SwampError: For inputs that are not a float tensor, and for a flow that is infinite or zero everywhere.
+        SwampError: For complex weights, for inputs that are not a float tensor, and for a flow that is infinite or
+            zero everywhere.
     """
+    imaginary = [name for name, parameter in model.named_parameters() if parameter.is_complex()]
+    if imaginary:
+        raise SwampError(
+            f"synflow is defined for real weights, and {shortened(imaginary)} are complex. Choose another score, e.g. "
+            "snip or magnitude."
+        )
     with pruned_copy(model, mask, context.generator) as copied:
         copied.double()
         with torch.no_grad():
-            for tensor in copied.state_dict().values():
-                if tensor.is_floating_point():
+            values: dict[str, Any] = copied.state_dict()
+            for tensor in values.values():
+                if isinstance(tensor, Tensor) and tensor.is_floating_point():
                     tensor.abs_()
         weights = scored_weights(copied, mask)
         flow = context.forward(copied, _ones(context)).sum()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from swamp.masks import Mask
-from swamp.scores.context import ScoringContext, batch_gradients, pruned_copy, scored_weights
+from swamp.scores.context import ScoringContext, batch_gradients, pruned_copy, scored_weights, square, squared_effect
 
 
 def taylor(model: nn.Module, mask: Mask, context: ScoringContext) -> dict[str, Tensor]:
@@ -29,7 +29,7 @@ def taylor(model: nn.Module, mask: Mask, context: ScoringContext) -> dict[str, T
         sums = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
         batches = 0
         for _, gradients in batch_gradients(copied, list(weights.values()), context, "taylor"):
-            for total, grad in zip(sums.values(), gradients, strict=True):
-                total.add_(grad.double().square())
+            for (name, weight), grad in zip(weights.items(), gradients, strict=True):
+                sums[name].add_(square(grad, weight))
             batches += 1
-    return {name: sums[name] / batches * weight.detach().double().square() for name, weight in weights.items()}
+    return {name: squared_effect(sums[name] / batches, weight) for name, weight in weights.items()}

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from swamp.errors import SwampError
 from swamp.masks.dtensor import gathered_copy, to_local
+from swamp.training.extra_state import as_tensors, is_extra_state
 
 State = Mapping[str, Tensor]
 """A state dict: names to tensors."""
@@ -15,10 +16,10 @@ State = Mapping[str, Tensor]
 class RunningMean:
     """Mean of state dicts in one pass: the uniform mean, or an exponential moving average.
 
-    Memory for one state is needed, whatever their number. Sums are in float32 or better. Integer tensors (such as
-    num_batches_tracked) keep the latest value. Zeros that all states share stay exactly zero, and the mean of one state
-    equals it. A tensor with infinities, such as an attention mask, is kept if it is equal in all states; otherwise the
-    mean is not finite.
+    Memory for one state is needed, whatever their number. Sums are in float32 or better; complex tensors are averaged
+    too. Integer tensors (such as num_batches_tracked) and extra state keep the latest value. Zeros that all states
+    share stay exactly zero, and the mean of one state equals it. A tensor with infinities, such as an attention mask,
+    is kept if it is equal in all states; otherwise the mean is not finite.
 
     Args:
         total: `partial()` of an earlier mean, to continue it.
@@ -47,6 +48,7 @@ class RunningMean:
     @torch.no_grad()
     def add(self, state: State) -> None:
         """Add a state to the mean. Raises SwampError if its names or shapes differ from the earlier states."""
+        state = as_tensors(state)
         if self._mean and _shapes(self._mean) != _shapes(state):
             raise SwampError("states of different models cannot be averaged: their names or shapes differ.")
         means: list[Tensor] = []
@@ -55,7 +57,7 @@ class RunningMean:
             self._types[name] = tensor.dtype
             if name in self._infinite and torch.equal(self._mean[name], tensor.to(self._mean[name])):
                 continue
-            if name in self._mean and tensor.is_floating_point():
+            if name in self._mean and is_inexact(tensor) and not is_extra_state(name):
                 # A particle that was read from disk may be on another device than a trained one.
                 current = to_local(self._mean[name])
                 means.append(current)
@@ -86,8 +88,13 @@ class RunningMean:
 
 
 def copied(state: State) -> dict[str, Tensor]:
-    """A copy of the state, detached, that does not share memory."""
-    return {name: tensor.detach().clone() for name, tensor in state.items()}
+    """A copy of the state, detached, that does not share memory; extra state becomes tensors (`as_tensors`)."""
+    return {name: tensor.detach().clone() for name, tensor in as_tensors(state).items()}
+
+
+def is_inexact(tensor: Tensor) -> bool:
+    """Whether a tensor holds real or complex numbers, which can be averaged; integers and flags cannot."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def mean(states: Iterable[State]) -> dict[str, Tensor]:
@@ -97,7 +104,7 @@ def mean(states: Iterable[State]) -> dict[str, Tensor]:
         states: State dicts with equal names and shapes; read one at a time.
 
     Returns:
-        Name -> mean, in the dtypes of the states.
+        Name -> mean, in the dtypes of the states; extra state is that of the first.
 
     Raises:
         SwampError: There are no states, or their names or shapes differ.
@@ -108,16 +115,18 @@ def mean(states: Iterable[State]) -> dict[str, Tensor]:
         {'weight': tensor([1.5000, 0.0000])}
     """
     running = RunningMean()
-    for state in states:
+    extra: dict[str, Tensor] = {}
+    for state in map(as_tensors, states):
         running.add(state)
-    return running.mean()
+        extra = extra or {name: value.clone() for name, value in state.items() if is_extra_state(name)}
+    return running.mean() | extra
 
 
 def interpolate(a: State, b: State, share: float) -> dict[str, Tensor]:
     """Linear interpolation of two state dicts, (1 - share) * a + share * b; exact at both ends.
 
     Args:
-        a: State dict; integer tensors of the result are always those of `a`.
+        a: State dict; integer tensors and extra state of the result are always those of `a`.
         b: State dict with the same names and shapes.
         share: Weight of `b`; values outside of [0, 1] extrapolate.
 
@@ -134,19 +143,22 @@ def interpolate(a: State, b: State, share: float) -> dict[str, Tensor]:
     return {
         # Equal values are kept: the difference of two infinities is NaN.
         name: torch.where(tensor == b[name], tensor, tensor.lerp(b[name], share))
-        if tensor.is_floating_point()
+        if is_inexact(tensor) and not is_extra_state(name)
         else tensor
         for name, tensor in a.items()
     }
 
 
 def _shapes(state: State) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in state.items()}
+    # The length of extra state may change.
+    return {name: torch.Size() if is_extra_state(name) else tensor.shape for name, tensor in state.items()}
 
 
 def _has_infinity(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and not bool(to_local(tensor).isfinite().all())
+    return is_inexact(tensor) and not bool(to_local(tensor).isfinite().all())
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    if dtype == torch.complex32:
+        return torch.complex64
+    return torch.float32 if dtype.is_floating_point and dtype.itemsize < 4 else dtype

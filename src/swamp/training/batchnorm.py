@@ -1,28 +1,52 @@
-"""Re-estimation of batch-normalisation statistics, needed for averaged weights."""
+"""Re-estimation of the running statistics of normalisation layers, needed for averaged weights."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from itertools import islice
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
 
 from swamp.model_copy import copied_model
 from swamp.training.data import Data, batch_to
 from swamp.training.memory_format import to_memory_format_of
 from swamp.training.task import Forward, call_model, evaluating
 
+NormLayer = _BatchNorm | _InstanceNorm
 
-def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
-    """The batch-normalisation layers of `model` that keep running statistics."""
-    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+def batchnorm_layers(model: nn.Module) -> list[NormLayer]:
+    """The batch and instance normalisation layers whose running statistics training changes.
+
+    Not among them: layers without running statistics, layers with momentum 0, and layers that the model keeps in eval
+    mode in training, by a `train()` of its own.
+    """
+    norms: list[NormLayer] = [module for module in model.modules() if isinstance(module, NormLayer)]
+    tracking = [layer for layer in norms if layer.running_mean is not None and layer.momentum != 0]
+    if not tracking:
+        return []
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.train()
+        return [layer for layer in tracking if layer.training]
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def reset_statistics(model: nn.Module) -> None:
+    """Reset the running statistics that training changes to their initial values (mean 0, variance 1)."""
+    for layer in batchnorm_layers(model):
+        layer.reset_running_stats()
 
 
 def with_reestimated_batchnorm(
     model: nn.Module, data: Data, *, forward: Forward = call_model, batch_size: int = 256, batches: int | None = None
 ) -> nn.Module:
-    """`reestimate_batchnorm` on a copy of `model`. Returns `model` itself if it has no running statistics."""
+    """`reestimate_batchnorm` on a copy of `model`. Returns `model` itself if training changes no running statistics."""
     if not batchnorm_layers(model):
         return model
     fresh = copied_model(model)
@@ -34,10 +58,11 @@ def with_reestimated_batchnorm(
 def reestimate_batchnorm(
     model: nn.Module, data: Data, *, forward: Forward = call_model, batch_size: int = 256, batches: int | None = None
 ) -> None:
-    """Re-estimate the running statistics of batch normalisation in place: the uniform mean over batches of `data`.
+    """Re-estimate running statistics of batch and instance normalisation in place: the uniform mean over batches.
 
     The statistics are reset, then one pass in fixed order follows, without augmentation and dropout. An incomplete last
-    batch is left out, because it would count as much as a full one. A model without running statistics is unchanged.
+    batch is left out, because it would count as much as a full one. Statistics that training does not change are left
+    as they are: see `batchnorm_layers`.
 
     Args:
         model: The model; its modes and momenta are restored.
@@ -57,12 +82,10 @@ def reestimate_batchnorm(
     layers = batchnorm_layers(model)
     if not layers:
         return
-    device = next(model.parameters()).device
-    momenta = [layer.momentum for layer in layers]
-    with evaluating(model):
+    device = next(layers[0].buffers()).device
+    with evaluating(model), _cumulative(layers):
         for layer in layers:
             layer.reset_running_stats()
-            layer.momentum = None  # torch then computes the cumulative mean
             layer.train()
         first_size = 0
         for batch in islice(data.in_order(batch_size), batches):
@@ -70,18 +93,46 @@ def reestimate_batchnorm(
             first_size = first_size or len(targets)
             if len(targets) >= first_size:
                 forward(model, to_memory_format_of(model, inputs))
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
+
+
+@contextmanager
+def _cumulative(layers: list[NormLayer]) -> Generator[None]:
+    """Inside the block running statistics are the uniform mean over the calls of each layer."""
+    momenta = [layer.momentum for layer in layers]
+    handles = [layer.register_forward_pre_hook(_counting()) for layer in layers if isinstance(layer, _InstanceNorm)]
+    try:
+        for layer in layers:
+            layer.momentum = None  # BatchNorm then computes the cumulative mean; InstanceNorm would not change
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+
+
+def _counting() -> Callable[[Any, Any], None]:
+    calls = 0
+
+    def before(layer: Any, args: Any) -> None:
+        nonlocal calls
+        del args
+        calls += 1
+        layer.momentum = 1 / calls
+
+    return before
 
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Generator[None]:
     """Inside the block the running statistics do not change; batches are normalised as before."""
     # A layer in eval mode does not change its statistics, and needs them for normalisation.
-    layers = [layer for layer in batchnorm_layers(model) if layer.training]
+    layers = [m for m in model.modules() if isinstance(m, NormLayer) and m.training and m.track_running_stats]
     for layer in layers:
         layer.track_running_stats = False
-    saved = [(layer.running_mean, layer.running_var, layer.num_batches_tracked) for layer in layers]
+    saved: list[tuple[Tensor | None, ...]] = [
+        (layer.running_mean, layer.running_var, layer.num_batches_tracked) for layer in layers
+    ]
     for layer in layers:
         # Without statistics, train mode normalises by those of the batch and writes nothing.
         layer.running_mean = layer.running_var = layer.num_batches_tracked = None
@@ -91,9 +142,3 @@ def frozen_statistics(model: nn.Module) -> Generator[None]:
         for layer, (mean, var, count) in zip(layers, saved, strict=True):
             layer.running_mean, layer.running_var, layer.num_batches_tracked = mean, var, count
             layer.track_running_stats = True
-
-
-def reset_statistics(model: nn.Module) -> None:
-    """Reset the running statistics of batch normalisation to their initial values (mean 0, variance 1)."""
-    for layer in batchnorm_layers(model):
-        layer.reset_running_stats()

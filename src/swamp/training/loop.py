@@ -19,6 +19,7 @@ from swamp.masks.enforce import preserves_zeros
 from swamp.training.average import RunningMean, copied
 from swamp.training.data import Batch, batch_to, rows_of
 from swamp.training.dropout import DropoutStream
+from swamp.training.extra_state import as_tensors, load_state
 from swamp.training.memory_format import to_fastest_memory_format, to_memory_format
 from swamp.training.mixed_precision import Autocast
 from swamp.training.nan_checks import require_finite, require_finite_memory, require_finite_weights
@@ -140,7 +141,7 @@ def fit(
         Diverged: The loss or a weight is not finite; the loss is checked once an epoch.
     """
     if resume is not None:
-        model.load_state_dict(dict(resume.weights))
+        load_state(model, resume.weights)
     state = _ModelState(model, task, training, seed, optimizer, exclusive, shard, on_step)
     last = state.total if last is None else last
     start = first if resume is None else state.restore(resume)
@@ -313,7 +314,7 @@ class _ModelState:
         # The loss sum in mid-epoch is kept bit for bit, so that the resumed record is the same.
         return Snapshot(
             step,
-            {name: gathered_copy(value) for name, value in self.model.state_dict().items()},
+            {name: gathered_copy(value) for name, value in as_tensors(self.model.state_dict()).items()},
             optimizer_tensors(self.optimizer),
             self.mean.partial(),
             self.mean.count,
@@ -327,7 +328,7 @@ class _ModelState:
         """Continue from `snapshot`; the model has its weights already. Returns its step."""
         load_optimizer(self.optimizer, snapshot.optimizer)
         # The mean is kept in a wider type than the weights; it is cast to theirs even if no sample is added.
-        state = self.model.state_dict()
+        state = as_tensors(self.model.state_dict())
         kept = [(name, snapshot.mean[name], like) for name, like in state.items() if name in snapshot.mean]
         mean = {name: shard_like(tensor, like, tensor.dtype) for name, tensor, like in kept}
         self.mean = RunningMean(mean, snapshot.averaged, like=state, decay=self.training.decay)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from swamp.errors import Diverged, SwampError, shortened
 from swamp.masks.dtensor import full_tensor
-from swamp.training.average import State
+from swamp.training.average import State, is_inexact
 from swamp.training.data import Batch, BatchList, Data, TensorData, batch_to
 from swamp.training.memory_format import to_memory_format_of
 from swamp.training.options import Training
@@ -103,7 +103,7 @@ def _suspects(data: Data) -> Iterator[tuple[str, Batch]]:
                 yield _description(name, bad), (data.normalised(drawn), targets)
         # A division by zero in the normalisation affects every batch.
         yield from _of_batches(data, 1)
-    elif isinstance(data, BatchList) or (isinstance(data, TokenData) and data.targets.is_floating_point()):
+    elif isinstance(data, BatchList) or (isinstance(data, TokenData) and is_inexact(data.targets)):
         yield from _of_batches(data, len(data))
 
 
@@ -118,7 +118,7 @@ def _of_batches(data: Data, most: int) -> Iterator[tuple[str, Batch]]:
 
 def _rows(tensor: Tensor) -> list[int]:
     """Indices of the examples of a tensor that are not finite."""
-    if not tensor.is_floating_point() or _is_finite(tensor):
+    if not is_inexact(tensor) or _is_finite(tensor):
         return []
     rows = ~torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
     return [int(row) for row in rows.nonzero().flatten()]
@@ -138,7 +138,7 @@ def _try(model: nn.Module, task: Task, batch: Batch, what: str) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(full_tensor(tensor)).all())
+    return not is_inexact(tensor) or bool(torch.isfinite(full_tensor(tensor)).all())
 
 
 def _precision_advice(training: Training, weight: Tensor) -> str:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from swamp.errors import SwampError
 from swamp.masks import Mask
 from swamp.masks.dtensor import gathered_copy, is_sharded, shard_like
-from swamp.training.average import State
+from swamp.training.average import State, is_inexact
 
 _LENGTH = "length"
 
@@ -46,7 +46,7 @@ def masked_snapshot(snapshot: Snapshot, mask: Mask, names: Sequence[str]) -> Sna
     """
 
     def cut(name: str, value: Tensor) -> Tensor:
-        belongs = name in mask and value.shape == mask[name].shape and value.is_floating_point()
+        belongs = name in mask and value.shape == mask[name].shape and is_inexact(value)
         return value.masked_fill(~mask[name].to(value.device), 0) if belongs else value
 
     def owner(key: str) -> str:
