@@ -1,6 +1,7 @@
 """Threads and stacks give the weights of particles trained one after the other, whatever the network and options."""
 
 import shutil
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -69,6 +70,34 @@ class Counting(nn.Module):
         return self.out(self.gain * hidden - self.seen)
 
 
+class Unused(nn.Module):
+    """A layer that is never called, a weight that the loss does not see, and statistics of instances."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.never, self.out = nn.Linear(16, 8), nn.Linear(4, 4), nn.Linear(8, 3)
+        self.norm = nn.InstanceNorm1d(2, track_running_stats=True)
+        self.ignored = nn.Parameter(torch.ones(3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.norm(torch.tanh(self.one(inputs.flatten(1))).unflatten(1, (2, 4))).flatten(1)
+        return self.out(hidden) + self.ignored.detach()
+
+
+class Alternating(nn.Module):
+    """Uses one of two layers, by turns, or as the batch says."""
+
+    def __init__(self, *, turns: bool) -> None:
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(16, 8), nn.Linear(16, 8), nn.Linear(8, 3)
+        self.calls, self.turns = 0, turns
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += 1
+        first = self.calls % 2 == 0 if self.turns else bool(inputs.sum() > 0)
+        return self.out(torch.tanh((self.one if first else self.two)(inputs.flatten(1))))
+
+
 def convolutional() -> nn.Module:
     body = [nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout2d(0.2)]
     return nn.Sequential(*body, nn.Conv2d(4, 4, 3, groups=2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 3))
@@ -93,6 +122,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "tied": Tied,
     "counting": Counting,
     "attending": Attending,
+    "unused": Unused,
 }
 
 
@@ -178,6 +208,15 @@ def test_every_optimizer_of_torch(name, build):
     if name == "Rprop":  # takes no weight decay
         return assert_equal_to_sequential(build, network_of("normed"), task_of(), TEN_STEPS, torch.optim.Rprop)
     assert_equal_to_sequential(build, network_of("normed"), task_of(), training)
+
+
+@pytest.mark.parametrize("turns", [True, False], ids=["by turns", "by batch"])
+def test_weights_with_a_gradient_on_some_batches_only(turns, build):
+    with isolated(Seed(0).at("init")):
+        model = Alternating(turns=turns).double()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "particles are trained sequentially")
+        assert_equal_to_sequential(build, model, task_of(), TEN_STEPS)
 
 
 def test_a_factory_sees_the_weights_of_one_model(build):

@@ -1,5 +1,9 @@
+import copy
 import math
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +17,7 @@ from swamp.masks import Mask
 from swamp.training import Seed, Task, TensorData, Training
 from swamp.training.average import copied, mean
 from swamp.training.loop import fit
-from swamp.training.rng import permutation
+from swamp.training.rng import isolated, permutation
 
 PLAIN = Training(epochs=3, batch_size=6, lr=0.1, swa_fraction=0, swa=False)
 SEED = Seed(11)
@@ -324,3 +328,56 @@ def test_every_kind_of_batch_gives_the_same_training(small_task, small_net, same
     named = fit(fields, Task.of(({"x": data.inputs}, data.targets), data), PLAIN, SEED).weights
     assert same(plain, loaded)
     assert same(plain, {name.removeprefix("net."): value for name, value in named.items()})
+
+
+def test_a_weight_that_one_process_alone_used_has_a_gradient_on_all():
+    """As a batch has it: None only for weights that no row of it uses."""
+
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.low, self.high, self.never = (nn.Linear(2, 2, bias=False).double() for _ in range(3))
+
+        def forward(self, inputs):
+            return (self.high if inputs.sum() > 0 else self.low)(inputs)
+
+    ready = threading.Barrier(2, timeout=30)
+    sent: dict[int, list[torch.Tensor]] = {}
+
+    class Half:
+        def __init__(self, place: int) -> None:
+            self.place = place
+
+        def shard_parameters(self, model):
+            return False
+
+        def rows(self, examples):
+            return slice(3 * self.place, 3 * self.place + 3)
+
+        def synchronised_batchnorm(self):
+            return nullcontext()
+
+        def all_reduce(self, tensors):
+            sent[self.place] = [tensor.clone() for tensor in tensors]
+            ready.wait()
+            for tensor, one, other in zip(tensors, sent[0], sent[1], strict=True):
+                tensor.copy_(one + other)
+            ready.wait()
+
+    inputs = torch.cat([torch.ones(3, 2), -torch.ones(3, 2)]).double()
+    data = TensorData(inputs, torch.tensor([0, 1, 1, 0, 0, 1]))
+    training = replace(PLAIN, epochs=2, batch_size=6)
+    with isolated(SEED):
+        model = Branching()
+    before = copy.deepcopy(model.state_dict())
+    # The order of the only batch is shuffled; each half decides by the sign of its own sum.
+    with ThreadPoolExecutor(2) as pool:
+        runs = [
+            pool.submit(fit, copy.deepcopy(model), Task(data, data), training, SEED, exclusive=False, shard=Half(place))
+            for place in (0, 1)
+        ]
+        first, second = (run.result().weights for run in runs)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert torch.equal(first["never.weight"], before["never.weight"])
+    assert not torch.equal(first["low.weight"], before["low.weight"])
+    assert not torch.equal(first["high.weight"], before["high.weight"])

@@ -33,15 +33,20 @@ def is_functional(optimizer: Optimizer) -> bool:
 
 
 class FunctionalOptimizer:
-    """The update of a torch optimizer as a function; its state stays in the optimizer, from which snapshots read it."""
+    """The update of a torch optimizer as a function; its state stays in the optimizer, from which snapshots read it.
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    Args:
+        optimizer: `is_functional`.
+        weights: Those of its parameters that have a gradient; the others do not change (default: all).
+    """
+
+    def __init__(self, optimizer: Optimizer, weights: Sequence[Tensor] | None = None) -> None:
         self.group = optimizer.param_groups[0]
-        weights: list[Tensor] = self.group["params"]
+        used: Sequence[Tensor] = self.group["params"] if weights is None else weights
         adam = type(optimizer) is AdamW
         names = ("exp_avg", "exp_avg_sq") if adam else ("momentum_buffer",) if self.group["momentum"] else ()
-        kept = [optimizer.state[weight] for weight in weights]
-        for weight, own in zip(weights, kept, strict=True):
+        kept = [optimizer.state[weight] for weight in used]
+        for weight, own in zip(used, kept, strict=True):
             for name in names:
                 if own.get(name) is None:
                     own[name] = torch.zeros_like(weight)
@@ -53,7 +58,7 @@ class FunctionalOptimizer:
         # A NumPy view: creating a tensor from Python numbers takes ten times as long as writing into this one.
         self.numbers = np.zeros(3 if adam else 1)
         on_cpu = torch.from_numpy(self.numbers)  # pyright: ignore[reportUnknownMemberType]
-        device = weights[0].device
+        device = used[0].device
         self.as_tensor = on_cpu if device.type == "cpu" else on_cpu.to(device)
         self.update: Update = _adamw(self.group) if adam else _sgd(self.group)
 

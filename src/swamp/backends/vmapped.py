@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -116,13 +117,17 @@ class Vmapped:
         request = TrainRequest(Ticket(self.model.state_dict(), 0), Mask({}), training, seeds, last=1)
         job = ParticleJob(self.model, self.task, None, request)
         fresh = _first_snapshot(job)
-        state = VmappedState(step, job, seeds, [fresh, fresh], compiled=False)
         extra = _extra_state(step)
         try:
             with warnings.catch_warnings():
                 # Which operations torch cannot batch is nothing that a user could act on.
                 warnings.filterwarnings("ignore", "There is a performance drop")
-                state.step(0, 0.0, _first_batch(self.task, 8, 2, step.device))
+                batch = _first_batch(self.task, 8, 2, step.device)
+                several = stacked_batches(self.task.train, 8, [Seed(0)] * 2, 0, 0, step.device)
+                if not step.find_unused(islice(several, 3)):
+                    return "some of its weights have a gradient on some batches only, and a stack has one set of them."
+                state = VmappedState(step, job, seeds, [fresh, fresh], compiled=False)
+                state.step(0, 0.0, batch)
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
             return f"its forward pass cannot be stacked ({str(error).strip().splitlines()[0]})"
         if _extra_state(step) != extra:

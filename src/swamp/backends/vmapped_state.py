@@ -61,7 +61,10 @@ class VmappedState:
         # On a GPU the fused step is captured and replayed, compiled or not.
         on_gpu = step.device.type == "cuda"
         fused = (compiled or on_gpu) and self.one_optimizer and is_functional(self.optimizers[0])
-        self.functional = FunctionalOptimizer(self.optimizers[0]) if fused else None
+        used = [
+            parameter for parameter, name in zip(self.parameters[0], weights, strict=True) if name not in step.unused
+        ]
+        self.functional = FunctionalOptimizer(self.optimizers[0], used) if fused else None
         self.fused_step = self._fused_step(compiled, on_gpu) if self.functional else None
         like = as_tensors(self.scratch.state_dict())
         decay = job.request.training.decay
@@ -196,7 +199,8 @@ class VmappedState:
     def _previous_gradients(self, gradients: Sequence[State]) -> Tensors:
         """The gradients of the previous step, where s2-sam needs them; zeros before the first step."""
         needed = self.job.request.training.uses_previous_gradient
-        found = {n: torch.zeros_like(w) for n, w in self.weights.items()} if needed else {}
+        unused = self.arithmetic.unused
+        found = {n: torch.zeros_like(w) for n, w in self.weights.items() if n not in unused} if needed else {}
         for place, gradient in enumerate(gradients):
             for name, value in gradient.items():
                 found[f"model.{name}"][place].copy_(value)
@@ -256,6 +260,7 @@ class VmappedState:
 
     def _update(self, gradients: Tensors) -> None:
         for place, (optimizer, parameters) in enumerate(zip(self.optimizers, self.parameters, strict=True)):
-            for parameter, gradient in zip(parameters, gradients.values(), strict=True):
-                parameter.grad = gradient if self.one_optimizer else gradient[place]
+            for parameter, name in zip(parameters, self.weights, strict=True):
+                gradient = gradients.get(name)
+                parameter.grad = gradient if self.one_optimizer or gradient is None else gradient[place]
             optimizer.step()

@@ -1,21 +1,23 @@
 """One optimizer step of N models: every tensor has a leading dimension for the particle."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap  # pyright: ignore[reportUnknownVariableType]
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from swamp.backends.compiled import Compiled
 from swamp.backends.functional_optimizer import Update
 from swamp.model_copy import copied_model
-from swamp.training import Task, Training
+from swamp.training import Seed, Task, Training
 from swamp.training.data import rows_of
 from swamp.training.dropout import DropoutMode, to_multiplier
 from swamp.training.loop import smoothed
+from swamp.training.rng import isolated
 from swamp.training.sam import ascent
 from swamp.training.stacked import gather_rows
 
@@ -55,15 +57,39 @@ class VmappedStep:
         self.shapes: dict[Any, list[tuple[tuple[int, ...], float, torch.dtype]]] = {}
         self.streams: list[torch.cuda.Stream] = []
         self._compiled: Compiled | None = None
+        self.unused: frozenset[str] = frozenset()
+        """Trainable weights on which the loss does not depend. As in torch, the optimizer leaves them alone: their
+        gradient is None, not zero, so that neither weight decay nor momentum acts."""
+
+    def find_unused(self, batches: Iterable[tuple[Any, Tensor]]) -> bool:
+        """Find the unused weights by backward passes of an ordinary copy of the model, on stacked batches.
+
+        Returns False if they may differ from batch to batch, as a stack has one set of them: they did, or (of streams,
+        as vmap refuses it) Python read a number from a tensor.
+        """
+        network = copied_model(self.network)
+        trainable = [(name, weight) for name, weight in network.named_parameters() if weight.requires_grad]
+        found: list[frozenset[str]] = []
+        with isolated(Seed(0).at("unused"), self.device), _ReadWatch() as watch:
+            for inputs, targets in batches:
+                network.zero_grad()
+                self.loss(network(rows_of(gather_rows(inputs), 0))[0], targets[0]).backward()  # pyright: ignore[reportUnknownMemberType]
+                found.append(frozenset(name for name, weight in trainable if weight.grad is None))
+        self.unused = found[0]
+        return len({*found}) == 1 and not (self.multi_stream and watch.read)
 
     def _masked_gradients(
         self, weights: Tensors, buffers: Tensors, masks: Tensors, inputs: Any, targets: Tensor, dropout: list[Tensor]
     ) -> tuple[Tensors, Tensor, Tensors]:
-        """Masked gradients (particle, ...), losses (particle,) and the buffers after the forward pass."""
+        """Masked gradients (particle, ...), losses (particle,) and the buffers after the forward pass.
+
+        Without the gradients of unused weights.
+        """
         derive = grad_and_value(self._loss_of, has_aux=True)
         batched = self._per_particle if self.multi_stream else vmap
         gradients, (losses, after) = batched(derive)(weights, buffers, inputs, targets, dropout)
-        return {n: g * masks[n] if n in masks else g for n, g in gradients.items()}, losses, after
+        used = {name: gradient for name, gradient in gradients.items() if name not in self.unused}
+        return {n: g * masks[n] if n in masks else g for n, g in used.items()}, losses, after
 
     def gradients(
         self,
@@ -100,7 +126,8 @@ class VmappedStep:
     def _perturbed(self, weights: Tensors, gradients: Tensors) -> Tensors:
         measured, directions = ascent(weights, gradients, self.training.sharpness)
         share = self.training.sam / (_norms(measured) + 1e-12)
-        return {name: weight + directions[name] * _each(share, weight) for name, weight in weights.items()}
+        moved = {name: weights[name] + change * _each(share, change) for name, change in directions.items()}
+        return {**weights, **moved}
 
     def _per_particle(self, derive: Callable[..., Any]) -> Callable[..., Any]:
         """Like vmap, but compute each particle separately; on a GPU concurrently, each in its own stream."""
@@ -195,13 +222,23 @@ class VmappedStep:
         ) -> None:
             gradients, losses = self.gradients(weights, buffers, masks, previous, inputs, targets, dropout)
             running_loss.add_(losses)
-            update([*weights.values()], [gradients[name] for name in weights], state, numbers)
+            update([weights[name] for name in gradients], [*gradients.values()], state, numbers)
 
         if not compiled:
             return lambda *own: partial(body, *own)
         if self._compiled is None:
             self._compiled = Compiled(body)
         return self._compiled.bound
+
+
+class _ReadWatch(TorchDispatchMode):
+    """Notices that Python reads a number from a tensor, and may decide by it which layers are called."""
+
+    read = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.read |= func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
 
 
 def _norms(gradients: Mapping[str, Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from swamp.errors import SwampError
 from swamp.masks import Mask, hold, hold_gradients
-from swamp.masks.dtensor import full_tensor, gathered_copy, shard_like
+from swamp.masks.dtensor import full_tensor, gathered_copy, is_sharded, shard_like
 from swamp.masks.enforce import preserves_zeros
 from swamp.training.average import RunningMean, copied
 from swamp.training.data import Batch, batch_to, rows_of
@@ -247,10 +247,25 @@ class _ModelState:
         for rows in self._accumulated_rows(len(targets)):
             loss = loss + self._backward_rows(step, inputs, targets, rows)
         if self.shard is not None:
-            self.shard.all_reduce([*(p.grad for p in self.trainable if p.grad is not None), loss])
+            self._all_reduce(self.shard, loss)
         if self.mask_gradients is not None:
             self.mask_gradients()
         return loss
+
+    def _all_reduce(self, shard: Shard, loss: Tensor) -> None:
+        """Sum loss and gradients over the processes. A weight that none of them used has no gradient, as in one."""
+        local = [parameter for parameter in self.trainable if not is_sharded(parameter)]
+        used = torch.tensor([float(parameter.grad is not None) for parameter in local], dtype=loss.dtype).to(
+            self.device
+        )
+        missing = [(place, parameter) for place, parameter in enumerate(local) if parameter.grad is None]
+        for _, parameter in missing:
+            parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in self.trainable if parameter.grad is not None]
+        shard.all_reduce([*gradients, used, loss])
+        for place, parameter in missing:
+            if not used[place]:
+                parameter.grad = None
 
     def _accumulated_rows(self, examples: int) -> list[slice | None]:
         """The rows of a batch that are computed in turn; None: all of it."""

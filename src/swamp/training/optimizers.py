@@ -33,7 +33,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], training: Training) -> O
     )
     way: dict[str, Any] = {"foreach": True} if any(map(is_sharded, kept)) else {"fused": fused}
     if training.optimizer == "sgd":
-        return torch.optim.SGD(
+        sgd = torch.optim.SGD(
             kept,
             lr=training.lr,
             momentum=training.momentum,
@@ -41,6 +41,9 @@ def build_optimizer(parameters: Iterable[nn.Parameter], training: Training) -> O
             weight_decay=training.weight_decay,
             **way,
         )
+        if fused and training.momentum:
+            sgd.register_step_pre_hook(_begin_momentum)
+        return sgd
     if training.optimizer == "adamw":
         return torch.optim.AdamW(kept, lr=training.lr, weight_decay=training.weight_decay, **way)
     if is_reference(training.optimizer):
@@ -57,6 +60,17 @@ def build_optimizer(parameters: Iterable[nn.Parameter], training: Training) -> O
             f"torch.optim.{training.optimizer} cannot be built from lr and weight_decay ({error}). "
             'Name a function that builds it from parameters and lr: optimizer="package.module:function".'
         ) from error
+
+
+def _begin_momentum(sgd: Optimizer, args: Any, kwargs: Any) -> None:
+    """Momentum zero for weights that get their first gradient after the others, where the fused step would fail."""
+    del args, kwargs
+    if not sgd.state:
+        return
+    for group in sgd.param_groups:
+        for weight in group["params"]:
+            if weight.grad is not None and sgd.state[weight].get("momentum_buffer") is None:
+                sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
 
 def torch_optimizers() -> dict[str, Any]:
