@@ -7,16 +7,18 @@ import torch
 from torch import Tensor, nn
 
 import swamp
-from swamp.algorithms import NoStore
 from swamp.analysis.hessian import Hessian
 from swamp.analysis.weight_space import LinearCombination, ParameterSpace, inner_products
-from swamp.backends import Particle, Sequential, Threads, Ticket, Vmapped
+from swamp.backends import Particle, Sequential, Threads, Ticket, TrainRequest, Vmapped
 from swamp.errors import Diverged, SwampError
 from swamp.files import digest, load_tensors, save_tensors
 from swamp.masks import Mask, Scope, hold
 from swamp.scores import ScoringContext, score_named
-from swamp.training import RunningMean, Seed, Task, Training, interpolate, isolated, mean
+from swamp.training import RunningMean, Seed, Task, Training
+from swamp.training.average import interpolate, mean
+from swamp.training.mask_updates import Dynamic
 from swamp.training.nan_checks import require_finite_weights
+from swamp.training.rng import isolated
 
 COMPLEX = (torch.complex64, torch.complex128)
 SEEDS = [(index, Seed(0).at("particle", index)) for index in range(3)]
@@ -104,9 +106,9 @@ def test_backends_agree(build, options, fourier, small_task):
     training = Training(**{"epochs": 4, "batch_size": 6, "swa_fraction": 0.5, "lr": 0.05, **options})
     ticket, mask = Ticket(fourier.state_dict(), 0), Mask.ones(fourier, EVERYTHING)
     mask = Mask({name: torch.arange(t.numel()).view(t.shape) % 3 != 0 for name, t in mask.items()})
-    expected = Sequential(fourier, small_task).train(ticket, mask, training, SEEDS)
+    expected = Sequential(fourier, small_task).train(TrainRequest(ticket, mask, training, SEEDS))
     backend = build(fourier, small_task, compiled=False) if build is Vmapped else build(fourier, small_task)
-    found = backend.train(ticket, mask, training, SEEDS)
+    found = backend.train(TrainRequest(ticket, mask, training, SEEDS))
     for one, other in zip(found, expected, strict=True):
         assert one.averaged == 2
         for name, weight in other.weights.items():
@@ -183,12 +185,10 @@ def test_a_run_averages_and_prunes_complex_weights(method: str, fourier, small_t
     training = Training(epochs=8, batch_size=6, swa_fraction=0.5)
     plan = swamp.Plan(
         method=method, sparsity=0.5, cycles=1, particles=(2,), include=("*",), exclude=("*bias",), ticket_epochs=1,
-        dynamic=swamp.training.Dynamic(update_interval=3), barrier_points=3, barrier_threshold=1.0,
+        dynamic=Dynamic(update_interval=3), barrier_points=3, barrier_threshold=1.0,
         allocation="uniform",
     )  # fmt: skip
-    last = list(swamp.cycles(fourier, small_task, plan, training, backend=Spy(fourier, small_task), store=NoStore()))[
-        -1
-    ]
+    last = list(swamp.cycles(fourier, small_task, plan, training, backend=Spy(fourier, small_task)))[-1]
     assert last.mask["spectrum"].sum() < 5
     if method == "swamp":
         expected = torch.stack([particle.weights["spectrum"] for particle in seen]).mean(0)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from swamp.backends import Particle, Sequential, Ticket, Vmapped
+from swamp.backends import Particle, Sequential, Ticket, TrainRequest, Vmapped
 from swamp.errors import SwampError
 from swamp.masks import Mask
-from swamp.training import RunningMean, Seed, Training, copied, interpolate, mean
+from swamp.training import RunningMean, Seed, Training
+from swamp.training.average import copied, interpolate, mean
 from swamp.training.extra_state import as_tensors, load_state
 
 SEEDS = [(index, Seed(0).at("particle", index)) for index in range(2)]
@@ -96,7 +97,7 @@ def test_a_trained_particle_and_its_file_have_the_state_of_its_end(small_task, t
     for kept in (Sequential, Vmapped):
         with pytest.warns(UserWarning, match="extra state") if kept is Vmapped else nullcontext():
             ticket = Ticket(model.state_dict(), 0)
-            particles = kept(model, small_task).train(ticket, Mask.ones(model), TWO_EPOCHS, SEEDS)
+            particles = kept(model, small_task).train(TrainRequest(ticket, Mask.ones(model), TWO_EPOCHS, SEEDS))
         particles[1].save(tmp_path / "one.safetensors")
         other = Keeping(None)
         load_state(other, Particle.load(tmp_path / "one.safetensors").weights)
@@ -107,7 +108,7 @@ def test_a_trained_particle_and_its_file_have_the_state_of_its_end(small_task, t
 def test_state_that_training_does_not_change_is_trained_as_a_stack(small_task, recwarn):
     model = Keeping({"classes": ["a", "b"]})
     backend = Vmapped(model, small_task, compiled=False)
-    particles = backend.train(Ticket(model.state_dict(), 0), Mask.ones(model), TWO_EPOCHS, SEEDS)
+    particles = backend.train(TrainRequest(Ticket(model.state_dict(), 0), Mask.ones(model), TWO_EPOCHS, SEEDS))
     assert not recwarn.list
     other = Keeping(None)
     load_state(other, particles[0].weights)
