@@ -124,7 +124,7 @@ class MaskByTraining:
             curves = self._curves(metric, split, training)
             panels += panels_of(f"trained by {training}", axis, Axis(f"{split} {metric.heading}"), curves)
         if changes:
-            panels += panels_of(f"masks, against {self.labels[0]}'s", axis, unit, (zero, *changes))
+            panels += panels_of(f"difference to the masks of {self.labels[0]}", axis, unit, (zero, *changes))
         return Figure(
             "Effect of the mask, and of its training",
             "Each panel has one training and the masks of all runs. Where curves differ, one mask is better than "
