@@ -177,6 +177,23 @@ class RotaryEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.ones(3, 3))
 
 
+class Directions(nn.Module):
+    """A weight normalisation written out: one norm for each row beside the directions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight_g, self.weight_v = nn.Parameter(torch.ones(4, 1)), nn.Parameter(torch.randn(4, 3))
+
+
+def test_the_norms_beside_a_weight_stay_dense() -> None:
+    assert list(Scope().prunable(nn.Sequential(Directions()))) == ["0.weight_v"]
+
+
+def test_an_excluded_lazy_layer_is_no_obstacle() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(3))
+    assert Scope(exclude=("1.*",)).warning(model) is None
+
+
 class Scale(nn.Module):
     """As the GRN of ConvNeXt V2."""
 

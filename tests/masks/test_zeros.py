@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from swamp.errors import SwampError
 from swamp.masks import Mask, Scope, hold
@@ -102,3 +103,17 @@ def test_a_scope_limits_what_is_read() -> None:
     model = Recommender()
     thinned(model.table.weight)
     assert "table.weight" not in Mask.from_zeros(model, Scope())
+
+
+def test_an_orthogonal_layer_trains_although_its_original_starts_with_zeros() -> None:
+    model = nn.Sequential(parametrizations.orthogonal(nn.Linear(4, 4)), parametrizations.weight_norm(nn.Linear(4, 4)))
+    thinned(model[1].parametrizations.weight.original1)
+    assert (model[0].parametrizations.weight.original == 0).any()
+    mask = Mask.from_zeros(model)
+    assert list(mask) == ["1.parametrizations.weight.original1"]
+    assert torch.equal(mask["1.parametrizations.weight.original1"], model[1].weight != 0)
+
+
+def test_a_lazy_layer_is_refused_with_what_to_do() -> None:
+    with pytest.raises(SwampError, match="has no shape yet"):
+        Mask.from_zeros(nn.Sequential(nn.LazyLinear(3)))

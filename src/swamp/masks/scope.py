@@ -68,7 +68,7 @@ class Scope:
             of its names.
         exclude: Patterns of parameter names to leave dense, e.g. `head.*`.
         prune_output_layer: Whether the output layer may be pruned: the head of a pretrained model; for other models the
-            last linear or convolutional weight that they register. None: it may, except the head of a pretrained model.
+            last weight in the default scope that they register. None: it may, except the head of a pretrained model.
 
     Example:
         >>> from torch import nn
@@ -122,7 +122,10 @@ class Scope:
 
     def share(self, model: nn.Module) -> Share:
         """How much of a model is prunable, and what is left out. Raises as `prunable`."""
-        parameters, names = dict(model.named_parameters()), _all_names(model)
+        names = _all_names(model)
+        parameters = {
+            n: value for n, value in model.named_parameters() if not isinstance(value, UninitializedParameter)
+        }
         chosen = self.prunable(model)
         excluded = sum(
             value.numel()
@@ -140,7 +143,8 @@ class Scope:
         """
         if self.include:
             return None
-        share, sizes = self.share(model), {name: value.numel() for name, value in model.named_parameters()}
+        share, parameters = self.share(model), dict(model.named_parameters())
+        sizes = {name: parameters[name].numel() for name in share.left_out}
         unusual = [
             name
             for name, reason in share.left_out.items()
@@ -247,12 +251,14 @@ def _is_weight(module: nn.Module, name: str, value: Any) -> bool:
     """Whether the parameter `name` of `module` is a matrix, or several, that inputs are multiplied by."""
     if isinstance(module, _LAYERS):
         return name == "weight"
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return name.startswith("weight_")
     kind, words = type(module).__name__, name.split("_")
     if isinstance(module, (*_EMBEDDINGS, *_NORMS)) or re.search("norm|embed", kind, re.IGNORECASE):
         return False
     if isinstance(value, UninitializedParameter):
         return "weight" in words
-    matrix = _is_matrix(value.shape if isinstance(value, Tensor) else value)
+    matrix = _is_matrix(name, value.shape if isinstance(value, Tensor) else value)
     named = "weight" in words or (bool(re.search("expert", kind, re.IGNORECASE)) and "bias" not in words)
     return (
         matrix
@@ -261,9 +267,9 @@ def _is_weight(module: nn.Module, name: str, value: Any) -> bool:
     )
 
 
-def _is_matrix(shape: torch.Size) -> bool:
-    # A tensor as (1, 1, 1, channels) is a scale.
-    return len(shape) == 2 or sum(size > 1 for size in shape) >= 2
+def _is_matrix(name: str, shape: torch.Size) -> bool:
+    # A tensor as (1, 1, 1, channels) is a scale, and one as (channels, 1) of another name a norm.
+    return sum(size > 1 for size in shape) >= 2 or (name == "weight" and len(shape) == 2)
 
 
 def _embedded(model: nn.Module) -> set[int]:

@@ -4,9 +4,10 @@ import warnings
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from swamp.errors import SwampError, shortened
-from swamp.masks.parametrized import require_plain_weights
+from swamp.masks.parametrized import parametrized_tensors, require_plain_weights
 from swamp.masks.scope import Scope
 
 
@@ -14,11 +15,18 @@ def masks_from_zeros(model: nn.Module, scope: Scope | None) -> dict[str, Tensor]
     """Parameter name -> where it is not a pruned zero. See `Mask.from_zeros`."""
     require_plain_weights(model)
     chosen, nothing = _scope_of(model, scope)
+    # Zeros of the other tensors behind a parametrised weight, such as an orthogonal one, are not zeros of the weight.
+    computing = {
+        id(value)
+        for one in parametrized_tensors(model)
+        for name, value in one.parametrizations.named_parameters()
+        if one.original is None or name != one.original.name
+    }
     padding = {id(m.weight): m.padding_idx for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
     found: dict[str, Tensor] = {}
     initial: list[str] = []
     for name, weight in model.named_parameters():
-        if name not in chosen and scope is not None:
+        if name not in chosen and (scope is not None or id(weight) in computing):
             continue
         active = weight.detach() != 0
         row = padding.get(id(weight))
@@ -46,7 +54,8 @@ def _scope_of(model: nn.Module, scope: Scope | None) -> tuple[set[str], SwampErr
     try:
         return {*(scope or Scope()).prunable(model)}, None
     except SwampError as error:
-        if scope is not None:
+        # A lazy layer has no zeros yet, and the error says what to do.
+        if scope is not None or any(isinstance(value, UninitializedParameter) for value in model.parameters()):
             raise
         return set(), error
 
