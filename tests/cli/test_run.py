@@ -77,6 +77,7 @@ def test_a_task_without_a_recipe_uses_all_its_examples_and_a_training_of_such_da
     assert config.model in [recipe.model for recipe in like]
 
 
+@pytest.mark.filterwarnings("ignore:.* of the .* parameters are prunable")  # embeddings
 @pytest.mark.parametrize("task", OFFLINE)
 def test_the_settings_of_a_task_fit_its_data(task):
     config = started("--task", task)

@@ -102,6 +102,7 @@ def test_the_head_stays_dense_unless_asked_for() -> None:
     assert "output.weight" not in Mask.ones(plain, Plan(prune_output_layer="no").scope)
 
 
+@pytest.mark.filterwarnings("ignore:.* of the .* parameters are prunable")  # embeddings
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "model", "metric"),
