@@ -42,7 +42,7 @@ def first_spec(setup: Setup, index: int, ticket: Ticket) -> CycleSpec:
 
 
 def next_spec(setup: Setup, index: int, ticket: Ticket, previous: Cycle) -> CycleSpec:
-    """The average of `previous` pruned; the remaining weights rewound to the ticket, or carried on."""
+    """How the cycle after `previous` begins: on its pruned mask, with weights of the ticket or of `previous`."""
     nnz = setup.schedule.nnz(index, setup.dense.prunable)
     pruned = setup.pruner.prune(previous.mask, previous.weights, nnz, setup.seed.at("score", index))
     start, training, first = ticket, setup.training_of(index), setup.first_step(index)

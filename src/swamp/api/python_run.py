@@ -77,7 +77,7 @@ class Job:
 
     @property
     def fingerprint(self) -> str:
-        """Stated by every file of the run."""
+        """Fingerprint of the run, which every file of its directory states."""
         text = json.dumps([self.config.digest(), self.origin], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

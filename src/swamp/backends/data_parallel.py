@@ -100,7 +100,7 @@ class DataParallel:
         raise _SnapshotLater
 
     def snapshot_taken(self) -> None:
-        """Clear the request."""
+        """Clear the request for a snapshot."""
         self.snapshot_requested = self.saving = False
         self.flags = None
 

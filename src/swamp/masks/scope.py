@@ -248,7 +248,7 @@ def _default(model: nn.Module, parameters: dict[str, nn.Parameter]) -> set[str]:
 
 
 def _is_weight(module: nn.Module, name: str, value: Any) -> bool:
-    """Whether the parameter `name` of `module` is a matrix, or several, that inputs are multiplied by."""
+    """Whether the module multiplies its inputs by the parameter `name`: one matrix, or several stacked ones."""
     if isinstance(module, _LAYERS):
         return name == "weight"
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):

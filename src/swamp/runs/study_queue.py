@@ -68,7 +68,10 @@ class StudyDirectory:
                 msgspec.convert(values["compare"], CompareOptions),
             )
         except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
-            raise CorruptFile(f"{file} is damaged: expected runs and compare. Restore it, or start anew.") from error
+            raise CorruptFile(
+                f"{file} is damaged: its entry runs or compare is missing or wrong. Restore the file, or start the "
+                "study in a new folder."
+            ) from error
         for name, _ in runs:
             if not names_a_run(name):
                 raise CorruptFile(f"{file} is damaged: {name!r} cannot be the name of a run: it names a directory.")

@@ -106,7 +106,11 @@ def _is_parameter(name: str, value: Tensor) -> bool:
 
 
 def _write(path: Path, points: Mapping[int, State], about: Mapping[str, str]) -> None:
-    """Store for each tensor one bit per weight, set if it is ever nonzero, and the values (point, weight) of these."""
+    """Write points without their zeros.
+
+    For each tensor: one bit per weight, set if the weight is not zero at any point, and the values (point, weight) of
+    the weights whose bit is set.
+    """
     steps = sorted(points)
     tensors: dict[str, Tensor] = {"steps": torch.tensor(steps)}
     for name, first in points[steps[0]].items():
