@@ -92,6 +92,12 @@ def test_a_wrong_argument_is_refused_with_what_to_write(wrong, message):
             lambda: swamp.retrain(MODEL, TASK, swamp.Ticket(MODEL.state_dict(), 0), {"0.weight": X}),
             "mask must be a swamp.Mask, got a dict. Make one with swamp.Mask.from_zeros(model).",
         ),
+        (lambda: swamp.hold(MODEL, {"0.weight": X}, None), "mask must be a swamp.Mask, got a dict."),
+        (lambda: swamp.hold(Net, swamp.Mask.ones(MODEL), None), "got the class Net. Create one: model=Net(...)"),
+        (lambda: swamp.hold(MODEL, swamp.Mask.ones(MODEL)), "hold needs optimizer: hold(model, mask, optimizer, ...)"),
+        (lambda: swamp.Mask.ones(MODEL.state_dict()), "model must be a torch.nn.Module, got a OrderedDict."),
+        (lambda: swamp.Mask.from_zeros(MODEL, "0.*"), "scope must be a swamp.Scope, got '0.*'."),
+        (lambda: swamp.Mask.ones(), "ones needs model: ones(model, scope, ...)"),
         (lambda: swamp.load_run(b"runs"), "path must be a path, or text, got b'runs'."),
     ],
 )

@@ -88,10 +88,11 @@ def _check_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
     signature, hints, options = _expected(function)
     name = function.__name__
     positional = [one for one in signature.parameters.values() if one.kind is one.POSITIONAL_OR_KEYWORD]
+    usual = [one.name for one in positional if one.name not in ("self", "cls")]
     if len(args) > len(positional):
         raise SwampError(
-            f"{name} takes {len(positional)} arguments by position ({', '.join(one.name for one in positional)}), got "
-            f"{len(args)}. Give the others by name."
+            f"{name} takes {len(usual)} arguments by position ({', '.join(usual)}), got "
+            f"{len(usual) + len(args) - len(positional)}. Give the others by name."
         )
     given = {one.name: value for one, value in zip(positional, args, strict=False)}
     for key, value in kwargs.items():
@@ -102,11 +103,10 @@ def _check_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
         given[key] = value
     missing = [key for key, one in signature.parameters.items() if one.default is one.empty and key not in given]
     if missing := [key for key in missing if key in hints and key not in options]:
-        usual = ", ".join(one.name for one in positional)
-        raise SwampError(f"{name} needs {' and '.join(missing)}: {name}({usual}, ...)")
+        raise SwampError(f"{name} needs {' and '.join(missing)}: {name}({', '.join(usual)}, ...)")
     for key, value in given.items():
         # What Plan checks itself is left to it, so that one message stands for both ways.
-        if key not in options:
+        if key in hints and key not in options:
             check_value(key, hints[key], value)
 
 

@@ -134,7 +134,8 @@ def _fits(hint: Any, value: Any) -> bool:
         return callable(value)
     if getattr(hint, "_is_protocol", False):
         return not isinstance(value, type) and all(hasattr(value, method) for method in _methods(hint))
-    return not isinstance(hint, type) or isinstance(value, hint)
+    # In Python 3.11 Any is a class, which no value is an instance of.
+    return hint is Any or not isinstance(hint, type) or isinstance(value, hint)
 
 
 def _check_size(name: str, hint: Any, value: Any) -> None:

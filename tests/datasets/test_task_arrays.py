@@ -14,6 +14,9 @@ RNG = np.random.default_rng(0)
 X = RNG.normal(3, 5, (60, 4)).astype(np.float32)
 Y = (X[:, 0] > 3).astype(np.int64)
 
+FAST = ["--quiet", "--epochs", "2", "--batch-size", "16", "--lr", "0.01", "--sparsity", "0.5", "--cycles", "1"]
+FAST += ["--particles", "2"]
+
 
 def problem(task, path, *, seed=0, **options):
     return build_problem(task, "mlp-8", DataOptions(folder=str(path), **options), Seed(seed))
@@ -102,11 +105,8 @@ def test_numbers_are_predicted_one_or_several(tmp_path):
         np.savez(tmp_path / f"{name}.npz", x=X, y=targets)
         made = problem("npz-number", tmp_path / f"{name}.npz")
         assert made.classes == outputs
-        main(
-            ["run", "--task", "npz-number", "--folder", str(tmp_path / f"{name}.npz"), "--model", "mlp-8", "--quiet"]
-            + ["--epochs", "2", "--batch-size", "16", "--lr", "0.01", "--sparsity", "0.5", "--cycles", "1"]
-            + ["--particles", "2", "--out", str(tmp_path / name)]
-        )
+        file, out = str(tmp_path / f"{name}.npz"), str(tmp_path / name)
+        main(["run", "--task", "npz-number", "--folder", file, "--model", "mlp-8", "--out", out, *FAST])
         assert (tmp_path / name / "summary.json").exists()
 
 

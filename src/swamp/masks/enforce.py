@@ -7,11 +7,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from swamp.arguments import checked
 from swamp.masks.dtensor import local_shard, shard_like, to_local
 from swamp.masks.mask import Mask
 from swamp.masks.wrappers import around_step, optimizer_chain, unwrapped_model
 
 
+@checked
 @contextmanager
 def hold(model: nn.Module, mask: Mask, optimizer: Any, *, only_backward: bool = False) -> Generator[None]:
     """Keep pruned weights, their gradients and their optimizer state at exactly zero inside the `with` block.

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from swamp.arguments import checked
 from swamp.errors import CorruptFile, MaskError, shortened
+from swamp.fields import check_value
 from swamp.files import digest, load_tensors, require_format, save_tensors
 from swamp.masks.dtensor import full_tensor, local_shard, to_local
 from swamp.masks.scope import Scope
@@ -49,6 +51,7 @@ class Mask(Mapping[str, Tensor]):
         self._tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
     @classmethod
+    @checked
     def ones(cls, model: nn.Module, scope: Scope | None = None) -> "Mask":
         """The dense mask of a model.
 
@@ -98,6 +101,9 @@ class Mask(Mapping[str, Tensor]):
             >>> Mask.from_zeros(model)["weight"]
             tensor([[False,  True]])
         """
+        # Not by the decorator: warnings name the line of the caller.
+        check_value("model", nn.Module, model)
+        check_value("scope", Scope | None, scope)
         return cls(masks_from_zeros(model, scope))
 
     def __getitem__(self, name: str) -> Tensor:
@@ -218,6 +224,7 @@ class Mask(Mapping[str, Tensor]):
                 )
 
     @torch.no_grad()
+    @checked
     def apply_(self, model: nn.Module) -> None:
         """Set the pruned weights of `model` to zero, in place. Raises MaskError if the mask does not fit the model."""
         self.check(model)
@@ -255,6 +262,7 @@ class Mask(Mapping[str, Tensor]):
         save_tensors(Path(path), packed, {**(about or {}), **own})
 
     @classmethod
+    @checked
     def load(cls, path: Path | str) -> "Mask":
         """Read a mask that `save` wrote.
 
