@@ -13,7 +13,7 @@ from swamp.errors import SwampError
 from swamp.masks import Mask
 from swamp.training import RunningMean, Seed, Training
 from swamp.training.average import copied, interpolate, mean
-from swamp.training.extra_state import as_tensors, load_state
+from swamp.training.module_extra_state import as_tensors, load_state
 
 SEEDS = [(index, Seed(0).at("particle", index)) for index in range(2)]
 TWO_EPOCHS = Training(epochs=2, batch_size=6, swa=False, swa_fraction=0.0)

@@ -20,8 +20,8 @@ from swamp.masks import Mask
 from swamp.masks.pruning import pruned_mask
 from swamp.training import RunningMean, Seed
 from swamp.training.average import State, mean
-from swamp.training.extra_state import load_state
 from swamp.training.mask_updates import dense_gradients, density_at, drop_and_grow
+from swamp.training.module_extra_state import load_state
 from swamp.training.snapshot import Snapshot, masked_snapshot
 
 

@@ -15,7 +15,7 @@ from swamp.model_copy import copied_model
 from swamp.training import Seed, Task, Training, predict
 from swamp.training.average import State
 from swamp.training.data import Data
-from swamp.training.extra_state import load_state
+from swamp.training.module_extra_state import load_state
 
 MEMBER_METHOD = "imp"
 

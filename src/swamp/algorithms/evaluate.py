@@ -22,7 +22,7 @@ from swamp.masks.heads import head_densities
 from swamp.masks.pruning import empty_layer_warning
 from swamp.training.average import State, interpolate
 from swamp.training.batchnorm import batchnorm_layers
-from swamp.training.extra_state import load_state
+from swamp.training.module_extra_state import load_state
 
 _BARRIER_BN_EXAMPLES = 2048
 """Training examples for the BatchNorm statistics of each point of a barrier."""

@@ -17,8 +17,8 @@ from swamp.model_copy import copied_model
 from swamp.training import Task, TensorData, TokenData, evaluate, predict, with_reestimated_batchnorm
 from swamp.training.average import State, copied
 from swamp.training.data import BatchList
-from swamp.training.extra_state import load_state
 from swamp.training.memory_format import to_fastest_memory_format
+from swamp.training.module_extra_state import load_state
 from swamp.training.options import Precision
 
 _T = TypeVar("_T")

@@ -16,8 +16,8 @@ from swamp.scores.grasp import PER_CLASS
 from swamp.training import Seed, Task
 from swamp.training.average import State
 from swamp.training.data import Batch, batch_to
-from swamp.training.extra_state import load_state
 from swamp.training.flops import FlopCounter
+from swamp.training.module_extra_state import load_state
 from swamp.training.rng import isolated
 
 _PASSES = {"snip": 1, "taylor": 1, "fisher": 1, "grasp": 3, "synflow": 1}

@@ -13,8 +13,8 @@ from swamp.algorithms.plan import OnDivergence
 from swamp.files import save_tensors
 from swamp.masks import Mask
 from swamp.model_copy import copied_model
-from swamp.training.extra_state import as_tensors, load_state
 from swamp.training.mask_updates import Dynamic
+from swamp.training.module_extra_state import as_tensors, load_state
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ from swamp.training import Seed, TensorData, Training
 from swamp.training.average import State, mean
 from swamp.training.data import BatchList
 from swamp.training.dropout import has_random_forward
-from swamp.training.extra_state import as_tensors
+from swamp.training.module_extra_state import as_tensors
 from swamp.training.rng import isolated
 from swamp.training.tokens import TokenData
 

@@ -18,7 +18,7 @@ from swamp.errors import SwampError, shortened
 from swamp.training import Task
 from swamp.training.average import State
 from swamp.training.data import Data
-from swamp.training.extra_state import as_tensors, is_extra_state
+from swamp.training.module_extra_state import as_tensors, is_extra_state
 
 MAX_PARTICLES_FOR_ALL_PAIRS = 4
 """With more particles, only the barrier between the first two is measured."""

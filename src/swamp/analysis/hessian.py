@@ -16,8 +16,8 @@ from swamp.training import Seed, Task
 from swamp.training.average import State
 from swamp.training.batchnorm import reestimate_batchnorm
 from swamp.training.data import batch_to
-from swamp.training.extra_state import load_state
 from swamp.training.memory_format import to_fastest_memory_format, to_memory_format_of
+from swamp.training.module_extra_state import load_state
 from swamp.training.rng import isolated
 
 Product = Callable[[Tensor], Tensor]

@@ -28,8 +28,8 @@ from swamp.masks import Mask
 from swamp.training import Seed
 from swamp.training.average import State
 from swamp.training.data import Batch, BatchList, Data, rows_of
-from swamp.training.extra_state import as_tensors
 from swamp.training.metrics import spearman
+from swamp.training.module_extra_state import as_tensors
 
 SAMPLES = 20
 """Random points in the hull."""

@@ -21,8 +21,8 @@ from swamp.training import Task, predict
 from swamp.training.average import State
 from swamp.training.batchnorm import batchnorm_layers, reestimate_batchnorm
 from swamp.training.data import Data, batch_to
-from swamp.training.extra_state import as_tensors, load_state
 from swamp.training.memory_format import to_fastest_memory_format
+from swamp.training.module_extra_state import as_tensors, load_state
 
 Point = State | LinearCombination
 """Weights, or a linear combination of networks that is computed when it is evaluated."""

@@ -19,7 +19,7 @@ from swamp.training import Seed, Task, predict
 from swamp.training.average import State
 from swamp.training.batchnorm import reestimate_batchnorm
 from swamp.training.data import Batch, BatchList, Data
-from swamp.training.extra_state import load_state
+from swamp.training.module_extra_state import load_state
 from swamp.training.task import accuracy, ece, mean_probability, nll
 
 CORRUPTIONS: Mapping[str, tuple[float, ...]] = {

@@ -12,7 +12,7 @@ from swamp.backends import Backend
 from swamp.files import digest
 from swamp.training import Task, TensorData
 from swamp.training.data import Data
-from swamp.training.extra_state import as_tensors
+from swamp.training.module_extra_state import as_tensors
 
 _MOST_NAMES = 6
 

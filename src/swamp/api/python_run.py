@@ -33,7 +33,7 @@ from swamp.runs.reference_origin import INITIAL
 from swamp.runs.run_progress import Reporter
 from swamp.runs.validation import check_disk_space
 from swamp.training import Task, Training
-from swamp.training.extra_state import as_tensors
+from swamp.training.module_extra_state import as_tensors
 
 SNAPSHOT_SECONDS = 30.0
 """Seconds between two snapshots of a training: a killed process loses at most this time."""

@@ -14,8 +14,8 @@ from swamp.masks import Mask
 from swamp.model_copy import copied_model
 from swamp.training import Seed, Task
 from swamp.training.batchnorm import reset_statistics
-from swamp.training.extra_state import load_state
 from swamp.training.loop import Fit, fit
+from swamp.training.module_extra_state import load_state
 from swamp.training.nan_checks import require_finite_weights
 from swamp.training.optimizers import OptimizerFactory
 from swamp.training.shard import Shard

@@ -25,8 +25,8 @@ from swamp.training import Seed, Task, TokenData, Training
 from swamp.training.average import copied
 from swamp.training.data import BatchList, Data, as_batch
 from swamp.training.dropout import uses_global_rng
-from swamp.training.extra_state import as_tensors, is_extra_state
 from swamp.training.loop import train_loop
+from swamp.training.module_extra_state import as_tensors, is_extra_state
 from swamp.training.optimizers import OptimizerFactory, build_optimizer, has_modes
 from swamp.training.snapshot import Snapshot
 from swamp.training.stacked import stacked_batches

@@ -17,8 +17,8 @@ from swamp.model_copy import copied_model
 from swamp.training import RunningMean, Seed
 from swamp.training.average import State, copied
 from swamp.training.data import Batch
-from swamp.training.extra_state import as_tensors, load_state
 from swamp.training.loop import Fit
+from swamp.training.module_extra_state import as_tensors, load_state
 from swamp.training.nan_checks import require_finite, require_finite_memory, require_finite_weights
 from swamp.training.optimizers import build_optimizer
 from swamp.training.snapshot import Snapshot, load_optimizer, optimizer_tensors

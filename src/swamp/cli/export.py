@@ -35,7 +35,7 @@ from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
 from swamp.runtime.tracing import bake_mask, trace
 from swamp.training import Task
 from swamp.training.data import Data, batch_to
-from swamp.training.extra_state import load_state
+from swamp.training.module_extra_state import load_state
 
 _FORMATS = {**{name: name for name in WRITERS}, "safetensors": "sparse"}
 

@@ -14,7 +14,7 @@ from swamp.references import PYTHON_PREFIX, is_reference, source_digest
 from swamp.runs.config import RunConfig
 from swamp.runs.directory import RunDirectory
 from swamp.runs.read import read_origin
-from swamp.training.extra_state import as_tensors, load_state
+from swamp.training.module_extra_state import as_tensors, load_state
 
 INITIAL = "initial.safetensors"
 """File of a run that was started from Python: the weights of the model that was passed."""

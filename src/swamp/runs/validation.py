@@ -13,7 +13,7 @@ from swamp.datasets.problem import Problem
 from swamp.errors import SwampError
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory
-from swamp.training.extra_state import as_tensors
+from swamp.training.module_extra_state import as_tensors
 
 
 def device_type(config: RunConfig) -> str:

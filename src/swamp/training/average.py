@@ -7,7 +7,7 @@ from torch import Tensor
 
 from swamp.errors import SwampError
 from swamp.masks.dtensor import gathered_copy, to_local
-from swamp.training.extra_state import as_tensors, is_extra_state
+from swamp.training.module_extra_state import as_tensors, is_extra_state
 
 State = Mapping[str, Tensor]
 """A state dict: names to tensors."""

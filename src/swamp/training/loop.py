@@ -19,9 +19,9 @@ from swamp.masks.enforce import preserves_zeros
 from swamp.training.average import RunningMean, copied
 from swamp.training.data import Batch, batch_to, rows_of
 from swamp.training.dropout import DropoutStream
-from swamp.training.extra_state import as_tensors, load_state
 from swamp.training.memory_format import to_fastest_memory_format, to_memory_format
 from swamp.training.mixed_precision import Autocast
+from swamp.training.module_extra_state import as_tensors, load_state
 from swamp.training.nan_checks import require_finite, require_finite_memory, require_finite_weights
 from swamp.training.optimizers import OptimizerFactory, build_optimizer, evaluation_weights, has_modes
 from swamp.training.options import Training
