@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
+from torch.nn.utils.parametrize import ParametrizationList
 
 from swamp.model_copy import copied_model
 from swamp.training.data import Data, batch_to
 from swamp.training.memory_format import to_memory_format_of
 from swamp.training.task import Forward, call_model, evaluating
+
+_POWER_ITERATIONS = 50
 
 NormLayer = _BatchNorm | _InstanceNorm
 
@@ -37,6 +40,12 @@ def batchnorm_layers(model: nn.Module) -> list[NormLayer]:
             module.training = mode
 
 
+def _spectral_norms(model: nn.Module) -> list[ParametrizationList]:
+    """Weights with a spectral norm, which is estimated by power iteration in train mode."""
+    lists = [module for module in model.modules() if isinstance(module, ParametrizationList)]
+    return [one for one in lists if any(hasattr(part, "n_power_iterations") for part in one)]
+
+
 def reset_statistics(model: nn.Module) -> None:
     """Reset the running statistics that training changes to their initial values (mean 0, variance 1)."""
     for layer in batchnorm_layers(model):
@@ -46,8 +55,8 @@ def reset_statistics(model: nn.Module) -> None:
 def with_reestimated_batchnorm(
     model: nn.Module, data: Data, *, forward: Forward = call_model, batch_size: int = 256, batches: int | None = None
 ) -> nn.Module:
-    """`reestimate_batchnorm` on a copy of `model`. Returns `model` itself if training changes no running statistics."""
-    if not batchnorm_layers(model):
+    """`reestimate_batchnorm` on a copy of `model`. Returns `model` itself if training changes no statistics."""
+    if not batchnorm_layers(model) and not _spectral_norms(model):
         return model
     fresh = copied_model(model)
     reestimate_batchnorm(fresh, data, forward=forward, batch_size=batch_size, batches=batches)
@@ -62,7 +71,8 @@ def reestimate_batchnorm(
 
     The statistics are reset, then one pass in fixed order follows, without augmentation and dropout. An incomplete last
     batch is left out, because it would count as much as a full one. Statistics that training does not change are left
-    as they are: see `batchnorm_layers`.
+    as they are: see `batchnorm_layers`. The singular vectors of spectral_norm, whose mean has another norm than 1, are
+    found again by power iteration.
 
     Args:
         model: The model; its modes and momenta are restored.
@@ -79,6 +89,13 @@ def reestimate_batchnorm(
         >>> model.running_mean, model.running_var
         (tensor([2.]), tensor([2.]))
     """
+    for weight in _spectral_norms(model):
+        modes = [(module, module.training) for module in weight.modules()]
+        weight.train()
+        for _ in range(_POWER_ITERATIONS):
+            weight()
+        for module, mode in modes:
+            module.training = mode
     layers = batchnorm_layers(model)
     if not layers:
         return
