@@ -3,10 +3,13 @@
 import json
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from swamp.cli import main
 from swamp.errors import SwampError
@@ -177,3 +180,10 @@ def test_names_of_other_libraries_and_of_swamp_are_no_references():
     assert is_reference("a.b:C")
     with pytest.raises(SwampError, match=r"has no 'Linaer'. Did you mean"):
         resolve("torch.nn:Linaer", "model")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.from_regex(r"[a-z./\\ \x00-]{0,6}(\.py)?:[a-zA-Z_. -]{0,6}", fullmatch=True))
+def test_any_text_is_an_object_or_refused(reference):
+    with suppress(SwampError):
+        assert callable(resolve(reference, "model"))

@@ -160,6 +160,16 @@ def test_particles_of_every_backend_are_those_of_the_sequential_one(folder, name
     expected.mask.require_zeros(expected.model.state_dict())
 
 
+def test_a_stack_leaves_optimizers_with_two_modes_to_the_sequential_backend(folder):
+    model, task = problem()
+    training = replace(TRAINING, optimizer="own_optimizers:Averaged")
+    options = {"sparsity": 0.0, "particles": 2, "training": training, "barrier_threshold": 1}
+    with pytest.warns(UserWarning, match="the optimizer switches the weights between training and evaluation"):
+        stacked = swamp.prune(model, task, backend="vmapped", **options)
+    expected = swamp.prune(model, task, backend="sequential", **options)
+    assert all(torch.equal(stacked.model.state_dict()[k], v) for k, v in expected.model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

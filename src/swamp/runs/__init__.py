@@ -7,7 +7,6 @@ from swamp.runs.read import (
     read_particle,
     read_record,
     read_ticket,
-    read_weights,
 )
 
 __all__ = [
@@ -17,5 +16,4 @@ __all__ = [
     "read_particle",
     "read_record",
     "read_ticket",
-    "read_weights",
 ]
