@@ -84,6 +84,8 @@ def test_a_wrong_argument_is_refused_with_what_to_write(wrong, message):
         (lambda: swamp.Training(learning_rate=0.1), "swamp.Training has no argument 'learning_rate'. Did you mean lr?"),
         (lambda: swamp.Training(tail=0.1), "swamp.Training has no argument 'tail'. Did you mean swa_fraction?"),
         (lambda: swamp.Plan(sparsty=0.1), "swamp.Plan has no argument 'sparsty'. Did you mean sparsity?"),
+        (lambda: swamp.Ticket(MODEL.state_dict()), "swamp.Ticket needs steps."),
+        (lambda: swamp.Ticket(MODEL.state_dict(), step=3), "swamp.Ticket has no argument 'step'. Did you mean steps"),
         (lambda: swamp.Scope(exlude=("a",)), "swamp.Scope has no argument 'exlude'. Did you mean exclude"),
         (lambda: swamp.Scope(exclude="head"), "exclude must be a sequence, each item text, got 'head'. Write exclude="),
         (lambda: swamp.cycles(MODEL, TASK, HOW, swamp.Plan()), "plan must be a swamp.Plan, got a Training."),
@@ -160,3 +162,15 @@ def test_a_checked_function_keeps_its_name_and_help():
         return 2 * number
 
     assert double() == 4
+
+
+def test_keywords_that_a_function_passes_on_are_left_to_what_it_calls():
+    @checked
+    def made(kind: type, **fields: object) -> object:
+        return kind(**fields)
+
+    assert made(dict, a=1) == {"a": 1}
+    with pytest.raises(swamp.SwampError, match="made needs kind"):
+        made(a=1)
+    with pytest.raises(swamp.SwampError, match=r"swamp.Training has no argument 'epoch'. Did you mean epochs"):
+        made(swamp.Training, epoch=3)

@@ -5,7 +5,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, ParamSpec, TypeVar, cast
 
 from swamp.errors import SwampError
@@ -67,8 +67,13 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def named_fields(kind: type[_T]) -> type[_T]:
-    """Decorate a dataclass so that its constructor refuses unknown names with SwampError, and names the nearest one."""
-    known = [one.name for one in fields(cast(Any, kind)) if one.init]
+    """Decorate a dataclass so that its constructor refuses unknown and missing names with SwampError.
+
+    For an unknown name the message has the nearest one.
+    """
+    every = [one for one in fields(cast(Any, kind)) if one.init]
+    known = [one.name for one in every]
+    needed = [one.name for one in every if one.default is MISSING and one.default_factory is MISSING]
     made: Any = kind.__init__
 
     @functools.wraps(made)
@@ -78,6 +83,8 @@ def named_fields(kind: type[_T]) -> type[_T]:
                 raise _no_such(f"swamp.{kind.__name__}", name, known)
         if len(args) > len(known):
             raise SwampError(f"swamp.{kind.__name__} takes at most {len(known)} arguments, got {len(args)}.")
+        if missing := [name for name in needed if name not in (*known[: len(args)], *kwargs)]:
+            raise SwampError(f"swamp.{kind.__name__} needs {' and '.join(missing)}.")
         made(self, *args, **kwargs)
 
     kind.__init__ = construct
@@ -98,7 +105,7 @@ def _check_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
     for key, value in kwargs.items():
         if key in given:
             raise SwampError(f"{name} got {key} twice, by position and by name.")
-        if key not in hints:
+        if key not in hints and not _takes_any_name(signature, options):
             raise _no_such(name, key, hints)
         given[key] = value
     missing = [key for key, one in signature.parameters.items() if one.default is one.empty and key not in given]
@@ -110,6 +117,11 @@ def _check_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
             check_value(key, hints[key], value)
 
 
+def _takes_any_name(signature: inspect.Signature, options: Iterable[str]) -> bool:
+    """Whether a function passes on other keyword arguments, and leaves their names to what it calls."""
+    return not [*options] and any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())
+
+
 @functools.cache
 def _expected(function: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, Any], frozenset[str]]:
     """The signature, the hint of each argument, and the names that come from a TypedDict of keyword arguments."""
@@ -119,8 +131,8 @@ def _expected(function: Callable[..., Any]) -> tuple[inspect.Signature, dict[str
     options: dict[str, Any] = {}
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
-            (unpacked,) = typing.get_args(hints.pop(parameter.name))
-            options = typing.get_type_hints(unpacked)
+            unpacked = typing.get_args(hints.pop(parameter.name))
+            options = typing.get_type_hints(unpacked[0]) if unpacked else {}
     return signature, hints | options, frozenset(options)
 
 

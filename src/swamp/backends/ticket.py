@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swamp.arguments import named_fields
 from swamp.backends.extra_state import copied_state, encoded, with_state, without_state
 from swamp.errors import CorruptFile
 from swamp.files import digest, load_tensors, require_format, save_tensors
 from swamp.training.average import copied
 
 
+@named_fields
 @dataclass(frozen=True, eq=False)
 class Ticket:
     """Weights (a whole state dict) after `steps` training steps: the matching ticket, or what a cycle carries on.
