@@ -226,7 +226,7 @@ def test_the_mean_with_a_particle_that_is_not_finite_is_refused(mlp, image_task)
     for value in (torch.nan, torch.inf):
         weights = {n: v.clone() for n, v in particles[0].weights.items()}
         weights["1.weight"].view(-1)[1] = value
-        with pytest.raises(SwampError, match=r"particle 0 has '1\.weight' with NaN or infinity"):
+        with pytest.raises(SwampError, match=r"particle 0 has NaN or infinity in '1\.weight'"):
             mean_of([replace(particles[0], weights=weights), *particles[1:]])
 
 
