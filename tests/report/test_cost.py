@@ -10,6 +10,7 @@ import pytest
 from swamp.errors import SwampError
 from swamp.report.comparison import Comparison, compare
 from swamp.report.run_records import RunRecord, read_run
+from swamp.report.tables import comparison_markdown
 
 from .runs import cycle, write_run
 
@@ -160,8 +161,54 @@ def test_a_diverged_method_is_not_on_the_front_and_no_method_is_compared_with_it
     assert [(rank.label, rank.front, rank.against) for rank in ranking] == [("a", False, None), ("b", True, None)]
 
 
-def test_methods_without_a_common_seed_have_no_difference(tmp_path: Path) -> None:
-    runs = [run(tmp_path / "a", [priced(0, 0.1, 0.8, 10, 10)], "a", 0)]
-    runs.append(run(tmp_path / "b", [priced(0, 0.1, 0.9, 20, 20)], "b", 1))
-    rank = compare(runs).rows[0].cost_ranking[1]
-    assert (rank.against, rank.difference) == ("a", None)
+def unequal(folder: Path, methods: Mapping[str, tuple[float, dict[int, float]]], **options: Any) -> Comparison:
+    """Methods by name: what a model took, and its accuracy by seed."""
+    return compare(
+        [
+            run(folder / f"{name}-{seed}", [priced(0, 0.1, accuracy, total, total)], name, seed)
+            for name, (total, accuracies) in methods.items()
+            for seed, accuracy in accuracies.items()
+        ],
+        **options,
+    )
+
+
+def test_methods_of_unequal_seeds_are_ranked_over_those_they_share(tmp_path: Path) -> None:
+    # GMP has the two easiest seeds: its mean of 0.86 is above IMP's 0.84, and it is worse on both of them.
+    imp = {0: 0.80, 1: 0.82, 2: 0.84, 3: 0.86, 4: 0.88}
+    comparison = unequal(tmp_path, {"imp": (100, imp), "gmp": (200, {3: 0.85, 4: 0.87})})
+    (row,) = comparison.rows
+    cheap, dear = row.cost_ranking
+    assert (cheap.label, cheap.front, cheap.against) == ("imp", True, None)
+    assert (dear.label, dear.front, dear.against) == ("gmp", False, "imp")
+    assert dear.difference is not None
+    assert (dear.difference.n, dear.difference.mean) == (2, pytest.approx(-0.01))
+    assert row.best == ("imp",)
+    shown = comparison_markdown(comparison, at="equal-cost")
+    assert "-1.00 ±0.00 (2)" in shown
+    assert "over the seeds that both have" in shown
+
+
+def test_methods_without_a_common_seed_are_not_ranked_and_the_table_says_so(tmp_path: Path) -> None:
+    methods = {"a": (10, {0: 0.8}), "b": (20, {1: 0.9}), "c": (30, {0: 0.85, 1: 0.85})}
+    comparison = unequal(tmp_path, methods)
+    (row,) = comparison.rows
+    a, b, c = row.cost_ranking
+    assert (a.front, a.against, a.unpaired) == (True, None, ())
+    assert (b.front, b.against, b.difference, b.unpaired) == (False, None, None, ("a",))
+    # C is better than A on seed 0, and worse than B on seed 1.
+    assert (c.front, c.against, c.unpaired) == (False, "b", ())
+    assert row.best == ()
+    assert "No common seed, not compared: b with a." in comparison_markdown(comparison, at="equal-cost")
+    assert any("a and b have no common seed" in note for note in comparison.notes)
+
+
+def test_the_best_is_better_than_each_other_method_over_the_seeds_that_both_have(tmp_path: Path) -> None:
+    methods = {
+        "lucky": (10, {2: 0.9}),
+        "good": (10, {0: 0.80, 1: 0.85, 2: 0.92}),
+        "bad": (10, {0: 0.79, 1: 0.84, 2: 0.91}),
+    }
+    (row,) = unequal(tmp_path, methods).rows
+    assert row.best == ("good",)
+    assert {label: difference.n for label, difference in row.to_best.items()} == {"lucky": 1, "bad": 3}

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
+from itertools import combinations, groupby
 from statistics import fmean
 from typing import Any, Literal, cast
 
@@ -72,7 +72,10 @@ class CellStatistics:
 
 @dataclass(frozen=True)
 class SparsityRow:
-    """One sparsity: cells and paired differences to the baseline by label, and the labels with the best mean."""
+    """One sparsity: cells and paired differences to the baseline by label, and the best labels.
+
+    A label is best if it has a common seed with each other label, and none is better over the seeds that both have.
+    """
 
     density: float
     density_all: float
@@ -173,6 +176,7 @@ def compare(
     labels = tuple(dict.fromkeys(each))
     first = _first(baseline, labels)
     notes = [*notes, *_diverged_notes(each, runs), *_not_finite_notes(each, runs, metric, split)]
+    notes += _unpaired_notes(each, runs)
     points = _points(sorted(zip(each, runs, strict=True), key=lambda pair: pair[0] != first), metric, split)
     dense_label, dense = _dense(points)
     points = _at(points, sparsities)
@@ -331,7 +335,7 @@ def _row(
     }
     means = {label: cell.mean for label, cell in cells.items()}
     costs = {label: unit.of(cell.total) or 0.0 for label, cell in cells.items()}
-    best = _best(means, metric)
+    best = _best(means, values, metric)
     to_best = _differences(values, best[0] if best else None)
     differences = to_best if baseline == BEST else _differences(values, baseline)
     ranking = rank_by_cost(costs, means, values, metric)
@@ -356,12 +360,30 @@ def _cell(points: Sequence[CyclePoint]) -> CellStatistics:
     return CellStatistics(mean, half, len(points), own, barrier, mean_cost([point.total for point in points]))
 
 
-def _best(means: Mapping[str, float], metric: ReportMetric) -> tuple[str, ...]:
-    finite = [mean for mean in means.values() if math.isfinite(mean)]
-    if len(means) < 2 or not finite:
+def _best(
+    means: Mapping[str, float], values: Mapping[str, Mapping[int, float]], metric: ReportMetric
+) -> tuple[str, ...]:
+    finite = [label for label, mean in means.items() if math.isfinite(mean)]
+    if len(means) < 2:
         return ()
-    best = min(finite) if metric.lower else max(finite)
-    return tuple(label for label, mean in means.items() if mean == best)
+    sign = -1 if metric.lower else 1
+
+    def unbeaten(label: str) -> bool:
+        differences = [paired(values[label], values[other]) for other in finite if other != label]
+        return all(difference.n and sign * difference.mean >= 0 for difference in differences)
+
+    return tuple(label for label in finite if unbeaten(label))
+
+
+def _unpaired_notes(labels: Sequence[str], runs: Sequence[RunRecord]) -> list[str]:
+    """The pairs of labels that cannot be compared, as no seed has both."""
+    seeds: dict[str, set[int]] = {}
+    for label, run in zip(labels, runs, strict=True):
+        seeds.setdefault(label, set()).add(int(run.config["seed"]))
+    pairs = [f"{one} and {other}" for one, other in combinations(seeds, 2) if not seeds[one] & seeds[other]]
+    return [
+        f"Not compared, as means of different seeds differ by chance: {shortened(pairs)} have no common seed."
+    ] * bool(pairs)
 
 
 def _diverged_notes(labels: Sequence[str], runs: Sequence[RunRecord]) -> list[str]:

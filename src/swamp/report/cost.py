@@ -99,8 +99,9 @@ class CostUnit:
 class CostRank:
     """A method's place in the cost ranking of one sparsity; `cost` is in the comparison's unit.
 
-    `front`: no method at up to 1.05 times the cost has a better mean. `against`: the best other method at up to 1.05
-    times the cost, and `difference` to it, paired by seed; None where no other is as cheap, or without common seeds.
+    Two methods are compared by the mean difference over the seeds that both have. Rivals are the other methods at up to
+    1.05 times the cost. `front`: the method was compared with all rivals, and none is better. `against`: the best of
+    them, and `difference` to it; None without a rival. `unpaired`: rivals without a common seed.
     """
 
     label: str
@@ -108,6 +109,7 @@ class CostRank:
     front: bool
     against: str | None
     difference: Paired | None
+    unpaired: tuple[str, ...] = ()
 
 
 def cost_unit(runs: Iterable[RunRecord]) -> CostUnit:
@@ -164,7 +166,8 @@ def rank_by_cost(
 ) -> tuple[CostRank, ...]:
     """Rank methods by cost, the cheapest first, equal costs in the order given.
 
-    A method whose mean is not finite is never on the front, and no other is compared with it.
+    A method whose mean is not finite is never on the front, and no other is compared with it. Means of unequal seeds
+    are never compared: see CostRank.
 
     Args:
         costs: label -> cost in the comparison's unit.
@@ -173,13 +176,16 @@ def rank_by_cost(
         metric: decides which mean is better.
     """
     sign = -1 if metric.lower else 1
-    score = {label: sign * mean for label, mean in means.items() if math.isfinite(mean)}
+    finite = [label for label, mean in means.items() if math.isfinite(mean)]
     ranks: list[CostRank] = []
     for label in sorted(costs, key=costs.__getitem__):
-        rivals = [other for other in score if other != label and costs[other] <= SLACK * costs[label]]
-        against = max(rivals, key=score.__getitem__, default=None)
-        front = label in score and (against is None or score[against] <= score[label])
-        common = against is not None and values[label].keys() & values[against].keys()
-        difference = paired(values[label], values[against]) if against is not None and common else None
-        ranks.append(CostRank(label, costs[label], front, against, difference))
+        rivals = [other for other in finite if other != label and costs[other] <= SLACK * costs[label]]
+        differences = {other: paired(values[label], values[other]) for other in rivals}
+        unpaired = tuple(other for other in rivals if not differences[other].n)
+        compared = [other for other in rivals if other not in unpaired]
+        against = min(compared, key=lambda other: sign * differences[other].mean, default=None)
+        difference = None if against is None else differences[against]
+        better = difference is not None and sign * difference.mean < 0
+        front = label in finite and not better and not unpaired
+        ranks.append(CostRank(label, costs[label], front, against, difference, unpaired))
     return tuple(ranks)

@@ -111,8 +111,7 @@ def summary_sentences(comparison: Comparison) -> list[str]:
         relation = _relation(metric, cell.mean - comparison.dense)
         sentences.append(f"That is {relation} the dense network ({comparison.dense_label}, {dense}).")
     if label != comparison.baseline and comparison.baseline in row.cells:
-        apart = cell.mean - row.cells[comparison.baseline].mean
-        sentences.append(_against(metric, row.differences.get(label), comparison.baseline, apart))
+        sentences.append(_against(metric, row.differences.get(label), comparison.baseline))
     if cell.particles is not None and cell.particles != cell.mean:
         relation = _relation(metric, cell.mean - cell.particles)
         sentences.append(f"The average is {relation} its own particles' mean ({metric.show(cell.particles)}).")
@@ -141,9 +140,11 @@ def _relation(metric: ReportMetric, difference: float) -> str:
     return f"{metric.show(abs(difference))}{unit} {'above' if difference > 0 else 'below'}"
 
 
-def _against(metric: ReportMetric, difference: Paired | None, baseline: str, apart: float) -> str:
-    if difference is None or difference.n < 2:
-        return f"It is {_relation(metric, apart)} {baseline}; one common seed cannot exclude chance."
+def _against(metric: ReportMetric, difference: Paired | None, baseline: str) -> str:
+    if difference is None:
+        return f"It has no common seed with {baseline}, so that the two are not compared."
+    if difference.n < 2:
+        return f"It is {_relation(metric, difference.mean)} {baseline}; one common seed cannot exclude chance."
     unit = " points" if metric.percent else ""
     chance = "" if difference.excludes_zero else ", which may be chance"
     mean = metric.show(difference.mean, sign=True)

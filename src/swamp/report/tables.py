@@ -195,9 +195,15 @@ def _ranking_table(comparison: Comparison, row: SparsityRow) -> Table:
         f"{100 * row.sparsity:.2f} % sparse ({100 * (1 - row.density_all):.2f} % of all): methods by cost, "
         f"{comparison.heading} ± 95 % t-interval",
         columns,
-        "*: on the front, no method at up to 1.05 times the cost has a better mean. Differences are paired by seed "
-        f"(seeds).\n{comparisons_note(compared, metric)}\n{unit.meaning}",
+        "*: on the front, no method at up to 1.05 times the cost has a better mean over the seeds that both have. "
+        f"Differences are paired by seed (seeds).{_unpaired_note(ranks)}\n{comparisons_note(compared, metric)}\n"
+        f"{unit.meaning}",
     )
+
+
+def _unpaired_note(ranks: Sequence[CostRank]) -> str:
+    pairs = [f"{rank.label} with {', '.join(rank.unpaired)}" for rank in ranks if rank.unpaired]
+    return f" No common seed, not compared: {'; '.join(pairs)}." if pairs else ""
 
 
 def _difference_at_cost(metric: ReportMetric, rank: CostRank) -> TableCell:
@@ -252,7 +258,8 @@ def _results_note(comparison: Comparison) -> str:
     seeds = f"n = {next(iter(counts.values()))} seeds each" if same else f"n seeds: {listed}"
     fewer = any(cell.n < counts[label] for row in comparison.rows for label, cell in row.cells.items())
     return (
-        f"{seeds}{', (n) where fewer' if fewer else ''}. Not measured: –. *: best mean of its sparsity. "
+        f"{seeds}{', (n) where fewer' if fewer else ''}. Not measured: –. *: best of its sparsity, compared "
+        "with each other method over the seeds that both have. "
         f"{_ties_note(comparison)}\n"
         "Sparsity is the share of zeros in the prunable weights; of all: in all parameters."
     )

@@ -120,7 +120,7 @@ def equal_cost_figure(comparison: Comparison) -> Figure:
     explanation = (
         f"{comparison.task}, {comparison.model}",
         some,
-        "line: no method at up to 1.05 times the cost is better",
+        "line: no method at up to 1.05 times the cost is better over the seeds that both have",
         baseline,
         "arrow: beyond the panel",
     )
