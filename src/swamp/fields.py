@@ -257,6 +257,11 @@ def html_table(value: Any) -> str:
     return f"<b>{type(value).__name__}</b><table>{''.join(rows)}</table>"
 
 
+def changed_fields(value: Any) -> list[str]:
+    """Names of the fields of a dataclass that differ from their defaults."""
+    return [one.name for one in _changed(value)]
+
+
 def _changed(value: Any) -> "list[Field[Any]]":
     def default(one: "Field[Any]") -> Any:
         return one.default if one.default_factory is MISSING else one.default_factory()

@@ -136,6 +136,19 @@ def test_gradual_pruning_falls_along_its_cubic_and_ends_exactly(normed, task):
     assert cycle.mask.nnz == 29
 
 
+@pytest.mark.parametrize("score", ["random", "snip", "taylor", "fisher", "grasp", "synflow"])
+def test_gradual_pruning_ranks_by_the_given_score(mlp, task, score):
+    plan = replace(PLAN, method="gmp", min_per_layer=1)
+    spy = Spy(mlp, task)
+    (cycle,) = swamp.cycles(mlp, task, replace(plan, score=score), TRAINING, backend=spy)
+    (plain,) = swamp.cycles(mlp, task, plan, TRAINING)
+    assert (cycle.mask.nnz, plain.mask.nnz) == (29, 29)
+    assert cycle.mask != plain.mask
+    masks = [mask for _, mask, *_ in spy.calls]
+    assert all(after.issubset(before) for before, after in pairwise(masks))
+    assert (cycle.cost.flops > plain.cost.flops) == (score != "random")
+
+
 def test_a_cyclic_tail_averages_networks_of_unlike_masks(normed, task):
     spy = Spy(normed, task)
     training = replace(TRAINING, swa_cycles=2)

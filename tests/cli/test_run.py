@@ -135,3 +135,34 @@ def test_a_study_over_tasks_starts_each_run_from_the_settings_of_its_task():
     assert (digits.model, digits.data.examples, digits.plan.seed) == (RECIPES["digits-mlp"]().model, 0, 3)
     with pytest.raises(SwampError, match="unknown task '5'"):
         Study(grid={"task": [5]}).configurations(configuration, "study")
+
+
+def test_an_option_that_the_method_ignores_is_refused_before_the_run(tmp_path, capsys):
+    path = str(tmp_path / "run")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", "digits-mlp", "--method", "imp", "--update-interval", "30", "--out", path])
+    assert ended.value.code == 2
+    assert "update_interval has no effect: the mask of imp does not change" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    # The values of a recipe serve all methods.
+    config, rest = recipe_or_config(["digits-mlp", "--method", "imp"])
+    assert config.plan.particles != (1,)
+    assert rest == ["--method", "imp"]
+
+
+def test_an_option_that_a_comparison_gives_to_all_methods_is_named(tmp_path, capsys):
+    small = [
+        "--examples",
+        "64",
+        "--epochs",
+        "1",
+        "--ticket-epochs",
+        "0",
+        "--sparsity",
+        "0.5",
+        "--cycles",
+        "1",
+        "--quiet",
+    ]
+    cli.main(["run", "digits-mlp", "--method", "imp", "--particles", "3", *small, "--out", str(tmp_path / "run")])
+    assert "warning: particles has no effect: imp trains one particle per cycle." in capsys.readouterr().err

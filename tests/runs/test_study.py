@@ -50,6 +50,12 @@ def test_an_option_goes_by_its_flag_its_field_or_its_last_part(tmp_path):
         assert runs["a"].plan.ticket_epochs == 0.5
 
 
+def test_an_option_that_no_run_uses_is_refused_and_one_that_some_use_is_shared(tmp_path):
+    runs_of(tmp_path, 'recipe = "digits-mlp"\n[grid]\nmethod = ["imp", "swamp"]\nparticles = 3')
+    with pytest.raises(SwampError, match=r"plan.particles has no effect in any run: imp trains one particle"):
+        runs_of(tmp_path, 'recipe = "digits-mlp"\n[settings]\nparticles = 3\n[grid]\nmethod = ["imp", "lrr"]')
+
+
 def test_several_grids_make_one_study_and_a_pattern_names_their_runs(tmp_path):
     runs = runs_of(
         tmp_path,

@@ -17,7 +17,6 @@ from swamp.backends import Particle, Progress, TrainRequest
 from swamp.backends.base import ForwardingProgress
 from swamp.errors import Diverged, Interrupted
 from swamp.masks import Mask
-from swamp.masks.pruning import pruned_mask
 from swamp.training import RunningMean, Seed
 from swamp.training.average import State, mean
 from swamp.training.mask_updates import dense_gradients, density_at, drop_and_grow
@@ -167,18 +166,13 @@ class _DynamicTraining:
             prunable = self.spec.mask.prunable
             density = density_at(step, self.end, self.nnz / prunable)
             last = step == self.changes[-1]
-            pruned, note = pruned_mask(
-                mask,
-                {name: weights[name].abs() for name in mask},
-                self.nnz if last else round(density * prunable),
-                allocation=plan.allocation_name,
-                structure=plan.structure,
-                min_per_layer=plan.min_per_layer,
-            )
-            if note and note not in self.notes:
-                warnings.warn(note, stacklevel=2)
-                self.notes.append(note)
-            return pruned
+            nnz = self.nnz if last else round(density * prunable)
+            pruned = self.setup.pruner.pruned(mask, weights, nnz, self.seed.at("score", step))
+            for note in pruned.notes:
+                if note not in self.notes:
+                    warnings.warn(note, stacklevel=2)
+                    self.notes.append(note)
+            return pruned.mask
         if self.method.grow == "random":
             generator = self.seed.at("grow", step, *(indices if len(snapshots) == 1 else ())).generator()
             growth = {
@@ -207,11 +201,13 @@ class _DynamicTraining:
         return self.seed.at("trunk") if count == 1 < len(self.members) else self.seed.at("particle", index)
 
     def _change_flops(self, masks: tuple[Mask, ...], count: int) -> float:
-        """FLOPs of one mask update, counted as in RigL.
+        """FLOPs of one mask update: of the scores, or as counted in RigL.
 
-        A sparse forward pass, sparse gradients of the activations and dense gradients of the weights.
+        RigL: a sparse forward pass, sparse gradients of the activations and dense gradients of the weights.
         """
-        if self.method.grow != "gradient":
+        if self.method.grow == "nothing":
+            return sum(self.setup.pruner.scoring_flops(mask) for mask in masks)
+        if self.method.grow == "random":
             return 0.0
         own, flops = [masks[i % len(masks)] for i in range(count)], self.setup.flops
         return self.setup.batch * sum(2 * flops.forward(mask) + flops.forward(None) for mask in own)

@@ -55,13 +55,20 @@ class Pruner:
         self.score = score_named(plan.score_name)
 
     def prune(self, mask: Mask, weights: State, nnz: int, seed: Seed) -> Pruned:
-        """Shrink `mask` to `nnz` weights by their scores at `weights`."""
+        """Shrink `mask` to `nnz` weights by their scores at `weights`; what the record notes is a warning too."""
+        pruned = self.pruned(mask, weights, nnz, seed)
+        for note in pruned.notes:
+            warnings.warn(note, stacklevel=2)
+        return pruned
+
+    def pruned(self, mask: Mask, weights: State, nnz: int, seed: Seed) -> Pruned:
+        """`prune` without a warning."""
         plan, rounds = self.plan, self.plan.spec.rounds
         load_state(self.model, weights)
         smaller, flops, note = mask, 0.0, None
         for number in range(1, rounds + 1):
             scores = self.score(self.model, smaller, self._context(seed))
-            flops += self._flops(smaller)
+            flops += self.scoring_flops(smaller)
             smaller, note = pruned_mask(
                 smaller,
                 scores,
@@ -73,8 +80,6 @@ class Pruner:
             )
         # In the last of several rounds a layer may have been empty for long.
         note = empty_layer_warning(mask, smaller) or note
-        if note:
-            warnings.warn(note, stacklevel=2)
         return Pruned(smaller, (note,) if note else (), flops)
 
     def _context(self, seed: Seed) -> ScoringContext:
@@ -91,7 +96,7 @@ class Pruner:
             examples=self.plan.score_examples,
         )
 
-    def _flops(self, mask: Mask) -> float:
+    def scoring_flops(self, mask: Mask) -> float:
         """FLOPs of computing the scores once. A gradient costs three forward passes, as in training."""
         return 3 * _PASSES.get(self.plan.score_name, 0) * self._examples() * self.flops.forward(mask)
 

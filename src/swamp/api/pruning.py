@@ -1,5 +1,6 @@
 """The public calls that prune a model: with a run directory, progress, and a function called after each cycle."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ from swamp.algorithms import Cycle, Plan, SparseModel, train_on
 from swamp.algorithms import loop as engine
 from swamp.algorithms.sparse_model import PlanOptions
 from swamp.algorithms.store import NoStore, Store
+from swamp.algorithms.unused import refuse_unused
 from swamp.api.progress import live_progress
 from swamp.api.python_run import Job, stored_cycles
 from swamp.arguments import checked
 from swamp.backends import Backend, Progress, Ticket
 from swamp.backends.autotune import Choice
 from swamp.errors import SwampError
+from swamp.fields import changed_fields
 from swamp.masks import Mask
 from swamp.references import PYTHON_PREFIX
 from swamp.runs.execute import prepare
@@ -25,8 +28,11 @@ from swamp.runs.overview import overview
 from swamp.runs.read import open_run, read_cycle, read_origin
 from swamp.runs.run_progress import NullReporter, Reporter, mean_loss, unknown_loss
 from swamp.training import Task, Training
+from swamp.training.mask_updates import Dynamic
 from swamp.training.snapshot import Snapshot
 
+_PARTICLES = 4
+"""The default of `prune`: not an option that was given."""
 OnCycle = Callable[[Cycle], Any]
 """Called after each finished cycle."""
 
@@ -66,8 +72,8 @@ def prune(
         The sparse copy with its mask and the record of every cycle.
 
     Raises:
-        SwampError: Before any training: an option is not possible, data or weights are not finite, or `out` holds
-            another run.
+        SwampError: Before any training: an option is not possible or not used by the method, data or weights are not
+            finite, or `out` holds another run.
         Diverged: A training diverged, and `on_divergence` has no way to continue.
         KeyboardInterrupt: Ctrl-C; with `out`, everything up to the last step is saved first.
 
@@ -87,8 +93,11 @@ def prune(
     """
     counts = tuple(particles) if isinstance(particles, Iterable) else (particles,)
     plan = Plan(method=method, sparsity=sparsity, particles=counts, **options)
+    how = training or Training()
+    if notes := refuse_unused(plan, how, _given(options, counts, how)):
+        warnings.warn(" ".join(notes), stacklevel=2)
     record: list[Cycle] = []
-    for cycle in cycles(model, task, plan, training or Training(), backend=backend, out=out, progress=progress):
+    for cycle in cycles(model, task, plan, how, backend=backend, out=out, progress=progress):
         record.append(cycle)
         if on_cycle is not None:
             on_cycle(cycle)
@@ -222,6 +231,20 @@ def load_run(path: Path | str, model: nn.Module | None = None) -> SparseModel:
         return SparseModel.of(model, record)
     except RuntimeError as error:
         raise SwampError(f"the model does not fit the run {path}: {str(error).splitlines()[-1].strip()}") from error
+
+
+def _given(options: PlanOptions, counts: tuple[int, ...], training: Training) -> list[str]:
+    """Names of the options that a call gives; of `training` those that differ from the defaults.
+
+    One Training may serve methods with and without SWA, so that its options of SWA are not counted.
+    """
+    dynamic = options.get("dynamic")
+    return [
+        *(name for name in options if name != "dynamic"),
+        *(changed_fields(dynamic) if isinstance(dynamic, Dynamic) else ()),
+        *(() if counts in ((1,), (_PARTICLES,)) else ("particles",)),
+        *(name for name in changed_fields(training) if not name.startswith("swa")),
+    ]
 
 
 def _shown(found: Iterator[Cycle], shown: Any, job: Job, *, started: bool) -> Iterator[Cycle]:

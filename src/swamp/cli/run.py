@@ -9,14 +9,15 @@ from typing import Annotated, Any
 
 import tyro
 
+from swamp.algorithms.unused import refuse_unused
 from swamp.api.progress import LiveReporter
 from swamp.cli.progress import OverviewReporter, print_summary
-from swamp.cli.session import Err, Out, parse, print_json, stoppable
+from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
 from swamp.datasets import task_named
 from swamp.errors import SwampError
 from swamp.recipes import configuration
 from swamp.recipes.tasks import for_task
-from swamp.runs.config import RunConfig
+from swamp.runs.config import RunConfig, changed_options
 from swamp.runs.execute import resume, start
 from swamp.runs.run_progress import NullReporter, Reporter
 
@@ -67,6 +68,9 @@ def run_command(arguments: Sequence[str]) -> None:
     """swamp run [RECIPE] [options]."""
     default, rest = recipe_or_config(arguments)
     given = parse(RunArgs, "swamp run", rest, RunArgs(default), RUN_HELP)
+    config = given.config
+    for note in refuse_unused(config.plan, config.training, changed_options(default, config)):
+        Err.print(f"[yellow]warning:[/yellow] {escaped(note)}", soft_wrap=True, highlight=False)
     with _progress(given) as (reporter, stop):
         done = start(given.config, given.out or Path("runs") / given.config.name(), reporter, stop)
     _print_done(done, given.json)

@@ -162,6 +162,12 @@ def differences(before: RunConfig, after: RunConfig) -> list[str]:
     return [f"{name}: {old[name]} -> {new[name]}" for name in old if old[name] != new[name]]
 
 
+def changed_options(before: RunConfig, after: RunConfig) -> list[str]:
+    """Names of the fields that differ, without the name of the part that they belong to."""
+    old, new = flattened(before.to_json()), flattened(after.to_json())
+    return [name.rpartition(".")[2] for name in new if old[name] != new[name]]
+
+
 def flattened(values: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one mapping with dotted names."""
     flat: dict[str, Any] = {}

@@ -11,6 +11,7 @@ from typing import Any, cast
 import msgspec
 
 from swamp.algorithms.registry import method_named
+from swamp.algorithms.unused import unused_options
 from swamp.datasets import task_named
 from swamp.errors import SwampError, unknown
 from swamp.fields import RENAMED
@@ -85,6 +86,7 @@ class Study:
         """
         found: dict[str, RunConfig] = {}
         origins: dict[str, str] = {}
+        effects: dict[str, str] = {}
         for name, options, origin in self._named(where):
             if name in origins:
                 raise SwampError(
@@ -94,7 +96,15 @@ class Study:
             if not names_a_run(name):
                 raise SwampError(f"{where}: {name!r} cannot be the name of a run, which names a directory. ({origin})")
             origins[name] = origin
-            found[name] = self._configuration(options, recipe, f"{where}: run {name!r}")
+            found[name] = config = self._configuration(options, recipe, f"{where}: run {name!r}")
+            unused = unused_options(config.plan, config.training)
+            for option in [*_resolved(self.settings, where, varied=False), *options]:
+                # The methods of a study share options: one run that uses an option is enough.
+                why = unused.get(option.rpartition(".")[2], "")
+                effects[option] = why and effects.get(option, why)
+        for option, why in effects.items():
+            if why:
+                raise SwampError(f"{where}: {option} has no effect in any run: {why}. Leave it out.")
         if not found:
             raise SwampError(f"{where} has no run: give [grid] options with at least one value each, or [runs.NAME].")
         return found

@@ -1,0 +1,71 @@
+"""Options that a method does not use: refused, or named, where they are given."""
+
+from collections.abc import Iterable
+
+from swamp.algorithms.plan import Plan
+from swamp.errors import SwampError
+from swamp.training import Training
+
+_DATA_SCORES = ("snip", "taylor", "fisher", "grasp")
+
+_SHARED = (
+    *("particles", "prune_fraction", "ticket_epochs", "barrier_points", "barrier_threshold", "score_examples"),
+    *("swa_fraction", "swa_lr", "swa", "momentum"),
+)
+"""Options that comparisons give to all their methods alike."""
+
+
+def unused_options(plan: Plan, training: Training) -> dict[str, str]:
+    """Options that a run of this plan and training does not use, whatever their values.
+
+    Returns:
+        Field of `Plan`, `Dynamic`, `Training` or `RunConfig` -> why, as the end of a sentence about the option.
+    """
+    method, name = plan.spec, plan.method
+    dynamic, iterative = method.masks == "dynamic", method.masks == "iterative"
+    trains_several = method.multi_particle or method.ensemble or method.n_times_epochs
+    averages = method.combine == "mean" and max(plan.schedule().particles) > 1
+    begins = not method.independent or (dynamic and max(plan.schedule().particles) > 1)
+    no_final_lr = f"{name} decays the learning rate to 0, without a constant rate at the end"
+    ticket = f"the particles of {name} do not start from a ticket"
+    found = {
+        "particles": (trains_several, f"{name} trains one particle per cycle"),
+        "prune_fraction": (iterative or method.cyclic or plan.cycles > 0, f"{name} prunes to each sparsity at once"),
+        "ticket_epochs": (begins, ticket),
+        "score_examples": (plan.score_name in _DATA_SCORES, f"the score {plan.score_name} uses no training data"),
+        "retrain": (method.start == "pruned", f"{name} rewinds its weights"),
+        "retrain_epochs": (method.start == "pruned", f"{name} rewinds its weights"),
+        "update_interval": (dynamic, f"the mask of {name} does not change while it trains"),
+        "dst_stop": (dynamic, f"the mask of {name} does not change while it trains"),
+        "drop_fraction": (method.grow != "nothing", f"{name} grows no weights"),
+        "barrier_points": (averages, f"{name} averages no particles that a barrier could separate"),
+        "barrier_threshold": (averages, f"{name} averages no particles that a barrier could separate"),
+        "lr_after_rewind": (not method.independent, ticket),
+        "schedule_repeats": (not method.cyclic, f"{name} sets the number of repeats"),
+        "swa_fraction": (method.constant_final_lr, no_final_lr),
+        "swa_lr": (method.constant_final_lr, no_final_lr),
+        "swa_cycles": (method.constant_final_lr, no_final_lr),
+        "swa": (method.swa, f"{name} does not average over the steps of a particle"),
+        "ema": (not (method.swa and training.swa), f"{name} averages by SWA; to use a moving average, switch swa off"),
+        "sharpness": (
+            method.sharpness is None and training.sam > 0,
+            f"{name} has its own" if method.sharpness else "sam, the radius, is 0",
+        ),
+        "momentum": (training.optimizer == "sgd", f"{training.optimizer} has no such option here"),
+        "nesterov": (training.optimizer == "sgd", f"{training.optimizer} has no such option here"),
+        "trajectory_every": (not dynamic, f"trajectories of {name}, whose mask changes, are not stored"),
+    }
+    return {option: why for option, (used, why) in found.items() if not used}
+
+
+def refuse_unused(plan: Plan, training: Training, given: Iterable[str]) -> list[str]:
+    """Raise SwampError for the first of the `given` options (their fields) that the run would ignore.
+
+    Options that a comparison of methods gives to all of them are allowed; one sentence is returned for each.
+    """
+    unused = unused_options(plan, training)
+    found = {option: f"{option} has no effect: {unused[option]}." for option in given if option in unused}
+    for option, sentence in found.items():
+        if option not in _SHARED:
+            raise SwampError(f"{sentence} Leave it out, or choose another method (swamp list methods).")
+    return list(found.values())

@@ -1,0 +1,183 @@
+"""No option is ignored in silence: a table of methods and options, checked by runs with and without each option."""
+
+import warnings
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torch import nn
+
+import swamp
+from swamp.algorithms import METHODS
+from swamp.algorithms.ensembles import ensemble
+from swamp.algorithms.unused import refuse_unused, unused_options
+from swamp.training import Seed, Training
+from swamp.training.mask_updates import Dynamic
+from swamp.training.rng import isolated
+
+PLAN = swamp.Plan(
+    sparsity=0.8,
+    prune_fraction=(0.8,),
+    particles=(3,),
+    ticket_epochs=1,
+    min_per_layer=2,
+    barrier_points=3,
+    barrier_threshold=10.0,
+    dynamic=Dynamic(update_interval=2),
+)
+TRAINING = Training(epochs=4, batch_size=32, lr=0.1, swa_fraction=0.5)
+OF_PLAN = {
+    "seed": 1,
+    "sparsity": 0.7,
+    "particles": (2,),
+    "prune_fraction": (0.3,),
+    "cycles": 2,
+    "densities": (1.0, 0.4, 0.15),
+    "ticket_epochs": 2.0,
+    "score": "synflow",
+    "score_examples": 16,
+    "allocation": "uniform",
+    "structure": "channel",
+    "min_per_layer": 14,
+    "exclude": ("0.weight",),
+    "include": ("0.weight",),
+    "prune_output_layer": "no",
+    "retrain": "llr",
+    "retrain_epochs": 3,
+    "barrier_points": 0,
+    "evaluation_examples": 20,
+}
+OF_DYNAMIC = {"update_interval": 3, "drop_fraction": 0.8, "dst_stop": 0.4}
+OF_TRAINING = {
+    "epochs": 6,
+    "batch_size": 24,
+    "grad_accum_steps": 4,
+    "optimizer": "adamw",
+    "lr": 0.05,
+    "momentum": 0.5,
+    "nesterov": True,
+    "weight_decay": 0.1,
+    "schedule": "step",
+    "warmup": 1.0,
+    "schedule_repeats": 2,
+    "lr_after_rewind": "advance",
+    "swa_fraction": 0.25,
+    "swa_lr": 0.2,
+    "swa_cycles": 1,
+    "swa": False,
+    "ema": 0.5,
+    "sam": 0.3,
+    "sharpness": "asam",
+    "clip": 0.1,
+    "label_smoothing": 0.3,
+    "precision": "bfloat16",
+    "reset_batchnorm": True,
+}
+LEFT_OUT = {
+    "method": "it is the row of the table",
+    "on_divergence": "it acts where a training diverges: test_divergence.py",
+    "barrier_threshold": "it decides a warning: test_barrier.py",
+    "dynamic": "its fields are options of their own",
+}
+
+
+def network() -> nn.Module:
+    with isolated(Seed(7).at("init")):
+        model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+    # As of a pretrained network: statistics that a reset would change.
+    model[1].running_mean.fill_(0.3)
+    return model
+
+
+def outcome(task, method: str, option: str = "", value: object = None, training: Training = TRAINING) -> list[str]:
+    """What a run computes, as text; or the refusal."""
+    plan = replace(PLAN, method=method)
+    try:
+        if option in OF_PLAN:
+            plan = replace(plan, **{option: value})
+        elif option in OF_DYNAMIC:
+            plan = replace(plan, dynamic=replace(plan.dynamic, **{option: value}))
+        elif option:
+            training = replace(training, **{option: value})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if METHODS[method].ensemble:
+                record = list(ensemble(lambda seed: network(), task, plan, training))
+            else:
+                record = list(swamp.cycles(network(), task, plan, training))
+    except swamp.SwampError as error:
+        return [f"refused: {error}"]
+    found = []
+    for cycle in record:
+        weights = {name: value.tolist() for name, value in cycle.weights.items()}
+        stale = cycle.metrics_before_bn_update
+        found.append(str((cycle.mask.digest, weights, cycle.metrics, stale, cycle.barrier, cycle.cost.steps)))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_rounds")
+@pytest.mark.parametrize("method", METHODS)
+def test_every_option_has_an_effect_or_is_among_the_unused(task, method):
+    torch.manual_seed(0)
+    usual = outcome(task, method)
+    assert not usual[0].startswith("refused")
+    unused = unused_options(replace(PLAN, method=method), TRAINING)
+    wrong = []
+    for option, value in {**OF_PLAN, **OF_DYNAMIC, **OF_TRAINING}.items():
+        if option == "score" and METHODS[method].score == "synflow":
+            value = "magnitude"
+        if option == "allocation" and METHODS[method].allocation == "uniform":
+            value = "erk"
+        found = outcome(task, method, option, value)
+        refused = found[0].startswith("refused")
+        ignored = found == usual
+        if ignored != (option in unused) and not refused:
+            wrong.append((option, "is ignored" if ignored else "is used", unused.get(option)))
+    assert not wrong
+
+
+def test_every_field_of_plan_and_training_is_in_the_table():
+    table = {**OF_PLAN, **OF_DYNAMIC, **OF_TRAINING, **LEFT_OUT}
+    assert {one.name for kind in (swamp.Plan, Dynamic, Training) for one in fields(kind)} == table.keys()
+
+
+def test_a_given_option_that_the_method_ignores_is_refused_with_the_reason():
+    for method, option, why in (
+        ("gmp", "drop_fraction", "gmp grows no weights"),
+        ("imp", "update_interval", "the mask of imp does not change while it trains"),
+        ("swamp", "ema", "swamp averages by SWA"),
+        ("imp-sam", "sharpness", "imp-sam has its own"),
+        ("swamp", "retrain", "swamp rewinds its weights"),
+    ):
+        with pytest.raises(swamp.SwampError, match=f"{option} has no effect: {why}"):
+            refuse_unused(replace(PLAN, method=method), TRAINING, ["seed", option])
+    assert refuse_unused(replace(PLAN, method="gmp", score="taylor"), TRAINING, ["score", "score_examples"]) == []
+
+
+def test_options_that_methods_in_a_comparison_share_are_named():
+    imp = refuse_unused(replace(PLAN, method="imp"), TRAINING, ["particles", "ticket_epochs", "swa_fraction"])
+    assert imp == [
+        "particles has no effect: imp trains one particle per cycle.",
+        "swa_fraction has no effect: imp decays the learning rate to 0, without a constant rate at the end.",
+    ]
+    snip = refuse_unused(replace(PLAN, method="snip"), TRAINING, ["ticket_epochs"])
+    assert snip == ["ticket_epochs has no effect: the particles of snip do not start from a ticket."]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "gmp", "dynamic": Dynamic(drop_fraction=0.1, update_interval=2)}, "drop_fraction has no effect"),
+        ({"training": replace(TRAINING, ema=0.9)}, "ema has no effect: swamp averages by SWA"),
+        ({"training": replace(TRAINING, sharpness="asam")}, "sharpness has no effect: sam, the radius, is 0"),
+    ],
+)
+def test_a_call_is_refused_before_the_training(task, options, message):
+    with pytest.raises(swamp.SwampError, match=message):
+        swamp.prune(network(), task, **{"training": TRAINING, **options})
+
+
+def test_a_call_names_an_option_that_it_does_not_use(task):
+    with pytest.warns(UserWarning, match="particles has no effect: imp trains one particle"):
+        swamp.prune(network(), task, method="imp", particles=3, sparsity=0.5, cycles=1, training=TRAINING)
