@@ -95,7 +95,7 @@ def prune(
     plan = Plan(method=method, sparsity=sparsity, particles=counts, **options)
     how = training or Training()
     if notes := refuse_unused(plan, how, _given(options, counts, how)):
-        warnings.warn(" ".join(notes), stacklevel=2)
+        warnings.warn(" ".join(notes), stacklevel=3)
     record: list[Cycle] = []
     for cycle in cycles(model, task, plan, how, backend=backend, out=out, progress=progress):
         record.append(cycle)
