@@ -57,6 +57,8 @@ def _hints(kind: type[Any]) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(kind)}
 
 
+_PREDICATES = (" must", " has no effect")
+"""What follows the name of an option at the start of a message."""
 _checked_names: set[str] = set()
 """Fields of all dataclasses that `check_fields` has checked in this process."""
 
@@ -66,13 +68,13 @@ def with_option_names(message: str) -> str:
 
     Messages are written with the names and values of Python: swa_lr=0.5, swa=False, backend="threads". A name of one
     word, such as `cycles`, may also be an ordinary word of the sentence. It is replaced only in "cycles=2" and at the
-    start of "cycles must ...".
+    start of "cycles must ..." or "cycles has no effect ...".
     """
 
     def option(match: re.Match[str]) -> str:
         name = match[0]
         following = message[match.end() :]
-        is_name = "_" in name or following.startswith("=") or (not match.start() and following.startswith(" must"))
+        is_name = "_" in name or following.startswith("=") or (not match.start() and following.startswith(_PREDICATES))
         return f"--{name.replace('_', '-')}" if name in _checked_names and is_name else name
 
     named = re.sub(r"(?<![\w.$/'\"-])[a-z]+(_[a-z]+)*(?![\w./'\"-]\w|_)", option, message)

@@ -142,7 +142,7 @@ def test_an_option_that_the_method_ignores_is_refused_before_the_run(tmp_path, c
     with pytest.raises(SystemExit) as ended:
         cli.main(["run", "digits-mlp", "--method", "imp", "--update-interval", "30", "--out", path])
     assert ended.value.code == 2
-    assert "update_interval has no effect: the mask of imp does not change" in capsys.readouterr().err
+    assert "--update-interval has no effect: the mask of imp does not change" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     # The values of a recipe serve all methods.
     config, rest = recipe_or_config(["digits-mlp", "--method", "imp"])
@@ -165,4 +165,4 @@ def test_an_option_that_a_comparison_gives_to_all_methods_is_named(tmp_path, cap
         "--quiet",
     ]
     cli.main(["run", "digits-mlp", "--method", "imp", "--particles", "3", *small, "--out", str(tmp_path / "run")])
-    assert "warning: particles has no effect: imp trains one particle per cycle." in capsys.readouterr().err
+    assert "warning: --particles has no effect: imp trains one particle per cycle." in capsys.readouterr().err

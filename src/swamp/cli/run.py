@@ -15,6 +15,7 @@ from swamp.cli.progress import OverviewReporter, print_summary
 from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
 from swamp.datasets import task_named
 from swamp.errors import SwampError
+from swamp.fields import with_option_names
 from swamp.recipes import configuration
 from swamp.recipes.tasks import for_task
 from swamp.runs.config import RunConfig, changed_options
@@ -70,7 +71,7 @@ def run_command(arguments: Sequence[str]) -> None:
     given = parse(RunArgs, "swamp run", rest, RunArgs(default), RUN_HELP)
     config = given.config
     for note in refuse_unused(config.plan, config.training, changed_options(default, config)):
-        Err.print(f"[yellow]warning:[/yellow] {escaped(note)}", soft_wrap=True, highlight=False)
+        Err.print(f"[yellow]warning:[/yellow] {escaped(with_option_names(note))}", soft_wrap=True, highlight=False)
     with _progress(given) as (reporter, stop):
         done = start(given.config, given.out or Path("runs") / given.config.name(), reporter, stop)
     _print_done(done, given.json)
