@@ -124,6 +124,13 @@ def test_a_dense_model_without_a_mask_is_refused(bert, tmp_path):
         Trainer(bert, arguments(tmp_path), train_dataset=examples(), callbacks=[HoldMask()]).train()
 
 
+def test_single_zeros_in_a_bias_do_not_make_a_model_sparse(bert, tmp_path):
+    with torch.no_grad():
+        bert.classifier.bias.copy_(torch.tensor([0.0, 1.0, 2.0]))
+    with pytest.raises(SwampError, match="has no zeros to keep"):
+        Trainer(bert, arguments(tmp_path), train_dataset=examples(), callbacks=[HoldMask()]).train()
+
+
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_an_optimizer_replaced_after_training_began_is_found_at_its_first_step(sparse, tmp_path):
     class Replaces(TrainerCallback):

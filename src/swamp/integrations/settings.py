@@ -30,7 +30,8 @@ def mask_to_hold(mask: Mask | None, model: nn.Module, scope: Scope | None, shard
             "(DDP works), or shard with swamp's own --shard."
         )
     found = mask or Mask.from_zeros(model, scope)
-    if mask is None and not found.sparsity:
+    # A trained bias may have single zeros by accident.
+    if mask is None and all(bool(active.all()) for active in found.values() if active.dim() > 1):
         raise SwampError(f"{type(model).__name__} has no zeros to keep. Prune it first, or pass a mask to HoldMask.")
     return found
 
