@@ -53,7 +53,7 @@ def next_spec(setup: Setup, index: int, ticket: Ticket, previous: Cycle) -> Cycl
 
 
 def _carried_state(setup: Setup, ticket: Ticket, previous: Cycle) -> Mapping[str, Any]:
-    """Extra state with which carried weights go on: the one of the previous cycle's first particle."""
+    """Extra state for particles that continue from `previous`: the state of its first particle."""
     if previous.state or not ticket.state:
         return previous.state
     index = previous.particles[0].index

@@ -98,8 +98,8 @@ def require_unbroken(particles: Sequence[Particle]) -> None:
     for name, index in wrong.items():
         if not all(torch.equal(first[name], particle.weights[name]) for particle in particles):
             raise SwampError(
-                f"particle {index} has NaN or infinity in {name!r}, so that a mean with it would have too. Leave this "
-                "particle out, or train it again with a smaller learning rate."
+                f"particle {index} has NaN or infinity in {name!r}, and so would the mean. Leave this particle out, or "
+                "train it again with a smaller learning rate."
             )
 
 

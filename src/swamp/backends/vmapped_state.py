@@ -26,13 +26,13 @@ from swamp.training.stacked import gather_rows, stacked_batches
 
 
 class VmappedState:
-    """Particles at one step, each made from its snapshot; see TrainState.
+    """A stack of particles in training, all at the same step; see TrainState.
 
     Args:
-        step: The arithmetic of one step.
-        job: What is trained.
+        step: Computes one optimizer step of the stack.
+        job: The model, the task and the request.
         members: (index, seed) of the particle at each place of the stack.
-        snapshots: Of each place; all at one step.
+        snapshots: The snapshot at which the particle at each place starts; all are of the same step.
         compiled: Compile the step.
     """
 

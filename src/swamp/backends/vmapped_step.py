@@ -203,7 +203,7 @@ class VmappedStep:
         return asked
 
     def fused(self, update: Update, *, compiled: bool) -> Callable[..., Callable[..., None]]:
-        """The step with the optimizer's update in it: a function of masks and what changes, which gives one of a batch.
+        """A function (masks, tensors that change) -> (function of a batch that takes one step, optimizer included).
 
         compiled: compile at the first batch, with the first `update` that was given.
         """

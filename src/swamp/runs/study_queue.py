@@ -118,7 +118,9 @@ class StudyDirectory:
 
     @contextmanager
     def claimed(self, name: str) -> Generator[bool]:
-        """Whether this process has claimed the run for the block. The system releases the claim of a process that dies.
+        """Context that claims the run for this process; its value is whether that succeeded.
+
+        The operating system releases the claim of a process that dies.
 
         This is not the run's lock, which `start` and `resume` take later, after they have read the data.
         """

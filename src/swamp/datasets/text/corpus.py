@@ -129,7 +129,7 @@ def _problem(
 
 
 def tokenizer_named(name: str, texts: Texts) -> Tokenizer:
-    """Look up a tokenizer: "bytes", "words" (of `texts`), or the folder or name of one of Hugging Face."""
+    """Look up a tokenizer: "bytes", "words" (of `texts`), or the name or folder of a Hugging Face tokenizer."""
     if name == "bytes":
         return Words()
     if name == "words":
