@@ -24,11 +24,11 @@ from swamp.analysis.predictions import (
     robustness,
     standard_deviation,
 )
-from swamp.analysis.run_data import RunData, first_examples
+from swamp.analysis.run_data import RunData, some_examples
 from swamp.errors import SwampError
 from swamp.training import Seed, Task, TensorData, evaluate
 from swamp.training.data import BatchList
-from swamp.training.task import mean_probability
+from swamp.training.metrics import mean_probability
 
 from .runs import blind, run
 
@@ -86,7 +86,7 @@ def test_disagreement_counts_classes_and_not_outputs():
 def test_only_the_first_examples_are_taken():
     data = TensorData({"a": torch.arange(700)}, torch.arange(700))
     for count in (3, 300, 600, 700, 9000):
-        batches = first_examples(data, count, 512)
+        batches = some_examples(data, count, 512)
         assert torch.cat([targets for _, targets in batches]).tolist() == list(range(min(count, 700)))
         assert all(torch.equal(inputs["a"], targets) for inputs, targets in batches)
 
@@ -108,7 +108,7 @@ def test_predictions_of_a_cycle_agree_with_its_record(finished):
         assert found["ensemble"][name] == pytest.approx(metric(*together), rel=1e-6)
     kinds = {kind: [row["severity"] for row in rows] for kind, rows in found["corruptions"].items()}
     assert kinds == {"noise": [0.25, 0.5, 1, 2], "blur": [3, 5, 7], "contrast": [0.25, 0.5, 0.75]}
-    data = corrupt(BatchList(first_examples(run_data.task.validation, 2000, 512)), "blur", 3, Seed(0))
+    data = corrupt(BatchList(some_examples(run_data.task.validation, 2000, 512)), "blur", 3, Seed(0))
     accuracies = [evaluate(model, run_data.task, data)["accuracy"] for model in particles]
     assert found["corruptions"]["blur"][0]["particle"] == pytest.approx(sum(accuracies) / 3)
     assert min(row["mean"] for row in found["corruptions"]["noise"]) < found["mean"]["accuracy"]

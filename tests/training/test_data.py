@@ -16,9 +16,10 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+from swamp.batches import as_batch, batch_to
 from swamp.errors import SwampError
 from swamp.training import Seed, TensorData
-from swamp.training.data import BatchList, DatasetData, as_batch, batch_to
+from swamp.training.data import BatchList, DatasetData
 from swamp.training.sources import as_data
 
 INPUTS = torch.arange(20.0).view(10, 2)

@@ -7,7 +7,8 @@ from torch import nn
 
 from swamp.errors import SwampError
 from swamp.training import Task, TensorData, evaluate, predict
-from swamp.training.task import accuracy, call_model, ece, nll
+from swamp.training.metrics import accuracy, ece, nll
+from swamp.training.task import call_model
 
 LOGITS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 1.0], [0.0, 0.5]])
 TARGETS = torch.tensor([0, 1, 1, 0])

@@ -42,7 +42,7 @@ def choose_backend(
     method = plan.spec
     if method.ensemble:
         raise SwampError(f"{plan.method} trains several runs: use swamp.algorithms.ensemble.")
-    if method.needs_validation and task.validation is None:
+    if method.needs_validation and not task.has_validation:
         raise SwampError(f"{plan.method} chooses on validation data, and the task has none: hold some examples out.")
     if backend is not None and not isinstance(backend, str):
         if not hasattr(backend, "train"):

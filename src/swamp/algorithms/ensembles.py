@@ -15,6 +15,7 @@ from swamp.model_copy import copied_model
 from swamp.training import Seed, Task, Training, predict
 from swamp.training.average import State
 from swamp.training.data import Data
+from swamp.training.dry_run import dry_run
 from swamp.training.module_extra_state import load_state
 
 MEMBER_METHOD = "imp"
@@ -51,12 +52,14 @@ def ensemble(
     Raises:
         SwampError: See `cycles`.
     """
+    task.require_outputs("an ensemble")
     store = store or NoStore()
     numbers = range(plan.most_particles)
     plans = [
         replace(plan, method=MEMBER_METHOD, particles=(1,), seed=member_seed(plan.seed, number)) for number in numbers
     ]
     models = [initial(own.seed) for own in plans]
+    dry_run(models[0], task, training, prunable=set(), joint=True)
     members = [
         cycles(model, task, own, training, backend=backend, store=store.member(number, len(numbers)))
         for number, model, own in zip(numbers, models, plans, strict=True)
@@ -82,14 +85,14 @@ def _joined(members: tuple[Cycle, ...], model: nn.Module, task: Task, examples: 
         outputs, targets = ensemble_predict(states, model, task, data, limit)
         return {name: metric(outputs, targets) for name, metric in task.metrics.items()}
 
-    first = members[0]
+    first, test = members[0], task.require_outputs("an ensemble")
     validation = None if task.validation is None else measured(task.validation)
     return Cycle(
         first.index,
         first.mask,
         first.weights,
         first.density_of_all,
-        SplitMetrics(measured(task.train, examples), validation, measured(task.test)),
+        SplitMetrics(measured(task.train, examples), validation, measured(test)),
         tuple(
             ParticleRecord(m.metrics, m.cost.steps, m.cost.seconds, m.particles[0].loss, number)
             for number, m in enumerate(members)

@@ -37,7 +37,9 @@ def evaluate_cycle(
     divergences = (*(setup.divergence.of(None) if first else ()), *setup.divergence.of(index))
     empty_layers = empty_layer_warning(spec.mask, mask) if method.masks == "dynamic" else None
     notes = [*dict.fromkeys([*spec.notes, *trained.notes, *filter(None, [empty_layers])])]
-    points = plan.barrier_points if method.combine == "mean" else 0
+    if index == 0 and not setup.has_unit_error and plan.most_particles > 1 and method.combine == "mean":
+        notes.append("Barriers are not measured: the task names no error in [0, 1], see error and error_scale.")
+    points = plan.barrier_points if method.combine == "mean" and setup.has_unit_error else 0
     models = evaluate_models(setup.model, setup.evaluator, trained.particles, trained.masks, average, points)
     warning = models.barrier and models.barrier.warning(index, mask.sparsity, plan.barrier_threshold)
     if warning:

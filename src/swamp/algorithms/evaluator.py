@@ -8,13 +8,13 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from swamp.algorithms.cycle import Metrics, SplitMetrics
 from swamp.backends.threads import cores
 from swamp.masks import Mask
 from swamp.model_copy import copied_model
-from swamp.training import Task, TensorData, TokenData, evaluate, predict, with_reestimated_batchnorm
+from swamp.training import Task, TensorData, TokenData, with_reestimated_batchnorm
 from swamp.training.average import State, copied
 from swamp.training.data import BatchList
 from swamp.training.memory_format import to_fastest_memory_format
@@ -31,7 +31,7 @@ class Evaluation:
 
     metrics: SplitMetrics
     error: float
-    """Error in [0, 1] on the held-out data; NaN if it was not requested."""
+    """Error on the held-out data, in units of the task's `error_scale`; NaN if it was not requested."""
     state: State
     """The evaluated state dict; its BatchNorm statistics are re-estimated if that was requested."""
 
@@ -93,11 +93,10 @@ class Evaluator:
         load_state(model, weights)
         if not refresh_bn:
             return model
-        batches = None if examples is None else math.ceil(examples / 256)
         device = next(model.parameters()).device
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
             return with_reestimated_batchnorm(
-                model, self.task.train, forward=self.task.forward, batch_size=256, batches=batches
+                model, self.task.train, forward=self.task.forward, batch_size=256, examples=examples
             )
 
     def evaluate(
@@ -106,37 +105,33 @@ class Evaluator:
         """Metrics of these weights on each split."""
         model = self.load(model, weights, mask, refresh_bn=refresh_bn)
         task = self.task
-        train = predict(model, task, task.train, examples=self.examples)
-        validation = None if task.validation is None else predict(model, task, task.validation)
-        held_out = tuple(part[: self.examples] for part in validation or train)
+        train = task.evaluate(model, "train", self.examples)
+        validation = task.evaluate(model, "validation", self.examples) if task.has_validation else None
+        test = task.evaluate(model, "test")
+        # Without validation, choices use the training data; a task of two functions has no error on these.
+        held_out = validation or (train if task.own is None else test)
         return Evaluation(
-            SplitMetrics(
-                self._metrics(*train),
-                None if validation is None else self._metrics(*validation),
-                self._metrics(*predict(model, task, task.test)),
-            ),
-            task.error_of(*held_out) if with_error else math.nan,
+            SplitMetrics(train.metrics, None if validation is None else validation.metrics, test.metrics),
+            held_out.error if with_error else math.nan,
             {name: value.contiguous() for name, value in copied(model.state_dict()).items()},
         )
 
     def metrics_before_bn_update(self, model: nn.Module, weights: State, mask: Mask) -> Metrics:
         """Test metrics with the BatchNorm statistics that `weights` came with."""
-        return evaluate(self.load(model, weights, mask, refresh_bn=False), self.task, self.task.test)
-
-    def _metrics(self, outputs: Tensor, targets: Tensor) -> Metrics:
-        return {name: metric(outputs, targets) for name, metric in self.task.metrics.items()}
+        return self.task.evaluate(self.load(model, weights, mask, refresh_bn=False), "test").metrics
 
     def error(self, model: nn.Module) -> float:
-        """Error in [0, 1] on the held-out data."""
-        outputs, targets = predict(model, self.task, self.task.held_out, examples=self.examples)
-        return self.task.error_of(outputs, targets)
+        """Error on the held-out data, in units of the task's `error_scale`."""
+        return self.task.error_on_held_out(model, self.examples)
 
 
 def _workers(model: nn.Module, task: Task) -> int:
     """How many models to evaluate at once: the cores that torch's own threads leave free."""
     on_cpu = next(model.parameters()).device.type == "cpu"
-    held = [data for data in (task.train, task.test, task.validation) if data is not None]
-    # Other data may keep state, or draw from the global generators.
-    if not on_cpu or not all(isinstance(data, TensorData | TokenData | BatchList) for data in held):
+    # Other data and evaluations may keep state, or draw from the global generators.
+    concurrent = task.own is None and all(
+        isinstance(data, TensorData | TokenData | BatchList) for data in task.splits.values()
+    )
+    if not on_cpu or not concurrent:
         return 1
     return max(1, cores() // torch.get_num_threads())

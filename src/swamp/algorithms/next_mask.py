@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from swamp.algorithms.plan import Plan
+from swamp.batches import Batch, batch_to
 from swamp.masks import Mask
 from swamp.masks.floor import Slices
 from swamp.masks.pruning import empty_layer_warning, pruned_mask
@@ -15,7 +16,6 @@ from swamp.scores import ScoringContext, score_named
 from swamp.scores.grasp import PER_CLASS
 from swamp.training import Seed, Task
 from swamp.training.average import State
-from swamp.training.data import Batch, batch_to
 from swamp.training.flops import FlopCounter
 from swamp.training.module_extra_state import load_state
 from swamp.training.rng import isolated

@@ -17,6 +17,7 @@ from swamp.masks.parametrized import slices_of
 from swamp.masks.patterns import structure_named
 from swamp.model_copy import copied_model
 from swamp.training import Seed, Task, Training
+from swamp.training.dry_run import dry_run
 from swamp.training.flops import FlopCounter
 from swamp.training.memory_format import to_fastest_memory_format
 from swamp.training.nan_checks import require_finite_start
@@ -42,6 +43,8 @@ class Setup:
         to_fastest_memory_format(self.model, bfloat16=False)
         self.task = task.to(next(model.parameters()).device)
         require_finite_start(self.model, self.task)
+        self.has_unit_error = dry_run(self.model, self.task, training, prunable=set(self.dense))
+        """Whether barriers, which are differences of errors, can be measured and judged."""
         self.divergence = DivergencePolicy(plan, store)
         self.evaluator = Evaluator(model, self.task, plan.evaluation_examples, training.precision, store.check_stop)
         self.flops = FlopCounter.of(model, self.task)

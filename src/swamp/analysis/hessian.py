@@ -1,6 +1,5 @@
 """Hessian-vector products of the training loss; the matrix is never formed."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
@@ -8,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from swamp.analysis.run_data import first_examples
+from swamp.analysis.run_data import some_examples
+from swamp.batches import batch_to
 from swamp.errors import SwampError, shortened
 from swamp.masks import Mask
 from swamp.model_copy import copied_model
 from swamp.training import Seed, Task
 from swamp.training.average import State
 from swamp.training.batchnorm import reestimate_batchnorm
-from swamp.training.data import batch_to
 from swamp.training.memory_format import to_fastest_memory_format, to_memory_format_of
 from swamp.training.module_extra_state import load_state
 from swamp.training.rng import isolated
@@ -76,7 +75,7 @@ class Hessian:
         self._noise = Seed(0).at("curvature", "noise")
         with isolated(self._noise, self.device):
             self.model = _model_at(model, task, weights, mask, examples)
-            self.batches = [batch_to(b, self.device) for b in first_examples(task.train, examples, batch_size)]
+            self.batches = [batch_to(b, self.device) for b in some_examples(task.train, examples, batch_size)]
         self.examples = sum(len(targets) for _, targets in self.batches)
         parameters = _selected(self.model, only)
         self.layers = {name: parameter.numel() for name, parameter in parameters.items()}
@@ -161,8 +160,7 @@ def _model_at(model: nn.Module, task: Task, weights: State, mask: Mask | None, e
     scratch = copied_model(model)
     load_state(scratch, weights)
     to_fastest_memory_format(scratch, bfloat16=False)
-    batches = math.ceil(examples / _REFRESH_BATCH)
-    reestimate_batchnorm(scratch, task.train, forward=task.forward, batch_size=_REFRESH_BATCH, batches=batches)
+    reestimate_batchnorm(scratch, task.train, forward=task.forward, batch_size=_REFRESH_BATCH, examples=examples)
     return scratch.eval()
 
 

@@ -12,7 +12,7 @@ import torch
 
 from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, Record, read_analysis
 from swamp.analysis.point_evaluator import PointEvaluator, PointMetrics
-from swamp.analysis.run_data import RunData, first_examples
+from swamp.analysis.run_data import RunData, some_examples
 from swamp.analysis.weight_space import (
     LinearCombination,
     angles,
@@ -23,11 +23,12 @@ from swamp.analysis.weight_space import (
     to_list,
 )
 from swamp.backends import Particle
+from swamp.batches import Batch, rows_of
 from swamp.files import digest
 from swamp.masks import Mask
 from swamp.training import Seed
 from swamp.training.average import State
-from swamp.training.data import Batch, BatchList, Data, rows_of
+from swamp.training.data import BatchList, Data
 from swamp.training.metrics import spearman
 from swamp.training.module_extra_state import as_tensors
 
@@ -231,7 +232,7 @@ def compare_soups(run: RunData, states: Sequence[State], settings: AnalysisSetti
 def halves(data: Data, examples: int) -> tuple[BatchList, BatchList]:
     """The even and the odd ones of the first `examples`, in memory, as inputs of the model."""
     parts: tuple[list[Batch], list[Batch]] = [], []
-    for inputs, targets in first_examples(data, examples, _BATCH):
+    for inputs, targets in some_examples(data, examples, _BATCH):
         for first, part in enumerate(parts):
             rows = slice(first, None, 2)
             if first < len(targets):

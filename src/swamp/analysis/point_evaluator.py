@@ -1,6 +1,5 @@
 """Loss and error of a network at many points of weight space, each with its own normalisation statistics."""
 
-import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,11 +15,12 @@ from torch.func import (
 from swamp.analysis.first_layer import MODEL_PREFIX, FirstLayer
 from swamp.analysis.weight_space import LinearCombination
 from swamp.backends.vmapped_step import Network
+from swamp.batches import batch_to
 from swamp.model_copy import copied_model
 from swamp.training import Task, predict
 from swamp.training.average import State
 from swamp.training.batchnorm import batchnorm_layers, reestimate_batchnorm
-from swamp.training.data import Data, batch_to
+from swamp.training.data import Data, sampled
 from swamp.training.memory_format import to_fastest_memory_format
 from swamp.training.module_extra_state import as_tensors, load_state
 
@@ -60,7 +60,7 @@ class PointEvaluator:
         model: the network; its own weights do not matter and are not changed.
         task: gives the loss, the error, and the training data for normalisation statistics.
         data: where loss and error are measured (default: the held-out data of the task, never the test data).
-        examples: maximum number of examples, the first ones of `data`.
+        examples: maximum number of examples, a fixed random subset of `data`.
 
     Example:
         >>> import torch
@@ -74,7 +74,8 @@ class PointEvaluator:
 
     def __init__(self, model: nn.Module, task: Task, data: Data | None = None, *, examples: int = 10_000) -> None:
         self.model, self.task, self.examples = copied_model(model), task, examples
-        self.data = task.held_out if data is None else data
+        self.data = sampled(task.held_out if data is None else data, examples)
+        self.for_statistics = sampled(task.train, examples)
         self.device = next(model.parameters()).device
         self.normed = bool(batchnorm_layers(model))
         convolutional = any(parameter.dim() > 2 for parameter in model.parameters())
@@ -82,6 +83,7 @@ class PointEvaluator:
         most = _MAX_BYTES.get(self.device.type, 2**28)
         # On CPU, convolutions and large networks with batch normalisation are slower as a stack.
         slow = self.device.type == "cpu" and (convolutional or (self.normed and size > _SMALL))
+        slow = slow or task.own is not None
         self.at_once = 1 if slow else max(1, min(_MAX_POINTS, most // max(1, size)))
         self.first: FirstLayer | None = None
         if self.at_once > 1:
@@ -111,13 +113,14 @@ class PointEvaluator:
     def _single(self, point: Point) -> PointMetrics:
         load_state(self.model, _weights(point))
         if self.normed:
-            batches = math.ceil(self.examples / _REFRESH_BATCH)
             forward = self.task.forward
             reestimate_batchnorm(
-                self.model, self.task.train, forward=forward, batch_size=_REFRESH_BATCH, batches=batches
+                self.model, self.task.train, forward=forward, batch_size=_REFRESH_BATCH, examples=self.examples
             )
-        outputs, targets = predict(self.model, self.task, self.data, examples=self.examples)
-        return self._metrics(outputs, targets)
+        if self.task.own is not None:
+            loss = self.task.evaluate(self.model, "train", self.examples).metrics["loss"]
+            return PointMetrics(loss, self.task.error_on_held_out(self.model))
+        return self._metrics(*predict(self.model, self.task, self.data, examples=self.examples))
 
     def _stacked(self, points: Sequence[Point]) -> list[PointMetrics]:
         try:
@@ -137,7 +140,8 @@ class PointEvaluator:
         outputs: list[Tensor] = []
         targets: list[Tensor] = []
         seen = 0
-        for batch in self.data.in_order(min(_BATCH if self.device.type == "cpu" else 1024, self.examples)):
+        batch_size = min(_BATCH if self.device.type == "cpu" else 1024, self.examples)
+        for batch in self.data.in_order(batch_size):
             inputs, target = batch_to(batch, self.device)
             outputs.append(stack.run(("held out", seen), inputs)[0])
             targets.append(target)
@@ -160,8 +164,7 @@ class PointEvaluator:
                 # The statistics of each batch replace the previous ones; the mean is computed here.
                 layer.train()
                 layer.momentum = 1.0
-            batches = math.ceil(self.examples / _REFRESH_BATCH)
-            for number, batch in enumerate(islice(self.task.train.in_order(_REFRESH_BATCH), batches)):
+            for number, batch in enumerate(self.for_statistics.in_order(_REFRESH_BATCH)):
                 inputs, targets = batch_to(batch, self.device)
                 first = first or len(targets)
                 if len(targets) < first:

@@ -1,6 +1,5 @@
 """Predictions of particles, mean and ensemble: disagreement, calibration, and accuracy on corrupted inputs."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import islice
@@ -10,15 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, Record, first_middle_last
-from swamp.analysis.run_data import RunData, first_examples
+from swamp.analysis.run_data import RunData, some_examples
 from swamp.analysis.weight_space import to_list
+from swamp.batches import Batch
 from swamp.errors import unknown
 from swamp.model_copy import copied_model
 from swamp.runs.read import read_weights
 from swamp.training import Seed, Task, predict
 from swamp.training.average import State
 from swamp.training.batchnorm import reestimate_batchnorm
-from swamp.training.data import Batch, BatchList, Data
+from swamp.training.data import BatchList, Data
+from swamp.training.metrics import accuracy, ece, mean_probability, nll
 from swamp.training.module_extra_state import load_state
 from swamp.training.task import accuracy, ece, mean_probability, nll
 
@@ -49,7 +50,7 @@ class EvaluationInputs:
     @cached_property
     def plain(self) -> BatchList:
         """Examples as inputs of the network."""
-        return BatchList(first_examples(self._data, self.examples, _BATCH))
+        return BatchList(some_examples(self._data, self.examples, _BATCH))
 
     @cached_property
     def corrupted(self) -> dict[str, dict[float, BatchList]]:
@@ -92,8 +93,7 @@ def models_of_cycle(run: RunData, index: int, examples: int) -> tuple[nn.Module 
         model = copied_model(run.model)
         load_state(model, weights)
         if averaged:
-            batches = math.ceil(examples / _REFRESH_BATCH)
-            reestimate_batchnorm(model, task.train, forward=task.forward, batch_size=_REFRESH_BATCH, batches=batches)
+            reestimate_batchnorm(model, task.train, forward=task.forward, batch_size=_REFRESH_BATCH, examples=examples)
         return model
 
     if run.config.plan.spec.ensemble:

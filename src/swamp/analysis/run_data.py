@@ -10,6 +10,7 @@ from torch import nn
 
 from swamp.algorithms import Cycle
 from swamp.backends import Particle, Ticket
+from swamp.batches import Batch, rows_of
 from swamp.errors import CorruptFile, SwampError
 from swamp.runs import open_run, read_cycle, read_record, read_ticket
 from swamp.runs.config import RunConfig
@@ -18,7 +19,7 @@ from swamp.runs.execute import prepare
 from swamp.runs.read import read_particle
 from swamp.runs.reference_origin import load_initial_weights, with_references
 from swamp.training import Task
-from swamp.training.data import Batch, Data, rows_of
+from swamp.training.data import Data, sampled
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,11 +129,11 @@ def open_with_cycles(path: Path | str) -> tuple[RunDirectory, RunConfig]:
     return directory, config
 
 
-def first_examples(data: Data, examples: int, batch_size: int) -> list[Batch]:
-    """The first `examples` of `data` in order, in batches; the last batch is cut to fit."""
+def some_examples(data: Data, examples: int, batch_size: int) -> list[Batch]:
+    """At most `examples` of `data`, a fixed random subset, in batches; the last batch is cut to fit."""
     batches: list[Batch] = []
     remaining = examples
-    for inputs, targets in data.in_order(min(batch_size, examples)):
+    for inputs, targets in sampled(data, examples).in_order(min(batch_size, examples)):
         batches.append((rows_of(inputs, slice(remaining)), targets[:remaining]))
         remaining -= len(batches[-1][1])
         if not remaining:

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from swamp.backends import Backend
+from swamp.batches import tensors_of
 from swamp.files import digest
 from swamp.training import Task, TensorData
 from swamp.training.data import Data
 from swamp.training.module_extra_state import as_tensors
+from swamp.training.own_evaluation import ReturnedLoss
 
 _MOST_NAMES = 6
 
@@ -20,16 +22,19 @@ _MOST_NAMES = 6
 def describe(model: nn.Module, task: Task, backend: Backend | str | None) -> dict[str, Any]:
     """Class, parameter shapes and digest of the initial weights of a model; sizes and digests of a task's data."""
     parameters = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-    splits = {"train": task.train, "validation": task.validation, "test": task.test}
     about: dict[str, Any] = {
         "model": {
             "class": qualified(type(model)),
             "weights": digest(as_tensors(model.state_dict())),
             "parameters": parameters,
         },
-        "task": {name: None if data is None else _describe_data(data) for name, data in splits.items()},
+        "task": {name: _describe_data(data) for name, data in task.splits.items()},
     }
-    about["task"] |= {"loss": _name(task.loss), "metrics": sorted(task.metrics)}
+    if task.own is None:
+        about["task"] |= {"loss": _name(task.loss), "metrics": sorted(task.metrics)}
+    else:
+        loss = task.forward.loss if isinstance(task.forward, ReturnedLoss) else task.forward
+        about["task"] |= {"loss": _name(loss), "evaluate": _name(task.own.evaluate)}
     inputs = _first_input(task)
     if inputs is not None:
         about["input"] = {"shape": list(inputs.shape[1:]), "dtype": str(inputs.dtype).removeprefix("torch.")}
@@ -74,8 +79,7 @@ def qualified(kind: type) -> str:
 def _describe_data(data: Data) -> dict[str, Any]:
     about: dict[str, Any] = {"type": type(data).__name__, "examples": len(data)}
     if isinstance(data, TensorData):
-        inputs = data.inputs if isinstance(data.inputs, Mapping) else {"": data.inputs}
-        named = {f"inputs/{name}": value for name, value in cast("Mapping[str, Tensor]", inputs).items()}
+        named = {f"inputs/{name}": value for name, value in tensors_of(data.inputs).items()}
         about["digest"] = digest({**named, "targets": data.targets})
     else:
         about["digest"] = _digest_of_batch(next(iter(data.in_order(min(32, len(data))))))
@@ -91,7 +95,9 @@ def _digest_of_batch(batch: Any) -> str:
 
 
 def _first_input(task: Task) -> Tensor | None:
-    inputs = next(iter(task.test.in_order(1)))[0]
+    if task.own is not None:
+        return None
+    inputs = next(iter(task.train.in_order(1)))[0]
     return inputs if isinstance(inputs, Tensor) else None
 
 

@@ -17,13 +17,14 @@ from swamp.backends.sequential import ParticleJob, Sequential
 from swamp.backends.ticket import Ticket
 from swamp.backends.vmapped_state import VmappedState
 from swamp.backends.vmapped_step import VmappedStep
+from swamp.batches import as_batch
 from swamp.errors import Diverged
 from swamp.files import digest
 from swamp.masks import Mask
 from swamp.model_copy import copied_model
 from swamp.training import Seed, Task, TokenData, Training
 from swamp.training.average import copied
-from swamp.training.data import BatchList, Data, as_batch
+from swamp.training.data import BatchList, Data
 from swamp.training.dropout import uses_global_rng
 from swamp.training.loop import train_loop
 from swamp.training.module_extra_state import as_tensors, is_extra_state

@@ -12,11 +12,11 @@ from swamp.backends.cuda_graph import CudaGraph
 from swamp.backends.functional_optimizer import FunctionalOptimizer, is_elementwise, is_functional
 from swamp.backends.sequential import ParticleJob
 from swamp.backends.vmapped_step import Tensors, VmappedStep
+from swamp.batches import Batch
 from swamp.errors import Diverged, Interrupted
 from swamp.model_copy import copied_model
 from swamp.training import RunningMean, Seed
 from swamp.training.average import State, copied
-from swamp.training.data import Batch
 from swamp.training.loop import Fit
 from swamp.training.module_extra_state import as_tensors, load_state
 from swamp.training.nan_checks import require_finite, require_finite_memory, require_finite_weights

@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_map
 
 from swamp.backends.compiled import Compiled
 from swamp.backends.functional_optimizer import Update
+from swamp.batches import rows_of
 from swamp.model_copy import copied_model
 from swamp.training import Seed, Task, Training
-from swamp.training.data import rows_of
 from swamp.training.dropout import DropoutMode, to_multiplier
 from swamp.training.loop import smoothed
 from swamp.training.rng import isolated

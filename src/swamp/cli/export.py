@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from swamp.analysis.run_data import RunData, open_with_cycles
 from swamp.api.origin import example_inputs
+from swamp.batches import batch_to
 from swamp.cli.session import Err, Out, parse, print_json, warnings_to
 from swamp.errors import SwampError, unknown
 from swamp.files import write_atomic
@@ -34,7 +35,7 @@ from swamp.runtime.program import DenseNetwork, Program
 from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
 from swamp.runtime.tracing import bake_mask, trace
 from swamp.training import Task
-from swamp.training.data import Data, batch_to
+from swamp.training.data import Data
 from swamp.training.module_extra_state import load_state
 
 _FORMATS = {**{name: name for name in WRITERS}, "safetensors": "sparse"}
@@ -124,7 +125,9 @@ def _source(args: ExportArgs) -> _Source:
         model = python_network(directory, args.model)
         return _Source(directory, replace(config, model=args.model), model, inputs)
     run = RunData.open(args.run, args.model, args.task)
-    return _Source(run.directory, run.config, run.model, next(iter(run.task.test.in_order(8)))[0])
+    return _Source(
+        run.directory, run.config, run.model, next(iter(run.task.require_outputs("an export").in_order(8)))[0]
+    )
 
 
 def _program(source: _Source, index: int) -> tuple[Program, float]:
@@ -242,7 +245,8 @@ def _row(one: Latency, latencies: Sequence[Latency]) -> dict[str, Any]:
 def _accuracy(path: Path, program: Program) -> dict[str, Any]:
     """The metrics of the file on the test data, executed by swamp, and those that the run recorded."""
     problem, _ = prepare(RunConfig.from_json({**program.provenance["config"], "device": "cpu"}))
-    return {"file": _metrics(load(path, batch=128), problem.task, problem.task.test), "run": program.provenance["test"]}
+    test = problem.task.require_outputs("a comparison of outputs")
+    return {"file": _metrics(load(path, batch=128), problem.task, test), "run": program.provenance["test"]}
 
 
 def _metrics(network: nn.Module, task: Task, data: Data) -> dict[str, float]:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from swamp.batches import Batch
 from swamp.datasets.cache import cache_folder, cached, given_folder
 from swamp.datasets.problem import DataOptions, Normalise, Problem, in_memory, split_index
 from swamp.errors import SwampError
 from swamp.optional import need
 from swamp.training.augment import Augment, crop_flip
-from swamp.training.data import Batch, DatasetData, TensorData
+from swamp.training.data import DatasetData, TensorData
 from swamp.training.rng import Seed
 from swamp.training.task import Task
 

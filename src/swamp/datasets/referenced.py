@@ -52,8 +52,8 @@ def referenced_network(reference: str, problem: Problem) -> nn.Module:
 def _sizes(task: Task) -> tuple[tuple[int, ...], int]:
     """Shape of one input and number of outputs, for networks of swamp; () and 0 where the data do not say."""
     try:
-        batch: Any = next(iter(task.test.in_order(64)))
-    except (StopIteration, AttributeError, TypeError):
+        batch: Any = next(iter(task.require_outputs("a network by name").in_order(64)))
+    except (StopIteration, AttributeError, TypeError, SwampError):
         return (), 0
     if not (isinstance(batch, tuple | list) and len(cast("tuple[Any, ...]", batch)) == 2):
         return (), 0
@@ -68,7 +68,7 @@ def _sizes(task: Task) -> tuple[tuple[int, ...], int]:
 
 def _classes(task: Task) -> int:
     largest = 0
-    for data in (task.train, task.test):
+    for data in task.splits.values():
         known = getattr(data, "targets", None)
         batches = [known] if isinstance(known, Tensor) else (batch[1] for batch in data.in_order(1024))
         largest = max([largest, *(int(torch.as_tensor(targets).max()) for targets in batches)])

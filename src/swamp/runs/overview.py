@@ -37,9 +37,10 @@ def overview(config: RunConfig, task: Task, model: nn.Module, available: int = 0
     held_out = f" ({len(validation):,} more for validation)" if validation else ""
     epochs = [config.training.epochs * plan.times_epochs(cycle) for cycle in range(len(schedule))]
     steps = _steps(config, epochs, train.steps(config.training.batch_size))
+    test = "" if task.test is None else f", {len(task.test):,} for test"
     ensemble = f", {plan.most_particles} members" if method_named(plan.method).ensemble else ""
     lines = (
-        f"task {config.task}: {used} training examples{held_out}, {len(task.test):,} for test",
+        f"task {config.task}: {used} training examples{held_out}{test}",
         f"model {config.model}: {parameters:,} parameters, {100 * prunable / parameters:.1f} % prunable",
         f"method {plan.method}: {len(schedule)} cycles to {100 * (1 - schedule.densities[-1]):.2f} % sparsity, "
         f"{_range(schedule.particles)} particles per cycle{ensemble}",

@@ -1,9 +1,9 @@
 """The scoring context (data, loss, random numbers), and what the criteria that differentiate a network share."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
 
+from swamp.batches import rows_of
 from swamp.errors import SwampError
 from swamp.masks import Mask
 from swamp.model_copy import copied_model
@@ -146,7 +147,7 @@ def some_batches(context: ScoringContext, score: str) -> Iterator[tuple[Any, Ten
         if len(targets) <= room:
             yield inputs, targets
         elif not seen:
-            yield rows(inputs, slice(room)), targets[:room]
+            yield rows_of(inputs, slice(room)), targets[:room]
         seen += len(targets)
         if seen >= context.examples:
             return
@@ -160,16 +161,6 @@ def batch_gradients(
         loss = context.loss(context.forward(model, inputs), targets)
         check_loss(loss, score)
         yield len(targets), gradient(loss, weights)
-
-
-def rows(inputs: Any, index: slice | Tensor | None) -> Any:
-    """Some examples of a batch of inputs, a tensor or a mapping of tensors (returned as a dict).
-
-    None: the inputs are one example; returns it as a batch of one.
-    """
-    if isinstance(inputs, Mapping):
-        return {name: value[index] for name, value in cast("Mapping[str, Tensor]", inputs).items()}
-    return inputs[index]
 
 
 def check_loss(loss: Tensor, score: str) -> None:

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
+from swamp.batches import map_tensors, rows_of
 from swamp.masks import Mask
 from swamp.scores.context import (
     ScoringContext,
     check_loss,
     gradient,
     pruned_copy,
-    rows,
     scored_weights,
     some_batches,
     square,
@@ -50,7 +50,7 @@ def fisher(model: nn.Module, mask: Mask, context: ScoringContext) -> dict[str, T
         for inputs, targets in some_batches(context, "fisher"):
             for start in range(0, len(targets), squares.chunk):
                 part = slice(start, start + squares.chunk)
-                for name, square in squares.of(rows(inputs, part), targets[part]).items():
+                for name, square in squares.of(rows_of(inputs, part), targets[part]).items():
                     sums[name] += square
             seen += len(targets)
     return {name: squared_effect(sums[name] / (2 * seen), weight) for name, weight in weights.items()}
@@ -92,14 +92,14 @@ class _Squares:
         return {name: square(gradients[f"model.{name}"], weight).sum(0) for name, weight in self.weights.items()}
 
     def loss(self, values: dict[str, Tensor], inputs: Any, target: Tensor) -> Tensor:
-        outputs: Tensor = functional_call(self.called, values, (rows(inputs, None),))
+        outputs: Tensor = functional_call(self.called, values, (map_tensors(lambda tensor: tensor[None], inputs),))
         return self.context.loss(outputs, target[None])
 
     def sequential(self, inputs: Any, targets: Tensor) -> dict[str, Tensor]:
         sums = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in self.weights.items()}
         for row in range(len(targets)):
             one = slice(row, row + 1)
-            loss = self.context.loss(self.called(rows(inputs, one)), targets[one])
+            loss = self.context.loss(self.called(rows_of(inputs, one)), targets[one])
             check_loss(loss, "fisher")
             for name, grad in zip(sums, gradient(loss, list(self.weights.values())), strict=True):
                 sums[name] += square(grad, self.weights[name])

@@ -1,11 +1,11 @@
 """GraSP: gradient signal preservation."""
 
-from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from swamp.batches import map_tensors, rows_of, tensors_of
 from swamp.errors import SwampError
 from swamp.masks import Mask
 from swamp.scores.context import (
@@ -15,7 +15,6 @@ from swamp.scores.context import (
     effect,
     gradient,
     pruned_copy,
-    rows,
     scored_weights,
     wide_zeros,
 )
@@ -108,7 +107,7 @@ def _balanced(copied: nn.Module, context: ScoringContext) -> list[_Batch]:
         )
     inputs, targets = _concatenated([inputs for inputs, _ in found]), torch.cat([targets for _, targets in found])
     index = torch.arange(len(targets), device=targets.device).tensor_split(-(-len(targets) // largest))
-    return [(rows(inputs, part), targets[part]) for part in index]
+    return [(rows_of(inputs, part), targets[part]) for part in index]
 
 
 def _classes(copied: nn.Module, context: ScoringContext, inputs: Any, targets: Tensor) -> int:
@@ -137,10 +136,9 @@ def _select(inputs: Any, targets: Tensor, missing: dict[int, int]) -> _Batch:
             missing[label] -= 1
             chosen.append(row)
     index = torch.tensor(chosen, dtype=torch.long, device=targets.device)
-    return rows(inputs, index), targets[index]
+    return rows_of(inputs, index), targets[index]
 
 
 def _concatenated(parts: list[Any]) -> Any:
-    if isinstance(parts[0], Mapping):
-        return {name: torch.cat([part[name] for part in parts]) for name in cast("Mapping[str, Tensor]", parts[0])}
-    return torch.cat(parts)
+    columns = [iter(tensors_of(part).values()) for part in parts]
+    return map_tensors(lambda _: torch.cat([next(column) for column in columns]), parts[0])

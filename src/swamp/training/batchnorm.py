@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 
 import torch
@@ -11,8 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.utils.parametrize import ParametrizationList
 
+from swamp.batches import batch_to
 from swamp.model_copy import copied_model
-from swamp.training.data import Data, batch_to
+from swamp.training.data import Data, sampled
 from swamp.training.memory_format import to_memory_format_of
 from swamp.training.task import Forward, call_model, evaluating
 
@@ -53,19 +53,19 @@ def reset_statistics(model: nn.Module) -> None:
 
 
 def with_reestimated_batchnorm(
-    model: nn.Module, data: Data, *, forward: Forward = call_model, batch_size: int = 256, batches: int | None = None
+    model: nn.Module, data: Data, *, forward: Forward = call_model, batch_size: int = 256, examples: int | None = None
 ) -> nn.Module:
     """`reestimate_batchnorm` on a copy of `model`. Returns `model` itself if training changes no statistics."""
     if not batchnorm_layers(model) and not _spectral_norms(model):
         return model
     fresh = copied_model(model)
-    reestimate_batchnorm(fresh, data, forward=forward, batch_size=batch_size, batches=batches)
+    reestimate_batchnorm(fresh, data, forward=forward, batch_size=batch_size, examples=examples)
     return fresh
 
 
 @torch.no_grad()
 def reestimate_batchnorm(
-    model: nn.Module, data: Data, *, forward: Forward = call_model, batch_size: int = 256, batches: int | None = None
+    model: nn.Module, data: Data, *, forward: Forward = call_model, batch_size: int = 256, examples: int | None = None
 ) -> None:
     """Re-estimate running statistics of batch and instance normalisation in place: the uniform mean over batches.
 
@@ -79,7 +79,7 @@ def reestimate_batchnorm(
         data: Usually the training data.
         forward: (model, inputs) -> outputs, as in Task.
         batch_size: Examples per batch.
-        batches: Largest number of batches to read (None: all).
+        examples: Largest number of examples to read, a fixed random subset (None: all), see `sampled`.
 
     Example:
         >>> import torch
@@ -105,11 +105,15 @@ def reestimate_batchnorm(
             layer.reset_running_stats()
             layer.train()
         first_size = 0
-        for batch in islice(data.in_order(batch_size), batches):
+        seen = 0
+        for batch in sampled(data, examples).in_order(batch_size):
             inputs, targets = batch_to(batch, device)
             first_size = first_size or len(targets)
             if len(targets) >= first_size:
                 forward(model, to_memory_format_of(model, inputs))
+            seen += len(targets)
+            if examples is not None and seen >= examples:
+                break
 
 
 @contextmanager

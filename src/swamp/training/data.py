@@ -1,20 +1,17 @@
 """Sources of batches. For every source the order is a pure function of the seed and the epoch."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate  # pyright: ignore[reportUnknownVariableType]
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate  # pyright: ignore[reportUnknownVariableType]
 
+from swamp.batches import Batch, as_batch, map_tensors, others_of, tensors_of
 from swamp.errors import SwampError, data_worker_died
 from swamp.training.augment import Augment
 from swamp.training.rng import Seed, isolated, permutation
-
-Inputs = Tensor | Mapping[str, Tensor]
-Batch = tuple[Any, Any]
-"""(inputs, targets); the inputs are a tensor or a mapping of tensors."""
 
 
 @runtime_checkable
@@ -49,7 +46,8 @@ class TensorData:
     In training an incomplete last batch is dropped, unless it is the only one: every step has the same weight.
 
     Args:
-        inputs: Tensor (n, ...), or a mapping of names to such tensors; may be uint8 if `normalise` converts it.
+        inputs: Tensor (n, ...), or such tensors in tuples, lists, dicts or dataclasses; may be uint8 if `normalise`
+            converts it.
         targets: Tensor (n, ...).
         augment: (inputs, generator) -> inputs; applied in training only, before `normalise`.
         normalise: Stored inputs of a batch -> inputs of the model (None: unchanged).
@@ -66,7 +64,7 @@ class TensorData:
         [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     """
 
-    inputs: Inputs
+    inputs: Any
     targets: Tensor
     augment: Augment | None = None
     normalise: Callable[[Any], Any] | None = None
@@ -102,17 +100,13 @@ class TensorData:
         """All examples once, in fixed order, without augmentation."""
         for start in range(0, len(self), batch_size):
             part = slice(start, start + batch_size)
-            if isinstance(self.inputs, Tensor):
-                yield self.normalised(self.inputs[part]), self.targets[part]
-            else:
-                yield self.normalised({k: v[part] for k, v in self.inputs.items()}), self.targets[part]
+            yield self.normalised(map_tensors(lambda tensor, part=part: tensor[part], self.inputs)), self.targets[part]
 
     def to(self, device: torch.device) -> "TensorData":
         """The same data on `device`."""
         if self.targets.device == device:
             return self
-        inputs = self.inputs
-        moved = inputs.to(device) if isinstance(inputs, Tensor) else {k: v.to(device) for k, v in inputs.items()}
+        moved = map_tensors(lambda tensor: tensor.to(device), self.inputs)
         return replace(self, inputs=moved, targets=self.targets.to(device))
 
     def subset(self, index: Tensor) -> "TensorData":
@@ -126,9 +120,7 @@ class TensorData:
 
     def gather(self, index: Tensor) -> tuple[Any, Tensor]:
         """Stored inputs and targets of the examples at `index` (int64)."""
-        if isinstance(self.inputs, Tensor):
-            return self.inputs.index_select(0, index), self.targets.index_select(0, index)
-        gathered = {name: value.index_select(0, index) for name, value in self.inputs.items()}
+        gathered = map_tensors(lambda tensor: tensor.index_select(0, index), self.inputs)
         return gathered, self.targets.index_select(0, index)
 
     def normalised(self, inputs: Any) -> Any:
@@ -193,6 +185,12 @@ class DatasetData:
         chosen = [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
         dataset = self.dataset if self.evaluation is None else self.evaluation
         yield from self._load(dataset, chosen, Seed(0).at("evaluation"), 0)
+
+    def subset(self, index: Tensor) -> "DatasetData":
+        """The examples at `index` (int64)."""
+        chosen = _numbers(index)
+        evaluation = None if self.evaluation is None else Subset(self.evaluation, chosen)
+        return replace(self, dataset=Subset(self.dataset, chosen), evaluation=evaluation)
 
     def to(self, device: torch.device) -> "DatasetData":
         """Returns itself: each batch is moved to the device when it is used."""
@@ -277,43 +275,42 @@ class BatchList:
         return self
 
 
-def as_batch(batch: Any) -> Batch:
-    """(inputs, targets) of a batch; the targets of a mapping are its `labels`, `label` or `targets`."""
-    if isinstance(batch, Mapping):
-        fields = dict(cast("Mapping[str, Any]", batch))
-        for key in ("labels", "label", "targets"):
-            if key in fields:
-                return {name: value for name, value in fields.items() if name != key}, fields[key]
-        raise SwampError(f"a dict batch needs 'labels', 'label' or 'targets'; this one has {sorted(fields)}.")
-    if isinstance(batch, tuple | list) and len(cast(Sequence[Any], batch)) == 2:
-        return cast(Batch, tuple(cast(Sequence[Any], batch)))
-    raise SwampError(
-        f"a batch must be (inputs, targets) or a dict with labels, got {type(cast(object, batch)).__name__}."
-    )
+def sampled(data: Data, examples: int | None) -> Data:
+    """At most `examples` examples of `data`, in order: a random subset, the same in every call and for every method.
 
+    The first examples of data sorted by class would show some classes only. Data without `subset` and a list of batches
+    give whole batches; a stream gives its first ones.
 
-def batch_to(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on `device`."""
-    inputs, targets = batch
-    if isinstance(inputs, Mapping):
-        moved: Any = {k: v.to(device, non_blocking=True) for k, v in cast("Mapping[str, Tensor]", inputs).items()}
-    else:
-        moved = inputs.to(device, non_blocking=True)
-    return moved, targets.to(device, non_blocking=True)
-
-
-def rows_of(inputs: Any, rows: slice | int) -> Any:
-    """The examples `rows` of a batch of inputs, or one example."""
-    if isinstance(inputs, Mapping):
-        return {name: value[rows] for name, value in cast("Mapping[str, Tensor]", inputs).items()}
-    return inputs[rows]
+    Args:
+        data: Any data.
+        examples: Number of examples (None: all).
+    """
+    if examples is None or examples >= len(data):
+        return data
+    seed = Seed(0).at("sample")
+    if isinstance(data, BatchList):
+        chosen: list[int] = []
+        seen = 0
+        for number in _numbers(permutation(seed, 0, len(data.batches))):
+            if seen >= examples:
+                break
+            chosen.append(number)
+            seen += len(as_batch(data.batches[number])[1])
+        return BatchList([data.batches[number] for number in sorted(chosen)])
+    subset = getattr(data, "subset", None)
+    if not callable(subset):
+        return data
+    return cast(Data, subset(permutation(seed, 0, len(data))[:examples].sort().values))
 
 
 def _tensors(inputs: Any) -> list[Tensor]:
-    parts: list[Any] = list(cast("Mapping[str, Any]", inputs).values()) if isinstance(inputs, Mapping) else [inputs]
-    if not parts or not all(isinstance(part, Tensor) for part in parts):
-        raise SwampError(f"inputs must be a tensor or a mapping of tensors, got {type(cast(object, inputs)).__name__}.")
-    return parts
+    parts, others = tensors_of(inputs), others_of(inputs)
+    if others or not parts:
+        what = next(iter(others.values()), inputs)
+        raise SwampError(
+            f"inputs must be a tensor, or tensors in tuples, lists or dicts, got {type(cast(object, what)).__name__}."
+        )
+    return list(parts.values())
 
 
 def _numbers(index: Tensor) -> list[int]:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from swamp.batches import batch_to
 from swamp.model_copy import copied_model
-from swamp.training.data import batch_to
 from swamp.training.rng import Seed, isolated, reseed_global
 from swamp.training.task import Task
 

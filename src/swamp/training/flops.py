@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[reportPrivateUsage]
 
+from swamp.batches import batch_to
 from swamp.masks import Mask
 from swamp.model_copy import copied_model
-from swamp.training.data import batch_to
 from swamp.training.memory_format import to_memory_format_of
 from swamp.training.options import Training
 from swamp.training.rng import Seed, isolated

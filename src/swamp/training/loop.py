@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from swamp.batches import Batch, batch_to, rows_of
 from swamp.errors import SwampError
 from swamp.masks import Mask, hold, hold_gradients
 from swamp.masks.dtensor import full_tensor, gathered_copy, is_sharded, shard_like
 from swamp.masks.enforce import preserves_zeros
 from swamp.training.average import RunningMean, copied
-from swamp.training.data import Batch, batch_to, rows_of
 from swamp.training.dropout import DropoutStream
 from swamp.training.memory_format import to_fastest_memory_format, to_memory_format
 from swamp.training.mixed_precision import Autocast
@@ -29,6 +29,7 @@ from swamp.training.rng import Seed, isolated
 from swamp.training.sam import gradient_of, perturbed, second_gradient
 from swamp.training.shard import Shard
 from swamp.training.snapshot import Snapshot, load_optimizer, optimizer_tensors
+from swamp.training.sum_loss import sum_loss
 from swamp.training.task import Loss, Task
 
 
@@ -188,6 +189,7 @@ class _ModelState:
         self.per_epoch = task.train.steps(training.batch_size)
         self.total = training.epochs * self.per_epoch
         self.loss = smoothed(task.loss, training.label_smoothing)
+        self.sum_loss = sum_loss(self.loss)
         self.dropout = DropoutStream(model, seed.at("noise").number(), self.device, exclusive)
         self.autocast: Callable[[], AbstractContextManager[None]] = Autocast(self.device) if bfloat16 else nullcontext
         self.mask_gradients: Callable[[], None] | None = None
@@ -245,7 +247,11 @@ class _ModelState:
         inputs, targets = batch
         loss = torch.zeros((), device=self.device)
         for rows in self._accumulated_rows(len(targets)):
-            loss = loss + self._backward_rows(step, inputs, targets, rows)
+            loss = loss + (
+                self._backward_batch(step, inputs, targets)
+                if rows is None
+                else self._backward_rows(step, inputs, targets, rows)
+            )
         if self.shard is not None:
             self._all_reduce(self.shard, loss)
         if self.mask_gradients is not None:
@@ -281,17 +287,25 @@ class _ModelState:
         borders = [rows.start + size * number // count for number in range(count + 1)]
         return [slice(*pair) for pair in pairwise(borders)]
 
-    def _backward_rows(self, step: int, inputs: Any, targets: Tensor, rows: slice | None) -> Tensor:
-        """Add the gradient of these rows to the model's; their share of the loss."""
-        examples, weight = len(targets), 1.0
-        if rows is not None:
-            inputs, targets, weight = rows_of(inputs, rows), targets[rows], (rows.stop - rows.start) / examples
+    def _backward_batch(self, step: int, inputs: Any, targets: Tensor) -> Tensor:
         inputs = to_memory_format(inputs, self.memory_format)
+        with self.autocast(), self.dropout.at(step, None, len(targets)):
+            loss = self.loss(self.task.forward(self.model, inputs), targets)
+        loss.backward()  # pyright: ignore[reportUnknownMemberType]
+        return loss.detach()
+
+    def _backward_rows(self, step: int, inputs: Any, targets: Tensor, rows: slice) -> Tensor:
+        """Add the gradient of these rows to the model's; their share of the batch's mean loss."""
+        part = to_memory_format(rows_of(inputs, rows), self.memory_format)
         with self.shard.synchronised_batchnorm() if self.shard else nullcontext():
-            with self.autocast(), self.dropout.at(step, rows, examples):
-                loss = self.loss(self.task.forward(self.model, inputs), targets)
-            (loss if weight == 1 else loss * weight).backward()  # pyright: ignore[reportUnknownMemberType]
-        return loss.detach() * weight
+            with self.autocast(), self.dropout.at(step, rows, len(targets)):
+                outputs = self.task.forward(self.model, part)
+                if self.sum_loss is None:
+                    loss = self.loss(outputs, targets[rows]) * ((rows.stop - rows.start) / len(targets))
+                else:
+                    loss = self.sum_loss.total(outputs, targets[rows]) / self.sum_loss.weight(targets)
+            loss.backward()  # pyright: ignore[reportUnknownMemberType]
+        return loss.detach()
 
     def end_epoch(self, step: int) -> None:
         mean_loss = float(self.running_loss) / self.losses_seen
@@ -361,4 +375,4 @@ def smoothed(loss: Loss, smoothing: float) -> Loss:
         return loss
     if loss is not F.cross_entropy:
         raise SwampError("label smoothing is defined for the cross-entropy; set label_smoothing=0 for another loss.")
-    return lambda outputs, targets: F.cross_entropy(outputs, targets, label_smoothing=smoothing)
+    return partial(F.cross_entropy, label_smoothing=smoothing)

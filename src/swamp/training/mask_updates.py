@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from swamp.arguments import named_fields
+from swamp.batches import batch_to
 from swamp.errors import SwampError
 from swamp.fields import check_fields
 from swamp.masks import Mask
 from swamp.masks.patterns import structure_named
 from swamp.training.average import State
 from swamp.training.batchnorm import frozen_statistics
-from swamp.training.data import batch_to
 from swamp.training.dropout import DropoutStream
 from swamp.training.loop import smoothed
 from swamp.training.memory_format import to_memory_format_of

@@ -1,14 +1,72 @@
-"""Metrics of regressions and language models, and how the outputs of several models are combined."""
+"""Metrics of classification, regression and language models, and how the outputs of several models are combined."""
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from swamp.training.task import Metric
+from swamp.errors import SwampError
+
+Metric = Callable[[Tensor, Tensor], float]
+"""(outputs, targets) of a whole data set -> number."""
+Combine = Callable[[Sequence[Tensor]], Tensor]
+"""Outputs of several models on the same examples -> outputs of their ensemble."""
+
+
+def _by_class(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs (n, classes) and class numbers (n,), from those of F.cross_entropy; ignored targets (-100) left out."""
+    if targets.shape == outputs.shape:  # probabilities, such as one-hot targets
+        targets = targets.argmax(1)
+    if outputs.dim() > 2:
+        outputs, targets = outputs.movedim(1, -1).flatten(0, -2), targets.flatten()
+    if outputs.dim() != 2 or targets.shape != outputs.shape[:1]:
+        raise SwampError(
+            f"class numbers (batch, ...) or probabilities of the shape of the outputs {tuple(outputs.shape)} were "
+            f"expected as targets, got {tuple(targets.shape)}."
+        )
+    active = targets != -100
+    return (outputs, targets) if bool(active.all()) else (outputs[active], targets[active])
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> float:
+    """Fraction of targets with the largest output at the target class, in [0, 1].
+
+    Args:
+        outputs: Logits (batch, classes, ...).
+        targets: Class numbers (batch, ...), -100: ignored; or probabilities (batch, classes, ...).
+    """
+    outputs, targets = _by_class(outputs, targets)
+    return float((outputs.argmax(-1) == targets).double().mean())
+
+
+def nll(outputs: Tensor, targets: Tensor) -> float:
+    """Mean negative log-likelihood in nats; outputs are logits or log-probabilities."""
+    return float(F.cross_entropy(outputs.double(), targets))
+
+
+def ece(outputs: Tensor, targets: Tensor, bins: int = 15) -> float:
+    """Expected calibration error over equal-width confidence bins (Guo et al. 2017), in [0, 1]."""
+    outputs, targets = _by_class(outputs, targets)
+    confidence, predicted = outputs.double().softmax(-1).max(-1)
+    gap = (predicted == targets).double() - confidence
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    sums = torch.zeros(bins, dtype=torch.float64, device=outputs.device).index_add_(0, bin_of, gap)
+    return float(sums.abs().sum() / len(targets))
+
+
+def mean_probability(outputs: Sequence[Tensor]) -> Tensor:
+    """Logarithm of the mean class probabilities of several models, from their logits (batch, classes, ...)."""
+    total = outputs[0].double().softmax(1)
+    for logits in outputs[1:]:
+        total = total + logits.double().softmax(1)
+    return (total / len(outputs)).log()
+
+
+CLASSIFICATION: Mapping[str, Metric] = {"accuracy": accuracy, "nll": nll, "ece": ece}
 
 
 def pearson(outputs: Tensor, targets: Tensor, *, constant: float = 0.0) -> float:
@@ -83,3 +141,53 @@ def mean_likelihood(outputs: Sequence[Tensor]) -> Tensor:
 
 
 LANGUAGE: Mapping[str, Metric] = {"bits_per_byte": bits_per_byte, "perplexity": perplexity}
+
+
+def binary_accuracy(outputs: Tensor, targets: Tensor) -> float:
+    """Fraction of labels whose logit has the sign of the target (0 or 1), over all outputs, in [0, 1]."""
+    return float(((outputs > 0) == (targets > 0.5)).double().mean())
+
+
+def binary_nll(outputs: Tensor, targets: Tensor) -> float:
+    """Mean negative log-likelihood of independent labels in nats, from their logits."""
+    return float(F.binary_cross_entropy_with_logits(outputs.double(), targets.double()))
+
+
+def mean_label_probability(outputs: Sequence[Tensor]) -> Tensor:
+    """Logits of the mean probability of each label over several models, from their logits."""
+    return torch.stack([one.double().sigmoid() for one in outputs]).mean(0).logit()
+
+
+BINARY: Mapping[str, Metric] = {"accuracy": binary_accuracy, "nll": binary_nll}
+LEAST_SQUARES: Mapping[str, Metric] = {"rmse": rmse, "unexplained_variance": unexplained_variance}
+
+
+class DefaultMetrics(NamedTuple):
+    """How the outputs of a model are measured and combined."""
+
+    metrics: Mapping[str, Metric]
+    error: Metric | None
+    """In [0, 1]; None: 1 - accuracy."""
+    combine: Combine
+
+
+def default_metrics(loss: Any) -> DefaultMetrics | None:
+    """The default metrics for a loss: of torch.nn.functional, a module of torch.nn, or a functools.partial of one.
+
+    Returns:
+        Classification for cross-entropy, independent labels for binary cross-entropy with logits, and regression for
+        squared, absolute and Huber errors; None for any other loss.
+    """
+    while isinstance(loss, functools.partial):
+        loss = cast("functools.partial[Any]", loss).func
+    name = loss.__name__ if hasattr(loss, "__name__") else type(loss).__name__
+    if not str(getattr(loss, "__module__", type(loss).__module__)).startswith("torch."):
+        return None
+    if name in ("cross_entropy", "CrossEntropyLoss", "nll_loss", "NLLLoss"):
+        return DefaultMetrics(CLASSIFICATION, None, mean_probability)
+    if name in ("binary_cross_entropy_with_logits", "BCEWithLogitsLoss"):
+        return DefaultMetrics(BINARY, None, mean_label_probability)
+    # MSELoss and mse_loss -> mse
+    if name.lower().replace("_", "").removesuffix("loss") in ("mse", "l1", "smoothl1", "huber"):
+        return DefaultMetrics(LEAST_SQUARES, unexplained_variance, mean_output)
+    return None

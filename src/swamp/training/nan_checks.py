@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from swamp.batches import Batch, batch_to, tensors_of
 from swamp.errors import Diverged, SwampError, shortened
 from swamp.masks.dtensor import full_tensor
 from swamp.training.average import State, is_inexact
-from swamp.training.data import Batch, BatchList, Data, TensorData, batch_to
+from swamp.training.data import BatchList, Data, TensorData
 from swamp.training.memory_format import to_memory_format_of
 from swamp.training.options import Training
 from swamp.training.rng import Seed, isolated
@@ -18,6 +19,7 @@ from swamp.training.task import Task, evaluating
 from swamp.training.tokens import TokenData
 
 _BATCH = 256
+_SPLITS = {"train": "training", "validation": "validation", "test": "test"}
 
 
 def require_finite(loss: float, step: int, training: Training, per_epoch: int, weight: Tensor) -> None:
@@ -72,10 +74,9 @@ def require_finite_start(model: nn.Module, task: Task) -> None:
     masks contain infinities. A DatasetData is not checked.
     """
     require_finite_given(dict(model.named_parameters()), "the model's initial weights")
-    splits = (("training", task.train), ("validation", task.validation), ("test", task.test))
-    for split, data in splits:
-        for what, batch in () if data is None else _suspects(data):
-            _try(model, task, batch, f"the {split} data: {what}")
+    for split, data in task.splits.items():
+        for what, batch in _suspects(data):
+            _try(model, task, batch, f"the {_SPLITS[split]} data: {what}")
 
 
 def require_finite_given(weights: State, what: str) -> None:
@@ -93,8 +94,7 @@ def require_finite_given(weights: State, what: str) -> None:
 def _suspects(data: Data) -> Iterator[tuple[str, Batch]]:
     """Tensors in memory that are not finite: description, and the batch that contains them."""
     if isinstance(data, TensorData):
-        inputs = {"inputs": data.inputs} if isinstance(data.inputs, Tensor) else data.inputs
-        for name, tensor in {**inputs, "targets": data.targets}.items():
+        for name, tensor in {**_named(data.inputs), "targets": data.targets}.items():
             bad = _rows(tensor)
             if bad:
                 start = bad[0] - bad[0] % _BATCH
@@ -109,11 +109,14 @@ def _suspects(data: Data) -> Iterator[tuple[str, Batch]]:
 
 def _of_batches(data: Data, most: int) -> Iterator[tuple[str, Batch]]:
     for number, (inputs, targets) in zip(range(most), data.in_order(_BATCH), strict=False):
-        parts = cast("Mapping[str, Any]", inputs if isinstance(inputs, Mapping) else {"inputs": inputs})
-        for name, tensor in {**parts, "targets": targets}.items():
-            bad = _rows(tensor) if isinstance(tensor, Tensor) else []
+        for name, tensor in {**_named(inputs), "targets": targets}.items():
+            bad = _rows(tensor)
             if bad:
                 yield f"batch {number} as the model sees it, {_description(name, bad)}", (inputs, targets)
+
+
+def _named(inputs: Any) -> dict[str, Tensor]:
+    return {place or "inputs": tensor for place, tensor in tensors_of(inputs).items()}
 
 
 def _rows(tensor: Tensor) -> list[int]:

@@ -1,14 +1,15 @@
 """Stacked batches of several trainings: one gather and one augmentation for all."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from swamp.batches import Batch, batch_to, stack_inputs
 from swamp.training.augment import DrawThenApply
-from swamp.training.data import Batch, Data, TensorData, batch_to
+from swamp.training.data import Data, TensorData
 from swamp.training.rng import Seed, permutation
 
 
@@ -46,7 +47,7 @@ def stacked_batches(
         return
     for batches in zip(*(data.shuffled(batch_size, seed, epoch, first) for seed in seeds), strict=True):
         moved = [batch_to(batch, device) for batch in batches]
-        yield _stack([inputs for inputs, _ in moved]), torch.stack([targets for _, targets in moved])
+        yield stack_inputs([inputs for inputs, _ in moved]), torch.stack([targets for _, targets in moved])
 
 
 def _gathered(data: TensorData, index: Tensor, augment_seeds: Sequence[int], first: int) -> Iterator[Batch]:
@@ -72,10 +73,3 @@ def _augmented(augment: Any, inputs: Tensor, size: int, generators: Iterator[tor
         return torch.cat([augment(part, one) for part, one in zip(parts, generators, strict=True)])
     drawn = [augment.draw((size, *inputs.shape[1:]), one) for one in generators]
     return augment.apply(inputs, tuple(map(torch.cat, zip(*drawn, strict=True))))
-
-
-def _stack(parts: list[Any]) -> Any:
-    if isinstance(parts[0], Mapping):
-        names = cast("Mapping[str, Tensor]", parts[0])
-        return {name: torch.stack([part[name] for part in parts]) for name in names}
-    return torch.stack(parts)

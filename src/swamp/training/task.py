@@ -1,82 +1,97 @@
 """Task: the data, loss and metrics of one learning problem; evaluation and prediction."""
 
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from html import escape
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from swamp.batches import batch_to
 from swamp.errors import SwampError
-from swamp.training.data import Data, TensorData, batch_to
+from swamp.training.data import Data, TensorData, sampled
 from swamp.training.memory_format import to_memory_format_of
-from swamp.training.sources import as_data
+from swamp.training.metrics import CLASSIFICATION, Combine, DefaultMetrics, Metric, default_metrics, mean_probability
+from swamp.training.own_evaluation import (
+    BatchLoss,
+    ErrorOf,
+    Evaluate,
+    OwnEvaluation,
+    ReturnedLoss,
+    mean_loss,
+    returned,
+)
+from swamp.training.rng import Seed, isolated
+from swamp.training.sources import as_data, as_opaque_data
 
 Loss = Callable[[Tensor, Any], Tensor]
 """(outputs, targets) -> scalar tensor, the mean over the batch."""
-Metric = Callable[[Tensor, Tensor], float]
-"""(outputs, targets) of a whole data set -> number."""
 Forward = Callable[[nn.Module, Any], Tensor]
 """(model, inputs) -> outputs."""
-Combine = Callable[[Sequence[Tensor]], Tensor]
-"""Outputs of several models on the same examples -> outputs of their ensemble."""
 
 
 def call_model(model: nn.Module, inputs: Any) -> Tensor:
-    """`model(inputs)`, or `model(**inputs)` for a mapping; the attribute `logits` of the result if it has one."""
-    outputs = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    """The model's output for a batch of inputs.
+
+    Args:
+        model: Called as `model(inputs)`; as `model(*inputs)` for a tuple or list, `model(**inputs)` for a mapping.
+        inputs: A batch of inputs.
+
+    Returns:
+        What the model returns, or its `logits`, where it returns an object or a mapping with logits.
+    """
+    given: Any = inputs
+    if isinstance(inputs, Mapping):
+        outputs: Any = model(**given)
+    else:
+        outputs = model(*given) if isinstance(inputs, tuple | list) else model(given)
+    if isinstance(outputs, dict):
+        return cast("dict[str, Any]", outputs).get("logits", outputs)
     return getattr(outputs, "logits", outputs)
 
 
-def accuracy(outputs: Tensor, targets: Tensor) -> float:
-    """Fraction of examples for which the largest output is at the target class, in [0, 1]."""
-    return float((outputs.argmax(-1) == targets).double().mean())
+def _default_combine(outputs: Sequence[Tensor]) -> Tensor:
+    return mean_probability(outputs)
 
 
-def nll(outputs: Tensor, targets: Tensor) -> float:
-    """Mean negative log-likelihood in nats; outputs are logits or log-probabilities."""
-    return float(F.cross_entropy(outputs.double(), targets))
+_DEFAULT_METRICS: Mapping[str, Metric] = MappingProxyType({})
 
 
-def ece(outputs: Tensor, targets: Tensor, bins: int = 15) -> float:
-    """Expected calibration error over equal-width confidence bins (Guo et al. 2017), in [0, 1]."""
-    confidence, predicted = outputs.double().softmax(-1).max(-1)
-    gap = (predicted == targets).double() - confidence
-    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    sums = torch.zeros(bins, dtype=torch.float64, device=outputs.device).index_add_(0, bin_of, gap)
-    return float(sums.abs().sum() / len(targets))
+class Measured(NamedTuple):
+    """Metrics of a model on one split, and its error."""
 
-
-def mean_probability(outputs: Sequence[Tensor]) -> Tensor:
-    """Logarithm of the mean class probabilities of several models, from their logits (..., classes)."""
-    total = outputs[0].double().softmax(-1)
-    for logits in outputs[1:]:
-        total = total + logits.double().softmax(-1)
-    return (total / len(outputs)).log()
-
-
-CLASSIFICATION: Mapping[str, Metric] = {"accuracy": accuracy, "nll": nll, "ece": ece}
+    metrics: dict[str, float]
+    error: float
+    """In units of `Task.error_scale`; NaN where the task names no error."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Data, loss and metrics of a supervised task, for any model.
+    """Data, loss and evaluation of one learning problem, for any model.
 
-    `Task.of` builds one from tensors, DataLoaders or Datasets. Summaries show the first metric. Barriers and the
-    choice of the best particle use the error: 1 - `accuracy`, or the task's own `error`.
+    `Task.of` builds one from inputs and targets: tensors, DataLoaders or Datasets. `Task.custom` builds one from two
+    functions, for batches, models and metrics of any form. Summaries show the first metric. Barriers and the choice of
+    the best particle use the error: 1 - `accuracy`, or the task's own `error`.
 
     Args:
         train: Training data.
-        test: Test data, used for reporting only.
+        test: Test data, used for reporting only (None: `own` measures the model).
         validation: Data for choices such as the best particle (default: the training data).
         loss: (outputs, targets) -> scalar tensor, the mean over the batch.
-        metrics: Name -> (outputs, targets) of the whole data set -> number. Default: accuracy, nll, ece.
+        metrics: Name -> (outputs, targets) of the whole data set -> number. Default: accuracy, nll and ece; for binary
+            cross-entropy with logits accuracy and nll of each label; for squared, absolute and Huber errors rmse and
+            the unexplained variance.
         forward: (model, inputs) -> outputs.
         error: (outputs, targets) -> number in [0, 1]; needed if the metrics do not contain `accuracy`.
-        combine: Outputs of several models -> outputs of their ensemble. Default: logarithm of the mean probabilities.
+        combine: Outputs of several models -> outputs of their ensemble. Default: logarithm of the mean probabilities;
+            for regressions the mean.
+        error_scale: The error that counts as 1. If it is given, the error may be any number from 0 up.
+        own: The functions of `Task.custom`.
 
     Example:
         >>> import torch
@@ -86,32 +101,108 @@ class Task:
     """
 
     train: Data
-    test: Data
+    test: Data | None
     validation: Data | None = None
     loss: Loss = F.cross_entropy
-    metrics: Mapping[str, Metric] = field(default_factory=lambda: dict(CLASSIFICATION))
+    metrics: Mapping[str, Metric] = field(default_factory=lambda: _DEFAULT_METRICS)
     forward: Forward = call_model
     error: Metric | None = None
-    combine: Combine = mean_probability
+    combine: Combine = _default_combine
+    error_scale: float | None = None
+    own: OwnEvaluation | None = None
+
+    def __post_init__(self) -> None:
+        if self.error_scale is not None and not (math.isfinite(self.error_scale) and self.error_scale > 0):
+            raise SwampError(f"error_scale must be a positive number, got {self.error_scale!r}.")
+        defaults = default_metrics(self.loss) or DefaultMetrics(CLASSIFICATION, None, mean_probability)
+        # The dataclass is frozen; these defaults depend on another field.
+        if self.metrics is _DEFAULT_METRICS and self.own is None:
+            object.__setattr__(self, "metrics", dict(defaults.metrics))
+            object.__setattr__(self, "error", self.error or defaults.error)
+        if self.combine is _default_combine:
+            object.__setattr__(self, "combine", defaults.combine)
 
     @classmethod
-    def of(cls, train: Any, test: Any, validation: Any = None, **others: Any) -> "Task":
+    def of(
+        cls, train: Any, test: Any, validation: Any = None, *, steps_per_epoch: int | None = None, **others: Any
+    ) -> "Task":
         """A task from tensors, DataLoaders, Datasets or iterables of batches.
 
         Args:
             train: Training data: anything that `as_data` accepts.
             test: Test data, likewise.
             validation: Validation data, likewise (None: choices are made on the training data).
+            steps_per_epoch: Batches in an epoch of a stream (an IterableDataset); needed if it has no length.
             others: Other fields of `Task`, such as `loss` and `metrics`.
 
         Raises:
             SwampError: A source is not supported, or it is empty.
         """
         held_out = None if validation is None else as_data(validation)
-        return cls(as_data(train), as_data(test), held_out, **others)
+        return cls(as_data(train, steps_per_epoch), as_data(test), held_out, **others)
+
+    @classmethod
+    def custom(
+        cls,
+        train: Any,
+        loss: BatchLoss,
+        evaluate: Evaluate,
+        *,
+        validate: Evaluate | None = None,
+        error: str | ErrorOf | None = None,
+        error_scale: float | None = None,
+        higher_is_better: bool | None = None,
+        steps_per_epoch: int | None = None,
+    ) -> "Task":
+        """A task from two functions, for batches, models and metrics of any form.
+
+        Methods that combine outputs (ensembles) and scores that need them (grasp, synflow) are not possible with it.
+
+        Args:
+            train: Training data: a DataLoader, a Dataset, a list of batches, a tensor, tensors of equal length in a
+                tuple, list or dict, an IterableDataset, or a function of a seed (an int) that returns an iterator of
+                batches. Batches may be anything: tensors inside are moved to the model's device.
+            loss: (model, batch) -> scalar tensor, the mean over the batch; the model is in train mode.
+            evaluate: model in eval mode -> dict of metrics on test data; the first one is shown.
+            validate: As `evaluate` on validation data, for choices. Methods that choose need it; barriers use
+                `evaluate` without it.
+            error: Name of the metric that is the error, or a function of the metrics; lower is better (default: from
+                the first metric, 1 - value where higher is better).
+            error_scale: The error that counts as 1; an error outside [0, 1] needs it.
+            higher_is_better: Of the first metric (default: by its name, lower for loss, error, mse, perplexity ...).
+            steps_per_epoch: Batches in an epoch; needed for streams without a length.
+
+        Raises:
+            SwampError: The data are of no supported kind, or empty.
+
+        Example:
+            >>> import torch, swamp
+            >>> x = torch.randn(64, 8)
+            >>> def loss(model, batch):  # an autoencoder: no targets
+            ...     return (model(batch) - batch).square().mean()
+            >>> def evaluate(model):
+            ...     return {"mse": (model(x) - x).square().mean()}
+            >>> swamp.Task.custom(x, loss, evaluate)
+            Task(train 64 examples; loss loss; evaluated by evaluate)
+        """
+        for name, function in (("loss", loss), ("evaluate", evaluate), ("validate", validate)):
+            if not callable(function) and function is not None:
+                raise SwampError(f"{name} must be a function, got {type(function).__name__}.")
+        own = OwnEvaluation(evaluate, validate, error, higher_is_better)
+        return cls(
+            as_opaque_data(train, steps_per_epoch),
+            None,
+            loss=returned,
+            forward=ReturnedLoss(loss),
+            error_scale=error_scale,
+            own=own,
+        )
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{split} {size:,}" for split, size in self._sizes().items())
+        if self.own is not None:
+            loss = _name(self.forward.loss if isinstance(self.forward, ReturnedLoss) else self.forward)
+            return f"Task({sizes} examples; loss {loss}; evaluated by {_name(self.own.evaluate)})"
         return f"Task({sizes} examples; metrics {', '.join(self.metrics)}; loss {_name(self.loss)})"
 
     def _repr_html_(self) -> str:
@@ -120,26 +211,91 @@ class Task:
         return f"<p>{escape(repr(self))}</p><table><tr><th>split</th><th>examples</th></tr>{rows}</table>"
 
     def _sizes(self) -> dict[str, int]:
-        splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {split: len(data) for split, data in splits.items() if data is not None}
+        return {split: len(data) for split, data in self.splits.items()}
+
+    @property
+    def splits(self) -> dict[str, Data]:
+        """Name -> data of each split: train, validation, test; without those that the task does not have."""
+        found = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {split: data for split, data in found.items() if data is not None}
 
     @property
     def held_out(self) -> Data:
         """The data for choices: the validation data, or the training data if there is none; never the test data."""
         return self.train if self.validation is None else self.validation
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are validation data, or a function that measures on them."""
+        return self.validation is not None or (self.own is not None and self.own.validate is not None)
+
+    def require_outputs(self, what: str) -> Data:
+        """The test data. Raises SwampError, naming `what`, where the task has functions in place of outputs."""
+        if self.own is not None or self.test is None:
+            raise SwampError(
+                f"{what} needs the outputs of the model for each example, and a task of Task.custom has its own loss "
+                "and evaluation. Describe the task by Task.of(train, test, loss=..., metrics=...) for it."
+            )
+        return self.test
+
     def to(self, device: torch.device) -> "Task":
         """The same task with all data in memory on `device`."""
-        validation = None if self.validation is None else self.validation.to(device)
-        return replace(self, train=self.train.to(device), test=self.test.to(device), validation=validation)
+        return replace(self, **{split: data.to(device) for split, data in self.splits.items()})
+
+    def evaluate(
+        self, model: nn.Module, split: Literal["train", "validation", "test"], examples: int | None = None
+    ) -> Measured:
+        """Metrics and error of `model` on a split, in eval mode.
+
+        Args:
+            model: The model to evaluate; the modes of its modules are restored.
+            split: A split that the task has. A task of `Task.custom` measures the loss of its training data, and
+                "test" is its `evaluate`.
+            examples: Largest number of training examples, and of examples for the error (None: all).
+        """
+        if self.own is not None:
+            return self._own_measured(model, self.own, split, examples)
+        data = self.splits[split]
+        part = sampled(data, examples)
+        outputs, targets = predict(model, self, part)
+        error = self.error_of(outputs, targets) if self.error or "accuracy" in self.metrics else math.nan
+        if split != "train" and part is not data:
+            outputs, targets = predict(model, self, data)
+        return Measured({name: metric(outputs, targets) for name, metric in self.metrics.items()}, error)
+
+    def error_on_held_out(self, model: nn.Module, examples: int | None = None) -> float:
+        """The error on at most `examples` of the data for choices, in units of `error_scale`."""
+        if self.own is not None:
+            return self.evaluate(model, "validation" if self.has_validation else "test").error
+        return self.error_of(*predict(model, self, sampled(self.held_out, examples)))
 
     def error_of(self, outputs: Tensor, targets: Tensor) -> float:
-        """Error in [0, 1]: `error` of the task, or 1 - accuracy."""
+        """Error: `error` of the task in units of `error_scale`, or 1 - accuracy."""
         if self.error is not None:
-            return self.error(outputs, targets)
+            return float(self.error(outputs, targets)) / (self.error_scale or 1.0)
         if "accuracy" not in self.metrics:
             raise SwampError("a task without an 'accuracy' metric must name its own error: Task(error=...).")
         return 1 - self.metrics["accuracy"](outputs, targets)
+
+    def _own_measured(self, model: nn.Module, own: OwnEvaluation, split: str, examples: int | None) -> Measured:
+        device = next(model.parameters()).device
+        # Evaluations may draw random numbers, such as the episodes of a policy: each model gets the same ones.
+        with evaluating(model), isolated(Seed(0).at("evaluation"), device):
+            if split == "train":
+                return Measured({"loss": mean_loss(self._batch_losses(model, device, examples))}, math.nan)
+            metrics = own.metrics(model, validation=split == "validation")
+        return Measured(metrics, own.error_of(metrics) / (self.error_scale or 1.0))
+
+    def _batch_losses(self, model: nn.Module, device: torch.device, examples: int | None) -> list[tuple[float, int]]:
+        found: list[tuple[float, int]] = []
+        seen = 0
+        for batch in sampled(self.train, examples).in_order(_fast_batch(self.train, device)):
+            inputs, targets = batch_to(batch, device)
+            found.append((float(self.forward(model, to_memory_format_of(model, inputs)).detach()), len(targets)))
+            seen += len(targets)
+            if examples is not None and seen >= examples:
+                break
+        return found
 
 
 def _name(function: Any) -> str:
@@ -168,7 +324,7 @@ def predict(
         model: Runs on the device it is on; the train or eval mode of its modules is restored.
         task: Its `forward` calls the model.
         data: One split of a task, such as `task.test`.
-        examples: Number of examples, from the first (default: all).
+        examples: Largest number of examples, a fixed random subset (default: all), see `sampled`.
         batch_size: Examples in each call of the model (default: a size that suits the model's device).
 
     Returns:
@@ -182,7 +338,10 @@ def predict(
         >>> outputs.shape, targets.tolist()
         (torch.Size([5, 2]), [0, 1, 0, 1, 0])
     """
+    if task.own is not None:
+        task.require_outputs("predict")
     device = next(model.parameters()).device
+    data = sampled(data, examples)
     batch_size = batch_size or _fast_batch(data, device)
     outputs: list[Tensor] = []
     targets: list[Tensor] = []
@@ -195,7 +354,19 @@ def predict(
             seen += len(target)
             if examples is not None and seen >= examples:
                 break
-    return torch.cat(outputs)[:examples], torch.cat(targets)[:examples]
+    return _joined(outputs, "outputs")[:examples], _joined(targets, "targets")[:examples]
+
+
+def _joined(parts: list[Tensor], what: str) -> Tensor:
+    shapes = {tuple(part.shape[1:]) for part in parts}
+    if len(shapes) > 1:
+        first, second, *_ = sorted(shapes)
+        raise SwampError(
+            f"the {what} of two batches have the shapes (examples, *{first}) and (examples, *{second}), so metrics of "
+            "the whole data set are not defined. Pad all batches to one length, or use Task.custom(train, loss, "
+            "evaluate), whose evaluate computes the metrics itself."
+        )
+    return torch.cat(parts)
 
 
 def _fast_batch(data: Data, device: torch.device) -> int:
@@ -211,7 +382,7 @@ def evaluate(model: nn.Module, task: Task, data: Data, *, examples: int | None =
         model: The model to evaluate.
         task: Its `metrics` and its `forward` are used.
         data: One split of a task, such as `task.test`.
-        examples: Number of examples, from the first (default: all).
+        examples: Largest number of examples, a fixed random subset (default: all).
 
     Returns:
         Metric name -> value.

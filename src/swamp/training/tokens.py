@@ -7,8 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from swamp.batches import Batch
 from swamp.errors import SwampError
-from swamp.training.data import Batch
 from swamp.training.rng import Seed, permutation
 
 _POOL = 32

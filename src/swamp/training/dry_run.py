@@ -1,0 +1,227 @@
+"""A dry run on two examples before the first training step, so that no training is lost to a metric or a shape."""
+
+import copy
+import math
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from swamp.batches import Batch, batch_to, can_split, rows_of, tensors_of
+from swamp.errors import SwampError, shortened
+from swamp.training.data import BatchList, Data, sampled
+from swamp.training.loop import smoothed
+from swamp.training.memory_format import to_memory_format_of
+from swamp.training.metrics import accuracy
+from swamp.training.options import Training
+from swamp.training.rng import Seed, isolated
+from swamp.training.sum_loss import sum_loss
+from swamp.training.task import Task, evaluating
+
+_SEED = Seed(0).at("dry run")
+_CUSTOM = "Task.custom(train, loss, evaluate) takes batches, models and metrics of any form"
+
+
+def dry_run(model: nn.Module, task: Task, training: Training, *, prunable: set[str], joint: bool = False) -> bool:
+    """Compute every function of `task` on two examples of each split, on a copy of `model`.
+
+    Args:
+        model: The model; it is not changed.
+        task: Its forward pass, loss, metrics, error and combination of outputs are called.
+        training: Gives the parts of a batch for gradient accumulation.
+        prunable: Names of the prunable weights.
+        joint: Whether outputs of several models will be combined.
+
+    Returns:
+        Whether the task has an error in [0, 1], or in units of a named scale: without one, barriers are not measured.
+
+    Raises:
+        SwampError: A function failed, or returned something unexpected. The message names it, and the shapes.
+    """
+    model = copy.deepcopy(model)
+    device = next(model.parameters()).device
+    with isolated(_SEED, device):
+        _check_state_dict(model)
+        errors = [_check_own(model, task)] if task.own is not None else _check_splits(model, task, joint)
+        _check_training(model, task, training, prunable)
+    named = task.error is not None or (task.own is not None and task.own.error is not None)
+    inside = all(0 <= error <= 1 for error in errors)
+    if task.error_scale is None and named and not inside:
+        raise SwampError(
+            f"the error of the untrained model is {errors[0]:.4g}, and an error lies in [0, 1]. Name the error that "
+            "counts as 1, such as the variance of the targets for squared errors: error_scale=..."
+        )
+    return not math.isnan(errors[0]) and (inside or task.error_scale is not None)
+
+
+def _check_state_dict(model: nn.Module) -> None:
+    with _failing("the model's state_dict() does not fit its own load_state_dict()", "Correct these two methods."):
+        model.load_state_dict(model.state_dict())
+
+
+def _check_splits(model: nn.Module, task: Task, joint: bool) -> list[float]:
+    """Outputs, loss and metrics of each split. Returns the errors."""
+    errors: list[float] = []
+    for split, data in task.splits.items():
+        inputs, targets = _two(data, model)
+        where = f"two examples of the {split} data"
+        advice = f"Check the model and forward=...; {_CUSTOM}."
+        with evaluating(model), torch.no_grad(), _failing(f"the model failed on {where} ({_shapes(inputs)})", advice):
+            outputs = task.forward(model, to_memory_format_of(model, inputs))
+        _check_outputs(outputs, targets, where)
+        shapes = f"outputs {_shape(outputs)} and targets {_shape(targets)} of {where}"
+        for name, metric in task.metrics.items():
+            if metric is accuracy and outputs.shape[-1:] == (1,):
+                raise SwampError(
+                    "the default metrics need one output per class, and the model has one output. Use loss="
+                    "F.binary_cross_entropy_with_logits for one logit, F.mse_loss for a regression, or metrics={...}."
+                )
+            advice = "Give metrics={name: function(outputs, targets)} that fit the task."
+            _number(partial(metric, outputs, targets), f"the metric {name!r}", shapes, advice)
+        if task.error is not None or "accuracy" in task.metrics:
+            errors.append(_number(partial(task.error_of, outputs, targets), "the error", shapes, "Give error=..."))
+        elif not errors:
+            raise SwampError(
+                f"the task has the metrics {', '.join(task.metrics) or 'none'}, and no error, which barriers and the "
+                "choice of particles need. Give error=function(outputs, targets) in [0, 1], or a metric 'accuracy'."
+            )
+        if joint:
+            advice = "Give combine=function(list of outputs) -> outputs."
+            combined = _called(partial(task.combine, [outputs, outputs]), "combine", shapes, advice)
+            _check_outputs(combined, targets, where)
+    return errors
+
+
+def _check_outputs(outputs: Any, targets: Tensor, where: str) -> None:
+    if not isinstance(outputs, Tensor):
+        found = _shapes(outputs) or type(outputs).__name__
+        raise SwampError(
+            f"the model returned a {type(outputs).__name__} for {where} ({found}), and a tensor was expected. Choose "
+            f"one: forward=lambda model, inputs: model(inputs)[0], say; {_CUSTOM}."
+        )
+    if outputs.shape[:1] != targets.shape[:1]:
+        raise SwampError(
+            f"the model returned {_shape(outputs)} for {where}, whose targets have the shape {_shape(targets)}: the "
+            f"first dimension must be the examples. {_CUSTOM}."
+        )
+
+
+def _check_own(model: nn.Module, task: Task) -> float:
+    """The user's evaluation of the untrained model. Returns its error."""
+    with _failing("evaluate(model) or validate(model) failed on the untrained model", "Correct it."):
+        test = task.evaluate(model, "test")
+        return task.evaluate(model, "validation").error if task.has_validation else test.error
+
+
+def _check_training(model: nn.Module, task: Task, training: Training, prunable: set[str]) -> None:
+    """Loss and gradient of a batch in train mode."""
+    loss_function = smoothed(task.loss, training.label_smoothing)
+    model.train()
+
+    def loss_of(batch: Batch, what: str) -> Tensor:
+        inputs, targets = batch_to(batch, next(model.parameters()).device)
+        failed = f"the loss failed on {what}: inputs ({_shapes(inputs)}), targets {_shape(targets)}"
+        with _failing(failed, f"Check loss=... and the model in train mode; {_CUSTOM}."):
+            loss: Any = loss_function(task.forward(model, to_memory_format_of(model, inputs)), targets)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+            found = _shape(loss) if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise SwampError(f"the loss must be one number, a scalar tensor, and it is {found} for {what}.")
+        return loss
+
+    batch = _training_batch(task.train, 2)
+    loss = loss_of(batch, "two examples of the training data")
+    if not loss.requires_grad:
+        raise SwampError(
+            "the loss does not depend on any weight that requires a gradient: it was detached, computed under "
+            "torch.no_grad(), or all weights are frozen."
+        )
+    with _failing("the gradient of the loss failed on two training examples", "Correct the model or the loss."):
+        loss.backward()  # pyright: ignore[reportUnknownMemberType]
+    reached = [name for name, p in model.named_parameters() if name in prunable and p.grad is not None]
+    if prunable and not reached:
+        raise SwampError(
+            f"the loss depends on none of the prunable weights {shortened(sorted(prunable))}. Name those that it "
+            "trains: include=(...)."
+        )
+    if isinstance(task.train, BatchList):
+        smallest = min(task.train.batches, key=lambda batch: len(batch[1]))
+        loss_of(smallest, f"the smallest training batch, of {len(smallest[1])}")
+    if training.grad_accum_steps > 1:
+        _check_parts(model, task, training, loss_of)
+
+
+def _check_parts(model: nn.Module, task: Task, training: Training, loss_of: Callable[[Batch, str], Tensor]) -> None:
+    """Whether parts of a batch can be computed in turn, and their losses make up the loss of the batch."""
+    inputs, targets = batch_to(_training_batch(task.train, training.batch_size), next(model.parameters()).device)
+    count = min(training.grad_accum_steps, len(targets))
+    sizes = [len(part) for part in torch.arange(len(targets)).tensor_split(count)]
+    smallest = slice(0, min(sizes))
+    loss_of((rows_of(inputs, smallest), targets[smallest]), f"a part of {min(sizes)} for grad_accum_steps={count}")
+    if sum_loss(task.loss) is not None or count < 2:
+        return
+    model.eval()
+    whole = float(loss_of((inputs, targets), "a training batch").detach())
+    first = slice(0, sizes[0])
+    rest = slice(sizes[0], len(targets))
+    shares = [
+        float(loss_of((rows_of(inputs, part), targets[part]), "a part of a batch").detach()) * (part.stop - part.start)
+        for part in (first, rest)
+    ]
+    if not math.isclose(sum(shares) / len(targets), whole, rel_tol=1e-3, abs_tol=1e-6):
+        raise SwampError(
+            f"grad_accum_steps={training.grad_accum_steps} needs a loss that is the mean over the examples: the loss "
+            f"of a batch is {whole:.6g}, and the mean of the losses of its parts {sum(shares) / len(targets):.6g}. "
+            "Use F.cross_entropy or F.nll_loss with their own options, or grad_accum_steps=1."
+        )
+
+
+def _training_batch(data: Data, size: int) -> Batch:
+    """An augmented batch of training data, of about `size` examples."""
+    return _cut(next(iter(sampled(data, size).shuffled(size, _SEED, 0))), size)
+
+
+def _two(data: Data, model: nn.Module) -> Batch:
+    return batch_to(_cut(next(iter(sampled(data, 2).in_order(2))), 2), next(model.parameters()).device)
+
+
+def _cut(batch: Batch, size: int) -> Batch:
+    inputs, targets = batch
+    return (rows_of(inputs, slice(size)), targets[:size]) if can_split(inputs) else batch
+
+
+def _number(call: Callable[[], Any], what: str, shapes: str, advice: str) -> float:
+    value = _called(call, what, shapes, advice)
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SwampError(f"{what} must be one number; it is {value!r:.80} for {shapes}. {advice}") from error
+
+
+def _called(call: Callable[[], Any], what: str, shapes: str, advice: str) -> Any:
+    with _failing(f"{what} failed on {shapes}", advice):
+        return call()
+
+
+@contextmanager
+def _failing(what: str, advice: str) -> Generator[None]:
+    try:
+        yield
+    except SwampError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        raise SwampError(f"{what}: {reason}. {advice}") from error
+
+
+def _shapes(inputs: Any) -> str:
+    parts = [f"{place} {_shape(tensor)}".strip() for place, tensor in tensors_of(inputs).items()]
+    return ", ".join(parts) or type(cast(object, inputs)).__name__
+
+
+def _shape(tensor: Any) -> str:
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return f"{kind} {tuple(tensor.shape)}"

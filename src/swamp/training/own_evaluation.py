@@ -1,0 +1,112 @@
+"""How a task of the user's own functions is evaluated: any model, any metric."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from swamp.errors import SwampError
+
+BatchLoss = Callable[[nn.Module, Any], Tensor]
+"""(model, batch) -> scalar tensor, the mean over the batch."""
+Evaluate = Callable[[nn.Module], Mapping[str, Any]]
+"""model in eval mode -> name of each metric and its value, a number or a tensor of one number."""
+ErrorOf = Callable[[Mapping[str, float]], float]
+"""Metrics -> error; lower is better."""
+
+LOWER_IS_BETTER = (
+    "loss", "error", "nll", "mse", "mae", "rmse", "mape", "perplexity", "bits", "ece", "brier", "fid", "distance",
+    "residual", "divergence", "wer", "cer", "unexplained",
+)  # fmt: skip
+"""A metric whose name contains one of these is better where it is lower."""
+
+
+@dataclass(frozen=True)
+class OwnEvaluation:
+    """The functions that evaluate a task of the user's own, and which metric decides.
+
+    Args:
+        evaluate: Measures a model on test data, for the record.
+        validate: Measures it on validation data, for choices and barriers (None: barriers use `evaluate`).
+        error: The error: the name of a metric, or a function of all metrics (None: from the first metric, 1 - value
+            where higher is better).
+        higher_is_better: Of the first metric (None: judged by its name, see LOWER_IS_BETTER).
+    """
+
+    evaluate: Evaluate
+    validate: Evaluate | None = None
+    error: str | ErrorOf | None = None
+    higher_is_better: bool | None = None
+
+    def metrics(self, model: nn.Module, *, validation: bool) -> dict[str, float]:
+        """Metrics of `model`, which is in eval mode; its gradients are removed.
+
+        Raises:
+            SwampError: The function returned something other than names and numbers.
+        """
+        function = self.validate if validation and self.validate is not None else self.evaluate
+        # Some evaluations differentiate, such as those of physics-informed networks.
+        with torch.enable_grad():
+            found = function(model)
+        for parameter in model.parameters():
+            parameter.grad = None
+        return numbers_of(found, getattr(function, "__name__", "evaluate"))
+
+    def error_of(self, metrics: Mapping[str, float]) -> float:
+        """The error of these metrics, in the unit of the task."""
+        if callable(self.error):
+            return float(self.error(metrics))
+        if self.error is not None:
+            if self.error not in metrics:
+                raise SwampError(f"error={self.error!r} is not among the metrics {', '.join(metrics)}.")
+            return metrics[self.error]
+        name, value = next(iter(metrics.items()))
+        higher = self.higher_is_better
+        if higher is None:
+            higher = not any(part in name.lower() for part in LOWER_IS_BETTER)
+        return 1 - value if higher else value
+
+
+def numbers_of(found: Any, what: str) -> dict[str, float]:
+    """Name -> number of what an evaluation returned. Raises SwampError for anything else."""
+    if not isinstance(found, Mapping) or not found:
+        raise SwampError(
+            f"{what}(model) must return a dict of metrics, such as {{'accuracy': 0.9}}; it returned {found!r:.80}."
+        )
+    values: dict[str, float] = {}
+    for name, value in cast("Mapping[Any, Any]", found).items():
+        single = isinstance(value, Tensor) and value.numel() == 1
+        if not isinstance(name, str) or not (single or isinstance(value, Real) or hasattr(value, "__float__")):
+            raise SwampError(
+                f"{what}(model) must return names and numbers; it returned {type(value).__name__} for {name!r}."
+            )
+        values[name] = float(value.detach() if isinstance(value, Tensor) else value)
+    return values
+
+
+class ReturnedLoss:
+    """The forward pass of such a task: its loss of a whole batch. The loss function then returns it unchanged."""
+
+    def __init__(self, loss: BatchLoss) -> None:
+        self.loss = loss
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        """The loss of `batch`. Some losses differentiate, also where the caller needs no gradient."""
+        with torch.enable_grad():
+            return self.loss(model, batch)
+
+
+def returned(outputs: Tensor, targets: Any) -> Tensor:
+    """The loss function of such a task: its forward pass has computed the loss."""
+    del targets
+    return outputs
+
+
+def mean_loss(losses: list[tuple[float, int]]) -> float:
+    """Mean of batch losses, weighted by their examples; NaN without any."""
+    examples = sum(count for _, count in losses)
+    return sum(loss * count for loss, count in losses) / examples if examples else math.nan
