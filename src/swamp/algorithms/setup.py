@@ -16,6 +16,7 @@ from swamp.masks.floor import least_weights
 from swamp.masks.parametrized import slices_of
 from swamp.masks.patterns import structure_named
 from swamp.model_copy import copied_model
+from swamp.scores import SCORES_OF_OUTPUTS
 from swamp.training import Seed, Task, Training
 from swamp.training.dry_run import dry_run
 from swamp.training.flops import FlopCounter
@@ -42,6 +43,8 @@ class Setup:
         """Scratch model: its weights change."""
         to_fastest_memory_format(self.model, bfloat16=False)
         self.task = task.to(next(model.parameters()).device)
+        if task.own is not None and plan.score_name in SCORES_OF_OUTPUTS:
+            self.task.require_outputs(f"the score {plan.score_name}")
         require_finite_start(self.model, self.task)
         self.has_unit_error = dry_run(self.model, self.task, training, prunable=set(self.dense))
         """Whether barriers, which are differences of errors, can be measured and judged."""

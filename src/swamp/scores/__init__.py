@@ -21,6 +21,10 @@ SCORES: dict[str, Score] = {
 }
 
 
+SCORES_OF_OUTPUTS = ("grasp", "synflow")
+"""Scores that need the outputs of the network, not only its loss."""
+
+
 def score_named(name: str) -> Score:
     """Look up a score by name. Raises SwampError with suggestions."""
     if name not in SCORES:

@@ -19,7 +19,7 @@ from swamp.training.metrics import accuracy
 from swamp.training.options import Training
 from swamp.training.rng import Seed, isolated
 from swamp.training.sum_loss import sum_loss
-from swamp.training.task import Task, evaluating
+from swamp.training.task import Task, evaluating, joined
 
 _SEED = Seed(0).at("dry run")
 _CUSTOM = "Task.custom(train, loss, evaluate) takes batches, models and metrics of any form"
@@ -72,6 +72,8 @@ def _check_splits(model: nn.Module, task: Task, joint: bool) -> list[float]:
         with evaluating(model), torch.no_grad(), _failing(f"the model failed on {where} ({_shapes(inputs)})", advice):
             outputs = task.forward(model, to_memory_format_of(model, inputs))
         _check_outputs(outputs, targets, where)
+        if isinstance(data, BatchList):
+            joined([batch[1][:0] for batch in data.batches], "targets")
         shapes = f"outputs {_shape(outputs)} and targets {_shape(targets)} of {where}"
         for name, metric in task.metrics.items():
             if metric is accuracy and outputs.shape[-1:] == (1,):
@@ -180,6 +182,8 @@ def _check_parts(model: nn.Module, task: Task, training: Training, loss_of: Call
 
 def _training_batch(data: Data, size: int) -> Batch:
     """An augmented batch of training data, of about `size` examples."""
+    if isinstance(data, BatchList):
+        return _cut(max(data.batches, key=lambda batch: len(batch[1])), size)
     return _cut(next(iter(sampled(data, size).shuffled(size, _SEED, 0))), size)
 
 

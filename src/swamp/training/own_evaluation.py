@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, cast
 
 import torch
@@ -79,8 +78,8 @@ def numbers_of(found: Any, what: str) -> dict[str, float]:
         )
     values: dict[str, float] = {}
     for name, value in cast("Mapping[Any, Any]", found).items():
-        single = isinstance(value, Tensor) and value.numel() == 1
-        if not isinstance(name, str) or not (single or isinstance(value, Real) or hasattr(value, "__float__")):
+        number = value.numel() == 1 if isinstance(value, Tensor) else hasattr(value, "__float__")
+        if not isinstance(name, str) or not number:
             raise SwampError(
                 f"{what}(model) must return names and numbers; it returned {type(value).__name__} for {name!r}."
             )

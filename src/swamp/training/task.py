@@ -354,10 +354,11 @@ def predict(
             seen += len(target)
             if examples is not None and seen >= examples:
                 break
-    return _joined(outputs, "outputs")[:examples], _joined(targets, "targets")[:examples]
+    return joined(outputs, "outputs")[:examples], joined(targets, "targets")[:examples]
 
 
-def _joined(parts: list[Tensor], what: str) -> Tensor:
+def joined(parts: list[Tensor], what: str) -> Tensor:
+    """The `what` (outputs or targets) of all batches. Raises SwampError if the shapes of their examples differ."""
     shapes = {tuple(part.shape[1:]) for part in parts}
     if len(shapes) > 1:
         first, second, *_ = sorted(shapes)
