@@ -25,6 +25,7 @@ from swamp.runs.config import RunConfig
 from swamp.runs.execute import start
 from swamp.runs.run_progress import NullReporter
 from swamp.training import Seed, Task, TensorData, Training, with_reestimated_batchnorm
+from swamp.training.data import sampled
 from swamp.training.loop import fit
 from swamp.training.rng import isolated
 
@@ -74,8 +75,8 @@ def exact(model: nn.Module, task: Task, examples: int) -> torch.Tensor:
     def loss(flat):
         parts = flat.split([shape.numel() for shape in shapes.values()])
         values = {name: part.view(shape) for part, (name, shape) in zip(parts, shapes.items(), strict=True)}
-        outputs = functional_call(model, values, (task.train.inputs[:examples],))
-        return F.cross_entropy(outputs, task.train.targets[:examples])
+        some = sampled(task.train, examples)
+        return F.cross_entropy(functional_call(model, values, (some.inputs,)), some.targets)
 
     return jacrev(grad(loss))(flat)
 
@@ -97,8 +98,7 @@ def test_products_equal_those_of_the_dense_hessian(kind, batched):
     hessian.batched = batched
     found = hessian(torch.eye(hessian.size, dtype=torch.float64))
     assert kind == "conv" or hessian.batched == batched
-    # Statistics come from one batch of all 40 examples, also for 31 examples.
-    expected = exact(with_reestimated_batchnorm(model, task.train), task, 31)
+    expected = exact(with_reestimated_batchnorm(model, task.train, examples=31), task, 31)
     assert float(expected.abs().max()) > 0.05
     assert torch.allclose(found, expected, atol=1e-12)
 

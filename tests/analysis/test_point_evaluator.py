@@ -116,7 +116,7 @@ def test_only_the_given_number_of_examples_is_used(normed, task):
     values = PointEvaluator(normed, task, task.train, examples=40)(points)
     for state, value in zip(points, values, strict=True):
         normed.load_state_dict(state)
-        fresh = with_reestimated_batchnorm(normed, task.train, batches=1)
+        fresh = with_reestimated_batchnorm(normed, task.train, examples=40)
         assert value.loss == pytest.approx(evaluate(fresh, task, task.train, examples=40)["nll"], rel=1e-5)
 
 

@@ -27,7 +27,7 @@ from swamp.analysis.predictions import (
 from swamp.analysis.run_data import RunData, some_examples
 from swamp.errors import SwampError
 from swamp.training import Seed, Task, TensorData, evaluate
-from swamp.training.data import BatchList
+from swamp.training.data import BatchList, sampled
 from swamp.training.metrics import mean_probability
 
 from .runs import blind, run
@@ -83,11 +83,11 @@ def test_disagreement_counts_classes_and_not_outputs():
     assert found.tolist() == [[0, 0.5], [0.5, 0]]
 
 
-def test_only_the_first_examples_are_taken():
+def test_only_the_given_number_of_examples_is_taken():
     data = TensorData({"a": torch.arange(700)}, torch.arange(700))
     for count in (3, 300, 600, 700, 9000):
         batches = some_examples(data, count, 512)
-        assert torch.cat([targets for _, targets in batches]).tolist() == list(range(min(count, 700)))
+        assert torch.cat([targets for _, targets in batches]).tolist() == sampled(data, count).targets.tolist()
         assert all(torch.equal(inputs["a"], targets) for inputs, targets in batches)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from swamp.training import TensorData, with_reestimated_batchnorm
 from swamp.training.batchnorm import batchnorm_layers, frozen_statistics, reset_statistics
-from swamp.training.data import DatasetData
+from swamp.training.data import DatasetData, sampled
 from swamp.training.sources import as_data
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -50,9 +50,10 @@ def test_statistics_are_the_equal_weight_mean_over_whole_batches():
     assert_statistics(fresh.norm, [INPUTS[:4], INPUTS[4:8]])
 
 
-def test_the_number_of_batches_is_limited():
-    fresh: Any = with_reestimated_batchnorm(Net(), DATA, batch_size=2, batches=3)
-    assert_statistics(fresh.norm, [INPUTS[0:2], INPUTS[2:4], INPUTS[4:6]])
+def test_the_number_of_examples_is_limited():
+    fresh: Any = with_reestimated_batchnorm(Net(), DATA, batch_size=2, examples=6)
+    some = sampled(DATA, 6).inputs
+    assert_statistics(fresh.norm, [some[0:2], some[2:4], some[4:6]])
 
 
 def test_a_small_batch_in_the_middle_is_left_out_alone():

@@ -185,7 +185,7 @@ class Stream(IterableDataset[Any]):
         (INPUTS, "cannot take batches from a Tensor"),
         (INPUTS.numpy(), "cannot take batches from a ndarray"),
         ({"x": INPUTS, "labels": TARGETS}, "cannot take batches from a dict"),
-        ((INPUTS.numpy(), TARGETS), "inputs must be a tensor or a mapping of tensors, got ndarray"),
+        ((INPUTS.numpy(), TARGETS), "inputs must be a tensor, or tensors in tuples, lists or dicts, got ndarray"),
         (({}, TARGETS), "inputs must be a tensor"),
         ((INPUTS.numpy(), TARGETS.numpy()), "a batch must be"),
         ([INPUTS, TARGETS], "a batch must be"),
@@ -199,7 +199,7 @@ class Stream(IterableDataset[Any]):
         (DataLoader(PAIRS, sampler=RandomSampler(PAIRS, num_samples=3)), "chooses its examples itself"),
         (DataLoader(PAIRS, batch_sampler=[[0, 1], [2]]), "batch sampler list"),
         (DataLoader(PAIRS, batch_size=None), "chooses its examples itself"),
-        (DataLoader(Stream()), "chooses its examples itself"),
+        (DataLoader(Stream()), "has no length: give steps_per_epoch"),
     ],
 )
 def test_unsupported_sources_are_refused_before_training(source: Any, message: str):
@@ -208,18 +208,20 @@ def test_unsupported_sources_are_refused_before_training(source: Any, message: s
     assert message in str(error.value)
 
 
-def test_a_stream_is_read_as_batches():
-    assert isinstance(as_data(Stream()), BatchList)
-    assert len(as_data(Stream())) == 9
+def test_an_iterable_is_read_as_batches_into_memory():
+    found = as_data(iter(BATCHES))
+    assert isinstance(found, BatchList)
+    assert len(found) == 9
 
 
-def test_a_batch_is_a_pair_or_a_mapping_with_labels():
+def test_a_batch_is_a_tuple_with_the_targets_last_or_a_mapping_with_labels():
     for key in ("labels", "label", "targets"):
-        inputs, targets = as_batch({"x": 1, key: 2})
-        assert (inputs, targets) == ({"x": 1}, 2)
-    assert as_batch([1, 2]) == (1, 2)
-    with pytest.raises(SwampError):
-        as_batch((1, 2, 3))
+        assert as_batch({"x": 1, key: TARGETS}) == ({"x": 1}, TARGETS)
+    assert as_batch([1, TARGETS]) == (1, TARGETS)
+    assert as_batch((1, 2, TARGETS)) == ((1, 2), TARGETS)
+    for other in ((TARGETS,), {"x": TARGETS}, (1, 2), TARGETS):
+        with pytest.raises(SwampError, match=r"Task.custom\(train, loss, evaluate\) takes batches of any form"):
+            as_batch(other)
 
 
 def test_a_batch_moves_with_all_its_tensors():

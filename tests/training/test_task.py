@@ -7,6 +7,7 @@ from torch import nn
 
 from swamp.errors import SwampError
 from swamp.training import Task, TensorData, evaluate, predict
+from swamp.training.data import sampled
 from swamp.training.metrics import accuracy, ece, nll
 from swamp.training.task import call_model
 
@@ -81,12 +82,14 @@ def test_a_model_is_called_with_a_tensor_or_keywords_and_returns_logits():
 
 
 @pytest.mark.parametrize("examples", [None, 3, 4, 7, 99])
-def test_predict_gives_the_first_examples_in_order(examples: int | None):
+def test_predict_gives_some_examples_in_order(examples: int | None):
     inputs = torch.arange(10.0).view(10, 1)
     data = TensorData(inputs, torch.arange(10))
     outputs, targets = predict(Copy(), Task(data, data), data, examples=examples, batch_size=4)
-    assert torch.equal(outputs, inputs[:examples])
-    assert targets.tolist() == list(range(10))[:examples]
+    some = sampled(data, examples)
+    assert torch.equal(outputs, some.inputs)
+    assert targets.tolist() == some.targets.tolist() == sorted(set(some.targets.tolist()))
+    assert len(targets) == min(10, examples or 10)
 
 
 class Copy(nn.Module):
