@@ -21,7 +21,6 @@ from swamp.training.batchnorm import reestimate_batchnorm
 from swamp.training.data import BatchList, Data
 from swamp.training.metrics import accuracy, ece, mean_probability, nll
 from swamp.training.module_extra_state import load_state
-from swamp.training.task import accuracy, ece, mean_probability, nll
 
 CORRUPTIONS: Mapping[str, tuple[float, ...]] = {
     "noise": (0.25, 0.5, 1.0, 2.0),
