@@ -42,9 +42,7 @@ class Keeps(nn.Module):
 
 def run(model: nn.Module) -> swamp.SparseModel:
     training = swamp.Training(epochs=1, batch_size=16)
-    return swamp.prune(
-        model, TASK, sparsity=0.5, cycles=1, particles=1, training=training, backend="sequential", barrier_points=0
-    )
+    return swamp.prune(model, TASK, sparsity=0.5, cycles=1, particles=1, training=training, backend="sequential")
 
 
 @pytest.mark.parametrize("form", ["tensor", "list", "nested", "record"])

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations
 import swamp
 from swamp import SwampError
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* has no effect")
 TRAINING = swamp.Training(epochs=2, batch_size=16, lr=0.05)
 GENERATOR = torch.Generator().manual_seed(0)
 SERIES = torch.randn(64, 5, 4, generator=GENERATOR)
