@@ -60,6 +60,7 @@ def signalled(path, at: int, number: int):
     return swamp.prune(network(), task, out=path, backend="sequential", **OPTIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [2, 17, 90])
 def test_a_killed_call_continues_with_the_same_bits(tmp_path, every_step, at):
     pruned(tmp_path / "whole")
@@ -69,6 +70,7 @@ def test_a_killed_call_continues_with_the_same_bits(tmp_path, every_step, at):
     assert_same_outcome(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("at", [3, 9, 23])
 def test_ctrl_c_saves_the_step_and_the_same_call_continues_with_the_same_bits(tmp_path, at):
     with pytest.raises(KeyboardInterrupt, match=r"stopped and saved in .*; the same call again continues"):
@@ -79,6 +81,7 @@ def test_ctrl_c_saves_the_step_and_the_same_call_continues_with_the_same_bits(tm
     assert_same_outcome(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_handler_of_the_caller_stays_in_place_and_another_thread_can_prune(tmp_path):
     seen = []
     before = signal.signal(signal.SIGINT, lambda *_: None)
@@ -134,6 +137,7 @@ def test_a_folder_with_other_files_and_an_impossible_call_leave_no_trace(tmp_pat
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_cycles_are_yielded_from_the_directory_and_can_be_left_early(tmp_path):
     plan = swamp.Plan(sparsity=0.75, particles=(2,), prune_fraction=(0.5,), barrier_threshold=1.0)
     found = swamp.cycles(network(), examples(), plan, TRAINING, out=tmp_path / "run", backend="sequential")
@@ -145,6 +149,7 @@ def test_cycles_are_yielded_from_the_directory_and_can_be_left_early(tmp_path):
     assert_same_outcome(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_commands_read_the_directory(tmp_path, capsys):
     pruned(tmp_path / "swamp")
     with pytest.warns(UserWarning, match="particles has no effect: imp trains one particle"):
@@ -166,6 +171,7 @@ def test_a_command_that_needs_the_model_says_how_to_give_it(tmp_path, capsys, co
     assert ("swamp.prune(..., out=...)" if command == "resume" else "--model package.module:function") in told
 
 
+@pytest.mark.slow
 def test_commands_take_the_functions_that_make_model_and_task(tmp_path, capsys):
     sparse = pruned(tmp_path / "run")
     path = str(tmp_path / "run")

@@ -90,6 +90,7 @@ def run(*arguments, out="run", code=0):
         main(["run", *FAST, "--out", str(out), *arguments])
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("place", ["mine", "mine.py"])
 def test_a_run_of_ones_own_model_task_and_optimizer(folder, capsys, place):
     run("--model", f"{place}:Net", "--task", f"{place}:task", "--optimizer", f"{place}:sgd", "--json")
@@ -112,6 +113,7 @@ def test_a_network_of_swamp_and_a_sized_function_take_their_sizes_from_the_task(
     assert load_tensors(Path("b/model.safetensors"))[0]["weight"].shape == (3, 6)
 
 
+@pytest.mark.slow
 def test_the_seed_decides_the_initial_weights(folder):
     for out, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         run("--task", "mine:task", "--model", "mine:Net", "--seed", seed, "--ticket-epochs", "0", out=out)
