@@ -9,6 +9,7 @@ import pytest
 
 from swamp.errors import SwampError
 from swamp.report.comparison import Comparison, compare
+from swamp.report.page import summary_sentences
 from swamp.report.run_records import RunRecord, read_run
 from swamp.report.tables import comparison_markdown
 
@@ -212,3 +213,18 @@ def test_the_best_is_better_than_each_other_method_over_the_seeds_that_both_have
     (row,) = unequal(tmp_path, methods).rows
     assert row.best == ("good",)
     assert {label: difference.n for label, difference in row.to_best.items()} == {"lucky": 1, "bad": 3}
+
+
+def test_the_summary_compares_over_the_seeds_that_both_have(tmp_path: Path) -> None:
+    runs = [run(tmp_path / "i0", [priced(0, 1.0, 0.80, 100, 100), priced(1, 0.1, 0.70, 20, 120)])]
+    runs += [run(tmp_path / "i1", [priced(0, 1.0, 0.90, 100, 100), priced(1, 0.1, 0.80, 20, 120)], seed=1)]
+    runs += [run(tmp_path / "s1", [priced(0, 0.1, 0.85, 120, 120)], "swamp", 1)]
+    # SWAMP has the easy seed alone: 0.85 is level with the mean dense network, and 5 points below that of its seed.
+    reached, dense, imp = summary_sentences(compare(runs))
+    assert reached.startswith("swamp reaches 85.00 %")
+    assert dense == "That is 5.00 points below the dense network (imp, 85.00 %), over 1 common seed."
+    assert imp == "It is 5.00 points above imp; one common seed cannot exclude chance."
+    alone = [run(tmp_path / "s2", [priced(0, 0.1, 0.85, 120, 120)], "swamp", 2)]
+    assert summary_sentences(compare([*runs[:2], *alone]))[1:] == [
+        "It has no common seed with imp, so that the two are not compared."
+    ]

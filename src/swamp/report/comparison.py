@@ -122,6 +122,8 @@ class Comparison:
     dense: float | None
     """The mean of `dense_label` at density 1: of the baseline, or of the first label that has a dense model."""
     dense_label: str | None
+    dense_by_seed: Mapping[int, float]
+    """The values of which `dense` is the mean."""
     comparisons: int
     """The number of paired differences to the baseline."""
     notes: tuple[str, ...]
@@ -178,7 +180,7 @@ def compare(
     notes = [*notes, *_diverged_notes(each, runs), *_not_finite_notes(each, runs, metric, split)]
     notes += _unpaired_notes(each, runs)
     points = _points(sorted(zip(each, runs, strict=True), key=lambda pair: pair[0] != first), metric, split)
-    dense_label, dense = _dense(points)
+    dense_label, dense_by_seed = _dense(points)
     points = _at(points, sparsities)
     unit = cost_unit(runs)
     by_row = groupby(sorted(points, key=lambda point: point.row), key=lambda point: point.row)
@@ -193,8 +195,9 @@ def compare(
         unit=unit,
         rows=rows,
         costs={label: run_cost([r for r, its in zip(runs, each, strict=True) if its == label]) for label in labels},
-        dense=dense,
+        dense=mean_known([*dense_by_seed.values()]),
         dense_label=dense_label,
+        dense_by_seed=dense_by_seed,
         comparisons=sum(len(row.differences) for row in rows),
         notes=tuple(notes),
         points=tuple(sorted(points, key=lambda point: (labels.index(point.label), point.seed, point.cycle))),
@@ -299,13 +302,12 @@ def _point(label: str, run: RunRecord, cycle: Mapping[str, Any], row: int, name:
     )
 
 
-def _dense(points: Sequence[CyclePoint]) -> tuple[str | None, float | None]:
+def _dense(points: Sequence[CyclePoint]) -> tuple[str | None, dict[int, float]]:
     # The baseline's points are first. If a run was dense for several cycles, the first one counts.
     for point in points:
         if point.density >= DENSE and point.value is not None:
-            alike = [other for other in points if (other.label, other.row) == (point.label, point.row)]
-            return point.label, mean_known([other.value for other in alike])
-    return None, None
+            return point.label, _by_seed([other for other in points if other.row == point.row], point.label)
+    return None, {}
 
 
 def _at(points: Sequence[CyclePoint], sparsities: Sequence[float]) -> list[CyclePoint]:

@@ -20,7 +20,7 @@ from swamp.report.figures import SECTIONS, Section
 from swamp.report.plotly_renderer import plotly_json
 from swamp.report.report_data import MOST_RUNS, ReportData, RunAnalyses
 from swamp.report.run_records import show
-from swamp.report.statistics import Paired, ReportMetric
+from swamp.report.statistics import Paired, ReportMetric, paired
 from swamp.report.tables import Table
 from swamp.runs.config import flattened
 from swamp.runs.read import read_sessions
@@ -106,16 +106,32 @@ def summary_sentences(comparison: Comparison) -> list[str]:
         f"{label} reaches {metric.show_interval(cell.mean, cell.half)}{unit} {comparison.split} {metric.name} "
         f"at {100 * row.sparsity:.2f} % sparsity{seeds}."
     ]
-    if comparison.dense is not None and row.density < 1:
-        dense = f"{metric.show(comparison.dense)}{unit}"
-        relation = _relation(metric, cell.mean - comparison.dense)
-        sentences.append(f"That is {relation} the dense network ({comparison.dense_label}, {dense}).")
+    if row.density < 1:
+        sentences += _against_dense(comparison, row, label)
     if label != comparison.baseline and comparison.baseline in row.cells:
         sentences.append(_against(metric, row.differences.get(label), comparison.baseline))
     if cell.particles is not None and cell.particles != cell.mean:
         relation = _relation(metric, cell.mean - cell.particles)
         sentences.append(f"The average is {relation} its own particles' mean ({metric.show(cell.particles)}).")
     return sentences
+
+
+def _against_dense(comparison: Comparison, row: SparsityRow, label: str) -> list[str]:
+    """The difference to the dense network, over the seeds that both have; nothing without such a seed."""
+    metric, number = ReportMetric(comparison.metric), comparison.rows.index(row)
+    here = [point for point in comparison.points if (point.label, point.row) == (label, number)]
+    values = {point.seed: point.value for point in here if point.value is not None}
+    difference = paired(values, comparison.dense_by_seed)
+    if comparison.dense is None or not difference.n:
+        return []
+    dense = f"{metric.show(comparison.dense)}{' %' if metric.percent else ''}"
+    shared = (
+        ""
+        if values.keys() == comparison.dense_by_seed.keys()
+        else f", over {difference.n} common seed{'' if difference.n == 1 else 's'}"
+    )
+    relation = _relation(metric, difference.mean)
+    return [f"That is {relation} the dense network ({comparison.dense_label}, {dense}){shared}."]
 
 
 def _summarised(comparison: Comparison) -> str:
