@@ -84,6 +84,13 @@ def test_a_wrong_argument_is_refused_with_what_to_write(wrong, message):
         (lambda: swamp.Training(learning_rate=0.1), "swamp.Training has no argument 'learning_rate'. Did you mean lr?"),
         (lambda: swamp.Training(tail=0.1), "swamp.Training has no argument 'tail'. Did you mean swa_fraction?"),
         (lambda: swamp.Plan(sparsty=0.1), "swamp.Plan has no argument 'sparsty'. Did you mean sparsity?"),
+        (lambda: swamp.Task.of(train=(X, Y)), "of needs test: of(train, test, validation, ...)"),
+        (
+            lambda: swamp.Task.of(train=(X, Y), test=(X, Y), metrcs={}),
+            "swamp.Task has no argument 'metrcs'. Did you mean",
+        ),
+        (lambda: swamp.Task.custom(X, "loss", None), "loss must be a function, got"),
+        (lambda: swamp.Task.custom(X, nn.MSELoss(), None), "evaluate must be a function, got"),
         (lambda: swamp.Ticket(MODEL.state_dict()), "swamp.Ticket needs steps."),
         (lambda: swamp.Ticket(MODEL.state_dict(), step=3), "swamp.Ticket has no argument 'step'. Did you mean steps"),
         (lambda: swamp.Scope(exlude=("a",)), "swamp.Scope has no argument 'exlude'. Did you mean exclude"),

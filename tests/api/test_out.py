@@ -186,3 +186,43 @@ def test_commands_take_the_functions_that_make_model_and_task(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["export", path, "--model", "tests.api.conftest:other_network"])
     assert "is not the model of" in capsys.readouterr().err
+
+
+def stream(number: int):
+    """Batches without end, of a seed."""
+    generator = torch.Generator().manual_seed(number)
+    while True:
+        x = torch.randn(16, 6, generator=generator)
+        yield {"x": x, "y": x[:, :3].argmax(1)}
+
+
+def own_loss(model, batch):
+    return torch.nn.functional.cross_entropy(model(batch["x"]), batch["y"])
+
+
+def own_evaluate(model):
+    batch = next(stream(99))
+    return {"error": float((model(batch["x"]).argmax(1) != batch["y"]).float().mean())}
+
+
+def custom_task() -> swamp.Task:
+    return swamp.Task.custom(stream, own_loss, own_evaluate, steps_per_epoch=4)
+
+
+def test_a_task_of_two_functions_and_a_stream_is_resumed_with_the_same_bits(tmp_path, capsys):
+    plain = swamp.prune(network(), custom_task(), backend="sequential", **OPTIONS)
+    plan = swamp.Plan(sparsity=0.75, particles=(2,), prune_fraction=(0.5,), barrier_threshold=1.0)
+    begun = swamp.cycles(network(), custom_task(), plan, TRAINING, out=tmp_path / "run", backend="sequential")
+    next(begun)
+    begun.close()
+    kept = swamp.prune(network(), custom_task(), out=tmp_path / "run", backend="sequential", **OPTIONS)
+    assert same(plain, kept)
+    other = swamp.Task.custom(stream, own_loss, lambda model: {"error": 0.5}, steps_per_epoch=4)
+    with pytest.raises(swamp.SwampError, match=r"task.evaluate: own_evaluate -> .*lambda"):
+        swamp.prune(network(), other, out=tmp_path / "run", backend="sequential", **OPTIONS)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["task"] == "python:own_loss"
+    given = "--model tests.api.conftest:network --task tests.api.test_out:custom_task --epochs 2 --sparsity 0.5"
+    main(["run", *given.split(), "--cycles", "1", "--device", "cpu", "--quiet", "--out", str(tmp_path / "cli")])
+    assert "error" in json.loads((tmp_path / "cli" / "summary.json").read_text())["test"]
+    capsys.readouterr()

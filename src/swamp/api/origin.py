@@ -30,17 +30,22 @@ def describe(model: nn.Module, task: Task, backend: Backend | str | None) -> dic
         },
         "task": {name: _describe_data(data) for name, data in task.splits.items()},
     }
+    about["task"]["loss"] = loss_name(task)
     if task.own is None:
-        about["task"] |= {"loss": _name(task.loss), "metrics": sorted(task.metrics)}
+        about["task"]["metrics"] = sorted(task.metrics)
     else:
-        loss = task.forward.loss if isinstance(task.forward, ReturnedLoss) else task.forward
-        about["task"] |= {"loss": _name(loss), "evaluate": _name(task.own.evaluate)}
+        about["task"]["evaluate"] = _name(task.own.evaluate)
     inputs = _first_input(task)
     if inputs is not None:
         about["input"] = {"shape": list(inputs.shape[1:]), "dtype": str(inputs.dtype).removeprefix("torch.")}
     if not isinstance(backend, str | None):
         about["backend"] = qualified(type(backend))
     return about
+
+
+def loss_name(task: Task) -> str:
+    """Name of the function that computes the loss."""
+    return _name(task.forward.loss if isinstance(task.forward, ReturnedLoss) else task.loss)
 
 
 def example_inputs(about: Mapping[str, Any], examples: int = 8) -> Tensor | None:
@@ -95,9 +100,8 @@ def _digest_of_batch(batch: Any) -> str:
 
 
 def _first_input(task: Task) -> Tensor | None:
-    if task.own is not None:
-        return None
-    inputs = next(iter(task.train.in_order(1)))[0]
+    batch: Any = next(iter(task.train.in_order(1)))
+    inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
     return inputs if isinstance(inputs, Tensor) else None
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from swamp.algorithms import Cycle, Plan
 from swamp.algorithms import loop as engine
 from swamp.algorithms.store import NoStore
-from swamp.api.origin import describe, origin_differences
+from swamp.api.origin import describe, loss_name, origin_differences
 from swamp.backends import Backend
 from swamp.errors import Interrupted, SwampError
 from swamp.files import save_tensors
@@ -59,7 +59,7 @@ class Job:
         named = self.backend if isinstance(self.backend, str) else "auto" if self.backend is None else "sequential"
         config = RunConfig(
             recipe="python",
-            task=f"{PYTHON_PREFIX}{getattr(self.task.loss, '__name__', type(self.task.loss).__name__)}",
+            task=f"{PYTHON_PREFIX}{loss_name(self.task)}",
             model=f"{PYTHON_PREFIX}{type(self.model).__name__}",
             plan=self.plan,
             training=self.training,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from swamp.arguments import checked, named_fields
 from swamp.batches import batch_to
 from swamp.errors import SwampError
 from swamp.training.data import Data, TensorData, sampled
@@ -70,6 +71,7 @@ class Measured(NamedTuple):
     """In units of `Task.error_scale`; NaN where the task names no error."""
 
 
+@named_fields
 @dataclass(frozen=True)
 class Task:
     """Data, loss and evaluation of one learning problem, for any model.
@@ -123,6 +125,7 @@ class Task:
             object.__setattr__(self, "combine", defaults.combine)
 
     @classmethod
+    @checked
     def of(
         cls, train: Any, test: Any, validation: Any = None, *, steps_per_epoch: int | None = None, **others: Any
     ) -> "Task":
@@ -142,6 +145,7 @@ class Task:
         return cls(as_data(train, steps_per_epoch), as_data(test), held_out, **others)
 
     @classmethod
+    @checked
     def custom(
         cls,
         train: Any,
