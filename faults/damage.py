@@ -90,12 +90,21 @@ class _StopAt(NullReporter):
             self.stop.set()
 
 
-def build(folder: Path) -> None:
-    """Make finished and stopped runs, their exports and analyses, and other runs to exchange files with."""
+def keep_quick() -> None:
+    """Read data once, and draw no comparison: drawing takes ten times as long as all else. Reports are drawn."""
     execute.build_problem = cache(execute.build_problem)
-    # Only the numbers are compared, as drawing takes ten times as long as the rest. Reports and figures are drawn.
     report_files.write_comparison = report_files.write_finding = lambda *_, **__: []
     torch.set_num_threads(1)
+
+
+def build_run(name: str, config: RunConfig, where: Path) -> None:
+    """Make one finished run in `where`/`name`."""
+    start(config, where / name, NullReporter(), Event())
+
+
+def build(folder: Path) -> None:
+    """Make finished and stopped runs, their exports and analyses, and other runs to exchange files with."""
+    keep_quick()
     for seed in (0, 1):
         where = folder / ("own" if seed == 0 else "other")
         for name, config in {
@@ -105,7 +114,7 @@ def build(folder: Path) -> None:
             "ensemble": config_of("imp-ensemble", seed),
             "changing": config_of("rigl-swamp", seed),
         }.items():
-            start(config, where / name, NullReporter(), Event())
+            build_run(name, config, where)
         for name, config, step in (
             ("paths", config_of(seed=seed, trajectory_every=2), 25),
             ("ticket", config_of(seed=seed), 2),
