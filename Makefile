@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # pip resolves everything from constraints.txt, so that a new machine gets what this one was tested with.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all compat setup check format coverage docs bench faults ranks results lock locked clean
+.PHONY: demo test test-all compat setup check format coverage docs bench zoo faults ranks results lock locked clean
 
 demo: $(VENV)/.core
 	@rm -rf build/demo
@@ -44,6 +44,19 @@ docs: $(VENV)/.docs
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/run.py $(PARTS)
+
+# The table of docs/zoo.md, in an environment of its own: timm needs a torchvision that pip would pair with a GPU build.
+ZOO := build/zoo
+zoo: $(ZOO)/ready
+	$(ZOO)/bin/python zoo/run.py --out docs/zoo.md
+
+$(ZOO)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/pip install --quiet --constraint constraints.txt --editable . transformers accelerate huggingface_hub \
+	  pillow requests tqdm psutil aiohttp xxhash pyparsing jinja2 importlib_metadata regex
+	$(ZOO)/bin/pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31 torch_geometric==2.8.1 \
+	  diffusers==0.42.1 segmentation_models_pytorch==0.6.0
+	@touch $@
 
 # What docs/reliability.md counts: hours on two busy cores, each campaign alone has --cases and --seed.
 faults: $(VENV)/.dev
