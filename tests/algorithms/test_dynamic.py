@@ -161,10 +161,15 @@ def test_a_cyclic_tail_averages_networks_of_unlike_masks(normed, task):
     assert cycle.metrics_before_bn_update is not None
 
 
+def short(method: str) -> Training:
+    """Two epochs; sup-tickets averages over two cycles of the learning rate, an epoch each."""
+    return replace(TRAINING, epochs=4 if method == "sup-tickets" else 2)
+
+
 @pytest.mark.parametrize("method", CHANGING)
 def test_backends_agree(normed, task, method):
     model, data = exact(normed, task)
-    plan, training = replace(PLAN, method=method), replace(TRAINING, epochs=2)
+    plan, training = replace(PLAN, method=method), short(method)
     plan = replace(plan, dynamic=Dynamic(update_interval=3, dst_stop=1.0), ticket_epochs=0.5)
     record = {
         kind: next(swamp.cycles(model, data, plan, training, backend=kind(model, data)))
@@ -193,7 +198,7 @@ def test_a_frozen_layer_keeps_its_mask_and_its_weights_in_every_backend(mlp, tas
             masks.append(request.mask)
             return super().train(request)
 
-    training = replace(TRAINING, epochs=2)
+    training = short(method)
     (cycle,) = swamp.cycles(model, data, plan, training, backend=Looking(model, data, **options))
     assert cycle.mask.nnz == 29
     start = model.state_dict()["0.weight"]

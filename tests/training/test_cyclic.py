@@ -93,3 +93,28 @@ def test_the_ticket_is_trained_without_what_belongs_to_the_cycles():
     )
     assert rates(training.plain(), 3) == rates(plain(epochs=12, warmup=1), 3)
     assert (training.plain().sam, training.plain().swa, training.plain().ema) == (0, False, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "per_epoch", "expected"),
+    [
+        ({"epochs": 4}, 6, [21, 24]),
+        ({"epochs": 4}, 7, [24, 28]),
+        ({"epochs": 1, "swa_fraction": 1.0}, 2, [1, 2]),
+        ({"epochs": 8}, 6, [42, 48]),
+        ({"epochs": 4, "swa_fraction": 0.75}, 2, [4, 6, 8]),
+    ],
+)
+def test_an_average_has_two_samples_or_more(options, per_epoch, expected):
+    training = Training(**options)
+    steps = range(1, training.epochs * per_epoch + 1)
+    assert [step for step in steps if training.samples_at(step, per_epoch)] == expected
+    training.require_average(per_epoch)
+
+
+@pytest.mark.parametrize(("options", "per_epoch"), [({"epochs": 4}, 1), ({"epochs": 8, "swa_cycles": 1}, 5)])
+def test_an_average_of_one_sample_is_refused_before_training(options, per_epoch):
+    training = Training(**options)
+    with pytest.raises(SwampError, match=r"SWA would average 1 sample.*two samples or more"):
+        training.require_average(per_epoch)
+    replace(training, swa=False).require_average(per_epoch)

@@ -5,11 +5,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from swamp.masks import Mask
 from swamp.models.networks import resnet
 from swamp.training import Task, Training
-from swamp.training.flops import FlopCounter
+from swamp.training.flops import FlopCounter, examples_per_step
+from swamp.training.sources import as_data
 
 
 def of(model: nn.Module, *shape: int, examples: int = 3) -> FlopCounter:
@@ -68,7 +70,7 @@ class Tied(nn.Module):
 
 def test_a_tied_weight_costs_each_of_its_uses():
     model = Tied()
-    assert of(model, 4).by_layer(None) == {"one.weight": 2 * 3 * 16, "never.weight": 0}
+    assert of(model, 4).by_layer(None) == {"one.weight": 2 * 3 * 16}
     assert of(model, 4).forward(first_active(model, "one.weight", 5)) == 2 * 3 * 5
 
 
@@ -84,11 +86,17 @@ class Padded(nn.Module):
         return self.encoder(inputs, src_key_padding_mask=padding)
 
 
-def test_a_transformer_costs_its_projections_and_not_its_attention_products():
+def test_a_transformer_costs_its_projections_and_its_attention_products():
     layer = {"self_attn.in_proj_weight": 24 * 8, "self_attn.out_proj.weight": 64}
     layer |= {"linear1.weight": 128, "linear2.weight": 128}
     expected = {f"encoder.layers.{number}.{n}": 2 * 5 * size for number in range(2) for n, size in layer.items()}
-    assert of(Padded(), 5, 8).by_layer(None) == expected
+    flops = of(Padded(), 5, 8)
+    assert flops.by_layer(None) == expected
+    # Queries times keys, and attention times values, in two layers: 5 * 5 positions, 8 numbers each.
+    assert flops.forward(None) - sum(expected.values()) == 2 * 2 * 2 * 25 * 8
+    assert flops.forward(Mask({"encoder.layers.0.linear1.weight": torch.zeros(16, 8, dtype=torch.bool)})) == (
+        flops.forward(None) - 2 * 5 * 128
+    )
     assert torch.backends.mha.get_fastpath_enabled()
 
 
@@ -146,6 +154,85 @@ def test_training_costs_three_forward_passes_and_a_second_gradient_as_much_again
     model = nn.Linear(4, 8)
     step = of(model, 4).training_step(first_active(model, "weight", 10), Training(**options))
     assert step == passes * 20
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "expected"),
+    [
+        (nn.LSTM(4, 8, batch_first=True), (5, 4), {"weight_ih_l0": 5 * 32 * 4, "weight_hh_l0": 5 * 32 * 8}),
+        (nn.GRU(4, 8, batch_first=True), (5, 4), {"weight_ih_l0": 5 * 24 * 4, "weight_hh_l0": 5 * 24 * 8}),
+        (nn.RNN(4, 8, batch_first=True), (5, 4), {"weight_ih_l0": 5 * 8 * 4, "weight_hh_l0": 5 * 8 * 8}),
+    ],
+    ids=["LSTM", "GRU", "RNN"],
+)
+def test_a_recurrent_weight_costs_each_position(layer: nn.Module, shape: tuple[int, ...], expected: dict[str, int]):
+    data = torch.zeros(3, *shape), torch.zeros(3, dtype=torch.long)
+    flops = FlopCounter.of(layer, Task.of(data, data, forward=lambda model, x: model(x)[0]))
+    assert flops.by_layer(None) == {name: 2 * size for name, size in expected.items()}
+    assert flops.activations == 0
+
+
+class Functional(nn.Module):
+    """Products by functional calls, of parameters without a layer around them."""
+
+    def __init__(self, call: Any, *shape: int) -> None:
+        super().__init__()
+        self.weight, self.call = nn.Parameter(torch.ones(shape)), call
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.call(inputs, self.weight)
+
+
+@pytest.mark.parametrize(
+    ("call", "shape", "times"),
+    [
+        (lambda x, w: x @ w, (4, 8), 7),
+        (lambda x, w: torch.einsum("bti,oi->bto", x, w), (8, 4), 7),
+        (lambda x, w: torch.einsum("bti,tio->bto", x, w), (7, 4, 8), 1),
+        (lambda x, w: torch.bmm(x, w.expand(len(x), 4, 8)), (1, 4, 8), 7),
+        (lambda x, w: torch.baddbmm(torch.zeros(1, 1, 8), x, w), (1, 4, 8), 7),
+        (lambda x, w: torch.addmm(torch.zeros(8), x[0], w), (4, 8), 7),
+        (lambda x, w: (x[0] @ w), (4,), 7),
+        (lambda x, w: F.linear(x, torch.cat([w, w])), (8, 4), 14),
+        (lambda x, w: F.linear(x, (w * 2).to(torch.bfloat16).float()), (8, 4), 7),
+        (lambda x, w: F.linear(x, w.tanh().contiguous().t()), (4, 8), 7),
+        (lambda x, w: F.bilinear(x, x, w), (3, 4, 4), 7),
+        (lambda x, w: F.embedding(torch.zeros(1, 3, dtype=torch.long), w), (5, 4), 0),
+        (lambda x, w: x * w, (4,), 0),
+    ],
+    ids=["matmul", "einsum", "batched einsum", "bmm", "baddbmm", "addmm", "mv", "cat", "cast", "computed", "bilinear",
+         "embedding", "elementwise"],
+)  # fmt: skip
+def test_a_functional_product_costs_the_weights_that_reach_it(call: Any, shape: tuple[int, ...], times: int):
+    model = Functional(call, *shape)
+    size = model.weight.numel()
+    flops = of(model, 7, 4, examples=1)
+    assert flops.forward(None) == 2 * times * size
+    assert flops.forward(first_active(model, "weight", 3)) == 2 * times * 3
+
+
+def test_part_of_a_weight_costs_its_own_uses():
+    model = Functional(lambda x, w: (x @ w[:, :2].contiguous()).sum() + (x[:, :3] @ w[:, 2:]).sum(), 4, 6)
+    flops = of(model, 7, 4, examples=1)
+    assert flops.forward(None) == 2 * (7 * 4 * 2 + 3 * 4 * 4)
+    mask = torch.zeros(4, 6, dtype=torch.bool)
+    mask[0, 1] = mask[0, 5] = True
+    assert flops.forward(Mask({"weight": mask})) == 2 * (7 + 3)
+
+
+def test_a_parametrised_layer_costs_its_original_weight():
+    model = torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 8))
+    assert of(model, 7, 4).by_layer(None) == {"parametrizations.weight.original1": 2 * 7 * 32}
+
+
+def test_ready_made_batches_count_their_own_examples():
+    sizes = (6, 2, 4, 8, 1)
+    batches = [(torch.zeros(size, 4), torch.zeros(size, dtype=torch.long)) for size in sizes]
+    task = Task.of(batches, batches)
+    assert FlopCounter.of(nn.Linear(4, 8), task).forward(None) == 64
+    assert examples_per_step(task.train, 128) * len(sizes) == sum(sizes)
+    data = as_data((torch.zeros(10, 4), torch.zeros(10)))
+    assert (examples_per_step(data, 4), examples_per_step(data, 128)) == (4, 10)
 
 
 def test_a_batch_list_is_counted_per_example():

@@ -51,7 +51,7 @@ def evaluate_cycle(
         ticket_steps = setup.ticket_steps + sum(one.steps for one in setup.divergence.of(None))
         steps += ticket_steps
         flops += ticket_steps * setup.batch * setup.flops.training_step(setup.dense, setup.ticket_training)
-    cost = Cost(steps, steps * setup.batch, flops, time.perf_counter() - began + trained.seconds)
+    cost = Cost(steps, round(steps * setup.batch), flops, time.perf_counter() - began + trained.seconds)
     return Cycle(
         index,
         mask,

@@ -19,7 +19,7 @@ from swamp.model_copy import copied_model
 from swamp.scores import SCORES_OF_OUTPUTS
 from swamp.training import Seed, Task, Training
 from swamp.training.dry_run import dry_run
-from swamp.training.flops import FlopCounter
+from swamp.training.flops import FlopCounter, examples_per_step
 from swamp.training.memory_format import to_fastest_memory_format
 from swamp.training.nan_checks import require_finite_start
 from swamp.training.retrain import retraining
@@ -57,7 +57,8 @@ class Setup:
         self.ticket_training = training.plain()
         self.options, self.training = training, self.method.training(training)
         self.per_epoch = task.train.steps(training.batch_size)
-        self.batch = min(training.batch_size, len(task.train))
+        self.batch = examples_per_step(task.train, training.batch_size)
+        """Examples of one training step."""
         self.ticket_steps = round(plan.ticket_epochs * self.per_epoch)
         self._check_epochs(training)
 
@@ -93,6 +94,7 @@ class Setup:
 
     def _check_epochs(self, training: Training) -> None:
         plan, method = self.plan, self.method
+        self.training.require_average(self.per_epoch)
         # The particles of a dynamic method separate at the ticket's step; other one-cycle methods have no ticket.
         separates = method.masks == "dynamic" and max(self.schedule.particles) > 1
         latest = training.epochs * self.per_epoch - (separates or training.lr_after_rewind == "advance")

@@ -39,7 +39,7 @@ def digits_mlp() -> RunConfig:
         task="digits",
         model="mlp-64-32",
         plan=Plan(sparsity=0.9, particles=(2,), prune_fraction=(0.5,), ticket_epochs=1),
-        training=Training(epochs=4, batch_size=64, lr=0.1),
+        training=Training(epochs=4, batch_size=64, lr=0.1, swa_fraction=0.5),
         threads=1,
     )
 
@@ -98,7 +98,14 @@ def movie_reviews_transformer() -> RunConfig:
         data=DataOptions(text=TextOptions(tokenizer="words", length=64)),
         plan=Plan(sparsity=0.9, prune_fraction=(0.5,), ticket_epochs=1),
         training=Training(
-            epochs=4, batch_size=64, optimizer="adamw", lr=1e-3, weight_decay=0.01, schedule="linear", warmup=0.5
+            epochs=4,
+            batch_size=64,
+            optimizer="adamw",
+            lr=1e-3,
+            weight_decay=0.01,
+            schedule="linear",
+            warmup=0.5,
+            swa_fraction=0.5,
         ),
         threads=1,
     )
@@ -113,7 +120,14 @@ def movie_reviews_bytes() -> RunConfig:
         data=DataOptions(text=TextOptions(length=128)),
         plan=Plan(sparsity=0.8, prune_fraction=(0.5,), ticket_epochs=1),
         training=Training(
-            epochs=4, batch_size=32, optimizer="adamw", lr=3e-3, weight_decay=0.01, schedule="linear", warmup=0.5
+            epochs=4,
+            batch_size=32,
+            optimizer="adamw",
+            lr=3e-3,
+            weight_decay=0.01,
+            schedule="linear",
+            warmup=0.5,
+            swa_fraction=0.5,
         ),
         threads=1,
     )

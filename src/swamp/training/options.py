@@ -61,7 +61,8 @@ class Training:
     swa_cycles: int = 0
     """Number of cosine decays in the tail, with one averaged sample at the end of each (Yin 2022); 0: constant rate."""
     swa: bool = True
-    """Stochastic weight averaging: average the weights after every epoch or decay of the tail, if the method does."""
+    """Stochastic weight averaging: average the weights after every epoch or decay of the tail, if the method does. A
+    tail of one epoch is sampled in its middle too: one sample would be no average."""
     ema: float = 0.0
     """Decay per step of an exponential moving average of the weights, used if `swa` is off (0: no average)."""
     sam: float = 0.0
@@ -146,8 +147,24 @@ class Training:
         if not self.swa:
             return bool(self.ema)
         steps_averaged = step - (self.epochs - self.swa_epochs) * steps_per_epoch
-        between = self.swa_epochs // self.swa_cycles if self.swa_cycles else 1
-        return steps_averaged > 0 and steps_averaged % (between * steps_per_epoch) == 0
+        between = (self.swa_epochs // self.swa_cycles if self.swa_cycles else 1) * steps_per_epoch
+        if steps_averaged <= 0:
+            return False
+        # One sample is no average: a single epoch is sampled in its middle too.
+        halfway = self.swa_epochs == 1 and not self.swa_cycles and steps_averaged == steps_per_epoch // 2
+        return halfway or steps_averaged % between == 0
+
+    def require_average(self, steps_per_epoch: int) -> None:
+        """Raise SwampError if SWA would average fewer than two samples."""
+        tail = range((self.epochs - self.swa_epochs) * steps_per_epoch + 1, self.epochs * steps_per_epoch + 1)
+        samples = sum(self.samples_at(step, steps_per_epoch) for step in tail)
+        if self.swa and samples < 2:
+            raise SwampError(
+                f"SWA would average {samples} sample: the last {self.swa_epochs} of {self.epochs} epochs have "
+                f"{len(tail)} steps and swa_cycles={self.swa_cycles}. An average needs two samples or more: set epochs "
+                "or swa_fraction higher (two epochs at the end are enough), swa_cycles to 0 or to 2 or more, or swa to "
+                "False."
+            )
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of step `step` (from 0) of a training of `epochs * steps_per_epoch` steps."""
