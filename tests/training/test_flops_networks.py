@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from swamp.masks import Mask
 from swamp.models.networks import resnet
 from swamp.training import Task
-from swamp.training.flop_trace import decomposed, trace
+from swamp.training.flop_trace import decomposed, trace_flops
 from swamp.training.flops import FlopCounter
 
 IDS = torch.arange(32).view(2, 16) % 50
@@ -111,7 +111,7 @@ def test_flops_are_those_of_torchs_counter(name: str):
     call = (lambda: model(*inputs.values())) if "input" in inputs or "x" in inputs else (lambda: model(**inputs))
     with torch.no_grad(), decomposed(), FlopCounterMode(display=False) as counter:
         call()
-    total, uses = trace(model, call)
+    total, uses = trace_flops(model, call)
     assert total == counter.get_total_flops() > 0
     dense = sum(
         2 * float(times.sum()) * (1 if times.dim() else model.get_parameter(n).numel()) for n, times in uses.items()
@@ -133,7 +133,7 @@ def test_the_products_of_experts_count_the_rows_that_each_expert_was_given():
     found = {}
     for implementation in ("eager", "grouped_mm"):
         model.config._experts_implementation = implementation
-        found[implementation] = trace(model, lambda: model(**inputs))
+        found[implementation] = trace_flops(model, lambda: model(**inputs))
     assert found["eager"][0] == found["grouped_mm"][0]
     for name, times in found["eager"][1].items():
         other = found["grouped_mm"][1][name]

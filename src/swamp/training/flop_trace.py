@@ -239,7 +239,7 @@ def decomposed() -> Generator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def trace(model: nn.Module, run: Any) -> tuple[float, Mapping[str, Tensor]]:
+def trace_flops(model: nn.Module, run: Any) -> tuple[float, Mapping[str, Tensor]]:
     """FLOPs of `run()`, and the multiplications of each element of each parameter of `model` in it."""
     with torch.no_grad(), decomposed(), FlopTrace(model) as counter:
         run()

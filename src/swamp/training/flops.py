@@ -13,7 +13,7 @@ from swamp.batches import batch_to
 from swamp.masks import Mask
 from swamp.model_copy import copied_model
 from swamp.training.data import BatchList, Data
-from swamp.training.flop_trace import trace
+from swamp.training.flop_trace import trace_flops
 from swamp.training.memory_format import to_memory_format_of
 from swamp.training.options import Training
 from swamp.training.rng import Seed, isolated
@@ -74,7 +74,7 @@ class FlopCounter:
 
         try:
             with isolated(Seed(0).at("operations"), device):
-                total, found = trace(fresh, run)
+                total, found = trace_flops(fresh, run)
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             warnings.warn(
