@@ -101,7 +101,7 @@ def _digest_of_batch(batch: Any) -> str:
 
 def _first_input(task: Task) -> Tensor | None:
     batch: Any = next(iter(task.train.in_order(1)))
-    inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    inputs = cast("tuple[Any, ...]", batch)[0] if isinstance(batch, tuple | list) and batch else batch
     return inputs if isinstance(inputs, Tensor) else None
 
 
