@@ -101,8 +101,9 @@ def _digest_of_batch(batch: Any) -> str:
 
 def _first_input(task: Task) -> Tensor | None:
     batch: Any = next(iter(task.train.in_order(1)))
-    inputs = cast("tuple[Any, ...]", batch)[0] if isinstance(batch, tuple | list) and batch else batch
-    return inputs if isinstance(inputs, Tensor) else None
+    if isinstance(batch, tuple | list) and batch:
+        batch = cast("tuple[Any, ...]", batch)[0]
+    return batch if isinstance(batch, Tensor) else None
 
 
 def _name(function: Any) -> str:
