@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from entry import Entry, images, integers, own_loss, random
 from torch import nn
 
 import swamp
-from entry import Entry, images, integers, own_loss, random
 
 _SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 _IDS = integers(40, 8, 10, seed=3) + 2
@@ -75,7 +75,10 @@ _ENTRIES: tuple[tuple[str, Callable[[], nn.Module], Callable[[], swamp.Task]], .
     ("CLIP", _clip, _pairs),
 )  # fmt: skip
 ENTRIES = (
-    *(Entry(name, "transformers", model, task, how="Task.custom, the model's own loss") for name, model, task in _ENTRIES),
+    *(
+        Entry(name, "transformers", model, task, how="Task.custom, the model's own loss")
+        for name, model, task in _ENTRIES
+    ),
     Entry(
         "ViT",
         "transformers",

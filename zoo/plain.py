@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
+from entry import Entry, integers, random
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import swamp
-from entry import Entry, integers, random
 
 SERIES = random(24, 12, 3)
 
@@ -232,7 +232,9 @@ def distillation() -> swamp.Task:
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         inputs, labels = batch
-        soft = F.kl_div(model(inputs).log_softmax(1), teacher(inputs).log_softmax(1), reduction="batchmean", log_target=True)
+        soft = F.kl_div(
+            model(inputs).log_softmax(1), teacher(inputs).log_softmax(1), reduction="batchmean", log_target=True
+        )
         return soft + F.cross_entropy(model(inputs), labels)
 
     return swamp.Task.custom((x, y), loss, lambda model: {"accuracy": (model(x).argmax(1) == y).float().mean()})

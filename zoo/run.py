@@ -23,10 +23,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import hub
 import plain
-import swamp
 import vision
 from entry import Entry
 from safetensors.torch import load_file
+
+import swamp
 
 ENTRIES = (*plain.ENTRIES, *hub.ENTRIES, *vision.ENTRIES)
 _HOW = swamp.Training(epochs=4, batch_size=8, lr=0.01)

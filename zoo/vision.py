@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
+from entry import Entry, images, integers, random
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import swamp
-from entry import Entry, images, integers, random
 
 
 def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:
@@ -62,8 +61,7 @@ def _diffusion() -> swamp.Task:
 
 def _graph_network(layer: str) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
-        from torch_geometric.nn import global_mean_pool
-        from torch_geometric.nn import models
+        from torch_geometric.nn import global_mean_pool, models
 
         class Network(nn.Module):
             def __init__(self) -> None:
@@ -112,10 +110,7 @@ _TIMM: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("mixer_s32_224", 32, {"img_size": 32, "patch_size": 8, "num_blocks": 2, "embed_dim": 32}),
 )
 ENTRIES = (
-    *(
-        Entry(name, "timm", _timm(name, **options), lambda side=side: images(side))
-        for name, side, options in _TIMM
-    ),
+    *(Entry(name, "timm", _timm(name, **options), lambda side=side: images(side)) for name, side, options in _TIMM),
     Entry("GCN", "torch_geometric", _graph_network("GCN"), _graphs, how="Task.custom, PyG's loader"),
     Entry("GAT", "torch_geometric", _graph_network("GAT"), _graphs, how="Task.custom, PyG's loader"),
     Entry("GraphSAGE", "torch_geometric", _graph_network("GraphSAGE"), _graphs, how="Task.custom, PyG's loader"),

@@ -38,7 +38,7 @@ GRID_STEPS = 6
 """Grid steps along a side of a triangle, and along an edge."""
 Coefficients = tuple[float, ...]
 """Barycentric coordinates: one per network, not negative, sum 1."""
-Evaluate = Callable[[Sequence[Coefficients]], Sequence[PointMetrics]]
+EvaluatePoints = Callable[[Sequence[Coefficients]], Sequence[PointMetrics]]
 """Points of the hull -> loss and error at each."""
 
 _SOUP_ROUNDS, _SOUP_STEP, _SHRINK, _SHRINK_AFTER_GAIN = 7, 0.4, 0.5, 0.8
@@ -240,7 +240,7 @@ def halves(data: Data, examples: int) -> tuple[BatchList, BatchList]:
     return BatchList(parts[0]), BatchList(parts[1])
 
 
-def greedy_soup(evaluate: Evaluate, count: int) -> tuple[int, ...]:
+def greedy_soup(evaluate: EvaluatePoints, count: int) -> tuple[int, ...]:
     """Networks in a greedy soup, best first: a network is added if the error does not rise (Wortsman et al. 2022)."""
     alone = evaluate([extreme_point(n, count) for n in range(count)])
     order = sorted(range(count), key=lambda n: alone[n].error)
@@ -252,7 +252,7 @@ def greedy_soup(evaluate: Evaluate, count: int) -> tuple[int, ...]:
     return tuple(taken)
 
 
-def learned_soup(evaluate: Evaluate, count: int) -> Coefficients:
+def learned_soup(evaluate: EvaluatePoints, count: int) -> Coefficients:
     """Coefficients with the lowest loss found by pattern search; not worse than the mean or any network alone.
 
     The search starts at the best of the mean and the networks. Each round tries a larger and a smaller coefficient for
@@ -272,7 +272,7 @@ def learned_soup(evaluate: Evaluate, count: int) -> Coefficients:
     return best
 
 
-def _lowest_loss(evaluate: Evaluate, points: Sequence[Coefficients]) -> tuple[Coefficients, float]:
+def _lowest_loss(evaluate: EvaluatePoints, points: Sequence[Coefficients]) -> tuple[Coefficients, float]:
     losses = [metrics.loss if math.isfinite(metrics.loss) else math.inf for metrics in evaluate(points)]
     return min(zip(points, losses, strict=True), key=itemgetter(1))
 

@@ -26,7 +26,7 @@ from swamp.references import PYTHON_PREFIX
 from swamp.runs.execute import prepare
 from swamp.runs.overview import overview
 from swamp.runs.read import open_run, read_cycle, read_origin
-from swamp.runs.run_progress import NullReporter, Reporter, mean_loss, unknown_loss
+from swamp.runs.run_progress import NullReporter, Reporter, epoch_loss, unknown_loss
 from swamp.training import Task, Training
 from swamp.training.mask_updates import Dynamic
 from swamp.training.snapshot import Snapshot
@@ -281,7 +281,7 @@ class _ShownProgress(Progress):
     count: int
 
     def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
-        self.reporter.training(self.cycle, index, self.count, step, total, lambda: mean_loss(snapshot))
+        self.reporter.training(self.cycle, index, self.count, step, total, lambda: epoch_loss(snapshot))
 
     def on_remote_step(self, index: int, step: int, total: int) -> None:
         self.reporter.training(self.cycle, index, self.count, step, total, unknown_loss)

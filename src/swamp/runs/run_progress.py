@@ -29,7 +29,7 @@ def unknown_loss() -> float:
     return math.nan
 
 
-def mean_loss(snapshot: Callable[[], Snapshot]) -> float:
+def epoch_loss(snapshot: Callable[[], Snapshot]) -> float:
     """The mean training loss of the present epoch, or of the last one; NaN before the first step."""
     taken = snapshot()
     if taken.losses_seen:
@@ -118,7 +118,7 @@ class RunProgress(Progress):
 
     def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         """Report the step, save a snapshot or trajectory point if one is due, and stop if asked."""
-        self._report(index, step, total, partial(mean_loss, snapshot))
+        self._report(index, step, total, partial(epoch_loss, snapshot))
         stopping = self.stop.is_set()
         due = stopping or time.monotonic() - self.saved.get(index, self.began) > self.snapshot_seconds
         path = (
