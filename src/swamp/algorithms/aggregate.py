@@ -28,10 +28,12 @@ class Average(NamedTuple):
 def aggregate(trained: Trained, plan: Plan, evaluator: Evaluator) -> Average:
     """Combine particles as the plan's method does; a mean over different masks is pruned to the size of the first."""
     if trained.samples is not None:
-        return Average(*prune_to_budget(trained.samples, trained.masks[0], plan.structure), averaged=True)
+        return Average(
+            *prune_to_budget(trained.samples, trained.masks[0], plan.structure, evaluator.ties), averaged=True
+        )
     weights, averaged = combined(trained.particles, plan.spec, evaluator)
     if plan.spec.own_masks:
-        return Average(*prune_to_budget(weights, trained.masks[0], plan.structure), averaged)
+        return Average(*prune_to_budget(weights, trained.masks[0], plan.structure, evaluator.ties), averaged)
     return Average(trained.masks[0], weights, averaged)
 
 

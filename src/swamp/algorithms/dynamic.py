@@ -145,7 +145,8 @@ class _DynamicTraining:
             flops += self._change_flops(masks, len(snapshots))
             masks = self._changed_masks(masks, snapshots, step)
             snapshots = tuple(
-                masked_snapshot(snapshot, masks[i % len(masks)], self.trainable) for i, snapshot in enumerate(snapshots)
+                masked_snapshot(one, masks[i % len(masks)], self.trainable, self.setup.evaluator.ties)
+                for i, one in enumerate(snapshots)
             )
         seconds = phase.seconds + time.perf_counter() - began
         return Phase(step, masks, snapshots, average.partial(), average.count, flops, seconds)

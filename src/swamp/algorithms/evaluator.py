@@ -20,6 +20,7 @@ from swamp.training.data import BatchList
 from swamp.training.memory_format import to_fastest_memory_format
 from swamp.training.module_extra_state import load_state
 from swamp.training.options import Precision
+from swamp.training.snapshot import tied_names
 
 _T = TypeVar("_T")
 R = TypeVar("R")
@@ -58,6 +59,7 @@ class Evaluator:
         self.task, self.examples, self.check_stop = task, examples, check_stop
         self.bfloat16 = precision == "bfloat16"
         self.scratch: SimpleQueue[nn.Module] = SimpleQueue()
+        self.ties = tied_names(model)
         self.workers = _workers(model, task)
         for _ in range(self.workers):
             one = copied_model(model)
@@ -91,6 +93,9 @@ class Evaluator:
         if mask is not None:
             mask.require_zeros(weights)
         load_state(model, weights)
+        if mask is not None and self.ties:
+            # A tied weight has the value of its last name.
+            mask.require_zeros(dict(model.named_parameters()))
         if not refresh_bn:
             return model
         device = next(model.parameters()).device

@@ -57,7 +57,9 @@ def _pooled(window: Sequence[Cycle], index: int, plan: Plan, evaluator: Evaluato
     used = [target]
     for other in others:
         tried = [
-            prune_to_budget(interpolate(best[1], other.weights, coefficient), target.mask, plan.structure)
+            prune_to_budget(
+                interpolate(best[1], other.weights, coefficient), target.mask, plan.structure, evaluator.ties
+            )
             for coefficient in COEFFICIENTS
         ]
         errors = evaluator.map(error, tried)

@@ -127,7 +127,9 @@ def drop_and_grow(
     return Mask(grown)
 
 
-def prune_to_budget(weights: State, budget: Mask, structure: str = "unstructured") -> tuple[Mask, State]:
+def prune_to_budget(
+    weights: State, budget: Mask, structure: str = "unstructured", ties: Mapping[str, str] | None = None
+) -> tuple[Mask, State]:
     """Prune the mean of networks with different masks by magnitude.
 
     A layer whose nonzero weights all lie in its budget's mask, such as a frozen one, keeps that mask.
@@ -136,6 +138,7 @@ def prune_to_budget(weights: State, budget: Mask, structure: str = "unstructured
         weights: State dict of the mean.
         budget: Its number of active weights in each layer is the budget of that layer.
         structure: Sparsity pattern.
+        ties: `tied_names` of the model: a tied weight is pruned under each of its names.
 
     Returns:
         The new mask, and the state dict with pruned weights set to zero.
@@ -152,7 +155,8 @@ def prune_to_budget(weights: State, budget: Mask, structure: str = "unstructured
         return _largest(name, weight.abs(), torch.ones_like(active), nnz[name], structure)
 
     mask = Mask({name: pruned(name, active) for name, active in budget.items()})
-    return mask, {name: value * mask[name] if name in mask else value for name, value in weights.items()}
+    owners = {name: (ties or {}).get(name, name) for name in weights}
+    return mask, {n: value * mask[owners[n]] if owners[n] in mask else value for n, value in weights.items()}
 
 
 def _largest(name: str, score: Tensor, active: Tensor, nnz: int, structure: str) -> Tensor:

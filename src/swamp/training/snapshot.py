@@ -39,13 +39,24 @@ class Snapshot:
     """The gradient of the last step, if the next step needs it (s2-sam)."""
 
 
-def masked_snapshot(snapshot: Snapshot, mask: Mask, names: Sequence[str]) -> Snapshot:
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """The other names of each tied parameter -> the name under which `named_parameters`, and so a mask, has it."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    every = model.named_parameters(remove_duplicate=False)
+    return {name: first[id(parameter)] for name, parameter in every if first[id(parameter)] != name}
+
+
+def masked_snapshot(
+    snapshot: Snapshot, mask: Mask, names: Sequence[str], ties: Mapping[str, str] | None = None
+) -> Snapshot:
     """The snapshot with zeros at pruned positions of weights, optimizer state, mean and gradient.
 
     names: Names of the trainable parameters, in the order of the optimizer.
+    ties: `tied_names` of the model: a tied weight is cut under each of its names.
     """
 
     def cut(name: str, value: Tensor) -> Tensor:
+        name = (ties or {}).get(name, name)
         belongs = name in mask and value.shape == mask[name].shape and is_inexact(value)
         return value.masked_fill(~mask[name].to(value.device), 0) if belongs else value
 
