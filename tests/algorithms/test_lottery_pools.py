@@ -1,5 +1,7 @@
 """Lottery Pools on four numbers, with an error that is written down."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -19,6 +21,7 @@ class Distance:
     """An Evaluator whose error is the squared distance to `goal`; remembers what was tried, and what was judged."""
 
     examples = 10
+    ties: ClassVar[dict[str, str]] = {}
 
     def __init__(self, *goal: float) -> None:
         self.goal, self.tried, self.judgements = torch.tensor(goal), [], []
