@@ -107,7 +107,7 @@ _TIMM: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("regnetx_002", 32, {}),
     ("densenet121", 32, {"block_config": (2, 2), "growth_rate": 8}),
     ("ghostnet_050", 64, {}),
-    ("mixer_s32_224", 32, {"img_size": 32, "patch_size": 8, "num_blocks": 2, "embed_dim": 32}),
+    ("lcnet_050", 32, {}),
 )
 ENTRIES = (
     *(Entry(name, "timm", _timm(name, **options), lambda side=side: images(side)) for name, side, options in _TIMM),
