@@ -1,6 +1,7 @@
 """The worked examples of docs/integrations.md run as they are, offline."""
 
 import importlib.util
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +31,17 @@ def test_an_example_runs_and_ends_with_its_zeros_kept(name, tmp_path, capsys):
     reached = [line for line in lines if line.startswith("sparsity ")]
     assert len(reached) >= 3
     assert float(reached[-1].split()[-1]) > 0.6
+
+
+SHORT = sorted((EXAMPLES / "short").glob("*.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("path", SHORT, ids=[path.stem for path in SHORT])
+def test_an_own_model_is_pruned_in_fifteen_lines(path: Path, capsys):
+    lines = [line for line in path.read_text().splitlines() if line.strip()]
+    assert len(lines) <= 15
+    with torch.random.fork_rng():
+        runpy.run_path(str(path))
+    assert "SparseModel(" in capsys.readouterr().out

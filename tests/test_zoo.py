@@ -9,7 +9,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "zoo"))
 
 import plain
-
 import run
 
 FAST = ("LSTM forecaster", "multi-task", "ranking (ListNet)", "PINN")

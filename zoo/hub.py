@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from entry import Entry, images, integers, own_loss, random
 from torch import nn
 
 import swamp
+from entry import Entry, images, integers, own_loss, random
 
 _SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 _IDS = integers(40, 8, 10, seed=3) + 2

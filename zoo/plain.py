@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from entry import Entry, integers, random
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import swamp
+from entry import Entry, integers, random
 
 SERIES = random(24, 12, 3)
 

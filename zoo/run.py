@@ -21,13 +21,13 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import hub
-import plain
-import vision
-from entry import Entry
 from safetensors.torch import load_file
 
+import hub
+import plain
 import swamp
+import vision
+from entry import Entry
 
 ENTRIES = (*plain.ENTRIES, *hub.ENTRIES, *vision.ENTRIES)
 _HOW = swamp.Training(epochs=4, batch_size=8, lr=0.01)

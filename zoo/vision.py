@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from entry import Entry, images, integers, random
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import swamp
+from entry import Entry, images, integers, random
 
 
 def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:

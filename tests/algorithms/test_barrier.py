@@ -37,7 +37,7 @@ def test_only_a_barrier_above_the_threshold_warns_and_the_number_is_said():
     text = swamp.algorithms.Barrier(0.01, 0.034).warning(3, 0.5, 0.02)
     assert "cycle 3" in text
     assert "3.4 points" in text
-    assert "--ticket-epochs" in text
+    assert "ticket_epochs" in text
 
 
 def test_an_unstable_ticket_is_warned_of_and_recorded(mlp, task):

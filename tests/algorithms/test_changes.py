@@ -153,7 +153,7 @@ def test_gradual_pruning_keeps_the_floor_and_the_allocation_of_the_plan(mlp, tas
 def test_a_snapshot_is_masked_by_the_new_mask(mlp, task, monkeypatch):
     cut, original, spy = [], dynamic.masked_snapshot, Spy(mlp, task)
     monkeypatch.setattr(
-        dynamic, "masked_snapshot", lambda snapshot, mask, names: cut.append(mask) or original(snapshot, mask, names)
+        dynamic, "masked_snapshot", lambda snapshot, mask, *more: cut.append(mask) or original(snapshot, mask, *more)
     )
     next(swamp.cycles(mlp, task, replace(PLAN, method="rigl-swamp-own"), TRAINING, backend=spy))
     own = [mask for _, mask, *_ in spy.calls[-3:]]

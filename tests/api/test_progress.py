@@ -35,7 +35,6 @@ def test_a_terminal_shows_cycle_particle_rate_and_time_left_of_the_run(monkeypat
         "particles of cycle 2",
         "steps/s",
         "about 0 s left",
-        "0/3",
         "2/3",
         "method swamp: 3 cycles",
         "75.00 %",

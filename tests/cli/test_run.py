@@ -73,7 +73,7 @@ def test_a_task_without_a_recipe_uses_all_its_examples_and_a_training_of_such_da
     config = started("--task", task)
     assert config.task == task
     assert config.data.examples == (RECIPES["mnist1d-mlp"]().data.examples if task == "mnist1d-10k" else 0)
-    like = [recipe() for recipe in RECIPES.values() if recipe().training == config.training]
+    like = [recipe() for recipe in (*RECIPES.values(), RunConfig) if recipe().training == config.training]
     assert config.model in [recipe.model for recipe in like]
 
 

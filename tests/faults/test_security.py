@@ -206,7 +206,7 @@ SECRETS = {
 def test_no_secret_of_the_environment_is_written_into_a_run_or_its_report(tmp_path, monkeypatch):
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
-    short = ["--epochs", "1", "--model", "mlp-4", "--sparsity", "0.5", "--swa-fraction", "1", "--examples", "64"]
+    short = ["--epochs", "2", "--model", "mlp-4", "--sparsity", "0.5", "--swa-fraction", "1", "--examples", "64"]
     cli.main(["run", "digits-mlp", *short, "--out", str(tmp_path / "run"), "--quiet"])
     cli.main(["report", str(tmp_path / "run"), "-o", str(tmp_path / "report.html")])
     cli.main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "export.safetensors")])

@@ -123,7 +123,7 @@ def test_a_ticket_from_the_user_that_is_not_finite_is_refused(mlp, task):
     weights["0.weight"][0, 0] = math.nan
     ticket, mask = swamp.Ticket(weights, 0), swamp.Mask.ones(mlp)
     with pytest.raises(swamp.SwampError, match=r"ticket's weights are NaN or infinite in 0\.weight"):
-        swamp.algorithms.train_on({0: mask}, ticket, mlp, task, swamp.Plan(), Training(epochs=2, swa_fraction=0.5))
+        swamp.algorithms.train_on({0: mask}, ticket, mlp, task, swamp.Plan(), Training(epochs=4, swa_fraction=0.5))
 
 
 def test_masks_are_never_computed_from_nan():

@@ -149,7 +149,11 @@ class CustomTrainer:
         state = copied_state(request.ticket.state or self.state)
         own = TrainJob(model, request.mask, training, seed, first, last, per_epoch, state, on_step)
         with isolated(seed, next(model.parameters()).device):
-            loss = self.function(own)
+            loss: Any = self.function(own)
+        if not isinstance(loss, float | int):
+            raise SwampError(
+                f"the trainer must return the mean training loss, a number, and it returned a {type(loss).__name__}."
+            )
         if own.step != last:
             raise SwampError(
                 f"the trainer took {own.step - first} steps where {own.steps} were asked for (TrainJob.steps). "
@@ -161,7 +165,7 @@ class CustomTrainer:
         require_finite_weights(dict(model.named_parameters()), last, training)
         weights = own.mean.mean() if own.mean.count else copied(model.state_dict())
         whole = {name: value.contiguous() for name, value in weights.items()}
-        return Fit(whole, own.mean.count, own.steps, (loss,), copied_state(own.state))
+        return Fit(whole, own.mean.count, own.steps, (float(loss),), copied_state(own.state))
 
     def _per_epoch(self, training: Training) -> int:
         steps = self.steps_per_epoch if self.task is None else self.task.train.steps(training.batch_size)

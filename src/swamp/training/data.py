@@ -111,7 +111,7 @@ class TensorData:
 
     def subset(self, index: Tensor) -> "TensorData":
         """The examples at `index` (int64)."""
-        inputs, targets = self.gather(index)
+        inputs, targets = self.gather(index.to(self.targets.device))
         return replace(self, inputs=inputs, targets=targets)
 
     def plain(self) -> "TensorData":

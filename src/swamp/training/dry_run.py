@@ -48,13 +48,13 @@ def dry_run(model: nn.Module, task: Task, training: Training, *, prunable: set[s
         errors = [_check_own(model, task)] if task.own is not None else _check_splits(model, task, joint)
         _check_training(model, task, training, prunable)
     named = task.error is not None or (task.own is not None and task.own.error is not None)
-    inside = all(0 <= error <= 1 for error in errors)
+    inside = all(math.isnan(error) or 0 <= error <= 1 for error in errors)
     if task.error_scale is None and named and not inside:
         raise SwampError(
             f"the error of the untrained model is {errors[0]:.4g}, and an error lies in [0, 1]. Name the error that "
             "counts as 1, such as the variance of the targets for squared errors: error_scale=..."
         )
-    return not math.isnan(errors[0]) and (inside or task.error_scale is not None)
+    return inside or task.error_scale is not None
 
 
 def _check_state_dict(model: nn.Module) -> None:

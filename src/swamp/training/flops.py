@@ -17,6 +17,7 @@ from swamp.training.flop_trace import trace_flops
 from swamp.training.memory_format import to_memory_format_of
 from swamp.training.options import Training
 from swamp.training.rng import Seed, isolated
+from swamp.training.streams import StreamData
 from swamp.training.task import Task
 
 _FORWARDS_PER_STEP = 3
@@ -110,6 +111,8 @@ class FlopCounter:
 
 def examples_per_step(data: Data, batch_size: int) -> float:
     """Examples of one training step; of batches that were given as they are, the mean over an epoch."""
+    if isinstance(data, StreamData):
+        return data.batch_examples(batch_size)
     return len(data) / data.steps(batch_size) if isinstance(data, BatchList) else min(batch_size, len(data))
 
 

@@ -98,6 +98,7 @@ class TokenData:
 
     def subset(self, index: Tensor) -> "TokenData":
         """The examples at `index` (int64)."""
+        index = index.to(self.targets.device)
         inputs, targets = self.gather(index)
         is_token = inputs["attention_mask"].bool()
         tokens = {name: inputs[name][is_token].to(values.dtype) for name, values in self.tokens.items()}
