@@ -18,5 +18,4 @@ def train(job):
 
 
 task = swamp.Task.custom(noise, lambda m, x: m(x).sum(), lambda m: {"distance": (m(noise) - 2).mean().abs()})
-backend = swamp.backends.CustomTrainer(model, task, train)
-print(swamp.prune(model, task, sparsity=0.8, cycles=2, training=swamp.Training(4), backend=backend))
+print(swamp.prune(model, task, sparsity=0.8, cycles=2, backend=swamp.backends.CustomTrainer(model, task, train)))
