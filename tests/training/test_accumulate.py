@@ -1,8 +1,11 @@
 """Gradients accumulated over parts of a batch are those of the whole batch."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from swamp.backends import Sequential, Ticket, TrainRequest, Vmapped
 from swamp.errors import SwampError
@@ -59,3 +62,38 @@ def test_a_stack_declines_and_trains_one_after_the_other():
         found, Sequential(model, task).train(TrainRequest(ticket, mask, training, seeds)), strict=True
     ):
         assert all(torch.equal(value, other.weights[name]) for name, value in one.weights.items())
+
+
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Embedding(9, 6), nn.Linear(6, 4)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.tanh(self.embed(tokens))).transpose(1, 2)
+
+
+WEIGHTS = torch.tensor([10.0, 1, 1, 0.1], dtype=torch.float64)
+LOSSES = {
+    "cross_entropy": F.cross_entropy,
+    "class weights": nn.CrossEntropyLoss(weight=WEIGHTS),
+    "class weights and smoothing": nn.CrossEntropyLoss(weight=WEIGHTS, label_smoothing=0.1),
+    "partial": partial(F.cross_entropy, ignore_index=2),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("parts", [2, 16])
+def test_accumulated_steps_with_ignored_targets_and_class_weights_are_those_of_the_whole_batch(loss: str, parts: int):
+    generator = SEED.generator()
+    tokens, targets = torch.randint(9, (16, 7), generator=generator), torch.randint(4, (16, 7), generator=generator)
+    targets[torch.arange(7) >= torch.randint(1, 8, (16, 1), generator=generator)] = -100 if loss != "partial" else 2
+    targets[:2] = -100 if loss != "partial" else 2  # two parts without any target
+    task = Task.of((tokens, targets), (tokens, targets), loss=LOSSES[loss])
+    weights = []
+    for count in (1, parts):
+        torch.manual_seed(0)
+        how = Training(epochs=2, batch_size=16, lr=0.1, grad_accum_steps=count, swa_fraction=0.0)
+        weights.append(fit(Tagger().double(), task, how, SEED).weights)
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=1e-14)
