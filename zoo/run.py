@@ -30,7 +30,7 @@ import vision
 from entry import Entry
 
 ENTRIES = (*plain.ENTRIES, *hub.ENTRIES, *vision.ENTRIES)
-_HOW = swamp.Training(epochs=4, batch_size=8, lr=0.01)
+_HOW = swamp.Training(epochs=4, batch_size=8, lr=0.01, swa_fraction=0.5)
 _OPTIONS: dict[str, Any] = {"sparsity": 0.6, "particles": 2, "cycles": 2, "barrier_points": 1, "backend": "sequential"}
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ from swamp.analysis.weight_space import (
 )
 from swamp.errors import SwampError
 from swamp.masks import Mask
-from swamp.training import Seed, TensorData, evaluate, with_reestimated_batchnorm
+from swamp.training import Seed, Task, TensorData, evaluate, with_reestimated_batchnorm
 from swamp.training.average import mean
 from swamp.training.data import BatchList, sampled
 
@@ -233,6 +234,13 @@ def test_halves_are_disjoint_and_complete(examples):
             == torch.cat([t for _, t in sampled(given, examples).in_order(11)]).tolist()[:examples]
         )
         assert abs(len(parts[0]) - len(parts[1])) <= 1 or isinstance(given, BatchList)
+
+
+def test_a_task_of_two_functions_has_no_hull(finished):
+    run_data = RunData.open(finished)
+    custom = Task.custom(torch.zeros(8, 2), lambda model, batch: batch.sum(), lambda model: {"loss": 0.0})
+    with pytest.raises(SwampError, match="the hull needs the outputs of the model"):
+        hull_of_cycle(replace(run_data, task=custom), 1, EXAMPLES)
 
 
 def test_the_record_agrees_with_its_models(finished):

@@ -135,3 +135,39 @@ def test_one_rank_under_torchrun_is_a_run_of_one_process(config, tmp_path, monke
     for name, value in {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     go(config, tmp_path / "run")
+
+
+CUSTOM = """
+import torch
+import swamp
+
+x = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
+y = x[:, :3].argmax(1)
+
+
+def task():
+    def loss(model, batch):
+        return torch.nn.functional.cross_entropy(model(batch["x"]), batch["y"])
+
+    def evaluate(model):
+        return {"accuracy": (model(x).argmax(1) == y).float().mean()}
+
+    return swamp.Task.custom({"x": x, "y": y}, loss, evaluate)
+
+
+def model():
+    return torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+"""
+
+
+@pytest.mark.slow
+def test_ranks_train_a_task_of_two_functions_as_one_process_does(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(CUSTOM)
+    monkeypatch.chdir(tmp_path)
+    own = ("--model", "mine:model", "--task", "mine:task", "--epochs", 4, "--batch-size", 16, "--backend", "sequential")
+    plan = ("--sparsity", 0.6, "--cycles", 1, "--particles", 2, "--quiet")
+    subprocess.run([sys.executable, "-m", "swamp", *map(str, ("run", *own, *plan, "--out", "one"))], check=True)
+    job = launched(2, "run", *own, *plan, "--out", "two")
+    told = job.communicate()[1]
+    assert job.returncode == 0, told
+    assert_same_outcome(tmp_path / "one", tmp_path / "two")

@@ -114,8 +114,9 @@ def hull_of_cycle(run: RunData, index: int, settings: AnalysisSettings) -> Recor
     """The hull measurements of one cycle, as a record.
 
     Raises:
-        SwampError: fewer than two particles of the cycle are on disk.
+        SwampError: fewer than two particles of the cycle are on disk, or the task is one of two functions.
     """
+    run.task.require_outputs("the hull")
     particles = run.require_particles(index)
     mask = run.cycle(index).mask
     states = [particle.weights for particle in particles]
