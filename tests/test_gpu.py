@@ -32,7 +32,7 @@ from .gpu import CUDA, OnGpu, pretended, waits
 
 TRAINING = Training(epochs=2, batch_size=15, lr=0.05, swa_fraction=0.5)
 PLAN = Plan(sparsity=0.6, prune_fraction=(0.4,), particles=(2,), ticket_epochs=1, barrier_threshold=9.0)
-PLAN = replace(PLAN, dynamic=Dynamic(update_interval=2))
+PLAN = replace(PLAN, dynamic=Dynamic(update_interval=1))
 SHORT = replace(PLAN, sparsity=0.4, barrier_points=3)
 """One pruning instead of two."""
 METHODS = ["swamp", "imp-sam", "lottery-pools", "sms-greedy", "one-shot-fisher", "grasp", "synflow", "rigl-swamp-own"]

@@ -25,7 +25,7 @@ from swamp.runs.config import RunConfig
 from swamp.runs.execute import start
 from swamp.runs.run_progress import NullReporter
 from swamp.training import Seed, Task, TensorData, Training, with_reestimated_batchnorm
-from swamp.training.data import sampled
+from swamp.training.data import mixed_batches, sampled
 from swamp.training.loop import fit
 from swamp.training.rng import isolated
 
@@ -228,7 +228,8 @@ def test_normalisation_statistics_are_re_estimated_at_the_weights():
     vector = torch.ones(1, found.size)
     assert torch.equal(found(vector), again(vector))
     # By hand: the layer's inputs over the two whole batches of 256.
-    seen = model[0](task.train.inputs[:512]).detach().view(2, 256, 3)
+    mixed = torch.cat([inputs for inputs, _ in mixed_batches(task.train, 256)])
+    seen = model[0](mixed[:512]).detach().view(2, 256, 3)
     assert torch.allclose(found.model[1].running_mean, seen.mean((0, 1)))
     assert torch.allclose(found.model[1].running_var, seen.var(1).mean(0))
     assert torch.equal(stale[1].running_mean, torch.full((3,), 5.0).double())

@@ -70,7 +70,16 @@ def test_a_killed_call_continues_with_the_same_bits(tmp_path, every_step, at):
     assert_same_outcome(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.fixture
+def default_handler():
+    """Python's own handler of Ctrl-C: a process that pytest started in the background ignores the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.fast_cases(1)
+@pytest.mark.usefixtures("default_handler")
 @pytest.mark.parametrize("at", [3, 9, 23])
 def test_ctrl_c_saves_the_step_and_the_same_call_continues_with_the_same_bits(tmp_path, at):
     with pytest.raises(KeyboardInterrupt, match=r"stopped and saved in .*; the same call again continues"):

@@ -125,7 +125,7 @@ def test_loading_in_a_new_process_imports_nothing_of_training(file, model):
     first, second = done.stdout.splitlines()
     with torch.no_grad():
         assert torch.allclose(torch.tensor(json.loads(first)), model(inputs), atol=1e-4)
-    assert second == "['errors', 'files', 'masks', 'runtime'] []"
+    assert second == "['arguments', 'errors', 'fields', 'files', 'masks', 'model_copy', 'runtime'] []"
 
 
 @pytest.mark.parametrize("stated", [[None, 500_000], [2, 10], [None], "text", [2**40, 2**40]])

@@ -104,7 +104,7 @@ def test_flops_count_two_for_each_weight_and_position(program, tmp_path):
 _SIGNALLED = """
 import os, signal, sys
 from swamp.runtime.benchmark import benchmark
-from swamp.runtime import read
+from swamp.runtime.archive import read
 signal.signal(signal.SIGINT, lambda *_: print("received", flush=True))
 benchmark(read(sys.argv[1]), (1, 4), ("openvino",), seconds=0.01)
 os.kill(os.getpid(), signal.SIGINT)

@@ -7,12 +7,14 @@ from torch import Tensor, nn
 
 from swamp.training import TensorData, with_reestimated_batchnorm
 from swamp.training.batchnorm import batchnorm_layers, frozen_statistics, reset_statistics
-from swamp.training.data import DatasetData, sampled
+from swamp.training.data import DatasetData, mixed_batches, sampled
 from swamp.training.sources import as_data
 
 GENERATOR = torch.Generator().manual_seed(0)
 INPUTS = torch.randn(11, 3, generator=GENERATOR, dtype=torch.float64) * torch.tensor([1.0, 5.0, 0.1]) + 4
 DATA = TensorData(INPUTS, torch.zeros(11))
+MIXED = torch.cat([inputs for inputs, _ in mixed_batches(DATA, 11)])
+"""All inputs in the order in which statistics are estimated."""
 
 
 class Net(nn.Module):
@@ -47,13 +49,24 @@ def test_statistics_are_the_equal_weight_mean_over_whole_batches():
     stale(100 + INPUTS)
     fresh: Any = with_reestimated_batchnorm(stale, DATA, batch_size=4)
     # 11 examples: two batches of four, and three examples left out.
-    assert_statistics(fresh.norm, [INPUTS[:4], INPUTS[4:8]])
+    assert_statistics(fresh.norm, [MIXED[:4], MIXED[4:8]])
 
 
 def test_the_number_of_examples_is_limited():
     fresh: Any = with_reestimated_batchnorm(Net(), DATA, batch_size=2, examples=6)
-    some = sampled(DATA, 6).inputs
-    assert_statistics(fresh.norm, [some[0:2], some[2:4], some[4:6]])
+    assert_statistics(fresh.norm, [MIXED[0:2], MIXED[2:4], MIXED[4:6]])
+    assert sorted(MIXED[:6, 0].tolist()) == sorted(sampled(DATA, 6).inputs[:, 0].tolist())
+
+
+@pytest.mark.parametrize("stored", ["tensors", "a dataset"])
+def test_data_sorted_by_class_give_the_statistics_of_shuffled_data(stored: str):
+    # Class means at 0, 10 and 20: within a class the variance is 1, over all of them it is 68.
+    labels = torch.arange(600) // 200
+    inputs = 10 * labels[:, None] + torch.randn(600, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    pairs = torch.utils.data.TensorDataset(inputs, labels)
+    data = TensorData(inputs, labels) if stored == "tensors" else DatasetData(pairs)
+    fresh: Any = with_reestimated_batchnorm(Net(), data, batch_size=50)
+    assert torch.allclose(fresh.norm.running_var, inputs.var(0), rtol=0.05)
 
 
 def test_a_small_batch_in_the_middle_is_left_out_alone():
@@ -72,7 +85,7 @@ def test_dict_batches_and_a_custom_forward_work():
     data = TensorData({"x": INPUTS}, torch.zeros(11))
     for forward in ({}, {"forward": lambda model, inputs: model(inputs["x"])}):
         fresh: Any = with_reestimated_batchnorm(Net(), data, batch_size=5, **forward)
-        assert_statistics(fresh.norm, [INPUTS[:5], INPUTS[5:10]])
+        assert_statistics(fresh.norm, [MIXED[:5], MIXED[5:10]])
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -176,7 +189,8 @@ def test_instance_normalisation_with_running_statistics_is_re_estimated():
     images = torch.randn(10, 3, 7, generator=GENERATOR, dtype=torch.float64) * 2 + 1
     norm.train()(images + 100)
     fresh: Any = with_reestimated_batchnorm(norm, TensorData(images, torch.zeros(10)), batch_size=4)
-    means, variances = images[:8].mean(-1).mean(0), images[:8].var(-1).mean(0)
+    first = torch.cat([inputs for inputs, _ in mixed_batches(TensorData(images, torch.zeros(10)), 4)])[:8]
+    means, variances = first.mean(-1).mean(0), first.var(-1).mean(0)
     assert torch.allclose(fresh.running_mean, means, rtol=1e-13)
     assert torch.allclose(fresh.running_var, variances, rtol=1e-13)
     assert fresh.momentum == norm.momentum == 0.3

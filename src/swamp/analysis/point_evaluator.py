@@ -20,7 +20,7 @@ from swamp.model_copy import copied_model
 from swamp.training import Task, predict
 from swamp.training.average import State
 from swamp.training.batchnorm import batchnorm_layers, reestimate_batchnorm
-from swamp.training.data import Data, sampled
+from swamp.training.data import Data, mixed_batches, sampled
 from swamp.training.memory_format import to_fastest_memory_format
 from swamp.training.module_extra_state import as_tensors, load_state
 
@@ -75,7 +75,6 @@ class PointEvaluator:
     def __init__(self, model: nn.Module, task: Task, data: Data | None = None, *, examples: int = 10_000) -> None:
         self.model, self.task, self.examples = copied_model(model), task, examples
         self.data = sampled(task.held_out if data is None else data, examples)
-        self.for_statistics = sampled(task.train, examples)
         self.device = next(model.parameters()).device
         self.normed = bool(batchnorm_layers(model))
         convolutional = any(parameter.dim() > 2 for parameter in model.parameters())
@@ -164,7 +163,7 @@ class PointEvaluator:
                 # The statistics of each batch replace the previous ones; the mean is computed here.
                 layer.train()
                 layer.momentum = 1.0
-            for number, batch in enumerate(self.for_statistics.in_order(_REFRESH_BATCH)):
+            for number, batch in enumerate(mixed_batches(self.task.train, _REFRESH_BATCH, self.examples)):
                 inputs, targets = batch_to(batch, self.device)
                 first = first or len(targets)
                 if len(targets) < first:

@@ -255,6 +255,10 @@ class ImageFileData:
         for images, targets in self.files.in_order(batch_size):
             yield self.normalise(images), targets
 
+    def subset(self, index: Tensor) -> "ImageFileData":
+        """The examples at `index` (int64)."""
+        return replace(self, files=self.files.subset(index))
+
     def to(self, device: torch.device) -> "ImageFileData":
         """Returns itself: batches are moved one by one."""
         del device

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from swamp.batches import batch_to
 from swamp.model_copy import copied_model
-from swamp.training.data import Data, sampled
+from swamp.training.data import Data, mixed_batches
 from swamp.training.memory_format import to_memory_format_of
 from swamp.training.task import Forward, call_model, evaluating
 
@@ -69,17 +69,18 @@ def reestimate_batchnorm(
 ) -> None:
     """Re-estimate running statistics of batch and instance normalisation in place: the uniform mean over batches.
 
-    The statistics are reset, then one pass in fixed order follows, without augmentation and dropout. An incomplete last
-    batch is left out, because it would count as much as a full one. Statistics that training does not change are left
-    as they are: see `batchnorm_layers`. The singular vectors of spectral_norm, whose mean has another norm than 1, are
-    found again by power iteration.
+    The statistics are reset, then one pass in a fixed random order follows, without augmentation and dropout: batches
+    of sorted data would each show one class, and too small a variance. An incomplete last batch is left out, because it
+    would count as much as a full one. Statistics that training does not change are left as they are: see
+    `batchnorm_layers`. The singular vectors of spectral_norm, whose mean has another norm than 1, are found again by
+    power iteration.
 
     Args:
         model: The model; its modes and momenta are restored.
         data: Usually the training data.
         forward: (model, inputs) -> outputs, as in Task.
         batch_size: Examples per batch.
-        examples: Largest number of examples to read, a fixed random subset (None: all), see `sampled`.
+        examples: Largest number of examples to read, a fixed random subset (None: all), see `mixed_batches`.
 
     Example:
         >>> import torch
@@ -106,7 +107,7 @@ def reestimate_batchnorm(
             layer.train()
         first_size = 0
         seen = 0
-        for batch in sampled(data, examples).in_order(batch_size):
+        for batch in mixed_batches(data, batch_size, examples):
             inputs, targets = batch_to(batch, device)
             first_size = first_size or len(targets)
             if len(targets) >= first_size:

@@ -303,6 +303,22 @@ def sampled(data: Data, examples: int | None) -> Data:
     return cast(Data, subset(permutation(seed, 0, len(data))[:examples].sort().values))
 
 
+def mixed_batches(data: Data, batch_size: int, examples: int | None = None) -> Iterator[Batch]:
+    """The examples of `sampled` in a fixed random order, so that each batch shows all of data sorted by class.
+
+    A list of batches and a stream keep the content of their batches. There is no augmentation.
+    """
+    order = permutation(Seed(0).at("sample"), 0, len(data))[:examples]
+    if isinstance(data, TensorData):
+        for start in range(0, len(order), batch_size):
+            inputs, targets = data.gather(order[start : start + batch_size].to(data.targets.device))
+            yield data.normalised(inputs), targets
+        return
+    subset = None if isinstance(data, BatchList) else getattr(data, "subset", None)
+    mixed = cast(Data, subset(order)) if callable(subset) else sampled(data, examples)
+    yield from mixed.in_order(batch_size)
+
+
 def _tensors(inputs: Any) -> list[Tensor]:
     parts, others = tensors_of(inputs), others_of(inputs)
     if others or not parts:
