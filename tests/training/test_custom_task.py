@@ -118,6 +118,17 @@ def test_batches_of_any_form_are_trained_on(source: str):
     assert all(p.grad is None for p in found.model.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:particles are trained sequentially")
+@pytest.mark.parametrize("backend", ["vmapped", "threads"])
+@pytest.mark.parametrize("source", ["dataclasses", "objects of another library", "a function of a seed"])
+def test_a_backend_that_cannot_take_such_batches_trains_sequentially(source: str, backend: str):
+    train, steps = SOURCES[source]
+    task = swamp.Task.custom(train, loss, evaluate, steps_per_epoch=steps)
+    found, other = (swamp.prune(net(), task, backend=name, **SHORT) for name in (backend, "sequential"))
+    for one, reference in zip(found.model.parameters(), other.model.parameters(), strict=True):
+        torch.testing.assert_close(one, reference, rtol=0, atol=1e-9)
+
+
 def test_a_custom_task_trains_as_the_task_of_inputs_and_targets():
     # The same examples in the same order through the same loss: the weights are equal bit for bit.
     one = swamp.prune(net(), swamp.Task.of((X, Y), (X, Y)), **SHORT)

@@ -43,7 +43,10 @@ def choose_backend(
     if method.ensemble:
         raise SwampError(f"{plan.method} trains several runs: use swamp.algorithms.ensemble.")
     if method.needs_validation and not task.has_validation:
-        raise SwampError(f"{plan.method} chooses on validation data, and the task has none: hold some examples out.")
+        raise SwampError(
+            f"{plan.method} chooses on validation data, and the task has none: hold some examples out, or give "
+            "Task.custom(..., validate=...)."
+        )
     if backend is not None and not isinstance(backend, str):
         if not hasattr(backend, "train"):
             raise SwampError(f"backend must be a name or an object with the method train, got {backend!r}.")

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from swamp.backends.base import TrainRequest
 from swamp.backends.particle import Particle
@@ -17,7 +16,7 @@ from swamp.backends.sequential import ParticleJob, Sequential
 from swamp.backends.ticket import Ticket
 from swamp.backends.vmapped_state import VmappedState
 from swamp.backends.vmapped_step import VmappedStep
-from swamp.batches import as_batch
+from swamp.batches import as_batch, tensors_of
 from swamp.errors import Diverged
 from swamp.files import digest
 from swamp.masks import Mask
@@ -228,14 +227,11 @@ def _extra_state(step: VmappedStep) -> str:
 def _equal_shapes(data: Data) -> bool:
     """Whether all batches have one shape."""
     if isinstance(data, TokenData):
-        return int(data.lengths.min()) == int(data.lengths.max())
+        return data.equal_lengths
     if isinstance(data, BatchList):
-        return len({str(tree_map(_shape, as_batch(batch))) for batch in data.batches}) < 2
+        parts = [tensors_of(as_batch(batch)) for batch in data.batches]
+        return len({tuple((place, tensor.shape) for place, tensor in one.items()) for one in parts}) < 2
     return True
-
-
-def _shape(tensor: Tensor) -> str:
-    return str(tensor.shape)
 
 
 def _first_batch(task: Task, size: int, particles: int, device: torch.device) -> tuple[Any, Tensor]:

@@ -1,6 +1,5 @@
 """A dry run on two examples before the first training step, so that no training is lost to a metric or a shape."""
 
-import copy
 import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from swamp.batches import Batch, batch_to, can_split, rows_of, tensors_of
 from swamp.errors import SwampError, shortened
+from swamp.model_copy import copied_model
 from swamp.training.data import BatchList, Data, sampled
 from swamp.training.loop import smoothed
 from swamp.training.memory_format import to_memory_format_of
@@ -41,7 +41,7 @@ def dry_run(model: nn.Module, task: Task, training: Training, *, prunable: set[s
     Raises:
         SwampError: A function failed, or returned something unexpected. The message names it, and the shapes.
     """
-    model = copy.deepcopy(model)
+    model = copied_model(model)
     device = next(model.parameters()).device
     with isolated(_SEED, device):
         _check_state_dict(model)
