@@ -22,7 +22,7 @@ from swamp.analysis.weight_space import LinearCombination
 from swamp.recipes import recipe_named
 from swamp.runs.config import RunConfig
 from swamp.runs.execute import prepare, start
-from swamp.runs.run_progress import NullReporter
+from swamp.runs.run_progress import Reporter
 from swamp.training import Task, evaluate, with_reestimated_batchnorm
 
 
@@ -32,7 +32,7 @@ def cost_of_analyses(cycles: int) -> None:
         config = recipe_named("fashion-mnist-lenet")()
         plan = {**config.to_json()["plan"], "cycles": cycles, "prune_fraction": [0.3], "sparsity": 1 - 0.7**cycles}
         started = process_time()
-        start(RunConfig.from_json({**config.to_json(), "plan": plan}), path, NullReporter(), Event())
+        start(RunConfig.from_json({**config.to_json(), "plan": plan}), path, Reporter(), Event())
         run = process_time() - started
         print(f"run of {cycles} pruning steps, 4 particles  {run:6.1f} s of CPU time")
         run_data, total = RunData.open(path), 0.0

@@ -31,7 +31,7 @@ from swamp.datasets import build_network
 from swamp.masks import Mask, prune_mask
 from swamp.recipes import recipe_named
 from swamp.runs.execute import start
-from swamp.runs.run_progress import NullReporter
+from swamp.runs.run_progress import Reporter
 from swamp.training import Seed, Task, TensorData, Training, crop_flip
 from swamp.training.loop import fit
 from swamp.training.options import Precision
@@ -107,7 +107,7 @@ def overhead() -> Line:
     config = recipe_named("mnist1d-mlp")()
     config = replace(config, plan=replace(config.plan, sparsity=0.7), backend="sequential")
     with tempfile.TemporaryDirectory() as folder:
-        done = start(config, Path(folder) / "run", NullReporter(), Event())
+        done = start(config, Path(folder) / "run", Reporter(), Event())
     shares = [1 - sum(p["seconds"] for p in cycle["particles"]) / cycle["seconds"] for cycle in done["cycles"]]
     return median("share of a cycle outside training, default recipe", shares, "share", "at most 0.05")
 

@@ -39,7 +39,7 @@ from swamp.runs import execute, open_run, read_particle
 from swamp.runs.config import RunConfig, result_settings
 from swamp.runs.directory import FORMAT, PROVENANCE, add_checksum
 from swamp.runs.execute import start
-from swamp.runs.run_progress import NullReporter
+from swamp.runs.run_progress import Reporter
 from swamp.runs.study_queue import StudyDirectory
 from swamp.runs.trajectory import read_trajectory
 from swamp.runtime.archive import read as read_archive
@@ -80,7 +80,7 @@ def config_of(method: str = "swamp", seed: int = 0, **changes) -> RunConfig:
     return replace(config, snapshot_seconds=1e-9, **changes)
 
 
-class _StopAt(NullReporter):
+class _StopAt(Reporter):
     def __init__(self, step: int, stop: Event) -> None:
         self.left, self.stop = step, stop
 
@@ -99,7 +99,7 @@ def keep_quick() -> None:
 
 def build_run(name: str, config: RunConfig, where: Path) -> None:
     """Make one finished run in `where`/`name`."""
-    start(config, where / name, NullReporter(), Event())
+    start(config, where / name, Reporter(), Event())
 
 
 def build(folder: Path) -> None:
@@ -133,7 +133,7 @@ def build(folder: Path) -> None:
         study = where / "study"
         runs = {"swamp": config_of(seed=seed), "means": config_of("imp", seed)}
         StudyDirectory.join(study, runs)
-        start(runs["means"], study / "means", NullReporter(), Event())
+        start(runs["means"], study / "means", Reporter(), Event())
         shutil.copytree(where / "finished", study / "swamp")
         told("cross", study)
 

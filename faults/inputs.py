@@ -60,7 +60,7 @@ from swamp.report.matplotlib_renderer import FORMATS
 from swamp.report.serve import PageServer
 from swamp.runs import execute
 from swamp.runs.config import RunConfig
-from swamp.runs.run_progress import NullReporter
+from swamp.runs.run_progress import Reporter
 from swamp.runs.study import Study
 from swamp.scores import SCORES
 from swamp.training import Seed, TensorData, Training
@@ -208,7 +208,7 @@ def fuzz_task(options: DataOptions, seed: Seed) -> Problem:
 TASKS["fuzz"] = fuzz_task
 
 
-class Stopper(NullReporter):
+class Stopper(Reporter):
     """Stops a run after a number of steps."""
 
     def __init__(self, stop: Event, steps: int) -> None:

@@ -14,7 +14,7 @@ from modes import tiny
 from swamp.algorithms import Cycle
 from swamp.runs.config import RunConfig
 from swamp.runs.execute import start
-from swamp.runs.run_progress import NullReporter
+from swamp.runs.run_progress import Reporter
 
 MOST = 24_000
 """Largest allowed growth in bytes per cycle: the record as Python objects, for the summary and metrics.jsonl. Weights
@@ -43,7 +43,7 @@ def toy(cycles: int) -> RunConfig:
     return replace(config, plan=plan, training=training, data=replace(config.data, examples=160))
 
 
-class Watch(NullReporter):
+class Watch(Reporter):
     """Records the memory in use at the end of each cycle."""
 
     def __init__(self, campaign: Campaign) -> None:

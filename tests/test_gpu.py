@@ -20,7 +20,7 @@ from swamp.errors import Interrupted
 from swamp.masks import Mask
 from swamp.runs.config import RunConfig
 from swamp.runs.execute import resume, start
-from swamp.runs.run_progress import NullReporter
+from swamp.runs.run_progress import Reporter
 from swamp.runtime import save, trace
 from swamp.runtime.tracing import bake_mask
 from swamp.training import Seed, Task, TensorData, Training, crop_flip
@@ -161,7 +161,7 @@ def test_a_stack_resumes_from_snapshots_of_different_steps_on_the_cpu(backend, i
         assert all(torch.equal(one.weights[name].cpu(), weight.cpu()) for name, weight in other.weights.items())
 
 
-class StopAt(NullReporter):
+class StopAt(Reporter):
     """Asks the run to stop at that of all its steps."""
 
     def __init__(self, step: int, stop: Event) -> None:
@@ -196,9 +196,9 @@ def test_a_run_that_was_interrupted_its_analyses_and_its_export(backend, analyse
     stop = Event()
     with pytest.raises(Interrupted):
         start(config, tmp_path / "run", StopAt(22, stop), stop)
-    done = resume(tmp_path / "run", NullReporter(), Event())
-    whole = start(config, tmp_path / "whole", NullReporter(), Event())
-    on_cpu = start(replace(config, device="cpu", backend="sequential"), tmp_path / "cpu", NullReporter(), Event())
+    done = resume(tmp_path / "run", Reporter(), Event())
+    whole = start(config, tmp_path / "whole", Reporter(), Event())
+    on_cpu = start(replace(config, device="cpu", backend="sequential"), tmp_path / "cpu", Reporter(), Event())
     accuracies = [[cycle["test"]["accuracy"] for cycle in run["cycles"]] for run in (done, whole, on_cpu)]
     assert accuracies[0] == accuracies[1] == accuracies[2]
     if analyses:

@@ -48,7 +48,7 @@ def integers(high: int, *shape: int, seed: int = 0) -> Tensor:
 
 
 def images(side: int = 32, classes: int = 4, examples: int = 16) -> swamp.Task:
-    """Random images whose class is the brightest of the first rows: a task of the right form, not a benchmark."""
+    """Random images (examples, 3, side, side) with random classes: a task of the right form, not a benchmark."""
     inputs = random(examples, 3, side, side)
     data = inputs, integers(classes, examples)
     return swamp.Task.of(train=data, test=data)

@@ -14,6 +14,9 @@ Batch = tuple[Any, Any]
 """(inputs, targets). Inputs are a tensor, or tensors in tuples, lists, dicts and dataclasses, nested."""
 
 
+_ANY_FORM = "Task.custom(train, loss, evaluate) takes batches of any form."
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """`value` with `function` applied to each tensor in it; its other parts are unchanged.
 
@@ -21,18 +24,21 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
         function: Tensor -> tensor.
         value: A tensor, or tensors in tuples, lists, dicts (other mappings become dicts) and dataclasses, nested.
     """
+    return _map_leaves(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, value)
+
+
+def _map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
+    """`value` with `function` applied to each part that is no container."""
 
     def one(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            return function(leaf)
         if isinstance(leaf, Mapping):
-            return {key: map_tensors(function, part) for key, part in cast("Mapping[Any, Any]", leaf).items()}
+            return {key: _map_leaves(function, part) for key, part in cast("Mapping[Any, Any]", leaf).items()}
         if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
             parts = {field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf) if field.init}
-            return dataclasses.replace(leaf, **{name: map_tensors(function, part) for name, part in parts.items()})
-        return leaf
+            return dataclasses.replace(leaf, **{name: _map_leaves(function, part) for name, part in parts.items()})
+        return function(leaf)
 
-    return one(value) if isinstance(value, Tensor) else tree_map(one, value)
+    return function(value) if isinstance(value, Tensor) else tree_map(one, value)
 
 
 def tensors_of(value: Any) -> dict[str, Tensor]:
@@ -68,14 +74,13 @@ def batch_to(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors, and other parts that have a method `to`, on `device`."""
 
     def moved(leaf: Any) -> Any:
-        # Graphs of torch_geometric and encodings of transformers are no containers that torch knows.
-        return leaf.to(device) if not isinstance(leaf, Tensor) and callable(getattr(leaf, "to", None)) else leaf
+        if isinstance(leaf, Tensor):
+            return leaf.to(device, non_blocking=True)
+        # Graphs of torch_geometric are no containers that torch knows.
+        return leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf
 
     inputs, targets = batch
-    if isinstance(inputs, Tensor):
-        return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
-    of_tensors = map_tensors(lambda tensor: tensor.to(device, non_blocking=True), inputs)
-    return tree_map(moved, of_tensors), targets.to(device, non_blocking=True)
+    return _map_leaves(moved, inputs), moved(targets)
 
 
 def rows_of(inputs: Any, rows: slice | int | Tensor) -> Any:
@@ -133,24 +138,17 @@ def as_batch(batch: Any) -> Batch:
             if key in fields:
                 return {name: value for name, value in fields.items() if name != key}, _targets(fields[key])
         raise SwampError(
-            f"a dict batch needs 'labels', 'label' or 'targets'; this one has {sorted(fields)}. "
-            "Task.custom(train, loss, evaluate) takes batches of any form."
+            f"a dict batch needs 'labels', 'label' or 'targets'; this one has {sorted(fields)}. {_ANY_FORM}"
         )
     parts: Any = batch
     if isinstance(batch, tuple | list) and len(parts) >= 2:
         return (parts[0] if len(parts) == 2 else tuple(parts[:-1])), _targets(parts[-1])
-    raise SwampError(
-        f"a batch must be (inputs, targets) or a dict with labels, got {_described(parts)}. "
-        "Task.custom(train, loss, evaluate) takes batches of any form."
-    )
+    raise SwampError(f"a batch must be (inputs, targets) or a dict with labels, got {_described(parts)}. {_ANY_FORM}")
 
 
 def _targets(targets: Any) -> Tensor:
     if not isinstance(targets, Tensor):
-        raise SwampError(
-            f"the targets of a batch must be one tensor, got {_described(targets)}. "
-            "Task.custom(train, loss, evaluate) takes batches of any form."
-        )
+        raise SwampError(f"the targets of a batch must be one tensor, got {_described(targets)}. {_ANY_FORM}")
     return targets
 
 

@@ -16,7 +16,7 @@ from swamp.datasets.problem import DataOptions
 from swamp.files import load_tensors
 from swamp.runs.config import RunConfig
 from swamp.runs.execute import resume, start
-from swamp.runs.run_progress import NullReporter
+from swamp.runs.run_progress import Reporter
 from swamp.training import TensorData, Training
 
 
@@ -32,12 +32,12 @@ def tiny(particles: int = 2, **changes: Any) -> RunConfig:
 
 def go(config: RunConfig, path: Path, stop: Event | None = None, reporter: Any = None) -> Any:
     """Start the run."""
-    return start(config, path, reporter or NullReporter(), stop or Event())
+    return start(config, path, reporter or Reporter(), stop or Event())
 
 
 def go_on(path: Path) -> Any:
     """Resume the run."""
-    return resume(path, NullReporter(), Event())
+    return resume(path, Reporter(), Event())
 
 
 def run(
@@ -62,7 +62,7 @@ def blind(run_data: RunData) -> RunData:
     return replace(run_data, task=replace(task, test=Unread(task.test.inputs, task.test.targets)))
 
 
-class StopAt(NullReporter):
+class StopAt(Reporter):
     """Stops the run at the given training step, counted over all trainings."""
 
     def __init__(self, step: int, stop: Event) -> None:

@@ -12,7 +12,7 @@ from swamp.analysis.run_data import RunData
 from swamp.errors import Interrupted, SwampError
 from swamp.report.figures import SECTIONS
 from swamp.report.report_data import ReportData
-from swamp.runs.run_progress import NullReporter
+from swamp.runs.run_progress import Reporter
 from swamp.training import Seed, TensorData
 from swamp.training.data import BatchList, DatasetData
 from swamp.training.dropout import has_random_forward
@@ -29,7 +29,7 @@ def path(tmp_path_factory):
 
 
 def ablation(path, reporter=None, stop=None, settings=SETTINGS, cycle=1) -> ParticleAblation:
-    return ParticleAblation(blind(RunData.open(path)), cycle, settings, reporter or NullReporter(), stop or Event())
+    return ParticleAblation(blind(RunData.open(path)), cycle, settings, reporter or Reporter(), stop or Event())
 
 
 def test_a_seed_borrows_only_the_named_streams():

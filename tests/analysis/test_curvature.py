@@ -23,7 +23,7 @@ from swamp.errors import MaskError, SwampError
 from swamp.masks import Mask
 from swamp.runs.config import RunConfig
 from swamp.runs.execute import start
-from swamp.runs.run_progress import NullReporter
+from swamp.runs.run_progress import Reporter
 from swamp.training import Seed, Task, TensorData, Training, with_reestimated_batchnorm
 from swamp.training.data import mixed_batches, sampled
 from swamp.training.loop import fit
@@ -347,7 +347,7 @@ def run(tmp_path_factory):
     training = Training(epochs=2, batch_size=64, lr=0.05, swa_fraction=0.5)
     config = RunConfig("tiny", "digits", "mlp-16", plan, training, DataOptions(examples=640), threads=1)
     path = tmp_path_factory.mktemp("run") / "run"
-    start(config, path, NullReporter(), Event())
+    start(config, path, Reporter(), Event())
     return path
 
 

@@ -10,7 +10,7 @@ import pytest
 from swamp import cli
 from swamp.analysis.mask_training import TOLERANCE, MaskSource, mask_trainings, shared_densities
 from swamp.runs.directory import read_json
-from swamp.runs.run_progress import NullReporter
+from swamp.runs.run_progress import Reporter
 
 TINY = [
     "digits-mlp",
@@ -82,20 +82,20 @@ def test_the_diagonal_holds_cycles_of_the_runs_and_other_cells_new_trainings(run
 def test_cross_resumes_after_an_interruption_and_trains_nothing_twice(runs, tmp_path, capsys, monkeypatch):
     command = ["cross", runs / "imp-0", runs / "swamp-0", "--sparsities", "0.75", "--quiet", "--out"]
     assert swamp(*command, tmp_path / "whole") == 0
-    once = NullReporter.training
+    once = Reporter.training
 
     def stopping(self, cycle, index, count, step, total, loss):
         if (index, step) == (1, 3):
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(NullReporter, "training", stopping)
+    monkeypatch.setattr(Reporter, "training", stopping)
     assert swamp(*command, tmp_path / "part") == 130
     assert "To continue: swamp cross" in capsys.readouterr().err
-    monkeypatch.setattr(NullReporter, "training", once)
+    monkeypatch.setattr(Reporter, "training", once)
     assert swamp(*command, tmp_path / "part") == 0
     one, other = (json.loads((tmp_path / name / "cross.json").read_text()) for name in ("whole", "part"))
     assert one["cells"] == other["cells"]
-    monkeypatch.setattr(NullReporter, "training", lambda *_: pytest.fail("a finished cell was trained again"))
+    monkeypatch.setattr(Reporter, "training", lambda *_: pytest.fail("a finished cell was trained again"))
     assert swamp(*command, tmp_path / "part") == 0
 
 

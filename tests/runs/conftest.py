@@ -15,7 +15,7 @@ from swamp.datasets.problem import DataOptions
 from swamp.files import load_tensors
 from swamp.runs.config import RunConfig
 from swamp.runs.execute import resume, start
-from swamp.runs.run_progress import NullReporter
+from swamp.runs.run_progress import Reporter
 from swamp.training import Training
 
 
@@ -35,11 +35,11 @@ def config() -> RunConfig:
 
 
 def go(config: RunConfig, path: Path):
-    return start(config, path, NullReporter(), Event())
+    return start(config, path, Reporter(), Event())
 
 
 def go_on(path: Path):
-    return resume(path, NullReporter(), Event())
+    return resume(path, Reporter(), Event())
 
 
 def in_child(work) -> int:
@@ -83,7 +83,7 @@ def assert_same_outcome(a: Path, b: Path) -> None:
     assert [without_time(line) for line in lines[0]] == [without_time(line) for line in lines[1]]
 
 
-class StopAt(NullReporter):
+class StopAt(Reporter):
     """Asks the run to stop at the given step of all that it takes."""
 
     def __init__(self, step: int, stop: Event) -> None:

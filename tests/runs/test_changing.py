@@ -16,7 +16,7 @@ from swamp.runs.checkpoints import RunStore
 from swamp.runs.config import RunConfig
 from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import resume, start
-from swamp.runs.run_progress import NullReporter
+from swamp.runs.run_progress import Reporter
 from swamp.runs.snapshot_files import load_phase, save_phase
 from swamp.training.mask_updates import Dynamic
 
@@ -107,7 +107,7 @@ def test_the_seconds_of_an_earlier_session_count_in_the_cycle_and_in_its_particl
 
 
 def test_a_run_that_crashed_has_its_last_change_on_disk_and_a_stopped_one_whatever_the_time(tmp_path):
-    class Crash(NullReporter):
+    class Crash(Reporter):
         steps = 0
 
         def training(self, cycle, index, count, step, total, loss=None):
@@ -136,7 +136,7 @@ def test_what_is_kept_between_changes_is_written_as_often_as_asked(tmp_path, mon
     moments, written = iter([0.0, 9.0, 11.0, 12.0, 22.0, 23.0]), []
     monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: next(moments)))
     monkeypatch.setattr(checkpoints, "save_phase", lambda path, phase, run: written.append(phase))
-    keeping = RunStore(RunDirectory(tmp_path, "run"), NullReporter(), Event(), snapshot_seconds=10)
+    keeping = RunStore(RunDirectory(tmp_path, "run"), Reporter(), Event(), snapshot_seconds=10)
     for number in range(5):
         keeping.keep_phase(0, number)
     # Ten seconds after the first that was not written, and ten after the last that was.

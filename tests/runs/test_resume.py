@@ -17,7 +17,7 @@ from swamp.runs import checkpoints, open_run
 from swamp.runs.checkpoints import RunStore
 from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import resume, start
-from swamp.runs.run_progress import NullReporter
+from swamp.runs.run_progress import Reporter
 
 from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, kill_after, tiny
 
@@ -62,7 +62,7 @@ def test_asked_to_stop_while_a_cycle_is_measured_it_does_not_measure_the_rest(re
         inside.setattr(Evaluator, "evaluate", stopping)
         inside.setattr("swamp.algorithms.evaluator.cores", lambda: 2)
         with pytest.raises(Interrupted, match="Continue with: swamp resume"):
-            start(tiny(), run, NullReporter(), stop)
+            start(tiny(), run, Reporter(), stop)
     assert len(measured) <= 2
     assert not RunDirectory(run).record(0).exists()
     trained, original = [], ParticleJob.train
@@ -143,7 +143,7 @@ def test_stopped_at_any_step_no_step_is_taken_twice(step, reference, tmp_path):
 def test_a_run_killed_between_record_and_publication_publishes_on_resume(reference, tmp_path, monkeypatch):
     monkeypatch.setattr(RunStore, "publish", lambda self, cycle: self.stop.set() if cycle.index == 2 else None)
     with pytest.raises(Interrupted):
-        start(tiny(), tmp_path / "run", NullReporter(), Event())
+        start(tiny(), tmp_path / "run", Reporter(), Event())
     monkeypatch.undo()
     go_on(tmp_path / "run")
     assert_same_outcome(reference[0], tmp_path / "run")
@@ -219,7 +219,7 @@ def test_what_a_kill_left_of_a_finished_cycle_is_removed(reference, tmp_path, mo
     config = replace(tiny(), keep_checkpoints="means")
     monkeypatch.setattr(RunStore, "_tidy", lambda self, cycle: self.stop.set() if cycle.index == 1 else None)
     with pytest.raises(Interrupted):
-        start(config, tmp_path / "run", NullReporter(), Event())
+        start(config, tmp_path / "run", Reporter(), Event())
     monkeypatch.undo()
     assert list((tmp_path / "run").glob("cycle-01/particle-*"))
     go_on(tmp_path / "run")

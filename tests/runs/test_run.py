@@ -18,7 +18,7 @@ from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, write_json
 from swamp.runs.environment import environment
 from swamp.runs.execute import prepare, start
-from swamp.runs.run_progress import NullReporter
+from swamp.runs.run_progress import Reporter
 from swamp.training import evaluate
 
 from .conftest import StopAt, assert_same_outcome, go, go_on, tiny
@@ -153,7 +153,7 @@ def test_values_that_json_does_not_know_are_written_as_null(tmp_path):
 
 @pytest.mark.slow
 def test_quiet_is_quiet(capsys, config, tmp_path):
-    NullReporter().started(3)
+    Reporter().started(3)
     go(config, tmp_path / "run")
     assert capsys.readouterr() == ("", "")
 

@@ -32,23 +32,7 @@ def cycles(
     backend: Backend | str | None = None,
     store: Store | None = None,
 ) -> Iterator[Cycle]:
-    """Yield one finished cycle after another, densest first.
-
-    Args:
-        model: Architecture and initial weights; it is left unchanged.
-        task: Data, loss and metrics.
-        plan: What is pruned, how much, in how many cycles.
-        training: How each particle is trained.
-        backend: What trains the particles, or its name (default: the fastest, found by timing them on the task).
-        store: Where finished steps are kept; what it already holds is not computed again.
-
-    Returns:
-        An iterator of cycles, each a usable sparse model with its metrics and cost.
-
-    Raises:
-        SwampError: Before any training: the plan is not possible, or weights or data are not finite.
-        Diverged: A training diverged, and `plan.on_divergence` has no way to continue.
-    """
+    """Yield one finished cycle after another, densest first; `swamp.cycles` documents the arguments."""
     store = store or NoStore()
     backend = choose_backend(model, task, plan, training, backend, store)
     if plan.spec.pools:
@@ -96,7 +80,7 @@ def train_on(
     backend: Backend | str | None = None,
     store: Store | None = None,
 ) -> Iterator[Cycle]:
-    """Yield cycles on given masks (of another run, say); everything else is as in `cycles`.
+    """Yield cycles on given masks (of another run, say); everything else is as in `swamp.cycles`.
 
     Args:
         masks: Cycle -> mask. The cycle determines the number of particles and their batch orders.
@@ -105,8 +89,8 @@ def train_on(
         task: Data, loss and metrics.
         plan: A method that rewinds to a ticket.
         training: How each particle is trained.
-        backend: See `cycles`.
-        store: See `cycles`.
+        backend: See `swamp.cycles`.
+        store: See `swamp.cycles`.
 
     Returns:
         An iterator of the cycles, in the order of `masks`. Costs are those of these trainings alone.

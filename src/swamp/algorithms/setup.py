@@ -43,7 +43,7 @@ class Setup:
         """Scratch model: its weights change."""
         to_fastest_memory_format(self.model, bfloat16=False)
         self.task = task.to(next(model.parameters()).device)
-        if task.own is not None and plan.score_name in SCORES_OF_OUTPUTS:
+        if plan.score_name in SCORES_OF_OUTPUTS:
             self.task.require_outputs(f"the score {plan.score_name}")
         require_finite_start(self.model, self.task)
         self.has_unit_error = dry_run(self.model, self.task, training, prunable=set(self.dense))

@@ -17,7 +17,7 @@ from swamp.algorithms import Cycle
 from swamp.api.pace import Pace, duration
 from swamp.backends.autotune import Choice
 from swamp.runs.overview import Overview
-from swamp.runs.run_progress import unknown_loss
+from swamp.runs.run_progress import Reporter, unknown_loss
 
 _REDRAW_SECONDS = 0.1
 _ESTIMATE_SECONDS = 1.0
@@ -91,7 +91,7 @@ class NotebookBars:
             self.handle.update(drawing)
 
 
-class LiveReporter:
+class LiveReporter(Reporter):
     """Progress of a run; a context manager.
 
     Args:

@@ -26,7 +26,7 @@ from swamp.references import PYTHON_PREFIX
 from swamp.runs.execute import prepare
 from swamp.runs.overview import overview
 from swamp.runs.read import open_run, read_cycle, read_origin
-from swamp.runs.run_progress import NullReporter, Reporter, epoch_loss, unknown_loss
+from swamp.runs.run_progress import Reporter, epoch_loss, unknown_loss
 from swamp.training import Task, Training
 from swamp.training.mask_updates import Dynamic
 from swamp.training.snapshot import Snapshot
@@ -141,7 +141,7 @@ def cycles(
         raise SwampError("out and store are two places for finished steps. Give one of them.")
     shown = live_progress() if progress else None
     if out is not None:
-        found = stored_cycles(job, Path(out), shown or NullReporter())
+        found = stored_cycles(job, Path(out), shown or Reporter())
     elif shown is not None and store is None:
         found = job.cycles(_ShownOnly(shown))
     else:

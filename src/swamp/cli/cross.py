@@ -17,7 +17,7 @@ from swamp.cli.compare import runs_of
 from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
 from swamp.errors import Interrupted, SwampError
 from swamp.runs.overview import Overview
-from swamp.runs.run_progress import NullReporter
+from swamp.runs.run_progress import Reporter
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _trained(
     quiet = given.quiet or (given.json and not Err.is_terminal)
     started: list[MaskTraining] = []
     with stoppable(stop), ExitStack() as shown:
-        reporter = NullReporter() if quiet else shown.enter_context(LiveReporter(console))
+        reporter = Reporter() if quiet else shown.enter_context(LiveReporter(console))
 
         def on_start(job: MaskTraining) -> None:
             minutes = sum(other.seconds for other in jobs[len(started) :]) / 60

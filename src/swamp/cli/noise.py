@@ -18,7 +18,7 @@ from swamp.analysis.run_data import RunData
 from swamp.api.progress import LiveReporter
 from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
 from swamp.errors import Interrupted, SwampError, unknown
-from swamp.runs.run_progress import NullReporter
+from swamp.runs.run_progress import Reporter
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _records(given: NoiseArgs, settings: AblationSettings, command: str) -> list
     stop, found = Event(), list[Mapping[str, Any]]()
     console = Err if given.json else Out
     with stoppable(stop), ExitStack() as shown:
-        reporter = NullReporter() if quiet else shown.enter_context(LiveReporter(console))
+        reporter = Reporter() if quiet else shown.enter_context(LiveReporter(console))
         run = RunData.open(given.run, given.model, given.task)
         cycle = run.cycles - 1 if given.cycle == -1 else given.cycle
         factors = [factor for factor in FACTORS if factor in (given.only or FACTORS)]

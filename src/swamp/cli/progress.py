@@ -8,10 +8,10 @@ from rich.table import Table
 
 from swamp.api.progress import number
 from swamp.runs.overview import Overview
-from swamp.runs.run_progress import NullReporter
+from swamp.runs.run_progress import Reporter
 
 
-class OverviewReporter(NullReporter):
+class OverviewReporter(Reporter):
     """Prints the first lines of a run, and nothing else."""
 
     def __init__(self, console: Console) -> None:

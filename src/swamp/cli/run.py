@@ -20,7 +20,7 @@ from swamp.recipes import configuration
 from swamp.recipes.tasks import for_task
 from swamp.runs.config import RunConfig, changed_options
 from swamp.runs.execute import resume, start
-from swamp.runs.run_progress import NullReporter, Reporter
+from swamp.runs.run_progress import Reporter
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _progress(given: RunArgs | ResumeArgs) -> Generator[tuple[Reporter, Event]]:
     stop = Event()
     with stoppable(stop), ExitStack() as shown:
         if given.quiet:
-            yield NullReporter(), stop
+            yield Reporter(), stop
         elif given.json and not Err.is_terminal:
             yield OverviewReporter(Err), stop
         else:

@@ -18,7 +18,7 @@ import torch
 
 from swamp.cli.session import Err, warnings_to
 from swamp.errors import SwampError
-from swamp.runs.run_progress import NullReporter
+from swamp.runs.run_progress import Reporter
 from swamp.runs.study_queue import StudyDirectory, work
 
 _LOGS = ".workers"
@@ -98,7 +98,7 @@ def shares(study: StudyDirectory, index: int, count: int) -> dict[str, str]:
 def work_here(path: Path, *, wait: bool, stop: Event) -> None:
     """Work on the study in `path` in this process."""
     with warnings_to(Err):
-        work(StudyDirectory.open(path), NullReporter(), stop, wait=wait)
+        work(StudyDirectory.open(path), Reporter(), stop, wait=wait)
 
 
 def stop_with_parent(stop: Event) -> None:

@@ -34,7 +34,7 @@ from swamp.runs.overview import overview
 from swamp.runs.ranks import distributed_job, restarted, wait_until_prepared
 from swamp.runs.read import open_run, read_sessions, verify_config_owner, write_config
 from swamp.runs.reference_origin import reference_origin, verify_references
-from swamp.runs.run_progress import NullReporter, Reporter
+from swamp.runs.run_progress import Reporter
 from swamp.runs.validation import (
     check_disk_space,
     check_rank_count,
@@ -137,7 +137,7 @@ def _follow(config: RunConfig, directory: RunDirectory, coordinator: Coordinator
     """The part of a rank other than 0: train particles for rank 0."""
     problem, model = prepare(config)
     coordinator.publish(f"prepared/{coordinator.rank}", True)
-    store = store_of(config, directory, NullReporter(), _stop_of(config, coordinator), announce=False)
+    store = store_of(config, directory, Reporter(), _stop_of(config, coordinator), announce=False)
 
     def build(choice: Any) -> Backend:
         chosen = None if choice is None else Choice.from_json(choice)

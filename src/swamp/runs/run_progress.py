@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Protocol
 
 from swamp.algorithms import Cycle
 from swamp.backends import Particle, Progress
@@ -37,42 +36,17 @@ def epoch_loss(snapshot: Callable[[], Snapshot]) -> float:
     return taken.losses[-1] if taken.losses else math.nan
 
 
-class Reporter(Protocol):
-    """Callbacks that report the progress of a run, for example to a terminal."""
+class Reporter:
+    """Callbacks that report the progress of a run, for example to a terminal. This base class shows nothing."""
 
     def started(self, run: Overview) -> None:
         """A run starts or is resumed."""
-        ...
 
     def chosen(self, choice: Choice) -> None:
         """A backend was chosen by timing."""
-        ...
-
-    def training(
-        self, cycle: int | None, index: int, count: int, step: int, total: int, loss: Callable[[], float] = ...
-    ) -> None:
-        """Particle `index` of `count` of a cycle (None: the ticket) has taken `step` of `total` steps.
-
-        loss: gives its mean training loss in the present epoch. It waits for the device and copies the weights.
-        """
-        ...
-
-    def finished(self, cycle: Cycle) -> None:
-        """A cycle is finished, in this session or an earlier one."""
-        ...
-
-
-class NullReporter:
-    """Reporter that shows nothing."""
-
-    def started(self, run: Overview) -> None:
-        """Do nothing."""
-
-    def chosen(self, choice: Choice) -> None:
-        """Do nothing."""
 
     def part(self, done: int, parts: int, what: str) -> None:
-        """Do nothing."""
+        """Of `parts` tasks, called `what`, `done` are finished."""
 
     def training(
         self,
@@ -83,10 +57,13 @@ class NullReporter:
         total: int,
         loss: Callable[[], float] = unknown_loss,
     ) -> None:
-        """Do nothing."""
+        """Particle `index` of `count` of a cycle (None: the ticket) has taken `step` of `total` steps.
+
+        loss: gives its mean training loss in the present epoch. It waits for the device and copies the weights.
+        """
 
     def finished(self, cycle: Cycle) -> None:
-        """Do nothing."""
+        """A cycle is finished, in this session or an earlier one."""
 
 
 @dataclass(eq=False)

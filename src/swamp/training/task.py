@@ -342,8 +342,7 @@ def predict(
         >>> outputs.shape, targets.tolist()
         (torch.Size([5, 2]), [0, 1, 0, 1, 0])
     """
-    if task.own is not None:
-        task.require_outputs("predict")
+    task.require_outputs("predict")
     device = next(model.parameters()).device
     data = sampled(data, examples)
     batch_size = batch_size or _fast_batch(data, device)
