@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from line import Line
-from swamp.datasets import build_network
+from networks import network
 from swamp.masks import Mask, prune_mask
 from swamp.runtime.archive import read, save
 from swamp.runtime.benchmark import SWAMP, Latency, benchmark, best_dense, measure_size
@@ -41,12 +41,9 @@ GOALS = {
 
 
 def pruned(name: str, sparsity: float) -> tuple[nn.Module, Mask, torch.Tensor]:
-    """A network, its mask, and two inputs."""
+    """A network of `networks.network`, its mask, and two inputs."""
     with isolated(Seed(0)):
-        if name == "linear-4096":
-            model, inputs = nn.Sequential(nn.Linear(4096, 4096)), torch.randn(2, 4096)
-        else:
-            model, inputs = build_network(name, (1, 28, 28), 10), torch.randn(2, 1, 28, 28)
+        model, inputs = network(name)
     mask = Mask.ones(model)
     scores = {key: value.detach().abs() for key, value in model.named_parameters() if key in mask}
     mask = prune_mask(
@@ -78,6 +75,7 @@ def measured(name: str, sparsity: float, batches: list[int], runtimes: list[str]
 
 def _print_speedups(name: str, sparsity: float, batch: int, latencies: list[Latency]) -> None:
     swamp, dense = _of(latencies, SWAMP, batch), best_dense(latencies, batch)
+    assert dense is not None
     bf16 = [one for one in latencies if one.batch == batch and one.runtime.endswith("bf16")]
     best_bf16 = min(bf16, key=lambda one: one.median, default=None)
     goal = GOALS.get((name, sparsity, batch), 1 if batch == 1 else None)
