@@ -158,21 +158,28 @@ def test_all_parts_of_a_sum_give_a_channel_to_the_same_thread(block):
 
 
 class Sliced(nn.Module):
-    """An image without some rows or columns, which is then read with a border."""
+    """Images without some rows or columns, of the input and of a layer, read with borders, added, pooled, averaged."""
 
-    def __init__(self, rows: int, columns: int) -> None:
+    def __init__(self, rows: int, columns: int, stride: int) -> None:
         super().__init__()
         self.rows, self.columns = rows, columns
-        self.first, self.last = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1)
+        self.first, self.norm = nn.Conv2d(2, 3, (5, 3), padding=(3, 1)), nn.BatchNorm2d(3)
+        self.second = nn.Conv2d(3, 4, (3, 5), stride, (2, 4), (1, 2))
+        self.third, self.head = nn.Conv2d(4, 3, 3, padding=1), nn.Linear(6, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(torch.relu(self.first(x))[:, :, :: self.rows, :: self.columns])
+        x = self.first(x[:, :, :: self.rows, :: self.columns])
+        part = x[:, :, :: self.rows, :: self.columns]
+        y = self.third(self.second(torch.relu(part))[:, :, ::2])
+        pooled = nn.functional.max_pool2d(torch.relu(x), 3, 1, 1)[:, :, :: self.rows, :: self.columns]
+        summed = nn.functional.avg_pool2d(self.norm(part) + pooled, 3, 1, 1)
+        return self.head(torch.cat([y.mean((2, 3)), summed[:, :, ::2, ::2].mean((2, 3))], 1))
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize("steps", [(2, 1), (1, 2), (2, 2)])
-def test_an_image_of_every_other_row_or_column(block, steps):
-    assert_same(built(lambda: Sliced(*steps)), numbers(5, 2, 9, 8), block)
+@pytest.mark.parametrize("steps", [(2, 1, 1), (1, 2, 2), (2, 2, 1), (3, 2, 2)])
+def test_an_image_of_some_rows_or_columns(block, steps):
+    assert_same(built(lambda: Sliced(*steps), 0.2), numbers(5, 2, 17, 14), block)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -224,13 +231,34 @@ def test_threads_share_channels_or_blocks_and_compute_the_same():
         torch.set_num_threads(threads)
 
 
-def test_nan_is_passed_on():
-    model = built(lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU()), 0)
-    inputs = numbers(20, 3)
-    inputs[3, 1] = float("nan")
-    for block in (1, 16):
-        outputs = run(trace(model, inputs), inputs, block)
-        assert outputs.isnan().any(1).tolist() == [index == 3 for index in range(20)]
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_that_are_not_finite_stay_in_their_example(block, value):
+    def make() -> nn.Module:
+        head = nn.Sequential(nn.Conv2d(1, 3, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(3, 4, 3, 2, 1))
+        return nn.Sequential(*head, nn.AvgPool2d(2), nn.Flatten(), nn.GELU(), nn.Linear(4, 3))
+
+    model, inputs = built(make, 0.3), numbers(20, 1, 7, 7)
+    program = trace(model, inputs)
+    expected = run(program, inputs, block)
+    inputs[3] = value
+    outputs = run(program, inputs, block)
+    others = torch.arange(20) != 3
+    assert torch.equal(outputs[others], expected[others])
+    assert not outputs[3].isfinite().all()
+
+
+@pytest.mark.parametrize("block", [1, 16])
+@pytest.mark.parametrize("act", [nn.ReLU, nn.GELU])
+def test_activations_of_numbers_that_are_not_finite(block, act):
+    layer = nn.Linear(4, 4, bias=False)
+    layer.weight.data = torch.eye(4)
+    model = nn.Sequential(layer, act()).eval()
+    special = torch.tensor([float("nan"), float("inf"), float("-inf"), -1e30])
+    outputs = run(trace(model, numbers(2, 4)), special.repeat(20, 1), block)
+    expected = torch.tensor([float("nan"), float("inf"), 0, 0])
+    assert outputs.equal(outputs[:1].expand(20, 4)) or outputs[:, 0].isnan().all()
+    assert torch.allclose(outputs, expected.expand(20, 4), equal_nan=True)
 
 
 def test_more_examples_than_a_block_need_no_larger_arena():

@@ -77,3 +77,52 @@ def test_units_at_residual_connections_stay(make):
     with torch.no_grad():
         expected = model(inputs)
         assert (DenseNetwork(program)(inputs) - expected).abs().max() <= 1e-5 * max(1, expected.abs().max())
+
+
+class Tokens(nn.Module):
+    """Linear layers on tokens with as many tokens as features, so that confusing them would not be an error."""
+
+    def __init__(self, reader: str) -> None:
+        super().__init__()
+        self.reader = reader
+        self.one, self.norm = nn.Linear(6, 6), nn.BatchNorm1d(6)
+        self.flat, self.conv, self.last = nn.Linear(36, 3), nn.Conv1d(6, 4, 3, bias=False), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(self.one(x)) if self.reader == "norm" else torch.relu(self.one(x))
+        if self.reader == "flatten":
+            return self.flat(y.flatten(1))
+        if self.reader == "conv1d":
+            return self.conv(y)
+        return self.last(y.mean(-1)) if self.reader == "mean" else self.last(y)
+
+
+@pytest.mark.parametrize("reader", ["norm", "flatten", "conv1d", "mean", "linear"])
+def test_dead_features_of_tokens(reader):
+    model = built(lambda: Tokens(reader), 0.3)
+    with torch.no_grad():
+        model.one.weight[2] = 0
+        model.one.bias[2] = 3
+        program = remove_dead_units(fold_batchnorm(trace(model, numbers(4, 6, 6))))
+        expected = model(numbers(4, 6, 6))
+        assert torch.allclose(DenseNetwork(program)(numbers(4, 6, 6)), expected, atol=1e-5)
+        assert torch.allclose(run(program, numbers(4, 6, 6), 16), expected, atol=1e-4)
+
+
+class OneImage(nn.Module):
+    """A convolution over an image without a batch dimension: the channels come first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(24, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.conv(x.mean(0))).flatten(1))
+
+
+def test_an_image_without_a_batch_dimension():
+    model = built(OneImage, 0.3)
+    with torch.no_grad():
+        model.conv.weight[2] = 0
+        program = remove_dead_units(fold_batchnorm(trace(model, numbers(5, 4, 4, 6))))
+        assert torch.allclose(run(program, numbers(5, 4, 4, 6), 16), model(numbers(5, 4, 4, 6)), atol=1e-5)

@@ -280,18 +280,21 @@ class _Emission:
             shape, border = csr.phase_image(source.shape, self.pending.shape[1:])
             layout = BufferLayout.for_image(shape, self.block, self.simd_width, border, dense=False)
             pitch = max(layout.pitch, builder.layout(self.pending.shape).pitch)
-            return self._split_phases(source, layout.with_pitch(pitch, self.simd_width)), pitch
-        if csr.stride != (1, 1):
-            if source.strides != ArenaView.whole(source.buffer).strides:
-                source = builder.copied(self.pending.layer, source, builder.layout(source.shape))
+            source = self._split_phases(source, layout.with_pitch(pitch, self.simd_width))
+            assert _covers(source.border, border)
         elif self.slides:
-            # A run that spans rows and borders needs equal distances between rows in input and output.
-            if self.block % self.simd_width:
-                pitch = max(source.strides[1], builder.layout(self.pending.shape).pitch)
-            separate = width > 1 and source.strides[2] != self.block
-            if separate or (pitch and source.strides[1] != pitch and height > 1):
+            border = csr.border(source.shape[1:], self.pending.shape[1:])
+            copies = not _covers(source.border, border)
+            if csr.stride == (1, 1):
+                # A run that spans rows and borders needs equal distances between rows in input and output.
+                if self.block % self.simd_width:
+                    pitch = max(source.strides[1], builder.layout(self.pending.shape).pitch)
+                separate = width > 1 and source.strides[2] != self.block
+                copies |= separate or (pitch > 0 and source.strides[1] != pitch and height > 1)
+            if copies:
                 layout = builder.layout(source.shape).with_pitch(pitch, self.simd_width)
                 source = builder.copied(self.pending.layer, source, layout)
+            assert _covers(source.border, border)
         return source, pitch
 
     def _split_phases(self, source: ArenaView, layout: BufferLayout) -> ArenaView:
@@ -454,3 +457,8 @@ def _residual_fields(view: ArenaView | None) -> dict[str, int]:
     if view is None:
         return {"residual": -1}
     return {"residual": view.offset, "residual_channel": view.strides[0], "residual_run": view.strides[1]}
+
+
+def _covers(border: tuple[int, int], needed: tuple[int, int]) -> bool:
+    """Whether a border of zeros has the rows and columns that a sum reads outside the image."""
+    return border[0] >= needed[0] and border[1] >= needed[1]

@@ -1,4 +1,14 @@
-"""The arena: the memory for activations while a fused region is executed, and the kernel steps that copy them."""
+"""The arena: the memory for activations while a fused region is executed, and the kernel steps that copy them.
+
+Invariants that all kernel steps rely on:
+
+- A border is zero. The arena starts as zeros, steps write pixels only or clear what else they wrote, and the memory of
+  a buffer is reused only for the same layout. A view of some rows or columns has other pixels around it, hence no
+  border (`ArenaView.border`): it is copied before it is padded.
+- A step may read and write up to one SIMD vector behind the last pixel of a channel. `BufferLayout.plane` has room for
+  it, and so has the end of a buffer whose channels are single numbers (`Arena.allocate`).
+- SIMD lanes are examples or positions and are never mixed, so that NaN and infinity stay in their example.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -133,6 +143,13 @@ class ArenaView:
         layout = buffer.layout
         shape, strides = (layout.channels, layout.height, layout.width), (layout.plane, layout.pitch, layout.block)
         return cls(buffer, buffer.offset + layout.origin, shape, strides, layout.block)
+
+    @property
+    def border(self) -> tuple[int, int]:
+        """Rows and columns of zeros around the view: none if it is not the whole image of its buffer."""
+        whole = ArenaView.whole(self.buffer)
+        is_whole = (self.offset, self.shape[1:], self.strides) == (whole.offset, whole.shape[1:], whole.strides)
+        return self.buffer.layout.border if is_whole else (0, 0)
 
     @property
     def contiguous(self) -> bool:

@@ -65,13 +65,14 @@ static inline vec exp_negative(vec x) {
 
 /* x * Phi(x), with erf from Abramowitz and Stegun, formula 7.1.26 (error below 2e-7). */
 static inline vec gelu(vec x) {
-    vec zero = x - x, z = x * 0.70710678f;
+    vec zero = {0}, z = x * 0.70710678f;
     vec a = blend(z < zero, -z, z);
     a = blend(a > zero + 9.0f, zero + 9.0f, a);
     vec t = 1.0f / (1.0f + 0.3275911f * a);
     vec tail = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
     tail *= exp_negative(-a * a);
-    return x * 0.5f * blend(z < zero, tail, 2.0f - tail);
+    /* -inf times a small number is not zero. */
+    return blend(x < zero - 13.0f, zero, x * 0.5f * blend(z < zero, tail, 2.0f - tail));
 }
 
 static inline vec activated(vec v, i64 act) {

@@ -166,7 +166,8 @@ def _linear(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent]
 def _convolution(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
     before, after = _image(shape), _image(node.shape)
     named_padding = any(isinstance(argument, str) for argument in node.args)
-    fits = _has_weight(program, node) and not named_padding and len(shape) == len(node.shape or ())
+    # An image without a batch dimension has fewer dimensions.
+    fits = _has_weight(program, node) and not named_padding and len(shape) == int(node.op[4]) + 2
     return (before, after) if before and after and fits else None
 
 

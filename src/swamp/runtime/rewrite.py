@@ -81,7 +81,9 @@ def _with_folded_norms(program: Program) -> Program:
         if node.op == "batch_norm" and isinstance(node.args[0], Ref):
             layer = foldable.get(node.args[0].name)
             training = node.args[5]
-            if layer is not None and program.use_counts[layer.name] == 1 and not training:
+            # BatchNorm has statistics of dimension 1, which is not the last one of a linear layer on tokens.
+            channels = layer is not None and (layer.op != "linear" or len(program.shape_of(layer.name) or ()) == 2)
+            if layer is not None and channels and program.use_counts[layer.name] == 1 and not training:
                 foldable[layer.name] = _with_norm(program, layer, node, tensors)
                 return Ref(layer.name)
         if node.op in LAYERS and program.use_counts[node.args[1].name] == 1:
@@ -125,9 +127,11 @@ def _with_image_means(program: Program) -> Program:
 
 # Dead units
 
-_UNIT_LAYERS = ("linear", "conv1d", "conv2d")
-_CHANNELWISE = ("relu", "gelu", "max_pool2d", "adaptive_avg_pool2d", "mean", "flatten")
-"""Operators that do not mix channels and map a constant channel to a constant channel."""
+_UNIT_LAYERS = {"linear": 2, "conv1d": 3, "conv2d": 4}
+"""Layers whose units can be removed, and the dimensions of their result if there is one batch dimension."""
+_ACTIVATIONS = ("relu", "gelu")
+_CHANNELWISE = (*_ACTIVATIONS, "max_pool2d", "adaptive_avg_pool2d", "mean", "flatten")
+"""Operators that do not mix the channels of an image and map a constant channel to a constant channel."""
 
 
 @dataclass(frozen=True)
@@ -171,15 +175,27 @@ def _layer_pair(program: Program, layer: Node) -> _LayerPair | None:
         if reader is None:
             return None
         if reader.op in _UNIT_LAYERS:
-            # A linear layer reads the last dimension, which is not the channel dimension of an image.
-            fits = reader.op != "linear" or layer.op == "linear" or len(value.shape or ()) == 2
+            # A linear layer reads the last dimension, a convolution reads the one after the batch.
+            shape = program.shape_of(value.name) or ()
+            fits = reader.op == layer.op or (reader.op == "linear" and len(shape) == 2)
             return _LayerPair(layer, tuple(between), reader) if fits and _has_own_weight(program, reader) else None
-        flattens_all = reader.op != "flatten" or tuple(reader.args[1:]) in ((1,), (1, -1), (1, 3))
-        if reader.op not in _CHANNELWISE or not flattens_all:
+        if not _keeps_channels(program, layer, reader):
             return None
         between.append(reader)
         value = reader
     return None
+
+
+def _keeps_channels(program: Program, layer: Node, node: Node) -> bool:
+    """Whether the node maps each channel of the layer to one channel, or to neighbouring features."""
+    if layer.op == "linear":
+        return node.op in _ACTIVATIONS
+    if len(program.shape_of(layer.name) or ()) != _UNIT_LAYERS[layer.op] or node.op not in _CHANNELWISE:
+        return False
+    rank = len(program.shape_of(node.args[0].name) or ())
+    if node.op == "flatten":
+        return tuple(node.args[1:]) in ((1,), (1, -1), (1, rank - 1))
+    return node.op != "mean" or all(axis % rank > 1 for axis in node.args[1] or [0])
 
 
 def _has_own_weight(program: Program, node: Node) -> bool:
