@@ -37,7 +37,7 @@ _MIN_WEIGHTS = 16
 _CHANNEL_GROUPS = 16
 """Groups into which output channels are divided; a thread takes a whole group. Few, because the channels of a slice,
 which should have equal numbers of weights, come from one group."""
-_SLICE_CHANNELS = {1: 4, 2: 4, 3: 2, 4: 2}
+SLICE_CHANNELS = {1: 4, 2: 4, 3: 2, 4: 2}
 """SIMD vectors in a run -> output channels in a slice (SLICES in kernels.c); 1 for longer runs."""
 
 
@@ -360,7 +360,7 @@ class _Emission:
     def _slice_channels(self, fields: Mapping[str, int]) -> int:
         contiguous = fields["in_step"] == fields["out_step"] == self.simd_width
         vectors = -(-fields["length"] // self.simd_width)
-        return _SLICE_CHANNELS.get(vectors, 1) if contiguous and self.csr.op == SUM else 1
+        return SLICE_CHANNELS.get(vectors, 1) if contiguous and self.csr.op == SUM else 1
 
     def _loop_fields(self, source: ArenaView, target: ArenaView, residual: ArenaView | None) -> dict[str, int]:
         """Number, length and distances of the runs in which the kernel computes an image."""

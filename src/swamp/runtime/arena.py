@@ -175,6 +175,8 @@ class Arena:
     simd_width: int
     size: int = 0
     free: dict[BufferLayout, list[Buffer]] = field(default_factory=dict[BufferLayout, list[Buffer]])
+    buffers: list[Buffer] = field(default_factory=list[Buffer])
+    """All buffers, one behind the other."""
 
     def allocate(self, layout: BufferLayout, *, reusable: bool = True) -> Buffer:
         """Return a buffer of this layout: a released one if possible."""
@@ -183,6 +185,7 @@ class Arena:
             return released.pop()
         # Buffers start on cache lines and end with unused vectors, because kernels may read beyond the end.
         buffer = Buffer(self.size, layout, reusable=reusable)
+        self.buffers.append(buffer)
         self.size += -(-(layout.size + 2 * self.simd_width) // LINE) * LINE
         return buffer
 

@@ -3,7 +3,11 @@
    A buffer stores a block of V examples as [channel][row][column][V] with a border of zeros. Then a convolution with
    any kernel size is, for each output channel, a sum of weights times contiguous rows of inputs at fixed offsets, and a
    linear layer is the same with one pixel. All shapes are data (see lowering.py): nothing here is compiled for one
-   network. */
+   network.
+
+   A step may write one buffer of the arena or one tensor, and read others, its tables, and up to a vector behind the
+   last float of a buffer (arena.py leaves room there). bounds.py proves this for every step before it runs: an op that
+   touches other memory needs another proof there. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

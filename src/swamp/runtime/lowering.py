@@ -14,12 +14,10 @@ from swamp.runtime.accumulate import (
     pooling_offsets,
 )
 from swamp.runtime.arena import GELU, MEAN, RELU, SUM, Ints, RegionBuilder
+from swamp.runtime.bounds import check_bounds
 from swamp.runtime.program import Node, Program
 from swamp.runtime.regions import CONVOLUTIONS, FusedRegion, activations
 from swamp.runtime.rewrite import batchnorm_scale_and_shift
-
-_SPARE = 64
-"""Unused floats after the last buffer: kernels may read one SIMD vector beyond the end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +56,9 @@ class _Lowering:
             getattr(self, f"_{node.op}")(node)
         for number, name in enumerate(self.region.outputs):
             builder.copy_output(name, len(self.region.inputs) + number)
-        size = builder.arena.size + _SPARE
-        return LoweredRegion(np.stack(builder.steps), size, self.block, tuple(builder.names), tuple(builder.pinned))
+        check_bounds(builder)
+        steps, names, pinned = np.stack(builder.steps), tuple(builder.names), tuple(builder.pinned)
+        return LoweredRegion(steps, builder.arena.size, self.block, names, pinned)
 
     def _emit_pending(self, name: str) -> None:
         if name in self.pending:
