@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # pip resolves everything from constraints.txt, so that a new machine gets what this one was tested with.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all compat setup check format coverage docs bench zoo faults ranks results lock locked clean
+.PHONY: demo test test-all compat setup check format coverage docs bench zoo deepsparse faults ranks results lock locked clean
 
 demo: $(VENV)/.core
 	@rm -rf build/demo
@@ -56,6 +56,18 @@ $(ZOO)/ready: pyproject.toml constraints.txt
 	  pillow requests tqdm psutil aiohttp xxhash pyparsing jinja2 importlib_metadata regex
 	$(ZOO)/bin/pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31 torch_geometric==2.8.1 \
 	  diffusers==0.42.1 segmentation_models_pytorch==0.6.0
+	@touch $@
+
+# Other sparse runtimes for benchmarks/sparse_runtimes.py, outside the environment of the project. DeepSparse has wheels
+# up to Python 3.11, and analytics that NM_DISABLE_ANALYTICS=1 switches off.
+DEEPSPARSE_PYTHON ?= python3.11
+deepsparse: build/deepsparse/ready
+
+build/deepsparse/ready: benchmarks/deepsparse.txt $(BIN)/pip
+	$(DEEPSPARSE_PYTHON) -m venv build/deepsparse
+	build/deepsparse/bin/pip install --quiet --no-deps --requirement benchmarks/deepsparse.txt
+	NM_DISABLE_ANALYTICS=1 build/deepsparse/bin/python -c "import deepsparse"
+	$(BIN)/pip install --quiet --no-deps --upgrade --target build/sparselab sparselab==0.2.2
 	@touch $@
 
 # What docs/reliability.md counts: hours on two busy cores, each campaign alone has --cases and --seed.
