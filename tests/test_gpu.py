@@ -21,8 +21,8 @@ from swamp.masks import Mask
 from swamp.runs.config import RunConfig
 from swamp.runs.execute import resume, start
 from swamp.runs.run_progress import Reporter
-from swamp.runtime import save, trace
-from swamp.runtime.tracing import bake_mask
+from swamp.runtime.archive import save
+from swamp.runtime.tracing import bake_mask, trace
 from swamp.training import Seed, Task, TensorData, Training, crop_flip
 from swamp.training.mask_updates import Dynamic
 from swamp.training.rng import isolated

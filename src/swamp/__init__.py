@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from swamp.backends import Particle, Sequential, Ticket
     from swamp.errors import Diverged, Interrupted, MaskError, SwampError
     from swamp.masks import Mask, Scope, hold
-    from swamp.runtime import load
+    from swamp.runtime import export, load
     from swamp.training import Seed, Task, TensorData, TokenData, Training
 
 __version__ = "0.1.0"
@@ -33,6 +33,7 @@ __all__ = [
     "TokenData",
     "Training",
     "cycles",
+    "export",
     "hold",
     "load",
     "load_run",
@@ -47,7 +48,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "MaskError",
         "SwampError",
     ),
-    "runtime": ("load",),
+    "runtime": ("export", "load"),
     "files": (),
     "algorithms": (
         "Cycle",

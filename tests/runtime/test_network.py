@@ -52,9 +52,7 @@ def test_baking_a_mask_changes_a_copy_and_not_the_model():
     assert digest(final.state_dict()) != before
 
 
-def test_a_model_without_zeros_is_refused_and_zeros_outside_the_mask_are_reported(model):
-    with pytest.raises(MaskError, match="has no pruned weights"):
-        bake_mask(nn.Linear(3, 3))
+def test_zeros_outside_the_mask_are_reported(model):
     with pytest.raises(MaskError, match="does not have"):
         bake_mask(model, Mask({"nothing": torch.ones(2, dtype=torch.bool)}))
     with pytest.warns(UserWarning, match=r"some weights of 6\.weight are zero although the mask keeps them"):
@@ -66,7 +64,7 @@ def test_inputs_of_another_shape_dtype_or_number_are_refused(program):
     for wrong in (numbers(2, 1, 8, 9), numbers(2, 8, 8), numbers(2, 1, 8, 8).double(), "text"):
         with pytest.raises(SwampError, match=r"takes|must be a tensor"):
             module(wrong)
-    with pytest.raises(SwampError, match="takes 1 inputs, got 2"):
+    with pytest.raises(SwampError, match=r"takes 1 arguments \(input\), got 2"):
         module(numbers(2, 1, 8, 8), numbers(2, 1, 8, 8))
     with pytest.raises(SwampError, match="computes no gradients"):
         module(numbers(2, 1, 8, 8).requires_grad_())
@@ -96,8 +94,6 @@ def test_operators_that_the_kernels_do_not_support_run_in_torch_and_are_listed()
         assert torch.allclose(module(numbers(7, 4)), model(numbers(7, 4)), atol=1e-5)
     with pytest.raises(SwampError, match=r"torch\.export cannot follow Deciding"):
         trace(Deciding(), numbers(2, 4))
-    with pytest.raises(SwampError, match="a size of 2 or more"):
-        trace(model, numbers(1, 4))
 
 
 def test_without_a_compiler_a_warning_is_issued_and_torch_executes(model, program, monkeypatch):

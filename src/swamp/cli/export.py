@@ -30,10 +30,11 @@ from swamp.runs.reference_origin import python_network
 from swamp.runtime import load
 from swamp.runtime.archive import read, save
 from swamp.runtime.benchmark import SWAMP, Latency, NetworkSize, benchmark, best_dense, measure_size
+from swamp.runtime.exporting import CheckedProgram, checked_program
 from swamp.runtime.formats import WRITERS
-from swamp.runtime.program import DenseNetwork, Program
+from swamp.runtime.program import Program
 from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
-from swamp.runtime.tracing import bake_mask, trace
+from swamp.runtime.tracing import bake_mask, call_arguments
 from swamp.training import Task
 from swamp.training.data import Data
 from swamp.training.module_extra_state import load_state
@@ -85,7 +86,8 @@ def export_command(arguments: Sequence[str]) -> None:
             f"--compact changes the shapes of weights, which only the formats onnx and pt2 can store, not {args.to}."
         )
     with warnings_to(Err):
-        program, difference = _program(_source(args), args.cycle)
+        done = _program(_source(args), args.cycle)
+        program = done.program
         write, ending = WRITERS[name]
         out = args.out or args.run / f"export{ending}"
         if name == "sparse":
@@ -95,12 +97,12 @@ def export_command(arguments: Sequence[str]) -> None:
             write(remove_dead_units(fold_batchnorm(program)) if args.compact else program, out)
     size, sparsity = measure_size(program, out), program.provenance["sparsity"]
     if args.json:
-        about = {"file": str(out), "format": name, "sparsity": sparsity, "difference": difference}
+        about = {"file": str(out), "format": name, "sparsity": sparsity, "difference": done.difference}
         print_json({**about, **asdict(size)})
         return
     Out.print(
         f"{out}: {size.file_bytes:,} bytes, 1/{size.dense_bytes / size.file_bytes:.1f} of the dense float32 weights "
-        f"(sparsity {sparsity:.4f}; outputs differ by at most {difference:.1g}).",
+        f"(sparsity {sparsity:.4f}; outputs differ by {done.difference:.1g} of the largest).",
         soft_wrap=True,
         highlight=False,
     )
@@ -122,6 +124,11 @@ def _source(args: ExportArgs) -> _Source:
     directory, config = open_with_cycles(args.run)
     if config.model.startswith(PYTHON_PREFIX) and not args.task:
         inputs = example_inputs(read_origin(directory))
+        if inputs is None:
+            raise SwampError(
+                f"the inputs of {args.run} are not one tensor: pass --task FUNCTION, which makes its task, or call "
+                "swamp.export(model, path, example) in Python."
+            )
         model = python_network(directory, args.model)
         return _Source(directory, replace(config, model=args.model), model, inputs)
     run = RunData.open(args.run, args.model, args.task)
@@ -130,36 +137,21 @@ def _source(args: ExportArgs) -> _Source:
     )
 
 
-def _program(source: _Source, index: int) -> tuple[Program, float]:
-    """The program of a cycle's network, and the largest difference of its outputs from those of the network."""
+def _program(source: _Source, index: int) -> CheckedProgram:
+    """The program of a cycle's network."""
     finished = source.directory.finished
     if not -finished <= index < finished:
         raise SwampError(f"{source.directory.path} has {finished} finished cycles; there is no cycle {index}.")
     cycle = read_cycle(source.directory, index % finished)
     load_state(source.model, cycle.weights)
-    model = bake_mask(source.model, cycle.mask).cpu()
-    inputs = source.inputs
-    if not isinstance(inputs, Tensor):
-        raise SwampError(
-            "only networks with one input tensor can be exported by this command; use swamp.runtime.trace."
-        )
-    inputs = inputs.cpu()
+    done = checked_program(bake_mask(source.model, cycle.mask), source.inputs)
     provenance = {
         "config": source.config.to_json(),
         "cycle": cycle.index,
         "sparsity": cycle.mask.sparsity,
         "test": cycle.metrics.test,
     }
-    program = replace(trace(model, inputs), provenance=json.loads(json.dumps(provenance)))
-    with torch.no_grad():
-        expected, outputs = model(inputs), DenseNetwork(fold_batchnorm(program))(inputs)
-    difference = float((expected - outputs).abs().max()) / max(1.0, float(expected.abs().max()))
-    if not difference <= 1e-5:
-        raise SwampError(
-            f"the outputs of the exported program differ from those of the network by {difference:.2g}, more than "
-            "rounding can explain; nothing was written. Please report this with the model."
-        )
-    return program, difference
+    return replace(done, program=replace(done.program, provenance=json.loads(json.dumps(provenance))))
 
 
 @dataclass(frozen=True)
@@ -254,7 +246,8 @@ def _metrics(network: nn.Module, task: Task, data: Data) -> dict[str, float]:
     targets: list[Tensor] = []
     for batch in data.in_order(128):
         inputs, target = batch_to(batch, torch.device("cpu"))
-        outputs.append(network(inputs))
+        args, kwargs = call_arguments(inputs)
+        outputs.append(network(*args, **kwargs))
         targets.append(target)
     return {name: metric(torch.cat(outputs), torch.cat(targets)) for name, metric in task.metrics.items()}
 

@@ -3,8 +3,8 @@
 A model and its mask are the input. The package imports torch, numpy and safetensors, and no training code.
 """
 
-from swamp.runtime.archive import save, state_dict
+from swamp.runtime.archive import state_dict
+from swamp.runtime.exporting import Exported, export
 from swamp.runtime.network import SparseNetwork, load
-from swamp.runtime.tracing import trace
 
-__all__ = ["SparseNetwork", "load", "save", "state_dict", "trace"]
+__all__ = ["Exported", "SparseNetwork", "export", "load", "state_dict"]

@@ -22,11 +22,15 @@ from torch import Tensor
 
 from swamp.errors import SwampError
 from swamp.files import digest, load_tensors, parse_json, save_tensors
-from swamp.runtime.program import DenseNetwork, Input, Node, Program, Ref, resolve_operator
+from swamp.runtime.operators import is_random
+from swamp.runtime.program import Input, Node, Outputs, Program, Ref, Size, size_in
 
-_FORMAT = "swamp-sparse-1"
+_FORMAT = "swamp-sparse-2"
 _ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, MemoryError, zlib.error)
 """Exceptions that decoding an invalid description can raise."""
+_FREE_BYTES, _MOST_COMPRESSION = 2**26, 2**12
+"""A file may claim tensors of this many bytes, and this many times its own size: a weight in a thousand, in float32,
+takes a thousandth of the dense tensor."""
 _SKIP = 255
 """A gap of this size means 255 zeros, and that the next gap continues it."""
 
@@ -45,8 +49,8 @@ def save(program: Program, path: Path | str, *, values: torch.dtype = torch.floa
 
     Examples:
         >>> import tempfile, torch
-        >>> from swamp.runtime import save, trace
-        >>> from swamp.runtime.archive import read
+        >>> from swamp.runtime.archive import read, save
+        >>> from swamp.runtime.tracing import trace
         >>> program = trace(torch.nn.Linear(3, 2), torch.ones(2, 3))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(program, f"{folder}/network.safetensors")
@@ -82,13 +86,18 @@ def read(path: Path | str) -> Program:
         path: The file.
 
     Returns:
-        The program. Every node has been executed once, to check the shape that it states.
+        The program. The shape of every value has been computed, without computing its numbers.
 
     Raises:
         SwampError: The file is missing, cut short, altered, or of another format.
     """
     stored, metadata = load_tensors(Path(path))
-    if metadata.get("format") != _FORMAT:
+    if not metadata.get("format", "").startswith("swamp-sparse-"):
+        raise SwampError(
+            f"{path} is not an exported network but {_kind_of(metadata)}: it has weights and no graph. Load it into "
+            "its model with load_state_dict, and export that with swamp.export(model, path, example)."
+        )
+    if metadata["format"] != _FORMAT:
         raise SwampError(
             f"{path} has the format {metadata.get('format')!r}, and this version of swamp reads {_FORMAT!r}. "
             "Export the run again, or install the version that wrote the file."
@@ -99,9 +108,11 @@ def read(path: Path | str) -> Program:
         )
     try:
         description = parse_json(_decompressed(stored["program"], 2**28))
+        _check_claims(description, Path(path).stat().st_size)
         tensors = {**_sparse_tensors(description["sparse"], stored), **_rest(description["rest"], stored["rest"])}
         program = _program_from_json(description["program"], {name: tensors[name] for name in description["order"]})
-        DenseNetwork(program).check_shapes()
+        # Refuses a program whose values would take gigabytes.
+        assert program.values is not None
         return program
     except _ERRORS as error:
         raise SwampError(f"{path} is damaged: its description is invalid ({error}). Export again.") from error
@@ -114,12 +125,30 @@ def state_dict(path: Path | str) -> dict[str, Tensor]:
         path: The file.
 
     Returns:
-        Parameters and buffers by name, equal to those of the traced module unless stored as bfloat16.
+        Parameters and buffers by name, equal to those of the traced module unless stored as bfloat16. Tied ones are the
+        same tensor.
 
     Raises:
         SwampError: As for `read`.
     """
-    return dict(read(path).tensors)
+    program = read(path)
+    return {name: program.tensors[own] for name, own in program.state.items()}
+
+
+def _kind_of(metadata: Mapping[str, str]) -> str:
+    kind = metadata.get("format", "")
+    return f"a file of the format {kind!r}" if kind.startswith("swamp") else "a plain state dict"
+
+
+def _check_claims(description: Any, file_bytes: int) -> None:
+    """Raises ValueError if the tensors would take much more memory than the file can hold."""
+    claimed = sum(4 * math.prod(shape) for shape, _ in description["sparse"].values())
+    claimed += sum(math.prod(shape) * _from_json(kind).itemsize for shape, kind in description["rest"].values())
+    shapes = [shape for group in ("sparse", "rest") for shape, _ in description[group].values()]
+    if not all(isinstance(size, int) and size >= 0 for shape in shapes for size in shape):
+        raise ValueError("a shape is not a list of sizes")
+    if claimed > _FREE_BYTES + _MOST_COMPRESSION * file_bytes:
+        raise ValueError(f"its tensors would take {claimed:,} bytes, and the file has {file_bytes:,}")
 
 
 def is_sparse(tensor: Tensor) -> bool:
@@ -194,26 +223,59 @@ def _decompressed(tensor: Tensor, limit: int) -> bytes:
 
 def _program_to_json(program: Program) -> dict[str, Any]:
     def node_to_json(node: Node) -> dict[str, Any]:
-        shape = None if node.shape is None else list(node.shape)
         call = {"target": node.target, "args": _to_json(node.args), "kwargs": _to_json(dict(node.kwargs))}
-        return {"name": node.name, **call, "module": node.module, "shape": shape}
+        return {"name": node.name, **call, "module": node.module}
 
-    inputs = [{"name": one.name, "shape": list(one.shape), "dtype": str(one.dtype)[6:]} for one in program.inputs]
-    steps = [node_to_json(node) for node in program.nodes]
-    return {"inputs": inputs, "steps": steps, "output": _to_json(program.output), "about": dict(program.provenance)}
+    inputs = [
+        {"name": one.name, "shape": list(one.shape), "dtype": str(one.dtype)[6:], "range": [one.low, one.high]}
+        for one in program.inputs
+    ]
+    return {
+        "inputs": inputs,
+        "steps": [node_to_json(node) for node in program.nodes],
+        "output": _to_json(program.output),
+        "arguments": _to_json(dict(program.arguments)),
+        "sizes": {name: [size.minimum, size.maximum, size.example] for name, size in program.sizes.items()},
+        "state": dict(program.state),
+        "in_torch": sorted(program.in_torch),
+        "about": dict(program.provenance),
+    }
 
 
 def _program_from_json(values: Any, tensors: Mapping[str, Tensor]) -> Program:
-    inputs = [Input(one["name"], tuple(one["shape"]), _torch_value(one["dtype"], "dtype")) for one in values["inputs"]]
+    sizes = {name: Size(*stated) for name, stated in values["sizes"].items()}
+    numbers = {name: size.minimum for name, size in sizes.items()}
+    stated: list[Any] = [number for size in sizes.values() for number in (size.minimum, size.example)]
+    if not all(isinstance(number, int) and 0 < number < 2**31 for number in stated):
+        raise ValueError("a size is not a positive number")
+    inputs: list[Input] = []
+    for one in values["inputs"]:
+        shape = tuple(one["shape"])
+        if any(size_in(size, numbers) < 0 for size in shape):
+            raise ValueError(f"input {one['name']!r} has a negative size")
+        low, high = (float(number) for number in one["range"])
+        inputs.append(Input(str(one["name"]), shape, _torch_value(one["dtype"], "dtype"), low, high))
     nodes: list[Node] = []
     for one in values["steps"]:
-        resolve_operator(one["target"])
-        shape = None if one["shape"] is None else tuple(one["shape"])
         args, kwargs = _from_json(one["args"]), _from_json(one["kwargs"])
-        nodes.append(Node(one["name"], one["target"], args, kwargs, one["module"], shape))
+        if is_random(one["target"], args, kwargs):
+            raise ValueError(f"{one['target']} draws random numbers")
+        nodes.append(Node(str(one["name"]), one["target"], args, kwargs, str(one["module"])))
     if not isinstance(values["about"], dict):
         raise ValueError("about is not an object")
-    return Program(tuple(inputs), tuple(nodes), _from_json(values["output"]), tensors, values["about"])
+    if not set(values["state"].values()) <= set(tensors):
+        raise ValueError("the state dict names a tensor that the file does not have")
+    return Program(
+        tuple(inputs),
+        tuple(nodes),
+        _from_json(values["output"]),
+        tensors,
+        _from_json(values["arguments"]),
+        sizes,
+        values["state"],
+        frozenset(values["in_torch"]),
+        values["about"],
+    )
 
 
 _TORCH_TYPES = {getattr(torch, kind): kind for kind in ("dtype", "device", "layout", "memory_format")}
@@ -230,9 +292,14 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, list):
         return [_to_json(inner) for inner in cast("list[Any]", value)]
     if isinstance(value, dict):
-        return {"dict": {key: _to_json(inner) for key, inner in cast("dict[str, Any]", value).items()}}
-    if value is None or isinstance(value, bool | int | float | str):
+        kind = "outputs" if isinstance(value, Outputs) else "dict"
+        return {kind: {key: _to_json(inner) for key, inner in cast("dict[str, Any]", value).items()}}
+    if isinstance(value, complex):
+        return {"complex": [value.real, value.imag]}
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
+    if isinstance(value, float):
+        return {"float": str(value)}
     raise SwampError(f"a program cannot be saved: it has an argument of type {type(value).__name__}.")
 
 
@@ -246,8 +313,13 @@ def _from_json(value: Any) -> Any:
         return Ref(inner)
     if kind == "tuple":
         return tuple(_from_json(one) for one in inner)
-    if kind == "dict":
-        return {key: _from_json(one) for key, one in inner.items()}
+    if kind in ("dict", "outputs"):
+        found = {key: _from_json(one) for key, one in inner.items()}
+        return Outputs(found) if kind == "outputs" else found
+    if kind == "float":
+        return float(inner)
+    if kind == "complex":
+        return complex(*inner)
     if kind == "device":
         return torch.device(inner)
     if kind in _TORCH_TYPES.values():

@@ -74,11 +74,12 @@ def measure_size(program: Program, path: Path) -> NetworkSize:
     dense_flops = flops = 0
     for node in program.nodes:
         name = node.args[1].name if node.op in LAYERS else ""
-        if name in program.tensors and node.shape is not None:
+        value = program.value_of(node.name)
+        if name in program.tensors and value is not None:
             weight = program.tensors[name]
             # The outputs of a linear layer are its last dimension, those of a convolution the one after the batch.
-            places = node.shape[1:-1] if node.op == "linear" else node.shape[2:]
-            positions = math.prod(size or 1 for size in places)
+            places = value.shapes[0][1:-1] if node.op == "linear" else value.shapes[0][2:]
+            positions = math.prod(places)
             dense_flops += 2 * weight.numel() * positions
             flops += 2 * int(weight.count_nonzero()) * positions
     return NetworkSize(
@@ -166,15 +167,15 @@ def _torch(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
     inputs = program.example_inputs(batch)
     contiguous = DenseNetwork(fold_batchnorm(program)).eval()
     if not any(tensor.dim() == 4 for tensor in inputs):
-        return lambda inputs: contiguous(*inputs), ""
+        return contiguous.execute, ""
     channels_last: Any = DenseNetwork(fold_batchnorm(program)).eval()
     channels_last.to(memory_format=torch.channels_last)
 
     def call_channels_last(inputs: Sequence[Tensor]) -> Any:
         images = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs]
-        return channels_last(*images)
+        return channels_last.execute(images)
 
-    calls: dict[str, Call] = {"": lambda inputs: contiguous(*inputs), "channels last": call_channels_last}
+    calls: dict[str, Call] = {"": contiguous.execute, "channels last": call_channels_last}
     for call in calls.values():
         call(inputs)
     seconds = {note: min(_seconds(call, inputs, 1) for _ in range(5)) for note, call in calls.items()}
@@ -186,17 +187,17 @@ def _torch_bf16(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
     network: Any = DenseNetwork(fold_batchnorm(program)).eval().to(torch.bfloat16)
 
     def call(inputs: Sequence[Tensor]) -> Any:
-        return network(*(x.to(torch.bfloat16) if x.is_floating_point() else x for x in inputs))
+        return network.execute([x.to(torch.bfloat16) if x.is_floating_point() else x for x in inputs])
 
     return call, _NOT_FLOAT32
 
 
 def _torch_compile(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
-    compiled: Any = torch.compile(DenseNetwork(fold_batchnorm(program)).eval())  # pyright: ignore
+    compiled: Any = torch.compile(DenseNetwork(fold_batchnorm(program)).eval().execute)  # pyright: ignore
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        compiled(*program.example_inputs(batch))
-    return lambda inputs: compiled(*inputs), ""
+        compiled(program.example_inputs(batch))
+    return compiled, ""
 
 
 def _torch_csr(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
@@ -244,7 +245,7 @@ def _swamp(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
     network = SparseNetwork(program, batch=batch)
     (tuned,) = network.tuned.values()
     note = tuned.method if not tuned.dense_layers else f"dense: {', '.join(tuned.dense_layers)}"
-    return lambda inputs: network(*inputs), note
+    return lambda inputs: network.execute(inputs, batch), note
 
 
 RUNTIMES: Mapping[str, tuple[str, Callable[[Program, int, Path], tuple[Call, str]]]] = {

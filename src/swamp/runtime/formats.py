@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from swamp.batches import tensors_of
 from swamp.errors import SwampError
 from swamp.files import digest, load_tensors, save_tensors, write_atomic
 from swamp.optional import need
@@ -34,7 +35,7 @@ def to_onnx(program: Program, path: Path) -> None:
     """
     need("onnxruntime", _EXTRA)
     need("onnxscript", _EXTRA)
-    network = DenseNetwork(fold_batchnorm(program)).eval()
+    network = _Flat(program)
     inputs = program.example_inputs(2)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -51,8 +52,7 @@ def to_onnx(program: Program, path: Path) -> None:
         exported.save(str(file), external_data=False)
         data = file.read_bytes()
         found = onnx_call(data)(inputs)[0]
-        outputs: Any = network(*inputs)
-    expected: Tensor = outputs if isinstance(outputs, Tensor) else outputs[0]
+        expected = next(iter(tensors_of(network(*inputs)).values()))
     difference = float(np.abs(found - expected.numpy()).max())
     if not difference <= 1e-4 * max(1.0, float(expected.abs().max())):
         raise SwampError(
@@ -78,7 +78,7 @@ def onnx_call(model: bytes | str, options: Callable[[Any], None] = lambda option
 
 def to_pt2(program: Program, path: Path) -> None:
     """Write a dense program of torch.export, which `torch.export.load` reads."""
-    network = DenseNetwork(fold_batchnorm(program)).eval()
+    network = _Flat(program)
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         shapes = (_dynamic_shapes(program),)
         exported = torch.export.export(network, program.example_inputs(2), dynamic_shapes=shapes, strict=False)
@@ -86,15 +86,27 @@ def to_pt2(program: Program, path: Path) -> None:
         write_atomic(path, (Path(folder) / "model.pt2").read_bytes())
 
 
+class _Flat(nn.Module):
+    """The dense network with tensors as inputs, and a tensor or a tuple of tensors as output."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.network = DenseNetwork(fold_batchnorm(program)).eval()
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        found = self.network.execute(inputs)
+        return found if isinstance(found, Tensor) else tuple(tensors_of(found).values())
+
+
 def _dynamic_shapes(program: Program) -> tuple[Any, ...]:
     """For each input, the dimensions that torch.export keeps variable."""
-    batch = torch.export.Dim("batch")
-    return tuple({0: batch} if one.shape[0] is None else None for one in program.inputs)
+    auto: Any = torch.export.Dim.AUTO  # pyright: ignore
+    return tuple({axis: auto for axis, size in enumerate(one.shape) if isinstance(size, str)} for one in program.inputs)
 
 
 def to_dense(program: Program, path: Path) -> None:
     """Write the state dict including its zeros as safetensors, for `load_state_dict`."""
-    save_tensors(path, program.tensors, {"format": "pt"})
+    save_tensors(path, {name: program.tensors[own] for name, own in program.state.items()}, {"format": "pt"})
 
 
 def to_csr(program: Program, path: Path) -> None:
@@ -104,7 +116,8 @@ def to_csr(program: Program, path: Path) -> None:
     """
     stored: dict[str, Tensor] = {}
     shapes: dict[str, str] = {}
-    for name, tensor in program.tensors.items():
+    for name, own in program.state.items():
+        tensor = program.tensors[own]
         if is_sparse(tensor):
             matrix = to_csr_tensor(tensor.flatten(1))
             stored[f"{name}.crow"], stored[f"{name}.col"] = matrix.crow_indices().int(), matrix.col_indices().int()

@@ -3,15 +3,15 @@
 import statistics
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.sparse import to_sparse_semi_structured  # pyright: ignore[reportUnknownVariableType]
 
-from swamp.runtime.program import DenseNetwork, Node, Program, Ref, example_tensor
+from swamp.runtime.program import DenseNetwork, ExportedNetwork, Node, Program, Ref, map_refs
 from swamp.runtime.rewrite import fold_batchnorm
 
 _ROUNDS = 20
@@ -33,7 +33,7 @@ class LayerTiming:
         return self.sparse is not None and self.sparse < self.dense
 
 
-class GpuNetwork(nn.Module):
+class GpuNetwork(ExportedNetwork):
     """An exported network on a device. Inputs and outputs have the dtypes of the network that was traced.
 
     Each linear layer with a 2:4 pattern (at most two active weights among four neighbouring inputs) is timed as a dense
@@ -53,9 +53,8 @@ class GpuNetwork(nn.Module):
     """
 
     def __init__(self, program: Program, device: torch.device, dtype: torch.dtype, *, batch: int = 32) -> None:
-        super().__init__()
-        self.program = fold_batchnorm(program)
-        self.dense = DenseNetwork(self.program).eval().to(device)
+        super().__init__(_in_dtype(fold_batchnorm(program), dtype))
+        self.dense = DenseNetwork(self.program, device).eval().to(device)
         for name, buffer in self.dense.named_buffers():
             if buffer.is_floating_point():
                 setattr(self.dense, name, buffer.to(dtype))
@@ -66,11 +65,9 @@ class GpuNetwork(nn.Module):
             if isinstance(weight, Ref) and is_two_of_four(self.program.tensors.get(weight.name)):
                 self._tune(node, weight.name, batch)
 
-    @torch.no_grad()
-    def forward(self, *inputs: Tensor) -> Any:
+    def execute(self, inputs: Sequence[Tensor], batch: int) -> Any:
         """The output of the network, on the device."""
-        self.program.check_inputs(inputs)
-        output = self.dense(*(self._converted(tensor.to(self.device)) for tensor in inputs))
+        output = self.dense.execute([self._converted(tensor.to(self.device)) for tensor in inputs])
         return torch.utils._pytree.tree_map(_to_float32, output)  # pyright: ignore
 
     def _converted(self, tensor: Tensor) -> Tensor:
@@ -78,10 +75,11 @@ class GpuNetwork(nn.Module):
 
     def _tune(self, node: Node, name: str, batch: int) -> None:
         """Time the dense and the sparse product of a layer, and keep the faster one."""
-        attribute = name.replace(".", "__")
+        attribute = self.dense.attribute(name)
         weight = getattr(self.dense, attribute)
         shape = self.program.shape_of(node.args[0].name) or (None, weight.shape[1])
-        inputs = self._converted(example_tensor(shape, torch.float32, batch).to(self.device))
+        sizes = [batch if size is None else size for size in shape]
+        inputs = torch.ones(sizes, dtype=self.dtype, device=self.device)
         dense = median_seconds(lambda: nn.functional.linear(inputs, weight), self.device)
         try:
             with warnings.catch_warnings():
@@ -95,6 +93,19 @@ class GpuNetwork(nn.Module):
         self.layers[node.module or node.name] = timing
         if timing.uses_sparse:
             setattr(self.dense, attribute, sparse)
+
+
+def _in_dtype(program: Program, dtype: torch.dtype) -> Program:
+    """The program with `dtype` in place of float32, where an operator names a type."""
+
+    def converted(value: torch.dtype) -> torch.dtype:
+        return dtype if value == torch.float32 else value
+
+    def change(node: Node) -> Node:
+        args, kwargs = map_refs((node.args, dict(node.kwargs)), converted, torch.dtype)
+        return replace(node, args=args, kwargs=kwargs)
+
+    return replace(program, nodes=tuple(change(node) for node in program.nodes))
 
 
 def is_two_of_four(weight: Tensor | None) -> bool:

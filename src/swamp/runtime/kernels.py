@@ -264,12 +264,7 @@ class RegionExecutor:
         values.update(zip(region.outputs, outputs, strict=True))
 
     def _output(self, name: str, lead: torch.Size) -> Tensor:
-        extent = self.region.extents[name]
-        shape: tuple[int, ...] = (*lead, *extent)
-        node = next(node for node in self.region.nodes if node.name == name)
-        if len(extent) == 3 and node.shape is not None and len(node.shape) == 3:
-            shape = (*lead, extent[0], extent[2])  # a signal, which the kernels treat as an image of one row
-        return torch.empty(shape, dtype=torch.float32)
+        return torch.empty((*lead, *self.region.trailing[name]), dtype=torch.float32)
 
 
 def _aligned_zeros(count: int) -> Any:

@@ -15,8 +15,8 @@ from swamp.errors import SwampError
 from swamp.runtime.archive import read
 from swamp.runtime.gpu import GpuNetwork
 from swamp.runtime.kernels import CompilerError, CsrExecutor, KernelConfig, KernelExecutor, kernel_library
-from swamp.runtime.program import LAYERS, DenseNetwork, Node, Program, example_tensor, torch_call
-from swamp.runtime.regions import partition
+from swamp.runtime.program import BATCH, LAYERS, DenseNetwork, ExportedNetwork, Program, torch_call
+from swamp.runtime.regions import fallback_ops
 from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
 
 Executor = Callable[[Sequence[Tensor]], Any]
@@ -44,7 +44,7 @@ class Tuning:
     dense_layers: tuple[str, ...]
 
 
-class SparseNetwork(nn.Module):
+class SparseNetwork(ExportedNetwork):
     """An exported network for inference on the CPU in float32. It is called like the network that was traced.
 
     For each batch size in `batch`, several methods are timed, and the fastest is kept: the kernels with different block
@@ -65,35 +65,30 @@ class SparseNetwork(nn.Module):
     """
 
     def __init__(self, program: Program, *, batch: int | Sequence[int] = (1, 32)) -> None:
-        super().__init__()
         sizes = (batch,) if isinstance(batch, int) else tuple(batch)
         if not sizes or any(size < 1 for size in sizes):
             raise SwampError(f"batch sizes must be 1 or more, got {sizes}.")
-        self.program = remove_dead_units(fold_batchnorm(program))
+        super().__init__(remove_dead_units(fold_batchnorm(program)))
         self.dense = DenseNetwork(self.program).eval()
-        fixed = next((one.shape[0] for one in self.program.inputs), None)
         self.tuned: dict[int, Tuning] = {}
         self._executors: dict[int, Executor] = {}
-        for size in sorted({fixed} if fixed else set(sizes)):
+        # Without a size that varies, or with others than the batch, there is one case.
+        for size in sorted(set(sizes) if BATCH in program.sizes else {1}):
             self._tune(size)
 
-    @torch.no_grad()
-    def forward(self, *inputs: Tensor) -> Any:
-        """The output of the network."""
-        self.program.check_inputs(inputs)
-        size = len(inputs[0]) if inputs and inputs[0].dim() else 1
-        smaller = [tuned for tuned in self._executors if tuned <= size]
+    def execute(self, inputs: Sequence[Tensor], batch: int) -> Any:
+        """The output for inputs in the order of the program."""
+        smaller = [tuned for tuned in self._executors if tuned <= batch]
         return self._executors[max(smaller) if smaller else min(self._executors)](inputs)
 
     @property
     def fallback_ops(self) -> list[str]:
         """Operators that torch executes between the kernels, as "module: operator"."""
-        parts = [part for part in partition(self.program) if isinstance(part, Node) and "operator" not in part.target]
-        return [f"{node.module or 'the model'}: {node.target}" for node in parts]
+        return fallback_ops(self.program)
 
     def _tune(self, size: int) -> None:
         inputs = self.program.example_inputs(size)
-        executors: dict[str, Executor] = {"dense": lambda inputs: self.dense(*inputs)}
+        executors: dict[str, Executor] = {"dense": self.dense.execute}
         dense_layers: tuple[str, ...] = ()
         try:
             kernel_library()
@@ -120,15 +115,14 @@ class SparseNetwork(nn.Module):
     def _layers_faster_in_torch(self, executor: Any, size: int, inputs: Sequence[Tensor]) -> tuple[str, ...]:
         kernel_seconds = executor.profile(inputs)
         faster: list[str] = []
+        values = self.program.start(inputs)
         for node in self.program.nodes:
-            shape = self.program.shape_of(node.args[0].name) if node.op in LAYERS else None
-            if shape is None or node.name not in kernel_seconds:
-                continue
-            values: dict[str, Any] = dict(self.program.tensors)
-            values[node.args[0].name] = example_tensor(shape, torch.float32, size)
             call = torch_call(node)
-            if _lower_quartile(lambda call=call, values=values: call(values)) < kernel_seconds[node.name]:
-                faster.append(node.name)
+            call(values)
+            if node.op in LAYERS and node.name in kernel_seconds:
+                before = {name: values[name] for name in node.reads}
+                if _lower_quartile(lambda call=call, before=before: call(before)) < kernel_seconds[node.name]:
+                    faster.append(node.name)
         return tuple(faster)
 
 

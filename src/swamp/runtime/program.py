@@ -1,6 +1,6 @@
 """Program: a network as a list of torch operators and named tensors, without its Python classes."""
 
-import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,15 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from swamp.errors import SwampError
+from swamp.runtime.operators import resolve_operator
 
 Shape = tuple[int | None, ...]
-"""Sizes of a tensor; None for a size that may vary, such as the batch size."""
+"""Sizes of a tensor; None for a size that varies, such as the batch size."""
 
 Values = dict[str, Any]
 """Value name -> value, while a program is executed: its tensors, its inputs, and the results computed so far."""
 
+BATCH = "batch"
+"""Name of the size that enumerates examples."""
 LAYERS = ("linear", "conv1d", "conv2d", "conv3d")
 """Operators with a weight as second argument."""
+_PROBES = ((2, 3, 5), (7, 11, 4), (13, 17, 19), (23, 6, 29))
+"""Sizes in three probes: a row for each size that varies. No two rows agree, so that different sizes are told apart."""
+_MOST_BYTES = 2**30
+"""Bytes that one value may take in the first probe, that is for two examples."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,6 @@ class Node:
     kwargs: Mapping[str, Any]
     module: str = ""
     """Path of the module that contains the operator."""
-    shape: Shape | None = None
-    """Shape of the result, if the result is one tensor."""
 
     @property
     def op(self) -> str:
@@ -56,31 +61,89 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Size:
+    """A size of the inputs that varies from call to call."""
+
+    minimum: int
+    maximum: int | None
+    example: int
+    """The size in the inputs with which the network was traced."""
+
+
+@dataclass(frozen=True)
 class Input:
     """An input tensor of the network."""
 
     name: str
-    shape: Shape
+    shape: tuple[int | str, ...]
+    """Sizes; one that varies is a name such as "batch", or a multiple such as "2*batch"."""
     dtype: torch.dtype
+    low: float = 0.0
+    """Least value in the example. With `high`, it keeps random inputs valid: token numbers, indices, masks."""
+    high: float = 1.0
+    """Largest value in the example."""
 
-    def check(self, value: Any) -> Tensor:
-        """Return `value`. Raises SwampError if its type, shape or dtype does not match."""
+    def check(self, value: Any, sizes: dict[str, int]) -> Tensor:
+        """Return `value`. Raises SwampError if its type, shape or dtype does not match.
+
+        sizes: sizes that the inputs before it have fixed; those of this input are added.
+        """
         if not isinstance(value, Tensor):
             raise SwampError(f"input {self.name!r} must be a tensor, got {type(value).__name__}.")
+        known = dict(sizes)
         fits = value.dim() == len(self.shape) and all(
-            expected in (None, size) for expected, size in zip(self.shape, value.shape, strict=True)
+            _fix(stated, size, sizes) for stated, size in zip(self.shape, value.shape, strict=True)
         )
         if not fits or value.dtype != self.dtype:
-            expected = ", ".join("batch" if size is None else str(size) for size in self.shape)
+            expected = ", ".join(str(known.get(size, size) if isinstance(size, str) else size) for size in self.shape)
             raise SwampError(
                 f"input {self.name!r} has shape {tuple(value.shape)} and type {value.dtype}; the exported network "
                 f"takes ({expected}) of {self.dtype}."
             )
         return value
 
-    def example(self, batch: int) -> Tensor:
-        """A tensor of this shape and dtype with `batch` examples."""
-        return example_tensor(self.shape, self.dtype, batch)
+    def example(self, sizes: Mapping[str, int], seed: int = 0) -> Tensor:
+        """A random tensor: normal numbers, or integers between `low` and `high`."""
+        shape = [size_in(one, sizes) for one in self.shape]
+        random: Any = np.random.default_rng([seed, len(self.name)])
+        whole = not (self.dtype.is_floating_point or self.dtype.is_complex)
+        numbers = random.integers(int(self.low), int(self.high) + 1, shape) if whole else random.normal(size=shape)
+        return torch.as_tensor(numbers).to(self.dtype)
+
+
+_SIZE = re.compile(r"(?:(\d+)\*)?([A-Za-z_]\w*)(?: ?\+ ?(\d+))?")
+
+
+def size_in(stated: int | str, sizes: Mapping[str, int]) -> int:
+    """The number that a size such as 3, "batch" or "2*batch + 1" has. Raises ValueError if it is none of these."""
+    if isinstance(stated, int):
+        return stated
+    match = _SIZE.fullmatch(stated)
+    if match is None or match[2] not in sizes:
+        raise ValueError(f"unknown size {stated!r}")
+    return int(match[1] or 1) * sizes[match[2]] + int(match[3] or 0)
+
+
+def _fix(stated: int | str, size: int, sizes: dict[str, int]) -> bool:
+    """Whether `size` is what is stated. A name that has no number yet gets the one that makes it so."""
+    match = _SIZE.fullmatch(stated) if isinstance(stated, str) else None
+    if match is not None and match[2] not in sizes:
+        sizes[match[2]] = max(0, (size - int(match[3] or 0)) // int(match[1] or 1))
+    return size_in(stated, sizes) == size
+
+
+@dataclass(frozen=True)
+class Value:
+    """What is known of a tensor that a program computes, before it computes it."""
+
+    dtype: torch.dtype
+    shapes: tuple[tuple[int, ...], ...]
+    """Its shape in each probe: executions with different sizes of everything that varies."""
+
+    @cached_property
+    def shape(self) -> Shape:
+        """The shape, with None for sizes that differ between probes. None in every place if dimensions differ."""
+        return tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*self.shapes, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,18 +153,43 @@ class Program:
     `trace` makes one from a module, `save` and `read` store it, `DenseNetwork` and `SparseNetwork` execute it.
 
     Attributes:
-        inputs: The input tensors in call order.
+        inputs: The input tensors, in the order in which they stand in the arguments.
         nodes: The operators in execution order.
-        output: The returned value, or a tuple or list of values.
+        output: The returned value: tensors in tuples, lists, dicts and `Outputs`, nested.
         tensors: Parameters and buffers under the names that they have in the module.
+        arguments: Parameter of the network's forward -> its value: inputs in containers, or a constant.
+        sizes: Name -> a size of the inputs that varies.
+        state: Name in the state dict of the module -> name in `tensors`.
+        in_torch: Names of nodes that torch executes even if a kernel could, because the kernel's result differed.
         provenance: JSON values that describe the origin of the network, such as the configuration of its run.
+
+    Raises:
+        ValueError: A name is used twice, or a value is read before it is computed.
     """
 
     inputs: tuple[Input, ...]
     nodes: tuple[Node, ...]
     output: Any
     tensors: Mapping[str, Tensor]
+    arguments: Mapping[str, Any]
+    sizes: Mapping[str, Size] = field(default_factory=dict[str, Size])
+    state: Mapping[str, str] = field(default_factory=dict[str, str])
+    in_torch: frozenset[str] = frozenset()
     provenance: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        known = set(self.tensors)
+        for one in (*self.inputs, *self.nodes):
+            if one.name in known:
+                raise ValueError(f"two values have the name {one.name!r}")
+            missing = set(one.reads) - known if isinstance(one, Node) else set[str]()
+            if missing:
+                raise ValueError(f"{one.name!r} reads {sorted(missing)} before it is computed")
+            known.add(one.name)
+        if not set(referenced(self.output)) <= known:
+            raise ValueError("the output is never computed")
+        if referenced(self.arguments) != [one.name for one in self.inputs]:
+            raise ValueError("the arguments are not the inputs")
 
     @cached_property
     def use_counts(self) -> dict[str, int]:
@@ -116,32 +204,93 @@ class Program:
         """Value name -> the node that computes it."""
         return {node.name: node for node in self.nodes}
 
+    @cached_property
+    def values(self) -> Mapping[str, Value]:
+        """Value name -> its dtype and shapes, for every tensor whose shape does not depend on numbers in the inputs.
+
+        They are not stored but computed, by executing the program in three probes on torch's meta device, which
+        computes shapes and no numbers.
+
+        Raises:
+            ValueError: A value would take more than a gigabyte for two examples.
+        """
+        return _values(self)
+
+    def value_of(self, name: str) -> Value | None:
+        """Dtype and shapes of a value, if it is a tensor and they are known."""
+        return self.values.get(name)
+
     def shape_of(self, name: str) -> Shape | None:
-        """The shape of a value, if it is one tensor."""
-        if name in self.node_by_name:
-            return self.node_by_name[name].shape
-        if name in self.tensors:
-            return tuple(self.tensors[name].shape)
-        return next((one.shape for one in self.inputs if one.name == name), None)
+        """The shape of a value, if it is a tensor and known."""
+        value = self.values.get(name)
+        return None if value is None else value.shape
 
     def bias_of(self, layer: Node) -> Tensor | None:
         """The bias of a linear or convolutional node."""
         ref = layer.args[2] if len(layer.args) > 2 else layer.kwargs.get("bias")
         return None if ref is None else self.tensors[ref.name]
 
-    def example_inputs(self, batch: int) -> tuple[Tensor, ...]:
-        """Input tensors with `batch` examples each."""
-        return tuple(one.example(batch) for one in self.inputs)
+    def example_sizes(self, batch: int | None = None) -> dict[str, int]:
+        """Size name -> its number in the example; the number of examples is `batch`."""
+        sizes = {name: size.example for name, size in self.sizes.items()}
+        return sizes | ({BATCH: batch} if batch is not None and BATCH in sizes else {})
 
-    def check_inputs(self, inputs: Sequence[Any]) -> None:
-        """Raises SwampError if the inputs do not match in number, shape or dtype, or if one requires a gradient."""
+    def example_inputs(self, batch: int | None = None, seed: int = 0) -> tuple[Tensor, ...]:
+        """Random inputs with `batch` examples each."""
+        return tuple(one.example(self.example_sizes(batch), seed) for one in self.inputs)
+
+    def check_inputs(self, inputs: Sequence[Any]) -> int:
+        """Return the number of examples (1 if the network has no batch).
+
+        Raises SwampError if the inputs do not match in number, shape or dtype, or if one requires a gradient.
+        """
         if len(inputs) != len(self.inputs):
             raise SwampError(f"the exported network takes {len(self.inputs)} inputs, got {len(inputs)}.")
+        sizes: dict[str, int] = {}
         for expected, value in zip(self.inputs, inputs, strict=True):
-            if expected.check(value).requires_grad:
+            if expected.check(value, sizes).requires_grad:
                 raise SwampError(
                     "an exported network computes no gradients; call it with inputs that require none (detach())."
                 )
+        for name, number in sizes.items():
+            limits = self.sizes[name]
+            if number < limits.minimum or (limits.maximum is not None and number > limits.maximum):
+                raise SwampError(
+                    f"the exported network takes a size {name!r} of {limits.minimum} or more"
+                    f"{f', at most {limits.maximum}' if limits.maximum else ''}, got {number}."
+                )
+        return sizes.get(BATCH, 1)
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The inputs of a call, in order, from its positional and keyword arguments.
+
+        Raises:
+            SwampError: An argument is missing, unknown, nested differently, or another constant than in the example.
+        """
+        if not kwargs and len(args) == len(self.inputs) == len(self.arguments):
+            return (
+                list(args) if all(isinstance(one, Ref) for one in self.arguments.values()) else self._matched(args, {})
+            )
+        return self._matched(args, kwargs)
+
+    def _matched(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        names = list(self.arguments)
+        if len(args) > len(names):
+            raise SwampError(
+                f"the exported network takes {len(names)} arguments ({', '.join(names)}), got {len(args)}."
+            )
+        given = dict(zip(names, args, strict=False))
+        unknown = sorted(set(kwargs) - set(names)) + sorted(set(kwargs) & set(given))
+        if unknown:
+            raise SwampError(f"unknown argument {unknown[0]!r}: the exported network takes {', '.join(names)}.")
+        given |= kwargs
+        found: list[Any] = []
+        for name, stated in self.arguments.items():
+            if name in given:
+                found += _leaves(stated, given[name], name)
+            elif referenced(stated):
+                raise SwampError(f"argument {name!r} is missing: the exported network takes {', '.join(names)}.")
+        return found
 
     def start(self, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor] | None = None) -> Values:
         """The values that are available before the first node: tensors (default: those of the program) and inputs."""
@@ -152,7 +301,7 @@ class Program:
         """The output, after all nodes have added their results to `values`."""
         return map_refs(self.output, lambda ref: values[ref.name])
 
-    def without_unused(self) -> "Program":
+    def without_unused(self, *, keep_tensors: bool = False) -> "Program":
         """A copy without the nodes and tensors whose values are never read."""
         nodes: list[Node] = []
         needed = set(referenced(self.output))
@@ -160,8 +309,44 @@ class Program:
             if node.name in needed:
                 nodes.append(node)
                 needed.update(node.reads)
-        tensors = {name: tensor for name, tensor in self.tensors.items() if name in needed}
+        tensors = {name: tensor for name, tensor in self.tensors.items() if keep_tensors or name in needed}
         return replace(self, nodes=tuple(reversed(nodes)), tensors=tensors)
+
+
+class Outputs(dict[str, Any]):
+    """Named outputs of an exported network, as keys and as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the network has no output {name!r}; it has {', '.join(self)}") from None
+
+
+def _leaves(stated: Any, given: Any, place: str) -> list[Any]:
+    """The inputs in an argument, matched with the containers that the example had."""
+    if isinstance(stated, Ref):
+        return [given]
+    if isinstance(stated, Mapping):
+        parts = cast("Mapping[str, Any]", stated)
+        try:
+            inner: dict[str, Any] = {
+                key: given[key] if isinstance(given, Mapping) else getattr(given, key) for key in parts
+            }
+        except (KeyError, AttributeError) as error:
+            raise SwampError(f"argument {place!r} needs the entries {', '.join(parts)}; {error} is missing.") from error
+        return [leaf for key, part in parts.items() for leaf in _leaves(part, inner[key], f"{place}.{key}")]
+    if isinstance(stated, list | tuple):
+        items, untyped = cast("list[Any]", stated), given
+        if not isinstance(given, list | tuple) or len(untyped) != len(items):
+            raise SwampError(f"argument {place!r} must be a sequence of {len(items)}, got {type(untyped).__name__}.")
+        pairs = zip(items, untyped, strict=True)
+        return [leaf for number, (one, value) in enumerate(pairs) for leaf in _leaves(one, value, f"{place}.{number}")]
+    if isinstance(given, Tensor) or given != stated:
+        raise SwampError(
+            f"argument {place!r} was {stated!r} when the network was exported, and cannot be changed; export it again."
+        )
+    return []
 
 
 def referenced(argument: Any) -> list[str]:
@@ -180,7 +365,8 @@ def map_refs(argument: Any, change: Callable[[Any], Any], kind: type = Ref) -> A
     if isinstance(argument, kind):
         return change(argument)
     if isinstance(argument, Mapping):
-        return {key: map_refs(inner, change, kind) for key, inner in cast("Mapping[str, Any]", argument).items()}
+        entries = {key: map_refs(inner, change, kind) for key, inner in cast("Mapping[str, Any]", argument).items()}
+        return Outputs(entries) if isinstance(argument, Outputs) else entries
     if isinstance(argument, list | tuple):
         changed = [map_refs(inner, change, kind) for inner in cast("list[Any]", argument)]
         return tuple(changed) if isinstance(argument, tuple) else changed
@@ -193,102 +379,120 @@ def as_pair(value: Any) -> tuple[int, int]:
     return (numbers[0], numbers[-1])
 
 
-_PYTHON: dict[str, Callable[..., Any]] = {
-    name: getattr(operator, name) for name in ("mul", "add", "sub", "floordiv", "mod", "neg", "getitem")
-}
+def torch_call(node: Node, device: torch.device | None = None) -> Callable[[Values], None]:
+    """A function that executes the node in torch and adds its result to the values.
 
-
-def resolve_operator(target: str) -> Callable[..., Any]:
-    """The function with this name. Raises SwampError unless it is a pure function of tensors.
-
-    The check is needed because the name may come from a file, which must not be able to call other functions.
+    device: where operators that make a tensor of nothing, such as arange, put it. Default: the CPU.
     """
-    name, _, overload = target.partition(".")
-    if name == "operator" and overload in _PYTHON:
-        return _PYTHON[overload]
-    packet = getattr(torch.ops.aten, name, None)
-    function: Any = getattr(packet, overload, None) if packet is not None and overload else None
-    schema: Any = getattr(function, "_schema", None)
-    if schema is None or schema.is_mutable or not any("Tensor" in str(a.type) for a in schema.arguments):
-        raise SwampError(
-            f"the program asks for the operation {target!r}, which this torch ({torch.__version__}) does not have as a "
-            "function of tensors. Export again, or update torch."
-        )
-    return function
-
-
-def torch_call(node: Node) -> Callable[[Values], None]:
-    """A function that executes the node in torch and adds its result to the values."""
     function = resolve_operator(node.target)
+    schema: Any = getattr(function, "_schema", None)
+    places = device is not None and schema is not None and any(a.name == "device" for a in schema.arguments)
+    extra = {"device": device} if places and "device" not in node.kwargs else {}
 
     def call(values: Values) -> None:
         args, kwargs = map_refs((node.args, node.kwargs), lambda ref: values[ref.name])
-        values[node.name] = function(*args, **kwargs)
+        values[node.name] = function(*args, **kwargs, **extra)
 
     return call
 
 
-def example_tensor(shape: Sequence[int | None], dtype: torch.dtype, batch: int) -> Tensor:
-    """A tensor for timing, with `batch` for each size that may vary. Its values do not depend on a random generator."""
-    sizes = [batch if size is None else size for size in shape]
-    if not dtype.is_floating_point:
-        return torch.zeros(sizes, dtype=dtype)
-    count = int(np.prod(sizes))
-    return (torch.arange(count, dtype=torch.float32) % 7 - 3).reshape(sizes).to(dtype)
+def _values(program: Program) -> dict[str, Value]:
+    meta = torch.device("meta")
+    calls = [(node, torch_call(node, meta)) for node in program.nodes]
+    tensors = {name: tensor.to(meta) for name, tensor in program.tensors.items()}
+    probes: list[Values] = []
+    for number in range(len(_PROBES[0])):
+        sizes = _probe(program, number)
+        inputs = [
+            torch.empty([size_in(one, sizes) for one in given.shape], dtype=given.dtype, device=meta)
+            for given in program.inputs
+        ]
+        values = program.start(inputs, tensors)
+        for node, call in calls:
+            if not set(node.reads) <= set(values):
+                continue
+            try:
+                call(values)
+            # torch knows no shape of what depends on numbers (nonzero), and the error can be of any type.
+            except Exception:
+                continue
+            value = values[node.name]
+            if number == 0 and isinstance(value, Tensor) and value.numel() * value.itemsize > _MOST_BYTES:
+                raise ValueError(f"{node.name} would take {value.numel() * value.itemsize:,} bytes")
+        probes.append(values)
+    found: dict[str, Value] = {}
+    for name, first in probes[0].items():
+        shown = [values.get(name) for values in probes]
+        tensors_of_name = [value for value in shown if isinstance(value, Tensor)]
+        if len(tensors_of_name) == len(probes) and len({value.dim() for value in tensors_of_name}) == 1:
+            found[name] = Value(first.dtype, tuple(tuple(value.shape) for value in tensors_of_name))
+    return found
 
 
-class DenseNetwork(nn.Module):
-    """A program that torch executes operator by operator, zeros included.
+def _probe(program: Program, number: int) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for place, (name, limits) in enumerate(program.sizes.items()):
+        row = _PROBES[place % len(_PROBES)]
+        size = limits.minimum - 1 + row[number] if limits.minimum > 2 else row[number]
+        sizes[name] = size if limits.maximum is None else min(size, limits.maximum - number)
+    return sizes
+
+
+class ExportedNetwork(nn.Module):
+    """A program as a module, which is called as the network was that it was traced from.
 
     Args:
-        program: The network. Its tensors become buffers of the module.
+        program: The network.
     """
 
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.program = program
-        self._attributes = {name: name.replace(".", "__") for name in program.tensors}
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The output of the network.
+
+        Raises:
+            SwampError: The arguments differ from those of the example in number, shape, dtype or constants, or an input
+                requires gradients.
+        """
+        inputs = self.program.bind(args, kwargs)
+        return self.execute(inputs, self.program.check_inputs(inputs))
+
+    def execute(self, inputs: Sequence[Tensor], batch: int) -> Any:
+        """The output for inputs in the order of the program, with this number of examples."""
+        raise NotImplementedError
+
+
+class DenseNetwork(ExportedNetwork):
+    """A program that torch executes operator by operator, zeros included.
+
+    Args:
+        program: The network. Its tensors become buffers of the module.
+        device: Where operators put the tensors that they make of nothing.
+    """
+
+    def __init__(self, program: Program, device: torch.device | None = None) -> None:
+        super().__init__(program)
+        self._attributes = {name: f"{number}_{name.replace('.', '__')}" for number, name in enumerate(program.tensors)}
         for name, tensor in program.tensors.items():
             self.register_buffer(self._attributes[name], tensor)
-        self._calls = [(node, torch_call(node)) for node in program.nodes]
+        self._calls = [(node, torch_call(node, device)) for node in program.nodes]
         self._last_reads = _last_reads(program)
 
-    def forward(self, *inputs: Tensor) -> Any:
-        """The output of the network."""
-        return self._execute(inputs, lambda node, value: None)
+    def attribute(self, name: str) -> str:
+        """Name of the buffer that holds the tensor `name` of the program."""
+        return self._attributes[name]
 
-    def _execute(self, inputs: Sequence[Tensor], on_result: Callable[[Node, Any], None]) -> Any:
-        tensors = {name: getattr(self, attribute) for name, attribute in self._attributes.items()}
-        values = self.program.start(inputs, tensors)
+    def execute(self, inputs: Sequence[Tensor], batch: int = 1) -> Any:
+        """The output for inputs in the order of the program."""
+        values = self.program.start(inputs, {name: getattr(self, own) for name, own in self._attributes.items()})
         for node, call in self._calls:
             call(values)
-            on_result(node, values[node.name])
             for name in self._last_reads.get(node.name, ()):
                 del values[name]
         return self.program.result(values)
-
-    @torch.no_grad()
-    def check_shapes(self) -> None:
-        """Execute every node and compare its result with the shape that the program states for it.
-
-        Kernels write as many numbers as the stated shape has, and the shape may come from a damaged file. Each node is
-        executed with two batch sizes, because the size None of a shape stands for the batch size.
-
-        Raises:
-            ValueError: A shape differs. An operator of torch may raise other errors.
-        """
-        for batch in (2, 3):
-
-            def compare(node: Node, value: Any, batch: int = batch) -> None:
-                stated = node.shape and tuple(batch if size is None else size for size in node.shape)
-                if stated is not None and not (isinstance(value, Tensor) and tuple(value.shape) == stated):
-                    raise ValueError(f"{node.name} does not have the stated shape {node.shape}")
-
-            shapes = ([batch if size is None else size for size in one.shape] for one in self.program.inputs)
-            inputs = [
-                torch.zeros(shape, dtype=one.dtype) for shape, one in zip(shapes, self.program.inputs, strict=True)
-            ]
-            self._execute(inputs, compare)
 
 
 def _last_reads(program: Program) -> dict[str, list[str]]:

@@ -14,6 +14,8 @@ Extent = tuple[int, ...]
 """Size of one example of a value: (channels, rows, columns) of an image, or (features,) of a vector."""
 
 CONVOLUTIONS = ("conv1d", "conv2d")
+_OF_SIZES = ("operator.", "math.", "torch.", "sym_size.", "sym_stride.", "sym_numel.")
+"""Beginnings of operators that compute sizes and no tensors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +27,8 @@ class FusedRegion:
     outputs: tuple[str, ...]
     extents: dict[str, Extent]
     """Value name -> extent, for every value that the nodes read or compute."""
+    trailing: dict[str, tuple[int, ...]]
+    """Output name -> its dimensions after the leading ones: (channels, columns) for a signal, otherwise its extent."""
 
 
 def partition(program: Program, dense: Iterable[str] = ()) -> list[FusedRegion | Node]:
@@ -36,7 +40,7 @@ def partition(program: Program, dense: Iterable[str] = ()) -> list[FusedRegion |
         program: The network.
         dense: Names of layers that torch executes although the kernels could.
     """
-    excluded = set(dense)
+    excluded = {*dense, *program.in_torch}
     ready = {one.name for one in program.inputs} | set(program.tensors)
     remaining = list(program.nodes)
     parts: list[list[Node] | Node] = []
@@ -54,6 +58,12 @@ def partition(program: Program, dense: Iterable[str] = ()) -> list[FusedRegion |
             # No region can start with the next node: torch executes it.
             excluded.add(next(node.name for node in remaining if set(node.reads) <= ready))
     return [_region(program, part) if isinstance(part, list) else part for part in parts]
+
+
+def fallback_ops(program: Program) -> list[str]:
+    """Operators that torch executes between the kernels, as "module: operator"."""
+    parts = [part for part in partition(program) if isinstance(part, Node) and not part.target.startswith(_OF_SIZES)]
+    return [f"{node.module or 'the model'}: {node.target}" for node in parts]
 
 
 def _is_fallback(program: Program, excluded: set[str], node: Node) -> bool:
@@ -89,7 +99,14 @@ def _region(program: Program, nodes: list[Node]) -> FusedRegion:
     read_elsewhere = {name for node in program.nodes if node.name not in names for name in node.reads}
     read_elsewhere.update(referenced(program.output))
     outputs = [node.name for node in nodes if node.name in read_elsewhere]
-    return FusedRegion(tuple(nodes), tuple(dict.fromkeys(inputs)), tuple(outputs), extents)
+    trailing = {name: _trailing(program, name, extents[name]) for name in outputs}
+    return FusedRegion(tuple(nodes), tuple(dict.fromkeys(inputs)), tuple(outputs), extents, trailing)
+
+
+def _trailing(program: Program, name: str, extent: Extent) -> tuple[int, ...]:
+    shape = program.shape_of(name)
+    assert shape is not None
+    return (extent[0], extent[2]) if len(extent) == len(shape) == 3 else extent
 
 
 def activations(node: Node) -> list[str]:
@@ -106,18 +123,19 @@ def _add_extents(program: Program, node: Node, extents: dict[str, Extent]) -> bo
     if any(extents.get(name, of_inputs) != of_inputs for name in activations(node)):
         return False
     # All values of a region have the same leading dimensions, because a kernel call has one number of examples.
-    leads = {lead for name, extent in extents.items() if (lead := _lead(program, name, extent)) is not None}
-    new = {_lead(program, name, of_inputs) for name in activations(node)} | {_lead(program, node.name, of_result)}
-    if len(leads | new) > 1:
+    leads = {_lead(program, name, extent) for name, extent in extents.items()}
+    leads |= {_lead(program, name, of_inputs) for name in activations(node)} | {_lead(program, node.name, of_result)}
+    if len(leads) > 1:
         return False
     extents.update({**dict.fromkeys(activations(node), of_inputs), node.name: of_result})
     return True
 
 
-def _lead(program: Program, name: str, extent: Extent) -> Shape | None:
-    """The leading dimensions of a value, which enumerate examples; None if its shape is unknown."""
-    shape = program.shape_of(name)
-    return None if shape is None else shape[:1] if len(extent) == 3 else shape[:-1]
+def _lead(program: Program, name: str, extent: Extent) -> tuple[tuple[int, ...], ...]:
+    """The leading dimensions of a value, which enumerate examples, in each probe of the program."""
+    value = program.value_of(name)
+    assert value is not None
+    return tuple(shape[:1] if len(extent) == 3 else shape[:-1] for shape in value.shapes)
 
 
 def _extents(program: Program, node: Node, extents: dict[str, Extent]) -> tuple[Extent, Extent] | None:
@@ -127,7 +145,7 @@ def _extents(program: Program, node: Node, extents: dict[str, Extent]) -> tuple[
     """
     check = _CHECKS.get(node.op)
     shape = program.shape_of(node.args[0].name) if node.args and isinstance(node.args[0], Ref) else None
-    if check is None or shape is None or node.shape is None or not _is_float32(program, node):
+    if check is None or shape is None or program.shape_of(node.name) is None or not _is_float32(program, node):
         return None
     if node.op in ("relu", "gelu", "add", "batch_norm"):
         # Elementwise: extent of input and result are equal. Four dimensions are an image unless it is fixed otherwise.
@@ -138,10 +156,9 @@ def _extents(program: Program, node: Node, extents: dict[str, Extent]) -> tuple[
 
 
 def _is_float32(program: Program, node: Node) -> bool:
-    """Whether all inputs and tensors that the node reads are float32."""
-    dtypes = {one.name: one.dtype for one in program.inputs}
-    dtypes |= {name: tensor.dtype for name, tensor in program.tensors.items()}
-    return all(dtypes.get(name, torch.float32) == torch.float32 for name in node.reads)
+    """Whether the result and all tensors that the node reads are float32."""
+    values = [program.value_of(name) for name in (node.name, *node.reads)]
+    return all(value is not None and value.dtype == torch.float32 for value in values)
 
 
 def _image(shape: Shape | None) -> Extent | None:
@@ -159,12 +176,12 @@ def _vector(shape: Shape) -> Extent | None:
 
 
 def _linear(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
-    before, after = _vector(shape), _vector(node.shape or ())
+    before, after = _vector(shape), _vector(program.shape_of(node.name) or ())
     return (before, after) if before and after and _has_weight(program, node) else None
 
 
 def _convolution(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
-    before, after = _image(shape), _image(node.shape)
+    before, after = _image(shape), _image(program.shape_of(node.name))
     named_padding = any(isinstance(argument, str) for argument in node.args)
     # An image without a batch dimension has fewer dimensions.
     fits = _has_weight(program, node) and not named_padding and len(shape) == int(node.op[4]) + 2
@@ -176,7 +193,7 @@ def _has_weight(program: Program, node: Node) -> bool:
 
 
 def _pool(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
-    before, after = _image(shape), _image(node.shape)
+    before, after = _image(shape), _image(program.shape_of(node.name))
     if not before or not after or len(shape) != 4:
         return None
     padding, *options = node.args[3:] or (0,)
@@ -193,7 +210,7 @@ def _pool(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] |
 
 
 def _adaptive(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
-    before, after = _image(shape), _image(node.shape)
+    before, after = _image(shape), _image(program.shape_of(node.name))
     return (before, after) if before and after and after[1:] == (1, 1) and len(shape) == 4 else None
 
 
@@ -214,7 +231,7 @@ def _flatten(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent
 
 
 def _slice(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
-    before, after = _image(shape), _image(node.shape)
+    before, after = _image(shape), _image(program.shape_of(node.name))
     defaults: list[Any] = [0, None, None, 1]
     axis, start, _, stride = [*node.args[1:], *defaults[len(node.args) - 1 :]]
     if not before or not after or len(shape) != 4 or axis not in (2, 3) or start not in (0, None):
@@ -223,7 +240,7 @@ def _slice(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] 
 
 
 def _pad(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
-    before, after = _image(shape), _image(node.shape)
+    before, after = _image(shape), _image(program.shape_of(node.name))
     amounts = list(node.args[1])
     zeros = node.args[2:] in ((), ("constant",), ("constant", None), ("constant", 0.0), ("constant", 0))
     only_channels = len(amounts) == 6 and not any(amounts[:4]) and min(amounts[4:]) >= 0

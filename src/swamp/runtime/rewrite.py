@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from swamp.runtime.program import LAYERS, Node, Program, Ref, Shape, as_pair, map_refs
+from swamp.runtime.operators import resolve_operator
+from swamp.runtime.program import LAYERS, Node, Program, Ref, as_pair, map_refs
 
 
 def _rewritten(program: Program, change: Callable[[Node], Node | Ref]) -> Program:
@@ -25,27 +26,6 @@ def _rewritten(program: Program, change: Callable[[Node], Node | Ref]) -> Progra
         else:
             nodes.append(changed)
     return replace(program, nodes=tuple(nodes), output=map_refs(program.output, follow))
-
-
-_IDENTITIES = ("dropout", "feature_dropout", "alpha_dropout", "detach", "alias", "lift_fresh_copy")
-"""Operators that return their input in eval mode."""
-_TO_THE_END = 2**62
-"""An `end` of a slice above this number means no end."""
-
-
-def without_identities(program: Program) -> Program:
-    """The program without operators that change nothing in eval mode, such as dropout."""
-
-    def change(node: Node) -> Node | Ref:
-        identity = node.op in _IDENTITIES
-        if node.op == "slice":
-            defaults: list[Any] = [0, 0, _TO_THE_END, 1]
-            _, start, end, stride = [*node.args[1:], *defaults[len(node.args) - 1 :]]
-            unlimited = end is None or (isinstance(end, int) and end > _TO_THE_END)
-            identity = start in (0, None) and unlimited and stride == 1
-        return node.args[0] if identity else node
-
-    return _rewritten(program, change)
 
 
 def fold_batchnorm(program: Program) -> Program:
@@ -118,7 +98,7 @@ def _with_image_means(program: Program) -> Program:
         if flat is None or flat.op != "flatten" or list(node.args[1]) not in ([2], [-1]):
             return node
         shape = program.shape_of(flat.args[0].name)
-        if shape is None or tuple(flat.args[1:]) not in ((2,), (2, -1), (2, len(shape) - 1)) or len(shape) < 3:
+        if shape is None or tuple(flat.args[1:]) != (2,) or len(shape) < 3:
             return node
         return replace(node, args=(flat.args[0], list(range(2, len(shape)))))
 
@@ -127,11 +107,9 @@ def _with_image_means(program: Program) -> Program:
 
 # Dead units
 
-_UNIT_LAYERS = {"linear": 2, "conv1d": 3, "conv2d": 4}
-"""Layers whose units can be removed, and the dimensions of their result if there is one batch dimension."""
-_ACTIVATIONS = ("relu", "gelu")
-_CHANNELWISE = (*_ACTIVATIONS, "max_pool2d", "adaptive_avg_pool2d", "mean", "flatten")
-"""Operators that do not mix the channels of an image and map a constant channel to a constant channel."""
+_UNIT_LAYERS = ("linear", "conv1d", "conv2d")
+_ELEMENTWISE = ("relu", "gelu", "silu", "tanh", "sigmoid", "hardswish", "hardsigmoid", "leaky_relu", "elu", "hardtanh")
+_POOLING = ("max_pool2d", "adaptive_avg_pool2d")
 
 
 @dataclass(frozen=True)
@@ -157,45 +135,54 @@ def remove_dead_units(program: Program) -> Program:
     Returns:
         A program whose outputs equal those of `program` up to rounding in float32.
     """
+    traced = program
     # From the last layer to the first: a unit that only a dead unit reads is dead as well.
     for node in reversed(program.nodes):
-        pair = _layer_pair(program, node)
+        pair = _layer_pair(program, program.node_by_name[node.name], traced)
         if pair is not None:
             program = _without_dead_units(program, pair)
     return program.without_unused()
 
 
-def _layer_pair(program: Program, layer: Node) -> _LayerPair | None:
-    if not _has_own_weight(program, layer):
+def _layer_pair(program: Program, layer: Node, traced: Program) -> _LayerPair | None:
+    """The pair that starts with a layer. traced: the program before changes, whose shapes are known."""
+    shape = traced.shape_of(layer.name)
+    if shape is None or not _has_own_weight(program, layer):
         return None
     between: list[Node] = []
-    value = layer
+    # A convolution of an input without a batch has its channels in dimension 0.
+    value, axis = layer, len(shape) - 1 if layer.op == "linear" else len(shape) - 1 - int(layer.op[4])
     while program.use_counts.get(value.name) == 1:
         reader = next((node for node in program.nodes if node.args and node.args[0] == Ref(value.name)), None)
-        if reader is None:
+        dimensions = len(traced.shape_of(value.name) or ())
+        if reader is None or not dimensions:
             return None
         if reader.op in _UNIT_LAYERS:
-            # A linear layer reads the last dimension, a convolution reads the one after the batch.
-            shape = program.shape_of(value.name) or ()
-            fits = reader.op == layer.op or (reader.op == "linear" and len(shape) == 2)
-            return _LayerPair(layer, tuple(between), reader) if fits and _has_own_weight(program, reader) else None
-        if not _keeps_channels(program, layer, reader):
+            reads = dimensions - 1 if reader.op == "linear" else dimensions - 1 - int(reader.op[4])
+            fits = axis == reads and _has_own_weight(program, reader)
+            return _LayerPair(layer, tuple(between), reader) if fits else None
+        after = _axis_after(reader, axis, dimensions)
+        if after is None:
             return None
         between.append(reader)
-        value = reader
+        value, axis = reader, after
     return None
 
 
-def _keeps_channels(program: Program, layer: Node, node: Node) -> bool:
-    """Whether the node maps each channel of the layer to one channel, or to neighbouring features."""
-    if layer.op == "linear":
-        return node.op in _ACTIVATIONS
-    if len(program.shape_of(layer.name) or ()) != _UNIT_LAYERS[layer.op] or node.op not in _CHANNELWISE:
-        return False
-    rank = len(program.shape_of(node.args[0].name) or ())
+def _axis_after(node: Node, axis: int, dimensions: int) -> int | None:
+    """The dimension that holds the units after an operator, if it does not mix them, nor with positions before them."""
+    if node.op in _ELEMENTWISE:
+        return axis
+    if node.op in _POOLING:
+        return axis if axis == 1 and dimensions == 4 else None
     if node.op == "flatten":
-        return tuple(node.args[1:]) in ((1,), (1, -1), (1, rank - 1))
-    return node.op != "mean" or all(axis % rank > 1 for axis in node.args[1] or [0])
+        start = node.args[1] if len(node.args) == 2 else None
+        return None if start is None or axis > start else axis
+    if node.op == "mean" and len(node.args) > 1 and isinstance(node.args[1], list) and not node.kwargs:
+        axes = [one % dimensions for one in cast("list[int]", node.args[1])]
+        kept = node.args[2:3] == (True,)
+        return None if axis in axes else axis if kept else axis - sum(one < axis for one in axes)
+    return None
 
 
 def _has_own_weight(program: Program, node: Node) -> bool:
@@ -236,29 +223,22 @@ def _without_dead_units(program: Program, pair: _LayerPair) -> Program:
         tensors[layer.args[2].name] = bias[keep].clone()
     tensors[reader.args[1].name] = reading[:, keep.repeat_interleave(inputs_per_unit)].clone()
     changed = {reader.name: replace(reader, args=(*reader.args[:2], Ref(bias_name), *reader.args[3:]))}
-    for node in (layer, *pair.between):
-        changed[node.name] = replace(node, shape=_with_units(node.shape, layer.op, units, int(keep.sum())))
     return replace(program, nodes=tuple(changed.get(node.name, node) for node in program.nodes), tensors=tensors)
 
 
 def _constants(program: Program, pair: _LayerPair) -> Tensor:
-    """The constant that the reader receives from each unit if all incoming weights of the unit are zero."""
+    """The constant that the reader receives from each unit if all incoming weights of the unit are zero.
+
+    Means and pooling leave a constant as it is: the kernels of pooling read no padding as numbers.
+    """
     bias = program.bias_of(pair.layer)
     value = torch.zeros(len(program.tensors[pair.layer.args[1].name])) if bias is None else bias.clone()
     for node in pair.between:
-        value = value.relu() if node.op == "relu" else torch.nn.functional.gelu(value) if node.op == "gelu" else value
+        if node.op in _ELEMENTWISE:
+            value = resolve_operator(node.target)(value, *node.args[1:], **node.kwargs)
     return value
 
 
 def _padding(convolution: Node) -> tuple[int, int]:
     padding: Any = convolution.args[4] if len(convolution.args) > 4 else 0
     return (1, 1) if isinstance(padding, str) else as_pair(padding)
-
-
-def _with_units(shape: Shape | None, op: str, before: int, after: int) -> Shape | None:
-    """A shape after the number of units changed from `before` to `after`; a flattened image has a multiple of it."""
-    if shape is None:
-        return None
-    axis = len(shape) - 1 if op == "linear" else 1
-    size = shape[axis]
-    return (*shape[:axis], None if size is None else size // before * after, *shape[axis + 1 :])

@@ -1,18 +1,25 @@
 """Trace a module with torch.export: turn it and its mask into a program."""
 
+import dataclasses
+import inspect
+import math
 import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
-from swamp.errors import MaskError, SwampError, shortened
+from swamp.errors import SwampError, shortened
 from swamp.masks import Mask
 from swamp.model_copy import copied_model
-from swamp.runtime.program import Input, Node, Program, Ref, Shape, map_refs, resolve_operator
-from swamp.runtime.rewrite import without_identities
+from swamp.runtime.operators import is_random
+from swamp.runtime.program import BATCH, Input, Node, Outputs, Program, Ref, Size, map_refs
+
+Dynamic = Mapping[str, Mapping[int, str]]
+"""Name of an input -> its dimensions that vary, with a name for each size; equal names are equal sizes."""
 
 
 def bake_mask(model: nn.Module, mask: Mask | None = None) -> nn.Module:
@@ -29,7 +36,7 @@ def bake_mask(model: nn.Module, mask: Mask | None = None) -> nn.Module:
         The copy.
 
     Raises:
-        MaskError: The mask belongs to another model, or there is neither a mask nor a zero weight.
+        MaskError: The mask belongs to another model.
 
     Examples:
         >>> import torch, swamp
@@ -41,11 +48,7 @@ def bake_mask(model: nn.Module, mask: Mask | None = None) -> nn.Module:
     """
     baked = copied_model(model).eval()
     if mask is None:
-        mask = Mask.from_zeros(baked)
-        if mask.nnz == mask.prunable:
-            raise MaskError(
-                f"{type(model).__name__} has no pruned weights: pass its mask (swamp.Mask.load), or prune it first."
-            )
+        return baked
     mask.apply_(baked)
     weights = dict(baked.named_parameters())
     extra = [name for name, active in mask.items() if int((weights[name] != 0).sum()) < int(active.sum())]
@@ -54,46 +57,222 @@ def bake_mask(model: nn.Module, mask: Mask | None = None) -> nn.Module:
     return baked
 
 
-def trace(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Program:
-    """Convert a module in eval mode to a program that accepts any batch size.
+def trace(model: nn.Module, example: Any, *, dynamic: Dynamic | None = None) -> Program:
+    """Convert a module in eval mode to a program.
 
-    If the code of the network requires a fixed batch size, so does the program.
+    Its graph is functional: operators in place become operators that return their result. Dropout and other operators
+    that do nothing in eval mode are left out. If the code of the network requires a fixed batch size, so does the
+    program.
 
     Args:
         model: The network. It is copied to the CPU and not changed.
-        example: The input tensor, or one tensor for each input. Dimension 0 is the batch and has size 2 or more.
+        example: What the network is called with: a tensor, a tuple or list (positional arguments) or a mapping (keyword
+            arguments). Tensors may be nested in tuples, lists, dicts and dataclasses; other values stay constants.
+        dynamic: The sizes that vary. Default: dimension 0 of every input, as far as it has the size that it has in the
+            first input: the batch.
 
     Returns:
         The program, with every parameter and buffer under the name that it has in the module.
 
     Raises:
-        SwampError: torch.export cannot trace the network, or an operator is not a pure function of tensors.
+        SwampError: torch.export cannot trace the network, it draws random numbers, it returns something else than
+            tensors in containers, or a size in `dynamic` cannot vary.
 
     Examples:
         >>> import torch
-        >>> from swamp.runtime import trace
+        >>> from swamp.runtime.tracing import trace
         >>> program = trace(torch.nn.Linear(3, 2), torch.ones(2, 3))
         >>> [node.op for node in program.nodes], sorted(program.tensors)
         (['linear'], ['bias', 'weight'])
     """
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-    if any(tensor.dim() == 0 or len(tensor) < 2 for tensor in inputs):
-        raise SwampError("an export needs example inputs with a size of 2 or more in dimension 0, the batch.")
-    model = copied_model(model).cpu().eval()
-    return without_identities(_to_program(_exported(model, tuple(tensor.cpu() for tensor in inputs))))
+    return trace_flat(FlatModel(copied_model(model).cpu().eval(), example), dynamic)
 
 
-def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-    batch = torch.export.Dim("batch")
+def trace_flat(flat: "FlatModel", dynamic: Dynamic | None) -> Program:
+    """The program of a flat model. As for `trace`."""
+    return _Translation(flat, _exported(flat, flat.dynamic_shapes(dynamic)), dynamic).program()
+
+
+class _Record:
+    """What a call of a flat model notes. It is no list: torch.export restores lists in attributes of modules."""
+
+    output: Any = None
+    """The output, with references to the numbers of the flat outputs."""
+    left_out: list[str]
+    """Places in the output of objects that cannot be returned, such as caches."""
+
+
+class FlatModel(nn.Module):
+    """A model with a flat list of tensors as inputs and outputs. It records how they are nested."""
+
+    def __init__(self, model: nn.Module, example: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.tensors: dict[str, Tensor] = {}
+        """Input name -> tensor of the example."""
+        args, kwargs = call_arguments(example)
+        self.arguments = {name: self._plain(value, name) for name, value in _bound(model, args, kwargs).items()}
+        self.record = _Record()
+        self.call = (args, kwargs)
+
+    def _plain(self, value: Any, place: str) -> Any:
+        """The value with references in place of its tensors, which are recorded; dataclasses become dicts."""
+        if isinstance(value, Tensor):
+            self.tensors[place] = value.detach().cpu()
+            return Ref(place)
+        parts = _parts(value)
+        if parts is not None:
+            return {key: self._plain(inner, f"{place}.{key}") for key, inner in parts.items()}
+        if isinstance(value, list | tuple):
+            inner = [self._plain(one, f"{place}.{n}") for n, one in enumerate(cast("Sequence[Any]", value))]
+            return tuple(inner) if isinstance(value, tuple) else inner
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise SwampError(
+            f"the example has a {type(value).__name__} at {place!r}; an exported network takes tensors, numbers, text "
+            "and None, in tuples, lists, dicts and dataclasses."
+        )
+
+    def _filled(self, original: Any, stated: Any, tensors: Mapping[str, Tensor]) -> Any:
+        """`original` with other tensors in the places that `stated` names."""
+        if isinstance(stated, Ref):
+            return tensors[stated.name]
+        if isinstance(original, list | tuple):
+            items = [self._filled(a, b, tensors) for a, b in zip(cast("Any", original), stated, strict=True)]
+            return type(original)(*items) if hasattr(original, "_fields") else type(original)(items)  # pyright: ignore
+        parts = _parts(original)
+        if parts is None:
+            return original
+        changed = {key: self._filled(part, stated[key], tensors) for key, part in parts.items()}
+        if dataclasses.is_dataclass(original) and not isinstance(original, type | Mapping):
+            return dataclasses.replace(original, **changed)
+        return changed
+
+    def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
+        """The flat outputs of the model."""
+        named = dict(zip(self.tensors, tensors, strict=True))
+        args, kwargs = self.call
+        bound = _bound(self.model, args, kwargs)
+        filled = {name: self._filled(bound[name], stated, named) for name, stated in self.arguments.items()}
+        args, kwargs = _unbound(self.model, filled)
+        flat: list[Any] = []
+        self.record.left_out = []
+        self.record.output = self._flattened(self.model(*args, **kwargs), flat, "output")
+        return tuple(flat)
+
+    def _flattened(self, value: Any, flat: list[Any], place: str) -> Any:
+        if isinstance(value, Tensor | torch.SymInt | torch.SymFloat | torch.SymBool):
+            flat.append(value)
+            return Ref(str(len(flat) - 1))
+        if type(value).__name__.endswith("Cache"):
+            self.record.left_out.append(place)
+            return None
+        parts = _parts(value)
+        if parts is not None:
+            inner = {key: self._flattened(part, flat, f"{place}.{key}") for key, part in parts.items()}
+            kept = {key: part for key, part in inner.items() if f"{place}.{key}" not in self.record.left_out}
+            return kept if type(value) is dict else Outputs(kept)
+        if isinstance(value, list | tuple):
+            items = cast("Sequence[Any]", value)
+            inner = [self._flattened(one, flat, f"{place}.{number}") for number, one in enumerate(items)]
+            return tuple(inner) if isinstance(value, tuple) else inner
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise SwampError(
+            f"the network returns a {type(value).__name__} at {place!r}; an exported network returns tensors in "
+            "tuples, lists, dicts and dataclasses."
+        )
+
+    def dynamic_shapes(self, dynamic: Dynamic | None) -> dict[str, Any]:
+        """For torch.export: which dimensions of the inputs may vary."""
+        auto: Any = torch.export.Dim.AUTO  # pyright: ignore
+        if dynamic is None:
+            first = next((len(tensor) for tensor in self.tensors.values() if tensor.dim()), 0)
+            varying = {name: {0: auto} if t.dim() and len(t) == first else {} for name, t in self.tensors.items()}
+        else:
+            unknown = sorted(set(dynamic) - set(self.tensors))
+            if unknown:
+                raise SwampError(f"dynamic names the input {unknown[0]!r}; the inputs are {', '.join(self.tensors)}.")
+            varying = {name: dict.fromkeys(dynamic.get(name, {}), auto) for name in self.tensors}
+        return {"tensors": tuple(varying.values())}
+
+
+def call_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and keyword arguments that an example stands for."""
+    if isinstance(example, Mapping):
+        return (), {str(key): value for key, value in cast("Mapping[Any, Any]", example).items()}
+    if isinstance(example, list | tuple) and _parts(cast("Any", example)) is None:
+        return tuple(cast("Sequence[Any]", example)), {}
+    return (cast("Any", example),), {}
+
+
+_CONSTANTS = (bool, int, float, str)
+
+
+def _bound(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameter name -> argument, with the defaults of those before it that are not given."""
+    signature = inspect.signature(model.forward)
     try:
-        with torch.no_grad():
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise SwampError(f"{type(model).__name__} cannot be called with the example: {error}.") from error
+    found: dict[str, Any] = {}
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            found |= {f"{name}{number}": value for number, value in enumerate(bound.arguments.get(name, ()))}
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            found |= bound.arguments.get(name, {})
+        elif name in bound.arguments:
+            found[name] = bound.arguments[name]
+        elif parameter.default is None or isinstance(parameter.default, _CONSTANTS):
+            found[name] = parameter.default
+        else:
+            break
+    return found
+
+
+def _unbound(model: nn.Module, found: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Positional and keyword arguments for the parameters that `_bound` found."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    starred = next((one.name for one in parameters if one.kind is one.VAR_POSITIONAL), None)
+    named = {one.name: one.kind for one in parameters}
+    positional: list[Any] = []
+    keyword: dict[str, Any] = {}
+    for name, value in found.items():
+        many = starred is not None and name not in named and name.removeprefix(starred).isdigit()
+        by_place = name in named and named[name] in (inspect.Parameter.POSITIONAL_ONLY,)
+        if many or by_place or (starred is not None and name in named and not keyword):
+            positional.append(value)
+        else:
+            keyword[name] = value
+    return positional, keyword
+
+
+def _parts(value: Any) -> dict[str, Any] | None:
+    """The entries of a mapping, or the fields of a dataclass or named tuple; None for anything else."""
+    if isinstance(value, Mapping) or type(value).__name__ == "BatchEncoding":
+        return {str(key): part for key, part in cast("Mapping[Any, Any]", value).items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
+    untyped: Any = value
+    if isinstance(value, tuple) and hasattr(untyped, "_fields"):
+        return dict(zip(untyped._fields, untyped, strict=True))
+    return None
+
+
+def _exported(flat: FlatModel, shapes: Any) -> Any:
+    model = flat.model
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             # Not strict, as is the default of newer torch: in strict mode of torch 2.6 a process can trace 8 networks.
-            try:
-                return torch.export.export(
-                    model, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=False
-                )
-            except torch._dynamo.exc.UserError:  # pyright: ignore
-                return torch.export.export(model, inputs, strict=False)
+            exporting: Any = torch.export
+            exported = exporting.export(flat, tuple(flat.tensors.values()), dynamic_shapes=shapes, strict=False)
+            # An empty table of decompositions: operators stay whole (BatchNorm, LSTM, attention), but those in place
+            # are replaced.
+            return exported.run_decompositions({})
+    except SwampError:
+        raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SwampError(
@@ -102,73 +281,292 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
         ) from error
 
 
-def _to_program(exported: Any) -> Program:
-    signature = exported.graph_signature
-    state = {**exported.state_dict, **exported.constants}
-    # Names in the graph -> names in the module.
-    names: dict[str, str] = {
-        **signature.inputs_to_parameters,
-        **signature.inputs_to_buffers,
-        **signature.inputs_to_lifted_tensor_constants,
-    }
-    tensors: dict[str, Tensor] = {}
-    inputs: list[Input] = []
-    nodes: list[Node] = []
-    output: Any = None
-    for node in exported.graph.nodes:
-        if node.op == "placeholder" and node.name in names:
-            tensors[names[node.name]] = state[names[node.name]].detach().clone()
-        elif node.op == "placeholder":
-            value = node.meta.get("val")
-            if not isinstance(value, Tensor):
-                raise SwampError(f"input {node.name!r} is not a tensor; an exported network takes only tensors.")
-            inputs.append(Input(node.name, _shape(value), value.dtype))
-        elif node.op == "call_function":
-            nodes.append(_to_node(node, names))
-        elif node.op == "output":
-            output = _to_refs(node.args[0], names)
-    return Program(tuple(inputs), tuple(nodes), _unwrapped(output, exported.call_spec.out_spec), tensors)
+_IDENTITIES = ("clone", "detach", "alias", "lift", "lift_fresh", "lift_fresh_copy", "contiguous", "resolve_conj")
+"""Operators that return their input."""
+_DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout")
+_SAME_SHAPE = ("slice", "expand", "reshape", "view", "_unsafe_view", "view_copy", "expand_copy", "repeat", "flatten")
+"""Operators that return their input if its shape does not change."""
+_VIEWS = ("view", "_unsafe_view", "view_copy", "_reshape_copy")
+_CHECKS = (
+    *("sym_constrain_range", "sym_constrain_range_for_size"),
+    *("_assert_scalar", "_assert_async", "_assert_tensor_metadata"),
+)
+_UNINITIALISED = {
+    "empty.memory_format": "zeros.default",
+    "empty_like.default": "zeros_like.default",
+    "new_empty.default": "new_zeros.default",
+}
+_PUBLIC_NAMES = {
+    "_unsafe_index": "index",
+    "__and__": "bitwise_and",
+    "__or__": "bitwise_or",
+    "__xor__": "bitwise_xor",
+    "__lshift__": "bitwise_left_shift",
+    "__rshift__": "bitwise_right_shift",
+}
+"""Internal names of operators, and the names under which torch documents the same."""
+_PLACES = ("device", "pin_memory", "non_blocking")
+"""Arguments that say where a tensor is; a program runs where its inputs are."""
 
 
-def _unwrapped(output: Any, spec: Any) -> Any:
-    """The output as the module returns it: one tensor, or a tuple or list."""
-    if spec is not None and spec.is_leaf():
-        return output[0]
-    if spec is not None and spec.type not in (tuple, list):
-        raise SwampError(
-            f"the network returns {spec.type.__name__}; an exported network returns one tensor or a tuple of tensors."
-        )
-    return output
+class _Translation:
+    """Translates the graph of torch.export to the nodes of a program."""
+
+    def __init__(self, flat: FlatModel, exported: Any, dynamic: Dynamic | None) -> None:
+        self.flat, self.exported, self.dynamic = flat, exported, dynamic
+        self.values: dict[fx.Node, Any] = {}
+        """Node of the graph -> what a program has in its place: a reference, a constant, or a list of these."""
+        self.nodes: list[Node] = []
+        self.names: set[str] = set()
+        self.input_names: dict[str, str] = {}
+        """Place in the arguments -> name of the input."""
+        self.size_names: dict[str, str] = {}
+        """Symbol of torch.export -> name of a size."""
+        self.keeps_strides = any("as_strided" in str(node.target) for node in exported.graph.nodes)
+
+    def program(self) -> Program:
+        exported, signature = self.exported, self.exported.graph_signature
+        stored = {**exported.state_dict, **exported.constants}
+        names: dict[str, str] = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        tensors: dict[str, Tensor] = {}
+        inputs: list[Input] = []
+        self.names |= {name.removeprefix("model.") for name in names.values()}
+        placeholders = [node for node in exported.graph.nodes if node.op == "placeholder"]
+        examples = iter(self.flat.tensors.items())
+        for node in placeholders:
+            if node.name in names:
+                name = names[node.name].removeprefix("model.")
+                tensors[name] = stored[names[node.name]].detach().clone().contiguous()
+                self.values[node] = Ref(name)
+            elif isinstance(node.meta.get("val"), Tensor):
+                inputs.append(self._input(node, *next(examples)))
+            else:
+                raise SwampError(f"{node.name!r} is not a tensor; an exported network takes and holds only tensors.")
+        inputs = self._with_fixed_batch(inputs)
+        sizes = {name: self._size(symbol) for symbol, name in reversed(self.size_names.items())}
+        outputs = self._translated(exported.graph, exported.graph_module)
+        kinds = [one.kind.name for one in signature.output_specs]
+        changed = [one.target for one in signature.output_specs if one.kind.name == "BUFFER_MUTATION"]
+        if changed:
+            warnings.warn(
+                f"the network changes its buffers {shortened(changed)} in each call; the exported network does not.",
+                stacklevel=4,
+            )
+        own = [value for value, kind in zip(outputs, kinds, strict=True) if kind == "USER_OUTPUT"]
+        output = map_refs(self.flat.record.output, lambda ref: own[int(ref.name)])
+        arguments = map_refs(self.flat.arguments, lambda ref: Ref(self.input_names[ref.name]))
+        program = Program(tuple(inputs), tuple(self.nodes), output, tensors, arguments, sizes, self._state(tensors))
+        return program.without_unused(keep_tensors=True)
+
+    def _input(self, node: fx.Node, place: str, example: Tensor) -> Input:
+        name = self._unique(place)
+        self.values[node] = Ref(name)
+        self.input_names[place] = name
+        named = (self.dynamic or {}).get(place, {})
+        shape: list[int | str] = []
+        for axis, size in enumerate(node.meta["val"].shape):
+            shape.append(self._stated(size, named.get(axis, BATCH)))
+            if axis in named and isinstance(shape[-1], int):
+                raise SwampError(
+                    f"dimension {axis} of {place!r} cannot vary: the code of the network fixes it to {shape[-1]}."
+                )
+        whole = example.numel() and not example.is_complex()
+        low, high = (float(example.min()), float(example.max())) if whole else (0.0, 0.0)
+        return Input(name, tuple(shape), example.dtype, low, high)
+
+    def _with_fixed_batch(self, inputs: list[Input]) -> list[Input]:
+        """The inputs, with the same batch size in all of them if the code of the network fixes it in one of them."""
+        first = {one.shape[0] for one in inputs if one.shape}
+        if self.dynamic is not None or BATCH not in first or len(first) == 1:
+            return inputs
+        example = next(len(tensor) for tensor in self.flat.tensors.values() if tensor.dim())
+        if example not in first:
+            return inputs
+        self.size_names.clear()
+        return [replace(one, shape=tuple(example if size == BATCH else size for size in one.shape)) for one in inputs]
+
+    def _stated(self, size: Any, name: str) -> int | str:
+        """A size of an input: a number, or the name of a size that varies, or a multiple of one."""
+        if isinstance(size, int):
+            return size
+        expression = size.node.expr
+        symbols = sorted(expression.free_symbols, key=str)
+        if not symbols:  # a size that may vary, but that the code of the network fixes
+            return int(expression)
+        if len(symbols) != 1:
+            raise SwampError(f"the size {expression} of an input depends on several sizes; name them in dynamic.")
+        symbol = str(symbols[0])
+        # torch.export gives each dimension a symbol of its own, until the code of the network needs two to be equal.
+        self.size_names.setdefault(symbol, name)
+        return str(expression).replace(symbol, self.size_names[symbol])
+
+    def _size(self, symbol: str) -> Size:
+        limits = {str(key): value for key, value in self.exported.range_constraints.items()}.get(symbol)
+        low, high = (int(limits.lower), limits.upper) if limits is not None else (1, math.inf)
+        maximum = int(high) if high < 2**60 else None
+        example = self._example_of(symbol)
+        # torch.export tells 0 and 1 from other sizes, but hardly any network does.
+        return Size(1 if low <= 2 else low, maximum, example)
+
+    def _example_of(self, symbol: str) -> int:
+        for node in self.exported.graph.nodes:
+            if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor):
+                for size in node.meta["val"].shape:
+                    if not isinstance(size, int) and str(size.node.expr) == symbol:
+                        return int(size.node.hint)
+        return 2
+
+    def _state(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+        """Name in the state dict -> name in the program, where tied tensors have one name."""
+        state: dict[str, Any] = self.flat.model.state_dict(keep_vars=True)
+        objects = dict(self.flat.model.named_parameters(remove_duplicate=False))
+        objects |= dict(self.flat.model.named_buffers(remove_duplicate=False))
+        by_object = {id(objects[name]): name for name in tensors if name in objects}
+        found = {name: by_object.get(id(value), "") for name, value in state.items() if isinstance(value, Tensor)}
+        return {name: own for name, own in found.items() if own}
+
+    def _unique(self, name: str) -> str:
+        while name in self.names:
+            name += "_"
+        self.names.add(name)
+        return name
+
+    def _translated(self, graph: fx.Graph, module: Any) -> list[Any]:
+        """Add the nodes of a graph to the program, and return its outputs."""
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                self.values[node] = getattr(module, str(node.target))
+            elif node.op == "call_function":
+                self.values[node] = self._call(node)
+            elif node.op == "output":
+                return list(self._arguments(node.args[0]))
+        return []
+
+    def _arguments(self, argument: Any) -> Any:
+        return map_refs(argument, lambda node: self.values[node], fx.Node)
+
+    def _call(self, node: fx.Node) -> Any:
+        """What a program has in place of a node: mostly a reference to a node of its own."""
+        target: Any = node.target
+        args, kwargs = self._arguments(node.args), self._arguments(dict(node.kwargs))
+        if target is operator.getitem and isinstance(args[0], list | tuple):
+            return args[0][args[1]]
+        if getattr(target, "namespace", "") == "higher_order":
+            return self._inlined(node, str(target), args)
+        name = _operator_name(target)
+        base, _, overload = name.rpartition(".")
+        if base in _CHECKS:
+            return None
+        before, after = _shape_in(node), _shape(node.meta.get("val"))
+        if self._is_identity(base, node, args, before, after):
+            first = args[0]
+            return (first, None) if base == "native_dropout" else first
+        if base.startswith("_native_batch_norm_legit") and overload != "no_stats" and "no_training" in base:
+            data, weight, bias, mean, variance, momentum, eps = args
+            arguments = (data, weight, bias, mean, variance, False, momentum, eps, False)
+            return [self._node(node, "batch_norm.default", arguments, {}), None, None]
+        if base in _VIEWS and overload != "dtype":
+            start = _flattened_from(before, after)
+            if start is not None:
+                return self._node(node, "flatten.using_ints", (args[0], start), {})
+            base, overload = "reshape", "default"
+        kwargs = {key: value for key, value in kwargs.items() if key not in _PLACES}
+        if name in _UNINITIALISED:
+            kwargs.pop("memory_format", None)
+            base, _, overload = _UNINITIALISED[name].partition(".")
+        name = _PUBLIC_NAMES.get(base, base) + f".{overload}"
+        return self._node(node, name, args, kwargs)
+
+    def _is_identity(self, base: str, node: fx.Node, args: Any, before: Any, after: Any) -> bool:
+        if base in _DROPOUTS:
+            return not (len(args) > 2 and args[2])
+        if base in _IDENTITIES:
+            # A copy changes the strides, which only as_strided can see: views are reshapes in a program.
+            return not self.keeps_strides
+        if base in _SAME_SHAPE and before is not None and before == after:
+            return base != "slice" or _step(args) == 1
+        if base in ("to", "_to_copy", "type_as"):
+            source, value = _source(node), node.meta.get("val")
+            return isinstance(source, Tensor) and isinstance(value, Tensor) and source.dtype == value.dtype
+        return False
+
+    def _node(self, node: fx.Node, target: str, args: Any, kwargs: Mapping[str, Any]) -> Ref:
+        try:
+            random = is_random(target, args, kwargs)
+        except SwampError as error:
+            raise SwampError(
+                f"a program cannot contain the operation {node.target}{_place(node)}: it is not a pure function of "
+                "tensors."
+            ) from error
+        if random:
+            raise SwampError(
+                f"the network draws random numbers ({target}{_place(node)}), also in eval mode. An exported network "
+                "gives the same output for the same input: leave them out, as dropout(x, training=self.training) does."
+            )
+        name = self._unique(node.name)
+        self.nodes.append(Node(name, target, tuple(args), dict(kwargs), _module(node)))
+        return Ref(name)
+
+    def _inlined(self, node: fx.Node, name: str, args: Any) -> Any:
+        """The outputs of a part of the graph that torch.export keeps as a function, such as one without gradients."""
+        enabled = "autocast" in name and args[2]
+        graph = next((one for one in args if isinstance(one, fx.GraphModule)), None)
+        if not name.startswith("wrap_with") or enabled or graph is None:
+            raise SwampError(
+                f"a program cannot contain {name}{_place(node)}: a branch or loop that depends on numbers, or autocast."
+            )
+        given = args[args.index(graph) + 1 :]
+        for placeholder, value in zip((n for n in graph.graph.nodes if n.op == "placeholder"), given, strict=True):
+            self.values[placeholder] = value
+        return self._translated(graph.graph, graph)
 
 
-def _to_node(node: fx.Node, names: dict[str, str]) -> Node:
-    target: Any = node.target
+def _operator_name(target: Any) -> str:
+    if type(target).__name__ == "OpOverload":
+        name = str(target)
+        return name.removeprefix("aten.")
+    module = {"_operator": "operator"}.get(getattr(target, "__module__", ""), getattr(target, "__module__", ""))
+    return f"{module}.{getattr(target, '__name__', target)}"
+
+
+def _module(node: fx.Node) -> str:
     stack = cast("dict[str, tuple[str, Any]]", node.meta.get("nn_module_stack") or {})
-    module = list(stack.values())[-1][0] if stack else ""
-    value = node.meta.get("val")
-    if type(target).__name__ == "OpOverload" and target.namespace == "aten":
-        name = str(target).removeprefix("aten.")
-    elif getattr(operator, getattr(target, "__name__", ""), None) is target:
-        name = f"operator.{target.__name__}"
-    else:
-        name = ""
-    try:
-        resolve_operator(name)
-    except SwampError as error:
-        where = f" (in {module!r})" if module else ""
-        raise SwampError(
-            f"a program cannot contain the operation {target}{where}: it is not a pure function of tensors."
-        ) from error
-    shape = _shape(value) if isinstance(value, Tensor) else None
-    return Node(node.name, name, _to_refs(node.args, names), _to_refs(node.kwargs, names), module, shape)
+    path = list(stack.values())[-1][0] if stack else ""
+    return path.removeprefix("model").removeprefix(".")
 
 
-def _shape(value: Tensor) -> Shape:
-    return tuple(size if isinstance(size, int) else None for size in value.shape)  # pyright: ignore
+def _place(node: fx.Node) -> str:
+    return f" in {_module(node)!r}" if _module(node) else ""
 
 
-def _to_refs(argument: Any, names: dict[str, str]) -> Any:
-    def to_ref(node: fx.Node) -> Ref:
-        return Ref(names.get(node.name, node.name))
+def _source(node: fx.Node) -> Any:
+    first = node.args[0] if node.args else None
+    return first.meta.get("val") if isinstance(first, fx.Node) else None
 
-    return map_refs(argument, to_ref, fx.Node)
+
+def _shape_in(node: fx.Node) -> tuple[str, ...] | None:
+    return _shape(_source(node))
+
+
+def _shape(value: Any) -> tuple[str, ...] | None:
+    """The shape of a traced tensor, with its symbols as text."""
+    return tuple(str(size) for size in value.shape) if isinstance(value, Tensor) else None
+
+
+def _step(args: Sequence[Any]) -> Any:
+    return args[4] if len(args) > 4 else 1
+
+
+def _flattened_from(before: tuple[str, ...] | None, after: tuple[str, ...] | None) -> int | None:
+    """The first of the trailing dimensions that a reshape merges to one, if that is all it does."""
+    if before is None or after is None or len(after) >= len(before) or len(after) < 2:
+        return None
+    start = len(after) - 1
+    merged = before[start:]
+    if before[:start] != after[:start] or not all(size.isdigit() for size in (*merged, after[-1])):
+        return None
+    return start if math.prod(int(size) for size in merged) == int(after[-1]) else None

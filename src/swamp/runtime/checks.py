@@ -1,0 +1,155 @@
+"""Checks that an exported network computes what the network computed: at export, and at each load on a machine."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swamp.batches import tensors_of
+from swamp.errors import SwampError
+from swamp.runtime.kernels import CompilerError, KernelConfig, KernelExecutor, RegionExecutor, kernel_library
+from swamp.runtime.program import BATCH, DenseNetwork, Program, torch_call
+from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
+
+TOLERANCE = 1e-4
+"""Largest difference, relative to the largest number of the tensor, that rounding in float32 explains."""
+_BATCHES = (1, 2, 5)
+
+
+def difference(found: Any, expected: Any) -> float:
+    """The largest difference between two nested outputs, relative to the largest finite number of each tensor.
+
+    NaN and infinity must be in the same places, and shapes and types must be equal; if not, the difference is infinite.
+    """
+    ours, theirs = tensors_of(found), tensors_of(expected)
+    if len(ours) != len(theirs):
+        return float("inf")
+    return max((_difference(a, b) for a, b in zip(ours.values(), theirs.values(), strict=True)), default=0.0)
+
+
+@torch.no_grad()
+def _difference(found: Tensor, expected: Tensor) -> float:
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return float("inf")
+    if not (found.is_floating_point() or found.is_complex()):
+        return 0.0 if torch.equal(found, expected) else float("inf")
+    finite = expected.isfinite()
+    if not torch.equal(finite, found.isfinite()) or not _same_special(found[~finite], expected[~finite]):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    scale = float(expected[finite].abs().max())
+    return float((found[finite] - expected[finite]).abs().max()) / max(scale, 1e-30)
+
+
+def _same_special(found: Tensor, expected: Tensor) -> bool:
+    return bool(((found == expected) | (found.isnan() & expected.isnan())).all())
+
+
+def checked(
+    program: Program, network: Callable[[Sequence[Tensor]], Any], inputs: Sequence[Tensor]
+) -> tuple[Program, float]:
+    """Compare a program with the network that it was traced from, and what the kernels compute with both.
+
+    The inputs of the example and random ones at three batch sizes are used. A kernel region whose result differs is
+    noted in the program, and torch will execute it.
+
+    Args:
+        program: What `trace` returned.
+        network: Computes the output of the network from inputs in the order of the program.
+        inputs: The inputs of the example.
+
+    Returns:
+        The program, and the largest relative difference of its outputs.
+
+    Raises:
+        SwampError: The outputs of the program differ from those of the network.
+    """
+    compact = remove_dead_units(fold_batchnorm(program))
+    dense = DenseNetwork(compact).eval()
+    largest = 0.0
+    cases: dict[int | None, Sequence[Tensor]] = {None: inputs}
+    if BATCH in program.sizes:
+        least = program.sizes[BATCH].minimum
+        cases |= {size: program.example_inputs(size, seed=size) for size in _BATCHES if size >= least}
+    used: list[tuple[int | None, Sequence[Tensor]]] = []
+    for size, given in cases.items():
+        with torch.no_grad():
+            try:
+                expected = network([tensor.clone() for tensor in given])
+            # The network itself may not take this batch size, or these numbers.
+            except Exception:
+                continue
+            found = _attempt(dense, given)
+        differs = difference(found, expected)
+        if differs > TOLERANCE and size == 1:
+            # Code for a batch can treat a single example in another way, for instance with squeeze().
+            sizes = {**program.sizes, BATCH: replace(program.sizes[BATCH], minimum=2)}
+            program, compact = replace(program, sizes=sizes), replace(compact, sizes=sizes)
+            continue
+        if not differs <= TOLERANCE:
+            raise SwampError(
+                f"the outputs of the exported program differ from those of the network by {differs:.2g} of their "
+                f"largest number{f' at batch size {size}' if size else ''}, more than rounding can explain; nothing "
+                "was written. Does the network keep numbers from call to call, or depend on the batch size?"
+            )
+        largest = max(largest, differs)
+        used.append((size, given))
+    wrong = _wrong_in_kernels(compact, [given for _, given in used])
+    return replace(program, in_torch=frozenset(wrong)), largest
+
+
+def _attempt(dense: DenseNetwork, inputs: Sequence[Tensor]) -> Any:
+    try:
+        return dense.execute([tensor.clone() for tensor in inputs])
+    except Exception as error:
+        return str(error)
+
+
+def _wrong_in_kernels(program: Program, cases: Sequence[Sequence[Tensor]]) -> set[str]:
+    try:
+        kernel_library()
+    except CompilerError as error:
+        warnings.warn(str(error), stacklevel=4)
+        return set()
+    wrong: set[str] = set()
+    for block in (1, 16):
+        executor = KernelExecutor(program, KernelConfig(block))
+        for inputs in cases:
+            wrong |= differing_nodes(executor, inputs)
+    return wrong
+
+
+def differing_nodes(executor: KernelExecutor, inputs: Sequence[Tensor]) -> set[str]:
+    """Names of the nodes in regions whose outputs differ from those of torch, with a warning that names the operations.
+
+    A region is compared for the same inputs, so that rounding does not add up over the network.
+    """
+    program = executor.program
+    values = program.start(inputs)
+    wrong: set[str] = set()
+    with torch.no_grad():
+        for call in executor.calls:
+            if not isinstance(call, RegionExecutor):
+                call(values)
+                continue
+            expected = dict(values)
+            for node in call.region.nodes:
+                torch_call(node)(expected)
+            call(values)
+            outputs: Mapping[str, Tensor] = {name: expected[name] for name in call.region.outputs}
+            for name, tensor in outputs.items():
+                if not _difference(values[name], tensor) <= TOLERANCE:
+                    wrong |= {node.name for node in call.region.nodes}
+                    operations = ", ".join(f"{node.module or 'the model'}: {node.op}" for node in call.region.nodes)
+                    warnings.warn(
+                        f"the kernels differ from torch in {name!r}; torch executes these operations ({operations}). "
+                        "Please report this with the model.",
+                        stacklevel=4,
+                    )
+                    break
+            values |= outputs
+    return wrong

@@ -1,0 +1,436 @@
+"""swamp.export: any network that torch.export takes leaves with the same outputs, or is refused by one line."""
+
+import dataclasses
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import swamp
+from swamp.errors import SwampError
+from swamp.runtime import checks, state_dict
+from swamp.runtime.checks import difference, differing_nodes
+from swamp.runtime.kernels import KernelConfig, KernelExecutor
+from swamp.runtime.program import DenseNetwork, Program
+from swamp.runtime.regions import partition
+from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
+from swamp.runtime.tracing import call_arguments, trace
+
+from .networks import built, numbers, pruned_
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind) -> None:
+        super().__init__()
+        self.rnn, self.head = kind(4, 16, batch_first=True), nn.Linear(16, 2)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+class Bag(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.head = nn.EmbeddingBag(20, 8, mode="sum"), nn.Linear(8, 2)
+
+    def forward(self, ids):
+        return self.head(self.bag(ids))
+
+
+class Positions(nn.Module):
+    """Tensors that are made in the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.places, self.head = nn.Embedding(20, 8), nn.Embedding(6, 8), nn.Linear(8, 2)
+
+    def forward(self, ids):
+        x = self.tokens(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
+        return self.head((x * torch.full_like(x, 0.5)).mean(1)) + torch.eye(2)[0]
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        y = self.a(x)
+        y += x
+        y[:, 0] = 0
+        return self.b(functional.dropout(functional.relu_(y), 0.5, self.training))
+
+
+class TokensBySize(nn.Module):
+    """Views with sizes that depend on the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        batch, tokens, _ = x.shape
+        y = functional.relu(self.a(x.reshape(batch * tokens, -1)))
+        return self.b(y.view(tokens, batch, 6).transpose(0, 1))
+
+
+class EveryOtherRow(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        return self.b(functional.relu(self.a(x[:, :, ::2])))
+
+
+class Wide(nn.Module):
+    """A value that is not float32 between layers that are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(9, 9), nn.Linear(9, 9)
+
+    def forward(self, x):
+        return self.b(functional.relu(self.a(x).double()).float()), (x > 0).long() + 1
+
+
+def tokens() -> nn.Module:
+    """The columns of the last layer stand for tokens first, and one unit of the first layer is dead."""
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Flatten(1), nn.Linear(30, 3))
+    model[0].weight.data[2] = 0
+    return model
+
+
+def normed_tokens() -> nn.Module:
+    """BatchNorm over dimension 1, which is not that of the layer's outputs."""
+    return nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+
+
+def images(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 8, 3), *layers, nn.Flatten(), nn.LazyLinear(2))
+
+
+IDS = torch.randint(0, 20, (4, 6), generator=torch.Generator().manual_seed(0))
+IMAGES = numbers(4, 1, 8, 8)
+NETWORKS: dict[str, tuple[Any, Any]] = {
+    "relu in place": (lambda: images(nn.ReLU(inplace=True)), IMAGES),
+    "silu in place": (lambda: images(nn.SiLU(inplace=True)), IMAGES),
+    "hardswish": (lambda: images(nn.Hardswish(inplace=True)), IMAGES),
+    "group norm": (lambda: images(nn.GroupNorm(2, 8), nn.LeakyReLU(0.1, inplace=True)), IMAGES),
+    "instance norm": (lambda: images(nn.InstanceNorm2d(8), nn.Mish()), IMAGES),
+    "up and down": (lambda: images(nn.Upsample(scale_factor=2), nn.ConvTranspose2d(8, 4, 2, 2)), IMAGES),
+    "in place": (InPlace, numbers(4, 4)),
+    "lstm": (lambda: Recurrent(nn.LSTM), numbers(4, 7, 4)),
+    "gru": (lambda: Recurrent(nn.GRU), numbers(4, 7, 4)),
+    "bag": (Bag, IDS),
+    "positions": (Positions, IDS),
+    "tokens": (tokens, numbers(16, 5, 8)),
+    "normed tokens": (normed_tokens, numbers(5, 6, 8)),
+    "batch x tokens": (TokensBySize, numbers(5, 7, 8)),
+    "attention": (lambda: nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), numbers(3, 7, 16)),
+    "every other row": (EveryOtherRow, numbers(4, 1, 16, 16)),
+    "float64 between": (Wide, numbers(4, 9)),
+    "no batch, image": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()), numbers(3, 6, 6)),
+    "no batch, vector": (lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), numbers(3)),
+}
+
+
+def exported(model: nn.Module, path, example: Any, **options: Any) -> nn.Module:
+    swamp.export(model, path / "x.safetensors", example, **options)
+    return swamp.load(path / "x.safetensors", batch=(1, 4))
+
+
+def outputs_of(network: nn.Module, example: Any) -> Any:
+    args, kwargs = call_arguments(example)
+    with torch.no_grad():
+        return network(*args, **kwargs)
+
+
+def resized(value: Any, size: int) -> Any:
+    """The example with `size` rows."""
+    return value[:1].repeat(size, *[1] * (value.dim() - 1)) + 0 if isinstance(value, Tensor) else value
+
+
+@pytest.mark.fast_cases(8)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_loaded_network_equals_the_original_at_several_batch_sizes(name, tmp_path):
+    make, example = NETWORKS[name]
+    model = built(lambda: _initialised(make(), example), 0.6)
+    network = exported(model, tmp_path, example)
+    assert difference(outputs_of(network, example), outputs_of(model, example)) < 1e-4
+    if not name.startswith("no batch"):
+        for size in (1, 2, 9):
+            given = resized(example, size)
+            assert difference(outputs_of(network, given), outputs_of(model, given)) < 1e-4
+
+
+def _initialised(model: nn.Module, example: Any) -> nn.Module:
+    with torch.no_grad():
+        model.eval()(example)
+    return model
+
+
+class Named(nn.Module):
+    """Keyword arguments, constants and an optional mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 8)
+
+    def forward(self, ids, mask=None, *, scale: float = 1.0, extras=None):
+        x = self.a(ids) * scale
+        if extras is not None:
+            x = x + extras["more"][0]
+        return {"a": x if mask is None else x * mask, "none": None, "two": [x.sum(1), 3]}
+
+
+@dataclasses.dataclass
+class Result:
+    logits: Tensor
+    hidden: tuple[Tensor, ...] | None = None
+
+
+class Pair(NamedTuple):
+    first: Tensor
+    second: Tensor
+
+
+class DynamicCache:
+    """Stands for the caches of language models, which are no tensors."""
+
+
+class Returning(nn.Module):
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.a, self.what = nn.Linear(4, 2), what
+
+    def forward(self, x):
+        y = self.a(x)
+        found = {
+            "dataclass": Result(y, (y, x)),
+            "named tuple": Pair(y, x),
+            "ordered": OrderedDict(b=y, a=x),
+            "cache": {"logits": y, "cache": DynamicCache()},
+            "object": object(),
+        }
+        return found[self.what]
+
+
+def test_arguments_and_outputs_are_nested_as_in_the_original(tmp_path):
+    model = built(Named, 0.5)
+    x, mask = numbers(3, 4), numbers(3, 8, seed=2)
+    example = {"ids": x, "mask": mask, "scale": 2.0, "extras": {"more": (numbers(3, 8, seed=3),)}}
+    network = exported(model, tmp_path, example)
+    assert difference(outputs_of(network, example), outputs_of(model, example)) < 1e-5
+    found = network(x, mask, extras=example["extras"])  # a constant keeps the value of the example
+    assert list(found) == ["a", "none", "two"]
+    assert found["none"] is None
+    assert found["two"][1] == 3
+    with pytest.raises(SwampError, match=r"'scale' was 2\.0 when the network was exported"):
+        network(x, mask, scale=3.0, extras=example["extras"])
+    with pytest.raises(SwampError, match="argument 'mask' is missing"):
+        network(x, extras=example["extras"])
+    with pytest.raises(SwampError, match="unknown argument 'masks'"):
+        network(x, masks=mask, extras=example["extras"])
+    with pytest.raises(SwampError, match="needs the entries more"):
+        network(x, mask, extras={"other": x})
+    with pytest.raises(SwampError, match=r"'mask' has shape \(2, 8\).*takes \(3, 8\)"):
+        network(x, mask[:2], extras=example["extras"])
+
+
+@pytest.mark.parametrize("what", ["dataclass", "named tuple", "ordered"])
+def test_classes_of_outputs_become_named_outputs(what, tmp_path):
+    model = built(lambda: Returning(what), 0.5)
+    x = numbers(3, 4)
+    network = exported(model, tmp_path, x)
+    found, expected = network(x), outputs_of(model, x)
+    assert difference(dict(found), expected if what == "ordered" else vars_of(expected)) < 1e-5
+    name = {"dataclass": "logits", "named tuple": "first", "ordered": "b"}[what]
+    assert getattr(found, name) is found[name]
+    with pytest.raises(AttributeError, match="no output 'nothing'; it has"):
+        _ = found.nothing
+
+
+def vars_of(value: Any) -> dict[str, Any]:
+    return value._asdict() if isinstance(value, tuple) else vars(value)
+
+
+def test_caches_are_left_out_by_name_and_other_objects_are_refused(tmp_path):
+    x = numbers(3, 4)
+    done = swamp.export(built(lambda: Returning("cache"), 0.5), tmp_path / "x.safetensors", x)
+    assert done.left_out == ("output.cache",)
+    assert "left out: output.cache" in repr(done)
+    assert list(swamp.load(tmp_path / "x.safetensors")(x)) == ["logits"]
+    with pytest.raises(SwampError, match="returns a object at 'output'"):
+        swamp.export(built(lambda: Returning("object"), 0.5), tmp_path / "y.safetensors", x)
+    assert not (tmp_path / "y.safetensors").exists()
+
+
+class Graph(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(8, 4)
+
+    def forward(self, x, edges):
+        return self.a(torch.zeros_like(x).index_add(0, edges[1], x[edges[0]]))
+
+
+def test_other_sizes_than_the_batch_vary_if_they_are_named(tmp_path):
+    model = built(Graph, 0.5)
+    edges = torch.randint(0, 10, (2, 30), generator=torch.Generator().manual_seed(0))
+    network = exported(model, tmp_path, (numbers(10, 8), edges), dynamic={"x": {0: "nodes"}, "edges": {1: "edges"}})
+    for nodes, count in ((10, 30), (12, 7), (40, 100)):
+        given = (numbers(nodes, 8), edges[:, :1].repeat(1, count))
+        assert difference(outputs_of(network, given), outputs_of(model, given)) < 1e-4
+    with pytest.raises(SwampError, match="dynamic names the input 'nothing'; the inputs are x, edges"):
+        trace(model, (numbers(10, 8), edges), dynamic={"nothing": {0: "nodes"}})
+    with pytest.raises(SwampError, match=r"dimension 1 of 'x' cannot vary: the code of the network fixes it to 8"):
+        trace(model, (numbers(10, 8), edges), dynamic={"x": {1: "features"}})
+
+
+class Tied(nn.Module):
+    """Two names for a parameter, a buffer that is not stored, and a parameter with the name of an operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+        self.register_buffer("scale", torch.tensor(2.0), persistent=False)
+        self.add, self.x = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return self.second(self.first(x) * self.scale + self.add) + self.x
+
+
+def test_the_state_dict_is_that_of_the_original(tmp_path):
+    model = built(Tied, 0.5)
+    network = exported(model, tmp_path, numbers(3, 4))
+    assert difference(network(numbers(3, 4)), outputs_of(model, numbers(3, 4))) < 1e-5
+    stored = state_dict(tmp_path / "x.safetensors")
+    assert stored["first.weight"] is stored["second.weight"]
+    fresh = Tied()
+    fresh.load_state_dict(stored)
+    assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), model.state_dict().values(), strict=True))
+
+
+class Unsteady(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.kind = nn.Linear(4, 4), kind
+
+    def forward(self, x):
+        y = self.a(x)
+        return functional.dropout(y, 0.5) if self.kind == "dropout" else y + torch.randn_like(y)
+
+
+class Deciding(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_what_cannot_be_exported_is_refused_with_its_reason_and_nothing_is_written(tmp_path):
+    path, x = tmp_path / "x.safetensors", numbers(3, 4)
+    with pytest.raises(SwampError, match=r"draws random numbers \(native_dropout\.default\)"):
+        swamp.export(built(lambda: Unsteady("dropout"), 0.5), path, x)
+    with pytest.raises(SwampError, match=r"draws random numbers \(randn_like\.default\)"):
+        swamp.export(built(lambda: Unsteady("randn"), 0.5), path, x)
+    with pytest.raises(SwampError, match=r"torch\.export cannot follow Deciding"):
+        swamp.export(Deciding(), path, x)
+    with pytest.raises(SwampError, match="cannot be called with the example: too many positional arguments"):
+        swamp.export(built(lambda: nn.Linear(4, 2), 0.5), path, (x, x))
+    with pytest.raises(SwampError, match="the example has a set at 'input'"):
+        swamp.export(built(lambda: nn.Linear(4, 2), 0.5), path, {1, 2})
+    with pytest.raises(SwampError, match=r"takes a torch module, or what swamp\.prune returned, got str"):
+        swamp.export("model", path, x)
+    assert not path.exists()
+    with pytest.warns(UserWarning, match="Linear has no pruned weights, and no mask was given"):
+        swamp.export(nn.Linear(4, 2), path, x)
+
+
+class Squeezing(nn.Module):
+    """Treats a single example in another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.a(x)
+        return y - y.mean(0) if x.shape[0] > 1 else y
+
+
+def test_a_batch_size_that_the_program_does_not_cover_is_refused_at_the_call(tmp_path):
+    model = built(Squeezing, 0.5)
+    network = exported(model, tmp_path, numbers(3, 4))
+    assert difference(network(numbers(5, 4)), outputs_of(model, numbers(5, 4))) < 1e-4
+    with pytest.raises(SwampError, match="takes a size 'batch' of 2 or more, got 1"):
+        network(numbers(1, 4))
+
+
+def test_a_plain_state_dict_is_refused_with_what_it_is_for(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file(nn.Linear(3, 2).state_dict(), tmp_path / "weights.safetensors")
+    with pytest.raises(SwampError, match=r"a plain state dict.*load_state_dict.*swamp\.export\(model, path, example\)"):
+        swamp.load(tmp_path / "weights.safetensors")
+
+
+def test_a_region_that_differs_from_torch_is_named_and_runs_in_torch(monkeypatch, tmp_path):
+    model = built(lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), 0.5)
+    program = remove_dead_units(fold_batchnorm(trace(model, numbers(4, 6))))
+    executor = KernelExecutor(program, KernelConfig(4))
+    assert differing_nodes(executor, program.example_inputs(4)) == set()
+    bias = next(a for r in executor.regions for a in r.lowered.pinned if a.dtype.kind == "f" and len(a))
+    bias += 1
+    with pytest.warns(UserWarning, match=r"differ from torch in 'linear_1'.*0: linear, 1: relu, 2: linear"):
+        assert differing_nodes(executor, program.example_inputs(4)) == {"linear", "relu", "linear_1"}
+    excluded = dataclasses.replace(program, in_torch=frozenset({"linear", "relu", "linear_1"}))
+    assert not any(hasattr(part, "nodes") for part in partition(excluded))
+
+
+def test_differences_are_relative_and_see_nan_infinity_shapes_and_types():
+    one = torch.tensor([1e-6, 2e-6])
+    assert difference(one * 1.001, one) == pytest.approx(1e-3, rel=1e-2)
+    assert difference(one, one.double()) == difference(one, one[:1]) == difference((one,), (one, one)) == float("inf")
+    special = torch.tensor([float("nan"), float("inf"), 1.0])
+    assert difference(special, special.clone()) == 0
+    assert difference(special, torch.tensor([float("nan"), -float("inf"), 1.0])) == float("inf")
+    assert difference(special, torch.tensor([0.0, float("inf"), 1.0])) == float("inf")
+    assert checks.TOLERANCE == 1e-4
+
+
+def test_sizes_are_known_from_probes_and_never_stored():
+    program = trace(built(TokensBySize, 0.5), numbers(5, 7, 8))
+    assert program.inputs[0].shape == ("batch", 7, 8)
+    layers = [node for node in program.nodes if node.op == "linear"]
+    assert [program.shape_of(node.name) for node in layers] == [(None, 6), (None, 7, 3)]
+    assert program.value_of(layers[0].name).shapes == ((14, 6), (21, 6), (35, 6))
+
+
+def test_a_value_of_gigabytes_is_refused_before_it_is_computed():
+    class Huge(nn.Module):
+        def forward(self, x):
+            return x.new_zeros(2**15, 2**15).sum() + x
+
+    program = trace(Huge(), numbers(2, 3))
+    with pytest.raises(ValueError, match="would take 4,294,967,296 bytes"):
+        _ = program.values
+
+
+def test_a_program_uses_each_name_once_and_computes_before_it_reads():
+    program = trace(built(lambda: nn.Sequential(nn.Linear(3, 2), nn.ReLU()), 0), numbers(2, 3))
+    linear, relu = program.nodes
+    for nodes, message in (
+        ((linear, dataclasses.replace(relu, name="linear")), "two values have the name 'linear'"),
+        ((dataclasses.replace(linear, name="0.weight"), relu), r"two values have the name '0\.weight'"),
+        ((relu, linear), "'relu' reads .'linear'. before it is computed"),
+        ((linear,), "the output is never computed"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(program, nodes=nodes)
+    assert isinstance(program, Program)
+    assert isinstance(DenseNetwork(program), nn.Module)
+    assert pruned_ is not None
