@@ -11,15 +11,14 @@ from torch.nn import functional
 
 import swamp
 from swamp.errors import SwampError
-from swamp.runtime import checks, state_dict
+from swamp.runtime import checks, network, state_dict
 from swamp.runtime.checks import difference, differing_nodes
 from swamp.runtime.kernels import KernelConfig, KernelExecutor
-from swamp.runtime.program import DenseNetwork, Program
 from swamp.runtime.regions import partition
 from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
 from swamp.runtime.tracing import call_arguments, trace
 
-from .networks import built, numbers, pruned_
+from .networks import built, numbers
 
 
 class Recurrent(nn.Module):
@@ -378,6 +377,14 @@ def test_a_plain_state_dict_is_refused_with_what_it_is_for(tmp_path):
         swamp.load(tmp_path / "weights.safetensors")
 
 
+def test_a_run_directory_is_loaded_if_its_network_was_exported(tmp_path):
+    with pytest.raises(SwampError, match=r"has no exported network\. Write one with: swamp export"):
+        swamp.load(tmp_path)
+    model = built(lambda: nn.Linear(4, 2), 0.5)
+    swamp.export(model, tmp_path / "export.safetensors", numbers(2, 4))
+    assert difference(swamp.load(tmp_path)(numbers(2, 4)), outputs_of(model, numbers(2, 4))) < 1e-5
+
+
 def test_a_region_that_differs_from_torch_is_named_and_runs_in_torch(monkeypatch, tmp_path):
     model = built(lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), 0.5)
     program = remove_dead_units(fold_batchnorm(trace(model, numbers(4, 6))))
@@ -387,8 +394,15 @@ def test_a_region_that_differs_from_torch_is_named_and_runs_in_torch(monkeypatch
     bias += 1
     with pytest.warns(UserWarning, match=r"differ from torch in 'linear_1'.*0: linear, 1: relu, 2: linear"):
         assert differing_nodes(executor, program.example_inputs(4)) == {"linear", "relu", "linear_1"}
+    monkeypatch.setattr(network, "differing_nodes", lambda executor, inputs: {"linear"} & names(executor))
+    loaded = network.SparseNetwork(program, batch=4)
+    assert loaded.program.in_torch == {"linear"} or loaded.tuned[4].method == "dense"
     excluded = dataclasses.replace(program, in_torch=frozenset({"linear", "relu", "linear_1"}))
     assert not any(hasattr(part, "nodes") for part in partition(excluded))
+
+
+def names(executor: KernelExecutor) -> set[str]:
+    return {node.name for region in executor.regions for node in region.region.nodes}
 
 
 def test_differences_are_relative_and_see_nan_infinity_shapes_and_types():
@@ -431,6 +445,3 @@ def test_a_program_uses_each_name_once_and_computes_before_it_reads():
     ):
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(program, nodes=nodes)
-    assert isinstance(program, Program)
-    assert isinstance(DenseNetwork(program), nn.Module)
-    assert pruned_ is not None

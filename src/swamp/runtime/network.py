@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from swamp.errors import SwampError
 from swamp.runtime.archive import read
+from swamp.runtime.checks import differing_nodes
 from swamp.runtime.gpu import GpuNetwork
 from swamp.runtime.kernels import CompilerError, CsrExecutor, KernelConfig, KernelExecutor, kernel_library
 from swamp.runtime.program import BATCH, LAYERS, DenseNetwork, ExportedNetwork, Program, torch_call
@@ -49,7 +50,8 @@ class SparseNetwork(ExportedNetwork):
 
     For each batch size in `batch`, several methods are timed, and the fastest is kept: the kernels with different block
     sizes, dense execution by torch, and kernels with some layers dense. Other batch sizes use the method of the next
-    smaller one. Concurrent calls are executed one by one. Without a C compiler, a warning is issued, and CSR products
+    smaller one. What is kept has computed the same as torch: a region of the kernels that differs runs in torch, with a
+    warning. Concurrent calls are executed one by one. Without a C compiler, a warning is issued, and CSR products
     of torch are timed in place of the kernels.
 
     Args:
@@ -88,6 +90,12 @@ class SparseNetwork(ExportedNetwork):
 
     def _tune(self, size: int) -> None:
         inputs = self.program.example_inputs(size)
+        try:
+            self.dense.execute(inputs)
+        # The program may come from a file, and torch raises errors of any type.
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise SwampError(f"the exported network cannot be executed with batch size {size} ({reason}).") from error
         executors: dict[str, Executor] = {"dense": self.dense.execute}
         dense_layers: tuple[str, ...] = ()
         try:
@@ -109,8 +117,14 @@ class SparseNetwork(ExportedNetwork):
         method = min(executors, key=lambda name: seconds[name])
         names = dense_layers if method == "mixed" else ()
         modules = tuple(self.program.node_by_name[name].module for name in names)
+        chosen = executors[method]
+        wrong = differing_nodes(chosen, inputs) if isinstance(chosen, KernelExecutor) else set[str]()
+        if wrong:
+            self.program = replace(self.program, in_torch=self.program.in_torch | wrong)
+            self._tune(size)
+            return
         self.tuned[size] = Tuning(size, method, seconds, modules)
-        self._executors[size] = executors[method]
+        self._executors[size] = chosen
 
     def _layers_faster_in_torch(self, executor: Any, size: int, inputs: Sequence[Tensor]) -> tuple[str, ...]:
         kernel_seconds = executor.profile(inputs)
@@ -139,7 +153,7 @@ def load(
     Needs torch, numpy and safetensors; to be fast on a CPU, also a C compiler. No code of the file is executed.
 
     Args:
-        path: A file that `swamp export` or `swamp.runtime.save` wrote.
+        path: A file that `swamp.export` or `swamp export` wrote, or the run directory in which it lies.
         batch: The batch size or sizes to tune for. A GPU is tuned for the largest.
         dense: Execute the network in torch, zeros included.
         device: A device of torch. On a GPU the network is dense, except for linear layers with a 2:4 pattern in float16
@@ -161,11 +175,18 @@ def load(
     place = _device(device)
     if place.type == "cpu" and dtype != torch.float32:
         raise SwampError(f"on CPU exported networks compute in float32, got dtype {dtype}; omit dtype.")
-    program = read(path)
+    program = read(_file(Path(path)))
     if place.type != "cpu":
         sizes = (batch,) if isinstance(batch, int) else tuple(batch)
         return GpuNetwork(program, place, dtype, batch=max(sizes))
     return DenseNetwork(fold_batchnorm(program)).eval() if dense else SparseNetwork(program, batch=batch)
+
+
+def _file(path: Path) -> Path:
+    """The exported file: the path itself, or that in a run directory."""
+    if path.is_dir() and not (path / "export.safetensors").exists():
+        raise SwampError(f"{path} has no exported network. Write one with: swamp export {path}")
+    return path / "export.safetensors" if path.is_dir() else path
 
 
 def _device(name: str) -> torch.device:
