@@ -30,6 +30,53 @@ def test_unread_and_constant_units_are_removed_and_the_constants_move_into_the_b
         assert torch.allclose(DenseNetwork(program)(numbers(5, 2)), model(numbers(5, 2)), atol=1e-6)
 
 
+class Products(nn.Module):
+    """Matrices that are stored as (inputs, outputs), and positions that depend on no input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(6, 3))
+        self.bias, self.places = nn.Parameter(torch.randn(6)), nn.Embedding(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.addmm(self.bias, x.reshape(-1, 4), self.one).relu().reshape(-1, 5, 6)
+        return y @ self.two + self.places(torch.arange(5))
+
+
+def test_products_with_constant_matrices_become_linear_layers_and_constants_are_computed_once():
+    model = built(Products, 0.5)
+    program = fold_batchnorm(trace(model, numbers(3, 5, 4)))
+    assert [node.op for node in program.nodes if "size" not in node.op and "operator" not in node.target] == [
+        *("reshape", "linear", "relu", "reshape", "linear", "add"),
+    ]
+    assert torch.equal(
+        program.tensors["linear.matrix" if "linear.matrix" in program.tensors else "addmm.matrix"], model.one.T
+    )
+    with torch.no_grad():
+        for size in (1, 4):
+            expected = model(numbers(size, 5, 4))
+            assert torch.allclose(DenseNetwork(program)(numbers(size, 5, 4)), expected, atol=1e-5)
+
+
+class Reparametrised(nn.Module):
+    """A layer whose weight is computed, before a BatchNorm that cannot be folded into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.direction, self.norm = nn.Parameter(torch.randn(4, 3)), nn.BatchNorm1d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(nn.functional.linear(x, self.direction * x.mean()))
+
+
+def test_a_layer_with_a_computed_weight_keeps_its_norm():
+    model = built(Reparametrised, 0)
+    program = fold_batchnorm(trace(model, numbers(3, 3)))
+    assert "batch_norm" in [node.op for node in program.nodes]
+    with torch.no_grad():
+        assert torch.allclose(DenseNetwork(program)(numbers(3, 3)), model(numbers(3, 3)), atol=1e-5)
+
+
 class Kept(nn.Module):
     """A residual connection, with units that several operators read."""
 

@@ -1,5 +1,6 @@
 """Rewrites that do not change the outputs: fold BatchNorm, remove identities, remove dead units."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from swamp.runtime.operators import resolve_operator
-from swamp.runtime.program import LAYERS, Node, Program, Ref, as_pair, map_refs
+from swamp.runtime.program import LAYERS, Node, Program, Ref, as_pair, map_refs, torch_call
 
 
 def _rewritten(program: Program, change: Callable[[Node], Node | Ref]) -> Program:
@@ -32,7 +33,8 @@ def fold_batchnorm(program: Program) -> Program:
     """Return a program for inference in which BatchNorm is part of the layer before it.
 
     A layer absorbs its BatchNorm only if no other operator reads the layer. A mean over a flattened image becomes a
-    mean over rows and columns, which the kernels can execute, and values that are never read are removed.
+    mean over rows and columns, and a product with a constant matrix a linear layer, which the kernels can execute.
+    Values that do not depend on the inputs are computed now, and those that are never read are removed.
 
     Args:
         program: What `trace` or `read` returned.
@@ -40,7 +42,56 @@ def fold_batchnorm(program: Program) -> Program:
     Returns:
         A program whose outputs equal those of `program` up to rounding in float32.
     """
+    program = _with_constants(_with_linear_layers(program))
     return _with_image_means(_with_folded_norms(program)).without_unused()
+
+
+def _with_linear_layers(program: Program) -> Program:
+    """Replace products with a constant matrix, such as those of GPT-2's layers, by linear layers."""
+    nodes: list[Node] = []
+    for node in program.nodes:
+        operands = _constant_product(program, node)
+        if operands is None:
+            nodes.append(node)
+            continue
+        data, matrix, *bias = operands
+        turned = Node(f"{node.name}.matrix", "t.default", (matrix,), {}, node.module)
+        nodes += [turned, Node(node.name, "linear.default", (data, Ref(turned.name), *bias), {}, node.module)]
+    return replace(program, nodes=tuple(nodes))
+
+
+def _constant_product(program: Program, node: Node) -> tuple[Ref, ...] | None:
+    """(inputs, matrix) or (inputs, matrix, bias vector) of a product with a constant matrix; None for other nodes."""
+    if node.op not in ("mm", "matmul", "addmm") or node.kwargs or not all(isinstance(one, Ref) for one in node.args):
+        return None
+    data, matrix, *bias = node.args if node.op != "addmm" else (*node.args[1:], node.args[0])
+    constant = matrix.name in program.tensors and program.tensors[matrix.name].dim() == 2
+    batched = len(program.shape_of(data.name) or ()) >= 2
+    vector = all(one.name in program.tensors and program.tensors[one.name].dim() == 1 for one in bias)
+    return (data, matrix, *bias) if constant and batched and vector else None
+
+
+_MOST_CONSTANTS = 4
+"""Constants may take this many times the bytes of the program's tensors: an expanded matrix can be large."""
+
+
+def _with_constants(program: Program) -> Program:
+    """Compute the values that depend on no input, such as positions and transposed matrices."""
+    tensors: dict[str, Any] = dict(program.tensors)
+    budget = _MOST_CONSTANTS * sum(tensor.numel() * tensor.itemsize for tensor in program.tensors.values())
+    nodes: list[Node] = []
+    for node in program.nodes:
+        value = program.value_of(node.name)
+        known = value is not None and set(node.reads) <= set(tensors)
+        cost = math.prod(value.shapes[0]) * value.dtype.itemsize if value is not None else 0
+        if not known or cost > budget:
+            nodes.append(node)
+            continue
+        with torch.no_grad():
+            torch_call(node)(tensors)
+        tensors[node.name] = tensors[node.name].contiguous()
+        budget -= cost
+    return replace(program, nodes=tuple(nodes), tensors=tensors)
 
 
 def batchnorm_scale_and_shift(norm: Node, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | float]:
@@ -60,13 +111,13 @@ def _with_folded_norms(program: Program) -> Program:
     def change(node: Node) -> Node | Ref:
         if node.op == "batch_norm" and isinstance(node.args[0], Ref):
             layer = foldable.get(node.args[0].name)
-            training = node.args[5]
+            constant = not node.args[5] and all(ref is None or ref.name in tensors for ref in node.args[1:5])
             # BatchNorm has statistics of dimension 1, which is not the last one of a linear layer on tokens.
             channels = layer is not None and (layer.op != "linear" or len(program.shape_of(layer.name) or ()) == 2)
-            if layer is not None and channels and program.use_counts[layer.name] == 1 and not training:
+            if layer is not None and channels and program.use_counts[layer.name] == 1 and constant:
                 foldable[layer.name] = _with_norm(program, layer, node, tensors)
                 return Ref(layer.name)
-        if node.op in LAYERS and program.use_counts[node.args[1].name] == 1:
+        if node.op in LAYERS and node.args[1].name in program.tensors and program.use_counts[node.args[1].name] == 1:
             foldable[node.name] = node
         return node
 
