@@ -108,6 +108,11 @@ def normed_tokens() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
 
 
+def normed_image() -> nn.Module:
+    """BatchNorm over the rows of an image without a batch, as many as it has channels."""
+    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm1d(6), nn.Conv2d(6, 2, 3))
+
+
 def images(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 8, 3), *layers, nn.Flatten(), nn.LazyLinear(2))
 
@@ -133,6 +138,7 @@ NETWORKS: dict[str, tuple[Any, Any]] = {
     "every other row": (EveryOtherRow, numbers(4, 1, 16, 16)),
     "float64 between": (Wide, numbers(4, 9)),
     "no batch, image": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()), numbers(3, 6, 6)),
+    "no batch, norm": (normed_image, numbers(3, 6, 6)),
     "no batch, vector": (lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), numbers(3)),
 }
 
@@ -403,6 +409,25 @@ def test_a_region_that_differs_from_torch_is_named_and_runs_in_torch(monkeypatch
 
 def names(executor: KernelExecutor) -> set[str]:
     return {node.name for region in executor.regions for node in region.region.nodes}
+
+
+class Amplifying(nn.Module):
+    """The sine of a number so large that its rounding decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(64, 64)
+
+    def forward(self, x):
+        return (1e7 * self.a(x)).sin()
+
+
+def test_a_network_that_amplifies_rounding_runs_in_torch(tmp_path):
+    model = built(Amplifying, 0.5)
+    with pytest.warns(UserWarning, match="because the network amplifies rounding; torch executes it"):
+        swamp.export(model, tmp_path / "x.safetensors", numbers(4, 64))
+    loaded = swamp.load(tmp_path / "x.safetensors", batch=4)
+    assert difference(loaded(numbers(4, 64)), outputs_of(model, numbers(4, 64))) < 1e-4
 
 
 def test_differences_are_relative_and_see_nan_infinity_shapes_and_types():

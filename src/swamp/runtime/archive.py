@@ -111,8 +111,7 @@ def read(path: Path | str) -> Program:
         _check_claims(description, Path(path).stat().st_size)
         tensors = {**_sparse_tensors(description["sparse"], stored), **_rest(description["rest"], stored["rest"])}
         program = _program_from_json(description["program"], {name: tensors[name] for name in description["order"]})
-        # Refuses a program whose values would take gigabytes.
-        assert program.values is not None
+        program.compute_shapes()
         return program
     except _ERRORS as error:
         raise SwampError(f"{path} is damaged: its description is invalid ({error}). Export again.") from error

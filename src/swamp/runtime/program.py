@@ -216,6 +216,10 @@ class Program:
         """
         return _values(self)
 
+    def compute_shapes(self) -> None:
+        """Compute `values`. Raises ValueError if one would take more than a gigabyte for two examples."""
+        _ = self.values
+
     def value_of(self, name: str) -> Value | None:
         """Dtype and shapes of a value, if it is a tensor and they are known."""
         return self.values.get(name)

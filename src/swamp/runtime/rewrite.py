@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from swamp.runtime.operators import resolve_operator
-from swamp.runtime.program import LAYERS, Node, Program, Ref, as_pair, map_refs, torch_call
+from swamp.runtime.program import Node, Program, Ref, as_pair, map_refs, torch_call
 
 
 def _rewritten(program: Program, change: Callable[[Node], Node | Ref]) -> Program:
@@ -103,6 +103,10 @@ def batchnorm_scale_and_shift(norm: Node, tensors: Mapping[str, Tensor]) -> tupl
     return scale, mean, 0 if shift is None else shift
 
 
+_BATCHED = {"linear": 2, "conv1d": 3, "conv2d": 4, "conv3d": 5}
+"""Layer -> dimensions of a batch of its outputs."""
+
+
 def _with_folded_norms(program: Program) -> Program:
     tensors = dict(program.tensors)
     foldable: dict[str, Node] = {}
@@ -112,12 +116,12 @@ def _with_folded_norms(program: Program) -> Program:
         if node.op == "batch_norm" and isinstance(node.args[0], Ref):
             layer = foldable.get(node.args[0].name)
             constant = not node.args[5] and all(ref is None or ref.name in tensors for ref in node.args[1:5])
-            # BatchNorm has statistics of dimension 1, which is not the last one of a linear layer on tokens.
-            channels = layer is not None and (layer.op != "linear" or len(program.shape_of(layer.name) or ()) == 2)
-            if layer is not None and channels and program.use_counts[layer.name] == 1 and constant:
+            if layer is not None and program.use_counts[layer.name] == 1 and constant:
                 foldable[layer.name] = _with_norm(program, layer, node, tensors)
                 return Ref(layer.name)
-        if node.op in LAYERS and node.args[1].name in program.tensors and program.use_counts[node.args[1].name] == 1:
+        # BatchNorm has statistics of dimension 1, which holds the outputs only in a batch of vectors or images.
+        batched = len(program.shape_of(node.name) or ()) == _BATCHED.get(node.op)
+        if batched and node.args[1].name in program.tensors and program.use_counts[node.args[1].name] == 1:
             foldable[node.name] = node
         return node
 
