@@ -193,18 +193,80 @@ def test_flattened_images_and_adaptive_means(block):
     assert_same(mean, numbers(6, 2, 6, 5), block)
 
 
-@pytest.mark.parametrize("block", [1, 16])
-def test_a_transformer_layer_runs_its_linear_layers_on_the_kernels_and_the_rest_in_torch(block):
-    layer = built(lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, activation="gelu", dropout=0))
-    inputs = numbers(3, 5, 16)
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_a_transformer_layer_runs_in_the_kernels_except_its_attention(block, norm_first):
+    layer = built(
+        lambda: nn.TransformerEncoderLayer(
+            16, 2, 37, batch_first=True, activation="gelu", dropout=0, norm_first=norm_first
+        )
+    )
+    program = trace(layer, numbers(3, 5, 16))
+    inside = [node.op for part in partition(program) if not isinstance(part, Node) for node in part.nodes]
+    # With the norm first, a transpose separates it from the projections of the attention.
+    assert sorted(inside) == ["add", "add", "gelu", *["layer_norm"] * (2 - norm_first), *["linear"] * 4]
+    assert_same(layer, numbers(3, 5, 16), block)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("affine", [False, True])
+def test_layer_norm_of_numbers_far_from_zero(block, affine):
+    """The variance is summed in a second pass: the mean of squares minus the squared mean would cancel."""
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(7, 37), nn.LayerNorm(37, 1e-5, affine), nn.Linear(37, 3))
+
+    model = built(make, 0.5)
     with torch.no_grad():
-        expected = layer(inputs)
-    program = trace(layer, inputs)
-    parts = partition(program)
-    inside = [node.op for part in parts if not isinstance(part, Node) for node in part.nodes]
-    assert inside.count("linear") == 4
-    assert {"layer_norm", "scaled_dot_product_attention"} <= {part.op for part in parts if isinstance(part, Node)}
-    assert (run(program, inputs, block) - expected).abs().max() < 1e-4
+        model[0].bias += 1000
+        for parameter in model[1].parameters():
+            parameter.copy_(torch.linspace(-1, 2, 37))
+        expected = model.double()(numbers(21, 7).double()).float()
+        outputs = run(trace(model.float(), numbers(2, 7)), numbers(21, 7), block)
+    # Inputs near 1000 are rounded to 6e-5.
+    assert (outputs - expected).abs().max() < 1e-3
+
+
+ACTIVATIONS = (
+    *(nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.5, 0.3), nn.LeakyReLU(0.2), nn.ELU(0.7), nn.GELU(), nn.GELU("tanh")),
+    *(nn.SiLU(), nn.Sigmoid(), nn.Tanh(), nn.Hardswish(), nn.Hardsigmoid()),
+)
+
+
+@pytest.mark.parametrize("block", [1, 4, 16])
+@pytest.mark.parametrize("act", ACTIVATIONS, ids=str)
+def test_activations(block, act):
+    layer = nn.Linear(1, 1)
+    nn.init.ones_(layer.weight), nn.init.zeros_(layer.bias)
+    model = nn.Sequential(layer, act).eval()
+    inputs = torch.cat([torch.linspace(-120, 120, 241), torch.linspace(-6, 6, 1001)])[:, None]
+    program = trace(model, inputs)
+    (part,) = partition(program)
+    assert not isinstance(part, Node)
+    with torch.no_grad():
+        expected = act(inputs.double()).float()
+    torch.testing.assert_close(run(program, inputs, block), expected, rtol=2e-6, atol=1e-6)
+
+
+class Gated(nn.Module):
+    """Products of values and with numbers, on features and on images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(6, 20), nn.Linear(6, 20), nn.Linear(20, 6)
+        self.conv = nn.Conv2d(2, 2, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x) * torch.sigmoid(x) / 2 + 3
+        z = nn.functional.silu(self.gate(y)) * self.up(y) * 0.3
+        return self.down(z) + y
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_products(block):
+    program = trace(built(Gated, 0.3), numbers(5, 2, 7, 6))
+    assert not [part for part in partition(program) if isinstance(part, Node)]
+    assert_same(built(Gated, 0.3), numbers(5, 2, 7, 6), block)
 
 
 def test_excluded_layers_run_in_torch():

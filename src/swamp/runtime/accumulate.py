@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from swamp.runtime.activations import IDENTITY, Activation
 from swamp.runtime.arena import (
     GATHER,
     MAX,
-    NONE,
     SUM,
     ArenaView,
     BufferLayout,
@@ -24,6 +24,7 @@ from swamp.runtime.arena import (
     Ints,
     RegionBuilder,
     extent_shape,
+    scalars,
 )
 from swamp.runtime.program import Node, Program, as_pair
 from swamp.runtime.regions import Extent
@@ -216,14 +217,14 @@ class PendingAccumulate:
     layer: str
     """The node under which a profile counts its time."""
     residual: str | None = None
-    act: int = NONE
+    gate: bool = False
+    """Whether the sum is multiplied by the residual, in place of adding it."""
+    act: Activation = IDENTITY
 
     @classmethod
-    def of(
-        cls, csr: CsrOffsets, extent: Extent, name: str, *, residual: str | None = None, act: int = NONE
-    ) -> "PendingAccumulate":
-        """The sum that computes the value of the node `name`."""
-        return cls(csr, extent_shape(extent), name, name, residual, act)
+    def of(cls, csr: CsrOffsets, extent: Extent, name: str, **fused: Any) -> "PendingAccumulate":
+        """The sum that computes the value of the node `name`. fused: residual, gate, act."""
+        return cls(csr, extent_shape(extent), name, name, **fused)
 
 
 def emit_accumulate(builder: RegionBuilder, pending: PendingAccumulate) -> None:
@@ -322,16 +323,16 @@ class _Emission:
             return False
         pin, target = self.builder.pin, self.builder.allocate(self.pending.shape)
         fields = {"in": source.offset, "out": target.offset, "channels": 1, "runs": 1, "length": self.pending.shape[0]}
-        fields["residual"] = residual.offset if residual else -1
+        fields |= self._residual_fields(residual) | self._act_fields()
         fields |= {"row_starts": pin(np.array([0, 1], np.int32)), "offsets": pin(np.zeros(1, np.int32))}
         fields |= {"values": pin(np.ones(1, np.float32)), "bias": pin(np.zeros(1, np.float32))}
-        self.builder.emit(self.pending.layer, op=SUM, act=self.pending.act, **fields, **self.contiguous_step)
+        self.builder.emit(self.pending.layer, op=SUM, **fields, **self.contiguous_step)
         self._finish(target)
         return True
 
     def _emit_gather(self, source: ArenaView, target: ArenaView, residual: ArenaView | None) -> None:
         offsets, bias = self.csr.offsets_in(source, phased=self.phased), self.csr.bias.astype(np.float32)
-        fields = self._places(source, target) | {"act": self.pending.act} | _residual_fields(residual)
+        fields = self._places(source, target) | self._act_fields() | self._residual_fields(residual)
         fields |= self._tables(self.csr.row_starts, offsets, self.csr.values, bias, self.simd_width)
         self.builder.emit(self.pending.layer, op=GATHER, **fields)
 
@@ -347,11 +348,17 @@ class _Emission:
             mine = parts == number
             starts = np.concatenate([[0], mine.cumsum()])[csr.row_starts]
             # The first part adds the bias and the residual. Each later part adds to the output of the previous part.
-            part = _residual_fields(target if number else residual)
-            part |= {"act": self.pending.act if number == chain else NONE, "chain": 0 if number else chain}
+            part = self._residual_fields(residual) if not number else _added(target)
+            part |= (self._act_fields() if number == chain else {}) | {"chain": 0 if number else chain}
             shift = 0 * bias if number else bias
             part |= self._tables(starts, offsets[mine], csr.values[mine], shift, channels, chained=chain > 0)
             self.builder.emit(self.pending.layer, op=csr.op, **fields, **part)
+
+    def _residual_fields(self, residual: ArenaView | None) -> dict[str, int]:
+        return {} if residual is None else _added(residual) | {"gate": int(self.pending.gate)}
+
+    def _act_fields(self) -> dict[str, int]:
+        return {"act": self.pending.act.code, "scalars": scalars(self.pending.act.low, self.pending.act.high)}
 
     def _places(self, source: ArenaView, target: ArenaView) -> dict[str, int]:
         fields = {"in": source.offset, "out": target.offset, "channels": self.pending.shape[0]}
@@ -452,10 +459,8 @@ def _sliced_tables(
     return tables | {"order": padded.astype(np.int32)}
 
 
-def _residual_fields(view: ArenaView | None) -> dict[str, int]:
+def _added(view: ArenaView) -> dict[str, int]:
     """The kernel fields of a residual, the value that is added to a sum."""
-    if view is None:
-        return {"residual": -1}
     return {"residual": view.offset, "residual_channel": view.strides[0], "residual_run": view.strides[1]}
 
 

@@ -24,18 +24,22 @@ ImageShape = tuple[int, int, int]
 """Channels, rows, columns."""
 
 FIELDS = (
-    *("op", "act", "in", "out", "residual", "in_tensor", "in_example", "out_tensor", "out_example"),
-    *("channels", "out_channel", "residual_channel", "runs", "in_run", "out_run", "residual_run", "length"),
+    *("op", "act", "scalars", "in", "out", "residual", "in_tensor", "in_example", "out_tensor", "out_example"),
+    *("channels", "out_channel", "residual_channel", "gate", "runs", "in_run", "out_run", "residual_run", "length"),
     *("in_step", "out_step", "parts", "chain", "slice", "group"),
     *("gaps", "row", "pitch", "in_channel", "pixels", "block", "row_starts", "offsets", "values", "bias", "order"),
     *(f"{name}{axis}" for name in ("size", "in_stride", "out_stride") for axis in range(5)),
     "split",
 )
 """The fields of `step` in kernels.c, in its order."""
-SUM, MAX, GATHER, MEAN, COPY = range(5)
-NONE, RELU, GELU = range(3)
+SUM, MAX, GATHER, MEAN, NORM, COPY = range(6)
 LINE = 16
 """Floats in a cache line."""
+
+
+def scalars(low: float, high: float = 0.0) -> int:
+    """Two float32 numbers as the field "scalars", which kernels.c reads as `low` and `high`."""
+    return int(np.array([low, high], np.float32).view(np.int64)[0])
 
 
 def extent_shape(extent: Extent) -> ImageShape:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from swamp.errors import SwampError
 from swamp.runtime.accumulate import SLICE_CHANNELS
-from swamp.runtime.arena import COPY, FIELDS, GATHER, MAX, MEAN, SUM, RegionBuilder
+from swamp.runtime.arena import COPY, FIELDS, GATHER, MAX, MEAN, NORM, SUM, RegionBuilder
 
-_OPS = {SUM: "SUM", MAX: "MAX", GATHER: "GATHER", MEAN: "MEAN", COPY: "COPY"}
+_OPS = {SUM: "SUM", MAX: "MAX", GATHER: "GATHER", MEAN: "MEAN", NORM: "NORM", COPY: "COPY"}
 _LOOPS = ("op", "channels", "runs", "length", "parts", "slice", "group")
 """Fields that divide the work of a chain: kernels.c takes them from its first step."""
 
@@ -188,6 +188,16 @@ def _mean(proof: _Proof, step: Step) -> None:
     proof.places(step, reads, channel.times(step["channels"], step["out_channel"]))
 
 
+def _norm(proof: _Proof, step: Step) -> None:
+    proof.require(min(step["length"], step["channels"]) >= 1, "has an empty loop")
+    for table in ("values", "bias"):
+        proof.table(step, table, step["channels"], np.float32)
+    channel = _Reach().times(-(-step["length"] // proof.simd_width) * proof.simd_width, 1)
+    proof.require(step["channels"] == 1 or step["out_channel"] > channel.last, "writes a channel over another")
+    reads, writes = (channel.times(step["channels"], step[f"{side}_channel"]) for side in ("in", "out"))
+    proof.places(step, reads, writes)
+
+
 def _copy(proof: _Proof, step: Step) -> None:
     sizes = [step[f"size{axis}"] for axis in range(5)]
     proof.require(min(sizes) >= 0 and 0 <= step["split"] < 4, "has a loop of negative length")
@@ -226,5 +236,6 @@ _TOUCHES: Mapping[int, Callable[[_Proof, Step], None]] = {
     MAX: _accumulate,
     GATHER: _gather,
     MEAN: _mean,
+    NORM: _norm,
     COPY: _copy,
 }

@@ -28,17 +28,18 @@ typedef int64_t i64;
 typedef float vec __attribute__((vector_size(4 * SIMD_WIDTH), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * SIMD_WIDTH), aligned(4), may_alias));
 
-enum { SUM, MAX, GATHER, MEAN, COPY };
-enum { NONE, RELU, GELU };
+enum { SUM, MAX, GATHER, MEAN, NORM, COPY };
+enum { NONE, CLAMP, LEAKY, ELU, GELU, GELU_TANH, SILU, SIGMOID, TANH, HARDSIGMOID, HARDSWISH };
 
 /* FIELDS in arena.py lists the same fields. All are 64-bit integers, so that Python can fill them as one array.
    Offsets and strides count floats. */
 typedef struct {
     i64 op, act;
+    float low, high;               /* CLAMP: limits; LEAKY, ELU: low is the factor; NORM: low is epsilon */
     i64 in, out, residual;         /* offsets in the arena; residual < 0: none */
     i64 in_tensor, in_example;     /* COPY: from this tensor (< 0: the arena); floats of an example */
     i64 out_tensor, out_example;   /* COPY: to this tensor (< 0: the arena); floats of an example */
-    i64 channels, out_channel, residual_channel;
+    i64 channels, out_channel, residual_channel, gate; /* gate: multiply the sum by the residual, instead of adding */
     i64 runs, in_run, out_run, residual_run, length; /* a channel consists of runs of `length` floats */
     i64 in_step, out_step, parts;  /* floats between vectors of a run; runs of a row, which start a vector apart */
     i64 chain;                     /* number of following steps that add to the sums of this one, tile by tile */
@@ -57,8 +58,15 @@ static inline void store(float *p, vec v) { *(vec *)p = v; }
 
 static inline vec blend(ivec which, vec yes, vec no) { return (vec)((which & (ivec)yes) | (~which & (ivec)no)); }
 
-/* exp of numbers in [-87, 0]: 2^n times a polynomial. */
+static inline vec clamped(vec v, float low, float high) {
+    vec zero = {0};
+    v = blend(v < zero + low, zero + low, v); /* passes NaN on */
+    return blend(v > zero + high, zero + high, v);
+}
+
+/* exp of numbers below 0: 2^n times a polynomial. */
 static inline vec exp_negative(vec x) {
+    x = blend(x < (vec){0} - 87.0f, (vec){0} - 87.0f, x);
     vec scaled = x * 1.44269504f - 0.5f;
     ivec n = __builtin_convertvector(scaled, ivec);
     vec r = x - __builtin_convertvector(n, vec) * 0.69314718f;
@@ -67,23 +75,46 @@ static inline vec exp_negative(vec x) {
     return p * (vec)((n + 127) << 23);
 }
 
-/* x * Phi(x), with erf from Abramowitz and Stegun, formula 7.1.26 (error below 2e-7). */
-static inline vec gelu(vec x) {
-    vec zero = {0}, z = x * 0.70710678f;
-    vec a = blend(z < zero, -z, z);
-    a = blend(a > zero + 9.0f, zero + 9.0f, a);
-    vec t = 1.0f / (1.0f + 0.3275911f * a);
-    vec tail = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
-    tail *= exp_negative(-a * a);
-    /* -inf times a small number is not zero. */
-    return blend(x < zero - 13.0f, zero, x * 0.5f * blend(z < zero, tail, 2.0f - tail));
+static inline vec absolute(vec x) { return blend(x < (vec){0}, -x, x); }
+
+static inline vec sigmoid(vec x) {
+    vec e = exp_negative(-absolute(x));
+    return blend(x < (vec){0}, e, (vec){0} + 1.0f) / (1.0f + e);
 }
 
-static inline vec activated(vec v, i64 act) {
+/* Phi(x), with erf from Abramowitz and Stegun, formula 7.1.26 (error below 2e-7). */
+static inline vec normal_cdf(vec x) {
+    vec a = absolute(x) * 0.70710678f;
+    a = blend(a > (vec){0} + 9.0f, (vec){0} + 9.0f, a);
+    vec t = 1.0f / (1.0f + 0.3275911f * a);
+    vec tail = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
+    tail *= 0.5f * exp_negative(-a * a);
+    return blend(x < (vec){0}, tail, 1.0f - tail);
+}
+
+/* x * part, where part becomes 0 towards -inf: there the product is 0, not -inf times a small number. */
+static inline vec gated(vec x, vec part) { return blend(x < (vec){0} - 80.0f, (vec){0}, x * part); }
+
+static __attribute__((noinline)) vec curved(const step *s, vec v) {
     vec zero = {0};
-    if (act == RELU) return blend(v < zero, zero, v); /* passes NaN on */
-    if (act == GELU) return gelu(v);
-    return v;
+    switch (s->act) {
+    case LEAKY: return blend(v < zero, v * s->low, v);
+    case ELU: return blend(v < zero, s->low * (exp_negative(v) - 1.0f), v);
+    case GELU: return gated(v, normal_cdf(v));
+    case GELU_TANH: return gated(v, sigmoid(1.5957691f * (v + 0.044715f * v * v * v)));
+    case SILU: return gated(v, sigmoid(v));
+    case SIGMOID: return sigmoid(v);
+    case TANH: return 2.0f * sigmoid(2.0f * v) - 1.0f;
+    case HARDSIGMOID: return clamped(v + 3.0f, 0, 6) / 6.0f;
+    default: return v * clamped(v + 3.0f, 0, 6) / 6.0f; /* HARDSWISH */
+    }
+}
+
+/* The last part of a sum: add or multiply the residual, if any, and apply the activation. */
+static inline vec finished(const step *s, vec sum, const float *residual) {
+    if (residual) sum = s->gate ? sum * load(residual) : sum + load(residual);
+    if (s->act == NONE) return sum;
+    return s->act == CLAMP ? clamped(sum, s->low, s->high) : curved(s, sum);
 }
 
 /* R vectors of each output channel in [from, to). With few vectors, U partial sums hide the latency of additions. */
@@ -111,8 +142,8 @@ static inline vec activated(vec v, i64 act) {
             _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                                      \
                 vec sum = sums[0][r];                                                                                  \
                 _Pragma("GCC unroll 8") for (int u = 1; u < U; u++) sum += sums[u][r];                                 \
-                if (residual) sum += load(residual + c * s->residual_channel + r * out_step);                          \
-                store(q + r * out_step, activated(sum, s->act));                                                       \
+                store(q + r * out_step,                                                                                \
+                      finished(s, sum, residual ? residual + c * s->residual_channel + r * out_step : 0));             \
             }                                                                                                          \
         }                                                                                                              \
     }                                                                                                                  \
@@ -127,7 +158,7 @@ static inline vec activated(vec v, i64 act) {
                     vec v = load(in + offsets[k] + r * in_step);                                                       \
                     best[r] = blend((v > best[r]) | (v != v), v, best[r]);                                             \
                 }                                                                                                      \
-            for (int r = 0; r < R; r++) store(out + c * s->out_channel + r * out_step, activated(best[r], s->act));    \
+            for (int r = 0; r < R; r++) store(out + c * s->out_channel + r * out_step, finished(s, best[r], 0));       \
         }                                                                                                              \
         (void)residual;                                                                                                \
     }
@@ -163,9 +194,8 @@ static tile *const tiles_of[2][2][9] = {{ALL(sumnear), ALL(sumfar)}, {ALL(maxnea
                 i64 c = order[slice * K + u];                                                                          \
                 if (c < 0) break; /* the last slice may have fewer channels */                                         \
                 _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {                                                  \
-                    vec sum = sums[u][r];                                                                              \
-                    if (residual) sum += load(residual + c * s->residual_channel + r * SIMD_WIDTH);                    \
-                    store(out + c * s->out_channel + r * SIMD_WIDTH, activated(sum, s->act));                          \
+                    const float *more = residual ? residual + c * s->residual_channel + r * SIMD_WIDTH : 0;            \
+                    store(out + c * s->out_channel + r * SIMD_WIDTH, finished(s, sums[u][r], more));                   \
                 }                                                                                                      \
             }                                                                                                          \
         }                                                                                                              \
@@ -233,20 +263,51 @@ static void gather(const step *s, float *arena, i64 thread, i64 threads) {
     i64 from, to;
     by_weight(s, thread, threads, &from, &to);
     for (i64 slice = from; slice < to; slice++) {
-        float total[SIMD_WIDTH];
+        float total[SIMD_WIDTH], residual[SIMD_WIDTH] = {0};
         const int32_t *at = offsets + (i64)starts[slice] * SIMD_WIDTH;
         const float *weight = values + (i64)starts[slice] * SIMD_WIDTH;
         i64 channels = s->channels - slice * SIMD_WIDTH < SIMD_WIDTH ? s->channels - slice * SIMD_WIDTH : SIMD_WIDTH;
         memcpy(total, bias + slice * SIMD_WIDTH, sizeof total);
         if (s->residual >= 0)
             for (i64 j = 0; j < channels; j++)
-                total[j] += arena[s->residual + order[slice * SIMD_WIDTH + j] * s->residual_channel];
+                residual[j] = arena[s->residual + order[slice * SIMD_WIDTH + j] * s->residual_channel];
         /* Compilers turn a loop of this form into gather instructions. */
         for (i64 k = starts[slice]; k < starts[slice + 1]; k++, at += SIMD_WIDTH, weight += SIMD_WIDTH)
 #pragma omp simd
             for (int j = 0; j < SIMD_WIDTH; j++) total[j] += weight[j] * in[at[j]];
-        store(total, activated(load(total), s->act));
+        store(total, finished(s, load(total), s->residual >= 0 ? residual : 0));
         for (i64 j = 0; j < channels; j++) arena[s->out + order[slice * SIMD_WIDTH + j] * s->out_channel] = total[j];
+    }
+}
+
+/* LayerNorm over channels, SIMD_WIDTH examples at once: mean and variance in two passes, with four partial sums. */
+static void norm(const step *s, float *arena, i64 thread, i64 threads) {
+    const float *gain = (const float *)s->values, *shift = (const float *)s->bias;
+    i64 vectors = (s->length + SIMD_WIDTH - 1) / SIMD_WIDTH, channels = s->channels, quads = channels / 4 * 4;
+    for (i64 v = vectors * thread / threads; v < vectors * (thread + 1) / threads; v++) {
+        const float *in = arena + s->in + v * SIMD_WIDTH;
+        float *out = arena + s->out + v * SIMD_WIDTH;
+        vec part[4] = {0}, mean = {0}, scale = {0};
+        for (i64 c = 0; c < quads; c += 4)
+            for (int u = 0; u < 4; u++) part[u] += load(in + (c + u) * s->in_channel);
+        for (i64 c = quads; c < channels; c++) mean += load(in + c * s->in_channel);
+        mean = (mean + part[0] + part[1] + part[2] + part[3]) / (float)channels;
+        for (int u = 0; u < 4; u++) part[u] = scale;
+        for (i64 c = 0; c < quads; c += 4)
+            for (int u = 0; u < 4; u++) {
+                vec d = load(in + (c + u) * s->in_channel) - mean;
+                part[u] += d * d;
+            }
+        for (i64 c = quads; c < channels; c++) {
+            vec d = load(in + c * s->in_channel) - mean;
+            scale += d * d;
+        }
+        scale = (scale + part[0] + part[1] + part[2] + part[3]) / (float)channels + s->low;
+        for (int j = 0; j < SIMD_WIDTH; j++) scale[j] = 1.0f / sqrtf(scale[j]);
+        for (i64 c = 0; c < channels; c++) {
+            vec normal = (load(in + c * s->in_channel) - mean) * scale;
+            store(out + c * s->out_channel, finished(s, normal * gain[c] + shift[c], 0));
+        }
     }
 }
 
@@ -397,6 +458,7 @@ static void run_block(const step *steps, i64 count, float *arena, float *const *
             copy(s, in, out, examples, thread, threads);
         } else if (s->op == GATHER) gather(s, arena, thread, threads);
         else if (s->op == MEAN) mean(s, arena, thread, threads);
+        else if (s->op == NORM) norm(s, arena, thread, threads);
         else {
             accumulate(s, arena, thread, threads);
             if (s->row) {

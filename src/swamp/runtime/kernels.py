@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -196,15 +196,13 @@ class KernelExecutor:
         self.program, self.config = program, config
         self.lock = threading.Lock()
         library = kernel_library()
-        simd_width = library.swamp_simd_width()
         self.calls: list[Callable[[Values], None]] = []
         self.regions: list[RegionExecutor] = []
         for part in partition(program, config.dense):
             if isinstance(part, Node):
                 self.calls.append(torch_call(part))
                 continue
-            lowered = lower(program, part, config.block, simd_width)
-            self.regions.append(RegionExecutor(library, part, lowered, one_thread=config.one_thread))
+            self.regions.append(RegionExecutor(library, program, part, config))
             self.calls.append(self.regions[-1])
 
     def __call__(self, inputs: Sequence[Tensor]) -> Any:
@@ -232,21 +230,33 @@ class KernelExecutor:
 class RegionExecutor:
     """Executes the kernel steps of a region, with an arena for each thread."""
 
-    def __init__(self, library: Any, region: FusedRegion, lowered: LoweredRegion, *, one_thread: bool = False) -> None:
-        self.library, self.region, self.lowered, self.one_thread = library, region, lowered, one_thread
+    def __init__(self, library: Any, program: Program, region: FusedRegion, config: KernelConfig) -> None:
+        self.library, self.program, self.region, self.config = library, program, region, config
         self.arena = np.zeros(0, np.float32)
         self.times: Any = None
         """Total seconds of each kernel step; None: times are not measured."""
+        self.rows = 0
+        """Examples of the first call. For a linear layer on tokens, each token is one."""
+
+    @cached_property
+    def lowered(self) -> LoweredRegion:
+        """The kernel steps, in smaller blocks than configured if the first call had fewer rows."""
+        block = self.config.block
+        if self.rows:
+            block = min(block, 1 if self.rows == 1 else -(-self.rows // LINE) * LINE)
+        return lower(self.program, self.region, block, self.library.swamp_simd_width())
 
     def __call__(self, values: Values) -> None:
         """Execute the region on its inputs in `values`, and add its outputs to `values`."""
-        region, lowered = self.region, self.lowered
+        region = self.region
         inputs: list[Tensor] = [values[name].contiguous() for name in region.inputs]
         # All inputs of a region have the same leading dimensions.
         extent = region.extents[region.inputs[0]]
         lead = inputs[0].shape[:1] if len(extent) == 3 else inputs[0].shape[:-1]
         outputs = [self._output(name, lead) for name in region.outputs]
-        threads = 1 if self.one_thread else torch.get_num_threads()
+        self.rows = self.rows or lead.numel()
+        lowered = self.lowered
+        threads = 1 if self.config.one_thread else torch.get_num_threads()
         if len(self.arena) < threads * lowered.arena_size:
             self.arena = _aligned_zeros(threads * lowered.arena_size)
         tensors = (ctypes.c_void_p * (len(inputs) + len(outputs)))(*(x.data_ptr() for x in (*inputs, *outputs)))

@@ -13,10 +13,11 @@ from swamp.runtime.accumulate import (
     linear_offsets,
     pooling_offsets,
 )
-from swamp.runtime.arena import GELU, MEAN, RELU, SUM, Ints, RegionBuilder
+from swamp.runtime.activations import ACTIVATIONS, IDENTITY, activation_of
+from swamp.runtime.arena import MEAN, NORM, SUM, ArenaView, Ints, RegionBuilder, scalars
 from swamp.runtime.bounds import check_bounds
 from swamp.runtime.program import Node, Program
-from swamp.runtime.regions import CONVOLUTIONS, FusedRegion, activations
+from swamp.runtime.regions import CONVOLUTIONS, FusedRegion, activations, channel_constant
 from swamp.runtime.rewrite import batchnorm_scale_and_shift
 
 
@@ -53,7 +54,8 @@ class _Lowering:
     def lowered(self) -> LoweredRegion:
         builder = self.builder
         for node in self.region.nodes:
-            getattr(self, f"_{node.op}")(node)
+            lower_node = self._activation if node.op in ACTIVATIONS else getattr(self, f"_{node.op}")
+            lower_node(node)
         for number, name in enumerate(self.region.outputs):
             builder.copy_output(name, len(self.region.inputs) + number)
         check_bounds(builder)
@@ -90,9 +92,8 @@ class _Lowering:
             self.csr_of[node.name] = pooling_offsets(node, image)
         return self.csr_of.get(node.name)
 
-    def _accumulate(self, node: Node, csr: CsrOffsets, *, residual: str | None = None, act: int = 0) -> None:
-        extent = self.region.extents[node.name]
-        self.pending[node.name] = PendingAccumulate.of(csr, extent, node.name, residual=residual, act=act)
+    def _accumulate(self, node: Node, csr: CsrOffsets, **fused: Any) -> None:
+        self.pending[node.name] = PendingAccumulate.of(csr, self.region.extents[node.name], node.name, **fused)
 
     # One method for each operator in regions._CHECKS.
 
@@ -114,13 +115,45 @@ class _Lowering:
         bias = shift - mean * scale
         self._accumulate(node, CsrOffsets.per_channel(scale.numpy(), bias.numpy(), node.args[0].name))
 
+    def _layer_norm(self, node: Node) -> None:
+        name, builder = node.args[0].name, self.builder
+        source = builder.image(name)
+        refs: list[Any] = [*node.args[2:4], None, None][:2]
+        epsilon = float(node.args[4]) if len(node.args) > 4 else 1e-5
+        gain, shift = (None if ref is None else self.program.tensors[ref.name].detach().numpy() for ref in refs)
+        tables = {"values": np.ones(source.shape[0], np.float32) if gain is None else gain}
+        tables["bias"] = np.zeros(source.shape[0], np.float32) if shift is None else shift
+        # Not dense: the kernel writes whole vectors.
+        layout = builder.layout(source.shape, dense=False)
+        target = builder.bind(node.name, ArenaView.whole(builder.arena.allocate(layout)))
+        fields = {"in": source.offset, "in_channel": source.strides[0], "channels": source.shape[0]}
+        fields |= {"out": target.offset, "out_channel": target.strides[0], "length": self.block}
+        fields |= {name: builder.pin(table) for name, table in tables.items()}
+        builder.emit(node.name, op=NORM, scalars=scalars(epsilon), **fields)
+        builder.mark_read(name)
+
+    def _mul(self, node: Node) -> None:
+        source, constant = node.args[0].name, channel_constant(self.program, node, self.region.extents[node.name])
+        if constant is not None:
+            self._accumulate(node, CsrOffsets.per_channel(constant, 0 * constant, source))
+        else:
+            csr = CsrOffsets.identity(self.region.extents[node.name][0], source)
+            self._accumulate(node, csr, residual=node.args[1].name, gate=True)
+
+    _div = _mul
+
     def _add(self, node: Node) -> None:
+        constant = channel_constant(self.program, node, self.region.extents[node.name])
+        if constant is not None:
+            csr = CsrOffsets.per_channel(np.ones_like(constant), constant, node.args[0].name)
+            self._accumulate(node, csr)
+            return
         first, second = (ref.name for ref in node.args)
         # Prefer to fuse into the second sum: the first one is usually computed before it.
         for fused, residual in ((second, first), (first, second)):
             pending = self.pending.get(fused)
-            fusable = pending is not None and pending.csr.op == SUM and not pending.act and pending.residual is None
-            if pending is not None and fusable and self.read_counts[fused] == 1:
+            plain = pending is not None and pending.csr.op == SUM and pending.act == IDENTITY
+            if pending is not None and plain and pending.residual is None and self.read_counts[fused] == 1:
                 self._fuse(fused, pending, node)
                 pending.residual = residual
                 return
@@ -134,16 +167,11 @@ class _Lowering:
         self.builder.unread[name] -= 1
         self.pending[node.name] = pending
 
-    def _relu(self, node: Node) -> None:
-        self._activate(node, RELU)
-
-    def _gelu(self, node: Node) -> None:
-        self._activate(node, GELU)
-
-    def _activate(self, node: Node, act: int) -> None:
-        name = node.args[0].name
+    def _activation(self, node: Node) -> None:
+        name, act = node.args[0].name, activation_of(node)
+        assert act is not None
         pending = self.pending.get(name)
-        if pending is not None and not pending.act and self.read_counts[name] == 1:
+        if pending is not None and pending.act == IDENTITY and self.read_counts[name] == 1:
             self._fuse(name, pending, node)
             pending.act = act
         else:

@@ -105,7 +105,9 @@ class SparseNetwork(ExportedNetwork):
             executors["csr"] = CsrExecutor(self.program)
             seconds = _lower_quartiles(executors, inputs)
         else:
-            configs = _configs(size)
+            first = KernelExecutor(self.program, KernelConfig(16))
+            first(inputs)
+            configs = _configs(max((region.rows for region in first.regions), default=size))
             executors |= {str(config): KernelExecutor(self.program, config) for config in configs}
             seconds = _lower_quartiles(executors, inputs)
             best = min(configs, key=lambda config: seconds[str(config)])
@@ -199,9 +201,10 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _configs(size: int) -> list[KernelConfig]:
-    largest = max(16, -(-size // 16) * 16)
-    configs = [KernelConfig(block) for block in _BLOCKS if block <= largest] if size > 1 else [KernelConfig(1)]
+def _configs(rows: int) -> list[KernelConfig]:
+    # Blocks up to the number of rows, but not much smaller.
+    blocks = [1] if rows == 1 else [block for block in _BLOCKS if rows <= 32 * block and block < rows + 15]
+    configs = [KernelConfig(block) for block in blocks or _BLOCKS[-2:]]
     if torch.get_num_threads() > 1:
         configs += [replace(config, one_thread=True) for config in configs if config.block in (1, 16)]
     return configs

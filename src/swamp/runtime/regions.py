@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from swamp.runtime.activations import ACTIVATIONS, CLAMP, activation_of
 from swamp.runtime.program import LAYERS, Node, Program, Ref, Shape, as_pair, referenced
 
 Extent = tuple[int, ...]
@@ -16,6 +19,8 @@ Extent = tuple[int, ...]
 CONVOLUTIONS = ("conv1d", "conv2d")
 _OF_SIZES = ("operator.", "math.", "torch.", "sym_size.", "sym_stride.", "sym_numel.")
 """Beginnings of operators that compute sizes and no tensors."""
+_BINARY = ("add", "mul", "div")
+_ELEMENTWISE = (*ACTIVATIONS, *_BINARY, "batch_norm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +115,19 @@ def _trailing(program: Program, name: str, extent: Extent) -> tuple[int, ...]:
 
 
 def activations(node: Node) -> list[str]:
-    """Names of the values that a node reads, except its weights and biases."""
-    return [ref.name for ref in node.args[: 2 if node.op == "add" else 1] if isinstance(ref, Ref)]
+    """Names of the values that a node reads, except constants: its weights, biases, factors."""
+    arguments = node.args[: 2 if node.op in _BINARY else 1]
+    return [ref.name for ref in arguments if isinstance(ref, Ref)]
+
+
+def channel_constant(program: Program, node: Node, extent: Extent) -> NDArray[Any] | None:
+    """The constant by which a node multiplies each channel, or that it adds; None if the operand is no constant."""
+    operand = node.args[1]
+    if isinstance(operand, int | float):
+        constant = np.full(extent[0], operand, np.float64)
+    else:
+        return None
+    return 1 / constant if node.op == "div" else constant
 
 
 def _add_extents(program: Program, node: Node, extents: dict[str, Extent]) -> bool:
@@ -147,7 +163,7 @@ def _extents(program: Program, node: Node, extents: dict[str, Extent]) -> tuple[
     shape = program.shape_of(node.args[0].name) if node.args and isinstance(node.args[0], Ref) else None
     if check is None or shape is None or program.shape_of(node.name) is None or not _is_float32(program, node):
         return None
-    if node.op in ("relu", "gelu", "add", "batch_norm"):
+    if node.op in _ELEMENTWISE:
         # Elementwise: extent of input and result are equal. Four dimensions are an image unless it is fixed otherwise.
         fixed = [extents[name] for name in activations(node) if name in extents]
         extent = fixed[0] if fixed else _image(shape) if len(shape) == 4 else _vector(shape)
@@ -201,8 +217,9 @@ def _pool(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] |
     if node.op == "max_pool2d":
         # The kernels pad with zeros instead of -inf: equal only if no input is negative, that is after a ReLU.
         producer = program.node_by_name.get(node.args[0].name)
-        ceil_mode = any(options[1:2])
-        fits = (not padded or (producer is not None and producer.op == "relu")) and not ceil_mode
+        act = None if producer is None else activation_of(producer)
+        positive = act is not None and act.code == CLAMP and act.low >= 0
+        fits = (not padded or positive) and not any(options[1:2])
     else:
         ceil_mode, count_include_pad, divisor = options[:1], options[1:2], options[2:3]
         fits = not any(ceil_mode) and not (padded and count_include_pad == [False]) and divisor in ([], [None])
@@ -249,12 +266,22 @@ def _pad(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | 
 
 
 def _activation(program: Program, node: Node, extent: Extent) -> bool:
-    return not node.kwargs or (node.op == "gelu" and dict(node.kwargs) == {"approximate": "none"})
+    return activation_of(node) is not None
 
 
-def _add(program: Program, node: Node, extent: Extent) -> bool:
+def _binary(program: Program, node: Node, extent: Extent) -> bool:
+    if len(node.args) != 2 or node.kwargs:
+        return False
+    if channel_constant(program, node, extent) is not None:
+        return True
     shapes = [program.shape_of(ref.name) if isinstance(ref, Ref) else None for ref in node.args]
-    return len(shapes) == 2 and shapes[0] == shapes[1] and not node.kwargs and node.args[0] != node.args[1]
+    return node.op != "div" and shapes[0] is not None and shapes[0] == shapes[1] and node.args[0] != node.args[1]
+
+
+def _layer_norm(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
+    extent = _vector(shape)
+    constant = all(ref is None or ref.name in program.tensors for ref in node.args[2:4])
+    return (extent, extent) if extent and list(node.args[1]) == [shape[-1]] and constant and not node.kwargs else None
 
 
 def _norm(program: Program, node: Node, extent: Extent) -> bool:
@@ -275,8 +302,8 @@ _CHECKS: dict[str, Any] = {
     "flatten": _flatten,
     "slice": _slice,
     "pad": _pad,
-    "relu": _activation,
-    "gelu": _activation,
-    "add": _add,
+    "layer_norm": _layer_norm,
     "batch_norm": _norm,
+    **dict.fromkeys(_BINARY, _binary),
+    **dict.fromkeys(ACTIVATIONS, _activation),
 }

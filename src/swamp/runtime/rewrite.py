@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from swamp.runtime.activations import activation_of
 from swamp.runtime.operators import resolve_operator
 from swamp.runtime.program import Node, Program, Ref, as_pair, map_refs, torch_call
 
@@ -163,7 +164,6 @@ def _with_image_means(program: Program) -> Program:
 # Dead units
 
 _UNIT_LAYERS = ("linear", "conv1d", "conv2d")
-_ELEMENTWISE = ("relu", "gelu", "silu", "tanh", "sigmoid", "hardswish", "hardsigmoid", "leaky_relu", "elu", "hardtanh")
 _POOLING = ("max_pool2d", "adaptive_avg_pool2d")
 
 
@@ -226,7 +226,7 @@ def _layer_pair(program: Program, layer: Node, traced: Program) -> _LayerPair | 
 
 def _axis_after(node: Node, axis: int, dimensions: int) -> int | None:
     """The dimension that holds the units after an operator, if it does not mix them, nor with positions before them."""
-    if node.op in _ELEMENTWISE:
+    if activation_of(node) is not None:
         return axis
     if node.op in _POOLING:
         return axis if axis == 1 and dimensions == 4 else None
@@ -289,7 +289,7 @@ def _constants(program: Program, pair: _LayerPair) -> Tensor:
     bias = program.bias_of(pair.layer)
     value = torch.zeros(len(program.tensors[pair.layer.args[1].name])) if bias is None else bias.clone()
     for node in pair.between:
-        if node.op in _ELEMENTWISE:
+        if activation_of(node) is not None:
             value = resolve_operator(node.target)(value, *node.args[1:], **node.kwargs)
     return value
 
