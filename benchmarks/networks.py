@@ -22,16 +22,23 @@ def network(name: str) -> tuple[nn.Module, Tensor]:
     if found := re.fullmatch(r"resnet-18-(\d+)", name):
         return ResNet18(), torch.randn(2, 3, int(found[1]), int(found[1]))
     if name == "minilm":
-        return minilm()
+        return MiniLM(), torch.randint(30522, (2, 128))
     return build_network(name, (1, 28, 28), 10), torch.randn(2, 1, 28, 28)
 
 
-def minilm() -> tuple[nn.Module, Tensor]:
+class MiniLM(nn.Module):
     """MiniLM-L6 (6 layers, 384 features, 12 heads; Wang et al. 2020, arXiv:2002.10957) without its pooler."""
-    from transformers import BertConfig, BertModel
 
-    config = BertConfig(num_hidden_layers=6, hidden_size=384, num_attention_heads=12, intermediate_size=1536)
-    return BertModel(config, add_pooling_layer=False), torch.randint(config.vocab_size, (2, 128))
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers import BertConfig, BertModel
+
+        config = BertConfig(num_hidden_layers=6, hidden_size=384, num_attention_heads=12, intermediate_size=1536)
+        self.bert = BertModel(config, add_pooling_layer=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(N, tokens) -> (N, tokens, 384)."""
+        return self.bert(input_ids=tokens).last_hidden_state
 
 
 class ResNet18(nn.Module):

@@ -38,12 +38,8 @@ def swamp(path: str, inputs: Any, threads: int) -> tuple[Call, str]:
     network: Any = swamp.load(path, batch=len(inputs))
     (tuned,) = network.tuned.values()
     tensor = torch.from_numpy(inputs)
-
-    def call() -> Any:
-        outputs = network(tensor)
-        return (outputs if isinstance(outputs, torch.Tensor) else outputs[0]).numpy()
-
-    return call, f"{tuned.method} {' '.join(tuned.dense_layers)}".strip()
+    note = f"{tuned.method}, {len(tuned.dense_layers)} layers dense" if tuned.dense_layers else tuned.method
+    return lambda: network(tensor).numpy(), note
 
 
 def sparselab(path: str, inputs: Any, threads: int) -> tuple[Call, str]:
