@@ -13,12 +13,13 @@ import swamp
 from swamp.errors import SwampError
 from swamp.runtime import checks, network, state_dict
 from swamp.runtime.checks import difference, differing_nodes
+from swamp.runtime.flat_model import call_arguments
 from swamp.runtime.kernels import KernelConfig, KernelExecutor
 from swamp.runtime.regions import partition
 from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
-from swamp.runtime.tracing import call_arguments, trace
+from swamp.runtime.tracing import trace
 
-from .networks import built, numbers
+from .networks import built, numbers, pruned_
 
 
 class Recurrent(nn.Module):
@@ -373,6 +374,21 @@ def test_a_batch_size_that_the_program_does_not_cover_is_refused_at_the_call(tmp
     assert difference(network(numbers(5, 4)), outputs_of(model, numbers(5, 4))) < 1e-4
     with pytest.raises(SwampError, match="takes a size 'batch' of 2 or more, got 1"):
         network(numbers(1, 4))
+
+
+def test_an_example_of_one_gives_a_network_for_any_batch(tmp_path):
+    model = built(lambda: nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), 0.5)
+    loaded = exported(model, tmp_path, numbers(1, 4))
+    for size in (1, 5):
+        assert difference(loaded(numbers(size, 4)), outputs_of(model, numbers(size, 4))) < 1e-5
+    image = built(lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), 0.5)
+    assert trace(image, numbers(1, 5, 5)).inputs[0].shape == (1, 5, 5)  # one channel, and no batch
+
+
+def test_networks_in_half_precision_are_exported_as_they_are(tmp_path):
+    model = pruned_(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), 0.5).to(torch.bfloat16)
+    given = numbers(2, 1, 6, 6).to(torch.bfloat16)
+    assert difference(exported(model, tmp_path, given)(given), outputs_of(model, given)) < 1e-4
 
 
 def test_a_plain_state_dict_is_refused_with_what_it_is_for(tmp_path):

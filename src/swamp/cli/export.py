@@ -31,10 +31,11 @@ from swamp.runtime import load
 from swamp.runtime.archive import read, save
 from swamp.runtime.benchmark import SWAMP, Latency, NetworkSize, benchmark, best_dense, measure_size
 from swamp.runtime.exporting import CheckedProgram, checked_program
+from swamp.runtime.flat_model import call_arguments
 from swamp.runtime.formats import WRITERS
 from swamp.runtime.program import Program
 from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
-from swamp.runtime.tracing import bake_mask, call_arguments
+from swamp.runtime.tracing import bake_mask
 from swamp.training import Task
 from swamp.training.data import Data
 from swamp.training.module_extra_state import load_state

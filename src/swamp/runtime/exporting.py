@@ -14,10 +14,11 @@ from swamp.errors import SwampError
 from swamp.masks import Mask
 from swamp.runtime.archive import save
 from swamp.runtime.checks import checked
+from swamp.runtime.flat_model import Dynamic, FlatModel
 from swamp.runtime.program import Program
 from swamp.runtime.regions import fallback_ops
 from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
-from swamp.runtime.tracing import Dynamic, FlatModel, bake_mask, trace_flat
+from swamp.runtime.tracing import bake_mask, trace_flat
 
 
 @dataclass(frozen=True)

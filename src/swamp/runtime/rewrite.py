@@ -121,7 +121,10 @@ def _with_folded_norms(program: Program) -> Program:
                 foldable[layer.name] = _with_norm(program, layer, node, tensors)
                 return Ref(layer.name)
         # BatchNorm has statistics of dimension 1, which holds the outputs only in a batch of vectors or images.
-        batched = len(program.shape_of(node.name) or ()) == _BATCHED.get(node.op)
+        # In half precision, folding would change results by more than rounding in float32.
+        value = program.value_of(node.name)
+        wide = value is not None and value.dtype in (torch.float32, torch.float64)
+        batched = wide and len(program.shape_of(node.name) or ()) == _BATCHED.get(node.op)
         if batched and node.args[1].name in program.tensors and program.use_counts[node.args[1].name] == 1:
             foldable[node.name] = node
         return node

@@ -1,7 +1,5 @@
 """Trace a module with torch.export: turn it and its mask into a program."""
 
-import dataclasses
-import inspect
 import math
 import operator
 import warnings
@@ -15,11 +13,9 @@ from torch import Tensor, fx, nn
 from swamp.errors import SwampError, shortened
 from swamp.masks import Mask
 from swamp.model_copy import copied_model
+from swamp.runtime.flat_model import Dynamic, FlatModel
 from swamp.runtime.operators import is_random
-from swamp.runtime.program import BATCH, Input, Node, Outputs, Program, Ref, Size, map_refs
-
-Dynamic = Mapping[str, Mapping[int, str]]
-"""Name of an input -> its dimensions that vary, with a name for each size; equal names are equal sizes."""
+from swamp.runtime.program import BATCH, Input, Node, Program, Ref, Size, map_refs
 
 
 def bake_mask(model: nn.Module, mask: Mask | None = None) -> nn.Module:
@@ -90,174 +86,14 @@ def trace(model: nn.Module, example: Any, *, dynamic: Dynamic | None = None) -> 
 
 def trace_flat(flat: "FlatModel", dynamic: Dynamic | None) -> Program:
     """The program of a flat model. As for `trace`."""
+    single = flat.tensors
+    if dynamic is None and flat.repeat_single_example():
+        # torch.export takes a size of 1 as fixed. If two examples do not fit, dimension 0 is not the batch.
+        try:
+            return trace_flat(flat, dynamic)
+        except SwampError:
+            flat.tensors = single
     return _Translation(flat, _exported(flat, flat.dynamic_shapes(dynamic)), dynamic).program()
-
-
-class _Record:
-    """What a call of a flat model notes. It is no list: torch.export restores lists in attributes of modules."""
-
-    output: Any = None
-    """The output, with references to the numbers of the flat outputs."""
-    left_out: list[str]
-    """Places in the output of objects that cannot be returned, such as caches."""
-
-
-class FlatModel(nn.Module):
-    """A model with a flat list of tensors as inputs and outputs. It records how they are nested."""
-
-    def __init__(self, model: nn.Module, example: Any) -> None:
-        super().__init__()
-        self.model = model
-        self.tensors: dict[str, Tensor] = {}
-        """Input name -> tensor of the example."""
-        args, kwargs = call_arguments(example)
-        self.arguments = {name: self._plain(value, name) for name, value in _bound(model, args, kwargs).items()}
-        self.record = _Record()
-        self.call = (args, kwargs)
-
-    def _plain(self, value: Any, place: str) -> Any:
-        """The value with references in place of its tensors, which are recorded; dataclasses become dicts."""
-        if isinstance(value, Tensor):
-            self.tensors[place] = value.detach().cpu()
-            return Ref(place)
-        parts = _parts(value)
-        if parts is not None:
-            return {key: self._plain(inner, f"{place}.{key}") for key, inner in parts.items()}
-        if isinstance(value, list | tuple):
-            inner = [self._plain(one, f"{place}.{n}") for n, one in enumerate(cast("Sequence[Any]", value))]
-            return tuple(inner) if isinstance(value, tuple) else inner
-        if value is None or isinstance(value, bool | int | float | str):
-            return value
-        raise SwampError(
-            f"the example has a {type(value).__name__} at {place!r}; an exported network takes tensors, numbers, text "
-            "and None, in tuples, lists, dicts and dataclasses."
-        )
-
-    def _filled(self, original: Any, stated: Any, tensors: Mapping[str, Tensor]) -> Any:
-        """`original` with other tensors in the places that `stated` names."""
-        if isinstance(stated, Ref):
-            return tensors[stated.name]
-        if isinstance(original, list | tuple):
-            items = [self._filled(a, b, tensors) for a, b in zip(cast("Any", original), stated, strict=True)]
-            return type(original)(*items) if hasattr(original, "_fields") else type(original)(items)  # pyright: ignore
-        parts = _parts(original)
-        if parts is None:
-            return original
-        changed = {key: self._filled(part, stated[key], tensors) for key, part in parts.items()}
-        if dataclasses.is_dataclass(original) and not isinstance(original, type | Mapping):
-            return dataclasses.replace(original, **changed)
-        return changed
-
-    def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
-        """The flat outputs of the model."""
-        named = dict(zip(self.tensors, tensors, strict=True))
-        args, kwargs = self.call
-        bound = _bound(self.model, args, kwargs)
-        filled = {name: self._filled(bound[name], stated, named) for name, stated in self.arguments.items()}
-        args, kwargs = _unbound(self.model, filled)
-        flat: list[Any] = []
-        self.record.left_out = []
-        self.record.output = self._flattened(self.model(*args, **kwargs), flat, "output")
-        return tuple(flat)
-
-    def _flattened(self, value: Any, flat: list[Any], place: str) -> Any:
-        if isinstance(value, Tensor | torch.SymInt | torch.SymFloat | torch.SymBool):
-            flat.append(value)
-            return Ref(str(len(flat) - 1))
-        if type(value).__name__.endswith("Cache"):
-            self.record.left_out.append(place)
-            return None
-        parts = _parts(value)
-        if parts is not None:
-            inner = {key: self._flattened(part, flat, f"{place}.{key}") for key, part in parts.items()}
-            kept = {key: part for key, part in inner.items() if f"{place}.{key}" not in self.record.left_out}
-            return kept if type(value) is dict else Outputs(kept)
-        if isinstance(value, list | tuple):
-            items = cast("Sequence[Any]", value)
-            inner = [self._flattened(one, flat, f"{place}.{number}") for number, one in enumerate(items)]
-            return tuple(inner) if isinstance(value, tuple) else inner
-        if value is None or isinstance(value, bool | int | float | str):
-            return value
-        raise SwampError(
-            f"the network returns a {type(value).__name__} at {place!r}; an exported network returns tensors in "
-            "tuples, lists, dicts and dataclasses."
-        )
-
-    def dynamic_shapes(self, dynamic: Dynamic | None) -> dict[str, Any]:
-        """For torch.export: which dimensions of the inputs may vary."""
-        auto: Any = torch.export.Dim.AUTO  # pyright: ignore
-        if dynamic is None:
-            first = next((len(tensor) for tensor in self.tensors.values() if tensor.dim()), 0)
-            varying = {name: {0: auto} if t.dim() and len(t) == first else {} for name, t in self.tensors.items()}
-        else:
-            unknown = sorted(set(dynamic) - set(self.tensors))
-            if unknown:
-                raise SwampError(f"dynamic names the input {unknown[0]!r}; the inputs are {', '.join(self.tensors)}.")
-            varying = {name: dict.fromkeys(dynamic.get(name, {}), auto) for name in self.tensors}
-        return {"tensors": tuple(varying.values())}
-
-
-def call_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and keyword arguments that an example stands for."""
-    if isinstance(example, Mapping):
-        return (), {str(key): value for key, value in cast("Mapping[Any, Any]", example).items()}
-    if isinstance(example, list | tuple) and _parts(cast("Any", example)) is None:
-        return tuple(cast("Sequence[Any]", example)), {}
-    return (cast("Any", example),), {}
-
-
-_CONSTANTS = (bool, int, float, str)
-
-
-def _bound(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameter name -> argument, with the defaults of those before it that are not given."""
-    signature = inspect.signature(model.forward)
-    try:
-        bound = signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise SwampError(f"{type(model).__name__} cannot be called with the example: {error}.") from error
-    found: dict[str, Any] = {}
-    for name, parameter in signature.parameters.items():
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            found |= {f"{name}{number}": value for number, value in enumerate(bound.arguments.get(name, ()))}
-        elif parameter.kind is parameter.VAR_KEYWORD:
-            found |= bound.arguments.get(name, {})
-        elif name in bound.arguments:
-            found[name] = bound.arguments[name]
-        elif parameter.default is None or isinstance(parameter.default, _CONSTANTS):
-            found[name] = parameter.default
-        else:
-            break
-    return found
-
-
-def _unbound(model: nn.Module, found: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """Positional and keyword arguments for the parameters that `_bound` found."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    starred = next((one.name for one in parameters if one.kind is one.VAR_POSITIONAL), None)
-    named = {one.name: one.kind for one in parameters}
-    positional: list[Any] = []
-    keyword: dict[str, Any] = {}
-    for name, value in found.items():
-        many = starred is not None and name not in named and name.removeprefix(starred).isdigit()
-        by_place = name in named and named[name] in (inspect.Parameter.POSITIONAL_ONLY,)
-        if many or by_place or (starred is not None and name in named and not keyword):
-            positional.append(value)
-        else:
-            keyword[name] = value
-    return positional, keyword
-
-
-def _parts(value: Any) -> dict[str, Any] | None:
-    """The entries of a mapping, or the fields of a dataclass or named tuple; None for anything else."""
-    if isinstance(value, Mapping) or type(value).__name__ == "BatchEncoding":
-        return {str(key): part for key, part in cast("Mapping[Any, Any]", value).items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
-    untyped: Any = value
-    if isinstance(value, tuple) and hasattr(untyped, "_fields"):
-        return dict(zip(untyped._fields, untyped, strict=True))
-    return None
 
 
 def _exported(flat: FlatModel, shapes: Any) -> Any:
