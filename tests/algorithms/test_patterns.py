@@ -11,7 +11,7 @@ from swamp.masks import Mask
 from swamp.training import Seed, Task
 from swamp.training.rng import isolated
 
-from .conftest import TRAINING, run
+from .conftest import SHORT, TRAINING, run
 from .test_bad_input import attempt
 
 METHOD_NAMES = [name for name, method in METHODS.items() if not method.ensemble]
@@ -43,7 +43,7 @@ def require_nested(record: list[Cycle], method: str) -> None:
 @pytest.mark.usefixtures("few_rounds")
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_every_method_goes_to_two_of_four_one_weight_of_each_group_at_a_time(wide, task, method):
-    record = run(wide, task, method, structure="2:4", exclude=("0.weight",), cycles=2)
+    record = run(wide, task, method, SHORT, particles=(2,), structure="2:4", exclude=("0.weight",), cycles=2)
     assert [cycle.mask.density for cycle in record] == [1, 0.75, 0.5]
     assert list(record[0].mask) == ["3.weight", "4.weight"]
     for kept, cycle in zip((4, 3, 2), record, strict=True):
@@ -56,9 +56,9 @@ def test_every_method_goes_to_two_of_four_one_weight_of_each_group_at_a_time(wid
 @pytest.mark.usefixtures("few_rounds")
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_every_method_prunes_whole_channels_and_leaves_the_output_layer_dense(wide, task, method):
-    record = run(wide, task, method, structure="channel", cycles=3)
+    record = run(wide, task, method, SHORT, particles=(2,), structure="channel", cycles=2)
     assert list(record[0].mask) == ["0.weight", "3.weight"]
-    wanted = [round(0.2 ** (k / 3) * 224) for k in range(4)]
+    wanted = [round(0.2 ** (k / 2) * 224) for k in range(3)]
     for most, cycle in zip(wanted, record, strict=True):
         require_whole_channels(cycle.mask)
         # The widest channel has 16 weights.
