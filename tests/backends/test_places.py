@@ -14,7 +14,7 @@ from swamp.errors import Interrupted
 from swamp.masks import Mask
 from swamp.training import Seed, Training
 
-from .test_equality import COMPILER, wide_stack
+from .test_equality import wide_stack
 
 TRAINING = Training(epochs=4, batch_size=6, swa_fraction=0.5, lr=0.1)
 
@@ -68,7 +68,7 @@ def test_the_missing_particles_of_a_stack_are_trained_in_one_as_large(left):
     assert all(same_bits(one, whole[one.index]) for one in found)
 
 
-@COMPILER
+@pytest.mark.usefixtures("uncompiled_graph")
 def test_a_particle_trained_again_alone_compiles_nothing(mlp, image_task, ticket_of, monkeypatch, recwarn):
     backend, parts = Vmapped(mlp, image_task), (ticket_of(mlp), two_thirds_of(mlp), TRAINING)
     backend.train(TrainRequest(*parts, seeds(0, 1, 2), progress=Places(3)))

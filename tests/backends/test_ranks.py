@@ -34,7 +34,8 @@ def test_particles_are_bit_equal_to_those_of_one_process(ranks, together, traine
         )
 
 
-@pytest.mark.fast_cases(4)
+@pytest.mark.pairwise
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     "training",
     [TRAINING, replace(TRAINING, clip=0.05), replace(TRAINING, sam=0.2)],
@@ -129,12 +130,14 @@ def test_a_rank_that_freezes_is_named_after_the_timeout(small, trained):
 
 
 @pytest.mark.slow
-def test_steps_taken_elsewhere_are_relayed(small, trained):
+def test_steps_taken_elsewhere_are_relayed(small, trained, monkeypatch):
+    monkeypatch.setattr("swamp.backends.coordinator._HEARTBEAT", 0.02)
+    monkeypatch.setattr("swamp.backends.distributed._RELAY_SECONDS", 0.02)
     remote = RemoteSteps(small.folder)
     with small.led(2) as backend:
-        trained(backend, small.model, replace(TRAINING, epochs=900), progress=remote)
+        trained(backend, small.model, replace(TRAINING, epochs=200), progress=remote)
     assert remote.steps
-    assert {(index, total) for index, _, total in remote.steps} == {(1, 2700)}
+    assert {(index, total) for index, _, total in remote.steps} == {(1, 600)}
 
 
 @pytest.mark.slow

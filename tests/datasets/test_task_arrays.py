@@ -15,7 +15,7 @@ X = RNG.normal(3, 5, (60, 4)).astype(np.float32)
 Y = (X[:, 0] > 3).astype(np.int64)
 
 FAST = ["--quiet", "--epochs", "2", "--batch-size", "16", "--lr", "0.01", "--sparsity", "0.5", "--cycles", "1"]
-FAST += ["--particles", "2"]
+FAST += ["--particles", "2", "--backend", "sequential"]
 
 
 def problem(task, path, *, seed=0, **options):

@@ -114,8 +114,9 @@ def test_the_head_stays_dense_unless_asked_for() -> None:
 )
 def test_swamp_runs_on_every_kind_of_text_task(task: str, model: str, metric: str) -> None:
     tokenizer = "bytes" if task.endswith("text") else "words"
-    problem = reviews(task, model, DataOptions(examples=600, text=TextOptions(tokenizer=tokenizer, length=32)))
-    problem = replace(problem, task=replace(problem.task, test=problem.task.test.subset(torch.arange(256))))
+    examples = 320 if tokenizer == "bytes" else 600
+    problem = reviews(task, model, DataOptions(examples=examples, text=TextOptions(tokenizer=tokenizer, length=32)))
+    problem = replace(problem, task=replace(problem.task, test=problem.task.test.subset(torch.arange(128))))
     with isolated(Seed(0)):
         network = network_for(problem, model)
     training = Training(epochs=2, batch_size=32, optimizer="adamw", lr=3e-3, schedule="linear", swa_fraction=0.5)

@@ -20,11 +20,14 @@ from swamp.training import Training
 
 
 def tiny(**changes) -> RunConfig:
-    """A run of half a second with everything in it: BatchNorm, augmentation, a tail with averaging, three cycles."""
+    """A run of half a second with everything in it: BatchNorm, augmentation, a tail with averaging, three cycles.
+
+    A snapshot is written where it is stopped; one after each step (`snapshot_seconds=1e-9`) would double the time.
+    """
     plan = Plan(sparsity=0.75, particles=(2,), prune_fraction=(0.5,), ticket_epochs=1, barrier_threshold=1.0)
     training = Training(epochs=4, batch_size=64, lr=0.05, swa_fraction=0.5)
     config = RunConfig(
-        "tiny", "digits", "mlp-16", plan, training, DataOptions(examples=640), threads=1, snapshot_seconds=1e-9
+        "tiny", "digits", "mlp-16", plan, training, DataOptions(examples=640), threads=1, snapshot_seconds=1e9
     )
     return replace(config, **changes)
 

@@ -119,7 +119,7 @@ class Crash(BaseException):
 @pytest.mark.slow
 def test_a_crash_before_any_single_write_or_removal_while_mending_loses_nothing(spoil, tmp_path, monkeypatch):
     spoil(WHO, epoch=2)
-    config = tiny(snapshot_seconds=1e9)
+    config = tiny()
     config = replace(config, plan=replace(config.plan, sparsity=0.5))
     steps, before, rename = [], Path.unlink, os.replace
 

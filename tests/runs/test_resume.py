@@ -21,12 +21,14 @@ from swamp.runs.run_progress import Reporter
 
 from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, kill_after, tiny
 
+EVERY_STEP = {"snapshot_seconds": 1e-9}
+
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory) -> tuple[Path, float]:
     """An undisturbed run, and about how long it takes."""
     path = tmp_path_factory.mktemp("reference") / "run"
-    return path, go(tiny(), path)["seconds"]
+    return path, go(tiny(**EVERY_STEP), path)["seconds"]
 
 
 @pytest.mark.slow
@@ -36,7 +38,7 @@ def test_killed_at_ten_random_moments_the_run_ends_like_one_never_interrupted(re
     run, survived = tmp_path / "run", 0
     while survived < 10:
         begun = (run / "config.json").exists()
-        pid = in_child(lambda: go_on(run) if (run / "config.json").exists() else go(tiny(), run))
+        pid = in_child(lambda: go_on(run) if (run / "config.json").exists() else go(tiny(**EVERY_STEP), run))
         status = kill_after(pid, moments.uniform(0.02, seconds * 0.3))
         survived += 1
         if os.WIFEXITED(status):
@@ -81,8 +83,9 @@ class Crash(BaseException):
 
 @pytest.mark.slow
 def test_a_crash_before_any_single_write_loses_nothing(tmp_path, monkeypatch):
-    config = tiny(snapshot_seconds=1e9)
-    config = replace(config, plan=replace(config.plan, method="imp", sparsity=0.5))
+    config = tiny()
+    plan, training = replace(config.plan, method="imp", sparsity=0.5), replace(config.training, epochs=2)
+    config = replace(config, plan=plan, training=training)
     writes, rename = [], os.replace
 
     def count(source, target):
@@ -113,7 +116,7 @@ def test_a_crash_before_any_single_write_loses_nothing(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["imp-ensemble", "lrr", "swamp-no-swa", "imp-best"])
 def test_other_methods_survive_kills_too(method, tmp_path):
-    config = tiny()
+    config = tiny(**EVERY_STEP)
     config = replace(config, plan=replace(config.plan, method=method))
     seconds = go(config, tmp_path / "whole")["seconds"]
     run, moments = tmp_path / "run", random.Random(1)
