@@ -120,6 +120,7 @@ def test_hostile_names_are_text_everywhere(tmp_path):
     assert not re.search(r'<tspan[^>]*style="[^"]*font-weight: ?bold', document)
 
 
+@pytest.mark.slow
 def test_names_of_folders_machines_and_packages_and_reasons_are_text_too(tmp_path):
     """Names of folders, recipes, machines and packages, and reasons: everything on a page besides the records."""
     place = tmp_path / HOSTILE.replace("/", "∕")

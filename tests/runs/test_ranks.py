@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from swamp.algorithms import Plan
+from swamp.cli import main
 from swamp.runs.config import RunConfig
 
 from .conftest import assert_same_outcome, go, go_on, tiny
@@ -44,7 +45,7 @@ def long() -> RunConfig:
     """Two cycles of four particles, some seconds of work in all."""
     plan = Plan(sparsity=0.5, particles=(4,), prune_fraction=(0.5,), ticket_epochs=1, barrier_threshold=1.0)
     config = tiny(plan=plan, snapshot_seconds=0.05, backend="sequential")
-    return replace(config, training=replace(config.training, epochs=50))
+    return replace(config, training=replace(config.training, epochs=30))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def training_of(run: Path, cycle: int) -> Callable[[], object]:
 @pytest.mark.slow
 def test_a_killed_rank_is_named_and_the_run_resumes_with_other_ranks(reference, tmp_path):
     run = tmp_path / "run"
-    job = launched(4, "run", "--config", reference / "config.json", "--out", run)
+    job = launched(3, "run", "--config", reference / "config.json", "--out", run)
     eventually(training_of(run, 1), job)
     who = pids(run)
     os.kill(who[2], signal.SIGKILL)
@@ -166,7 +167,9 @@ def test_ranks_train_a_task_of_two_functions_as_one_process_does(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     own = ("--model", "mine:model", "--task", "mine:task", "--epochs", 4, "--batch-size", 16, "--backend", "sequential")
     plan = ("--sparsity", 0.6, "--cycles", 1, "--particles", 2, "--quiet")
-    subprocess.run([sys.executable, "-m", "swamp", *map(str, ("run", *own, *plan, "--out", "one"))], check=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    main([str(argument) for argument in ("run", *own, *plan, "--out", "one")])
+    monkeypatch.delitem(sys.modules, "mine")
     job = launched(2, "run", *own, *plan, "--out", "two")
     told = job.communicate()[1]
     assert job.returncode == 0, told
