@@ -91,6 +91,12 @@ def normed() -> nn.Module:
 
 
 @pytest.fixture
+def uncompiled_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run what is traced for the compiler as it was traced: it computes the same, and nothing is compiled."""
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, inputs: graph)
+
+
+@pytest.fixture
 def poisoned():
     return poison.poisoned
 

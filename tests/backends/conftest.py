@@ -89,12 +89,6 @@ def ticket_of() -> Callable[..., Ticket]:
 
 
 @pytest.fixture
-def uncompiled_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run what is traced for the compiler as it was traced: it computes the same, and nothing is compiled."""
-    monkeypatch.setattr("torch._inductor.compile", lambda graph, inputs: graph)
-
-
-@pytest.fixture
 def together(model, image_task, tmp_path) -> Together:
     return Together(model, image_task, tmp_path)
 

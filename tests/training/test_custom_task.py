@@ -137,6 +137,7 @@ def test_a_custom_task_trains_as_the_task_of_inputs_and_targets():
     assert one.cycles[-1].metrics.test["nll"] == pytest.approx(other.cycles[-1].metrics.test["nll"])
 
 
+@pytest.mark.usefixtures("uncompiled_graph")
 @pytest.mark.parametrize("backend", ["threads", "vmapped"])
 def test_backends_agree_on_a_custom_task(backend: str):
     task = swamp.Task.custom({"x": X, "y": Y}, loss, evaluate)
@@ -274,6 +275,7 @@ def test_sources_that_cannot_be_read_are_refused(train: Any, message: str):
         swamp.Task.custom(train, loss, evaluate)
 
 
+@pytest.mark.usefixtures("uncompiled_graph")
 def test_a_loss_of_another_library_is_read_from_its_output():
     class Labelled(nn.Module):
         def __init__(self) -> None:
