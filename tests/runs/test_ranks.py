@@ -1,9 +1,11 @@
-"""Runs of several processes, as torchrun starts them: each start takes seconds, so these tests are few and long."""
+"""Runs of several processes: started by torchrun, which takes seconds, or forked from this process."""
 
+import gc
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +17,12 @@ import pytest
 
 from swamp.algorithms import Plan
 from swamp.cli import main
+from swamp.cli.session import Err, Out
 from swamp.runs.config import RunConfig
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "faults"))
+
+from child import Child, forked
 
 from .conftest import assert_same_outcome, go, go_on, tiny
 
@@ -29,10 +36,38 @@ def launched(ranks: int, *arguments: object, options: tuple[str, ...] = ()) -> s
     )
 
 
-def eventually(true: Callable[[], object], job: subprocess.Popen[str]) -> None:
+def ranks_of(ranks: int, log: Path, *arguments: object) -> list[Child]:
+    """Processes with the environment that torchrun gives them, which import nothing anew; `log` has their output."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    job = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    gc.collect()
+    # Process groups of earlier tests lose their threads in the fork: a child that collected them would crash.
+    gc.freeze()
+    each = [
+        {name: str(value) for name, value in {**job, "RANK": rank, "LOCAL_RANK": rank}.items()} for rank in range(ranks)
+    ]
+    started = [forked(arguments, log, _print_where_the_rank_does, environment) for environment in each]
+    gc.unfreeze()
+    return started
+
+
+def _print_where_the_rank_does() -> None:
+    Out.file = Err.file = None  # `forked` sets both, and the output of rank 1 would not be discarded
+
+
+def eventually(true: Callable[[], object], running: Callable[[], bool]) -> None:
     while not true():
-        assert job.poll() is None, job.communicate()
+        assert running()
         time.sleep(0.01)
+
+
+def stopped(ranks: list[Child]) -> None:
+    """What torchrun does when it is asked to stop."""
+    for rank in ranks:
+        rank.signal(signal.SIGTERM)
+    assert all(rank.wait() for rank in ranks)
 
 
 def pids(run: Path) -> dict[int, int]:
@@ -64,7 +99,7 @@ def training_of(run: Path, cycle: int) -> Callable[[], object]:
 def test_a_killed_rank_is_named_and_the_run_resumes_with_other_ranks(reference, tmp_path):
     run = tmp_path / "run"
     job = launched(3, "run", "--config", reference / "config.json", "--out", run)
-    eventually(training_of(run, 1), job)
+    eventually(training_of(run, 1), lambda: job.poll() is None)
     who = pids(run)
     os.kill(who[2], signal.SIGKILL)
     told = job.communicate()[1]
@@ -72,10 +107,8 @@ def test_a_killed_rank_is_named_and_the_run_resumes_with_other_ranks(reference, 
     assert re.search(rf"swamp: rank 2 \(host \S+, pid {who[2]}\) died\. .* swamp resume {run}", told)
     assert len(LINE.findall(told)) == 1
     finished = {path: path.stat().st_mtime_ns for path in run.glob("cycle-00/*")}
-    job = launched(2, "resume", run, "--json")
-    done = json.loads(job.communicate()[0])
-    assert job.returncode == 0
-    assert len(done["cycles"]) == 2
+    assert [rank.wait() for rank in ranks_of(2, tmp_path / "log", "resume", run)] == [0, 0]
+    assert len(json.loads((run / "summary.json").read_text())["cycles"]) == 2
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert_same_outcome(reference, run)
     assert not list(run.rglob("unfinished-*"))
@@ -87,7 +120,7 @@ def test_with_restarts_the_job_continues_after_rank_0_is_killed(reference, tmp_p
     job = launched(
         2, "run", "--config", reference / "config.json", "--out", run, "--quiet", options=("--max-restarts=1",)
     )
-    eventually(training_of(run, 0), job)
+    eventually(training_of(run, 0), lambda: job.poll() is None)
     killed = pids(run)[0]
     os.kill(killed, signal.SIGKILL)
     told = job.communicate()[1]
@@ -98,11 +131,11 @@ def test_with_restarts_the_job_continues_after_rank_0_is_killed(reference, tmp_p
 
 @pytest.mark.slow
 def test_after_a_signal_all_ranks_save_and_one_process_can_resume(reference, tmp_path):
-    run = tmp_path / "run"
-    job = launched(2, "run", "--config", reference / "config.json", "--out", run)
-    eventually(lambda: len(training_of(run, 0)()) == 2, job)
-    job.send_signal(signal.SIGTERM)
-    told = job.communicate()[1]
+    run, log = tmp_path / "run", tmp_path / "log"
+    ranks = ranks_of(2, log, "run", "--config", reference / "config.json", "--out", run)
+    eventually(lambda: len(training_of(run, 0)()) == 2, lambda: all(rank.code() is None for rank in ranks))
+    stopped(ranks)
+    told = log.read_text()
     assert LINE.findall(told) == ["swamp: "]
     # By whichever rank heard of the signal first: "swamp: stopped." or "swamp: rank 1 (...) was stopped."
     assert f"stopped. Continue with: swamp resume {run}" in told
@@ -112,23 +145,22 @@ def test_after_a_signal_all_ranks_save_and_one_process_can_resume(reference, tmp
 
 @pytest.mark.slow
 def test_a_sharded_run_can_be_resumed_by_one_process(reference, tmp_path):
-    run = tmp_path / "run"
+    run, log = tmp_path / "run", tmp_path / "log"
     options = ("--particles", 1, "--epochs", 30, "--shard", "--out", run)
-    job = launched(2, "run", "--config", reference / "config.json", *options)
-    eventually(training_of(run, 0), job)
-    job.send_signal(signal.SIGTERM)
-    told = job.communicate()[1]
+    ranks = ranks_of(2, log, "run", "--config", reference / "config.json", *options)
+    eventually(training_of(run, 0), lambda: all(rank.code() is None for rank in ranks))
+    stopped(ranks)
+    told = log.read_text()
     # By whichever rank heard of the signal first: "swamp: stopped." or "swamp: rank 1 (...) was stopped."
     assert f"stopped. Continue with: swamp resume {run}" in told
     assert [record["sparsity"] for record in go_on(run)["cycles"]] == [0, 0.5]
 
 
 @pytest.mark.slow
-def test_a_refused_configuration_is_printed_once_and_all_ranks_exit_with_code_2():
-    job = launched(2, "run", "digits-mlp", "--model", "nothing")
-    told = job.communicate()[1]
-    assert LINE.findall(told) == ["swamp: "]
-    assert re.findall(r"exitcode  : (\d+)", told) == ["2", "2"]
+def test_a_refused_configuration_is_printed_once_and_all_ranks_exit_with_code_2(tmp_path):
+    ranks = ranks_of(2, tmp_path / "log", "run", "digits-mlp", "--model", "nothing")
+    assert [rank.wait() for rank in ranks] == [2, 2]
+    assert LINE.findall((tmp_path / "log").read_text()) == ["swamp: "]
 
 
 @pytest.mark.slow
@@ -170,7 +202,6 @@ def test_ranks_train_a_task_of_two_functions_as_one_process_does(tmp_path, monke
     monkeypatch.syspath_prepend(tmp_path)
     main([str(argument) for argument in ("run", *own, *plan, "--out", "one")])
     monkeypatch.delitem(sys.modules, "mine")
-    job = launched(2, "run", *own, *plan, "--out", "two")
-    told = job.communicate()[1]
-    assert job.returncode == 0, told
+    ranks = ranks_of(2, tmp_path / "log", "run", *own, *plan, "--out", "two")
+    assert [rank.wait() for rank in ranks] == [0, 0], (tmp_path / "log").read_text()
     assert_same_outcome(tmp_path / "one", tmp_path / "two")
