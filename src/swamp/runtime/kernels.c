@@ -16,7 +16,8 @@
 #include <omp.h>
 #endif
 
-#if defined(__AVX512F__)
+#if defined(SIMD_WIDTH) /* given to the compiler: GCC builds vectors of any width on any processor */
+#elif defined(__AVX512F__)
 #define SIMD_WIDTH 16
 #elif defined(__AVX__)
 #define SIMD_WIDTH 8

@@ -2,8 +2,10 @@
 
 import ctypes
 import hashlib
+import math
 import os
 import platform
+import shlex
 import shutil
 import stat
 import subprocess
@@ -43,18 +45,20 @@ class CompilerError(SwampError):
 def kernel_library() -> Any:
     """Return the compiled kernels as a ctypes library, from the cache if they were compiled for this machine before.
 
-    The compiler is $CC, cc, gcc or clang. The cache is $SWAMP_CACHE/kernels, by default ~/.cache/swamp/kernels. The
-    name of a file contains two digests. The first covers source, compiler, flags and processor, so that machines can
-    share a cache. The second covers the file's content, so that a damaged file is recognised and compiled again.
-    Folders and files that other users can write to are not used, because the code in them is executed.
+    The compiler is $CC, cc, gcc or clang, with the flags in $SWAMP_KERNEL_FLAGS after those of swamp. The cache is
+    $SWAMP_CACHE/kernels, by default ~/.cache/swamp/kernels. The name of a file contains two digests. The first covers
+    source, compiler, flags and processor, so that machines can share a cache. The second covers the file's content, so
+    that a damaged file is recognised and compiled again. Folders and files that other users can write to are not used,
+    because the code in them is executed.
 
     Raises:
         CompilerError: There is no compiler, it fails, or no folder can be used.
     """
     compiler = _compiler()
+    added = shlex.split(os.environ.get("SWAMP_KERNEL_FLAGS", ""))
     for openmp in _OPENMP:
         try:
-            return _load_library(_compiled(compiler, (*_FLAGS, *openmp)))
+            return _load_library(_compiled(compiler, (*_FLAGS, *openmp, *added)))
         except CompilerError:
             if openmp == _OPENMP[-1]:
                 raise
@@ -232,7 +236,7 @@ class RegionExecutor:
 
     def __init__(self, library: Any, program: Program, region: FusedRegion, config: KernelConfig) -> None:
         self.library, self.program, self.region, self.config = library, program, region, config
-        self.arena = np.zeros(0, np.float32)
+        self.arena = torch.zeros(0)
         self.times: Any = None
         """Total seconds of each kernel step; None: times are not measured."""
         self.rows = 0
@@ -250,20 +254,19 @@ class RegionExecutor:
         """Execute the region on its inputs in `values`, and add its outputs to `values`."""
         region = self.region
         inputs: list[Tensor] = [values[name].contiguous() for name in region.inputs]
-        # All inputs of a region have the same leading dimensions.
-        extent = region.extents[region.inputs[0]]
-        lead = inputs[0].shape[:1] if len(extent) == 3 else inputs[0].shape[:-1]
+        lead = self._check(inputs)
         outputs = [self._output(name, lead) for name in region.outputs]
         self.rows = self.rows or lead.numel()
         lowered = self.lowered
         threads = 1 if self.config.one_thread else torch.get_num_threads()
         if len(self.arena) < threads * lowered.arena_size:
-            self.arena = _aligned_zeros(threads * lowered.arena_size)
+            # torch's memory starts on a cache line: reading a vector that crosses two lines takes twice as long.
+            self.arena = torch.zeros(threads * lowered.arena_size)
         tensors = (ctypes.c_void_p * (len(inputs) + len(outputs)))(*(x.data_ptr() for x in (*inputs, *outputs)))
         self.library.swamp_run(
             lowered.steps.ctypes.data,
             len(lowered.steps),
-            self.arena.ctypes.data,
+            self.arena.data_ptr(),
             lowered.arena_size,
             ctypes.addressof(tensors),
             lead.numel(),
@@ -273,15 +276,25 @@ class RegionExecutor:
         )
         values.update(zip(region.outputs, outputs, strict=True))
 
+    def _check(self, inputs: Sequence[Tensor]) -> torch.Size:
+        """The leading dimensions, which all inputs share.
+
+        Raises SwampError if an input has another size, for which the kernels would read other memory. This cannot
+        happen unless an operator computes shapes that do not follow from the shapes of its inputs.
+        """
+        extents = [self.region.extents[name] for name in self.region.inputs]
+        leads = [x.shape[:1] if len(extent) == 3 else x.shape[:-1] for x, extent in zip(inputs, extents, strict=True)]
+        for name, x, extent in zip(self.region.inputs, inputs, extents, strict=True):
+            fits = x.numel() == leads[0].numel() * math.prod(extent) and x.dtype == torch.float32
+            if not fits or x.device.type != "cpu" or len(set(leads)) > 1:
+                raise SwampError(
+                    f"the kernels cannot read {name!r} of shape {tuple(x.shape)}, {x.dtype} on {x.device}: they expect "
+                    f"{extent} of float32 on the CPU for each of {leads[0].numel()} examples."
+                )
+        return leads[0]
+
     def _output(self, name: str, lead: torch.Size) -> Tensor:
         return torch.empty((*lead, *self.region.trailing[name]), dtype=torch.float32)
-
-
-def _aligned_zeros(count: int) -> Any:
-    """An array of zeros that starts on a cache line: reading a vector that crosses two lines takes twice as long."""
-    whole = np.zeros(count + LINE, np.float32)
-    start = -whole.ctypes.data // whole.itemsize % LINE
-    return whole[start : start + count]
 
 
 class CsrExecutor:
