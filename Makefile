@@ -81,6 +81,12 @@ faults: $(VENV)/.dev
 	$(BIN)/python faults/inputs.py --cases 10000
 	$(BIN)/python faults/loaders.py --cases 20000
 
+# The kernels with 4, 8 and 16 SIMD lanes under AddressSanitizer and UndefinedBehaviorSanitizer: hours on two busy cores.
+sanitize: $(VENV)/.dev
+	@for lanes in 4 8 16; do \
+	  $(BIN)/python faults/sanitize.py --lanes $$lanes -m pytest -q -p no:xdist tests/runtime || exit; done
+	$(BIN)/python faults/sanitize.py --lanes 16 faults/networks.py --cases 2000 --lanes 4,8,16
+
 # Runs over two hosts, which are network namespaces of this machine: as root, with iproute2.
 ranks: $(VENV)/.dev
 	$(BIN)/python benchmarks/hosts.py

@@ -173,3 +173,10 @@ def test_an_image_without_a_batch_dimension():
         model.conv.weight[2] = 0
         program = remove_dead_units(fold_batchnorm(trace(model, numbers(5, 4, 4, 6))))
         assert torch.allclose(run(program, numbers(5, 4, 4, 6), 16), model(numbers(5, 4, 4, 6)), atol=1e-5)
+
+
+def test_a_norm_over_the_rows_of_an_image_is_not_folded_into_its_convolution():
+    model = built(lambda: nn.Sequential(nn.Conv2d(4, 9, 3, padding=1), nn.BatchNorm1d(9)), 0.3)
+    program = fold_batchnorm(trace(model, numbers(4, 9, 6)))
+    with torch.no_grad():
+        assert torch.allclose(DenseNetwork(program)(numbers(4, 9, 6)), model(numbers(4, 9, 6)), atol=1e-5)

@@ -55,14 +55,17 @@ def kernel_library() -> Any:
         CompilerError: There is no compiler, it fails, or no folder can be used.
     """
     compiler = _compiler()
-    added = shlex.split(os.environ.get("SWAMP_KERNEL_FLAGS", ""))
     for openmp in _OPENMP:
         try:
-            return _load_library(_compiled(compiler, (*_FLAGS, *openmp, *added)))
+            return _load_library(_compiled(compiler, (*_FLAGS, *openmp, *_added_flags())))
         except CompilerError:
             if openmp == _OPENMP[-1]:
                 raise
     raise AssertionError
+
+
+def _added_flags() -> list[str]:
+    return shlex.split(os.environ.get("SWAMP_KERNEL_FLAGS", ""))
 
 
 def _compiler() -> str:
