@@ -294,11 +294,21 @@ def process(*arguments: object, **more) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
 
 
+LONG = [*TINY, "--epochs", "30", "--out"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict:
+    """The summary of a run of a second that no signal reached."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    assert swamp("run", *LONG, path, "--quiet") == 0
+    return json.loads((path / "summary.json").read_text())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_prints_how_to_resume_and_the_result_is_the_same(number, code, tmp_path, capsys):
-    settings = [*TINY, "--epochs", "60", "--out"]
-    child = process("run", *settings, tmp_path / "run")
+def test_a_signal_saves_prints_how_to_resume_and_the_result_is_the_same(number, code, whole, tmp_path, capsys):
+    child = process("run", *LONG, tmp_path / "run")
     while not (tmp_path / "run" / "ticket.safetensors").exists():
         assert child.poll() is None
         time.sleep(0.01)
@@ -309,8 +319,6 @@ def test_a_signal_saves_prints_how_to_resume_and_the_result_is_the_same(number, 
     assert list((tmp_path / "run").rglob("unfinished-*"))
     assert swamp("resume", tmp_path / "run", "--json") == 0
     resumed = json.loads(capsys.readouterr().out)
-    assert swamp("run", *settings, tmp_path / "whole", "--json") == 0
-    whole = json.loads(capsys.readouterr().out)
     assert [c["test"] for c in resumed["cycles"]] == [c["test"] for c in whole["cycles"]]
 
 
@@ -346,7 +354,7 @@ def test_progress_bars_appear_on_a_terminal(tmp_path):
 
     main, side = pty.openpty()
     child = subprocess.Popen(
-        [sys.executable, "-m", "swamp", "run", *TINY, "--epochs", "30", "--out", str(tmp_path / "run")],
+        [sys.executable, "-m", "swamp", "run", *TINY, "--epochs", "15", "--out", str(tmp_path / "run")],
         stdout=side,
         stderr=side,
         env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"},
