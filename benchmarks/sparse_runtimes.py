@@ -30,7 +30,12 @@ from swamp.runtime.tracing import bake_mask, trace
 
 ROOT = Path(__file__).parent.parent
 DEEPSPARSE, SPARSELAB = ROOT / "build/deepsparse", ROOT / "build/sparselab"
-NETWORKS = "mlp-1024-1024,resnet-20,vgg-11,resnet-18-32,minilm"
+NETWORKS = {
+    **dict.fromkeys(("mlp-1024-1024", "resnet-20", "vgg-11", "resnet-18-32"), (1, 32, 128)),
+    "resnet-18-224": (1,),
+    "minilm": (1, 8),
+}
+"""Network (see networks.py) -> batch sizes."""
 SWAMP = "swamp"
 GOAL = 1.3
 """Required median time of DeepSparse, relative to swamp's."""
@@ -171,9 +176,9 @@ def _entry(runtimes: Mapping[str, Record], other: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--networks", default=NETWORKS)
+    parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--sparsity", default="0.9,0.95,0.99")
-    parser.add_argument("--batch", default="1,32,128")
+    parser.add_argument("--batch", help="default: see NETWORKS")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=3.0, help="for each cell, all runtimes together")
     parser.add_argument(
@@ -187,13 +192,15 @@ def main() -> None:
     measurements: list[Record] = json.loads(args.json.read_text()) if args.json.exists() else []
     done = [{key: cell[key] for key in ("network", "sparsity", "batch", "threads")} for cell in measurements]
     for name, sparsity in itertools.product(args.networks.split(","), map(float, args.sparsity.split(","))):
-        batches = [int(size) for size in args.batch.split(",")]
+        batches = map(int, args.batch.split(",")) if args.batch else NETWORKS.get(name, (1, 32, 128))
         batches = [size for size in batches if _key(name, sparsity, size, args.threads) not in done]
         for cell in cells(name, sparsity, batches, _runtimes(name), args) if batches else ():
             print(described(cell), flush=True)
             measurements.append(cell)
             args.json.parent.mkdir(exist_ok=True, parents=True)
             args.json.write_text(json.dumps(measurements, indent=1) + "\n")
+    order = [*NETWORKS, *(cell["network"] for cell in measurements)]
+    measurements.sort(key=lambda cell: (order.index(cell["network"]), cell["sparsity"]))
     measurements = [cell for cell in measurements if cell["threads"] == args.threads]
     for other in ("deepsparse", "sparselab"):
         if any(other in cell["runtimes"] for cell in measurements):
