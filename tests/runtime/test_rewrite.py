@@ -180,3 +180,25 @@ def test_a_norm_over_the_rows_of_an_image_is_not_folded_into_its_convolution():
     program = fold_batchnorm(trace(model, numbers(4, 9, 6)))
     with torch.no_grad():
         assert torch.allclose(DenseNetwork(program)(numbers(4, 9, 6)), model(numbers(4, 9, 6)), atol=1e-5)
+
+
+class Masked(nn.Module):
+    """Attention with a constant mask."""
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.scaled_dot_product_attention(x, x, x, self.mask.expand(len(x), 1, 5, 5))
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32])
+@pytest.mark.parametrize("hides", [False, True])
+def test_an_attention_mask_that_hides_nothing_is_removed(kind, hides):
+    visible = torch.ones(1, 1, 5, 5).tril() if hides else torch.ones(1, 1, 5, 5)
+    model, inputs = Masked(visible.bool() if kind is torch.bool else 1 - visible), numbers(3, 2, 5, 4)
+    program = fold_batchnorm(trace(model, inputs))
+    (attention,) = [node for node in program.nodes if node.op == "scaled_dot_product_attention"]
+    assert (attention.args[3] is None) != hides
+    assert torch.allclose(DenseNetwork(program)(inputs), model(inputs), atol=1e-6)

@@ -44,7 +44,7 @@ def fold_batchnorm(program: Program) -> Program:
         A program whose outputs equal those of `program` up to rounding in float32.
     """
     program = _with_constants(_with_linear_layers(program))
-    return _with_image_means(_with_folded_norms(program)).without_unused()
+    return _without_idle_masks(_with_image_means(_with_folded_norms(program))).without_unused()
 
 
 def _with_linear_layers(program: Program) -> Program:
@@ -160,6 +160,24 @@ def _with_image_means(program: Program) -> Program:
         if shape is None or tuple(flat.args[1:]) != (2,) or len(shape) < 3:
             return node
         return replace(node, args=(flat.args[0], list(range(2, len(shape)))))
+
+    return _rewritten(program, change)
+
+
+def _without_idle_masks(program: Program) -> Program:
+    """Remove constant attention masks that hide nothing: attention is faster without a mask."""
+
+    def hides_nothing(name: str) -> bool:
+        while name in program.node_by_name and program.node_by_name[name].op in ("expand", "reshape", "unsqueeze"):
+            name = program.node_by_name[name].args[0].name
+        mask = program.tensors.get(name)
+        return mask is not None and bool(mask.all() if mask.dtype == torch.bool else (mask == 0).all())
+
+    def change(node: Node) -> Node | Ref:
+        mask = node.args[3] if node.op == "scaled_dot_product_attention" and len(node.args) > 3 else None
+        if not isinstance(mask, Ref) or not hides_nothing(mask.name):
+            return node
+        return replace(node, args=(*node.args[:3], None, *node.args[4:]))
 
     return _rewritten(program, change)
 
