@@ -1,5 +1,6 @@
 """Exported networks as modules: results, refusals, fallback ops, threads, and machines without a compiler."""
 
+import random
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 from swamp.errors import MaskError, SwampError
 from swamp.files import digest
 from swamp.masks import Mask
-from swamp.runtime import kernels
+from swamp.runtime import kernels, network
 from swamp.runtime.network import SparseNetwork
 from swamp.runtime.rewrite import fold_batchnorm
 from swamp.runtime.tracing import bake_mask, trace
@@ -117,3 +118,16 @@ def test_threads_can_call_a_network_at_the_same_time(model, program):
     with ThreadPoolExecutor(4) as pool:
         for outputs, one in zip(pool.map(module, inputs), expected, strict=True):
             assert torch.allclose(outputs, one, atol=1e-4)
+
+
+def test_the_same_method_is_chosen_whatever_else_the_machine_does(monkeypatch):
+    monkeypatch.setattr(network, "_seconds", lambda call: call())
+    for seed in range(20):
+        rng = random.Random(seed)
+
+        def busy(seconds: float, rng=rng):
+            return lambda inputs: seconds * (1 + rng.expovariate(2))
+
+        executors = {name: busy(float(name)) for name in ("1.3", "2", "1", "1.15", "5")}
+        assert network._choice(network._least_seconds(executors, ()), executors) == "1"
+    assert network._choice({"default": 1.02, "other": 1.0, "slow": 2.0}, ["slow", "default", "other"]) == "default"

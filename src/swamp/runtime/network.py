@@ -1,9 +1,9 @@
 """SparseNetwork: an exported network as a module that skips its zeros, executed by the method that is fastest here."""
 
-import statistics
+import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,13 @@ from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
 Executor = Callable[[Sequence[Tensor]], Any]
 
 _BLOCKS = (1, 4, 16, 32, 64, 128)
-_WARM_UPS = 3
 _TUNING_SECONDS = 1.2
+_CALLS = 3
+"""Calls of an executor in a row: the first finds caches that the executor before has filled."""
+_DROPPED = {1: 2.0, 2: 1.5, 4: 1.25, 8: 1.12, 16: 1.06}
+"""After this many rounds, executors that took this many times as long as the fastest are no longer timed."""
+_ALIKE = 1.03
+"""Times that differ by less are noise: the first executor is chosen."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,7 @@ class Tuning:
     Attributes:
         batch: The batch size.
         method: "kernels, blocks of N" (N examples at once), "mixed" (some layers dense), "csr" or "dense".
-        seconds: Method -> lower quartile of the measured seconds of a call. Not the mean, which other load of the
-            machine would raise.
+        seconds: Method -> least measured seconds of a call. Slow methods are measured less often than fast ones.
         dense_layers: Module paths of the layers that torch executes if the method is "mixed".
     """
 
@@ -96,27 +100,28 @@ class SparseNetwork(ExportedNetwork):
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise SwampError(f"the exported network cannot be executed with batch size {size} ({reason}).") from error
-        executors: dict[str, Executor] = {"dense": self.dense.execute}
+        dense: dict[str, Executor] = {"dense": self.dense.execute}
         dense_layers: tuple[str, ...] = ()
         try:
             kernel_library()
         except CompilerError as error:
             warnings.warn(str(error), stacklevel=4)
-            executors["csr"] = CsrExecutor(self.program)
-            seconds = _lower_quartiles(executors, inputs)
+            executors: dict[str, Executor] = {"csr": CsrExecutor(self.program), **dense}
+            seconds = _least_seconds(executors, inputs)
         else:
             first = KernelExecutor(self.program, KernelConfig(16))
             first(inputs)
             configs = _configs(max((region.rows for region in first.regions), default=size))
-            executors |= {str(config): KernelExecutor(self.program, config) for config in configs}
-            seconds = _lower_quartiles(executors, inputs)
-            best = min(configs, key=lambda config: seconds[str(config)])
-            dense_layers = self._layers_faster_in_torch(executors[str(best)], size, inputs)
+            kernels = {str(one): first if one == first.config else KernelExecutor(self.program, one) for one in configs}
+            executors = {**kernels, **dense}
+            seconds = _least_seconds(executors, inputs)
+            best = _choice(seconds, kernels)
+            dense_layers = self._layers_faster_in_torch(kernels[best], inputs)
             if dense_layers:
-                mixed = KernelExecutor(self.program, replace(best, dense=frozenset(dense_layers)))
-                executors = {"dense": executors["dense"], str(best): executors[str(best)], "mixed": mixed}
-                seconds |= _lower_quartiles(executors, inputs)
-        method = min(executors, key=lambda name: seconds[name])
+                mixed = KernelExecutor(self.program, replace(kernels[best].config, dense=frozenset(dense_layers)))
+                executors = {best: kernels[best], "mixed": mixed, **dense}
+                seconds |= _least_seconds(executors, inputs)
+        method = _choice(seconds, executors)
         names = dense_layers if method == "mixed" else ()
         modules = tuple(self.program.node_by_name[name].module for name in names)
         chosen = executors[method]
@@ -128,7 +133,7 @@ class SparseNetwork(ExportedNetwork):
         self.tuned[size] = Tuning(size, method, seconds, modules)
         self._executors[size] = chosen
 
-    def _layers_faster_in_torch(self, executor: Any, size: int, inputs: Sequence[Tensor]) -> tuple[str, ...]:
+    def _layers_faster_in_torch(self, executor: KernelExecutor, inputs: Sequence[Tensor]) -> tuple[str, ...]:
         kernel_seconds = executor.profile(inputs)
         faster: list[str] = []
         values = self.program.start(inputs)
@@ -137,7 +142,10 @@ class SparseNetwork(ExportedNetwork):
             call(values)
             if node.op in LAYERS and node.name in kernel_seconds:
                 before = {name: values[name] for name in node.reads}
-                if _lower_quartile(lambda call=call, before=before: call(before)) < kernel_seconds[node.name]:
+                if (
+                    min(_seconds(lambda call=call, before=before: call(before)) for _ in range(6))
+                    < kernel_seconds[node.name]
+                ):
                     faster.append(node.name)
         return tuple(faster)
 
@@ -210,28 +218,30 @@ def _configs(rows: int) -> list[KernelConfig]:
     return configs
 
 
-def _lower_quartiles(executors: dict[str, Executor], inputs: Sequence[Tensor]) -> dict[str, float]:
-    """Lower quartile of the seconds of a call, measured in turn so that other load affects all executors alike."""
-    times: dict[str, list[float]] = {name: [] for name in executors}
+def _least_seconds(executors: dict[str, Executor], inputs: Sequence[Tensor]) -> dict[str, float]:
+    """Least seconds of a call of each executor: other load of the machine only adds to them.
+
+    They are measured in turn, and the longer the closer an executor is to the fastest.
+    """
+    least = dict.fromkeys(executors, math.inf)
+    remaining = list(executors)
     end = time.perf_counter() + _TUNING_SECONDS
     with torch.no_grad():
-        for execute in executors.values():
-            execute(inputs)
-        for rounds in range(100):
-            for name, execute in executors.items():
-                # The first calls find caches filled by the executor before.
-                for _ in range(_WARM_UPS):
-                    execute(inputs)
-                times[name].append(_seconds(lambda execute=execute: execute(inputs)))
-            if rounds >= 4 and time.perf_counter() > end:
+        for rounds in range(1, 101):
+            for name in remaining:
+                times = [_seconds(lambda name=name: executors[name](inputs)) for _ in range(_CALLS)]
+                least[name] = min(least[name], *times)
+            limit = _DROPPED.get(rounds, math.inf) * min(least.values())
+            remaining = [name for name in remaining if least[name] <= limit]
+            if len(remaining) == 1 or (rounds >= 4 and time.perf_counter() > end):
                 break
-    return {name: statistics.quantiles(own, n=4)[0] for name, own in times.items()}
+    return least
 
 
-def _lower_quartile(call: Callable[[], object], rounds: int = 5) -> float:
-    with torch.no_grad():
-        call()
-        return statistics.quantiles([_seconds(call) for _ in range(rounds)], n=4)[0]
+def _choice(seconds: Mapping[str, float], names: Iterable[str]) -> str:
+    """The first of the names whose seconds are those of the fastest, up to noise."""
+    limit = _ALIKE * min(seconds[name] for name in names)
+    return next(name for name in names if seconds[name] <= limit)
 
 
 def _seconds(call: Callable[[], object]) -> float:
