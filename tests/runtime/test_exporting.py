@@ -465,6 +465,33 @@ def test_sizes_are_known_from_probes_and_never_stored():
     assert program.value_of(layers[0].name).shapes == ((14, 6), (21, 6), (35, 6))
 
 
+class Scattering(nn.Module):
+    """A shape that depends on numbers, and then one that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 3)
+
+    def forward(self, x, index):
+        messages = self.a(x[index >= 0])
+        return torch.zeros_like(x).scatter_add(0, index[:, None].expand(-1, 4), x) + messages.sum()
+
+
+def test_shapes_are_known_again_after_one_that_depends_on_numbers_and_kept_by_rewrites():
+    program = trace(built(Scattering, 0.5), (numbers(5, 4), torch.tensor([0, 1, 1, 2, 4])))
+    (scatter,) = [node for node in program.nodes if node.op == "scatter_add"]
+    (layer,) = [node for node in program.nodes if node.op == "linear"]
+    assert program.shape_of(scatter.name) == (None, 4)
+    assert program.value_of(layer.name) is None
+    recurrent = trace(built(lambda: Recurrent(nn.LSTM), 0.5), numbers(4, 7, 4))
+    rewritten = remove_dead_units(fold_batchnorm(recurrent))
+    assert {name: rewritten.shape_of(name) for name in rewritten.node_by_name} == {
+        name: recurrent.shape_of(name) for name in rewritten.node_by_name
+    }
+    whole = next(node.name for node in recurrent.nodes if node.target == "operator.getitem")
+    assert recurrent.shape_of(whole) == (None, 7, 16)
+
+
 def test_a_value_of_gigabytes_is_refused_before_it_is_computed():
     class Huge(nn.Module):
         def forward(self, x):

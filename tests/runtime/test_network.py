@@ -33,6 +33,8 @@ def test_outputs_equal_those_of_the_network_at_any_batch_size(model, program):
     assert sorted(module.tuned) == [1, 16]
     assert all({"dense", "kernels, blocks of 1"} <= set(tuned.seconds) for tuned in module.tuned.values())
     assert module.fallback_ops == []
+    assert repr(module).splitlines()[0] == "SparseNetwork(input (batch, 1, 8, 8)): 0 of 5 operations in torch"
+    assert "  batch 16: " in repr(module)
     with torch.no_grad():
         for size in (1, 2, 16, 40):
             assert torch.allclose(module(numbers(size, 1, 8, 8)), model(numbers(size, 1, 8, 8)), atol=1e-4)

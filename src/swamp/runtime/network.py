@@ -87,6 +87,17 @@ class SparseNetwork(ExportedNetwork):
         smaller = [tuned for tuned in self._executors if tuned <= batch]
         return self._executors[max(smaller) if smaller else min(self._executors)](inputs)
 
+    def __repr__(self) -> str:
+        inputs = ", ".join(f"{one.name} ({', '.join(map(str, one.shape))})" for one in self.program.inputs)
+        in_torch = len(self.fallback_ops)
+        lines = [f"SparseNetwork({inputs}): {in_torch} of {len(self.program.nodes)} operations in torch"]
+        lines += [
+            f"  batch {size}: {tuned.method}, {1e3 * tuned.seconds[tuned.method]:.3g} ms "
+            f"(dense {1e3 * tuned.seconds['dense']:.3g} ms)"
+            for size, tuned in self.tuned.items()
+        ]
+        return "\n".join(lines)
+
     @property
     def fallback_ops(self) -> list[str]:
         """Operators that torch executes between the kernels, as "module: operator"."""

@@ -176,6 +176,8 @@ class Program:
     state: Mapping[str, str] = field(default_factory=dict[str, str])
     in_torch: frozenset[str] = frozenset()
     provenance: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    known: Mapping[str, Value] = field(default_factory=dict[str, Value])
+    """Values that need not be computed again, because a program with the same ones was rewritten to this one."""
 
     def __post_init__(self) -> None:
         known = set(self.tensors)
@@ -293,7 +295,8 @@ class Program:
             if name in given:
                 found += _leaves(stated, given[name], name)
             elif referenced(stated):
-                raise SwampError(f"argument {name!r} is missing: the exported network takes {', '.join(names)}.")
+                needed = [other for other, part in self.arguments.items() if referenced(part)]
+                raise SwampError(f"argument {name!r} is missing: the exported network takes {', '.join(needed)}.")
         return found
 
     def start(self, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor] | None = None) -> Values:
@@ -400,9 +403,31 @@ def torch_call(node: Node, device: torch.device | None = None) -> Callable[[Valu
     return call
 
 
+_LIKE_FIRST = ("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_put", "masked_scatter")
+"""Operators whose result has the shape of the first argument, also if the shape of another one is not known."""
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+
+
+def _one_step(node: Node) -> Callable[[Values], None]:
+    """A function that adds the result of a recurrent layer, computed from one time step and with the shape of all.
+
+    On the meta device, torch executes every step.
+    """
+    function = resolve_operator(node.target)
+
+    def call(values: Values) -> None:
+        data, *args = map_refs(node.args, lambda ref: values[ref.name])
+        axis = 1 if args[-1] else 0
+        whole, *states = function(data.narrow(axis, 0, 1), *args, **node.kwargs)
+        sizes = [data.shape[axis] if place == axis else size for place, size in enumerate(whole.shape)]
+        values[node.name] = (whole.new_empty(sizes), *states)
+
+    return call
+
+
 def _values(program: Program) -> dict[str, Value]:
     meta = torch.device("meta")
-    calls = [(node, torch_call(node, meta)) for node in program.nodes]
+    calls = [(node, _one_step(node) if node.op in _RECURRENT else torch_call(node, meta)) for node in program.nodes]
     tensors = {name: tensor.to(meta) for name, tensor in program.tensors.items()}
     probes: list[Values] = []
     for number in range(len(_PROBES[0])):
@@ -413,7 +438,13 @@ def _values(program: Program) -> dict[str, Value]:
         ]
         values = program.start(inputs, tensors)
         for node, call in calls:
+            if node.name in program.known:
+                known = program.known[node.name]
+                values[node.name] = torch.empty(known.shapes[number], dtype=known.dtype, device=meta)
+                continue
             if not set(node.reads) <= set(values):
+                if node.op in _LIKE_FIRST and isinstance(node.args[0], Ref) and node.args[0].name in values:
+                    values[node.name] = values[node.args[0].name]
                 continue
             try:
                 call(values)

@@ -27,7 +27,7 @@ def _rewritten(program: Program, change: Callable[[Node], Node | Ref]) -> Progra
             replaced[node.name] = changed
         else:
             nodes.append(changed)
-    return replace(program, nodes=tuple(nodes), output=map_refs(program.output, follow))
+    return replace(program, nodes=tuple(nodes), output=map_refs(program.output, follow), known=program.values)
 
 
 def fold_batchnorm(program: Program) -> Program:
@@ -58,7 +58,7 @@ def _with_linear_layers(program: Program) -> Program:
         data, matrix, *bias = operands
         turned = Node(f"{node.name}.matrix", "t.default", (matrix,), {}, node.module)
         nodes += [turned, Node(node.name, "linear.default", (data, Ref(turned.name), *bias), {}, node.module)]
-    return replace(program, nodes=tuple(nodes))
+    return replace(program, nodes=tuple(nodes), known=program.values)
 
 
 def _constant_product(program: Program, node: Node) -> tuple[Ref, ...] | None:
@@ -92,7 +92,7 @@ def _with_constants(program: Program) -> Program:
             torch_call(node)(tensors)
         tensors[node.name] = tensors[node.name].contiguous()
         budget -= cost
-    return replace(program, nodes=tuple(nodes), tensors=tensors)
+    return replace(program, nodes=tuple(nodes), tensors=tensors, known=program.values)
 
 
 def batchnorm_scale_and_shift(norm: Node, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | float]:
@@ -299,7 +299,8 @@ def _without_dead_units(program: Program, pair: _LayerPair) -> Program:
         tensors[layer.args[2].name] = bias[keep].clone()
     tensors[reader.args[1].name] = reading[:, keep.repeat_interleave(inputs_per_unit)].clone()
     changed = {reader.name: replace(reader, args=(*reader.args[:2], Ref(bias_name), *reader.args[3:]))}
-    return replace(program, nodes=tuple(changed.get(node.name, node) for node in program.nodes), tensors=tensors)
+    nodes = tuple(changed.get(node.name, node) for node in program.nodes)
+    return replace(program, nodes=nodes, tensors=tensors, known={})
 
 
 def _constants(program: Program, pair: _LayerPair) -> Tensor:
