@@ -8,7 +8,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 # Bytecode is kept even where the environment forbids it: the next `make test` saves nine seconds in each process.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-all compat setup check format coverage docs bench zoo deepsparse faults ranks results lock locked clean
+.PHONY: demo test test-all compat setup check format coverage docs bench zoo export-zoo deepsparse faults ranks results lock locked clean
 
 demo: $(VENV)/.core
 	@rm -rf build/demo
@@ -53,9 +53,21 @@ ZOO := build/zoo
 zoo: $(ZOO)/ready
 	$(ZOO)/bin/python zoo/run.py --out docs/zoo.md
 
+# The table of docs/export_zoo.md: networks are exported with that environment, and loaded with one that has only what
+# swamp.load needs. Finished steps are not repeated: remove build/export-zoo to start again.
+BARE := build/runtime-only
+export-zoo: $(ZOO)/ready $(BARE)/ready
+	$(ZOO)/bin/python zoo/export.py --out docs/export_zoo.md
+
+$(BARE)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(BARE)
+	$(BARE)/bin/pip install --quiet --constraint constraints.txt torch numpy safetensors
+	$(BARE)/bin/pip install --quiet --no-deps --editable .
+	@touch $@
+
 $(ZOO)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(ZOO)
-	$(ZOO)/bin/pip install --quiet --constraint constraints.txt --editable . transformers accelerate huggingface_hub \
+	$(ZOO)/bin/pip install --quiet --constraint constraints.txt --editable '.[export]' transformers accelerate huggingface_hub \
 	  pillow requests tqdm psutil aiohttp xxhash pyparsing jinja2 importlib_metadata regex
 	$(ZOO)/bin/pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31 torch_geometric==2.8.1 \
 	  diffusers==0.42.1 segmentation_models_pytorch==0.6.0
