@@ -119,3 +119,20 @@ def test_a_signal_after_a_benchmark_is_handled(program, tmp_path):
     command = [sys.executable, "-c", _SIGNALLED, str(tmp_path / "x.safetensors")]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (child.returncode, child.stdout) == (0, "received\n"), child.stderr
+
+
+class _WithTable(torch.nn.Module):
+    """An image network with a buffer of five dimensions, as Swin's attention masks are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 2, 3)
+        self.register_buffer("table", torch.ones(1, 1, 2, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)[:, None] + self.table
+
+
+def test_torch_is_measured_where_a_buffer_has_five_dimensions():
+    (latency,) = benchmark(trace(_WithTable(), torch.ones(2, 1, 5, 5)), [2], ["torch"], seconds=0.01)
+    assert latency.runtime == "torch"

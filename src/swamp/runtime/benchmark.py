@@ -169,7 +169,9 @@ def _torch(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
     if not any(tensor.dim() == 4 for tensor in inputs):
         return contiguous.execute, ""
     channels_last: Any = DenseNetwork(fold_batchnorm(program)).eval()
-    channels_last.to(memory_format=torch.channels_last)
+    for name, tensor in list(channels_last.named_buffers()):
+        if tensor.dim() == 4:  # Module.to would refuse tensors of five dimensions, such as the shifts of Swin.
+            setattr(channels_last, name, tensor.contiguous(memory_format=torch.channels_last))
 
     def call_channels_last(inputs: Sequence[Tensor]) -> Any:
         images = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs]
