@@ -57,7 +57,7 @@ from swamp.runs.snapshot_files import load_snapshot, save_snapshot
 from swamp.runs.study import Study
 from swamp.runs.study_queue import StudyDirectory
 from swamp.runs.trajectory import TrajectoryWriter, read_trajectory
-from swamp.runtime import load
+from swamp.runtime import archive, load
 from swamp.runtime.archive import read, save
 from swamp.runtime.program import DenseNetwork
 from swamp.runtime.rewrite import fold_batchnorm
@@ -426,7 +426,7 @@ def _other_program(data: bytes, chance: random.Random) -> bytes:
             name = chance.choice(["gaps", "rest"])
             inner = mutated(zlib.decompress(stored[name].numpy().tobytes()), chance)
             stored[name] = torch.frombuffer(bytearray(zlib.compress(inner)), dtype=torch.uint8)
-        save_tensors(Path(file.name), stored, {"format": "swamp-sparse-1", "digest": digest(stored)})
+        save_tensors(Path(file.name), stored, {"format": archive._FORMAT, "digest": digest(stored)})
         return Path(file.name).read_bytes()
 
 

@@ -205,7 +205,9 @@ def _convolution(program: Program, node: Node, shape: Shape) -> tuple[Extent, Ex
 
 
 def _has_weight(program: Program, node: Node) -> bool:
-    return isinstance(node.args[1], Ref) and node.args[1].name in program.tensors
+    weight = program.tensors.get(node.args[1].name) if isinstance(node.args[1], Ref) else None
+    # torch states shapes for layers whose weight has more dimensions, and fails when it executes them.
+    return weight is not None and weight.dim() == (2 if node.op == "linear" else int(node.op[4]) + 2)
 
 
 def _pool(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
