@@ -207,7 +207,7 @@ def test_a_run_that_was_interrupted_its_analyses_and_its_export(backend, analyse
         command("export", tmp_path / "run", "--out", tmp_path / "small.safetensors")
         said = capfd.readouterr()
         assert "computed, 0 skipped" in said.out
-        assert "outputs differ by at most" in said.out
+        assert "outputs differ by" in said.out
         assert "swamp:" not in said.err
 
 

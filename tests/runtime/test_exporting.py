@@ -454,7 +454,7 @@ def test_differences_are_relative_and_see_nan_infinity_shapes_and_types():
     assert difference(special, special.clone()) == 0
     assert difference(special, torch.tensor([float("nan"), -float("inf"), 1.0])) == float("inf")
     assert difference(special, torch.tensor([0.0, float("inf"), 1.0])) == float("inf")
-    assert checks.TOLERANCE == 1e-4
+    assert checks.RELATIVE_TOLERANCE == 1e-4
 
 
 def test_sizes_are_known_from_probes_and_never_stored():

@@ -14,7 +14,7 @@ from swamp.runtime.kernels import CompilerError, KernelConfig, KernelExecutor, R
 from swamp.runtime.program import BATCH, DenseNetwork, Program, torch_call
 from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
 
-TOLERANCE = 1e-4
+RELATIVE_TOLERANCE = 1e-4
 """Largest difference, relative to the largest number of the tensor, that rounding in float32 explains."""
 _BATCHES = (1, 2, 5)
 
@@ -49,7 +49,7 @@ def _same_special(found: Tensor, expected: Tensor) -> bool:
     return bool(((found == expected) | (found.isnan() & expected.isnan())).all())
 
 
-def checked(
+def compared_program(
     program: Program, network: Callable[[Sequence[Tensor]], Any], inputs: Sequence[Tensor]
 ) -> tuple[Program, float]:
     """Compare a program with the network that it was traced from, and what the kernels compute with both.
@@ -85,12 +85,12 @@ def checked(
                 continue
             found = _attempt(dense, given)
         differs = difference(found, expected)
-        if differs > TOLERANCE and size == 1:
+        if differs > RELATIVE_TOLERANCE and size == 1:
             # Code for a batch can treat a single example in another way, for instance with squeeze().
             sizes = {**program.sizes, BATCH: replace(program.sizes[BATCH], minimum=2)}
             program, compact = replace(program, sizes=sizes), replace(compact, sizes=sizes)
             continue
-        if not differs <= TOLERANCE:
+        if not differs <= RELATIVE_TOLERANCE:
             raise SwampError(
                 f"the outputs of the exported program differ from those of the network by {differs:.2g} of their "
                 f"largest number{f' at batch size {size}' if size else ''}, more than rounding can explain; nothing "
@@ -127,7 +127,7 @@ def _compared_kernels(program: Program, cases: Sequence[tuple[Sequence[Tensor], 
     program = replace(program, in_torch=frozenset(wrong))
     executors = [KernelExecutor(program, KernelConfig(block)) for block in (1, 16)]
     largest = max((difference(one(inputs), expected) for one in executors for inputs, expected in cases), default=0.0)
-    if largest <= TOLERANCE:
+    if largest <= RELATIVE_TOLERANCE:
         return wrong, largest
     # Each region agrees, but the network amplifies rounding.
     warnings.warn(
@@ -157,7 +157,7 @@ def differing_nodes(executor: KernelExecutor, inputs: Sequence[Tensor]) -> set[s
             call(values)
             outputs: Mapping[str, Tensor] = {name: expected[name] for name in call.region.outputs}
             for name, tensor in outputs.items():
-                if not _difference(values[name], tensor) <= TOLERANCE:
+                if not _difference(values[name], tensor) <= RELATIVE_TOLERANCE:
                     wrong |= {node.name for node in call.region.nodes}
                     operations = ", ".join(f"{node.module or 'the model'}: {node.op}" for node in call.region.nodes)
                     warnings.warn(

@@ -13,8 +13,8 @@ from torch import nn
 from swamp.errors import SwampError
 from swamp.masks import Mask
 from swamp.runtime.archive import save
-from swamp.runtime.checks import checked
-from swamp.runtime.flat_model import Dynamic, FlatModel
+from swamp.runtime.checks import compared_program
+from swamp.runtime.flat_model import FlatModel, VaryingSizes
 from swamp.runtime.program import Program
 from swamp.runtime.regions import fallback_ops
 from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
@@ -63,7 +63,7 @@ def export(
     example: Any,
     mask: Mask | None = None,
     *,
-    dynamic: Dynamic | None = None,
+    dynamic: VaryingSizes | None = None,
     values: torch.dtype = torch.float32,
     provenance: Mapping[str, Any] | None = None,
 ) -> Exported:
@@ -119,12 +119,12 @@ class CheckedProgram:
     """Outputs that the program does not return."""
 
 
-def checked_program(model: nn.Module, example: Any, *, dynamic: Dynamic | None = None) -> CheckedProgram:
+def checked_program(model: nn.Module, example: Any, *, dynamic: VaryingSizes | None = None) -> CheckedProgram:
     """Trace a network in eval mode, and compare the program with it. The arguments are those of `export`."""
     flat = FlatModel(model.cpu().eval(), example)
     program = trace_flat(flat, dynamic)
     left_out = tuple(flat.record.left_out)
-    program, largest = checked(program, lambda inputs: flat(*inputs), list(flat.tensors.values()))
+    program, largest = compared_program(program, lambda inputs: flat(*inputs), list(flat.tensors.values()))
     if not any(bool((parameter == 0).any()) for parameter in model.parameters() if parameter.dim() > 1):
         warnings.warn(f"{type(model).__name__} has no pruned weights, and no mask was given.", stacklevel=3)
     return CheckedProgram(program, largest, left_out)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from swamp.errors import SwampError
 from swamp.runtime.program import Outputs, Ref
 
-Dynamic = Mapping[str, Mapping[int, str]]
+VaryingSizes = Mapping[str, Mapping[int, str]]
 """Name of an input -> its dimensions that vary, with a name for each size; equal names are equal sizes."""
 
 
@@ -112,7 +112,7 @@ class FlatModel(nn.Module):
         self.tensors = {name: torch.cat([tensor, tensor]) for name, tensor in self.tensors.items()}
         return True
 
-    def dynamic_shapes(self, dynamic: Dynamic | None) -> dict[str, Any]:
+    def dynamic_shapes(self, dynamic: VaryingSizes | None) -> dict[str, Any]:
         """For torch.export: which dimensions of the inputs may vary."""
         auto: Any = torch.export.Dim.AUTO  # pyright: ignore
         if dynamic is None:

@@ -133,7 +133,7 @@ def _fix(stated: int | str, size: int, sizes: dict[str, int]) -> bool:
 
 
 @dataclass(frozen=True)
-class Value:
+class TensorInfo:
     """What is known of a tensor that a program computes, before it computes it."""
 
     dtype: torch.dtype
@@ -176,7 +176,7 @@ class Program:
     state: Mapping[str, str] = field(default_factory=dict[str, str])
     in_torch: frozenset[str] = frozenset()
     provenance: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    known: Mapping[str, Value] = field(default_factory=dict[str, Value])
+    known: Mapping[str, TensorInfo] = field(default_factory=dict[str, TensorInfo])
     """Values that need not be computed again, because a program with the same ones was rewritten to this one."""
 
     def __post_init__(self) -> None:
@@ -207,7 +207,7 @@ class Program:
         return {node.name: node for node in self.nodes}
 
     @cached_property
-    def values(self) -> Mapping[str, Value]:
+    def values(self) -> Mapping[str, TensorInfo]:
         """Value name -> its dtype and shapes, for every tensor whose shape does not depend on numbers in the inputs.
 
         They are not stored but computed, by executing the program in three probes on torch's meta device, which
@@ -222,7 +222,7 @@ class Program:
         """Compute `values`. Raises ValueError if one would take more than a gigabyte for two examples."""
         _ = self.values
 
-    def value_of(self, name: str) -> Value | None:
+    def value_of(self, name: str) -> TensorInfo | None:
         """Dtype and shapes of a value, if it is a tensor and they are known."""
         return self.values.get(name)
 
@@ -425,7 +425,7 @@ def _one_step(node: Node) -> Callable[[Values], None]:
     return call
 
 
-def _values(program: Program) -> dict[str, Value]:
+def _values(program: Program) -> dict[str, TensorInfo]:
     meta = torch.device("meta")
     calls = [(node, _one_step(node) if node.op in _RECURRENT else torch_call(node, meta)) for node in program.nodes]
     tensors = {name: tensor.to(meta) for name, tensor in program.tensors.items()}
@@ -455,12 +455,12 @@ def _values(program: Program) -> dict[str, Value]:
             if number == 0 and isinstance(value, Tensor) and value.numel() * value.itemsize > _MOST_BYTES:
                 raise ValueError(f"{node.name} would take {value.numel() * value.itemsize:,} bytes")
         probes.append(values)
-    found: dict[str, Value] = {}
+    found: dict[str, TensorInfo] = {}
     for name, first in probes[0].items():
         shown = [values.get(name) for values in probes]
         tensors_of_name = [value for value in shown if isinstance(value, Tensor)]
         if len(tensors_of_name) == len(probes) and len({value.dim() for value in tensors_of_name}) == 1:
-            found[name] = Value(first.dtype, tuple(tuple(value.shape) for value in tensors_of_name))
+            found[name] = TensorInfo(first.dtype, tuple(tuple(value.shape) for value in tensors_of_name))
     return found
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from swamp.errors import SwampError, shortened
 from swamp.masks import Mask
 from swamp.model_copy import copied_model
-from swamp.runtime.flat_model import Dynamic, FlatModel
+from swamp.runtime.flat_model import FlatModel, VaryingSizes
 from swamp.runtime.operators import is_random
 from swamp.runtime.program import BATCH, Input, Node, Program, Ref, Size, map_refs
 
@@ -53,7 +53,7 @@ def bake_mask(model: nn.Module, mask: Mask | None = None) -> nn.Module:
     return baked
 
 
-def trace(model: nn.Module, example: Any, *, dynamic: Dynamic | None = None) -> Program:
+def trace(model: nn.Module, example: Any, *, dynamic: VaryingSizes | None = None) -> Program:
     """Convert a module in eval mode to a program.
 
     Its graph is functional: operators in place become operators that return their result. Dropout and other operators
@@ -84,7 +84,7 @@ def trace(model: nn.Module, example: Any, *, dynamic: Dynamic | None = None) -> 
     return trace_flat(FlatModel(copied_model(model).cpu().eval(), example), dynamic)
 
 
-def trace_flat(flat: "FlatModel", dynamic: Dynamic | None) -> Program:
+def trace_flat(flat: "FlatModel", dynamic: VaryingSizes | None) -> Program:
     """The program of a flat model. As for `trace`."""
     single = flat.tensors
     if dynamic is None and flat.repeat_single_example():
@@ -148,7 +148,7 @@ _PLACES = ("device", "pin_memory", "non_blocking")
 class _Translation:
     """Translates the graph of torch.export to the nodes of a program."""
 
-    def __init__(self, flat: FlatModel, exported: Any, dynamic: Dynamic | None) -> None:
+    def __init__(self, flat: FlatModel, exported: Any, dynamic: VaryingSizes | None) -> None:
         self.flat, self.exported, self.dynamic = flat, exported, dynamic
         self.values: dict[fx.Node, Any] = {}
         """Node of the graph -> what a program has in its place: a reference, a constant, or a list of these."""
