@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from swamp.files import digest
 from swamp.runtime.kernels import KernelConfig, KernelExecutor
 from swamp.runtime.program import Program
 from swamp.runtime.rewrite import fold_batchnorm
@@ -56,10 +57,25 @@ def run(program: Program, inputs: Tensor, block: int, dense: frozenset[str] = fr
         return executor([inputs])
 
 
+_TRACED: dict[object, Program] = {}
+
+
+def traced(model: nn.Module, inputs: Tensor) -> Program:
+    """The program of a model, traced once for equal modules and weights: many tests vary only the blocks."""
+    modules = [
+        (name, type(module).__qualname__, [(key, repr(value)) for key, value in vars(module).items() if key[0] != "_"])
+        for name, module in model.named_modules()
+    ]
+    key = (repr(modules), digest(model.state_dict()), inputs.shape[1:], inputs.dtype)
+    if key not in _TRACED:
+        _TRACED[key] = trace(model, torch.cat([inputs, inputs]))
+    return _TRACED[key]
+
+
 def assert_same(model: nn.Module, inputs: Tensor, block: int, tolerance: float = 1e-4) -> None:
     """The kernels compute what the model computes."""
     with torch.no_grad():
         expected = model(inputs)
-    output = run(trace(model, torch.cat([inputs, inputs])), inputs, block)
+    output = run(traced(model, inputs), inputs, block)
     assert output.shape == expected.shape
     assert (output - expected).abs().max() <= tolerance * max(1, expected.abs().max())

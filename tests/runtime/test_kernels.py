@@ -16,9 +16,8 @@ from swamp.runtime.kernels import KernelConfig, KernelExecutor, kernel_library
 from swamp.runtime.lowering import lower
 from swamp.runtime.program import Node
 from swamp.runtime.regions import partition
-from swamp.runtime.tracing import trace
 
-from .networks import assert_same, built, numbers, run
+from .networks import assert_same, built, numbers, run, traced
 
 BLOCKS = (1, 3, 4, 16, 32)
 blocks = st.sampled_from(BLOCKS)
@@ -121,7 +120,7 @@ class Wide(nn.Module):
 @pytest.mark.parametrize(("batch", "size"), [(33, 12), (2, 13)])
 def test_sums_in_parts(block, batch, size):
     model = built(Wide, 0.3)
-    program = trace(model, numbers(2, 64, size, size))
+    program = traced(model, numbers(2, 64, size, size))
     (part,) = partition(program)
     chains = lower(program, part, block, 16).steps[:, FIELDS.index("chain")]
     assert chains.max() > 0
@@ -131,7 +130,7 @@ def test_sums_in_parts(block, batch, size):
 @pytest.mark.parametrize("block", [1, 16, 32, 48])
 def test_sums_of_a_long_vector_in_parts(block):
     model = nn.Sequential(built(lambda: nn.Linear(3000, 40), 0.3), nn.ReLU(), nn.Linear(40, 3))
-    program = trace(model, numbers(2, 3000))
+    program = traced(model, numbers(2, 3000))
     (part,) = partition(program)
     chains = lower(program, part, block, 16).steps[:, FIELDS.index("chain")]
     # A single example is computed by the gather kernel, which has no parts.
@@ -142,7 +141,7 @@ def test_sums_of_a_long_vector_in_parts(block):
 @pytest.mark.parametrize("block", [16, 32, 64])
 def test_all_parts_of_a_sum_give_a_channel_to_the_same_thread(block):
     """There is no barrier between parts: a channel that moved to another thread could lose a part."""
-    program = trace(built(lambda: nn.Linear(3000, 203), 0.9), numbers(2, 3000))
+    program = traced(built(lambda: nn.Linear(3000, 203), 0.9), numbers(2, 3000))
     (part,) = partition(program)
     lowered = lower(program, part, block, 16)
     kept = {array.ctypes.data: array for array in lowered.pinned}
@@ -201,7 +200,7 @@ def test_a_transformer_layer_runs_in_the_kernels_except_its_attention(block, nor
             16, 2, 37, batch_first=True, activation="gelu", dropout=0, norm_first=norm_first
         )
     )
-    program = trace(layer, numbers(3, 5, 16))
+    program = traced(layer, numbers(3, 5, 16))
     inside = [node.op for part in partition(program) if not isinstance(part, Node) for node in part.nodes]
     # With the norm first, a transpose separates it from the projections of the attention.
     assert sorted(inside) == ["add", "add", "gelu", *["layer_norm"] * (2 - norm_first), *["linear"] * 4]
@@ -222,7 +221,7 @@ def test_layer_norm_of_numbers_far_from_zero(block, affine):
         for parameter in model[1].parameters():
             parameter.copy_(torch.linspace(-1, 2, 37))
         expected = model.double()(numbers(21, 7).double()).float()
-        outputs = run(trace(model.float(), numbers(2, 7)), numbers(21, 7), block)
+        outputs = run(traced(model.float(), numbers(2, 7)), numbers(21, 7), block)
     # Inputs near 1000 are rounded to 6e-5.
     assert (outputs - expected).abs().max() < 1e-3
 
@@ -240,7 +239,7 @@ def test_activations(block, act):
     nn.init.ones_(layer.weight), nn.init.zeros_(layer.bias)
     model = nn.Sequential(layer, act).eval()
     inputs = torch.cat([torch.linspace(-120, 120, 241), torch.linspace(-6, 6, 1001)])[:, None]
-    program = trace(model, inputs)
+    program = traced(model, inputs)
     (part,) = partition(program)
     assert not isinstance(part, Node)
     with torch.no_grad():
@@ -264,14 +263,14 @@ class Gated(nn.Module):
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_products(block):
-    program = trace(built(Gated, 0.3), numbers(5, 2, 7, 6))
+    program = traced(built(Gated, 0.3), numbers(5, 2, 7, 6))
     assert not [part for part in partition(program) if isinstance(part, Node)]
     assert_same(built(Gated, 0.3), numbers(5, 2, 7, 6), block)
 
 
 def test_excluded_layers_run_in_torch():
     model = built(Residual)
-    program = trace(model, numbers(4, 3, 8, 8))
+    program = traced(model, numbers(4, 3, 8, 8))
     layers = [node.name for node in program.nodes if node.op == "conv2d"]
     with torch.no_grad():
         expected = model(numbers(4, 3, 8, 8))
@@ -301,7 +300,7 @@ def test_numbers_that_are_not_finite_stay_in_their_example(block, value):
         return nn.Sequential(*head, nn.AvgPool2d(2), nn.Flatten(), nn.GELU(), nn.Linear(4, 3))
 
     model, inputs = built(make, 0.3), numbers(20, 1, 7, 7)
-    program = trace(model, inputs)
+    program = traced(model, inputs)
     expected = run(program, inputs, block)
     inputs[3] = value
     outputs = run(program, inputs, block)
@@ -317,7 +316,7 @@ def test_activations_of_numbers_that_are_not_finite(block, act):
     layer.weight.data = torch.eye(4)
     model = nn.Sequential(layer, act()).eval()
     special = torch.tensor([float("nan"), float("inf"), float("-inf"), -1e30])
-    outputs = run(trace(model, numbers(2, 4)), special.repeat(20, 1), block)
+    outputs = run(traced(model, numbers(2, 4)), special.repeat(20, 1), block)
     expected = torch.tensor([float("nan"), float("inf"), 0, 0])
     assert outputs.equal(outputs[:1].expand(20, 4)) or outputs[:, 0].isnan().all()
     assert torch.allclose(outputs, expected.expand(20, 4), equal_nan=True)
@@ -325,7 +324,7 @@ def test_activations_of_numbers_that_are_not_finite(block, act):
 
 def test_more_examples_than_a_block_need_no_larger_arena():
     model = built(lambda: nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 10)))
-    executor = KernelExecutor(trace(model, numbers(2, 30)), KernelConfig(16))
+    executor = KernelExecutor(traced(model, numbers(2, 30)), KernelConfig(16))
     executor([numbers(2, 30)])
     before = executor.regions[0].arena.nbytes
     executor([numbers(200, 30)])
