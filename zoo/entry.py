@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,6 +53,12 @@ def images(side: int = 32, classes: int = 4, examples: int = 16) -> swamp.Task:
     inputs = random(examples, 3, side, side)
     data = inputs, integers(classes, examples)
     return swamp.Task.of(train=data, test=data)
+
+
+def write_table(page: Path, mark: str, summary: str, table: str) -> None:
+    """Replace what stands between the two marks of a page."""
+    before, _, after = page.read_text().split(mark)
+    page.write_text(f"{before}{mark}\n{summary}\n\n{table}\n{mark}{after}")
 
 
 def own_loss(train: Any, **options: Any) -> swamp.Task:

@@ -29,6 +29,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
 
 import swamp
+from entry import write_table
 from exportable import NETWORKS, Exportable, Inputs
 from loaded import bound, call, tensors_of
 from swamp.errors import SwampError
@@ -234,10 +235,7 @@ def main() -> None:
     summary = f"{equal} of {len(records)} equal"
     print(summary)
     if args.out:
-        mark = "<!-- export-zoo -->"
-        before, _, after = args.out.read_text().split(mark)
-        text = f"{mark}\n{summary}.\n\n{table(records, args.sparsity.split(','))}\n{mark}"
-        args.out.write_text(before + text + after)
+        write_table(args.out, "<!-- export-zoo -->", f"{summary}.", table(records, args.sparsity.split(",")))
     sys.exit(equal < len(records))
 
 

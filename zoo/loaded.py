@@ -14,18 +14,12 @@ import torch
 
 import swamp
 from swamp.errors import SwampError
+from swamp.runtime.checks import difference
+from swamp.runtime.flat_model import call_arguments
 from swamp.runtime.kernels import KernelConfig, KernelExecutor
 from swamp.runtime.regions import FusedRegion, partition
 
 LIBRARIES = ("timm", "torchvision", "transformers", "torch_geometric", "diffusers", "scipy")
-
-
-def difference(outputs: Any, expected: Any) -> float:
-    """Largest difference of two structures of tensors, relative to the largest number of each expected tensor."""
-    found, wanted = tensors_of(outputs), tensors_of(expected)
-    if [x.shape for x in found] != [x.shape for x in wanted]:
-        return float("inf")
-    return max(_distance(x, y) for x, y in zip(found, wanted, strict=True))
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:
@@ -37,22 +31,16 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
     return [tensor for one in value for tensor in tensors_of(one)] if isinstance(value, list | tuple) else []
 
 
-def _distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    if not wanted.is_floating_point() or wanted.numel() == 0:
-        return 0.0 if torch.equal(found, wanted) else float("inf")
-    worst = float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
-    return worst if worst == worst else float("inf")
-
-
 def call(network: torch.nn.Module, inputs: Any) -> Any:
     """The outputs for positional arguments (a tuple) or keyword arguments (a dict)."""
+    args, kwargs = call_arguments(inputs)
     with torch.no_grad():
-        return network(**inputs) if isinstance(inputs, dict) else network(*inputs)
+        return network(*args, **kwargs)
 
 
 def bound(program: Any, inputs: Any) -> list[torch.Tensor]:
     """The tensors in the order of the program."""
-    return program.bind((), inputs) if isinstance(inputs, dict) else program.bind(inputs, {})
+    return program.bind(*call_arguments(inputs))
 
 
 def compare(network: Any, pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
@@ -61,7 +49,7 @@ def compare(network: Any, pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
     found = {
         "in_kernels": sum(len(part.nodes) for part in parts if isinstance(part, FusedRegion)),
         "in_torch": len(network.fallback_ops),
-        "difference": max(difference(call(network, inputs), expected) for inputs, expected in pairs),
+        "difference": max(_difference(call(network, inputs), expected) for inputs, expected in pairs),
         "kernel_difference": 0.0,
     }
     # The tuner may have chosen another way: the kernels must be right in any case.
@@ -70,8 +58,12 @@ def compare(network: Any, pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
         for inputs, expected in pairs:
             with torch.no_grad():
                 outputs = executor(bound(network.program, inputs))
-            found["kernel_difference"] = max(found["kernel_difference"], difference(outputs, expected))
+            found["kernel_difference"] = max(found["kernel_difference"], _difference(outputs, expected))
     return found
+
+
+def _difference(outputs: Any, expected: Any) -> float:
+    return difference(tensors_of(outputs), tensors_of(expected))
 
 
 def main(path: str, checks: str) -> None:

@@ -27,7 +27,7 @@ import hub
 import plain
 import swamp
 import vision
-from entry import Entry
+from entry import Entry, write_table
 
 ENTRIES = (*plain.ENTRIES, *hub.ENTRIES, *vision.ENTRIES)
 _HOW = swamp.Training(epochs=4, batch_size=8, lr=0.01, swa_fraction=0.5)
@@ -138,10 +138,7 @@ def main() -> None:
     works = sum(not one.fault for one in outcomes)
     print(f"{works} of {len(outcomes)} work")
     if given.out:
-        mark = "<!-- zoo -->"
-        before, _, after = given.out.read_text().split(mark)
-        text = f"{mark}\n{works} of {len(outcomes)} work.\n\n{table(outcomes)}\n{mark}"
-        given.out.write_text(before + text + after)
+        write_table(given.out, "<!-- zoo -->", f"{works} of {len(outcomes)} work.", table(outcomes))
     sys.exit(works < len(outcomes))
 
 

@@ -142,7 +142,7 @@ class TensorInfo:
 
     @cached_property
     def shape(self) -> Shape:
-        """The shape, with None for sizes that differ between probes. None in every place if dimensions differ."""
+        """The shape, with None for sizes that differ between probes."""
         return tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*self.shapes, strict=True))
 
 
