@@ -229,6 +229,7 @@ from torch.distributed import TCPStore
 from swamp.errors import Interrupted
 from swamp.backends.coordinator import Coordinator
 stop = Event()
+coordinator = None
 if sys.argv[1] != "left":
     Timer(0.5, stop.set).start()
 try:
@@ -248,6 +249,9 @@ try:
         coordinator.mesh(1)
 except Interrupted as error:
     print("interrupted:", error, flush=True)
+# As a run does. A heartbeat inside torch while the interpreter ends would abort the process.
+if coordinator:
+    coordinator.close("was stopped")
 """
 
 
