@@ -48,16 +48,17 @@ docs: $(VENV)/.docs
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/run.py $(PARTS)
 
-# The table of docs/zoo.md, in an environment of its own: timm needs a torchvision that pip would pair with a GPU build.
+# The table of docs/reference/zoo.md, in an environment of its own: timm needs a torchvision that pip would pair with a
+# GPU build.
 ZOO := build/zoo
 zoo: $(ZOO)/ready
-	$(ZOO)/bin/python zoo/run.py --out docs/zoo.md
+	$(ZOO)/bin/python zoo/run.py --out docs/reference/zoo.md
 
-# The table of docs/export_zoo.md: networks are exported with that environment, and loaded with one that has only what
-# swamp.load needs. Finished steps are not repeated: remove build/export-zoo to start again.
+# The table of docs/reference/export_zoo.md: networks are exported with that environment, and loaded with one that
+# has only what swamp.load needs. Finished steps are not repeated: remove build/export-zoo to start again.
 BARE := build/runtime-only
 export-zoo: $(ZOO)/ready $(BARE)/ready
-	$(ZOO)/bin/python zoo/export.py --out docs/export_zoo.md
+	$(ZOO)/bin/python zoo/export.py --out docs/reference/export_zoo.md
 
 $(BARE)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(BARE)
@@ -85,7 +86,7 @@ build/deepsparse/ready: benchmarks/deepsparse.txt $(BIN)/pip
 	$(BIN)/pip install --quiet --no-deps --upgrade --target build/sparselab sparselab==0.2.2
 	@touch $@
 
-# What docs/reliability.md counts: hours on two busy cores, each campaign alone has --cases and --seed.
+# What docs/explanation/reliability.md counts: hours on two busy cores, each campaign alone has --cases and --seed.
 faults: $(VENV)/.dev
 	@for campaign in kill signals disk power memory reader frozen clock leak load; do \
 	  $(BIN)/python faults/$$campaign.py || exit; done
@@ -103,7 +104,7 @@ sanitize: $(VENV)/.dev
 ranks: $(VENV)/.dev
 	$(BIN)/python benchmarks/hosts.py
 
-# The studies of docs/results.md: hours on two cores; finished runs are skipped.
+# The studies of docs/explanation/results.md: hours on two cores; finished runs are skipped.
 results: $(VENV)/.core
 	@for study in mnist1d fashion-mnist mnist1d-long mnist1d-long-late baselines-mnist1d-rates \
 	    baselines-fashion-mnist-rates; do \

@@ -1,4 +1,4 @@
-"""Damage each file of a run: the damage is detected and named, or has no effect. See docs/reliability.md.
+"""Damage each file of a run: the damage is detected and named, or has no effect. See docs/explanation/reliability.md.
 
 python faults/damage.py --cases 5000 --seed 1
 """

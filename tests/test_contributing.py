@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md names files and tables of names that exist, and docs/method.md tests that exist."""
+"""CONTRIBUTING.md names files and tables of names that exist, and docs/explanation/method.md tests that exist."""
 
 import re
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_every_other_table_is_defined_there(path, name):
     assert re.search(rf"^{name}\b", (ROOT / path).read_text(), re.MULTILINE)
 
 
-PROMISES = (ROOT / "docs" / "method.md").read_text().partition("## Promises")[2]
+PROMISES = (ROOT / "docs" / "explanation" / "method.md").read_text().partition("## Promises")[2]
 
 
 @pytest.mark.parametrize(("path", "name"), re.findall(r"`(\w+/test_[\w*]+\.py)(?:::(\w+))?`", PROMISES))

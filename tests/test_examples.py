@@ -1,4 +1,4 @@
-"""The worked examples of docs/integrations.md run as they are, offline."""
+"""The worked examples of docs/howto/integrations.md run as they are, offline."""
 
 import importlib.util
 import runpy

@@ -46,7 +46,7 @@ def public_names() -> list[str]:
 
 @pytest.mark.slow
 def test_the_reference_has_an_anchor_for_every_public_name(site):
-    found = anchors(site / "reference" / "index.html")
+    found = anchors(site / "reference" / "api" / "index.html")
     assert [name for name in public_names() if name not in found] == []
 
 

@@ -34,6 +34,6 @@ def test_a_network_of_transformers_is_pruned_resumed_held_and_loaded(name: str, 
 
 
 def test_the_page_lists_every_entry():
-    page = (Path(__file__).parent.parent / "docs" / "zoo.md").read_text()
+    page = (Path(__file__).parent.parent / "docs" / "reference" / "zoo.md").read_text()
     assert [entry.name for entry in run.ENTRIES if f"| {entry.name} |" not in page] == []
     assert "Error" not in page

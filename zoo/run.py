@@ -1,4 +1,4 @@
-"""Prunes the networks of the zoo, resumes, holds and re-loads them, and writes docs/zoo.md: see `make zoo`.
+"""Prunes the networks of the zoo, resumes, holds and re-loads them, and writes docs/reference/zoo.md: see `make zoo`.
 
 Each entry is pruned with two particles in two cycles; a run that stops after the first must give the same bits when the
 same call continues it; the zeros must hold in ten steps of AdamW; the saved weights must load into a new network.

@@ -241,7 +241,7 @@ def test_workers_of_one_machine_share_its_cores_and_gpus(finished, monkeypatch):
 
 
 def test_the_example_of_the_page_can_be_resolved(tmp_path):
-    page = (Path(__file__).parents[2] / "docs" / "study.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "study.md").read_text()
     examples = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     assert len(examples) == 2
     for number, text in enumerate(examples):

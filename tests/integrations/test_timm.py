@@ -1,4 +1,4 @@
-"""With the real timm, in an environment where it installs: see docs/integrations.md."""
+"""With the real timm, in an environment where it installs: see docs/howto/integrations.md."""
 
 import importlib
 import importlib.util

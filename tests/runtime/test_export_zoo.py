@@ -38,5 +38,5 @@ def test_a_loaded_network_equals_the_exported_one_by_the_chosen_method_and_by_th
 
 
 def test_the_page_lists_every_network():
-    page = (Path(__file__).parents[2] / "docs" / "export_zoo.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "export_zoo.md").read_text()
     assert [network.name for network in NETWORKS if f"| {network.name} |" not in page] == []

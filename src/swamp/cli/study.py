@@ -31,7 +31,7 @@ class StudyArgs:
     """
 
     study: tyro.conf.Positional[str]
-    """A TOML file (see docs/study.md), the name of a predefined study, or the folder of an existing one."""
+    """A TOML file (see docs/howto/study.md), the name of a predefined study, or the folder of an existing one."""
     out: Path | None = None
     """Folder of the study (default: studies/NAME)."""
     workers: int = 1

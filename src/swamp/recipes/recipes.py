@@ -45,7 +45,7 @@ def digits_mlp() -> RunConfig:
 
 
 def fashion_mnist_lenet() -> RunConfig:
-    """LeNet-300-100 on 10,000 images of Fashion-MNIST: the setting of docs/results.md."""
+    """LeNet-300-100 on 10,000 images of Fashion-MNIST: the setting of docs/explanation/results.md."""
     return RunConfig(
         recipe="fashion-mnist-lenet",
         task="fashion-mnist",
