@@ -1,7 +1,8 @@
-"""The site builds without a warning, and its reference has every public name."""
+"""The site builds without a warning; its reference has every public name, every command and every option."""
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from importlib import import_module
@@ -10,8 +11,11 @@ from pathlib import Path
 import pytest
 
 import swamp
+from swamp.cli import main
+from swamp.cli.entry import COMMANDS
 
 ROOT = Path(__file__).parent.parent
+HOOKS = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
 PACKAGES = sorted(f"swamp.{path.parent.name}" for path in (ROOT / "src" / "swamp").glob("*/__init__.py"))
 
 
@@ -46,8 +50,29 @@ def public_names() -> list[str]:
 
 @pytest.mark.slow
 def test_the_reference_has_an_anchor_for_every_public_name(site):
-    found = anchors(site / "reference" / "api" / "index.html")
+    found = set[str]().union(*map(anchors, (site / "reference" / "api").glob("*/index.html")))
     assert [name for name in public_names() if name not in found] == []
+
+
+@pytest.fixture(scope="module")
+def sections():
+    """Command -> its part of the page of commands."""
+    parts = re.split(r"^## swamp (\w+)$", "\n".join(HOOKS["commands"]()), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def flags(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_page_of_commands_has_every_option_of_the_help(command, sections, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help-all"])
+    offered = flags(capsys.readouterr().out) - {"--help", "--help-all"}
+    # The options that swamp ticket shares with swamp run stand there once.
+    shown = flags(sections[command]) | (flags(sections["run"]) if command == "ticket" else set())
+    assert {flag for flag in offered if f"--{flag[5:]}" not in offered or not flag.startswith("--no-")} <= shown
 
 
 def test_the_public_interface_stays_small():

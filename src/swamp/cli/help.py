@@ -3,8 +3,8 @@
 import ast
 import inspect
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from rich.table import Table
@@ -16,46 +16,77 @@ OptionGroups = Mapping[str, Sequence[str]]
 """Heading -> fields of the dataclass (or of the dataclasses in it) whose options stand under this heading."""
 
 
+@dataclass(frozen=True)
+class CommandOption:
+    """One option of a command, as its help and the reference show it."""
+
+    field: str
+    group: str
+    """Name of the dataclass that has the field."""
+    name: str
+    """`--like-this`; `LIKE_THIS` for a value without a name."""
+    kind: str
+    """INT, TEXT, a|b, `INT ...`; empty for a switch."""
+    default: str
+    """Empty if there is none, or if the text states it."""
+    text: str
+
+    @property
+    def usage(self) -> str:
+        """The name with the kind of its value."""
+        return f"{self.name} {self.kind}".rstrip()
+
+
 def print_short_help(command: str, given: Any, shown: OptionGroups) -> None:
     """Print the help of a command that takes a recipe: the docstring of `given`, and the options of `shown`.
 
     The defaults that are printed are the values of `given`.
     """
-    options = _options(given)
+    options = {option.field: option for option in command_options(given)}
     Out.print(
         f"usage: {command} [RECIPE] [OPTIONS]\n\n{inspect.getdoc(given)}", markup=False, highlight=False, soft_wrap=True
     )
-    width = max(len(options[name][0]) for names in shown.values() for name in names)
+    width = max(len(options[name].usage) for names in shown.values() for name in names)
     for heading, names in shown.items():
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column(width=width + 2, no_wrap=True)
         table.add_column()
         for name in names:
-            option, text = options[name]
-            table.add_row(Text(f"  {option}", style="bold"), Text(text))
+            option = options[name]
+            text = f"{option.text} (default: {option.default})" if option.default else option.text
+            table.add_row(Text(f"  {option.usage}", style="bold"), Text(text))
         Out.print(f"\n[bold]{heading}[/bold]")
         Out.print(table, highlight=False)
     hidden = len(options) - sum(map(len, shown.values()))
     Out.print(f"\n{hidden} more options: --help-all shows all.", highlight=False)
 
 
-def _options(given: Any) -> dict[str, tuple[str, str]]:
-    """Field -> its option with the kind of value, and its text; those of nested dataclasses too."""
-    found: dict[str, tuple[str, str]] = {}
-    group = cast("type[Any]", type(given))
+def command_options(given: Any) -> Iterator[CommandOption]:
+    """The options of a dataclass, or of an instance, which has the defaults; those of nested dataclasses too."""
+    group = cast("type[Any]", given if isinstance(given, type) else type(given))
     texts, kinds = _field_docstrings(group), get_type_hints(group)
+    marks = {name: str(hint) for name, hint in get_type_hints(group, include_extras=True).items()}
     for field in fields(group):
-        value: Any = getattr(given, field.name)
+        value: Any = field.default if isinstance(given, type) else getattr(given, field.name)
         if is_dataclass(value):
-            found |= _options(value)
+            yield from command_options(value)
             continue
-        option = f"--{field.name.replace('_', '-')} {_kind(kinds[field.name])}".rstrip()
         text = texts.get(field.name, "")
-        if value is not False and value not in (None, "", ()) and "(default" not in text:
-            default = " ".join(map(str, cast("tuple[Any, ...]", value))) if isinstance(value, tuple) else value
-            text = f"{text} (default: {default})"
-        found[field.name] = option, text
-    return found
+        named = "Positional" not in marks[field.name]
+        yield CommandOption(
+            field.name,
+            group.__name__,
+            f"--{field.name.replace('_', '-')}" if named else field.name.upper(),
+            _kind(kinds[field.name]),
+            "" if "(default" in text else _written(value),
+            text,
+        )
+
+
+def _written(default: Any) -> str:
+    if default is False or default is MISSING or default in (None, "", ()):
+        return ""
+    return " ".join(map(str, cast("tuple[Any, ...]", default))) if isinstance(default, tuple) else str(default)
 
 
 def _field_docstrings(kind: type) -> dict[str, str]:

@@ -1,0 +1,104 @@
+"""Pages of the site that are made when it is built: the options of every command, and the notebooks."""
+
+import base64
+import inspect
+import json
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from swamp.cli.entry import COMMANDS
+from swamp.cli.help import CommandOption, command_options
+from swamp.recipes import configuration
+
+GROUPS = {
+    "RunConfig": "Task, model and machine",
+    "Plan": "Pruning",
+    "Dynamic": "Masks that change during training",
+    "Training": "Training of each particle",
+    "DataOptions": "Data",
+    "TextOptions": "Text",
+    "Scope": "Prunable weights",
+    "RunArgs": "Output",
+}
+"""Dataclass with options of `swamp run` -> its heading."""
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Put the commands in place of their mark."""
+    mark = "<!-- commands -->"
+    return markdown.replace(mark, "\n".join(commands())) if mark in markdown else markdown
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add a page for each notebook."""
+    for file in list(files):
+        if file.src_uri.endswith(".ipynb"):
+            for name, content in notebook(Path(file.abs_src_path)):
+                files.append(File.generated(config, str(PurePosixPath(file.src_uri).with_name(name)), content=content))
+    return files
+
+
+def commands() -> Iterator[str]:
+    """The reference of all commands, in Markdown."""
+    run = {option.name for option in command_options(_arguments("run"))}
+    for name in COMMANDS:
+        given = _arguments(name)
+        yield f"## swamp {name}\n"
+        yield from _about(inspect.getdoc(given) or "")
+        options = list(command_options(given))
+        if name == "ticket":
+            options = [option for option in options if option.name not in run or option.group == "TicketArgs"]
+        for group in dict.fromkeys(option.group for option in options):
+            if name == "run":
+                yield f"\n### {GROUPS.get(group, group)}\n"
+            yield from _table([option for option in options if option.group == group])
+
+
+def _arguments(command: str) -> Any:
+    kind = getattr(import_module(f"swamp.cli.{COMMANDS[command][0]}"), f"{command.capitalize()}Args")
+    return kind(configuration("", "", "")) if command in ("run", "ticket") else kind
+
+
+def _about(text: str) -> Iterator[str]:
+    """The docstring, with its examples as code."""
+    for paragraph in text.split("\n\n"):
+        lines = [line.strip() for line in paragraph.splitlines()]
+        if lines[0].startswith("swamp "):
+            yield "```console\n" + "\n".join(f"$ {line}" for line in lines) + "\n```\n"
+        else:
+            yield " ".join(lines) + "\n"
+
+
+def _table(options: Sequence[CommandOption]) -> Iterator[str]:
+    yield "| option | default | |\n|---|---|---|"
+    for option in options:
+        on = option.default == "True"
+        default = "on" if on else f"`{option.default}`" if option.default else ""
+        text = option.text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
+        usage = f"{option.name}`, `--no-{option.name[2:]}" if on else option.usage
+        yield f"| `{usage}` | {default} | {text} |"
+    yield ""
+
+
+def notebook(path: Path) -> Iterator[tuple[str, str | bytes]]:
+    """File name -> content: the page of a notebook, and the pictures among its outputs."""
+    lines: list[str] = []
+    for number, cell in enumerate(json.loads(path.read_text())["cells"]):
+        source = "".join(cell["source"])
+        lines.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "image/png" in data:
+                picture = f"{path.stem}-{number}.png"
+                yield picture, base64.b64decode(data["image/png"])
+                lines.append(f"![Output of the cell above]({picture})")
+            elif text := "".join(output.get("text", data.get("text/plain", ()))).strip():
+                lines.append(f"```text\n{text}\n```")
+    lines.append(f"[Download this page as a notebook]({path.name})")
+    yield f"{path.stem}.md", "\n\n".join(lines)
