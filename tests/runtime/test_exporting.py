@@ -418,7 +418,7 @@ def test_a_region_that_differs_from_torch_is_named_and_runs_in_torch(monkeypatch
         assert differing_nodes(executor, program.example_inputs(4)) == {"linear", "relu", "linear_1"}
     monkeypatch.setattr(network, "differing_nodes", lambda executor, inputs: {"linear"} & names(executor))
     loaded = network.SparseNetwork(program, batch=4)
-    assert loaded.program.in_torch == {"linear"} or loaded.tuned[4].method == "dense"
+    assert loaded.in_kernels.in_torch == {"linear"} or loaded.tuned[4].method == "dense"
     excluded = dataclasses.replace(program, in_torch=frozenset({"linear", "relu", "linear_1"}))
     assert not any(hasattr(part, "nodes") for part in partition(excluded))
 

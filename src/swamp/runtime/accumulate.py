@@ -6,7 +6,7 @@ fit into a cache; a slice is a group of output channels that a kernel computes t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,8 @@ class CsrOffsets:
     source: str = ""
     """Name of the input value."""
     elementwise: bool = False
+    tables: dict[Any, list[dict[str, int]]] = field(default_factory=dict[Any, list[dict[str, int]]])
+    """Layout -> the tables of each part of the sum, for kernel steps that compute the same sums of other inputs."""
 
     @classmethod
     def per_channel(cls, scale: NDArray[Any], bias: NDArray[Any], source: str) -> "CsrOffsets":
@@ -331,28 +333,40 @@ class _Emission:
         return True
 
     def _emit_gather(self, source: ArenaView, target: ArenaView, residual: ArenaView | None) -> None:
-        offsets, bias = self.csr.offsets_in(source, phased=self.phased), self.csr.bias.astype(np.float32)
         fields = self._places(source, target) | self._act_fields() | self._residual_fields(residual)
-        fields |= self._tables(self.csr.row_starts, offsets, self.csr.values, bias, self.simd_width)
-        self.builder.emit(self.pending.layer, op=GATHER, **fields)
+        self.builder.emit(self.pending.layer, op=GATHER, **fields, **self._tables(source, 1, self.simd_width)[0])
 
     def _emit_sums(self, source: ArenaView, target: ArenaView, residual: ArenaView | None) -> None:
         """Emit one kernel step for each part of the sum; each adds to the result of the previous step."""
-        csr, bias = self.csr, self.csr.bias.astype(np.float32)
-        offsets = csr.offsets_in(source, phased=self.phased)
         fields = self._places(source, target) | self._loop_fields(source, target, residual)
-        channels = self._slice_channels(fields)
-        parts = csr.parts(source.shape, fields["length"], self.block, self.simd_width, sliced=channels > 1)
-        chain = int(parts.max(initial=0))
-        for number in range(chain + 1):
-            mine = parts == number
-            starts = np.concatenate([[0], mine.cumsum()])[csr.row_starts]
+        tables = self._tables(source, fields["length"], self._slice_channels(fields))
+        chain = len(tables) - 1
+        for number, part in enumerate(tables):
             # The first part adds the bias and the residual. Each later part adds to the output of the previous part.
-            part = self._residual_fields(residual) if not number else _added(target)
+            part = part | (self._residual_fields(residual) if not number else _added(target))
             part |= (self._act_fields() if number == chain else {}) | {"chain": 0 if number else chain}
-            shift = 0 * bias if number else bias
-            part |= self._tables(starts, offsets[mine], csr.values[mine], shift, channels, chained=chain > 0)
-            self.builder.emit(self.pending.layer, op=csr.op, **fields, **part)
+            self.builder.emit(self.pending.layer, op=self.csr.op, **fields, **part)
+
+    def _tables(self, source: ArenaView, length: int, channels: int) -> list[dict[str, int]]:
+        """The addresses of the tables of weights and offsets, for each part of the sum.
+
+        length: floats in a run of outputs. channels: output channels in a slice.
+        """
+        csr, key = self.csr, (source.strides, source.shape, length, channels)
+        if key not in csr.tables:
+            bias, offsets = csr.bias.astype(np.float32), csr.offsets_in(source, phased=self.phased)
+            parts = np.zeros(len(csr.values), np.int64)
+            if not self.gathers:
+                parts = csr.parts(source.shape, length, self.block, self.simd_width, sliced=channels > 1)
+            chain = int(parts.max(initial=0))
+            csr.tables[key] = []
+            for number in range(chain + 1):
+                mine = parts == number
+                starts = np.concatenate([[0], mine.cumsum()])[csr.row_starts]
+                shift = 0 * bias if number else bias
+                table = self._part_tables(starts, offsets[mine], csr.values[mine], shift, channels, chained=chain > 0)
+                csr.tables[key].append(table)
+        return csr.tables[key]
 
     def _residual_fields(self, residual: ArenaView | None) -> dict[str, int]:
         return {} if residual is None else _added(residual) | {"gate": int(self.pending.gate)}
@@ -408,7 +422,7 @@ class _Emission:
         vectors = -(-runs["length"] // self.simd_width)
         return runs["runs"] * (vectors + 2 * -(-vectors // 8))
 
-    def _tables(
+    def _part_tables(
         self,
         starts: Ints,
         offsets: Ints,

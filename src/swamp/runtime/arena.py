@@ -10,6 +10,7 @@ Invariants that all kernel steps rely on:
 - SIMD lanes are examples or positions and are never mixed, so that NaN and infinity stay in their example.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -160,6 +161,10 @@ class ArenaView:
         """Whether the pixels of a row are contiguous."""
         return self.strides[2] == self.block or self.shape[2] == 1
 
+    def channels(self, first: int, count: int) -> "ArenaView":
+        """`count` channels, from the channel `first` on."""
+        return replace(self, offset=self.offset + first * self.strides[0], shape=(count, *self.shape[1:]))
+
     def subsampled(self, axis: int, step: int) -> "ArenaView":
         """Every `step`-th row (axis 1) or column (axis 2)."""
         shape, strides = list(self.shape), list(self.strides)
@@ -227,6 +232,8 @@ class RegionBuilder:
         """For each kernel step, the node under which a profile counts its time."""
         self.pinned: list[Any] = []
         """Arrays whose addresses the kernel steps contain; they must not be freed."""
+        self._pinned: dict[tuple[str, bytes], NDArray[Any]] = {}
+        """The same by dtype and content."""
         self.views: dict[str, ArenaView] = {}
         self.unread = dict.fromkeys(region.extents, 0)
         """Value name -> number of reads that have not been emitted yet."""
@@ -278,8 +285,12 @@ class RegionBuilder:
     def pin(self, array: NDArray[Any]) -> int:
         """Keep the array as long as the kernel steps, and return its address."""
         array = np.ascontiguousarray(array)
-        self.pinned.append(array)
-        return array.ctypes.data
+        # Equal tables are one: a recurrent layer has the same weights at each of its steps.
+        key = array.dtype.str, hashlib.blake2b(array.tobytes()).digest()
+        if key not in self._pinned:
+            self._pinned[key] = array
+            self.pinned.append(array)
+        return self._pinned[key].ctypes.data
 
     def _copy_input(self, name: str) -> None:
         """Emit a copy of the input `name` into the arena. In tensors, examples are the first dimension."""

@@ -16,6 +16,7 @@ from swamp.runtime.archive import save
 from swamp.runtime.checks import compared_program
 from swamp.runtime.flat_model import FlatModel, VaryingSizes
 from swamp.runtime.program import Program
+from swamp.runtime.recurrent import unroll_recurrences
 from swamp.runtime.regions import fallback_ops
 from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
 from swamp.runtime.tracing import bake_mask, trace_flat
@@ -142,7 +143,7 @@ def described(done: CheckedProgram, path: Path) -> Exported:
         sum(tensor.numel() * tensor.itemsize for tensor in tensors),
         zeros / max(1, sum(tensor.numel() for tensor in weights)),
         done.difference,
-        tuple(fallback_ops(remove_dead_units(fold_batchnorm(program)))),
+        tuple(fallback_ops(unroll_recurrences(remove_dead_units(fold_batchnorm(program))))),
         done.left_out,
     )
 

@@ -14,10 +14,10 @@ from swamp.runtime.accumulate import (
     pooling_offsets,
 )
 from swamp.runtime.activations import ACTIVATIONS, IDENTITY, activation_of
-from swamp.runtime.arena import MEAN, NORM, SUM, ArenaView, Ints, RegionBuilder, scalars
+from swamp.runtime.arena import MEAN, NORM, SUM, ArenaView, Ints, RegionBuilder, extent_shape, scalars
 from swamp.runtime.bounds import check_bounds
 from swamp.runtime.program import Node, Program
-from swamp.runtime.regions import CONVOLUTIONS, FusedRegion, activations, channel_constant
+from swamp.runtime.regions import CONVOLUTIONS, FusedRegion, activations, channel_constant, slice_arguments
 from swamp.runtime.rewrite import batchnorm_scale_and_shift
 
 
@@ -47,6 +47,8 @@ class _Lowering:
         self.program, self.region, self.block, self.simd_width = program, region, block, simd_width
         self.csr_of: dict[str, CsrOffsets] = {}
         """Node name -> its sums, for convolutions and pooling."""
+        self.shared: dict[tuple[Any, ...], CsrOffsets] = {}
+        """Sums that several nodes compute, of other inputs: of linear layers by their parameters, and copies."""
         self.pending: dict[str, PendingAccumulate] = {}
         self.builder = RegionBuilder(region, block, simd_width, self._borders(), self._emit_pending)
         self.read_counts = dict(self.builder.unread)
@@ -92,16 +94,25 @@ class _Lowering:
             self.csr_of[node.name] = pooling_offsets(node, image)
         return self.csr_of.get(node.name)
 
+    def _copied(self, node: Node, name: str, **fused: Any) -> None:
+        """The sums that copy each channel of the value `name`."""
+        channels = self.region.extents[node.name][0]
+        if (channels,) not in self.shared:
+            self.shared[(channels,)] = CsrOffsets.identity(channels, "")
+        self._accumulate(node, replace(self.shared[(channels,)], source=name), **fused)
+
     def _accumulate(self, node: Node, csr: CsrOffsets, **fused: Any) -> None:
         self.pending[node.name] = PendingAccumulate.of(csr, self.region.extents[node.name], node.name, **fused)
 
     # One method for each operator in regions._CHECKS.
 
     def _linear(self, node: Node) -> None:
-        source = self.builder.view(node.args[0].name)
-        weight = self.program.tensors[node.args[1].name]
-        bias = self.program.bias_of(node)
-        self._accumulate(node, linear_offsets(weight, bias, source.offsets(), node.args[0].name))
+        source, (_, *parameters) = self.builder.view(node.args[0].name), node.args
+        key = *parameters, source.shape, source.strides
+        if key not in self.shared:
+            weight, bias = self.program.tensors[node.args[1].name], self.program.bias_of(node)
+            self.shared[key] = linear_offsets(weight, bias, source.offsets(), "")
+        self._accumulate(node, replace(self.shared[key], source=node.args[0].name))
 
     def _conv2d(self, node: Node) -> None:
         csr = self._image_csr(node)
@@ -133,12 +144,11 @@ class _Lowering:
         builder.mark_read(name)
 
     def _mul(self, node: Node) -> None:
-        source, constant = node.args[0].name, channel_constant(self.program, node, self.region.extents[node.name])
+        constant = channel_constant(self.program, node, self.region.extents[node.name])
         if constant is not None:
-            self._accumulate(node, CsrOffsets.per_channel(constant, 0 * constant, source))
+            self._accumulate(node, CsrOffsets.per_channel(constant, 0 * constant, node.args[0].name))
         else:
-            csr = CsrOffsets.identity(self.region.extents[node.name][0], source)
-            self._accumulate(node, csr, residual=node.args[1].name, gate=True)
+            self._with_residual(node, gate=True)
 
     _div = _mul
 
@@ -147,7 +157,11 @@ class _Lowering:
         if constant is not None:
             csr = CsrOffsets.per_channel(np.ones_like(constant), constant, node.args[0].name)
             self._accumulate(node, csr)
-            return
+        else:
+            self._with_residual(node)
+
+    def _with_residual(self, node: Node, *, gate: bool = False) -> None:
+        """Add two values, or multiply them (gate): in the sum that computes one of them, if it is not emitted yet."""
         first, second = (ref.name for ref in node.args)
         # Prefer to fuse into the second sum: the first one is usually computed before it.
         for fused, residual in ((second, first), (first, second)):
@@ -155,10 +169,9 @@ class _Lowering:
             plain = pending is not None and pending.csr.op == SUM and pending.act == IDENTITY
             if pending is not None and plain and pending.residual is None and self.read_counts[fused] == 1:
                 self._fuse(fused, pending, node)
-                pending.residual = residual
+                pending.residual, pending.gate = residual, gate
                 return
-        csr = CsrOffsets.identity(self.region.extents[node.name][0], first)
-        self._accumulate(node, csr, residual=second)
+        self._copied(node, first, residual=second, gate=gate)
 
     def _fuse(self, name: str, pending: PendingAccumulate, node: Node) -> None:
         """Change the pending sum of the value `name`, so that it computes the value of `node` instead."""
@@ -175,7 +188,7 @@ class _Lowering:
             self._fuse(name, pending, node)
             pending.act = act
         else:
-            self._accumulate(node, CsrOffsets.identity(self.region.extents[node.name][0], name), act=act)
+            self._copied(node, name, act=act)
 
     def _mean(self, node: Node) -> None:
         name = node.args[0].name
@@ -200,9 +213,25 @@ class _Lowering:
 
     def _slice(self, node: Node) -> None:
         name = node.args[0].name
-        axis, stride = node.args[1], (*node.args, None, None, 1)[4] or 1
-        self.builder.bind(node.name, self.builder.view(name).subsampled(axis - 1, stride))
+        axis, start, end, stride = slice_arguments(node)
+        before, after = self.region.extents[name], self.region.extents[node.name]
+        if before[1:] == after[1:]:
+            first, *_ = range(before[0])[start:end]
+            view = self.builder.image(name).channels(first, after[0])
+        else:
+            view = self.builder.view(name).subsampled(axis - 1, stride)
+        self.builder.bind(node.name, view)
         self.builder.mark_read(name)
+
+    def _cat(self, node: Node) -> None:
+        target = self.builder.bind(node.name, self.builder.allocate(extent_shape(self.region.extents[node.name])))
+        first = 0
+        for name in activations(node):
+            source = self.builder.image(name)
+            fields = {"in": source.offset, "out": target.offset + first * target.strides[0]}
+            self.builder.emit_copy(node.name, source.shape, [*source.strides, 1], [*target.strides, 1], fields)
+            first += source.shape[0]
+        self.builder.mark_read(*activations(node))
 
     def _pad(self, node: Node) -> None:
         name = node.args[0].name

@@ -17,6 +17,7 @@ from swamp.runtime.checks import differing_nodes
 from swamp.runtime.gpu import GpuNetwork
 from swamp.runtime.kernels import CompilerError, CsrExecutor, KernelConfig, KernelExecutor, kernel_library
 from swamp.runtime.program import BATCH, LAYERS, DenseNetwork, ExportedNetwork, Program, torch_call
+from swamp.runtime.recurrent import layer_of, unroll_recurrences
 from swamp.runtime.regions import fallback_ops
 from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
 
@@ -64,6 +65,7 @@ class SparseNetwork(ExportedNetwork):
 
     Attributes:
         tuned: Batch size -> what was measured and chosen.
+        in_kernels: The program of the kernels, in which recurrent layers are unrolled.
 
     Raises:
         SwampError: A batch size is below 1. A call raises it for inputs of another shape or dtype, and for inputs that
@@ -76,6 +78,7 @@ class SparseNetwork(ExportedNetwork):
             raise SwampError(f"batch sizes must be 1 or more, got {sizes}.")
         super().__init__(remove_dead_units(fold_batchnorm(program)))
         self.dense = DenseNetwork(self.program).eval()
+        self.in_kernels = unroll_recurrences(self.program)
         self.tuned: dict[int, Tuning] = {}
         self._executors: dict[int, Executor] = {}
         # Without a size that varies, or with others than the batch, there is one case.
@@ -101,7 +104,7 @@ class SparseNetwork(ExportedNetwork):
     @property
     def fallback_ops(self) -> list[str]:
         """Operators that torch executes between the kernels, as "module: operator"."""
-        return fallback_ops(self.program)
+        return fallback_ops(self.in_kernels)
 
     def _tune(self, size: int) -> None:
         inputs = self.program.example_inputs(size)
@@ -120,25 +123,26 @@ class SparseNetwork(ExportedNetwork):
             executors: dict[str, Executor] = {"csr": CsrExecutor(self.program), **dense}
             seconds = _least_seconds(executors, inputs)
         else:
-            first = KernelExecutor(self.program, KernelConfig(16))
+            program = self.in_kernels
+            first = KernelExecutor(program, KernelConfig(16))
             first(inputs)
             configs = _configs(max((region.rows for region in first.regions), default=size))
-            kernels = {str(one): first if one == first.config else KernelExecutor(self.program, one) for one in configs}
+            kernels = {str(one): first if one == first.config else KernelExecutor(program, one) for one in configs}
             executors = {**kernels, **dense}
             seconds = _least_seconds(executors, inputs)
             best = _choice(seconds, kernels)
             dense_layers = self._layers_faster_in_torch(kernels[best], inputs)
             if dense_layers:
-                mixed = KernelExecutor(self.program, replace(kernels[best].config, dense=frozenset(dense_layers)))
+                mixed = KernelExecutor(program, replace(kernels[best].config, dense=frozenset(dense_layers)))
                 executors = {best: kernels[best], "mixed": mixed, **dense}
                 seconds |= _least_seconds(executors, inputs)
         method = _choice(seconds, executors)
         names = dense_layers if method == "mixed" else ()
-        modules = tuple(self.program.node_by_name[name].module for name in names)
+        modules = tuple(self.in_kernels.node_by_name[name].module for name in names)
         chosen = executors[method]
         wrong = differing_nodes(chosen, inputs) if isinstance(chosen, KernelExecutor) else set[str]()
         if wrong:
-            self.program = replace(self.program, in_torch=self.program.in_torch | wrong)
+            self.in_kernels = replace(self.in_kernels, in_torch=self.in_kernels.in_torch | wrong)
             self._tune(size)
             return
         self.tuned[size] = Tuning(size, method, seconds, modules)
@@ -147,11 +151,13 @@ class SparseNetwork(ExportedNetwork):
     def _layers_faster_in_torch(self, executor: KernelExecutor, inputs: Sequence[Tensor]) -> tuple[str, ...]:
         kernel_seconds = executor.profile(inputs)
         faster: list[str] = []
-        values = self.program.start(inputs)
-        for node in self.program.nodes:
+        program = self.in_kernels
+        values = program.start(inputs)
+        for node in program.nodes:
             call = torch_call(node)
             call(values)
-            if node.op in LAYERS and node.name in kernel_seconds:
+            # Not the steps of a recurrent layer: between them, torch would be called at every step.
+            if node.op in LAYERS and node.name in kernel_seconds and layer_of(node.name) == node.name:
                 before = {name: values[name] for name in node.reads}
                 if (
                     min(_seconds(lambda call=call, before=before: call(before)) for _ in range(6))

@@ -442,7 +442,7 @@ def _values(program: Program) -> dict[str, TensorInfo]:
                 known = program.known[node.name]
                 values[node.name] = torch.empty(known.shapes[number], dtype=known.dtype, device=meta)
                 continue
-            if not set(node.reads) <= set(values):
+            if not all(name in values for name in node.reads):
                 if node.op in _LIKE_FIRST and isinstance(node.args[0], Ref) and node.args[0].name in values:
                     values[node.name] = values[node.args[0].name]
                 continue

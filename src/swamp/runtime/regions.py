@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -87,7 +88,7 @@ def _take(nodes: list[Node], ready: set[str], fits: Callable[[Node], bool]) -> t
     remaining: list[Node] = []
     taken: list[Node] = []
     for node in nodes:
-        if set(node.reads) <= ready and fits(node):
+        if ready.issuperset(node.reads) and fits(node):
             taken.append(node)
             ready.add(node.name)
         else:
@@ -116,7 +117,7 @@ def _trailing(program: Program, name: str, extent: Extent) -> tuple[int, ...]:
 
 def activations(node: Node) -> list[str]:
     """Names of the values that a node reads, except constants: its weights, biases, factors."""
-    arguments = node.args[: 2 if node.op in _BINARY else 1]
+    arguments = node.args[0] if node.op == "cat" else node.args[: 2 if node.op in _BINARY else 1]
     return [ref.name for ref in arguments if isinstance(ref, Ref)]
 
 
@@ -133,17 +134,13 @@ def channel_constant(program: Program, node: Node, extent: Extent) -> NDArray[An
 def _add_extents(program: Program, node: Node, extents: dict[str, Extent]) -> bool:
     """Whether the node can join a region with these extents; if so, add the extents of the node's values."""
     found = _extents(program, node, extents)
-    if found is None:
-        return False
-    of_inputs, of_result = found
-    if any(extents.get(name, of_inputs) != of_inputs for name in activations(node)):
+    if found is None or any(extents.get(name, extent) != extent for name, extent in found.items()):
         return False
     # All values of a region have the same leading dimensions, because a kernel call has one number of examples.
-    leads = {_lead(program, name, extent) for name, extent in extents.items()}
-    leads |= {_lead(program, name, of_inputs) for name in activations(node)} | {_lead(program, node.name, of_result)}
-    if len(leads) > 1:
+    known = islice(extents.items(), 1)
+    if len({_lead(program, name, extent) for name, extent in (*known, *found.items())}) > 1:
         return False
-    extents.update({**dict.fromkeys(activations(node), of_inputs), node.name: of_result})
+    extents.update(found)
     return True
 
 
@@ -154,11 +151,18 @@ def _lead(program: Program, name: str, extent: Extent) -> tuple[tuple[int, ...],
     return tuple(shape[:1] if len(extent) == 3 else shape[:-1] for shape in value.shapes)
 
 
-def _extents(program: Program, node: Node, extents: dict[str, Extent]) -> tuple[Extent, Extent] | None:
-    """Return (extent of the node's input activations, extent of its result); None if no kernel can execute the node.
+def _extents(program: Program, node: Node, extents: dict[str, Extent]) -> dict[str, Extent] | None:
+    """The extents of the values that a node reads and of its result; None if no kernel can execute the node.
 
     extents: extents that other nodes of the region have fixed for their values.
     """
+    if node.op == "cat":
+        return _cat(program, node)
+    found = _input_and_result(program, node, extents)
+    return None if found is None else {**dict.fromkeys(activations(node), found[0]), node.name: found[1]}
+
+
+def _input_and_result(program: Program, node: Node, extents: dict[str, Extent]) -> tuple[Extent, Extent] | None:
     check = _CHECKS.get(node.op)
     shape = program.shape_of(node.args[0].name) if node.args and isinstance(node.args[0], Ref) else None
     if check is None or shape is None or program.shape_of(node.name) is None or not _is_float32(program, node):
@@ -249,13 +253,48 @@ def _flatten(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent
     return (before, (math.prod(before),)) if before and whole else None
 
 
-def _slice(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
-    before, after = _image(shape), _image(program.shape_of(node.name))
+def slice_arguments(node: Node) -> tuple[Any, Any, Any, Any]:
+    """(dimension, start, end, step) of a slice."""
     defaults: list[Any] = [0, None, None, 1]
-    axis, start, _, stride = [*node.args[1:], *defaults[len(node.args) - 1 :]]
+    axis, start, end, step = [*node.args[1:], *defaults[len(node.args) - 1 :]]
+    return axis, start, end, step
+
+
+def _slice(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
+    axis, start, end, stride = slice_arguments(node)
+    result = program.shape_of(node.name) or ()
+    of_channels = _of_channels(shape, axis)
+    if of_channels is not None:
+        before, after = of_channels(shape), of_channels(result)
+        constant = all(bound is None or isinstance(bound, int) for bound in (start, end))
+        return (before, after) if before and after and after[0] and constant and stride == 1 else None
+    before, after = _image(shape), _image(result)
     if not before or not after or len(shape) != 4 or axis not in (2, 3) or start not in (0, None):
         return None
     return (before, after) if isinstance(stride, int) and after[axis - 1] == -(-before[axis - 1] // stride) else None
+
+
+def _of_channels(shape: Shape, axis: int) -> Callable[[Shape], Extent | None] | None:
+    """What gives the extent of values whose dimension `axis` holds channels or features; None for other dimensions."""
+    if axis in (-1, len(shape) - 1) and len(shape) != 4:
+        return _vector
+    return _image if axis == 1 and len(shape) == 4 else None
+
+
+def _cat(program: Program, node: Node) -> dict[str, Extent] | None:
+    """The extents of a concatenation of channels or features."""
+    shapes = [program.shape_of(ref.name) for ref in node.args[0]]
+    result = program.shape_of(node.name)
+    constants = any(ref.name in program.tensors for ref in node.args[0])
+    if result is None or None in shapes or constants or node.kwargs or not _is_float32(program, node):
+        return None
+    of_channels = _of_channels(result, node.args[1] if len(node.args) > 1 else 0)
+    if of_channels is None:
+        return None
+    names = [*activations(node), node.name]
+    found = {name: of_channels(shape) for name, shape in zip(names, [*shapes, result], strict=True) if shape}
+    extents = {name: extent for name, extent in found.items() if extent}
+    return extents if len(extents) == len(set(names)) else None
 
 
 def _pad(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
