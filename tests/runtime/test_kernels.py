@@ -16,6 +16,7 @@ from swamp.runtime.kernels import KernelConfig, KernelExecutor, kernel_library
 from swamp.runtime.lowering import lower
 from swamp.runtime.program import Node
 from swamp.runtime.regions import partition
+from swamp.runtime.rewrite import fold_batchnorm
 
 from .networks import assert_same, built, numbers, run, traced
 
@@ -224,6 +225,38 @@ def test_layer_norm_of_numbers_far_from_zero(block, affine):
         outputs = run(traced(model.float(), numbers(2, 7)), numbers(21, 7), block)
     # Inputs near 1000 are rounded to 6e-5.
     assert (outputs - expected).abs().max() < 1e-3
+
+
+class RootMeanSquare(nn.Module):
+    """RMSNorm as the code of language models writes it, or as torch does."""
+
+    def __init__(self, size: int, written: str) -> None:
+        super().__init__()
+        self.weight, self.written = nn.Parameter(torch.linspace(-1, 2, size)), written
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        match self.written:
+            case "torch":
+                return nn.functional.rms_norm(x, [x.shape[-1]], self.weight)
+            case "no weight":
+                return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+            case "product":
+                return self.weight * (torch.rsqrt((x * x).mean(2, True) + 1e-6) * x)
+            case "other square":
+                return x * torch.rsqrt((x + 1).pow(2).mean(-1, keepdim=True) + 1e-6)
+            case _:
+                return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("written", ["torch", "language model", "product", "no weight", "other square"])
+def test_rms_norm(block, written):
+    model = built(lambda: nn.Sequential(nn.Linear(7, 37), RootMeanSquare(37, written), nn.Linear(37, 3)), 0.5)
+    x = numbers(3, 5, 7)
+    parts = partition(fold_batchnorm(traced(model, x)))
+    operators = [[node.op for node in part.nodes] for part in parts if not isinstance(part, Node)]
+    assert (operators == [["linear", "rms_norm", "linear"]]) == (written != "other square")
+    assert_same(model, x, block)
 
 
 ACTIVATIONS = (

@@ -39,7 +39,7 @@ enum { NONE, CLAMP, LEAKY, ELU, GELU, GELU_TANH, SILU, SIGMOID, TANH, HARDSIGMOI
    Offsets and strides count floats. */
 typedef struct {
     i64 op, act;
-    float low, high;               /* CLAMP: limits; LEAKY, ELU: low is the factor; NORM: low is epsilon */
+    float low, high;               /* CLAMP: limits; LEAKY, ELU: low is the factor; NORM: epsilon, 1 or 0 */
     i64 in, out, residual;         /* offsets in the arena; residual < 0: none */
     i64 in_tensor, in_example;     /* COPY: from this tensor (< 0: the arena); floats of an example */
     i64 out_tensor, out_example;   /* COPY: to this tensor (< 0: the arena); floats of an example */
@@ -296,7 +296,8 @@ static void gather(const step *s, float *arena, i64 thread, i64 threads) {
     }
 }
 
-/* LayerNorm over channels, SIMD_WIDTH examples at once: mean and variance in two passes, with four partial sums. */
+/* LayerNorm over channels, SIMD_WIDTH examples at once: mean and variance in two passes, with four partial sums.
+   If `high` is 0, no mean is subtracted: RMSNorm. */
 static void norm(const step *s, float *arena, i64 thread, i64 threads) {
     const float *gain = (const float *)s->values, *shift = (const float *)s->bias;
     i64 vectors = (s->length + SIMD_WIDTH - 1) / SIMD_WIDTH, channels = s->channels, quads = channels / 4 * 4;
@@ -308,6 +309,7 @@ static void norm(const step *s, float *arena, i64 thread, i64 threads) {
             for (int u = 0; u < 4; u++) part[u] += load(in + (c + u) * s->in_channel);
         for (i64 c = quads; c < channels; c++) mean += load(in + c * s->in_channel);
         mean = (mean + part[0] + part[1] + part[2] + part[3]) / (float)channels;
+        if (!s->high) mean = (vec){0};
         for (int u = 0; u < 4; u++) part[u] = scale;
         for (i64 c = 0; c < quads; c += 4)
             for (int u = 0; u < 4; u++) {

@@ -16,7 +16,7 @@ from swamp.runtime.accumulate import (
 from swamp.runtime.activations import ACTIVATIONS, IDENTITY, activation_of
 from swamp.runtime.arena import MEAN, NORM, SUM, ArenaView, Ints, RegionBuilder, extent_shape, scalars
 from swamp.runtime.bounds import check_bounds
-from swamp.runtime.program import Node, Program
+from swamp.runtime.program import Node, Program, Ref
 from swamp.runtime.regions import CONVOLUTIONS, FusedRegion, activations, channel_constant, slice_arguments
 from swamp.runtime.rewrite import batchnorm_scale_and_shift
 
@@ -127,10 +127,19 @@ class _Lowering:
         self._accumulate(node, CsrOffsets.per_channel(scale.numpy(), bias.numpy(), node.args[0].name))
 
     def _layer_norm(self, node: Node) -> None:
+        defaults: list[Any] = [None, None, 1e-5]
+        gain, shift, epsilon = [*node.args[2:5], *defaults[len(node.args) - 2 :]]
+        self._normalise(node, gain, shift, epsilon=float(epsilon), centred=True)
+
+    def _rms_norm(self, node: Node) -> None:
+        gain, epsilon = (*node.args[2:], None, None)[:2]
+        epsilon = float(np.finfo(np.float32).eps) if epsilon is None else epsilon
+        self._normalise(node, gain, None, epsilon=epsilon, centred=False)
+
+    def _normalise(self, node: Node, *refs: Ref | None, epsilon: float, centred: bool) -> None:
+        """A LayerNorm, or without centring an RMSNorm. refs: gain and shift."""
         name, builder = node.args[0].name, self.builder
         source = builder.image(name)
-        refs: list[Any] = [*node.args[2:4], None, None][:2]
-        epsilon = float(node.args[4]) if len(node.args) > 4 else 1e-5
         gain, shift = (None if ref is None else self.program.tensors[ref.name].detach().numpy() for ref in refs)
         tables = {"values": np.ones(source.shape[0], np.float32) if gain is None else gain}
         tables["bias"] = np.zeros(source.shape[0], np.float32) if shift is None else shift
@@ -140,7 +149,7 @@ class _Lowering:
         fields = {"in": source.offset, "in_channel": source.strides[0], "channels": source.shape[0]}
         fields |= {"out": target.offset, "out_channel": target.strides[0], "length": self.block}
         fields |= {name: builder.pin(table) for name, table in tables.items()}
-        builder.emit(node.name, op=NORM, scalars=scalars(epsilon), **fields)
+        builder.emit(node.name, op=NORM, scalars=scalars(epsilon, float(centred)), **fields)
         builder.mark_read(name)
 
     def _mul(self, node: Node) -> None:

@@ -321,7 +321,8 @@ def _binary(program: Program, node: Node, extent: Extent) -> bool:
 
 def _layer_norm(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
     extent = _vector(shape)
-    constant = all(ref is None or ref.name in program.tensors for ref in node.args[2:4])
+    tables = node.args[2 : 4 if node.op == "layer_norm" else 3]
+    constant = all(ref is None or ref.name in program.tensors for ref in tables)
     return (extent, extent) if extent and list(node.args[1]) == [shape[-1]] and constant and not node.kwargs else None
 
 
@@ -344,6 +345,7 @@ _CHECKS: dict[str, Any] = {
     "slice": _slice,
     "pad": _pad,
     "layer_norm": _layer_norm,
+    "rms_norm": _layer_norm,
     "batch_norm": _norm,
     **dict.fromkeys(_BINARY, _binary),
     **dict.fromkeys(ACTIVATIONS, _activation),

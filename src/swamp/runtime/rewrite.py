@@ -34,7 +34,8 @@ def fold_batchnorm(program: Program) -> Program:
     """Return a program for inference in which BatchNorm is part of the layer before it.
 
     A layer absorbs its BatchNorm only if no other operator reads the layer. A mean over a flattened image becomes a
-    mean over rows and columns, and a product with a constant matrix a linear layer, which the kernels can execute.
+    mean over rows and columns, a product with a constant matrix a linear layer, and a division by the root mean square
+    an RMSNorm, which the kernels can execute.
     Values that do not depend on the inputs are computed now, and those that are never read are removed.
 
     Args:
@@ -44,7 +45,7 @@ def fold_batchnorm(program: Program) -> Program:
         A program whose outputs equal those of `program` up to rounding in float32.
     """
     program = _with_constants(_with_linear_layers(program))
-    return _without_idle_masks(_with_image_means(_with_folded_norms(program))).without_unused()
+    return _without_idle_masks(_with_rms_norms(_with_image_means(_with_folded_norms(program)))).without_unused()
 
 
 def _with_linear_layers(program: Program) -> Program:
@@ -121,10 +122,7 @@ def _with_folded_norms(program: Program) -> Program:
                 foldable[layer.name] = _with_norm(program, layer, node, tensors)
                 return Ref(layer.name)
         # BatchNorm has statistics of dimension 1, which holds the outputs only in a batch of vectors or images.
-        # In half precision, folding would change results by more than rounding in float32.
-        value = program.value_of(node.name)
-        wide = value is not None and value.dtype in (torch.float32, torch.float64)
-        batched = wide and len(program.shape_of(node.name) or ()) == _BATCHED.get(node.op)
+        batched = _is_wide(program, node.name) and len(program.shape_of(node.name) or ()) == _BATCHED.get(node.op)
         if batched and node.args[1].name in program.tensors and program.use_counts[node.args[1].name] == 1:
             foldable[node.name] = node
         return node
@@ -162,6 +160,58 @@ def _with_image_means(program: Program) -> Program:
         return replace(node, args=(flat.args[0], list(range(2, len(shape)))))
 
     return _rewritten(program, change)
+
+
+def _with_rms_norms(program: Program) -> Program:
+    """Replace `x * rsqrt(mean(x**2) + epsilon)`, and its product with a constant vector, by RMSNorm."""
+    norms: dict[str, Node] = {}
+    """Name -> RMSNorm without a weight that only one node reads."""
+
+    def change(node: Node) -> Node | Ref:
+        if node.target != "mul.Tensor" or len(node.reads) != 2:
+            return node
+        for data, other in (node.reads, node.reads[::-1]):
+            epsilon = _inverse_root_mean_square(program, data, other)
+            size = (program.shape_of(data) or (None,))[-1]
+            if epsilon is not None and size is not None and _is_wide(program, node.name):
+                norm = replace(node, target="rms_norm.default", args=(Ref(data), [size], None, epsilon))
+                if program.use_counts[node.name] == 1:
+                    norms[node.name] = norm
+                return norm
+            weight = program.tensors.get(other)
+            if data in norms and weight is not None and list(weight.shape) == norms[data].args[1]:
+                source, sizes, _, epsilon = norms[data].args
+                return replace(node, target="rms_norm.default", args=(source, sizes, Ref(other), epsilon))
+        return node
+
+    return _rewritten(program, change)
+
+
+def _inverse_root_mean_square(program: Program, data: str, name: str) -> float | None:
+    """The epsilon, if the value `name` is 1 / sqrt(mean of the squares of `data` over its last dimension + epsilon)."""
+
+    def made_by(name: str, *operators: str) -> Node | None:
+        node = program.node_by_name.get(name)
+        return node if node is not None and node.op in operators and not node.kwargs else None
+
+    root = made_by(name, "rsqrt")
+    added = made_by(root.reads[0], "add") if root is not None else None
+    mean = made_by(added.reads[0], "mean") if added is not None and len(added.reads) == 1 else None
+    if added is None or mean is None or len(mean.args) != 3 or mean.args[2] is not True:
+        return None
+    rank = len(program.shape_of(data) or ())
+    square = made_by(mean.reads[0], "pow", "mul")
+    squares = square is not None and (square.args[1] in (2, 2.0) or square.op == "mul")
+    if not squares or square is None or set(square.reads) != {data} or list(mean.args[1]) not in ([-1], [rank - 1]):
+        return None
+    epsilon = added.args[1]
+    return float(epsilon) if isinstance(epsilon, int | float) else None
+
+
+def _is_wide(program: Program, name: str) -> bool:
+    """Whether a value has at least the precision of float32: in half precision, rewriting changes results visibly."""
+    value = program.value_of(name)
+    return value is not None and value.dtype in (torch.float32, torch.float64)
 
 
 def _without_idle_masks(program: Program) -> Program:
