@@ -59,7 +59,7 @@ from swamp.runs.study_queue import StudyDirectory
 from swamp.runs.trajectory import TrajectoryWriter, read_trajectory
 from swamp.runtime import archive, load
 from swamp.runtime.archive import read, save
-from swamp.runtime.program import DenseNetwork
+from swamp.runtime.dense import DenseNetwork
 from swamp.runtime.rewrite import fold_batchnorm
 from swamp.runtime.tracing import bake_mask, trace
 from swamp.training import Seed

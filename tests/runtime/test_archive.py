@@ -16,7 +16,7 @@ from swamp.datasets import build_network
 from swamp.errors import SwampError
 from swamp.files import digest, load_tensors, save_tensors
 from swamp.runtime.archive import _gaps, _positions, read, save, state_dict
-from swamp.runtime.program import DenseNetwork
+from swamp.runtime.dense import DenseNetwork
 from swamp.runtime.rewrite import fold_batchnorm
 from swamp.runtime.tracing import bake_mask, trace
 

@@ -8,8 +8,9 @@ from torch import nn
 
 from swamp.runtime import recurrent
 from swamp.runtime.checks import difference
+from swamp.runtime.dense import DenseNetwork
 from swamp.runtime.kernels import KernelConfig, KernelExecutor
-from swamp.runtime.program import DenseNetwork, Program
+from swamp.runtime.program import Program
 from swamp.runtime.recurrent import unroll_recurrences
 from swamp.runtime.regions import fallback_ops
 from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from swamp.datasets import build_network
-from swamp.runtime.program import DenseNetwork
+from swamp.runtime.dense import DenseNetwork
 from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
 from swamp.runtime.tracing import trace
 

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from swamp.errors import SwampError
 from swamp.runtime.archive import tensor_bytes
+from swamp.runtime.dense import DenseNetwork
 from swamp.runtime.formats import Call, onnx_call, to_onnx
 from swamp.runtime.kernels import CsrExecutor
 from swamp.runtime.network import SparseNetwork
-from swamp.runtime.program import LAYERS, DenseNetwork, Program
+from swamp.runtime.program import LAYERS, Program
 from swamp.runtime.rewrite import fold_batchnorm
 
 SWAMP = "swamp"

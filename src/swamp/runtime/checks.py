@@ -10,8 +10,9 @@ from torch import Tensor
 
 from swamp.batches import tensors_of
 from swamp.errors import SwampError
+from swamp.runtime.dense import DenseNetwork
 from swamp.runtime.kernels import CompilerError, KernelConfig, KernelExecutor, RegionExecutor, kernel_library
-from swamp.runtime.program import BATCH, DenseNetwork, Program, torch_call
+from swamp.runtime.program import BATCH, Program, torch_call
 from swamp.runtime.recurrent import layer_of, unroll_recurrences
 from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
 

@@ -17,8 +17,9 @@ from swamp.errors import SwampError
 from swamp.files import digest, load_tensors, save_tensors, write_atomic
 from swamp.optional import need
 from swamp.runtime.archive import is_sparse, read, save
+from swamp.runtime.dense import DenseNetwork
 from swamp.runtime.kernels import to_csr_tensor
-from swamp.runtime.program import DenseNetwork, Program
+from swamp.runtime.program import Program
 from swamp.runtime.rewrite import fold_batchnorm
 
 _CSR = "swamp-csr-1"

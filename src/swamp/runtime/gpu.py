@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.sparse import to_sparse_semi_structured  # pyright: ignore[reportUnknownVariableType]
 
-from swamp.runtime.program import DenseNetwork, ExportedNetwork, Node, Program, Ref, map_refs
+from swamp.runtime.dense import DenseNetwork, ExportedNetwork
+from swamp.runtime.program import Node, Program, Ref, map_refs
 from swamp.runtime.rewrite import fold_batchnorm
 
 _ROUNDS = 20

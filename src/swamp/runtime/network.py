@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from swamp.errors import SwampError
 from swamp.runtime.archive import read
 from swamp.runtime.checks import differing_nodes
+from swamp.runtime.dense import DenseNetwork, ExportedNetwork
 from swamp.runtime.gpu import GpuNetwork
 from swamp.runtime.kernels import CompilerError, CsrExecutor, KernelConfig, KernelExecutor, kernel_library
-from swamp.runtime.program import BATCH, LAYERS, DenseNetwork, ExportedNetwork, Program, torch_call
+from swamp.runtime.program import BATCH, LAYERS, Program, torch_call
 from swamp.runtime.recurrent import layer_of, unroll_recurrences
 from swamp.runtime.regions import fallback_ops
 from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
