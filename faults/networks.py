@@ -34,6 +34,7 @@ from swamp.runtime import kernels
 from swamp.runtime.archive import read, save
 from swamp.runtime.kernels import KernelConfig, KernelExecutor
 from swamp.runtime.program import Node
+from swamp.runtime.recurrent import unroll_recurrences
 from swamp.runtime.regions import partition
 from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
 from swamp.runtime.tracing import trace
@@ -149,6 +150,9 @@ class Maker:
                 lambda x: x[:, :, ::s],
                 lambda x: x[..., ::t],
                 lambda x: x[:, first::step],
+                lambda x: x[:, first : first + s],
+                lambda x: torch.cat([x[:, first:], x[:, : first + 1]], 1),
+                lambda x: x[:, : c // 2] * torch.sigmoid(x[:, c - c // 2 :]),
                 lambda x: x[:, :, a : a + 1],
                 lambda x: x.flip(3),
                 lambda x: x.roll((a, b), (2, 3)),
@@ -236,6 +240,8 @@ class Maker:
         def norm() -> Any:
             return one(
                 nn.LayerNorm(f, elementwise_affine=maybe()),
+                nn.RMSNorm(f, one(None, 1e-5), maybe()),
+                lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5),
                 nn.LayerNorm([t, f]),
                 nn.BatchNorm1d(t),
                 nn.GroupNorm(self.groups(t), t),
@@ -252,9 +258,9 @@ class Maker:
 
         def recurrent() -> Any:
             return one(
-                (lambda x, layer: layer(x)[0], nn.LSTM(f, few(1, 8), batch_first=True)),
-                (lambda x, layer: layer(x)[0], nn.GRU(f, few(1, 8), batch_first=True, bidirectional=maybe())),
-            )
+                lambda x, layer: layer(x)[0],
+                lambda x, layer: torch.cat([layer(x)[0][:, -1:], layer(x.flip(1))[0]], 1),
+            ), one(nn.LSTM, nn.GRU, nn.RNN)(f, few(1, 20), one(1, 1, 2), maybe(), True, bidirectional=maybe(0.3))
 
         def part() -> Any:
             a, s = few(0, 2), few(1, 3)
@@ -329,6 +335,9 @@ class Maker:
                 lambda x: x.reshape(-1, f // 2),
                 lambda x: x[:, ::side],
                 lambda x: x[:, side:],
+                lambda x: x[:, :-side],
+                lambda x: torch.cat([x[:, side:], x[:, : 2 * side]], 1),
+                lambda x: x[:, : f // 2] * torch.tanh(x[:, f - f // 2 :]),
                 lambda x: x.softmax(1),
                 lambda x: functional.normalize(x, dim=1),
                 lambda x: x.view(-1, 1, 1, f),
@@ -531,7 +540,7 @@ def case(made: Made, path: Path, lanes: Sequence[int]) -> Outcome:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             save(trace(network, inputs(5)), path)
-            program = remove_dead_units(fold_batchnorm(read(path)))
+            program = unroll_recurrences(remove_dead_units(fold_batchnorm(read(path))))
             return _compared(network, inputs, batches, blocks, program)
     except SwampError as error:
         broken = "internal error" in str(error) or "damaged" in str(error)
