@@ -3,24 +3,48 @@
 import io
 import re
 import sys
+import time
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from rich.console import Console
 from tests.api.conftest import OPTIONS, examples, network
 
 import swamp
 from swamp.api import progress, pruning
 from swamp.api.pace import Pace
+from swamp.console import plain_console
+from swamp.runs.overview import Overview
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 def shown(monkeypatch, *, terminal: bool, **changes) -> str:
-    file = io.StringIO()
-    console = Console(file=file, force_terminal=terminal, width=140, _environ={"TERM": "xterm"})
-    monkeypatch.setattr(pruning, "live_progress", lambda: progress.LiveReporter(console))
-    monkeypatch.setattr(progress, "_REDRAW_SECONDS", 0)
+    file = Terminal() if terminal else io.StringIO()
+    console = plain_console(file=file, width=140, _environ={"TERM": "xterm"})
+    reporters: list[progress.LiveReporter] = []
+
+    def reporter() -> progress.LiveReporter:
+        reporters.append(Redrawn(console) if terminal else progress.LiveReporter(console))
+        return reporters[0]
+
+    monkeypatch.setattr(pruning, "live_progress", reporter)
     swamp.prune(network(), examples(), progress=True, backend="sequential", **(OPTIONS | changes))
     return file.getvalue()
+
+
+class Redrawn(progress.LiveReporter):
+    """Redraws at every step and stage, not four times a second."""
+
+    def training(self, *arguments, **named) -> None:
+        super().training(*arguments, **named)
+        self.bars.live.refresh()
+
+    def stage(self, *arguments, **named) -> None:
+        super().stage(*arguments, **named)
+        self.bars.live.refresh()
 
 
 def test_nothing_is_printed_unless_asked(capfd):
@@ -32,7 +56,9 @@ def test_nothing_is_printed_unless_asked(capfd):
 def test_a_terminal_shows_cycle_particle_rate_and_time_left_of_the_run(monkeypatch, tmp_path, kept):
     text = shown(monkeypatch, terminal=True, **({"out": tmp_path / "run"} if kept else {}))
     for part in (
-        "particles of cycle 2",
+        "checking the network and the data",
+        "cycle 2, training particle 1 of 2",
+        "evaluating cycle 2",
         "steps/s",
         "about 0 s left",
         "2/3",
@@ -45,13 +71,81 @@ def test_a_terminal_shows_cycle_particle_rate_and_time_left_of_the_run(monkeypat
 def test_elsewhere_a_line_has_step_loss_rate_and_time_left(monkeypatch):
     monkeypatch.setattr(progress, "LOG_SECONDS", 0)
     lines = shown(monkeypatch, terminal=False).splitlines()
-    pattern = r"cycle 1, particle 2 of 2, step 7 of 16, loss 0\.\d+, [\d,]+ steps/s, about \d+ s left"
+    pattern = r"cycle 1, training particle 2 of 2, step 7 of 16, loss 0\.\d+, [\d,]+ steps/s, about \d+ s left"
     assert any(re.fullmatch(pattern, line) for line in lines)
     assert sum(line.startswith("    2   75.00 %") for line in lines) == 1
 
 
 def test_elsewhere_no_line_is_printed_before_30_seconds(monkeypatch):
     assert "loss" not in shown(monkeypatch, terminal=False)
+
+
+def reports(seconds: list[float]) -> tuple[progress.LiveReporter, io.StringIO]:
+    """A reporter without a terminal whose clock gives these seconds; the last one repeats."""
+    file = io.StringIO()
+    clock = lambda: seconds.pop(0) if len(seconds) > 1 else seconds[0]  # noqa: E731
+    reporter = progress.LiveReporter(plain_console(file=file, width=60), clock=clock)
+    reporter.started(Overview("", (400,), 0))
+    return reporter, file
+
+
+def test_a_log_has_one_line_every_30_seconds_with_step_loss_rate_and_time_left():
+    # Steps 1 to 400, one each second from second 1 on.
+    reporter, file = reports([0.0, 0.0, *map(float, range(1, 401))])
+    for step in range(1, 101):
+        reporter.training(0, 0, 1, step, 400, lambda: 0.25)
+    lines = file.getvalue().splitlines()
+    assert lines[0].startswith("cycle  sparsity")
+    assert lines[1] == "about 6 min 29 s left for 400 steps and 1 evaluations"
+    assert lines[2:] == [
+        f"cycle 0, training particle 1 of 1, step {step} of 400, loss 0.25, 1 steps/s, about {left} left"
+        for step, left in ((30, "6 min 10 s"), (60, "5 min 40 s"), (90, "5 min 10 s"))
+    ]
+
+
+def test_a_log_names_the_stage_when_no_step_comes_for_35_seconds():
+    seconds = [0.0]
+    reporter, file = reports(seconds)
+    reporter.stage("evaluating cycle 3")
+    for seconds[0] in (29.0, 34.0, 36.0, 40.0, 70.0, 72.0):
+        reporter.tick()
+    assert file.getvalue().splitlines()[1:] == ["evaluating cycle 3 (36 s)", "evaluating cycle 3 (1 min 12 s)"]
+
+
+def test_the_lines_of_a_long_stage_come_without_a_step():
+    file = io.StringIO()
+    now = [0.0]
+    with progress.LiveReporter(plain_console(file=file), clock=lambda: now[0]) as reporter:
+        reporter.stage("compiling the step")
+        now[0] = 40.0
+        for _ in range(100):
+            if file.getvalue():
+                break
+            time.sleep(0.1)
+    assert file.getvalue() == "compiling the step (40 s)\n"
+
+
+def test_forced_colours_draw_no_bars_into_a_log(monkeypatch):
+    file = io.StringIO()
+    console = plain_console(file=file, _environ={"FORCE_COLOR": "1", "TERM": "xterm"})
+    assert progress.LiveReporter(console).bars is None
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_bars_fit_a_terminal_at_large_numbers(width):
+    file = Terminal()
+    reporter = progress.LiveReporter(plain_console(file=file, width=width, _environ={"TERM": "xterm"}))
+    reporter.pace = Pace((1_000_000,) * 99, 10_000)
+    for step in range(1, 20):
+        reporter.pace.step(12, 0, step, 100_000, 0.001 * step)
+    reporter.training_of = 12, 16, 100_000
+    console = plain_console(file=io.StringIO(), width=width)
+    console.print(reporter.bars.drawing())
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 4
+    assert all(len(line) <= width for line in lines)
+    assert "10,019/99,010,000" in lines[3]
+    assert lines[3].rstrip().endswith("1,000 steps/s")
 
 
 def test_a_notebook_redraws_one_output(monkeypatch, capsys):
@@ -67,28 +161,17 @@ def test_a_notebook_redraws_one_output(monkeypatch, capsys):
     shell.display, shell.HTML = display, str
     monkeypatch.setitem(sys.modules, "IPython", python)
     monkeypatch.setitem(sys.modules, "IPython.display", shell)
-    monkeypatch.setattr(progress, "_REDRAW_SECONDS", 0)
+    monkeypatch.setattr(progress, "_NOTEBOOK_SECONDS", 0)
     swamp.prune(network(), examples(), progress=True, backend="sequential", **OPTIONS)
-    assert "<pre>cycles" in drawings[3]
-    assert any("particles of cycle 1" in drawing and "steps/s" in drawing for drawing in drawings)
+    assert drawings[0] == "<pre>checking the network and the data</pre>"
+    assert any("cycle 1, training particle 2 of 2" in drawing and "steps/s" in drawing for drawing in drawings)
     assert drawings[-1] == ""
     assert "75.00 %" in capsys.readouterr().err
 
 
-def test_the_time_left_counts_what_an_earlier_session_did():
-    pace = Pace(total=1000)
-    pace.finished(SimpleNamespace(cost=SimpleNamespace(steps=400)))
-    for step, now in ((1, 10.0), (11, 11.0)):
-        pace.step(1, 0, 2, step, 100, now)
-    # Steps are reported one by one; 1 and 11 count as 2 steps of a session, and 10 steps a second are taken.
-    assert pace.done == 411
-    assert pace.rate == 10
-    assert pace.seconds_left == pytest.approx(58.9)
-
-
 def test_retrain_shows_its_progress(monkeypatch):
     file = io.StringIO()
-    monkeypatch.setattr(pruning, "live_progress", lambda: progress.LiveReporter(Console(file=file, width=140)))
+    monkeypatch.setattr(pruning, "live_progress", lambda: progress.LiveReporter(plain_console(file=file, width=140)))
     sparse = swamp.prune(network(), examples(), backend="sequential", **OPTIONS)
     ticket = swamp.Ticket(network().state_dict(), 0)
     how = {"training": OPTIONS["training"], "barrier_threshold": 1.0, "backend": "sequential", "particles": 2}

@@ -1,5 +1,6 @@
 """Autotune times the ways on the task itself, keeps to one, and says why."""
 
+import contextlib
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from swamp.backends import Autotune, Progress, Sequential, Threads, Ticket, TrainRequest, Vmapped
 from swamp.backends import autotune as module
 from swamp.backends.autotune import Choice
+from swamp.backends.base import ForwardingProgress
 from swamp.errors import Interrupted, SwampError
 from swamp.masks import Mask
 from swamp.training import Seed, Task, TensorData, Training
@@ -63,6 +65,25 @@ def run(auto: Autotune, model: nn.Module, seeds=SEEDS, last: int | None = None):
         auto.train(
             TrainRequest(Ticket(model.state_dict(), 0), Mask.ones(model), TRAINING, seeds, last=last, progress=Stop())
         )
+
+
+def test_timing_is_reported_as_a_stage_of_its_own(paced, mlp, image_task):
+    names: list[tuple[str, bool]] = []
+
+    class Stages(Progress):
+        def on_stage(self, name, *, once=False):
+            names.append((name, once))
+
+    auto, _ = paced(mlp, image_task, sequential=0.1, threads=0.05, vmapped=0.08)
+    outer = ForwardingProgress(Stages())
+    with contextlib.suppress(Interrupted):
+        auto.train(TrainRequest(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS, last=0, progress=outer))
+    assert names == [("timing backends", True)]
+
+
+def test_a_forwarding_progress_forwards_every_report():
+    reports = {name for name, value in vars(Progress).items() if callable(value) and not name.startswith("_")}
+    assert reports <= set(vars(ForwardingProgress))
 
 
 @pytest.mark.parametrize(

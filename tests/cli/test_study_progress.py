@@ -2,9 +2,8 @@
 
 import io
 
-from rich.console import Console
-
 from swamp.cli.study_progress import StudyProgress, counted
+from swamp.console import plain_console
 from swamp.runs.study_queue import RunState, StudyDirectory
 
 
@@ -17,7 +16,7 @@ class Summaries(StudyDirectory):
 
 def shown(tmp_path, looks, *, terminal: bool) -> str:
     file = io.StringIO()
-    console = Console(file=file, force_terminal=terminal, width=120, _environ={"TERM": "xterm"})
+    console = plain_console(file=file, force_terminal=terminal, width=120, _environ={"TERM": "xterm"})
     with StudyProgress(Summaries(tmp_path, {}), console) as watch:
         for states in looks:
             watch.show(states)

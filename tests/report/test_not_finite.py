@@ -14,6 +14,7 @@ from swamp.algorithms import Cycle
 from swamp.api.progress import LiveReporter
 from swamp.cli import main
 from swamp.cli.study_progress import reached
+from swamp.console import plain_console
 from swamp.report.comparison import compare
 from swamp.report.run_records import read_run
 from swamp.training import Training
@@ -65,7 +66,6 @@ def test_a_method_without_any_finite_number_has_tables_plots_and_a_report(tmp_pa
 
 
 def test_a_record_read_back_has_nan_where_it_was_written_as_null_and_is_shown(mlp, task, capsys):
-    from rich.console import Console
 
     plan = swamp.Plan(method="swamp", sparsity=0.5, prune_fraction=(0.5,), particles=(2,), barrier_threshold=1)
     broken = replace(task, metrics={"accuracy": lambda outputs, targets: math.nan})
@@ -77,7 +77,7 @@ def test_a_record_read_back_has_nan_where_it_was_written_as_null_and_is_shown(ml
         assert math.isnan(one.metrics.test["accuracy"])
         assert one.barrier is not None
         assert math.isnan(one.barrier.mean)
-        LiveReporter(Console()).finished(one)
+        LiveReporter(plain_console()).finished(one)
     assert capsys.readouterr().out.count("nan %") == 4
     assert torch.equal(again.weights["0.weight"], record.weights["0.weight"])
 

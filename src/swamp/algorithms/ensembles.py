@@ -73,6 +73,7 @@ def _joint_cycles(
     for of_members in zip(*members, strict=True):
         cycle = store.cycle(of_members[0].index)
         if cycle is None:
+            store.progress(of_members[0].index, len(members)).on_stage(f"evaluating cycle {of_members[0].index}")
             cycle = _joined(of_members, model, task, examples)
             store.keep_cycle(cycle)
         yield cycle

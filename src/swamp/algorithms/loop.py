@@ -47,6 +47,7 @@ def _cycles(setup: Setup) -> Iterator[Cycle]:
     for index in range(len(setup.schedule)):
         cycle = setup.store.cycle(index)
         if cycle is None:
+            setup.store.progress(index, setup.schedule.particles[index]).on_stage(f"pruning for cycle {index}")
             spec = first_spec(setup, index, ticket) if previous is None else next_spec(setup, index, ticket, previous)
             cycle = _train_cycle(setup, index, spec)
         yield cycle
@@ -63,6 +64,7 @@ def _train_cycle(setup: Setup, index: int, spec: CycleSpec) -> Cycle:
         trained = train(setup, index, spec)
     except Diverged as error:
         raise Diverged(f"cycle {index}, {error} What was finished before is kept.", error.steps) from error
+    setup.store.progress(index, len(trained.particles)).on_stage(f"evaluating cycle {index}")
     average = aggregate(trained, setup.plan, setup.evaluator)
     cycle = evaluate_cycle(setup, index, spec, trained, average, began)
     setup.store.keep_cycle(cycle)

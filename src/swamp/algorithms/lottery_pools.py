@@ -38,6 +38,7 @@ def pooled(run: Iterator[Cycle], plan: Plan, evaluator: Evaluator, store: Store)
 def _kept(window: Sequence[Cycle], index: int, plan: Plan, evaluator: Evaluator, store: Store) -> Cycle:
     cycle = store.cycle(index)
     if cycle is None:
+        store.progress(index, 1).on_stage(f"pooling cycle {index}")
         cycle = _pooled(window, index, plan, evaluator)
         store.keep_cycle(cycle)
     return cycle

@@ -1,79 +1,159 @@
 """Pace: steps of a whole run, its rate, and the time that is left."""
 
 import math
+from collections.abc import Sequence
 
-from swamp.algorithms.cycle import Cycle
+_HALF_LIFE = 15.0
+"""Seconds of training after which a measurement counts half: the rate follows a machine whose load changes."""
+_FIRST_STEPS = 10
+"""Steps to measure before a rate is given."""
 
 
 class Pace:
-    """Counts the steps of a run, in this session and in earlier ones.
+    """Estimates the time left of a run: remaining steps at the measured rate, and the work between trainings.
+
+    Only what this session measured counts: finished cycles that are read from disk take no time. Before the first
+    evaluation is measured, its estimated cost in training steps is used.
 
     Args:
-        total: Steps of the whole run; 0: unknown.
+        cycles: Training steps of each cycle, over all its particles; empty: unknown.
+        ticket: Steps of the ticket's training.
+        evaluation: Estimated cost of the evaluation of one cycle, in training steps.
     """
 
-    def __init__(self, total: int = 0) -> None:
-        self.total = total
-        self.session = 0
-        """Steps seen in this session."""
-        self._before = 0
-        self._open = 0
-        self._stage: tuple[int | None, int] = (None, 0)
-        self._reached: dict[int, int] = {}
-        self._last = 0
-        self._began: float | None = None
-        self._skipped = 0
-        self.seconds = 0.0
-        """Seconds since the first step of this session."""
+    def __init__(self, cycles: Sequence[int] = (), ticket: int = 0, evaluation: float = 0.0) -> None:
+        self.cycles, self.ticket, self.evaluation = tuple(cycles), ticket, evaluation
+        self.finished_cycles = 0
+        self._reached: dict[bool, dict[int, int]] = {True: {}, False: {}}
+        """Step that each particle has reached: of the ticket's training (True), and of the present cycle."""
+        self._last = {True: 0, False: 0}
+        self._rates = {True: _Rate(), False: _Rate()}
+        self._of_ticket: bool = True
+        self._training = self._once = self._worked = False
+        self._at: float | None = None
+        """Time of the last report; None before the first."""
+        self._between, self._measured = 0.0, list[float]()
 
-    def step(self, cycle: int | None, index: int, count: int, step: int, last: int, now: float) -> None:
-        """Particle `index` of `count` of a cycle (None: the ticket) has taken `step` of `last` steps at time `now`."""
-        if (cycle, count) != self._stage:
-            self._open += self.stage_steps
-            self._stage, self._reached = (cycle, count), {}
-        # Not every step of a particle of another rank is reported.
-        self.session += step - self._reached.get(index, step - 1)
-        self._reached[index], self._last = step, last
-        if self._began is None:
-            self._began, self._skipped = now, self.session
-        self.seconds = now - self._began
+    def step(self, cycle: int | None, index: int, step: int, last: int, now: float) -> None:
+        """Particle `index` of a cycle (None: the ticket) has taken `step` of `last` steps at time `now`."""
+        ticket = cycle is None
+        reached, rate = self._reached[ticket], self._rates[ticket]
+        before = reached.get(index, step - 1)
+        if self._training and ticket == self._of_ticket and self._at is not None:
+            # Not every step of a particle of another rank is reported. A training that diverged starts again.
+            rate.add(step - before if step > before else 1, now - self._at)
+        else:
+            # The step itself is no work between trainings.
+            self._advance(now - rate.seconds_a_step if rate.known else now)
+        self._training, self._of_ticket, self._at = True, ticket, now
+        self._worked = True
+        reached[index], self._last[ticket] = step, last
 
-    def finished(self, cycle: Cycle) -> None:
+    def stage(self, now: float, *, once: bool = False) -> None:
+        """Other work begins. once: it is not repeated in every cycle."""
+        self._advance(now)
+        self._training, self._once, self._worked = False, once, True
+
+    def finished(self, now: float) -> None:
         """A cycle is finished, in this session or an earlier one."""
-        self._before += cycle.cost.steps
-        self._open, self._stage, self._reached = 0, (None, 0), {}
+        self._advance(now)
+        if self._worked and self._between:  # else it was read from disk
+            self._measured.append(self._between)
+        self.finished_cycles += 1
+        self._training = self._once = self._worked = False
+        self._between = 0.0
+        self._reached[False] = {}
+
+    def restart(self) -> None:
+        """Other particles of the same cycle are trained."""
+        self._reached[False] = {}
+
+    def _advance(self, now: float) -> None:
+        """Add the time since the last report to the work between trainings, if it was that."""
+        if self._at is not None and not self._training and not self._once:
+            self._between += max(0.0, now - self._at)
+        self._at = now
+
+    @property
+    def active(self) -> list[int]:
+        """Particles in training, or the last one."""
+        reached, last = self._reached[self._of_ticket], self._last[self._of_ticket]
+        return sorted(index for index, step in reached.items() if step < last) or [*reached][-1:]
 
     @property
     def stage_steps(self) -> int:
         """Steps of the particles of the present cycle, or of the ticket."""
+        return self._steps(self._of_ticket)
+
+    def _steps(self, ticket: bool) -> int:
         # No step is reported of particles that finished before a resume: lower indices count as done.
-        return min(self._reached) * self._last + sum(self._reached.values()) if self._reached else 0
+        reached = self._reached[ticket]
+        return min(reached) * self._last[ticket] + sum(reached.values()) if reached else 0
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run; 0: unknown."""
+        return sum(self.cycles) + self.ticket if self.cycles else 0
 
     @property
     def done(self) -> int:
         """Steps of the whole run so far."""
-        return self._before + self._open + self.stage_steps
+        of_ticket = self._steps(True)
+        if self.finished_cycles or (self._reached[False] and not of_ticket):
+            of_ticket = self.ticket
+        return of_ticket + sum(self.cycles[: self.finished_cycles]) + self._steps(False)
 
     @property
     def rate(self) -> float:
-        """Steps per second of this session, evaluation and pruning included; 0: not known yet."""
-        return (self.session - self._skipped) / self.seconds if self.seconds else 0.0
+        """Steps per second of the present training, over its particles; 0: not known yet."""
+        of_stage = self._rates[self._of_ticket]
+        return 1 / of_stage.seconds_a_step if of_stage.known else 0.0
 
-    @property
-    def seconds_left(self) -> float:
-        """Estimated seconds until the run is finished; NaN: not known yet."""
-        return max(0, self.total - self.done) / self.rate if self.total and self.rate else math.nan
+    def seconds_left(self, now: float) -> float:
+        """Estimated seconds from `now` until the run is finished; NaN: not known yet."""
+        of_cycles, of_ticket = self._rates[False], self._rates[True]
+        known = of_cycles if of_cycles.known else of_ticket
+        if not self.total or not known.known:
+            return math.nan
+        each = known.seconds_a_step
+        between = sum(self._measured) / len(self._measured) if self._measured else self.evaluation * each
+        steps = max(0, self.total - self.done) * each
+        others = (len(self.cycles) - self.finished_cycles) * between
+        since = 0.0 if self._at is None else now - self._at
+        if self._training:
+            return max(0.0, steps - min(since, each)) + others
+        spent = self._between + (0.0 if self._once else since)
+        return steps + max(0.0, others - min(spent, between))
 
-    @property
-    def left(self) -> str:
+    def left(self, now: float) -> str:
         """The estimate as text, e.g. 'about 2 min 10 s left'; empty if it is not known yet."""
-        seconds = self.seconds_left
+        seconds = self.seconds_left(now)
         return "" if math.isnan(seconds) else f"about {duration(seconds)} left"
+
+
+class _Rate:
+    """Seconds of a step; older measurements count less."""
+
+    def __init__(self) -> None:
+        self.counted, self.steps, self.seconds = 0, 0.0, 0.0
+
+    def add(self, steps: int, seconds: float) -> None:
+        kept = 0.5 ** (seconds / _HALF_LIFE)
+        self.counted += steps
+        self.steps, self.seconds = self.steps * kept + steps, self.seconds * kept + seconds
+
+    @property
+    def known(self) -> bool:
+        return self.counted >= _FIRST_STEPS and self.seconds > 0
+
+    @property
+    def seconds_a_step(self) -> float:
+        return self.seconds / self.steps
 
 
 def duration(seconds: float) -> str:
     """Hours, minutes and seconds, e.g. '2 h 05 min', '1 min 10 s' or '8 s'."""
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

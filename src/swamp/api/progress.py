@@ -6,87 +6,112 @@ import time
 from collections.abc import Callable
 from html import escape as as_html
 from importlib import import_module
+from threading import Event, RLock, Thread
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from swamp.algorithms import Cycle
 from swamp.api.pace import Pace, duration
 from swamp.backends.autotune import Choice
+from swamp.console import plain_console
 from swamp.runs.overview import Overview
 from swamp.runs.run_progress import Reporter, unknown_loss
 
-_REDRAW_SECONDS = 0.1
-_ESTIMATE_SECONDS = 1.0
+_REDRAWS_PER_SECOND = 4
+_NOTEBOOK_SECONDS = 0.5
+"""Seconds between two drawings in a notebook."""
 LOG_SECONDS = 30.0
 """Seconds between two lines on the training where no bar can be drawn."""
+_LATE_SECONDS = 5.0
+"""If no step comes for so long after a line is due, the line has no step and no loss."""
+_WIDTH = 24
 
 
 class Bar(NamedTuple):
     """One progress bar: a name, how much of how much, and text behind it."""
 
     name: str
-    done: int = 0
-    total: int | None = None
+    done: float = 0
+    total: int = 0
     text: str = ""
 
+    @property
+    def counted(self) -> str:
+        """How much of how much, e.g. '1,200/8,649'."""
+        return f"{int(self.done):,}/{self.total:,}"
 
-class Bars:
-    """Draws three bars in a terminal; draws nothing elsewhere."""
 
-    def __init__(self, console: Console) -> None:
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
+class TerminalBars:
+    """Draws bars at the bottom of a terminal; `rows` gives them. rich's thread redraws, so that training never waits.
+
+    Args:
+        console: A terminal.
+        rows: Gives the line above the bars, and the bars.
+    """
+
+    def __init__(self, console: Console, rows: Callable[[], tuple[str, list[Bar]]]) -> None:
+        self.rows = rows
+        self.live = Live(
             console=console,
+            get_renderable=self.drawing,
+            refresh_per_second=_REDRAWS_PER_SECOND,
             transient=True,
-            disable=not console.is_terminal,
+            vertical_overflow="crop",
         )
-        self.tasks: list[TaskID] = []
 
     def open(self) -> None:
         """Start drawing."""
-        self.progress.start()
+        self.live.start(refresh=True)
 
     def close(self) -> None:
         """Stop drawing, and remove the bars."""
-        self.progress.stop()
+        self.live.stop()
 
-    def draw(self, bars: list[Bar]) -> None:
-        """Redraw."""
-        while len(self.tasks) < len(bars):
-            self.tasks.append(self.progress.add_task("", total=None, text=""))
-        for task, bar in zip(self.tasks, bars, strict=True):
-            self.progress.update(task, description=bar.name, completed=bar.done, total=bar.total, text=bar.text)
+    def redraw(self, now: float) -> None:
+        """Nothing to do: a thread redraws."""
+
+    def drawing(self) -> Group:
+        """The present state."""
+        stage, bars = self.rows()
+        table = Table.grid(padding=(0, 2))
+        for _ in range(4):
+            table.add_column(no_wrap=True, overflow="ellipsis")
+        for bar in bars:
+            table.add_row(bar.name, ProgressBar(bar.total, bar.done, _WIDTH), bar.counted, bar.text)
+        return Group(Text(stage, no_wrap=True, overflow="ellipsis"), table)
 
 
 class NotebookBars:
-    """Draws bars as text in the output of a notebook's cell."""
+    """Draws bars as text in the output of a notebook's cell, when there is news; see TerminalBars."""
 
-    def __init__(self) -> None:
-        self.handle: Any = None
+    def __init__(self, rows: Callable[[], tuple[str, list[Bar]]]) -> None:
+        self.rows, self.handle, self.drawn = rows, None, -math.inf
         self.show, self.html = _display()
 
     def open(self) -> None:
-        """Nothing is drawn before the first step."""
+        """Nothing is drawn before the first stage."""
 
     def close(self) -> None:
         """Remove the bars."""
         if self.handle is not None:
             self.handle.update(self.html(""))
 
-    def draw(self, bars: list[Bar]) -> None:
-        """Redraw in place."""
-        width = max(len(bar.name) for bar in bars)
-        lines = [f"{bar.name:<{width}} {_drawn(bar)} {bar.done:,}/{bar.total or 0:,} {bar.text}" for bar in bars]
+    def redraw(self, now: float) -> None:
+        """Redraw in place, at most twice a second."""
+        if now - self.drawn < _NOTEBOOK_SECONDS:
+            return
+        self.drawn = now
+        stage, bars = self.rows()
+        lines = [stage, *(f"{bar.name:<10}{_drawn(bar)}  {bar.counted:<14} {bar.text}" for bar in bars)]
         drawing = self.html(f"<pre>{'<br>'.join(map(as_html, lines))}</pre>")
         if self.handle is None:
-            self.handle = self.show(drawing, display_id=True)
+            self.handle: Any = self.show(drawing, display_id=True)
         else:
             self.handle.update(drawing)
 
@@ -97,42 +122,66 @@ class LiveReporter(Reporter):
     Args:
         console: Where lines are printed, and bars are drawn if it is a terminal.
         notebook: Draw the bars in the output of a notebook's cell instead.
+        clock: Gives the time in seconds.
     """
 
-    def __init__(self, console: Console, *, notebook: bool = False) -> None:
-        self.console, self.notebook = console, notebook
-        self.bars = NotebookBars() if notebook else Bars(console)
-        self.interactive = notebook or console.is_terminal
-        self.pace = Pace()
-        self.shown = [Bar("cycles"), Bar("particles"), Bar("steps")]
+    def __init__(
+        self, console: Console, *, notebook: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.console, self.clock = console, clock
+        self.pace, self.lock = Pace(), RLock()
+        self.parts: Bar | None = None
+        self.stage_name, self.began = "", clock()
+        self.training_of: tuple[int | None, int, int] | None = None
+        """Cycle (None: ticket), number of particles, last step; None between trainings."""
         self.headed = self.told = False
-        self.drawn = self.logged = time.monotonic()
+        self.logged = clock()
+        self.ended = Event()
+        # Not where colours are forced for a log, as in CI.
+        terminal = console.is_interactive and console.file.isatty()
+        self.bars = NotebookBars(self.rows) if notebook else TerminalBars(console, self.rows) if terminal else None
 
     def __enter__(self) -> "LiveReporter":
-        self.bars.open()
+        self.ended.clear()
+        if self.bars is not None:
+            self.bars.open()
+        else:
+            Thread(target=self._log_late, name="progress", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bars.close()
+        self.ended.set()
+        if self.bars is not None:
+            self.bars.close()
 
     def started(self, run: Overview) -> None:
         """Print what the run does."""
-        self.pace, self.told = Pace(run.steps), not run.steps
-        if run.text:
-            self.console.print(escape(run.text), highlight=False, soft_wrap=True)
-        self._draw(0, Bar("cycles", 0, run.cycles))
-        if not self.interactive:
-            self.console.print(_HEADING)
+        with self.lock:
+            self.pace, self.told = Pace(run.cycle_steps, run.ticket_steps, run.evaluation), not run.cycle_steps
+            if run.text:
+                self.console.print(run.text, soft_wrap=True)
+            if self.bars is None:
+                self.console.print(_HEADING, style="bold")
 
     def part(self, done: int, parts: int, what: str) -> None:
         """Show that `done` of `parts` tasks, called `what`, are finished."""
-        self._draw(0, Bar(what, done, parts))
+        with self.lock:
+            self.parts = Bar(what, done, parts)
+            self.pace.restart()
 
     def chosen(self, choice: Choice) -> None:
         """Print the chosen backend, and the reason."""
-        self.console.print(f"[dim]particles: {choice.backend}, {choice.why}[/dim]", highlight=False, soft_wrap=True)
+        self.console.print(f"particles: {choice.backend}, {choice.why}", style="dim", soft_wrap=True)
+
+    def stage(self, name: str, *, once: bool = False) -> None:
+        """Show that other work than training begins."""
+        with self.lock:
+            self.began = now = self.clock()
+            self.pace.stage(now, once=once)
+            self.stage_name, self.training_of = name, None
+            self._redraw(now)
 
     def training(
         self,
@@ -143,55 +192,95 @@ class LiveReporter(Reporter):
         total: int,
         loss: Callable[[], float] = unknown_loss,
     ) -> None:
-        """Update the bars, at most 10 times per second; particles may train in parallel."""
-        now, pace = time.monotonic(), self.pace
-        pace.step(cycle, index, count, step, total, now)
-        self._estimate(now)
-        if not self.interactive and now - self.logged >= LOG_SECONDS:
-            self.logged = now
-            self._log(cycle, index, count, f"step {step:,} of {total:,}", loss())
-        if now - self.drawn < _REDRAW_SECONDS and step < total:
-            return
-        self.drawn = now
-        name = "ticket" if cycle is None else f"particles of cycle {cycle}"
-        steps = pace.stage_steps
-        self.shown[0] = self.shown[0]._replace(text=pace.left)
-        self.shown[1] = Bar(name, steps // total, count)
-        self._draw(2, Bar("steps", steps, count * total, _rate(pace)))
+        """Note the step; particles may train in parallel. Every 30 s, print a line where no bar can be drawn."""
+        with self.lock:
+            now = self.clock()
+            self.pace.step(cycle, index, step, total, now)
+            self.training_of = cycle, count, total
+            if self.bars is not None:
+                self.bars.redraw(now)
+                return
+            self._estimate(now)
+            if now - self.logged >= LOG_SECONDS:
+                self.logged = now
+                self._log(f"step {step:,} of {total:,}", loss(), now)
 
     def finished(self, cycle: Cycle) -> None:
-        """Print the line of the cycle and advance the bar of cycles."""
-        self.pace.finished(cycle)
-        if not self.headed and self.interactive:
-            self.console.print(_HEADING)
-        self.headed = True
-        self.console.print(_line(cycle), highlight=False)
-        first = self.shown[0]
-        self._draw(0, first._replace(done=first.done + 1))
+        """Print the line of the cycle."""
+        with self.lock:
+            now = self.clock()
+            self.pace.finished(now)
+            if not self.headed and self.bars is not None:
+                self.console.print(_HEADING, style="bold")
+            self.headed = True
+            self.console.print(_line(cycle))
+            self._redraw(now)
 
-    def _draw(self, place: int, bar: Bar) -> None:
-        self.shown[place] = bar
-        if self.interactive:
-            self.bars.draw(self.shown)
+    def tick(self) -> None:
+        """Print a line if one is due and no step has come to print it: a long evaluation, for example."""
+        with self.lock:
+            now = self.clock()
+            if now - self.logged >= LOG_SECONDS + _LATE_SECONDS:
+                self.logged = now
+                self._log("", math.nan, now)
+
+    def rows(self) -> tuple[str, list[Bar]]:
+        """What the run does now, and the bars."""
+        with self.lock:
+            now, pace = self.clock(), self.pace
+            bars: list[Bar] = []
+            steps, whole = pace.stage_steps, math.inf
+            if self.training_of is not None:
+                _, count, last = self.training_of
+                whole = count * last
+                bars.append(Bar("ticket" if self.training_of[0] is None else "particles", steps / last, count))
+            if pace.total:
+                share = min(1.0, steps / whole) if self.training_of and self.training_of[0] is not None else 0.0
+                bars.insert(0, Bar("cycles", pace.finished_cycles + share, len(pace.cycles), pace.left(now)))
+                bars.append(Bar("steps", pace.done, pace.total, _rate(pace)))
+            elif self.training_of is not None:
+                bars.append(Bar("steps", steps, int(whole), _rate(pace)))
+            return self._stage(now), [*([self.parts] if self.parts else []), *bars]
+
+    def _redraw(self, now: float) -> None:
+        if self.bars is not None:
+            self.bars.redraw(now)
+
+    def _stage(self, now: float) -> str:
+        """What the run does now, in words."""
+        if self.training_of is None:
+            seconds = now - self.began
+            return f"{self.stage_name} ({duration(seconds)})" if seconds >= 2 else self.stage_name
+        cycle, count, _ = self.training_of
+        if cycle is None and count == 1:
+            return "training the ticket"
+        active = self.pace.active
+        which = f"{active[0] + 1}" if len(active) == 1 else f"{active[0] + 1} to {active[-1] + 1}"
+        if cycle is None:
+            return f"training ticket {which} of {count}"
+        return f"cycle {cycle}, training particle{'s' if len(active) > 1 else ''} {which} of {count}"
 
     def _estimate(self, now: float) -> None:
-        """After the first second of training, print once how long all steps take at this rate."""
-        pace = self.pace
-        if not self.told and pace.seconds > _ESTIMATE_SECONDS:
+        """Once the rate is known, print how long the run takes."""
+        if not self.told and (left := self.pace.left(now)):
             self.told = True
-            seconds = duration(pace.total / pace.rate)
-            self.console.print(f"[dim]about {seconds} of training for all {pace.total:,} steps[/dim]", highlight=False)
+            self.console.print(
+                f"{left} for {self.pace.total:,} steps and {len(self.pace.cycles)} evaluations", style="dim"
+            )
 
-    def _log(self, cycle: int | None, index: int, count: int, step: str, loss: float) -> None:
-        who = "ticket" if cycle is None else f"cycle {cycle}, particle {index + 1} of {count}"
-        parts = [who, step, "" if math.isnan(loss) else f"loss {loss:.4g}", _rate(self.pace), self.pace.left]
-        self.console.print(", ".join(part for part in parts if part), highlight=False, markup=False, soft_wrap=True)
+    def _log(self, step: str, loss: float, now: float) -> None:
+        rate = _rate(self.pace) if step else ""
+        parts = [self._stage(now), step, "" if math.isnan(loss) else f"loss {loss:.4g}", rate, self.pace.left(now)]
+        self.console.print(", ".join(part for part in parts if part), soft_wrap=True)
+
+    def _log_late(self) -> None:
+        while not self.ended.wait(1.0):
+            self.tick()
 
 
 def live_progress() -> LiveReporter:
     """Progress of a call from Python, on standard error: bars in a terminal or a notebook, lines elsewhere."""
-    notebook = in_notebook()
-    return LiveReporter(Console(stderr=True, force_jupyter=False), notebook=notebook)
+    return LiveReporter(plain_console(stderr=True, force_jupyter=False), notebook=in_notebook())
 
 
 def in_notebook() -> bool:
@@ -205,16 +294,16 @@ def _display() -> tuple[Any, Any]:
     return module.display, module.HTML
 
 
-def _drawn(bar: Bar, width: int = 24) -> str:
-    filled = min(width, width * bar.done // bar.total) if bar.total else 0
-    return "#" * filled + "-" * (width - filled)
+def _drawn(bar: Bar) -> str:
+    filled = min(_WIDTH, int(_WIDTH * bar.done / bar.total)) if bar.total else 0
+    return "#" * filled + "-" * (_WIDTH - filled)
 
 
 def _rate(pace: Pace) -> str:
-    return f"{pace.rate:,.0f} steps/s" if pace.rate else ""
+    return f"{pace.rate:,.3g} steps/s" if 0 < pace.rate < 100 else f"{pace.rate:,.0f} steps/s" if pace.rate else ""
 
 
-_HEADING = "[bold]cycle  sparsity      test   particles   barrier   seconds[/bold]"
+_HEADING = "cycle  sparsity      test   particles   barrier   seconds"
 
 
 def _line(cycle: Cycle) -> str:

@@ -24,7 +24,7 @@ from swamp.fields import changed_fields
 from swamp.masks import Mask
 from swamp.references import PYTHON_PREFIX
 from swamp.runs.execute import prepare
-from swamp.runs.overview import overview
+from swamp.runs.overview import Overview, overview
 from swamp.runs.read import open_run, read_cycle, read_origin
 from swamp.runs.run_progress import Reporter, epoch_loss, unknown_loss
 from swamp.training import Task, Training
@@ -140,12 +140,15 @@ def cycles(
     if out is not None and store is not None:
         raise SwampError("out and store are two places for finished steps. Give one of them.")
     shown = live_progress() if progress else None
-    if out is not None:
-        found = stored_cycles(job, Path(out), shown or Reporter())
-    elif shown is not None and store is None:
-        found = job.cycles(_ShownOnly(shown))
-    else:
-        found = engine.cycles(model, task, plan, training, backend=backend, store=store)
+    with shown or nullcontext():
+        if shown is not None:
+            shown.stage("checking the network and the data", once=True)
+        if out is not None:
+            found = stored_cycles(job, Path(out), shown or Reporter())
+        elif shown is not None and store is None:
+            found = job.cycles(_ShownOnly(shown))
+        else:
+            found = engine.cycles(model, task, plan, training, backend=backend, store=store)
     return found if shown is None else _shown(found, shown, job, started=out is None)
 
 
@@ -196,6 +199,9 @@ def retrain(
     store = NoStore() if shown is None else _ShownOnly(shown)
     found = train_on({len(densities) - 1: mask}, ticket, model, task, plan, how, backend=backend, store=store)
     with shown or nullcontext():
+        if shown is not None:
+            steps = particles * how.epochs * task.train.steps(how.batch_size)
+            shown.started(Overview(cycle_steps=(steps,)))
         return SparseModel.of(model, tuple(found))
 
 
@@ -282,6 +288,9 @@ class _ShownProgress(Progress):
 
     def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         self.reporter.training(self.cycle, index, self.count, step, total, lambda: epoch_loss(snapshot))
+
+    def on_stage(self, name: str, *, once: bool = False) -> None:
+        self.reporter.stage(name, once=once)
 
     def on_remote_step(self, index: int, step: int, total: int) -> None:
         self.reporter.training(self.cycle, index, self.count, step, total, unknown_loss)

@@ -124,6 +124,7 @@ class Autotune:
         steps = (steps - request.first) * particles * self.cycles
         if particles < 2 or self.chosen is not None or steps < FEW_STEPS:
             return
+        request.progress.on_stage("timing backends", once=True)
         choice, self.chosen = self._timed(request, steps)
         if self.on_choice is not None:
             self.on_choice(choice)

@@ -25,6 +25,9 @@ class Progress:
     def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         """Called after step `step` of `total` of particle `index`. May save `snapshot()`, or raise Interrupted."""
 
+    def on_stage(self, name: str, *, once: bool = False) -> None:
+        """Called before work other than training steps, e.g. "evaluating". once: not repeated in every cycle."""
+
     def load_snapshot(self, index: int) -> Snapshot | None:
         """The snapshot at which an interrupted training of particle `index` stopped; None starts at the ticket."""
         return None
@@ -60,6 +63,10 @@ class ForwardingProgress(Progress):
     def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         """Pass it on to `inner`."""
         self.inner.on_step(index, step, total, snapshot)
+
+    def on_stage(self, name: str, *, once: bool = False) -> None:
+        """Pass it on to `inner`."""
+        self.inner.on_stage(name, once=once)
 
     def load_snapshot(self, index: int) -> Snapshot | None:
         """Pass it on to `inner`."""

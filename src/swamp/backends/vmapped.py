@@ -151,6 +151,7 @@ class Vmapped:
         unfinished = any(snapshot.step < last for snapshot in snapshots.values())
         if self.compiled and len(stack) not in self._compiled_sizes and unfinished:
             self._compiled_sizes.add(len(stack))
+            request.progress.on_stage("compiling the step", once=True)
             self._try_compiling(job, step, stack, first)
         found: dict[int, Particle | None] = dict.fromkeys(members)
         while snapshots:

@@ -16,7 +16,7 @@ from rich.text import Text
 from swamp.analysis import ANALYSES
 from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, analyze, read_analysis
 from swamp.analysis.run_data import RunData
-from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
+from swamp.cli.session import Err, Out, beside, parse, print_json, print_labelled, stoppable
 from swamp.errors import Interrupted, SwampError, unknown
 
 
@@ -57,7 +57,7 @@ def analyze_command(arguments: Sequence[str]) -> None:
         if getattr(given, name) < minimum:
             raise SwampError(f"{name} must be {minimum} or more, got {getattr(given, name)}.")
     session, stop, started = _Session.of(given), Event(), time.monotonic()
-    with stoppable(stop):
+    with stoppable(stop, session.console):
         try:
             session.run_all(stop)
         except KeyboardInterrupt:
@@ -70,8 +70,8 @@ def analyze_command(arguments: Sequence[str]) -> None:
         print_json({"run": str(given.run), **counts, "seconds": time.monotonic() - started})
         return
     before = f", {session.kept} read from disk" if session.kept else ""
-    Out.print(f"{session.computed} computed{before}, {len(session.skipped)} skipped.", highlight=False)
-    Out.print(f"Show them: swamp report {shlex.quote(str(given.run))} -o report.html", soft_wrap=True, highlight=False)
+    Out.print(f"{session.computed} computed{before}, {len(session.skipped)} skipped.")
+    Out.print(f"Show them: swamp report {shlex.quote(str(given.run))} -o report.html", soft_wrap=True)
 
 
 @dataclass
@@ -137,11 +137,11 @@ class _Session:
             return
         self.kept, self.computed = self.kept + stored, self.computed + (not stored)
         if not (stored or self.quiet or self.console.is_terminal):
-            self.console.print(f"{task.key}  {time.monotonic() - started:.1f} s", soft_wrap=True, highlight=False)
+            self.console.print(f"{task.key}  {time.monotonic() - started:.1f} s", soft_wrap=True)
 
     def skip(self, key: str, error: SwampError) -> None:
         self.skipped[key] = str(error)
-        Err.print(f"[yellow]skipped[/yellow] {escaped(f'{key}: {error}')}", soft_wrap=True, highlight=False)
+        print_labelled(beside(self.console), "skipped", "yellow", f"{key}: {error}")
 
 
 class _Rate(ProgressColumn):

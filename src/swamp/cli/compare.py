@@ -64,7 +64,7 @@ def compare_command(arguments: Sequence[str]) -> None:
         print_json({**comparison.to_json(), "files": written})
         return
     print_comparison(comparison, Out, at=given.at)
-    Out.print(f"written: {' '.join(written)}", soft_wrap=True, highlight=False)
+    Out.print(f"written: {' '.join(written)}", soft_wrap=True)
 
 
 def runs_of(paths: Sequence[Path]) -> list[Path]:

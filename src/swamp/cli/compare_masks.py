@@ -63,4 +63,4 @@ def masks_command(arguments: Sequence[str]) -> None:
         return
     for table in found.tables():
         print_table(table, Out)
-    Out.print(f"written: {' '.join(written)}", soft_wrap=True, highlight=False)
+    Out.print(f"written: {' '.join(written)}", soft_wrap=True)

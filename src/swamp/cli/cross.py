@@ -14,7 +14,7 @@ from swamp.algorithms.registry import method_named
 from swamp.analysis.mask_training import MaskSource, MaskTraining, cross_train, mask_trainings, shared_densities
 from swamp.api.progress import LiveReporter
 from swamp.cli.compare import runs_of
-from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
+from swamp.cli.session import Err, Out, parse, print_json, print_labelled, stoppable
 from swamp.errors import Interrupted, SwampError
 from swamp.runs.overview import Overview
 from swamp.runs.run_progress import Reporter
@@ -69,7 +69,7 @@ def cross_command(arguments: Sequence[str]) -> None:
         return
     for table in crossed.tables():
         print_table(table, Out)
-    Out.print(f"written: {' '.join(written)}", soft_wrap=True, highlight=False)
+    Out.print(f"written: {' '.join(written)}", soft_wrap=True)
 
 
 def _labelled(given: CrossArgs) -> tuple[str, list[str], dict[int, dict[str, MaskSource]]]:
@@ -84,7 +84,7 @@ def _labelled(given: CrossArgs) -> tuple[str, list[str], dict[int, dict[str, Mas
     metric = metric_of(runs, given.metric, "test")
     labels, notes = label_runs(runs)
     for note in notes:
-        Err.print(f"[yellow]note:[/yellow] {escaped(note)}", soft_wrap=True, highlight=False)
+        print_labelled(Err, "note:", "yellow", note)
     order = sorted(dict.fromkeys(labels), key=lambda label: label != "imp")
     seeds = dict.fromkeys(sorted(run.config["seed"] for run in runs))
     at = {(run.config["seed"], label): run.path for run, label in zip(runs, labels, strict=True)}
@@ -108,7 +108,7 @@ def _trained(
     console = Err if given.json else Out
     quiet = given.quiet or (given.json and not Err.is_terminal)
     started: list[MaskTraining] = []
-    with stoppable(stop), ExitStack() as shown:
+    with stoppable(stop, console), ExitStack() as shown:
         reporter = Reporter() if quiet else shown.enter_context(LiveReporter(console))
 
         def on_start(job: MaskTraining) -> None:
@@ -119,10 +119,8 @@ def _trained(
                 console.print(
                     f"\n{len(started)} of {len(jobs)}: {what} (at most about {minutes:.1f} min left)",
                     soft_wrap=True,
-                    highlight=False,
-                    markup=False,
                 )
-            reporter.started(Overview("", len(job.cycles), 0))
+            reporter.started(Overview())
 
         try:
             return cross_train(runs, rows, given.out, reporter, stop, on_start)

@@ -9,9 +9,11 @@ from importlib import import_module
 from typing import NoReturn
 
 from rich.table import Table
+from rich.text import Text
 
 from swamp.cli import leaving_at_once
-from swamp.cli.session import Err, Out, escaped, signals_ignored
+from swamp.cli.session import Err, Out, print_labelled, signals_ignored
+from swamp.console import labelled
 from swamp.errors import SwampError, as_swamp_error, unknown
 from swamp.fields import with_option_names
 
@@ -40,6 +42,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 A module is imported when its command is given, as most modules import torch, which takes seconds.
 """
+
+_QUICK = ("list", "completion")
+"""Commands that import no torch."""
 
 _LONGEST = 4096
 """Characters of one argument: what Linux takes as a path."""
@@ -85,8 +90,25 @@ def command_of(arguments: Sequence[str]) -> tuple[Command, Sequence[str]]:
 
 
 def _command(name: str) -> Command:
-    with leaving_at_once():
+    with leaving_at_once(), nullcontext() if name in _QUICK else _importing():
         return getattr(import_module(f"swamp.cli.{COMMANDS[name][0]}"), f"{name}_command")
+
+
+@contextmanager
+def _importing() -> Generator[None]:
+    """Show on a terminal that torch is imported, which takes seconds."""
+    stream = sys.stderr
+    if not stream.isatty():
+        yield
+        return
+    # No live display: it hides the cursor, and Ctrl-C ends the process here.
+    stream.write("importing torch ...")
+    stream.flush()
+    try:
+        yield
+    finally:
+        stream.write("\r\x1b[2K")
+        stream.flush()
 
 
 def _only_rank_0_prints() -> AbstractContextManager[None]:
@@ -124,16 +146,18 @@ def _end(error: SwampError) -> NoReturn:
 
 def _say(last: str) -> None:
     with signals_ignored():
-        Err.print(f"[bold red]swamp:[/bold red] {escaped(last)}", soft_wrap=True, highlight=False)
+        print_labelled(Err, "swamp:", "bold red", last)
 
 
 def _overview(arguments: Sequence[str]) -> None:
-    Out.print("[bold]swamp[/bold]: prune neural networks with Sparse Weight Averaging with Multiple Particles\n")
+    Out.print(
+        labelled("swamp:", "bold", "prune neural networks with Sparse Weight Averaging with Multiple Particles\n")
+    )
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, (_, what) in COMMANDS.items():
-        table.add_row(f"  swamp [bold]{name}[/bold]", what)
+        table.add_row(Text.assemble("  swamp ", (name, "bold")), what)
     Out.print(table)
-    Out.print("\nStart with [bold]swamp run[/bold]; COMMAND --help describes a command.")
+    Out.print("\nStart with swamp run; COMMAND --help describes a command.")
     sys.exit(0 if arguments else 2)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 import tyro
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from swamp.analysis.run_data import RunData, open_with_cycles
@@ -105,10 +106,9 @@ def export_command(arguments: Sequence[str]) -> None:
         f"{out}: {size.file_bytes:,} bytes, 1/{size.dense_bytes / size.file_bytes:.1f} of the dense float32 weights "
         f"(sparsity {sparsity:.4f}; outputs differ by {done.difference:.1g} of the largest).",
         soft_wrap=True,
-        highlight=False,
     )
     if name == "sparse":
-        Out.print(f"Measure its speed: swamp benchmark {shlex.quote(str(out))}", soft_wrap=True, highlight=False)
+        Out.print(f"Measure its speed: swamp benchmark {shlex.quote(str(out))}", soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def benchmark_command(arguments: Sequence[str]) -> None:
         print_json(results)
         return
     _print(args.file, size, accuracy, latencies)
-    Out.print(f"{threads} threads; load average of the machine {load_average:.1f}", highlight=False)
+    Out.print(f"{threads} threads; load average of the machine {load_average:.1f}")
 
 
 def _batches(text: str) -> list[int]:
@@ -259,19 +259,18 @@ def _print(path: Path, size: NetworkSize, accuracy: dict[str, Any] | None, laten
         f"{size.dense_bytes:,}, compressed {size.compressed_bytes:,}: 1/{size.dense_bytes / size.file_bytes:.1f} and "
         f"1/{size.compressed_bytes / size.file_bytes:.1f}); {size.flops:,} of {size.dense_flops:,} FLOPs.",
         soft_wrap=True,
-        highlight=False,
     )
     if accuracy is not None:
         metrics = ", ".join(
             f"{name} {value:.4f} (run: {accuracy['run'].get(name, math.nan):.4f})"
             for name, value in accuracy["file"].items()
         )
-        Out.print(f"test, from the file: {metrics}", soft_wrap=True, highlight=False)
+        Out.print(f"test, from the file: {metrics}", soft_wrap=True)
     table = Table("runtime", "batch", "ms", "spread", "examples/s", "ratio", "note")
     for one in sorted(latencies, key=lambda one: one.batch):
         ratio = _row(one, latencies)["ratio"]
         table.add_row(
-            f"[bold]{one.runtime}[/bold]" if one.runtime == SWAMP else one.runtime,
+            Text(one.runtime, "bold") if one.runtime == SWAMP else one.runtime,
             str(one.batch),
             f"{1e3 * one.median:.3f}",
             f"{1e3 * (one.high - one.low):.3f}",
@@ -280,4 +279,4 @@ def _print(path: Path, size: NetworkSize, accuracy: dict[str, Any] | None, laten
             one.note,
         )
     Out.print(table)
-    Out.print("spread: between the quartiles; ratio: relative to the fastest dense float32 runtime", highlight=False)
+    Out.print("spread: between the quartiles; ratio: relative to the fastest dense float32 runtime")

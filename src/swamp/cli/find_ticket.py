@@ -139,7 +139,6 @@ def _search(given: TicketArgs, instability: InstabilityAnalysis, trials: TrialLo
             console.print(
                 f"ticket after {trial.steps:6d} steps ({trial.steps / instability.per_epoch:7.2f} epochs): "
                 f"{100 * trial.barrier:6.2f} points, {verdict}{again}   {trial.seconds:.1f} s",
-                highlight=False,
                 soft_wrap=True,
             )
 
@@ -173,10 +172,9 @@ def _print(
     Out.print(
         f"\nearliest stable ticket at sparsity {instability.sparsity:.4g}: after {steps} steps, "
         f"--ticket-epochs {epochs:.6g}",
-        highlight=False,
         soft_wrap=True,
     )
-    Out.print(f"figure of barrier against step: {picture}", soft_wrap=True, highlight=False)
+    Out.print(f"figure of barrier against step: {picture}", soft_wrap=True)
     if not found.confirmed:
         Out.print(
             "not confirmed: with other batch orders, it is unstable at this step or stable at a quarter of it. The "
@@ -184,7 +182,7 @@ def _print(
             soft_wrap=True,
         )
     if given.out is not None:
-        Out.print(f"written: {given.out}. To run it: swamp run --config {given.out}", soft_wrap=True, highlight=False)
+        Out.print(f"written: {given.out}. To run it: swamp run --config {given.out}", soft_wrap=True)
 
 
 def _with_ticket(config: RunConfig, epochs: float) -> RunConfig:

@@ -43,9 +43,7 @@ def print_short_help(command: str, given: Any, shown: OptionGroups) -> None:
     The defaults that are printed are the values of `given`.
     """
     options = {option.field: option for option in command_options(given)}
-    Out.print(
-        f"usage: {command} [RECIPE] [OPTIONS]\n\n{inspect.getdoc(given)}", markup=False, highlight=False, soft_wrap=True
-    )
+    Out.print(f"usage: {command} [RECIPE] [OPTIONS]\n\n{inspect.getdoc(given)}", soft_wrap=True)
     width = max(len(options[name].usage) for names in shown.values() for name in names)
     for heading, names in shown.items():
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
@@ -55,10 +53,10 @@ def print_short_help(command: str, given: Any, shown: OptionGroups) -> None:
             option = options[name]
             text = f"{option.text} (default: {option.default})" if option.default else option.text
             table.add_row(Text(f"  {option.usage}", style="bold"), Text(text))
-        Out.print(f"\n[bold]{heading}[/bold]")
-        Out.print(table, highlight=False)
+        Out.print(f"\n{heading}", style="bold")
+        Out.print(table)
     hidden = len(options) - sum(map(len, shown.values()))
-    Out.print(f"\n{hidden} more options: --help-all shows all.", highlight=False)
+    Out.print(f"\n{hidden} more options: --help-all shows all.")
 
 
 def command_options(given: Any) -> Iterator[CommandOption]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
+from rich.text import Text
 
 import swamp
-from swamp.cli.session import Out, escaped, parse, print_json
+from swamp.cli.session import Out, parse, print_json
 
 _Definition = ast.expr | ast.FunctionDef | ast.ClassDef
 
@@ -55,7 +56,7 @@ def list_command(arguments: Sequence[str]) -> None:
     width = max(map(len, lines), default=0)
     for name, summary in lines.items():
         mark = " (default)" if name == default else ""
-        Out.print(f"[bold]{name:<{width}}[/bold]  {escaped(summary)}{mark}", soft_wrap=True, highlight=False)
+        Out.print(Text.assemble((f"{name:<{width}}", "bold"), f"  {summary}{mark}"), soft_wrap=True)
 
 
 def registry(module: str, name: str) -> dict[str, str]:

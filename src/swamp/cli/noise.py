@@ -16,7 +16,7 @@ from swamp.analysis.ablations import FACTORS, AblationSettings, ParticleAblation
 from swamp.analysis.analysis_tasks import AnalysisTask, analyze
 from swamp.analysis.run_data import RunData
 from swamp.api.progress import LiveReporter
-from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
+from swamp.cli.session import Err, Out, parse, print_json, print_labelled, stoppable
 from swamp.errors import Interrupted, SwampError, unknown
 from swamp.runs.run_progress import Reporter
 
@@ -73,10 +73,12 @@ def noise_command(arguments: Sequence[str]) -> None:
     records = _records(given, settings, shlex.join(["swamp", "noise", *arguments]))
     control = next((record for record in records if record["factor"] == "none"), None)
     if control and not control.get("identical"):
-        Err.print(
-            "[yellow]warning:[/yellow] two identical trainings ended with different weights: training is not "
-            "deterministic here, and distances of this size have no meaning.",
-            soft_wrap=True,
+        print_labelled(
+            Err,
+            "warning:",
+            "yellow",
+            "two identical trainings ended with different weights: training is not deterministic here, and distances "
+            "of this size have no meaning.",
         )
     if given.json:
         print_json({"run": str(given.run), "factors": {record["factor"]: record for record in records}})
@@ -89,7 +91,7 @@ def _records(given: NoiseArgs, settings: AblationSettings, command: str) -> list
     quiet = given.quiet or (given.json and not Err.is_terminal)
     stop, found = Event(), list[Mapping[str, Any]]()
     console = Err if given.json else Out
-    with stoppable(stop), ExitStack() as shown:
+    with stoppable(stop, console), ExitStack() as shown:
         reporter = Reporter() if quiet else shown.enter_context(LiveReporter(console))
         run = RunData.open(given.run, given.model, given.task)
         cycle = run.cycles - 1 if given.cycle == -1 else given.cycle
@@ -102,7 +104,7 @@ def _records(given: NoiseArgs, settings: AblationSettings, command: str) -> list
                 # One task per call: its record is written before the next task starts.
                 found += analyze(run, {"noise": partial(_only, task)}, settings)
                 if not (quiet or console.is_terminal):
-                    console.print(f"{task.key}  {time.monotonic() - started:.1f} s", soft_wrap=True, highlight=False)
+                    console.print(f"{task.key}  {time.monotonic() - started:.1f} s", soft_wrap=True)
         except Interrupted as error:
             done = f"{len(found)} of {len(tasks)} factors are done"
             raise Interrupted(f"{error} {done}. To continue: {command}") from error
@@ -120,7 +122,7 @@ def _print(given: NoiseArgs, records: Sequence[Mapping[str, Any]]) -> None:
     computed = [record for record in records if "skipped" not in record]
     for record in records:
         if "skipped" in record:
-            Out.print(f"{record['factor']}: skipped, {escaped(record['skipped'])}.", highlight=False, soft_wrap=True)
+            Out.print(f"{record['factor']}: skipped, {record['skipped']}.", soft_wrap=True)
     if not computed:
         return
     first = computed[0]
@@ -128,4 +130,4 @@ def _print(given: NoiseArgs, records: Sequence[Mapping[str, Any]]) -> None:
     below = f"Errors are of {first['data']} data; the gain is the particles' mean error minus the error of their mean."
     print_table(noise_table(title, computed, below), Out)
     picture = f"swamp figure {shlex.quote(str(given.run))} --which noise -o noise.pdf"
-    Out.print(f"Draw a figure: {picture}", soft_wrap=True, highlight=False)
+    Out.print(f"Draw a figure: {picture}", soft_wrap=True)

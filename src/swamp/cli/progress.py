@@ -1,25 +1,11 @@
-"""What `swamp run` prints beside the progress: nothing, the first lines, or the summary of a finished run."""
+"""The summary of a finished run, as `swamp run` prints it."""
 
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from swamp.api.progress import number
-from swamp.runs.overview import Overview
-from swamp.runs.run_progress import Reporter
-
-
-class OverviewReporter(Reporter):
-    """Prints the first lines of a run, and nothing else."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-
-    def started(self, run: Overview) -> None:
-        """Print what the run does."""
-        self.console.print(escape(run.text), highlight=False, soft_wrap=True)
 
 
 def print_summary(done: dict[str, Any], console: Console) -> None:
@@ -41,5 +27,4 @@ def print_summary(done: dict[str, Any], console: Console) -> None:
         f"Sparse weights for load_state_dict: {done['run']}/model.safetensors\n"
         f"Compare with other runs: swamp compare {done['run']} OTHER...",
         soft_wrap=True,
-        highlight=False,
     )

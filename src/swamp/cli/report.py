@@ -75,7 +75,7 @@ def report_command(arguments: Sequence[str]) -> None:
     if given.json:
         print_json({"report": str(given.out), "bytes": size})
         return
-    Out.print(f"written: {given.out} ({size / _MIB:.1f} MiB)", soft_wrap=True, highlight=False, markup=False)
+    Out.print(f"written: {given.out} ({size / _MIB:.1f} MiB)", soft_wrap=True)
 
 
 def watch_command(arguments: Sequence[str]) -> None:
@@ -91,7 +91,7 @@ def watch_command(arguments: Sequence[str]) -> None:
             raise SwampError(f"{run} is not a directory. Give the directory of a run, in progress or finished.")
     stop = Event()
     with signals(stop), warnings_to(Err), PageServer(LivePage(runs), given.port) as server:
-        Out.print(f"The report is at {server.url} while this command runs; Ctrl-C ends it.", highlight=False)
+        Out.print(f"The report is at {server.url} while this command runs; Ctrl-C ends it.")
         # Not stop.wait(): without a timeout, it delays signal handlers on some systems.
         while not stop.is_set():
             time.sleep(0.2)
@@ -114,7 +114,7 @@ def figure_command(arguments: Sequence[str]) -> None:
     if given.json:
         print_json({"figures": written})
         return
-    Out.print(f"written: {' '.join(written)}", soft_wrap=True, highlight=False, markup=False)
+    Out.print(f"written: {' '.join(written)}", soft_wrap=True)
 
 
 def _run_paths(runs: Sequence[Path], *, in_progress: bool = False) -> list[Path]:

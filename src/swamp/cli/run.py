@@ -11,8 +11,8 @@ import tyro
 
 from swamp.algorithms.unused import refuse_unused
 from swamp.api.progress import LiveReporter
-from swamp.cli.progress import OverviewReporter, print_summary
-from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
+from swamp.cli.progress import print_summary
+from swamp.cli.session import Err, Out, parse, print_json, print_labelled, stoppable
 from swamp.datasets import task_named
 from swamp.errors import SwampError
 from swamp.fields import with_option_names
@@ -71,7 +71,7 @@ def run_command(arguments: Sequence[str]) -> None:
     given = parse(RunArgs, "swamp run", rest, RunArgs(default), RUN_HELP)
     config = given.config
     for note in refuse_unused(config.plan, config.training, changed_options(default, config)):
-        Err.print(f"[yellow]warning:[/yellow] {escaped(with_option_names(note))}", soft_wrap=True, highlight=False)
+        print_labelled(Err, "warning:", "yellow", with_option_names(note))
     with _progress(given) as (reporter, stop):
         done = start(given.config, given.out or Path("runs") / given.config.name(), reporter, stop)
     _print_done(done, given.json)
@@ -88,14 +88,9 @@ def resume_command(arguments: Sequence[str]) -> None:
 @contextmanager
 def _progress(given: RunArgs | ResumeArgs) -> Generator[tuple[Reporter, Event]]:
     """Show progress, and set the event on a signal, inside the block."""
-    stop = Event()
-    with stoppable(stop), ExitStack() as shown:
-        if given.quiet:
-            yield Reporter(), stop
-        elif given.json and not Err.is_terminal:
-            yield OverviewReporter(Err), stop
-        else:
-            yield shown.enter_context(LiveReporter(Err if given.json else Out)), stop
+    stop, console = Event(), Err if given.json else Out
+    with stoppable(stop, console), ExitStack() as shown:
+        yield Reporter() if given.quiet else shown.enter_context(LiveReporter(console)), stop
 
 
 def _print_done(done: dict[str, Any], as_json: bool) -> None:

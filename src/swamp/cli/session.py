@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
+from swamp.console import labelled, plain_console
 from swamp.errors import Interrupted, SwampError
 from swamp.fields import RENAMED, with_option_names
 
 _T = TypeVar("_T")
-Out = Console()
-Err = Console(stderr=True)
+Out = plain_console()
+Err = plain_console(stderr=True)
 
 
 def parse(
@@ -127,9 +128,12 @@ def signals_ignored() -> Generator[None]:
 
 
 @contextmanager
-def stoppable(stop: Event) -> Generator[None]:
-    """A signal sets the event `stop`, warnings go to standard error, and Interrupted carries the signal's exit code."""
-    with signals(stop) as received, warnings_to(Err):
+def stoppable(stop: Event, bars: Console = Err) -> Generator[None]:
+    """A signal sets the event `stop`, warnings go to standard error, and Interrupted carries the signal's exit code.
+
+    bars: the console that draws progress, see `beside`.
+    """
+    with signals(stop) as received, warnings_to(beside(bars)):
         try:
             yield
         except Interrupted as error:
@@ -137,13 +141,17 @@ def stoppable(stop: Event) -> Generator[None]:
             raise
 
 
+def beside(bars: Console) -> Console:
+    """Where to print what belongs to standard error while `bars` draws progress, so that no bar is broken by it."""
+    return bars if bars.file.isatty() and Err.file.isatty() else Err
+
+
 @contextmanager
 def warnings_to(console: Console) -> Generator[None]:
     """Show every warning as one line on `console`."""
 
     def show(message: Warning | str, *others: Any, **more: Any) -> None:
-        text = escaped(with_option_names(str(message)))
-        console.print(f"[yellow]warning:[/yellow] {text}", soft_wrap=True, highlight=False)
+        print_labelled(console, "warning:", "yellow", with_option_names(str(message)))
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
@@ -163,6 +171,6 @@ def print_json(value: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def escaped(text: str) -> str:
-    """Text in which rich finds no markup."""
-    return text.replace("[", "\\[")
+def print_labelled(console: Console, label: str, style: str, text: str) -> None:
+    """Print a coloured label and a text on one line, which may be longer than the terminal is wide."""
+    console.print(labelled(label, style, text), soft_wrap=True)

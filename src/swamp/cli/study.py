@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import tyro
 
-from swamp.cli.session import Err, Out, escaped, parse, print_json, stoppable
+from swamp.cli.session import Err, Out, parse, print_json, print_labelled, stoppable
 from swamp.cli.study_progress import StudyProgress, counted, last_line
 from swamp.cli.workers import local_workers, stop_with_parent, submit, work_here
 from swamp.errors import Interrupted, SwampError, unknown
@@ -114,7 +114,7 @@ def _until_over(study: StudyDirectory, workers: int, given: StudyArgs) -> list[R
     workers = min(workers, sum(not study.over(name) for name in study.runs))
     quiet = given.quiet or (given.json and not Err.is_terminal)
     shown = nullcontext() if quiet else StudyProgress(study, Err if given.json else Out)
-    with stoppable(stop):
+    with stoppable(stop, Err if given.json else Out):
         with local_workers(study, workers, wait=given.wait) as processes, shown as watch:
             while True:
                 ended = processes.ended()
@@ -155,7 +155,7 @@ def _compared(study: StudyDirectory, states: Sequence[RunState], *, show: bool) 
     try:
         comparison = compare([read_run(path) for path in finished], **asdict(study.compare))
     except SwampError as error:
-        Err.print(f"[yellow]no comparison of all runs:[/yellow] {escaped(str(error))}", soft_wrap=True)
+        print_labelled(Err, "no comparison of all runs:", "yellow", str(error))
         return []
     if show:
         print_comparison(comparison, Out)
@@ -178,7 +178,7 @@ _STATES = ("finished", "failed", "running", "waiting")
 
 def _print_outcome(study: StudyDirectory, states: Sequence[RunState], jobs: list[str], comparison: list[str]) -> None:
     def say(text: str) -> None:
-        Out.print(escaped(text), soft_wrap=True, highlight=False)
+        Out.print(text, soft_wrap=True)
 
     say(f"\n{study.path}: {counted(states)}")
     for state in states:

@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
@@ -50,7 +49,7 @@ class StudyProgress:
             if state.name not in self.printed:
                 self.printed.add(state.name)
                 place = f"[{len(self.printed):{len(str(len(states)))}d}/{len(states)}]"
-                self.console.print(escape(f"{place} {self._line(state)}"), soft_wrap=True, highlight=False)
+                self.console.print(f"{place} {self._line(state)}", soft_wrap=True)
         if self.live:
             self.live.update(self._drawing(states), refresh=True)
 

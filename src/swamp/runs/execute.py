@@ -94,6 +94,7 @@ def _run(directory: RunDirectory, config: RunConfig, reporter: Reporter, stop: E
         if new:
             require_new_directory(directory, config)
         check_static_masks(config, coordinator)
+        reporter.stage("preparing the data and the network", once=True)
         problem, model = prepare(config)
         check_rank_count(config, problem, coordinator)
         with directory.locked():

@@ -18,13 +18,16 @@ class Overview:
     Args:
         text: A few lines for a person.
         cycles: Cycles of the run.
-        steps: Optimizer steps of all trainings together, the ticket's included; those of stopped or repeated
-            trainings are not.
+        cycle_steps: Optimizer steps of each cycle's trainings; those of stopped or repeated trainings are not counted.
+            Empty: unknown.
+        ticket_steps: Optimizer steps of the ticket's training.
+        evaluation: Estimated cost of the evaluation of one cycle, in optimizer steps.
     """
 
-    text: str
-    cycles: int
-    steps: int
+    text: str = ""
+    cycle_steps: tuple[int, ...] = ()
+    ticket_steps: int = 0
+    evaluation: float = 0.0
 
 
 def overview(config: RunConfig, task: Task, model: nn.Module, available: int = 0) -> Overview:
@@ -36,7 +39,8 @@ def overview(config: RunConfig, task: Task, model: nn.Module, available: int = 0
     used = f"{len(train):,} of {available:,}" if available else f"{len(train):,}"
     held_out = f" ({len(validation):,} more for validation)" if validation else ""
     epochs = [config.training.epochs * plan.times_epochs(cycle) for cycle in range(len(schedule))]
-    steps = _steps(config, epochs, train.steps(config.training.batch_size))
+    batch = config.training.batch_size
+    cycle_steps, ticket_steps = _steps(config, epochs, train.steps(batch))
     test = "" if task.test is None else f", {len(task.test):,} for test"
     ensemble = f", {plan.most_particles} members" if method_named(plan.method).ensemble else ""
     lines = (
@@ -45,9 +49,11 @@ def overview(config: RunConfig, task: Task, model: nn.Module, available: int = 0
         f"method {plan.method}: {len(schedule)} cycles to {100 * (1 - schedule.densities[-1]):.2f} % sparsity, "
         f"{_range(schedule.particles)} particles per cycle{ensemble}",
         f"training: {config.training.optimizer}, lr {config.training.lr:g}, {_range(epochs)} epochs per particle, "
-        f"{steps:,} steps in all",
+        f"{sum(cycle_steps) + ticket_steps:,} steps in all",
     )
-    return Overview("\n".join(lines), len(schedule), steps)
+    # A forward pass costs a third of a training step with as many examples.
+    evaluation = _evaluated(config, task) / (3 * batch)
+    return Overview("\n".join(lines), cycle_steps, ticket_steps, evaluation)
 
 
 def _range(numbers: Sequence[int]) -> str:
@@ -55,9 +61,25 @@ def _range(numbers: Sequence[int]) -> str:
     return f"{low} to {high}" if low < high else str(low)
 
 
-def _steps(config: RunConfig, epochs: Sequence[int], per_epoch: int) -> int:
-    """Optimizer steps of all trainings. epochs: epochs of a particle, by cycle; per_epoch: steps in an epoch."""
+def _steps(config: RunConfig, epochs: Sequence[int], per_epoch: int) -> tuple[tuple[int, ...], int]:
+    """Optimizer steps of each cycle, and of the ticket. epochs: of a particle, by cycle; per_epoch: steps in one."""
     plan = config.plan
-    trained = sum(count * each for count, each in zip(plan.schedule().particles, epochs, strict=True))
-    ticket = round(plan.ticket_epochs * per_epoch)
-    return (trained * per_epoch + ticket) * (plan.most_particles if method_named(plan.method).ensemble else 1)
+    runs = plan.most_particles if method_named(plan.method).ensemble else 1
+    counts = plan.schedule().particles
+    trained = tuple(runs * count * each * per_epoch for count, each in zip(counts, epochs, strict=True))
+    return trained, runs * round(plan.ticket_epochs * per_epoch)
+
+
+def _evaluated(config: RunConfig, task: Task) -> int:
+    """Examples that the evaluation of a cycle reads, roughly: those of all its models and points of barriers."""
+    plan, splits = config.plan, task.splits
+    held_out = len(splits["validation"] if "validation" in splits else splits["train"])
+    particles = plan.most_particles
+    if particles == 1:
+        points, models = 0, 1
+    else:
+        points, models = plan.barrier_points, particles + 1
+    each = sum(
+        min(len(data), plan.evaluation_examples) if name == "train" else len(data) for name, data in splits.items()
+    )
+    return models * each + points * held_out

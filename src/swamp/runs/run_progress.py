@@ -48,6 +48,9 @@ class Reporter:
     def part(self, done: int, parts: int, what: str) -> None:
         """Of `parts` tasks, called `what`, `done` are finished."""
 
+    def stage(self, name: str, *, once: bool = False) -> None:
+        """Work other than training begins, e.g. "evaluating cycle 3". once: it is not repeated in every cycle."""
+
     def training(
         self,
         cycle: int | None,
@@ -111,6 +114,10 @@ class RunProgress(Progress):
         if stopping:
             # A stop that is set after the check above takes effect at the next step.
             raise Interrupted("stopped.")
+
+    def on_stage(self, name: str, *, once: bool = False) -> None:
+        """Report the stage."""
+        self.reporter.stage(name, once=once)
 
     def _save(self, index: int, taken: Snapshot) -> None:
         # The trajectory first: training resumed from the snapshot does not repeat these steps.

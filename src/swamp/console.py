@@ -1,0 +1,16 @@
+"""Consoles that print text as it is: brackets, colons and numbers have no meaning of their own."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+
+def plain_console(**options: Any) -> Console:
+    """A console on which "[...]" is text, not markup. options: of `rich.console.Console`, e.g. stderr=True."""
+    return Console(markup=False, highlight=False, emoji=False, **options)
+
+
+def labelled(label: str, style: str, text: str) -> Text:
+    """A line with a coloured label before it, e.g. "warning:"."""
+    return Text.assemble((label, style), " ", text)
