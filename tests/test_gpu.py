@@ -100,13 +100,13 @@ def test_the_pretended_gpu_is_as_strict_as_one(gpu):
     assert not waits
 
 
-@pytest.mark.fast_cases(4)
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("method", METHODS)
 def test_methods(method, images, gpu):
     assert_the_same_on_a_gpu(network("normed"), images, replace(PLAN, method=method), "sequential")
 
 
-@pytest.mark.fast_cases(3)
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", ["normed", "encoder", "resnet-8"])
 @pytest.mark.parametrize("backend", ["sequential", "vmapped", "multi-stream"])
 def test_backends(backend, name, images, gpu):
@@ -178,7 +178,7 @@ def command(*arguments: object) -> None:
         cli.main([str(one) for one in arguments])
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "analyses"),
     [

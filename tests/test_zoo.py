@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "zoo"))
 import plain
 import run
 
-FAST = ("multi-task", "ranking (ListNet)", "PINN")
+FAST = ("multi-task",)
 HUB = ("BERT", "GPT-2", "Mixtral", "T5")
 
 

@@ -213,6 +213,7 @@ def test_a_frozen_layer_keeps_its_mask_and_its_weights_in_every_backend(mlp, tas
     assert all(torch.allclose(cycle.weights[n], v, rtol=0, atol=1e-10) for n, v in reference.weights.items())
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("method", CHANGING)
 def test_the_global_generator_is_not_touched_and_the_seed_decides(normed, task, method):
     state = torch.get_rng_state()

@@ -78,6 +78,7 @@ def test_a_task_without_a_recipe_uses_all_its_examples_and_a_training_of_such_da
 
 
 @pytest.mark.filterwarnings("ignore:.* of the .* parameters are prunable")  # embeddings
+@pytest.mark.slow_cases("rating", "text")
 @pytest.mark.parametrize("task", OFFLINE)
 def test_the_settings_of_a_task_fit_its_data(task):
     config = started("--task", task)

@@ -76,6 +76,7 @@ def timed(monkeypatch):
     return names
 
 
+@pytest.mark.slow_cases("ensemble")
 @pytest.mark.parametrize("method", ["swamp", "imp-ensemble"])
 def test_a_rerun_uses_the_backend_that_timing_chose(tmp_path, timed, method):
     config = tiny()

@@ -129,6 +129,7 @@ def test_an_ambiguous_name_must_be_given_in_full(tmp_path, monkeypatch):
         runs_of(tmp_path, "[runs.a]\nlr = 1")
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", sorted(STUDIES))
 def test_every_ready_made_study_can_be_resolved(name):
     assert STUDIES[name]().configurations(configuration, name)

@@ -160,7 +160,7 @@ def resized(value: Any, size: int) -> Any:
     return value[:1].repeat(size, *[1] * (value.dim() - 1)) + 0 if isinstance(value, Tensor) else value
 
 
-@pytest.mark.fast_cases(8)
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_loaded_network_equals_the_original_at_several_batch_sizes(name, tmp_path):
     make, example = NETWORKS[name]

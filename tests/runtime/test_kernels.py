@@ -176,6 +176,7 @@ class Sliced(nn.Module):
         return self.head(torch.cat([y.mean((2, 3)), summed[:, :, ::2, ::2].mean((2, 3))], 1))
 
 
+@pytest.mark.fast_cases(7)
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("steps", [(2, 1, 1), (1, 2, 2), (2, 2, 1), (3, 2, 2)])
 def test_an_image_of_some_rows_or_columns(block, steps):
@@ -265,6 +266,7 @@ ACTIVATIONS = (
 )
 
 
+@pytest.mark.fast_cases(14)
 @pytest.mark.parametrize("block", [1, 4, 16])
 @pytest.mark.parametrize("act", ACTIVATIONS, ids=str)
 def test_activations(block, act):
