@@ -8,7 +8,8 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 # Bytecode is kept even where the environment forbids it: the next `make test` saves nine seconds in each process.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-all compat setup check format coverage docs bench zoo export-zoo deepsparse faults ranks results lock locked clean
+.PHONY: demo test test-all compat setup check format coverage docs bench zoo export-zoo trackers deepsparse faults \
+  sanitize ranks results lock locked clean
 
 demo: $(VENV)/.core
 	@rm -rf build/demo
@@ -72,6 +73,19 @@ $(ZOO)/ready: pyproject.toml constraints.txt
 	  pillow requests tqdm psutil aiohttp xxhash pyparsing jinja2 importlib_metadata regex
 	$(ZOO)/bin/pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31 torch_geometric==2.8.1 \
 	  diffusers==0.42.1 segmentation_models_pytorch==0.6.0
+	@touch $@
+
+# The trackers with their own libraries, in an environment of its own: two of them need older pillow and pyarrow.
+TRACKERS := build/trackers
+trackers: $(TRACKERS)/ready
+	$(TRACKERS)/bin/python -m pytest -q tests/tracking -p no:cacheprovider
+
+$(TRACKERS)/ready: pyproject.toml constraints.txt tests/tracking/constraints.txt
+	$(PYTHON) -m venv $(TRACKERS)
+	@grep -vE '^(pillow|pyarrow|python-dateutil|certifi)==' constraints.txt > $(TRACKERS)/constraints.txt
+	@cat tests/tracking/constraints.txt >> $(TRACKERS)/constraints.txt
+	$(TRACKERS)/bin/pip install --quiet --constraint $(TRACKERS)/constraints.txt \
+	  --editable '.[tensorboard,wandb,mlflow,trackio,digits]' pytest pytest-xdist hypothesis
 	@touch $@
 
 # Other sparse runtimes for benchmarks/sparse_runtimes.py, outside the environment of the project. DeepSparse has wheels

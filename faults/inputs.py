@@ -214,7 +214,7 @@ class Stopper(Reporter):
     def __init__(self, stop: Event, steps: int) -> None:
         self.stop, self.left = stop, steps
 
-    def training(self, cycle: int | None, index: int, count: int, step: int, total: int, loss: object = None) -> None:
+    def training(self, cycle: int | None, index: int, count: int, step: int, total: int, *more: object) -> None:
         """Count a step."""
         self.left -= 1
         if self.left <= 0:

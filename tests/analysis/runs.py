@@ -68,7 +68,7 @@ class StopAt(Reporter):
     def __init__(self, step: int, stop: Event) -> None:
         self.left, self.stop = step, stop
 
-    def training(self, cycle: int, index: int, count: int, step: int, total: int, loss: object = None) -> None:
+    def training(self, cycle: int, index: int, count: int, step: int, total: int, *more: object) -> None:
         self.left -= 1
         if self.left == 0:
             self.stop.set()

@@ -82,7 +82,7 @@ def finished(tmp_path_factory) -> Path:
     """A study of four runs by one worker that nobody disturbed, in this process."""
     folder = tmp_path_factory.mktemp("study")
     assert swamp("study", written(folder), "--out", folder / "out", "--workers", 0, "--quiet") == 0
-    work(StudyDirectory.open(folder / "out"), Reporter(), Event())
+    work(StudyDirectory.open(folder / "out"), lambda *run: Reporter(), Event())
     return folder / "out"
 
 
@@ -161,7 +161,7 @@ def test_a_failed_run_makes_exit_code_3_and_is_tried_again_only_where_asked(fini
     shutil.copytree(finished, out)
     study = written(tmp_path, more='[runs.wild]\nlr = 1e30\nticket_epochs = 0\non_divergence = "stop"\n')
     assert swamp("study", study, "--out", out, "--workers", 0, "--quiet") == 0
-    work(StudyDirectory.open(out), Reporter(), Event())
+    work(StudyDirectory.open(out), lambda *run: Reporter(), Event())
     for options in ([], ["--json"]):
         assert swamp("study", study, "--out", out, *options) == 3
         printed = capsys.readouterr()

@@ -76,7 +76,7 @@ def test_a_run_whose_worker_was_killed_is_taken_by_the_next_and_ends_like_one_ne
     for name, config in study.runs.items():
         go(config, tmp_path / name)
     read, write = os.pipe()
-    pid = child(lambda: work(study, PauseAt(101, write), Event()))
+    pid = child(lambda: work(study, lambda *run: PauseAt(101, write), Event()))
     os.read(read, 1)
     assert study.holder("seed0") == worker_name().replace(str(os.getpid()), str(pid))
     running = study.state("seed0")
@@ -84,7 +84,7 @@ def test_a_run_whose_worker_was_killed_is_taken_by_the_next_and_ends_like_one_ne
     assert (running.done, running.total) == (2 * 4, 3 * 2 * 4)
     kill(pid)
     assert states(study) == ["waiting", "waiting"]
-    work(study, Reporter(), Event())
+    work(study, lambda *run: Reporter(), Event())
     assert states(study) == ["finished", "finished"]
     assert sessions(study) == [2, 1]
     for name in study.runs:
@@ -94,7 +94,7 @@ def test_a_run_whose_worker_was_killed_is_taken_by_the_next_and_ends_like_one_ne
 @pytest.mark.slow
 def test_workers_at_the_same_time_do_every_run_once_and_share_them_out(child, tmp_path):
     study = StudyDirectory.join(tmp_path / "s", seeded(0, 1, 2, 3))
-    pids = [child(lambda: work(study, Reporter(), Event())) for _ in range(3)]
+    pids = [child(lambda: work(study, lambda *run: Reporter(), Event())) for _ in range(3)]
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0]
     assert states(study) == ["finished"] * 4
     assert sessions(study) == [1, 1, 1, 1]
@@ -107,15 +107,15 @@ def test_a_failed_run_is_recorded_and_skipped_until_it_is_retried(tmp_path):
     wild = replace(good, training=replace(good.training, lr=1e30))
     nowhere = replace(good, device="cuda:9")
     study = StudyDirectory.join(tmp_path / "s", {"wild": wild, "nowhere": nowhere, "good": good})
-    work(study, Reporter(), Event())
+    work(study, lambda *run: Reporter(), Event())
     assert states(study) == ["failed", "failed", "finished"]
     assert re.search(r"is NaN|infinite|diverged|became", study.state("wild").error)
     assert json.loads((study.path / "nowhere" / "failed.json").read_text())["worker"] == worker_name()
-    work(study, Reporter(), Event())
+    work(study, lambda *run: Reporter(), Event())
     assert sessions(StudyDirectory(study.path, {"wild": wild, "good": good})) == [1, 1]
     mended = StudyDirectory.join(study.path, {**study.runs, "nowhere": replace(good, device="cpu")})
     assert mended.retry() == ["wild", "nowhere"]
-    work(mended, Reporter(), Event())
+    work(mended, lambda *run: Reporter(), Event())
     assert states(mended) == ["failed", "finished", "finished"]
     # As a disk leaves it that fails right after the last word of a run.
     mended.fail("good", OSError("the disk is gone"), "the disk is gone")
@@ -128,7 +128,7 @@ def test_a_fault_of_the_program_costs_one_run_and_its_traceback_is_kept(tmp_path
     study = StudyDirectory.join(tmp_path / "s", seeded(0, 1))
     original = RunDirectory.locked
     monkeypatch.setattr(RunDirectory, "locked", lambda run: 1 / 0 if run.path.name == "seed0" else original(run))
-    work(study, Reporter(), Event())
+    work(study, lambda *run: Reporter(), Event())
     assert states(study) == ["failed", "finished"]
     assert "Traceback" in study.state("seed0").error
     assert study.state("seed0").error.strip().endswith("ZeroDivisionError: division by zero")
@@ -151,7 +151,7 @@ def held(child, study: StudyDirectory, name: str) -> int:
 def test_a_run_claimed_by_another_worker_is_skipped_and_awaited_only_with_wait(child, tmp_path):
     study = StudyDirectory.join(tmp_path / "s", seeded(0, 1))
     pid = held(child, study, "seed0")
-    work(study, Reporter(), Event())
+    work(study, lambda *run: Reporter(), Event())
     assert states(study) == ["running", "finished"]
     assert study.holder("seed0").endswith(f":{pid}")
 
@@ -160,14 +160,14 @@ def test_a_run_claimed_by_another_worker_is_skipped_and_awaited_only_with_wait(c
             kill(pid)
             return super().wait(0)
 
-    work(study, Reporter(), Waited(), wait=True)
+    work(study, lambda *run: Reporter(), Waited(), wait=True)
     assert states(study) == ["finished", "finished"]
 
 
 def test_a_run_that_somebody_resumes_by_hand_is_no_failure(tmp_path):
     study = StudyDirectory.join(tmp_path / "s", seeded(0, 1))
     with study.run("seed0").locked():
-        work(study, Reporter(), Event())
+        work(study, lambda *run: Reporter(), Event())
     assert states(study) == ["waiting", "finished"]
 
 
@@ -176,7 +176,7 @@ def test_a_directory_that_holds_another_run_is_never_written(tmp_path):
     go(seeded(7)["seed7"], study.path / "other")
     os.rename(study.path / "other", study.path / "seed0")
     (study.path / "seed0" / "summary.json").unlink()
-    work(study, Reporter(), Event())
+    work(study, lambda *run: Reporter(), Event())
     assert "holds another run than the study's (plan.seed: 7 -> 0)" in study.state("seed0").error
     assert sessions(study) == [1]
 
@@ -185,12 +185,12 @@ def test_a_stopped_worker_saves_and_the_next_one_resumes(tmp_path):
     study = StudyDirectory.join(tmp_path / "s", seeded(0, 1))
     stop = Event()
     with pytest.raises(Interrupted):
-        work(study, StopAt(30, stop), stop)
+        work(study, lambda *run: StopAt(30, stop), stop)
     assert study.run("seed0").snapshot(0, 0).exists()
     assert states(study) == ["waiting", "waiting"]
     with pytest.raises(Interrupted):
-        work(study, Reporter(), stop)
-    work(study, Reporter(), Event())
+        work(study, lambda *run: Reporter(), stop)
+    work(study, lambda *run: Reporter(), Event())
     assert sessions(study) == [2, 1]
 
 
@@ -212,7 +212,7 @@ def test_the_progress_of_an_ensemble_counts_its_members(tmp_path):
     assert (study.state("e").done, study.state("e").total) == (0, 2 * 3 * 4)
     stop = Event()
     with pytest.raises(Interrupted):
-        work(study, StopAt(101, stop), stop)
+        work(study, lambda *run: StopAt(101, stop), stop)
     done = study.state("e").done
     assert 0 < done < 2 * 3 * 4
     assert done % 4 == 0
@@ -229,7 +229,7 @@ def test_what_was_left_behind_comes_before_what_nobody_began(tmp_path, monkeypat
         other.close()
 
     monkeypatch.setattr("swamp.runs.study_queue._execute", execute)
-    work(study, Reporter(), Event())
+    work(study, lambda *run: Reporter(), Event())
     assert order == ["seed1", "seed0", "seed2"]
 
 
@@ -237,5 +237,5 @@ def test_a_run_finished_between_the_look_and_the_claim_is_not_done_again(tmp_pat
     study = StudyDirectory.join(tmp_path / "s", seeded(0))
     looks = iter([False])
     monkeypatch.setattr(StudyDirectory, "over", lambda *_: next(looks, True))
-    work(study, Reporter(), Event())
+    work(study, lambda *run: Reporter(), Event())
     assert not study.run("seed0").config.exists()

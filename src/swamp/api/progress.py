@@ -191,6 +191,7 @@ class LiveReporter(Reporter):
         step: int,
         total: int,
         loss: Callable[[], float] = unknown_loss,
+        lr: float = math.nan,
     ) -> None:
         """Note the step; particles may train in parallel. Every 30 s, print a line where no bar can be drawn."""
         with self.lock:

@@ -26,7 +26,9 @@ from swamp.references import PYTHON_PREFIX
 from swamp.runs.execute import prepare
 from swamp.runs.overview import Overview, overview
 from swamp.runs.read import open_run, read_cycle, read_origin
-from swamp.runs.run_progress import Reporter, epoch_loss, unknown_loss
+from swamp.runs.run_progress import Reporter, Reporters, epoch_loss, learning_rate, unknown_loss
+from swamp.tracking.tracker import Track, Tracker, chosen_trackers
+from swamp.tracking.tracking_reporter import TrackingReporter
 from swamp.training import Task, Training
 from swamp.training.mask_updates import Dynamic
 from swamp.training.snapshot import Snapshot
@@ -49,6 +51,7 @@ def prune(
     backend: Backend | str | None = None,
     out: Path | str | None = None,
     progress: bool = False,
+    track: Track = (),
     on_cycle: OnCycle | None = None,
     **options: Unpack[PlanOptions],
 ) -> SparseModel:
@@ -65,6 +68,8 @@ def prune(
         out: Run directory, as `swamp run` makes it. After Ctrl-C, or a killed process, the same call continues and
             gives the same bits; `swamp compare` and `swamp report` read it (default: nothing is kept on disk).
         progress: Show the progress on standard error: bars in a terminal or a notebook, else a line every 30 s.
+        track: Trackers to log to: "tensorboard", "wandb", "mlflow", "trackio", an object of a subclass of
+            `swamp.tracking.tracker.Tracker`, or a list of them. Losing one changes nothing but a warning.
         on_cycle: Called with each cycle, as soon as it is finished; also with those that are read from `out`.
         **options: Any other field of `Plan`, e.g. seed=1, ticket_epochs=2, exclude=("head.*",).
 
@@ -97,7 +102,7 @@ def prune(
     if notes := refuse_unused(plan, how, _given(options, counts, how)):
         warnings.warn(" ".join(notes), stacklevel=3)
     record: list[Cycle] = []
-    for cycle in cycles(model, task, plan, how, backend=backend, out=out, progress=progress):
+    for cycle in cycles(model, task, plan, how, backend=backend, out=out, progress=progress, track=track):
         record.append(cycle)
         if on_cycle is not None:
             on_cycle(cycle)
@@ -115,6 +120,7 @@ def cycles(
     store: Store | None = None,
     out: Path | str | None = None,
     progress: bool = False,
+    track: Track = (),
 ) -> Iterator[Cycle]:
     """Yield one finished cycle after another, densest first.
 
@@ -127,6 +133,7 @@ def cycles(
         store: Where finished steps are kept; what it already holds is not computed again.
         out: Run directory, see `prune`; in place of a store.
         progress: See `prune`.
+        track: See `prune`; not together with a store.
 
     Returns:
         An iterator of cycles, each a usable sparse model with its metrics and cost.
@@ -139,17 +146,29 @@ def cycles(
     job = Job(model, task, plan, training, backend)
     if out is not None and store is not None:
         raise SwampError("out and store are two places for finished steps. Give one of them.")
+    trackers = chosen_trackers(track)
     shown = live_progress() if progress else None
     with shown or nullcontext():
         if shown is not None:
             shown.stage("checking the network and the data", once=True)
+        reporter = _reporters(job, out, shown, trackers)
         if out is not None:
-            found = stored_cycles(job, Path(out), shown or Reporter())
-        elif shown is not None and store is None:
-            found = job.cycles(_ShownOnly(shown))
+            found = stored_cycles(job, Path(out), reporter or Reporter())
+        elif reporter is not None and store is None:
+            found = job.cycles(_ShownOnly(reporter))
         else:
             found = engine.cycles(model, task, plan, training, backend=backend, store=store)
-    return found if shown is None else _shown(found, shown, job, started=out is None)
+    return found if reporter is None else _shown(found, reporter, job, started=out is None)
+
+
+def _reporters(
+    job: Job, out: Path | str | None, shown: Reporter | None, trackers: Sequence[str | Tracker]
+) -> Reporter | None:
+    """What shows and tracks the run; None if nothing does."""
+    if not trackers:
+        return shown
+    tracking = TrackingReporter(trackers, job.config, None if out is None else Path(out), shown)
+    return tracking if shown is None else Reporters(shown, tracking)
 
 
 @checked
@@ -287,7 +306,8 @@ class _ShownProgress(Progress):
     count: int
 
     def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
-        self.reporter.training(self.cycle, index, self.count, step, total, lambda: epoch_loss(snapshot))
+        loss, lr = epoch_loss(snapshot), learning_rate(snapshot)
+        self.reporter.training(self.cycle, index, self.count, step, total, loss, lr)
 
     def on_stage(self, name: str, *, once: bool = False) -> None:
         self.reporter.stage(name, once=once)

@@ -1,5 +1,6 @@
 """The tensors of N models in training, each with a leading dimension for the particle."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -21,7 +22,7 @@ from swamp.training.loop import Fit
 from swamp.training.module_extra_state import as_tensors, load_state
 from swamp.training.nan_checks import require_finite, require_finite_memory, require_finite_weights
 from swamp.training.optimizers import build_optimizer
-from swamp.training.snapshot import Snapshot, load_optimizer, optimizer_tensors
+from swamp.training.snapshot import LazySnapshot, Snapshot, epoch_mean, load_optimizer, optimizer_tensors
 from swamp.training.stacked import gather_rows, stacked_batches
 
 
@@ -71,7 +72,7 @@ class VmappedState:
         self.means = [RunningMean(copied(s.mean), s.averaged, like=like, decay=decay) for s in snapshots]
         self.losses = [list(snapshot.losses) for snapshot in snapshots]
         self.losses_seen = snapshots[0].losses_seen
-        self.taken = snapshots[0].step
+        self.taken, self.rate = snapshots[0].step, math.nan
         """Steps taken."""
         self.inactive: set[int] = set()
         """Places that are computed, as one step updates all, but no longer reported: diverged or finished before."""
@@ -109,7 +110,7 @@ class VmappedState:
             self._update(gradients)
             self.running_loss += losses
         self.losses_seen += 1
-        self.taken = step + 1
+        self.taken, self.rate = step + 1, rate
 
     def end_epoch(self, step: int) -> None:
         """See TrainState.end_epoch."""
@@ -137,11 +138,16 @@ class VmappedState:
         stopped: Interrupted | None = None
         for place in self.active_places:
             try:
-                self.job.request.progress.on_step(self.members[place][0], step, last, partial(self.snapshot, place))
+                lazy = LazySnapshot(partial(self.snapshot, place), partial(self.present_loss, place), self.rate)
+                self.job.request.progress.on_step(self.members[place][0], step, last, lazy)
             except Interrupted as error:
                 stopped = error
         if stopped is not None:
             raise stopped
+
+    def present_loss(self, place: int) -> float:
+        """Mean loss of one particle in the present epoch."""
+        return epoch_mean(self.losses[place], self.running_loss[place], self.losses_seen)
 
     def state_dict(self, place: int) -> State:
         """The state dict of one particle, in a scratch model that the next call overwrites."""

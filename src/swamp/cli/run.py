@@ -1,7 +1,7 @@
 """swamp run and swamp resume."""
 
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -20,7 +20,10 @@ from swamp.recipes import configuration
 from swamp.recipes.tasks import for_task
 from swamp.runs.config import RunConfig, changed_options
 from swamp.runs.execute import resume, start
+from swamp.runs.read import open_run
 from swamp.runs.run_progress import Reporter
+from swamp.tracking.tracker import chosen_trackers
+from swamp.tracking.tracking_reporter import tracked
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ RUN_HELP = {
     "Recipe, task and model": ("recipe", "task", "model", "examples"),
     "Pruning": ("method", "sparsity", "particles", "cycles", "prune_fraction", "ticket_epochs", "structure"),
     "Training of each particle": ("epochs", "batch_size", "lr", "optimizer"),
-    "Run": ("seed", "device", "backend", "out", "json", "quiet"),
+    "Run": ("seed", "device", "backend", "out", "track", "json", "quiet"),
 }
 """Options of `swamp run --help`."""
 
@@ -67,30 +70,33 @@ class ResumeArgs:
 
 def run_command(arguments: Sequence[str]) -> None:
     """swamp run [RECIPE] [options]."""
-    default, rest = recipe_or_config(arguments)
+    default, rest = recipe_or_config(_joined(arguments, "--track"))
     given = parse(RunArgs, "swamp run", rest, RunArgs(default), RUN_HELP)
     config = given.config
     for note in refuse_unused(config.plan, config.training, changed_options(default, config)):
         print_labelled(Err, "warning:", "yellow", with_option_names(note))
-    with _progress(given) as (reporter, stop):
-        done = start(given.config, given.out or Path("runs") / given.config.name(), reporter, stop)
+    path = given.out or Path("runs") / config.name()
+    chosen_trackers(config.track)  # raises before anything is shown
+    with _progress(given) as (shown, stop), tracked(shown, config, path) as reporter:
+        done = start(config, path, reporter, stop)
     _print_done(done, given.json)
 
 
 def resume_command(arguments: Sequence[str]) -> None:
     """swamp resume RUN."""
     given = parse(ResumeArgs, "swamp resume", arguments)
-    with _progress(given) as (reporter, stop):
+    _, config = open_run(given.run)
+    with _progress(given) as (shown, stop), tracked(shown, config, given.run, resumed=True) as reporter:
         done = resume(given.run, reporter, stop)
     _print_done(done, given.json)
 
 
 @contextmanager
 def _progress(given: RunArgs | ResumeArgs) -> Generator[tuple[Reporter, Event]]:
-    """Show progress, and set the event on a signal, inside the block."""
+    """What shows progress, and an event that a signal sets inside the block."""
     stop, console = Event(), Err if given.json else Out
-    with stoppable(stop, console), ExitStack() as shown:
-        yield Reporter() if given.quiet else shown.enter_context(LiveReporter(console)), stop
+    with stoppable(stop, console):
+        yield Reporter() if given.quiet else LiveReporter(console), stop
 
 
 def _print_done(done: dict[str, Any], as_json: bool) -> None:
@@ -121,6 +127,14 @@ def recipe_or_config(arguments: Sequence[str]) -> tuple[RunConfig, list[str]]:
         task_named(task)  # raises for an unknown name
         config = for_task(task, model, config)
     return config, rest
+
+
+def _joined(arguments: Sequence[str], option: str) -> list[str]:
+    """The arguments, with the values of a repeated `option` as one, separated by commas."""
+    rest = list(arguments)
+    if values := _taken(rest, option, "the name of a tracker, e.g. --track tensorboard"):
+        rest += [option, ",".join(values)]
+    return rest
 
 
 def _taken(rest: list[str], option: str, what: str) -> list[str]:

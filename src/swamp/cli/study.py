@@ -17,6 +17,7 @@ from swamp.errors import Interrupted, SwampError, unknown
 from swamp.recipes import STUDIES, configuration
 from swamp.runs.study import Study
 from swamp.runs.study_queue import RunState, StudyDirectory, is_study
+from swamp.tracking.tracker import chosen_trackers
 
 _LOOK_SECONDS = 0.25
 
@@ -98,6 +99,8 @@ def _joined(given: str, out: Path | None) -> StudyDirectory:
     else:
         raise SwampError(f"{unknown('study', given, STUDIES)} Or give a TOML file or the folder of a study.")
     runs = study.configurations(configuration, given)
+    for config in runs.values():
+        chosen_trackers(config.track)  # raises for a library that is missing
     return StudyDirectory.join(out or Path("studies") / name, runs, study.compare)
 
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -20,6 +21,7 @@ from swamp.cli.session import Err, warnings_to
 from swamp.errors import SwampError
 from swamp.runs.run_progress import Reporter
 from swamp.runs.study_queue import StudyDirectory, work
+from swamp.tracking.tracking_reporter import tracked
 
 _LOGS = ".workers"
 _GOOD = (0, 130, 143)
@@ -98,7 +100,7 @@ def shares(study: StudyDirectory, index: int, count: int) -> dict[str, str]:
 def work_here(path: Path, *, wait: bool, stop: Event) -> None:
     """Work on the study in `path` in this process."""
     with warnings_to(Err):
-        work(StudyDirectory.open(path), Reporter(), stop, wait=wait)
+        work(StudyDirectory.open(path), partial(tracked, Reporter()), stop, wait=wait)
 
 
 def stop_with_parent(stop: Event) -> None:

@@ -98,5 +98,16 @@ def draw_figure(paths: Sequence[Path], which: str, out: Path, suffix: str, *, me
     return files
 
 
+def draw_run(run: Path, folder: Path) -> dict[str, Path]:
+    """Draw all figures of one run that need no analysis as PNG files into `folder`; returns them by name."""
+    data, drawn = ReportData.read([run]), dict[str, Path]()
+    for name, section in SECTIONS.items():
+        for number, figure in enumerate(section.build(data) if section.analysis is None else [], 1):
+            numbered = name if number == 1 else f"{name}-{number}"
+            drawn[numbered] = folder / f"{numbered}.png"
+            draw(figure, drawn[numbered], "png")
+    return drawn
+
+
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     write_atomic(path, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())

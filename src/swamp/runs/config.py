@@ -54,6 +54,9 @@ class RunConfig:
     """Steps between two points of the training trajectory to save for `swamp analyze` (0: none): 4 bytes per point and
     active weight. Not with dynamic masks."""
 
+    track: str = ""
+    """Trackers to log to, separated by commas: tensorboard, wandb, mlflow, trackio. See docs/trackers.md."""
+
     heartbeat_seconds: float = 120.0
     """Under torchrun: seconds without a heartbeat after which a rank counts as failed and the job stops."""
 
@@ -140,6 +143,7 @@ _BESIDE_THE_RESULT = (
     "keep_checkpoints",
     "snapshot_seconds",
     "trajectory_every",
+    "track",
     "heartbeat_seconds",
     "shard",
     "data.folder",

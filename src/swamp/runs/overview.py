@@ -22,12 +22,18 @@ class Overview:
             Empty: unknown.
         ticket_steps: Optimizer steps of the ticket's training.
         evaluation: Estimated cost of the evaluation of one cycle, in optimizer steps.
+        particle_steps: Optimizer steps of one particle, by cycle.
     """
 
     text: str = ""
     cycle_steps: tuple[int, ...] = ()
     ticket_steps: int = 0
     evaluation: float = 0.0
+    particle_steps: tuple[int, ...] = ()
+
+    def axis(self, cycle: int | None, step: int) -> int:
+        """Step `step` of a particle of a cycle (None: of the ticket) on one axis for the whole run."""
+        return step if cycle is None else self.ticket_steps + sum(self.particle_steps[:cycle]) + step
 
 
 def overview(config: RunConfig, task: Task, model: nn.Module, available: int = 0) -> Overview:
@@ -40,7 +46,9 @@ def overview(config: RunConfig, task: Task, model: nn.Module, available: int = 0
     held_out = f" ({len(validation):,} more for validation)" if validation else ""
     epochs = [config.training.epochs * plan.times_epochs(cycle) for cycle in range(len(schedule))]
     batch = config.training.batch_size
-    cycle_steps, ticket_steps = _steps(config, epochs, train.steps(batch))
+    per_epoch = train.steps(batch)
+    cycle_steps, ticket_steps = _steps(config, epochs, per_epoch)
+    particle_steps = tuple(each * per_epoch for each in epochs)
     test = "" if task.test is None else f", {len(task.test):,} for test"
     ensemble = f", {plan.most_particles} members" if method_named(plan.method).ensemble else ""
     lines = (
@@ -53,7 +61,7 @@ def overview(config: RunConfig, task: Task, model: nn.Module, available: int = 0
     )
     # A forward pass costs a third of a training step with as many examples.
     evaluation = _evaluated(config, task) / (3 * batch)
-    return Overview("\n".join(lines), cycle_steps, ticket_steps, evaluation)
+    return Overview("\n".join(lines), cycle_steps, ticket_steps, evaluation, particle_steps)
 
 
 def _range(numbers: Sequence[int]) -> str:

@@ -3,10 +3,12 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from threading import Event
+from types import TracebackType
+from typing import Any, Self
 
 from swamp.algorithms import Cycle
 from swamp.backends import Particle, Progress
@@ -18,7 +20,7 @@ from swamp.runs.overview import Overview
 from swamp.runs.read import read_particle, unless_damaged
 from swamp.runs.snapshot_files import load_snapshot, save_snapshot
 from swamp.runs.trajectory import TrajectoryWriter, read_trajectory, trajectory_files
-from swamp.training.snapshot import Snapshot
+from swamp.training.snapshot import LazySnapshot, Snapshot
 
 _RESTARTED = "Continuing without it: this training starts again."
 
@@ -28,16 +30,29 @@ def unknown_loss() -> float:
     return math.nan
 
 
-def epoch_loss(snapshot: Callable[[], Snapshot]) -> float:
-    """The mean training loss of the present epoch, or of the last one; NaN before the first step."""
-    taken = snapshot()
-    if taken.losses_seen:
-        return taken.running_loss / taken.losses_seen
-    return taken.losses[-1] if taken.losses else math.nan
+def epoch_loss(snapshot: Callable[[], Snapshot]) -> Callable[[], float]:
+    """Gives the mean training loss of the present epoch, or of the last one; NaN where the trainer does not say it."""
+    return snapshot.loss if isinstance(snapshot, LazySnapshot) else unknown_loss
+
+
+def learning_rate(snapshot: Callable[[], Snapshot]) -> float:
+    """The learning rate of the last step; NaN where the trainer does not say it."""
+    return snapshot.lr if isinstance(snapshot, LazySnapshot) else math.nan
 
 
 class Reporter:
-    """Callbacks that report the progress of a run, for example to a terminal. This base class shows nothing."""
+    """Callbacks that report the progress of a run, for example to a terminal; a context manager around the run.
+
+    This base class shows nothing.
+    """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """The run ends."""
 
     def started(self, run: Overview) -> None:
         """A run starts or is resumed."""
@@ -59,14 +74,70 @@ class Reporter:
         step: int,
         total: int,
         loss: Callable[[], float] = unknown_loss,
+        lr: float = math.nan,
     ) -> None:
         """Particle `index` of `count` of a cycle (None: the ticket) has taken `step` of `total` steps.
 
-        loss: gives its mean training loss in the present epoch. It waits for the device and copies the weights.
+        loss: gives its mean training loss in the present epoch; it waits for the device.
+        lr: learning rate of this step; NaN: not known.
         """
 
     def finished(self, cycle: Cycle) -> None:
         """A cycle is finished, in this session or an earlier one."""
+
+
+class Reporters(Reporter):
+    """Passes every event on to several reporters; a context manager that enters them all."""
+
+    def __init__(self, *reporters: Reporter) -> None:
+        self.reporters, self.entered = reporters, ExitStack()
+
+    def __enter__(self) -> "Reporters":
+        for reporter in self.reporters:
+            self.entered.enter_context(reporter)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.entered.__exit__(*error)
+
+    def started(self, run: Overview) -> None:
+        """See Reporter."""
+        for reporter in self.reporters:
+            reporter.started(run)
+
+    def chosen(self, choice: Choice) -> None:
+        """See Reporter."""
+        for reporter in self.reporters:
+            reporter.chosen(choice)
+
+    def part(self, done: int, parts: int, what: str) -> None:
+        """See Reporter."""
+        for reporter in self.reporters:
+            reporter.part(done, parts, what)
+
+    def stage(self, name: str, *, once: bool = False) -> None:
+        """See Reporter."""
+        for reporter in self.reporters:
+            reporter.stage(name, once=once)
+
+    def training(
+        self,
+        cycle: int | None,
+        index: int,
+        count: int,
+        step: int,
+        total: int,
+        loss: Callable[[], float] = unknown_loss,
+        lr: float = math.nan,
+    ) -> None:
+        """See Reporter."""
+        for reporter in self.reporters:
+            reporter.training(cycle, index, count, step, total, loss, lr)
+
+    def finished(self, cycle: Cycle) -> None:
+        """See Reporter."""
+        for reporter in self.reporters:
+            reporter.finished(cycle)
 
 
 @dataclass(eq=False)
@@ -98,7 +169,7 @@ class RunProgress(Progress):
 
     def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         """Report the step, save a snapshot or trajectory point if one is due, and stop if asked."""
-        self._report(index, step, total, partial(epoch_loss, snapshot))
+        self._report(index, step, total, epoch_loss(snapshot), learning_rate(snapshot))
         stopping = self.stop.is_set()
         due = stopping or time.monotonic() - self.saved.get(index, self.began) > self.snapshot_seconds
         path = (
@@ -138,11 +209,11 @@ class RunProgress(Progress):
 
     def on_remote_step(self, index: int, step: int, total: int) -> None:
         """Report the step of a particle, which may be trained by another rank."""
-        self._report(index, step, total, unknown_loss)
+        self._report(index, step, total, unknown_loss, math.nan)
 
-    def _report(self, index: int, step: int, total: int, loss: Callable[[], float]) -> None:
+    def _report(self, index: int, step: int, total: int, loss: Callable[[], float], lr: float) -> None:
         member, members = self.one_of
-        self.reporter.training(self.cycle, index + member * self.count, members * self.count, step, total, loss)
+        self.reporter.training(self.cycle, index + member * self.count, members * self.count, step, total, loss, lr)
 
     def load_particle(self, index: int) -> Particle | None:
         """A particle that another rank has finished."""

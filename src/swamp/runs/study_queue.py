@@ -5,7 +5,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -283,11 +283,16 @@ def _of_one(run: RunDirectory, config: RunConfig) -> float:
     return done
 
 
-def work(study: StudyDirectory, reporter: Reporter, stop: Event, *, wait: bool = False) -> None:
+ReporterOf = Callable[[RunConfig, Path], Reporter]
+"""Gives the reporter of a run, from its configuration and its directory."""
+
+
+def work(study: StudyDirectory, reporter: ReporterOf, stop: Event, *, wait: bool = False) -> None:
     """Start or resume every run of `study` that no other worker has claimed, one at a time.
 
     A run that fails is recorded as failed, and the next one is taken. Raises Interrupted when `stop` is set; the run in
-    progress is saved. wait: also wait for runs that other workers have claimed, and take over those they leave.
+    progress is saved. reporter: gives what reports a run. wait: also wait for runs that other workers have claimed, and
+    take over those they leave.
     """
     while True:
         held = False
@@ -309,7 +314,7 @@ def work(study: StudyDirectory, reporter: Reporter, stop: Event, *, wait: bool =
             stop.wait(_POLL_SECONDS)
 
 
-def _settle(study: StudyDirectory, name: str, reporter: Reporter, stop: Event) -> bool:
+def _settle(study: StudyDirectory, name: str, reporter: ReporterOf, stop: Event) -> bool:
     """Run `name` until it is finished or failed. Returns False if a process that is not a worker has locked it."""
     try:
         _execute(study, name, reporter, stop)
@@ -324,13 +329,14 @@ def _settle(study: StudyDirectory, name: str, reporter: Reporter, stop: Event) -
     return True
 
 
-def _execute(study: StudyDirectory, name: str, reporter: Reporter, stop: Event) -> None:
+def _execute(study: StudyDirectory, name: str, reporter: ReporterOf, stop: Event) -> None:
     run, config = study.run(name), study.runs[name]
     _require_own(study, name)
-    if run.config.exists():
-        resume(run.path, reporter, stop)
-    else:
-        start(config, run.path, reporter, stop)
+    with reporter(config, run.path) as shown:
+        if run.config.exists():
+            resume(run.path, shown, stop)
+        else:
+            start(config, run.path, shown, stop)
 
 
 def _require_own(study: StudyDirectory, name: str) -> None:

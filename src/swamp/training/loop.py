@@ -1,5 +1,6 @@
 """The one training loop, and the training of one model by it."""
 
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from swamp.training.options import Training
 from swamp.training.rng import Seed, isolated
 from swamp.training.sam import gradient_of, perturbed, second_gradient
 from swamp.training.shard import Shard
-from swamp.training.snapshot import Snapshot, load_optimizer, optimizer_tensors
+from swamp.training.snapshot import LazySnapshot, Snapshot, epoch_mean, load_optimizer, optimizer_tensors
 from swamp.training.sum_loss import sum_loss
 from swamp.training.task import Loss, Task
 
@@ -195,6 +196,7 @@ class _ModelState:
         self.mask_gradients: Callable[[], None] | None = None
         self.mean = RunningMean(decay=training.decay)
         self.previous_gradient: dict[str, Tensor] = {}
+        self.rate = math.nan
         self.losses: list[float] = []
         self.running_loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self.losses_seen = 0
@@ -216,7 +218,7 @@ class _ModelState:
         return self.task.train.shuffled(self.training.batch_size, self.seed, epoch, first)
 
     def step(self, step: int, rate: float, batch: Batch) -> None:
-        batch = batch_to(batch, self.device)
+        batch, self.rate = batch_to(batch, self.device), rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self._sam_backward(step, batch) if self.training.sam else self._backward(step, batch)
@@ -325,7 +327,10 @@ class _ModelState:
 
     def report(self, step: int, last: int) -> None:
         if self.on_step is not None:
-            self.on_step(step, last, partial(self.snapshot, step))
+            self.on_step(step, last, LazySnapshot(partial(self.snapshot, step), self.present_loss, self.rate))
+
+    def present_loss(self) -> float:
+        return epoch_mean(self.losses, self.running_loss, self.losses_seen)
 
     def require_finite(self, step: int) -> None:
         """Raise Diverged where a weight, or the optimizer's state of one, is not finite."""

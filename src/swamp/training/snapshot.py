@@ -1,6 +1,7 @@
 """The state of a training between two steps, to resume it bit for bit."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -37,6 +38,28 @@ class Snapshot:
     """Number of losses in that sum."""
     gradient: State = field(default_factory=dict[str, Tensor])
     """The gradient of the last step, if the next step needs it (s2-sam)."""
+
+
+class LazySnapshot:
+    """Takes the snapshot of a training when it is called; the loss and the learning rate need no copy of the weights.
+
+    Args:
+        take: Takes the snapshot.
+        loss: Mean training loss of the present epoch; it waits for the device.
+        lr: Learning rate of the last step.
+    """
+
+    def __init__(self, take: Callable[[], Snapshot], loss: Callable[[], float], lr: float) -> None:
+        self.take, self.loss, self.lr = take, loss, lr
+
+    def __call__(self) -> Snapshot:
+        """The snapshot."""
+        return self.take()
+
+
+def epoch_mean(losses: Sequence[float], running_loss: float | Tensor, seen: int) -> float:
+    """Mean loss of the present epoch, or of the last one before its first step; NaN before the first step of all."""
+    return float(running_loss) / seen if seen else losses[-1] if losses else math.nan
 
 
 def tied_names(model: nn.Module) -> dict[str, str]:

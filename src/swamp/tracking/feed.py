@@ -1,0 +1,91 @@
+"""Feed: the calls to one tracker, made by a thread of its own, so that a slow or dead tracker delays nothing."""
+
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from swamp.tracking.tracker import TrackedRun, Tracker
+from swamp.tracking.tracker_process import TrackerProcess
+
+MOST_WAITING = 10_000
+"""Calls that may wait; more points are left out."""
+
+
+class Feed:
+    """Makes calls to one tracker in the order in which they are put.
+
+    A call that fails ends the feed with one warning; later calls do nothing. No method raises.
+
+    Args:
+        name: Of the tracker, for the warning.
+        tracker: Receives the calls.
+        run: What `Tracker.start` is given.
+        on_started: Called in the thread with what `Tracker.start` returned.
+    """
+
+    def __init__(self, name: str, tracker: Tracker, run: TrackedRun, on_started: Callable[[str], None]) -> None:
+        self.name, self.tracker, self.run, self.on_started = name, tracker, run, on_started
+        self.waiting = deque[Callable[[], Any]]()
+        self.changed = threading.Condition()
+        self.closed = self.lost = False
+        self.points = self.left_out = 0
+        # A daemon: a tracker that never returns does not keep the program from ending.
+        self.thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
+        self.thread.start()
+
+    def put(self, call: Callable[[], Any], *, point: bool = False) -> None:
+        """Queue a call. point: it may be left out if too many calls wait."""
+        if self.lost:
+            return
+        self.points += point
+        if point and len(self.waiting) >= MOST_WAITING:
+            self.left_out += 1
+            return
+        with self.changed:
+            self.waiting.append(call)
+            self.changed.notify()
+
+    def close(self, until: float) -> None:
+        """Wait until all calls are made, at most until the time `until` of `time.monotonic`."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify()
+        self.thread.join(max(0.0, until - time.monotonic()))
+        if self.thread.is_alive():
+            self._lose(f"{len(self.waiting)} calls were still waiting when the run ended.")
+        elif self.left_out and not self.lost:
+            _warn(f"tracker {self.name}: it was too slow for {self.left_out:,} of {self.points:,} points; left out.")
+
+    def _work(self) -> None:
+        try:
+            self.on_started(self.tracker.start(self.run))
+            while (call := self._next()) is not None:
+                call()
+        except Exception as error:  # whatever a library raises: the run must go on
+            self._lose(str(error).strip() or type(error).__name__)
+
+    def _next(self) -> Callable[[], Any] | None:
+        with self.changed:
+            while not self.waiting and not self.closed:
+                self.changed.wait()
+            return self.waiting.popleft() if self.waiting else None
+
+    def _lose(self, why: str) -> None:
+        if self.lost:
+            return
+        self.lost = True
+        self.waiting.clear()
+        if isinstance(self.tracker, TrackerProcess):
+            self.tracker.kill()
+            why = f"{why} (Its output: {self.run.folder / self.name}.log)"
+        _warn(f"tracker {self.name} is lost, the run continues without it: {why}")
+
+
+def _warn(text: str) -> None:
+    # Where warnings are errors, this one still must not end the run.
+    with suppress(UserWarning):
+        warnings.warn(text, stacklevel=3)
