@@ -303,6 +303,28 @@ def test_products(block):
     assert_same(built(Gated, 0.3), numbers(5, 2, 7, 6), block)
 
 
+class Excited(nn.Module):
+    """Channels of images that are multiplied by, and shifted by, numbers computed from their means."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3, 2, padding=1)
+        self.one, self.two, self.three = nn.Conv2d(8, 5, 1), nn.Conv2d(5, 8, 1), nn.Conv2d(5, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        y = torch.relu(self.one(x.mean((2, 3), keepdim=True)))
+        return self.last(torch.sigmoid(self.two(y)) * torch.relu(x) + self.three(y)) + x.mean((2, 3), True)[:, :4]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("size", [(7, 6), (1, 4)])
+def test_products_and_sums_with_a_number_for_each_channel(block, size):
+    program = traced(built(Excited, 0.3), numbers(5, 3, *size))
+    assert not [part for part in partition(program) if isinstance(part, Node)]
+    assert_same(built(Excited, 0.3), numbers(18, 3, *size), block)
+
+
 def test_excluded_layers_run_in_torch():
     model = built(Residual)
     program = traced(model, numbers(4, 3, 8, 8))

@@ -17,7 +17,14 @@ from swamp.runtime.activations import ACTIVATIONS, IDENTITY, activation_of
 from swamp.runtime.arena import MEAN, NORM, SUM, ArenaView, Ints, RegionBuilder, extent_shape, scalars
 from swamp.runtime.bounds import check_bounds
 from swamp.runtime.program import Node, Program, Ref
-from swamp.runtime.regions import CONVOLUTIONS, FusedRegion, activations, channel_constant, slice_arguments
+from swamp.runtime.regions import (
+    CONVOLUTIONS,
+    FusedRegion,
+    activations,
+    channel_constant,
+    slice_arguments,
+    spread_operand,
+)
 from swamp.runtime.rewrite import batchnorm_scale_and_shift
 
 
@@ -172,6 +179,10 @@ class _Lowering:
     def _with_residual(self, node: Node, *, gate: bool = False) -> None:
         """Add two values, or multiply them (gate): in the sum that computes one of them, if it is not emitted yet."""
         first, second = (ref.name for ref in node.args)
+        small = spread_operand(self.program, node)
+        if small is not None:
+            self._spread(node, small, second if small == first else first, gate=gate)
+            return
         # Prefer to fuse into the second sum: the first one is usually computed before it.
         for fused, residual in ((second, first), (first, second)):
             pending = self.pending.get(fused)
@@ -181,6 +192,19 @@ class _Lowering:
                 pending.residual, pending.gate = residual, gate
                 return
         self._copied(node, first, residual=second, gate=gate)
+
+    def _spread(self, node: Node, small: str, image: str, *, gate: bool) -> None:
+        """Add a number to all pixels of each channel of an image, or multiply them (gate)."""
+        builder = self.builder
+        source, shape = builder.image(small), extent_shape(self.region.extents[image])
+        target = builder.allocate(shape)
+        strides, fields = [source.strides[0], 0, 0, 1], {"in": source.offset, "out": target.offset}
+        builder.emit_copy(node.name, shape, strides, [*target.strides, 1], fields)
+        builder.mark_read(small)
+        spread = f"{node.name}/{small}"
+        builder.unread[spread] = 1
+        builder.bind(spread, target)
+        self._copied(node, image, residual=spread, gate=gate)
 
     def _fuse(self, name: str, pending: PendingAccumulate, node: Node) -> None:
         """Change the pending sum of the value `name`, so that it computes the value of `node` instead."""

@@ -158,6 +158,10 @@ def _extents(program: Program, node: Node, extents: dict[str, Extent]) -> dict[s
     """
     if node.op == "cat":
         return _cat(program, node)
+    spread = spread_operand(program, node)
+    if spread is not None:
+        images = {name: _image(program.shape_of(name)) for name in (*activations(node), node.name)}
+        return {name: image for name, image in images.items() if image} if _is_float32(program, node) else None
     found = _input_and_result(program, node, extents)
     return None if found is None else {**dict.fromkeys(activations(node), found[0]), node.name: found[1]}
 
@@ -317,6 +321,20 @@ def _binary(program: Program, node: Node, extent: Extent) -> bool:
         return True
     shapes = [program.shape_of(ref.name) if isinstance(ref, Ref) else None for ref in node.args]
     return node.op != "div" and shapes[0] is not None and shapes[0] == shapes[1] and node.args[0] != node.args[1]
+
+
+def spread_operand(program: Program, node: Node) -> str | None:
+    """The operand of a sum or product with one number for each channel of an image that is the other operand."""
+    names = activations(node)
+    if node.op not in ("add", "mul") or len(names) != 2 or len(node.args) != 2 or node.kwargs:
+        return None
+    images = [_image(program.shape_of(name)) if len(program.shape_of(name) or ()) == 4 else None for name in names]
+    if node.name in names or not all(images) or images[0] == images[1] or set(names) & set(program.tensors):
+        return None
+    of_channel = [
+        image == (other[0], 1, 1) for image, other in zip(images, images[::-1], strict=True) if image and other
+    ]
+    return names[of_channel.index(True)] if any(of_channel) else None
 
 
 def _layer_norm(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
