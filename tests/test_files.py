@@ -244,7 +244,7 @@ def test_the_digest_takes_every_kind_of_tensor() -> None:
 
 def test_an_unknown_name_comes_with_the_nearest_ones() -> None:
     assert str(unknown("score", "magnitud", ["random", "magnitude"])) == (
-        "unknown score 'magnitud'. Did you mean magnitude?"
+        "unknown score 'magnitud'. Did you mean magnitude? Choose one of: magnitude, random."
     )
     assert (
         str(unknown("score", "zzz", ["random", "magnitude"]))

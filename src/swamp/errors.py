@@ -101,9 +101,16 @@ def shortened(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+_FEW = 6
+"""Names that are listed even if one of them is suggested."""
+
+
 def unknown(kind: str, given: str, choices: Iterable[str]) -> SwampError:
     """The error for a name that does not exist; it suggests the most similar names."""
     names = sorted(choices)
     near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Choose one of: {', '.join(names)}."
+    hints = [f"Did you mean {' or '.join(near)}?"] if near else []
+    if not near or len(names) <= _FEW:
+        hints.append(f"Choose one of: {', '.join(names)}.")
+    hint = " ".join(hints)
     return SwampError(f"unknown {kind} {given!r}. {hint}")

@@ -145,7 +145,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if pairs is not None:
         tensors |= _joined(path, tensors, pairs)
     if stated not in (None, _checksum(tensors, metadata)):
-        raise CorruptFile(f"{path} is damaged: its contents do not match its own checksum. Restore it or delete it.")
+        raise CorruptFile(f"{path} is damaged: its contents do not match its own checksum. Restore it from a copy.")
     return tensors, metadata
 
 
@@ -155,9 +155,9 @@ def _joined(path: Path, tensors: Mapping[str, Tensor], pairs: str) -> dict[str, 
         names: dict[str, str] = parse_json(pairs)
         whole = {name: torch.view_as_complex(tensors[name]) for name in names}
     except (ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
-        raise CorruptFile(f"{path} is damaged: its complex tensors are incomplete. Restore it or delete it.") from error
+        raise CorruptFile(f"{path} is damaged: its complex tensors are incomplete. Restore it from a copy.") from error
     if {name: str(value.dtype) for name, value in whole.items()} != {n: f"torch.{dtype}" for n, dtype in names.items()}:
-        raise CorruptFile(f"{path} is damaged: its complex tensors have another type. Restore it or delete it.")
+        raise CorruptFile(f"{path} is damaged: its complex tensors have another type. Restore it from a copy.")
     return whole
 
 
@@ -178,7 +178,7 @@ def _opened(path: Path) -> Generator[Any]:
     except PermissionError as error:
         raise SwampError(f"{path} cannot be read ({error}); ask its owner for permission.") from error
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise CorruptFile(f"{path} is not a complete safetensors file ({error}); restore it or delete it.") from error
+        raise CorruptFile(f"{path} is not a complete safetensors file ({error}). Restore it from a copy.") from error
 
 
 def require_format(path: Path | str, metadata: Mapping[str, str], expected: str, what: str) -> None:

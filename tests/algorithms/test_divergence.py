@@ -137,7 +137,7 @@ def test_a_diverged_ticket_is_trained_again_and_the_first_record_has_it(mlp, tas
     assert [(b.cycle, b.again) for b in record[0].divergences] == [(None, 0.05)]
     assert record[1].divergences == ()
     assert record[0].cost.steps == 6 + 6 + 3 * 24
-    assert told[0].startswith("The ticket, diverged: the training loss became nan")
+    assert told[0].startswith("The ticket diverged: the training loss became nan")
 
 
 @pytest.mark.parametrize("method", ["rigl-swamp", "set", "gmp"])

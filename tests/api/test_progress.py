@@ -96,7 +96,7 @@ def test_a_log_has_one_line_every_30_seconds_with_step_loss_rate_and_time_left()
         reporter.training(0, 0, 1, step, 400, lambda: 0.25)
     lines = file.getvalue().splitlines()
     assert lines[0].startswith("cycle  sparsity")
-    assert lines[1] == "about 6 min 29 s left for 400 steps and 1 evaluations"
+    assert lines[1] == "about 6 min 29 s left for all 400 steps, evaluation included"
     assert lines[2:] == [
         f"cycle 0, training particle 1 of 1, step {step} of 400, loss 0.25, 1 steps/s, about {left} left"
         for step, left in ((30, "6 min 10 s"), (60, "5 min 40 s"), (90, "5 min 10 s"))

@@ -52,10 +52,10 @@ class Divergence:
     @property
     def sentence(self) -> str:
         """One line for the log."""
-        where = "The ticket" if self.cycle is None else f"Cycle {self.cycle}, particle {self.particle}"
+        where = "The ticket" if self.cycle is None else f"Cycle {self.cycle}, particle {self.particle},"
         if self.again is None:
-            return f"{where}, diverged: {self.why} It is left out of the mean."
-        return f"{where}, diverged: {self.why} It is trained again with learning rate {self.again:g}."
+            return f"{where} diverged: {self.why} It is left out of the mean."
+        return f"{where} diverged: {self.why} It is trained again with learning rate {self.again:g}."
 
 
 @dataclass(frozen=True)

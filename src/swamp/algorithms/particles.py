@@ -47,7 +47,7 @@ def train_ticket(setup: Setup) -> Ticket:
             for attempt in _attempts(setup, None, spec, [(0, setup.seed.at("ticket"))], trained):
                 trained += setup.backend.train(attempt)
         except Diverged as error:
-            raise Diverged(f"the ticket, {error}", error.steps) from error
+            raise Diverged(f"the ticket diverged: {str(error).removeprefix('particle 0: ')}", error.steps) from error
         ticket = Ticket(trained[0].weights, setup.ticket_steps, trained[0].state)
     setup.store.keep_ticket(ticket)
     return ticket

@@ -18,11 +18,15 @@ from swamp.masks.patterns import structure_named
 from swamp.model_copy import copied_model
 from swamp.scores import SCORES_OF_OUTPUTS
 from swamp.training import Seed, Task, Training
+from swamp.training.data import DatasetData, TensorData
 from swamp.training.dry_run import dry_run
 from swamp.training.flops import FlopCounter, examples_per_step
 from swamp.training.memory_format import to_fastest_memory_format
 from swamp.training.nan_checks import require_finite_start
 from swamp.training.retrain import retraining
+from swamp.training.tokens import TokenData
+
+_FEW_EXAMPLES = 10
 
 
 class Setup:
@@ -34,6 +38,8 @@ class Setup:
         self.plan, self.method, self.schedule = plan, plan.spec, plan.schedule()
         self.backend, self.store = backend, store
         self.dense = Mask.ones(model, plan.scope)
+        if isinstance(task.train, TensorData | TokenData | DatasetData) and len(task.train) < _FEW_EXAMPLES:
+            warnings.warn(f"the task has {len(task.train)} training examples: too few to learn from.", stacklevel=2)
         if message := plan.scope.warning(model):
             warnings.warn(message, stacklevel=2)
         self.slices = slices_of(model)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 
 import torch
 from torch import nn
@@ -123,7 +124,9 @@ def open_with_cycles(path: Path | str) -> tuple[RunDirectory, RunConfig]:
     directory, config = open_run(path)
     logged = directory.metrics.read_bytes().count(b"\n") if directory.metrics.is_file() else 0
     if directory.finished < max(directory.last + 1, logged):
-        raise CorruptFile(f"{directory.record(directory.finished)} is missing. To create it again: swamp resume {path}")
+        raise CorruptFile(
+            f"{directory.record(directory.finished)} is missing. To create it again: swamp resume {quote(str(path))}"
+        )
     if not directory.finished:
         raise SwampError(f"{path} has no finished cycle yet. Wait for the first one, or resume the run.")
     return directory, config

@@ -265,9 +265,7 @@ class LiveReporter(Reporter):
         """Once the rate is known, print how long the run takes."""
         if not self.told and (left := self.pace.left(now)):
             self.told = True
-            self.console.print(
-                f"{left} for {self.pace.total:,} steps and {len(self.pace.cycles)} evaluations", style="dim"
-            )
+            self.console.print(f"{left} for all {self.pace.total:,} steps, evaluation included", style="dim")
 
     def _log(self, step: str, loss: float, now: float) -> None:
         rate = _rate(self.pace) if step else ""

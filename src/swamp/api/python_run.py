@@ -4,11 +4,13 @@ import hashlib
 import json
 import signal
 import threading
+import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from threading import Event
 from typing import Any
 
@@ -87,7 +89,8 @@ def stored_cycles(job: Job, out: Path, reporter: Reporter) -> Iterator[Cycle]:
 
     Raises SwampError here, before any training, if the arguments are not possible or `out` holds another run.
     """
-    job.cycles(NoStore())
+    with warnings.catch_warnings(action="ignore"):  # they come again when the run starts
+        job.cycles(NoStore())
     return _cycles(job, _directory(job, out), reporter)
 
 
@@ -103,7 +106,7 @@ def _directory(job: Job, out: Path) -> RunDirectory:
     found, config = open_run(out)
     origin = read_origin(found)
     if not config.model.startswith(PYTHON_PREFIX):
-        raise SwampError(f"{out} holds a run of the command line. Continue it with: swamp resume {out}")
+        raise SwampError(f"{out} holds a run of the command line. Continue it with: swamp resume {quote(str(out))}")
     initial = str(out / INITIAL)
     other = [*differences(config, job.config), *origin_differences(origin, job.origin, initial)]
     if other:

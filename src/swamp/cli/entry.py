@@ -81,8 +81,10 @@ def command_of(arguments: Sequence[str]) -> tuple[Command, Sequence[str]]:
     """The function of the command that the arguments name, and its arguments. Raises SwampError for an unknown name."""
     if not arguments or arguments[0] in ("-h", "--help", "--help-all"):
         return _overview, arguments
-    if arguments[0] == "--version":
+    if arguments[0] in ("--version", "version"):
         return _version, arguments[1:]
+    if arguments[0] == "help":
+        return command_of([*arguments[1:2], "--help"])
     _refuse_long(arguments)
     if arguments[0] not in COMMANDS:
         raise unknown("command", arguments[0], COMMANDS)

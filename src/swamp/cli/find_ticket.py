@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from threading import Event
 from typing import Annotated, Any
 
@@ -182,7 +183,7 @@ def _print(
             soft_wrap=True,
         )
     if given.out is not None:
-        Out.print(f"written: {given.out}. To run it: swamp run --config {given.out}", soft_wrap=True)
+        Out.print(f"written: {given.out}. To run it: swamp run --config {quote(str(given.out))}", soft_wrap=True)
 
 
 def _with_ticket(config: RunConfig, epochs: float) -> RunConfig:

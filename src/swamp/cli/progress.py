@@ -1,5 +1,6 @@
 """The summary of a finished run, as `swamp run` prints it."""
 
+from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -25,6 +26,6 @@ def print_summary(done: dict[str, Any], console: Console) -> None:
     console.print(
         f"\n{done['seconds']:.0f} s of computation. "
         f"Sparse weights for load_state_dict: {done['run']}/model.safetensors\n"
-        f"Compare with other runs: swamp compare {done['run']} OTHER...",
+        f"Compare with other runs: swamp compare {quote(str(done['run']))} OTHER...",
         soft_wrap=True,
     )

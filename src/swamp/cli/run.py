@@ -85,7 +85,10 @@ def run_command(arguments: Sequence[str]) -> None:
 def resume_command(arguments: Sequence[str]) -> None:
     """swamp resume RUN."""
     given = parse(ResumeArgs, "swamp resume", arguments)
-    _, config = open_run(given.run)
+    directory, config = open_run(given.run)
+    if directory.summary.exists():
+        text = f"the run {given.run} was finished before: nothing is trained. Its files are verified."
+        print_labelled(Err, "note:", "yellow", text)
     with _progress(given) as (shown, stop), tracked(shown, config, given.run, resumed=True) as reporter:
         done = resume(given.run, reporter, stop)
     _print_done(done, given.json)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from threading import Event
 from typing import Any, Literal
 
@@ -190,8 +191,8 @@ def _print_outcome(study: StudyDirectory, states: Sequence[RunState], jobs: list
         elif state.state == "running":
             say(f"  {state.name}: worker {state.worker} ({state.done:g} of {state.total:g} epochs)")
     if jobs:
-        say(f"submitted: {' '.join(jobs)}. Show the progress: swamp study {study.path} --workers 0")
+        say(f"submitted: {' '.join(jobs)}. Show the progress: swamp study {quote(str(study.path))} --workers 0")
     if comparison:
         say(f"written: {' '.join(comparison)}")
     if any(state.state == "finished" for state in states):
-        say(f"Compare the runs: swamp compare {study.path}")
+        say(f"Compare the runs: swamp compare {quote(str(study.path))}")

@@ -36,6 +36,8 @@ class IdxSource:
     task: str
     url: str
     installed: Path
+    package: str
+    """Debian's package of the files in `installed`."""
     files: tuple[IdxFile, IdxFile, IdxFile, IdxFile]
     classes: int
 
@@ -45,6 +47,7 @@ FASHION_MNIST = IdxSource(
     task="fashion-mnist",
     url="https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
     installed=Path("/usr/share/datasets/fashion-mnist"),
+    package="dataset-fashion-mnist",
     files=(
         IdxFile(
             "train-images-idx3-ubyte",
@@ -110,10 +113,13 @@ def _find(source: IdxSource, folder: str, file: IdxFile) -> Path:
             return path
     if folder:
         raise SwampError(
-            f"{source.task}: {place} has neither {file.name}.gz nor {file.name}; put the four idx files there, "
-            "or omit the folder to download them."
+            f"{source.task}: {place} has neither {file.name}.gz nor {file.name}; put the four idx files there; "
+            f"or omit the folder to download them, or to use Debian's package {source.package}."
         )
-    return download(f"{source.url}{file.name}.gz", f"sha256:{file.archive}", source.task)
+    try:
+        return download(f"{source.url}{file.name}.gz", f"sha256:{file.archive}", source.task)
+    except SwampError as error:
+        raise SwampError(f"{error} On Debian, the package {source.package} has the files.") from error
 
 
 _UNSIGNED_BYTE = 8

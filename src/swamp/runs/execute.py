@@ -5,6 +5,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from threading import Event
 from typing import Any
 
@@ -128,10 +129,11 @@ def _advice(config: RunConfig, directory: RunDirectory) -> Generator[None]:
         yield
     except Diverged as error:
         raise Diverged(
-            f"{error} Try a lower learning rate: swamp run --config {directory.config} --lr ... --clip 1 --out NEW"
+            f"{error} Try a lower learning rate: "
+            f"swamp run --config {quote(str(directory.config))} --lr ... --clip 1 --out NEW"
         ) from error
     except Interrupted as error:
-        raise Interrupted(f"{error} Continue with: swamp resume {directory.path}") from error
+        raise Interrupted(f"{error} Continue with: swamp resume {quote(str(directory.path))}") from error
 
 
 def _follow(config: RunConfig, directory: RunDirectory, coordinator: Coordinator) -> dict[str, Any]:
@@ -166,7 +168,8 @@ def prepare(config: RunConfig) -> tuple[Problem, nn.Module]:
     if config.model.startswith(timm.TIMM_PREFIX):
         problem = timm.preprocessed(problem, config.model)
     model = initial_network(config, problem, config.plan.seed)
-    _cycles(config, problem, model, NoStore())
+    with warnings.catch_warnings(action="ignore"):  # they come again when the run starts
+        _cycles(config, problem, model, NoStore())
     return problem, model
 
 

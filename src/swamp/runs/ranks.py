@@ -6,6 +6,7 @@ import sys
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from shlex import quote
 from threading import Event
 
 from swamp.backends.coordinator import Coordinator, JobEnded, Member
@@ -105,7 +106,8 @@ def _following(coordinator: Coordinator, path: Path) -> Generator[None]:
 
 def _rank_failed(error: BaseException, gone: list[Member], path: Path) -> RankFailed:
     what = str(error) if isinstance(error, RankFailed) else f"{' and '.join(map(str, gone))} died."
+    run = quote(str(path))
     return RankFailed(
         f"{what} Everything finished is kept. To continue, with any number of ranks: "
-        f"torchrun --nproc-per-node=... -m swamp resume {path} (or, with one process, swamp resume {path})"
+        f"torchrun --nproc-per-node=... -m swamp resume {run} (or, with one process, swamp resume {run})"
     )

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar, cast
 
 from torch import Tensor
@@ -57,7 +58,7 @@ def open_run(path: Path | str) -> tuple[RunDirectory, RunConfig]:
     except CorruptFile as error:
         raise CorruptFile(
             f"{file} was changed since this run began, or is damaged: its settings do not match their checksum. Put it "
-            f"back, or start another run with: swamp run --config {file} --out NEW"
+            f"back, or start another run with: swamp run --config {quote(str(file))} --out NEW"
         ) from error
     # Not config.digest(): other defaults in another version of swamp would give another fingerprint.
     return RunDirectory(Path(path), str(provenance.get("run"))), RunConfig.load(file)

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from shlex import quote
 from typing import Any, cast
 
 from torch import nn
@@ -43,7 +44,7 @@ def verify_references(directory: RunDirectory, config: RunConfig, model: nn.Modu
         why = files if changed else "the model's function gives other initial weights than when this run began"
         raise SwampError(
             f"{directory.path} cannot be continued: {why}, and its initial weights differ. Put the former code back, "
-            f"or start another run with: swamp run --config {directory.config} --out NEW"
+            f"or start another run with: swamp run --config {quote(str(directory.config))} --out NEW"
         )
     if changed:
         warnings.warn(f"{files}: the rest of the run uses the new code.", stacklevel=2)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from shlex import quote
 from threading import Event
 from typing import Any, Literal, cast
 
@@ -176,7 +177,7 @@ class StudyDirectory:
         done = directory.read(directory.summary)
         if not {"sparsity", "test", "seconds"} <= {*done}:
             raise CorruptFile(
-                f"{directory.summary} is damaged: it is incomplete. To write it again: swamp resume {name}"
+                f"{directory.summary} is damaged: it is incomplete. To write it again: swamp resume {quote(str(name))}"
             )
         return done
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from shlex import quote
 
 import torch
 from torch import nn
@@ -50,6 +51,11 @@ def device_named(name: str) -> torch.device:
 
 def require_new_directory(directory: RunDirectory, config: RunConfig) -> None:
     """Raise SwampError if the directory has any files: of another run, of this run, or of anything else."""
+    above = next(folder for folder in (directory.path, *directory.path.absolute().parents) if os.path.lexists(folder))
+    if not above.is_dir():
+        raise SwampError(f"{directory.path} cannot be a run directory: {above} is no directory. Choose another --out.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise SwampError(f"{directory.path} cannot be written: no permission in {above}. Choose another --out.")
     try:
         str(directory.path).encode()
     except UnicodeEncodeError as error:
@@ -64,7 +70,7 @@ def require_new_directory(directory: RunDirectory, config: RunConfig) -> None:
     other = differences(RunConfig.load(directory.config), config)
     if other:
         raise SwampError(f"{directory.path} holds another run ({'; '.join(other)}). Choose another --out.")
-    state = "is finished" if directory.summary.exists() else f"can go on: swamp resume {directory.path}"
+    state = "is finished" if directory.summary.exists() else f"can go on: swamp resume {quote(str(directory.path))}"
     raise SwampError(f"{directory.path} holds this very run, which {state}. Choose another --out to run it again.")
 
 

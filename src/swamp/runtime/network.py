@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -212,8 +213,10 @@ def load(
 
 def _file(path: Path) -> Path:
     """The exported file: the path itself, or that in a run directory."""
+    if path.is_dir() and not (path / "config.json").exists() and not (path / "export.safetensors").exists():
+        raise SwampError(f"{path} is a directory without an exported network, and no run of swamp. Give another path.")
     if path.is_dir() and not (path / "export.safetensors").exists():
-        raise SwampError(f"{path} has no exported network. Write one with: swamp export {path}")
+        raise SwampError(f"{path} has no exported network. Write one with: swamp export {quote(str(path))}")
     return path / "export.safetensors" if path.is_dir() else path
 
 
