@@ -22,7 +22,7 @@ from transformers import (
 import swamp
 from swamp.backends import TrainJob
 from swamp.integrations.huggingface import HoldMask, backend
-from swamp.integrations.pretrained import from_pretrained, save_pretrained
+from swamp.pretrained import from_pretrained, save_pretrained
 
 GOOD, BAD = ["fine", "lovely", "bright", "clever", "warm"], ["dull", "broken", "grim", "silly", "cold"]
 OTHER = ["the", "a", "film", "book", "day", "it", "was", "and", "very", "quite"]

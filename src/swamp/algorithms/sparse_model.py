@@ -49,11 +49,11 @@ class SparseModel:
 
     def __repr__(self) -> str:
         # The model itself may print thousands of lines.
+        known = f"SparseModel({type(self.model).__name__}, {self.mask!r}"
+        if not self.cycles:
+            return f"{known})"
         last = self.cycles[-1]
-        return (
-            f"SparseModel({type(self.model).__name__}, {self.mask!r},\n"
-            f"  {len(self.cycles)} cycles, {last.total.steps:,} steps, test {_metrics(last)})"
-        )
+        return f"{known},\n  {len(self.cycles)} cycles, {last.total.steps:,} steps, test {_metrics(last)})"
 
     def _repr_html_(self) -> str:
         """A table of the cycles, for notebooks."""

@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "watch": ("report", "serve this page to this machine while a run continues"),
     "figure": ("report", "draw one figure of the page for a paper"),
     "export": ("export", "write the sparse network of a run as one small file, as ONNX, or as another format"),
+    "share": ("share", "write the sparse model of a run to a folder for the Hugging Face Hub, and upload it"),
     "benchmark": ("export", "measure an exported file here: size, speed beside dense runtimes, accuracy"),
     "list": ("listing", "list recipes, tasks, models, methods, scores, backends, studies or analyses"),
     "completion": ("completion", "print a script that completes commands and options in bash, zsh or fish"),

@@ -88,7 +88,7 @@ def export_command(arguments: Sequence[str]) -> None:
             f"--compact changes the shapes of weights, which only the formats onnx and pt2 can store, not {args.to}."
         )
     with warnings_to(Err):
-        done = _program(_source(args), args.cycle)
+        done = _program(exported_source(args), args.cycle)
         program = done.program
         write, ending = WRITERS[name]
         out = args.out or args.run / f"export{ending}"
@@ -112,7 +112,7 @@ def export_command(arguments: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
-class _Source:
+class ExportedSource:
     """The run whose network is exported, and inputs to trace it with."""
 
     directory: RunDirectory
@@ -121,7 +121,8 @@ class _Source:
     inputs: Any
 
 
-def _source(args: ExportArgs) -> _Source:
+def exported_source(args: ExportArgs) -> ExportedSource:
+    """The network of a run, and inputs to trace it with."""
     directory, config = open_with_cycles(args.run)
     if config.model.startswith(PYTHON_PREFIX) and not args.task:
         inputs = example_inputs(read_origin(directory))
@@ -131,14 +132,14 @@ def _source(args: ExportArgs) -> _Source:
                 "swamp.export(model, path, example) in Python."
             )
         model = python_network(directory, args.model)
-        return _Source(directory, replace(config, model=args.model), model, inputs)
+        return ExportedSource(directory, replace(config, model=args.model), model, inputs)
     run = RunData.open(args.run, args.model, args.task)
-    return _Source(
+    return ExportedSource(
         run.directory, run.config, run.model, next(iter(run.task.require_outputs("an export").in_order(8)))[0]
     )
 
 
-def _program(source: _Source, index: int) -> CheckedProgram:
+def _program(source: ExportedSource, index: int) -> CheckedProgram:
     """The program of a cycle's network."""
     finished = source.directory.finished
     if not -finished <= index < finished:

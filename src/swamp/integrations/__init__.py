@@ -1,6 +1,5 @@
 """Adapters for other libraries. Import each by its own name; nothing is imported here.
 
-`swamp.integrations.huggingface`, `swamp.integrations.pretrained`, `swamp.integrations.lightning`,
-`swamp.integrations.peft`, `swamp.integrations.timm`. Your own training loop needs no adapter: see `swamp.hold` and
-`swamp.backends.CustomTrainer`.
+`swamp.integrations.huggingface`, `swamp.integrations.lightning`, `swamp.integrations.peft`, `swamp.integrations.timm`.
+Your own training loop needs no adapter: see `swamp.hold` and `swamp.backends.CustomTrainer`.
 """

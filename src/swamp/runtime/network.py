@@ -216,6 +216,11 @@ def _file(path: Path) -> Path:
     if path.is_dir() and not (path / "config.json").exists() and not (path / "export.safetensors").exists():
         raise SwampError(f"{path} is a directory without an exported network, and no run of swamp. Give another path.")
     if path.is_dir() and not (path / "export.safetensors").exists():
+        if (path / "mask.safetensors").exists() and not (path / "environment.json").exists():
+            raise SwampError(
+                f"{path} has a model, but no exported network. Read it with swamp.pretrained.from_pretrained, or save "
+                "it again with an example."
+            )
         raise SwampError(f"{path} has no exported network. Write one with: swamp export {quote(str(path))}")
     return path / "export.safetensors" if path.is_dir() else path
 
