@@ -8,7 +8,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 # Bytecode is kept even where the environment forbids it: the next `make test` saves nine seconds in each process.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-all compat setup check format coverage docs bench zoo export-zoo trackers deepsparse faults \
+.PHONY: demo test test-all compat setup check format coverage docs notebooks bench zoo export-zoo trackers deepsparse faults \
   sanitize ranks results lock locked clean
 
 demo: $(VENV)/.core
@@ -45,6 +45,11 @@ coverage: $(VENV)/.dev
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
+
+# The outputs of the notebooks and the pictures of docs/reference/figures.md: a quarter of an hour on two cores.
+notebooks: $(VENV)/.dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter execute --inplace docs/tutorials/*.ipynb
+	$(BIN)/python benchmarks/gallery.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/run.py $(PARTS)

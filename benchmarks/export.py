@@ -1,4 +1,4 @@
-"""Exported networks compared with dense runtimes: the tables of docs/howto/deployment.md.
+"""Exported networks compared with dense runtimes: the tables of docs/explanation/runtime.md.
 
 python benchmarks/export.py [--batch 1,32,128] [--seconds 4] [--out build/export.json]
 

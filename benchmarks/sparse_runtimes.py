@@ -1,4 +1,4 @@
-"""Exported networks compared with other sparse runtimes: a table of docs/howto/deployment.md.
+"""Exported networks compared with other sparse runtimes: a table of docs/explanation/runtime.md.
 
 make deepsparse && python benchmarks/sparse_runtimes.py [--networks mlp-1024-1024] [--seconds 3] [--json FILE]
 

@@ -92,13 +92,16 @@ def notebook(path: Path) -> Iterator[tuple[str, str | bytes]]:
     for number, cell in enumerate(json.loads(path.read_text())["cells"]):
         source = "".join(cell["source"])
         lines.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        printed = ""
         for output in cell.get("outputs", ()):
             data = output.get("data", {})
             if "image/png" in data:
                 picture = f"{path.stem}-{number}.png"
                 yield picture, base64.b64decode(data["image/png"])
                 lines.append(f"![Output of the cell above]({picture})")
-            elif text := "".join(output.get("text", data.get("text/plain", ()))).strip():
-                lines.append(f"```text\n{text}\n```")
+            else:
+                printed += "".join(output.get("text", data.get("text/plain", ())))
+        if printed.strip():
+            lines.append(f"```text\n{printed.strip()}\n```")
     lines.append(f"[Download this page as a notebook]({path.name})")
     yield f"{path.stem}.md", "\n\n".join(lines)
