@@ -8,8 +8,8 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 # Bytecode is kept even where the environment forbids it: the next `make test` saves nine seconds in each process.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-all compat setup check format coverage docs notebooks bench zoo export-zoo trackers deepsparse faults \
-  sanitize ranks results lock locked clean
+.PHONY: demo test test-all compat setup check format coverage docs notebooks bench zoo export-zoo trackers release-check \
+  deepsparse faults sanitize ranks results lock locked clean
 
 demo: $(VENV)/.core
 	@rm -rf build/demo
@@ -79,6 +79,10 @@ $(ZOO)/ready: pyproject.toml constraints.txt
 	$(ZOO)/bin/pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31 torch_geometric==2.8.1 \
 	  diffusers==0.42.1 segmentation_models_pytorch==0.6.0
 	@touch $@
+
+# Builds the wheel and the sdist into build/release, and tries each in a clean environment: see .ci/release.
+release-check: $(BIN)/pip
+	.ci/release $(BIN)/python
 
 # The trackers with their own libraries, in an environment of its own: two of them need older pillow and pyarrow.
 TRACKERS := build/trackers

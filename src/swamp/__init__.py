@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from swamp.runtime import export, load
     from swamp.training import Seed, Task, TensorData, TokenData, Training
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Cycle",
