@@ -77,6 +77,17 @@ def test_the_first_lines_say_what_runs_and_how_many_steps_it_takes(tmp_path, cap
     assert "task digits" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("method", "epochs", "retrain"), [("lrr", "1 to 2", 1), ("lrr-long", "2 to 4", 1), ("lrr-long", "4", 0)]
+)
+def test_the_steps_of_retraining_are_announced(method, epochs, retrain, tmp_path, capsys):
+    options = ["--method", method, "--retrain-epochs", retrain] if retrain else ["--method", method]
+    assert swamp("run", *TINY, *options, "--out", tmp_path / "run") == 0
+    training = capsys.readouterr().out.splitlines()[3]
+    steps = sum(json.loads(line)["steps"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert training == f"training: sgd, lr 0.1, {epochs} epochs per particle, {steps} steps in all"
+
+
 @pytest.mark.parametrize(("structure", "density"), [("2:4", 0.5), ("1:4", 0.25), ("4:8", 0.5), ("channel", 0.25)])
 def test_run_prunes_in_the_pattern_asked_for(structure, density, tmp_path, capsys):
     assert swamp("run", *TINY, "--structure", structure, "--out", tmp_path / "run", "--json") == 0

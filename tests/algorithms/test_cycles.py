@@ -149,6 +149,8 @@ def test_the_equal_cost_controls_of_a_cycle_take_as_many_steps_as_the_particles(
         record = run(mlp, task, control, training, **options)
         assert [cycle.cost.steps for cycle in record] == [cycle.cost.steps for cycle in many]
         assert [cycle.cost.samples for cycle in record] == [48 * cycle.cost.steps for cycle in record]
+    carried, control = (run(mlp, task, method, training, **options) for method in ("sms", "lrr-long"))
+    assert [cycle.cost.steps for cycle in control] == [cycle.cost.steps for cycle in carried]
     # From its step in the schedule, which is as much longer, the ticket leaves as much to train.
     skipped = 2 if after == "advance" else 0
     assert many[0].cost.steps == len(many[0].particles) * (8 - skipped) + 2

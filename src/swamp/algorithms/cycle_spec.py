@@ -48,7 +48,7 @@ def next_spec(setup: Setup, index: int, ticket: Ticket, previous: Cycle) -> Cycl
     start, training, first = ticket, setup.training_of(index), setup.first_step(index)
     if setup.method.start == "pruned":
         start = Ticket(previous.weights, 0, _carried_state(setup, ticket, previous))
-        training, first = _retrained(setup, previous, pruned.mask)
+        training, first = _retrained(setup, index, previous, pruned.mask)
     return CycleSpec(start, pruned.mask, training, first, pruned.notes, previous.total, pruned.flops)
 
 
@@ -66,7 +66,7 @@ def _carried_state(setup: Setup, ticket: Ticket, previous: Cycle) -> Mapping[str
     return particle.state
 
 
-def _retrained(setup: Setup, previous: Cycle, mask: Mask) -> tuple[Training, int]:
+def _retrained(setup: Setup, index: int, previous: Cycle, mask: Mask) -> tuple[Training, int]:
     """How carried weights train on the smaller `mask`, and the step at which this starts."""
     whole, removed = (
         sum(float(previous.weights[name][chosen].abs().double().square().sum()) for name, chosen in part.items()) ** 0.5
@@ -74,5 +74,6 @@ def _retrained(setup: Setup, previous: Cycle, mask: Mask) -> tuple[Training, int
     )
     change = norm_change(whole, removed, 1 - mask.nnz / previous.mask.nnz)
     plan = setup.plan
-    training, epoch = retraining(setup.training, plan.retraining, plan.retrain_epochs or setup.training.epochs, change)
+    epochs = plan.particle_epochs(index, setup.options.epochs)
+    training, epoch = retraining(setup.training_of(index), plan.retraining, epochs, change)
     return training, epoch * setup.per_epoch

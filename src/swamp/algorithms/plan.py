@@ -156,6 +156,10 @@ class Plan:
         path = densities[: cycle + 1] if densities[0] == 1 else self._path_to(densities[cycle])
         return sum(particles_for(path, self.particles)) if self.spec.n_times_epochs else len(path)
 
+    def particle_epochs(self, cycle: int, epochs: int) -> int:
+        """Epochs of a particle of this cycle. epochs: those of `Training`; retraining after pruning may have others."""
+        return (self.retrain_epochs if cycle and self.retrain_epochs else epochs) * self.times_epochs(cycle)
+
     def _path_to(self, density: float) -> tuple[float, ...]:
         """Densities of an iterative run to this one: from the dense cycle on, by the pattern or the prune fraction."""
         structure = structure_named(self.structure)

@@ -43,9 +43,17 @@ _ITERATIVE = {
     "imp-ensemble": Method("N independent IMP runs, predictions averaged: N times the inference cost", ensemble=True),
     "lottery-pools": Method("IMP whose models are interpolated with their neighbours, on validation data", pools=True),
     "lrr": Method("learning-rate rewinding: weights continue, only the schedule restarts", start="pruned"),
+    "lrr-swa": Method("lrr with stochastic weight averaging: sms-swa with one particle", start="pruned", **_SWA),
+    "lrr-ema": Method("lrr with an exponential moving average of the weights", start="pruned", ema=0.999),
+    "lrr-long": Method(
+        "lrr with N times the epochs: the equal-cost control of what carries weights on",
+        start="pruned",
+        n_times_epochs=True,
+    ),
     "sms": Method(
         "sparse model soup: the mean of N particles continues, no rewinding", multi_particle=True, start="pruned"
     ),
+    "sms-swa": Method("sparse model soup of particles with stochastic weight averaging", start="pruned", **_PARTICLES),
     "sms-greedy": Method(
         "sparse model soup of the particles that help on validation data",
         multi_particle=True,

@@ -254,8 +254,9 @@ def _exclusively(handle: int) -> bool:
 
 def _particle_epochs(config: RunConfig) -> list[tuple[int, int]]:
     """(particles, epochs of each) of every cycle."""
-    counts = config.plan.schedule().particles
-    return [(count, config.training.epochs * config.plan.times_epochs(cycle)) for cycle, count in enumerate(counts)]
+    plan = config.plan
+    counts = plan.schedule().particles
+    return [(count, plan.particle_epochs(cycle, config.training.epochs)) for cycle, count in enumerate(counts)]
 
 
 def _epochs(config: RunConfig) -> float:
