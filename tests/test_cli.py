@@ -147,6 +147,23 @@ def test_compare_at_equal_cost_keeps_the_sparsities_asked_for(runs, tmp_path, ca
     assert "no run has sparsity 0.123" in capsys.readouterr().err
 
 
+def test_compare_writes_over_no_comparison_of_other_runs_or_options(runs, tmp_path, capsys):
+    paths = sorted(runs.iterdir())
+    for given, folder in (
+        (paths, "cmp"),
+        (paths[:2], "cmp-2"),
+        ([*paths, "--metric", "nll"], "cmp-3"),
+        (paths, "cmp"),
+        (paths[:2], "cmp-2"),
+    ):
+        assert swamp("compare", *given, "--out", tmp_path / "cmp") == 0
+        assert f"written: {tmp_path / folder / 'compare.csv'}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "cmp" / "compare.json").read_text())["metric"] == "accuracy"
+    (tmp_path / "cmp" / "compare.json").write_text("{}")
+    assert swamp("compare", *paths, "--out", tmp_path / "cmp") == 0
+    assert "cmp-4" in capsys.readouterr().out
+
+
 def test_compare_as_json_prints_one_object(runs, tmp_path, capsys):
     assert swamp("compare", *sorted(runs.iterdir()), "--out", tmp_path, "--json", "--metric", "nll") == 0
     printed = capsys.readouterr()

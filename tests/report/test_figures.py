@@ -28,6 +28,7 @@ from swamp.report.matplotlib_renderer import free_offset, legend_entries
 from swamp.report.plotly_renderer import plotly_json
 from swamp.report.report_data import ReportData, highlighted
 from swamp.report.run_records import read_run
+from swamp.report.statistics import drawn_interval, interval
 from swamp.report.write import draw_comparison, draw_figure
 
 from .analysed import write_analysis
@@ -65,8 +66,29 @@ def test_barriers_are_means_over_seeds_in_points(runs):
     assert particles.x == pytest.approx((1.0, 0.5, 0.25, 0.1))
     assert particles.y == pytest.approx((0, 1, 2, 3))
     assert following.y == pytest.approx((0, 2, 4, 6))
-    # Two seeds that say the same have an interval of no width.
-    assert particles.low == pytest.approx(particles.y)
+    # Two seeds have no band: their interval is in the tables.
+    assert particles.low == ()
+
+
+def test_a_band_is_drawn_from_three_seeds_on_and_the_interval_of_two_stays_in_the_tables():
+    mean, half = drawn_interval([0.90, 0.92])
+    assert mean == pytest.approx(0.91)
+    assert math.isnan(half)
+    assert interval([0.90, 0.92])[1] == pytest.approx(0.127, abs=1e-3)
+    assert drawn_interval([0.9, 0.91, 0.92]) == interval([0.9, 0.91, 0.92])
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(3.1, 4.2), (0.0123, 0.0127), (1.2, 1.9), (6.0, 9.9), (980.0, 1020.0), (0.3, 40.0), (1.0, 1e6)]
+)
+@pytest.mark.parametrize("limited", [False, True])
+def test_a_logarithmic_axis_has_two_labelled_ticks_inside(low, high, limited):
+    axis = Axis("cost", log=True, limits=(low, high) if limited else None)
+    ticks = ticks_of(axis, [low, (low * high) ** 0.5, high])
+    inside = [(at, text) for at, text in ticks if low <= at <= high]
+    assert len(inside) >= 2
+    assert len({text for _, text in inside}) == len(inside)
+    assert all(float(text.replace(",", "")) == pytest.approx(at) for at, text in inside)
 
 
 def test_particles_of_one_run_are_one_value_and_have_no_interval(runs):

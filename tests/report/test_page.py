@@ -61,7 +61,13 @@ def test_what_is_missing_comes_with_the_command_that_makes_it(runs):
     assert "Not analysed: imp, seed 0, imp, seed 1." in text_of(page)
     alone = text_of(render(ReportData.read(runs[:2])))
     assert "No cycle of these runs had several particles." in alone
-    assert alone.count("Not analysed yet.") == sum(section.analysis is not None for section in SECTIONS.values())
+    titles = [section.title for section in SECTIONS.values() if section.analysis]
+    assert f"Not analysed yet: {', '.join(titles)}." in alone
+    assert alone.count("Not analysed") == 1
+    assert all(alone.count(title) == 1 for title in ("Convex hull of the particles", "Loss landscape", "Trajectories"))
+    only = "barriers curvature hull landscape trajectories masks masks predictions"
+    assert all(f"swamp analyze {run} --only {' '.join(dict.fromkeys(only.split()))}" in alone for run in runs[:2])
+    assert f"swamp noise {runs[0]}" in alone
 
 
 def test_every_figure_has_a_title_a_sentence_and_a_table(runs):

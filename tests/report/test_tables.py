@@ -164,10 +164,10 @@ def test_a_diverged_seed_is_shown_and_never_marked(tmp_path: Path) -> None:
 def test_at_equal_cost_each_sparsity_lists_its_methods_by_cost(tmp_path: Path) -> None:
     shown = text(costly(tmp_path), at="equal-cost")
     assert shown.index("50.00 % sparse (45.00 % of all)") < shown.index("90.00 % sparse (81.00 % of all)")
-    assert line(shown, "a") == ["a", "0.50", "90.00", "±0.00", "*", "–", "–"]
-    assert line(shown, "b") == ["b", "1.00", "89.90", "±0.50", "-0.10", "±0.50", "(3)", "a"]
-    assert line(shown, "b", 1) == ["b", "1.00", "80.00", "±0.50", "*", "–", "–"]
-    assert line(shown, "d", 1) == ["d", "2.00", "70.00", "±0.00", "-10.00", "±0.50", "(3)", "b"]
+    assert line(shown, "a") == ["a", "3", "0.50", "90.00", "±0.00", "*", "–", "–"]
+    assert line(shown, "b") == ["b", "3", "1.00", "89.90", "±0.50", "-0.10", "±0.50", "(3)", "a"]
+    assert line(shown, "b", 1) == ["b", "3", "1.00", "80.00", "±0.50", "*", "–", "–"]
+    assert line(shown, "d", 1) == ["d", "3", "2.00", "70.00", "±0.00", "-10.00", "±0.50", "(3)", "b"]
     assert "3 comparisons made" in shown
     assert "divided by those of one dense training" in " ".join(shown.split())
 

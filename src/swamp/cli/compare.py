@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -25,8 +25,9 @@ class CompareArgs:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run directories, or the folder of a study: its runs with a finished cycle."""
-    out: Path = Path("comparison")
-    """Folder for compare.csv, .json, .png, .svg and comparison.md."""
+    out: Path | None = None
+    """Folder for compare.csv, .json, .png, .svg and comparison.md (default: comparison, in the folder of the study
+    whose runs are given). If it holds a comparison of other runs or options, -2, -3 ... is appended."""
     metric: str = ""
     """accuracy, nll or ece; for text also pearson, rmse, bits_per_byte ... (default: the first metric of the runs)."""
     split: Literal["test", "validation", "train"] = "test"
@@ -48,7 +49,7 @@ def compare_command(arguments: Sequence[str]) -> None:
     from swamp.report.comparison import compare
     from swamp.report.run_records import read_run
     from swamp.report.tables import print_comparison
-    from swamp.report.write import write_comparison
+    from swamp.report.write import free_folder, write_comparison
 
     if not given.runs:
         raise SwampError("no run was given. Name run directories, e.g.: swamp compare runs/*")
@@ -59,12 +60,30 @@ def compare_command(arguments: Sequence[str]) -> None:
         baseline=given.baseline,
         sparsities=given.sparsities,
     )
-    written = [str(path) for path in write_comparison(comparison, given.out, at=given.at)]
+    made_by = made_by_of(given.runs, given.metric, given.split, given.baseline, given.sparsities, given.at)
+    studies = {path if is_study(path) else path.parent for path in given.runs}
+    place = studies.pop() if len(studies) == 1 else Path()
+    folder = free_folder(given.out or (place if is_study(place) else Path()) / "comparison", made_by)
+    written = [str(path) for path in write_comparison(comparison, folder, at=given.at, made_by=made_by)]
     if given.json:
         print_json({**comparison.to_json(), "files": written})
         return
     print_comparison(comparison, Out, at=given.at)
     Out.print(f"written: {' '.join(written)}", soft_wrap=True)
+
+
+def made_by_of(
+    runs: Sequence[Path], metric: str, split: str, baseline: str | None, sparsities: Sequence[float], at: str
+) -> dict[str, Any]:
+    """What identifies a comparison: its runs (or their study) and its options."""
+    return {
+        "runs": [str(path.resolve()) for path in runs],
+        "metric": metric,
+        "split": split,
+        "baseline": baseline,
+        "sparsities": [*sparsities],
+        "at": at,
+    }
 
 
 def runs_of(paths: Sequence[Path]) -> list[Path]:
@@ -73,7 +92,11 @@ def runs_of(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if is_study(path):
             found += StudyDirectory.open(path).begun()
-        elif not (is_study(path.parent) and path.name in BESIDE_RUNS and not RunDirectory(path).config.exists()):
+        elif not (
+            is_study(path.parent)
+            and (path.name in BESIDE_RUNS or path.name.startswith("comparison-"))
+            and not RunDirectory(path).config.exists()
+        ):
             found.append(path)
     if not found:
         raise SwampError(f"{' '.join(map(str, paths))}: no run has a finished cycle yet.")

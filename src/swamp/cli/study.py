@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import tyro
 
+from swamp.cli.compare import made_by_of
 from swamp.cli.session import Err, Out, parse, print_json, print_labelled, stoppable
 from swamp.cli.study_progress import StudyProgress, counted, last_line
 from swamp.cli.workers import local_workers, stop_with_parent, submit, work_here
@@ -151,7 +152,7 @@ def _compared(study: StudyDirectory, states: Sequence[RunState], *, show: bool) 
     from swamp.report.comparison import compare
     from swamp.report.run_records import read_run
     from swamp.report.tables import print_comparison
-    from swamp.report.write import write_comparison
+    from swamp.report.write import free_folder, write_comparison
 
     finished = [study.run(state.name).path for state in states if state.state == "finished"]
     if not finished:
@@ -163,7 +164,10 @@ def _compared(study: StudyDirectory, states: Sequence[RunState], *, show: bool) 
         return []
     if show:
         print_comparison(comparison, Out)
-    return [str(path) for path in write_comparison(comparison, study.path / "comparison")]
+    how = study.compare
+    made_by = made_by_of([study.path], how.metric, how.split, how.baseline, how.sparsities, "sparsity")
+    folder = free_folder(study.path / "comparison", made_by)
+    return [str(path) for path in write_comparison(comparison, folder, made_by=made_by)]
 
 
 def _outcome(study: StudyDirectory, states: Sequence[RunState]) -> dict[str, Any]:

@@ -232,12 +232,25 @@ def ticks_of(axis: Axis, values: Sequence[Number]) -> tuple[tuple[float, str], .
     powers = range(math.floor(low), math.ceil(high) + 1)
     steps = (1, 2, 5) if high - low <= 2 else (1,)
     every = max(1, math.ceil(len(powers) / _MOST_TICKS))
-    return tuple(
+    ticks = tuple(
         (step * 10.0**power, f"{step * 10.0**power:,.6g}" if -3 <= power <= 5 else f"{step}e{power}")
         for power in powers
         for step in steps
         if power % every == 0
     )
+    least, most = sorted(axis.limits or (min(known), max(known)))
+    return ticks if sum(least <= at <= most for at, _ in ticks) >= 2 else _between(least, most) or ticks
+
+
+def _between(least: float, most: float) -> tuple[tuple[float, str], ...]:
+    """At least two round numbers in a range that is too narrow for powers of ten; none if it has no width."""
+    width = most - least
+    if width <= 1e-9 * most:
+        return ()
+    power = 10.0 ** math.floor(math.log10(width))
+    step = next(step for step in (5 * power, 2 * power, power, power / 2, power / 5) if width // step >= 2)
+    first = math.ceil(least / step - 1e-9)
+    return tuple((at * step, f"{at * step:,.6g}") for at in range(first, math.floor(most / step + 1e-9) + 1))
 
 
 def finite_values(values: Sequence[Number]) -> list[float]:

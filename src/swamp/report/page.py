@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -62,7 +63,9 @@ def write_report(paths: Sequence[Path], out: Path, *, metric: str = "") -> int:
 
 def render(data: ReportData, *, live: bool = False) -> str:
     """Return the page as HTML. live: it reloads when the server that it came from has a newer one."""
-    sections = [_content(data, name, section) for name, section in SECTIONS.items()]
+    contents = {name: _content(data, name, section) for name, section in SECTIONS.items()}
+    sections = [content for content in contents.values() if content is not None]
+    missing = [SECTIONS[name] for name, content in contents.items() if content is None]
     comparison = data.comparison
     return _page(
         live,
@@ -71,6 +74,8 @@ def render(data: ReportData, *, live: bool = False) -> str:
         notes=comparison.notes,
         runs=[str(run.run.path) for run in data.runs],
         sections=sections,
+        missing=[section.title for section in missing],
+        missing_commands=_commands(missing, data.runs),
         settings=_settings(data.runs),
         environments=_environments(data.runs),
         panels=[plotly_json(panel) for section in sections for figure in section.figures for panel in figure.panels],
@@ -87,6 +92,8 @@ def render_waiting(path: Path, why: str) -> str:
         notes=none,
         runs=[str(path)],
         sections=none,
+        missing=none,
+        missing_commands=none,
         settings=none,
         environments=none,
         panels=[],
@@ -208,7 +215,8 @@ def _asset(name: str) -> str:
     return files("swamp.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
-def _content(data: ReportData, name: str, section: Section) -> _Content:
+def _content(data: ReportData, name: str, section: Section) -> _Content | None:
+    """The section; None if no run has its analysis."""
     notes: list[str] = []
     figures = tuple(_built(data, name, section, notes))
     lacking: list[RunAnalyses] = []
@@ -218,7 +226,7 @@ def _content(data: ReportData, name: str, section: Section) -> _Content:
         if lacking and there:
             notes.append(f"Not analysed: {', '.join(run.name for run in lacking)}.")
         elif lacking:
-            notes.append("Not analysed yet. The command for it:")
+            return None
         # Several cycles may have the same reason.
         reasons = [f"{run.name}: {reason}" for run in there for reason in run.missing_reasons(section.analysis)]
         reasons = list(dict.fromkeys(reasons))
@@ -231,6 +239,17 @@ def _content(data: ReportData, name: str, section: Section) -> _Content:
         notes.append("No cycle of these runs had several particles.")
     commands = [section.made_by(run.run.path) for run in lacking]
     return _Content(name, section.title, figures, tuple(notes), tuple(commands))
+
+
+def _commands(sections: Sequence[Section], runs: Sequence[RunAnalyses]) -> list[str]:
+    """The command lines that make the analyses of these sections, one for each run and command."""
+    found: list[str] = []
+    for run in runs:
+        name = shlex.quote(str(run.run.path))
+        analyses = [*dict.fromkeys(one.analysis for one in sections if one.analysis and not one.command)]
+        found += [f"swamp analyze {name} --only {' '.join(map(str, analyses))}"] if analyses else []
+        found += [section.made_by(run.run.path) for section in sections if section.command]
+    return found
 
 
 def _built(data: ReportData, name: str, section: Section, notes: list[str]) -> list[Figure]:

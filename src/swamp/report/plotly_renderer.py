@@ -21,7 +21,7 @@ _COLORS = 8
 """The number of colours in the page's palette."""
 _LINED = ("line", "dashed", "dotted", "steps")
 _DASHES = {"dashed": "dash", "dotted": "dot"}
-_SIZES = {"dots": 4, "markers": 9}
+_SIZES = {"dots": 6, "markers": 9}
 _EQUAL = {"scaleanchor": "x", "constrain": "domain"}
 _NO_TICKS = {"showticklabels": False, "showgrid": False, "zeroline": False, "ticks": ""}
 _NAME = 34
@@ -74,7 +74,7 @@ def _curve(mark: Curve, panel: Panel) -> dict[str, Any]:
         "x": _finite(mark.x),
         "y": _finite(mark.y),
         "mode": "+".join(["lines"] * lined + ["markers"] * marked),
-        "marker": {"color": color, "size": _SIZES.get(mark.style, 6), "opacity": 0.45 if pale else 1},
+        "marker": {"color": color, "size": _SIZES.get(mark.style, 6), "opacity": 0.75 if pale else 1},
         "line": {
             "color": color,
             "width": 2,

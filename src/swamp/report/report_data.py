@@ -11,7 +11,7 @@ from swamp.analysis.analysis_tasks import read_analysis
 from swamp.report.comparison import Comparison, compare
 from swamp.report.figure_description import Axis, Curve, interval_curve, sparsity_axis
 from swamp.report.run_records import RunRecord, as_float, label_runs, read_run
-from swamp.report.statistics import ReportMetric, interval
+from swamp.report.statistics import ReportMetric, drawn_interval
 
 MOST_RUNS = 4
 """The most runs that have figures of their own: their cycles, trajectories and landscapes."""
@@ -127,7 +127,7 @@ class ReportData:
         return sparsity_axis(self.densities)
 
     def trend(self, values: Quantity, name: str = "", *, factor: float = 1.0, **options: Any) -> list[Curve]:
-        """A curve for each label: the mean over its runs at each cycle, with a 95 % interval from two runs on.
+        """A curve for each label: the mean over its runs at each cycle, with a 95 % interval from three runs on.
 
         Args:
             values: the quantity to draw.
@@ -145,7 +145,7 @@ class ReportData:
                             at.setdefault(cycle, []).append((1 - sparsity, measured))
             cycles = [at[cycle] for cycle in sorted(at)]
             densities = [fmean(density for density, _ in pairs) for pairs in cycles]
-            means = [interval([value for _, value in pairs]) for pairs in cycles]
+            means = [drawn_interval([value for _, value in pairs]) for pairs in cycles]
             if at:
                 full = f"{label}: {name}" if name else label
                 curves.append(interval_curve(full, densities, means, self.color(label), factor=factor, **options))

@@ -49,6 +49,12 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values), quantile * stdev(values) / math.sqrt(len(values))
 
 
+def drawn_interval(values: Sequence[float]) -> tuple[float, float]:
+    """As `interval`, without a half-width for two values: it is about 13 times their distance from the mean."""
+    mean, half = interval(values)
+    return mean, half if len(values) > 2 else math.nan
+
+
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired:
     """Return the differences `a - b` over the seeds that both have; `a` and `b` map a seed to a value."""
     differences = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]

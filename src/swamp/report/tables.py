@@ -186,6 +186,7 @@ def _ranking_table(comparison: Comparison, row: SparsityRow) -> Table:
     compared = sum(rank.difference is not None for rank in ranks)
     columns: list[Column] = [
         ("method", [rank.label for rank in ranks]),
+        ("seeds", [str(row.cells[rank.label].n) for rank in ranks]),
         (unit.heading, [unit.show(rank.cost) for rank in ranks]),
         (metric.heading, [_marked(mean, "*" if rank.front else "") for mean, rank in zip(means, ranks, strict=True)]),
         ("against the best\nat no more cost", [_difference_at_cost(metric, rank) for rank in ranks]),

@@ -1,7 +1,8 @@
 """Writes comparisons, tables and figures to files, each complete or not at all."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,13 +33,32 @@ class Finding(Protocol):
         ...
 
 
-def write_comparison(comparison: Comparison, folder: Path | str, *, at: At = "sparsity") -> list[Path]:
+def free_folder(folder: Path, made_by: Mapping[str, Any]) -> Path:
+    """`folder`, or the first of folder-2, folder-3 ... that holds no comparison of other runs or options."""
+    names = (folder if number == 1 else folder.with_name(f"{folder.name}-{number}") for number in count(1))
+    return next(name for name in names if _made_by(name) in (None, dict(made_by)))
+
+
+def _made_by(folder: Path) -> Any:
+    """The runs and options of the comparison in a folder; None if it holds none, False if they are not known."""
+    try:
+        return json.loads((folder / "compare.json").read_text()).get("made_by", False)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def write_comparison(
+    comparison: Comparison, folder: Path | str, *, at: At = "sparsity", made_by: Mapping[str, Any] | None = None
+) -> list[Path]:
     """Write `compare.csv` (a line per run and cycle), `.json`, `.png`, `.svg` and `comparison.md`.
 
     Args:
         comparison: the comparison to write.
         folder: created if it does not exist.
         at: compare methods in the figure and in Markdown at equal sparsity, or also at equal cost.
+        made_by: runs and options, see `free_folder`.
 
     Returns:
         The files.
@@ -47,7 +67,7 @@ def write_comparison(comparison: Comparison, folder: Path | str, *, at: At = "sp
     paths = [folder / f"compare.{suffix}" for suffix in ("csv", "json", "png", "svg")]
     paths.append(folder / "comparison.md")
     write_atomic(paths[0], comparison_csv(comparison).encode())
-    _write_json(paths[1], comparison.to_json())
+    _write_json(paths[1], comparison.to_json() | ({} if made_by is None else {"made_by": dict(made_by)}))
     draw_comparison(comparison, paths[2:4], at=at)
     write_atomic(paths[4], comparison_markdown(comparison, at=at).encode())
     return paths

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, cast
 
-from swamp.report.comparison import BEST, Comparison, CyclePoint, SparsityRow
+from swamp.report.comparison import BEST, CellStatistics, Comparison, CyclePoint, SparsityRow
 from swamp.report.figure_description import (
     Axis,
     Curve,
@@ -23,7 +23,7 @@ from swamp.report.figure_description import (
     sparsity_axis,
 )
 from swamp.report.report_data import ReportData, RunAnalyses, color_of, highlighted, percent, values_at
-from swamp.report.statistics import ReportMetric, interval
+from swamp.report.statistics import ReportMetric, drawn_interval
 from swamp.report.tables import comparison_tables, cost_table
 
 _MOST_PANELS = 6
@@ -44,7 +44,7 @@ def accuracy_figure(comparison: Comparison, *, alone: bool = False) -> Figure:
     densities = [row.density for row in comparison.rows]
     cells = [cell for row in comparison.rows for cell in row.cells.values()]
     inside = [*(cell.mean for cell in cells), *(cell.particles for cell in cells if cell.particles is not None)]
-    low, high = robust_limits(inside, metric, [cell.half for cell in cells])
+    low, high = robust_limits(inside, metric, [_band(cell) for cell in cells])
     y = Axis(comparison.heading, limits=(low * metric.factor, high * metric.factor))
     marks: list[Curve] = []
     if comparison.dense is not None:
@@ -58,7 +58,8 @@ def accuracy_figure(comparison: Comparison, *, alone: bool = False) -> Figure:
     return Figure(
         f"{metric.name.capitalize()} of the averaged network against sparsity",
         f"Fewer weights remain further right; {'lower' if metric.lower else 'higher'} is better. Bands are 95 % "
-        "intervals over seeds. Methods with overlapping bands may still differ: see the paired differences below.",
+        "intervals over three or more seeds; the tables have those over two. Methods with overlapping bands may still "
+        "differ: see the paired differences below.",
         (Panel(title, sparsity_axis(densities, with_density=alone), y, tuple(marks)),),
         tuple(comparison_tables(comparison, methods_down=len(comparison.labels) > 4)),
     )
@@ -127,11 +128,15 @@ def equal_cost_figure(comparison: Comparison) -> Figure:
     key = (
         *(line for text in explanation for line in textwrap.wrap(text, _KEY_WIDTH)),
         "",
-        *(f"{_padded(number)}  {_short(label)}" for number, label in enumerate(comparison.labels, 1)),
+        *(
+            f"{_padded(number)}  {_short(label)}{_seeds(rows, label)}"
+            for number, label in enumerate(comparison.labels, 1)
+        ),
     )
     return Figure(
         "Methods at equal cost",
-        "Each number is a method. A method on the line is better than all that cost up to 1.05 times as much.",
+        "Each number is a method at its mean over its seeds (n in the key). A method on the line is better, over the "
+        "seeds that both have, than all that cost up to 1.05 times as much.",
         tuple(_cost_panel(comparison, row) for row in rows),
         tuple(comparison_tables(comparison, at="equal-cost")),
         key,
@@ -173,6 +178,12 @@ def _cost_panel(comparison: Comparison, row: SparsityRow) -> Panel:
     )
 
 
+def _seeds(rows: Sequence[SparsityRow], label: str) -> str:
+    """The number of seeds of a method, e.g. " n=5", or " n=3-5" where it differs between sparsities."""
+    counts = sorted({row.cells[label].n for row in rows if label in row.cells})
+    return f" n={counts[0]}" if len(counts) == 1 else f" n={counts[0]}-{counts[-1]}" if counts else ""
+
+
 def _short(label: str) -> str:
     return label if len(label) <= 26 else f"{label[:25]}…"
 
@@ -182,10 +193,15 @@ def _padded(number: int) -> str:
     return f"{number:2d}".replace(" ", "\u2007")
 
 
+def _band(cell: CellStatistics) -> float:
+    """The half-width to draw: the interval of two seeds is about 13 times as wide as their difference, see tables."""
+    return cell.half if cell.n > 2 else math.nan
+
+
 def _means(comparison: Comparison, label: str, colored: bool) -> Curve:
     rows = [row for row in comparison.rows if label in row.cells]
     # A grey curve has no band.
-    means = [(row.cells[label].mean, row.cells[label].half if colored else math.nan) for row in rows]
+    means = [(cell.mean, _band(cell) if colored else math.nan) for cell in (row.cells[label] for row in rows)]
     color = color_of(comparison, label) if colored else None
     return interval_curve(
         label, [row.density for row in rows], means, color, factor=ReportMetric(comparison.metric).factor
@@ -226,7 +242,7 @@ def _gain(comparison: Comparison, label: str) -> Curve:
     for point in _averaged(comparison, label):
         at.setdefault(point.row, []).append(cast(float, point.value) - fmean(point.particles))
     densities = [comparison.rows[row].density for row in sorted(at)]
-    gains = [interval(at[row]) for row in sorted(at)]
+    gains = [drawn_interval(at[row]) for row in sorted(at)]
     color = color_of(comparison, label)
     return interval_curve(label, densities, gains, color, factor=ReportMetric(comparison.metric).factor)
 
