@@ -24,7 +24,7 @@ from swamp.report.figure_description import (
 )
 from swamp.report.figures import SECTIONS
 from swamp.report.figures.outcome import accuracy_figure
-from swamp.report.matplotlib_renderer import free_offset, legend_entries
+from swamp.report.matplotlib_renderer import _figure, free_offset, legend_entries
 from swamp.report.plotly_renderer import plotly_json
 from swamp.report.report_data import ReportData, highlighted
 from swamp.report.run_records import read_run
@@ -285,3 +285,13 @@ def test_the_equal_cost_figure_is_drawn_with_few_methods_and_with_many(tmp_path:
     comparison = example(tmp_path / "runs", methods, 2, model="a_b$", task="$\\bad$")
     draw_comparison(comparison, [tmp_path / "a.svg"], at="equal-cost")
     assert b"<svg" in (tmp_path / "a.svg").read_bytes()
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("curves", [2, 4, 7])
+def test_a_legend_is_outside_the_axes(curves, wide):
+    marks = tuple(Curve(f"method {n}", (1.0, 2.0, 3.0), (n, 1.0, -n), n) for n in range(curves))
+    drawn = _figure(Figure("title", "caption", (Panel("", Axis("x"), Axis("y"), marks),)), wide)
+    drawn.draw_without_rendering()
+    (axes,) = drawn.axes
+    assert not axes.get_legend().get_window_extent().overlaps(axes.get_window_extent())

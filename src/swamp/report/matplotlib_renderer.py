@@ -49,8 +49,8 @@ _TITLE = 32
 """Characters in a line of a title."""
 _ENTRY = 34
 """Characters in a line of a legend entry."""
-_INSIDE, _ENTRY_HEIGHT = 4, 0.14
-"""The most lines of a legend inside the axes; a longer one is drawn below, in inches per line."""
+_ENTRY_HEIGHT = 0.14
+"""Inches for a line of a legend, which is drawn below the axes: inside, it would cover lines."""
 _MOST_LINES = 18
 """The most lines for the names of grey curves."""
 _FEW = 40
@@ -95,16 +95,16 @@ def _figure(figure: Figure, wide: bool) -> matplotlib.figure.Figure:
     wide = wide and count == 1
     legends = [legend_entries(panel) for panel in figure.panels]
     lines = [sum(text.count("\n") + 1 for text in entries) for entries in legends]
-    below = 0 if wide or max(lines) <= _INSIDE else _ENTRY_HEIGHT * max(lines)
+    below = 0 if wide else _ENTRY_HEIGHT * max(lines)
     height = ((4.0 if wide else 3.4 if figure.key else 2.5) + below) * down
     width = _NUMBERED * across if figure.key else _PAGE if wide or across > 1 else _COLUMN
     drawn, place = _with_key(figure.key, width, height)
     grid = cast(list[Axes], list(place.subplots(down, across, squeeze=False).flat))
     for unused in grid[count:]:
         unused.remove()
-    for axes, panel, entries, taken in zip(grid, figure.panels, legends, lines, strict=False):
+    for axes, panel, entries in zip(grid, figure.panels, legends, strict=False):
         _panel(axes, panel)
-        _legend(axes, entries, "best" if taken <= _INSIDE else "beside" if wide else "below")
+        _legend(axes, entries, beside=wide)
     if any(curve.labelled for panel in figure.panels for curve in panel.curves):
         # Labels are placed in inches, which the layout decides.
         drawn.draw_without_rendering()
@@ -253,14 +253,12 @@ def _wrapped(text: str) -> str:
     return "\n".join(textwrap.wrap(text, _ENTRY, break_on_hyphens=False))
 
 
-def _legend(axes: Axes, entries: Mapping[str, Any], where: str) -> None:
+def _legend(axes: Axes, entries: Mapping[str, Any], *, beside: bool) -> None:
     if not entries:
         return
-    place: dict[str, Any] = {"loc": "best"}
-    if where == "beside":
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.24)}
+    if beside:
         place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
-    elif where == "below":
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.24)}
     # matplotlib leaves out names that begin with _, which a user's name may do.
     names = [f"\u200b{name}" for name in entries]
     for text in axes.legend(list(entries.values()), names, frameon=False, fontsize=6.5, **place).get_texts():
