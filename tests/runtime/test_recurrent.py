@@ -135,3 +135,22 @@ class Channels(nn.Module):
 @pytest.mark.parametrize("block", [1, 3, 16])
 def test_parts_of_channels_and_their_concatenation(block):
     assert_same(built(Channels, 0.3), numbers(18, 3, 5, 5), block)
+
+
+class Empty(nn.Module):
+    """A concatenation with a part that has no channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        y = self.one(x)
+        return self.two(torch.cat([y[:, 4:], y, x[:, :0]], 1))
+
+
+def test_a_part_without_channels_is_left_to_torch():
+    model = built(Empty, 0.3)
+    program = fold_batchnorm(trace(model, numbers(2, 3, 4, 4)))
+    assert "the model: cat.default" in fallback_ops(program)
+    assert_same(model, numbers(5, 3, 4, 4), 16)

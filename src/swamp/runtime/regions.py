@@ -186,14 +186,14 @@ def _is_float32(program: Program, node: Node) -> bool:
 
 
 def _image(shape: Shape | None) -> Extent | None:
-    """The extent of a batch of images or signals; a signal is an image of one row."""
-    if shape is None or len(shape) not in (3, 4) or any(size is None for size in shape[1:]):
+    """The extent of a batch of images or signals; a signal is an image of one row. None if it is empty or varies."""
+    if shape is None or len(shape) not in (3, 4) or not all(shape[1:]):
         return None
     return (shape[1], 1, shape[2]) if len(shape) == 3 else tuple(shape[1:])  # pyright: ignore
 
 
 def _vector(shape: Shape) -> Extent | None:
-    return (shape[-1],) if len(shape) >= 2 and shape[-1] is not None else None
+    return (shape[-1],) if len(shape) >= 2 and shape[-1] else None
 
 
 # Each check returns (extent of the inputs, extent of the result), or None if no kernel can execute the node.
@@ -271,7 +271,7 @@ def _slice(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] 
     if of_channels is not None:
         before, after = of_channels(shape), of_channels(result)
         constant = all(bound is None or isinstance(bound, int) for bound in (start, end))
-        return (before, after) if before and after and after[0] and constant and stride == 1 else None
+        return (before, after) if before and after and constant and stride == 1 else None
     before, after = _image(shape), _image(result)
     if not before or not after or len(shape) != 4 or axis not in (2, 3) or start not in (0, None):
         return None
