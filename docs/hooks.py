@@ -76,7 +76,7 @@ def _about(text: str) -> Iterator[str]:
 
 
 def _table(options: Sequence[CommandOption]) -> Iterator[str]:
-    yield "| option | default | |\n|---|---|---|"
+    yield "| option | default | meaning |\n|---|---|---|"
     for option in options:
         on = option.default == "True"
         default = "on" if on else f"`{option.default}`" if option.default else ""

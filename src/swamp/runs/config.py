@@ -55,7 +55,7 @@ class RunConfig:
     active weight. Not with dynamic masks."""
 
     track: str = ""
-    """Trackers to log to, separated by commas: tensorboard, wandb, mlflow, trackio. See docs/trackers.md."""
+    """Trackers to log to, separated by commas: tensorboard, wandb, mlflow, trackio. See docs/howto/trackers.md."""
 
     heartbeat_seconds: float = 120.0
     """Under torchrun: seconds without a heartbeat after which a rank counts as failed and the job stops."""
