@@ -48,6 +48,7 @@ from swamp.cli import (
     noise,
     report,
     run,
+    share,
     study,
 )
 from swamp.cli.workers import Workers
@@ -85,6 +86,7 @@ COMMANDS: dict[str, tuple[type[Any], int]] = {
     "watch": (report.WatchArgs, 2),
     "figure": (report.FigureArgs, 2),
     "export": (export.ExportArgs, 3),
+    "share": (share.ShareArgs, 1),
     "benchmark": (export.BenchmarkArgs, 1),
     "list": (listing.ListArgs, 2),
     "completion": (completion.CompletionArgs, 1),

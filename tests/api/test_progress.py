@@ -96,7 +96,7 @@ def test_a_log_has_one_line_every_30_seconds_with_step_loss_rate_and_time_left()
         reporter.training(0, 0, 1, step, 400, lambda: 0.25)
     lines = file.getvalue().splitlines()
     assert lines[0].startswith("cycle  sparsity")
-    assert lines[1] == "about 6 min 29 s left for all 400 steps, evaluation included"
+    assert lines[1] == "about 6 min 29 s left: 389 of 400 steps, and evaluation"
     assert lines[2:] == [
         f"cycle 0, training particle 1 of 1, step {step} of 400, loss 0.25, 1 steps/s, about {left} left"
         for step, left in ((30, "6 min 10 s"), (60, "5 min 40 s"), (90, "5 min 10 s"))
@@ -148,7 +148,8 @@ def test_the_bars_fit_a_terminal_at_large_numbers(width):
     assert lines[3].rstrip().endswith("1,000 steps/s")
 
 
-def test_a_notebook_redraws_one_output(monkeypatch, capsys):
+@pytest.mark.parametrize("seconds", [0, 3600])
+def test_a_notebook_redraws_one_output_and_every_stage(seconds, monkeypatch, capsys):
     drawings: list[str] = []
 
     def display(drawing, display_id):
@@ -161,10 +162,12 @@ def test_a_notebook_redraws_one_output(monkeypatch, capsys):
     shell.display, shell.HTML = display, str
     monkeypatch.setitem(sys.modules, "IPython", python)
     monkeypatch.setitem(sys.modules, "IPython.display", shell)
-    monkeypatch.setattr(progress, "_NOTEBOOK_SECONDS", 0)
+    monkeypatch.setattr(progress, "_NOTEBOOK_SECONDS", seconds)
     swamp.prune(network(), examples(), progress=True, backend="sequential", **OPTIONS)
     assert drawings[0] == "<pre>checking the network and the data</pre>"
-    assert any("cycle 1, training particle 2 of 2" in drawing and "steps/s" in drawing for drawing in drawings)
+    assert any("evaluating cycle 1" in drawing for drawing in drawings)
+    steps = any("cycle 1, training particle 2 of 2" in drawing and "steps/s" in drawing for drawing in drawings)
+    assert steps == (seconds == 0)
     assert drawings[-1] == ""
     assert "75.00 %" in capsys.readouterr().err
 

@@ -84,7 +84,7 @@ def test_cross_resumes_after_an_interruption_and_trains_nothing_twice(runs, tmp_
     assert swamp(*command, tmp_path / "whole") == 0
     once = Reporter.training
 
-    def stopping(self, cycle, index, count, step, total, loss):
+    def stopping(self, cycle, index, count, step, total, loss, lr):
         if (index, step) == (1, 3):
             os.kill(os.getpid(), signal.SIGINT)
 

@@ -400,6 +400,9 @@ def test_a_plain_state_dict_is_refused_with_what_it_is_for(tmp_path):
 
 
 def test_a_run_directory_is_loaded_if_its_network_was_exported(tmp_path):
+    with pytest.raises(SwampError, match="is a directory without an exported network, and no run of swamp"):
+        swamp.load(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(SwampError, match=r"has no exported network\. Write one with: swamp export"):
         swamp.load(tmp_path)
     model = built(lambda: nn.Linear(4, 2), 0.5)

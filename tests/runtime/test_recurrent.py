@@ -154,3 +154,23 @@ def test_a_part_without_channels_is_left_to_torch():
     program = fold_batchnorm(trace(model, numbers(2, 3, 4, 4)))
     assert "the model: cat.default" in fallback_ops(program)
     assert_same(model, numbers(5, 3, 4, 4), 16)
+
+
+class Tied(nn.Module):
+    """Two layers with the same weights and biases of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.other = nn.LSTM(6, 6, batch_first=True), nn.LSTM(6, 6, batch_first=True)
+        for name in ("weight_ih_l0", "weight_hh_l0"):
+            setattr(self.other, name, getattr(self.layer, name))
+
+    def forward(self, x):
+        return self.other(self.layer(x)[0])[0]
+
+
+def test_layers_that_share_weights_keep_their_own_biases():
+    model = built(Tied, 0.5)
+    _, program = traced(model, numbers(3, 4, 6))
+    assert "lstm" not in program.node_by_name
+    agrees(model, program, numbers(3, 4, 6))

@@ -198,11 +198,11 @@ def test_a_run_averages_and_prunes_complex_weights(method: str, fourier, small_t
 
 
 def test_complex_inputs_that_are_not_finite_are_named(fourier, small_task):
-    inputs = torch.randn(6, 4, dtype=torch.complex64)
+    inputs = torch.randn(12, 4, dtype=torch.complex64)
     inputs[2, 1] = complex("nan")
     model = nn.Sequential(nn.Linear(4, 3, dtype=torch.complex64))
     task = Task.of(
-        train=(inputs, torch.zeros(6, dtype=torch.long)), test=(inputs[:2], torch.zeros(2, dtype=torch.long)),
+        train=(inputs, torch.zeros(12, dtype=torch.long)), test=(inputs[:2], torch.zeros(2, dtype=torch.long)),
         forward=lambda m, x: m(x).abs(),
     )  # fmt: skip
     with pytest.raises(SwampError, match="training data: inputs of example 2"):

@@ -190,7 +190,7 @@ class Stream(IterableDataset[Any]):
         ((INPUTS.numpy(), TARGETS.numpy()), "a batch must be"),
         ([INPUTS, TARGETS], "a batch must be"),
         ([{"x": INPUTS}], "needs 'labels', 'label' or 'targets'; this one has"),
-        ((INPUTS[:3], TARGETS), "do not match 10 targets"),
+        ((INPUTS[:3], TARGETS), "the inputs have 3 examples, the targets 10"),
         ((INPUTS[:0], TARGETS[:0]), "0 examples"),
         ([], "0 batches"),
         (Subset(PAIRS, []), "0 examples"),

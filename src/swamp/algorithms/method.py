@@ -23,14 +23,14 @@ class Method:
     score: str = "magnitude"
     """Score that ranks weights, unless the plan names another."""
     rounds: int = 1
-    """Steps in which one pruning is done; weights are scored again before each."""
+    """Rounds of one pruning; weights are scored again before each."""
     allocation: str = "global"
     """How the remaining weights are divided among layers, unless the plan names another allocation."""
     grow: Literal["nothing", "random", "gradient"] = "nothing"
     """What a changing mask grows in place of dropped weights: nothing (its density falls), random weights, or the
     weights with the largest gradients."""
     own_masks: bool = False
-    """Each particle has its own changing mask; their mean is pruned to the budget again."""
+    """Each particle has its own changing mask; the mean of their weights is pruned to the density of the cycle."""
     multi_particle: bool = False
     """Trains the plan's N particles per cycle; otherwise one."""
     constant_final_lr: bool = False
@@ -52,15 +52,16 @@ class Method:
     ema: float = 0.0
     """Default decay of the exponential moving average of each particle's weights."""
     n_times_epochs: bool = False
-    """Trains N times the epochs, N the particles of the cycle: the cost of N particles."""
+    """One particle, trained for N times the epochs, where N is the number of particles that the plan has in this cycle:
+    the cost equals that of N particles."""
     cyclic: bool = False
-    """Repeats the schedule as often as an iterative run has cycles to this density."""
+    """Repeats the learning-rate schedule once for each cycle that an iterative run needs to reach this density."""
     single_particle_above: float = 0.0
     """Cycles above this density train one particle only."""
     ensemble: bool = False
     """N independent runs, each with its own mask; their predicted probabilities are averaged."""
     pools: bool = False
-    """An IMP run; its models are interpolated with their neighbours (Lottery Pools)."""
+    """An IMP run; its models are interpolated with those of the cycles before and after (Lottery Pools)."""
 
     @property
     def independent(self) -> bool:
@@ -69,7 +70,7 @@ class Method:
 
     @property
     def rewinds(self) -> bool:
-        """Whether every cycle trains a mask from the ticket, however the mask was found."""
+        """Whether each cycle prunes an earlier cycle and starts again at the ticket."""
         return self.start == "ticket" and not (self.independent or self.ensemble or self.pools)
 
     @property

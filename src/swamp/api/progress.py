@@ -73,7 +73,7 @@ class TerminalBars:
         """Stop drawing, and remove the bars."""
         self.live.stop()
 
-    def redraw(self, now: float) -> None:
+    def redraw(self, now: float, *, news: bool = False) -> None:
         """Nothing to do: a thread redraws."""
 
     def drawing(self) -> Group:
@@ -102,9 +102,9 @@ class NotebookBars:
         if self.handle is not None:
             self.handle.update(self.html(""))
 
-    def redraw(self, now: float) -> None:
-        """Redraw in place, at most twice a second."""
-        if now - self.drawn < _NOTEBOOK_SECONDS:
+    def redraw(self, now: float, *, news: bool = False) -> None:
+        """Redraw in place: at most twice a second, but always for news, such as another stage."""
+        if not news and now - self.drawn < _NOTEBOOK_SECONDS:
             return
         self.drawn = now
         stage, bars = self.rows()
@@ -245,7 +245,7 @@ class LiveReporter(Reporter):
 
     def _redraw(self, now: float) -> None:
         if self.bars is not None:
-            self.bars.redraw(now)
+            self.bars.redraw(now, news=True)
 
     def _stage(self, now: float) -> str:
         """What the run does now, in words."""
@@ -265,7 +265,8 @@ class LiveReporter(Reporter):
         """Once the rate is known, print how long the run takes."""
         if not self.told and (left := self.pace.left(now)):
             self.told = True
-            self.console.print(f"{left} for all {self.pace.total:,} steps, evaluation included", style="dim")
+            remaining = self.pace.total - self.pace.done
+            self.console.print(f"{left}: {remaining:,} of {self.pace.total:,} steps, and evaluation", style="dim")
 
     def _log(self, step: str, loss: float, now: float) -> None:
         rate = _rate(self.pace) if step else ""

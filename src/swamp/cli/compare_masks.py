@@ -50,7 +50,8 @@ def masks_command(arguments: Sequence[str]) -> None:
     runs = [read_run(path) for path in runs_of(given.runs)]
     runs = [run for run in runs if not given.methods or run.config["method"] in given.methods]
     if len(runs) < 2:
-        raise SwampError(f"comparing masks needs two runs or more, got {len(runs)}.")
+        chosen = f" with the methods {', '.join(given.methods)}" if given.methods else ""
+        raise SwampError(f"comparing masks needs two runs or more{chosen}, got {len(runs)}.")
     labels, _ = label_runs(runs)
     sources = {(label, int(r.config["seed"])): MaskSource.open(r.path) for label, r in zip(labels, runs, strict=True)}
     named = {f"{label} {seed}": source for (label, seed), source in sources.items()}

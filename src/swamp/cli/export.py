@@ -85,7 +85,8 @@ def export_command(arguments: Sequence[str]) -> None:
         raise SwampError(f"--values {args.values} is only available for the sparse format, not for {args.to}.")
     if args.compact and name not in ("onnx", "pt2"):
         raise SwampError(
-            f"--compact changes the shapes of weights, which only the formats onnx and pt2 can store, not {args.to}."
+            f"--compact removes channels, and {args.to} cannot store weights of other shapes. Use --to onnx or "
+            "--to pt2, or leave --compact out."
         )
     with warnings_to(Err):
         done = _program(exported_source(args), args.cycle)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether other processes hold parts of the tensor."""
+    """Whether the tensor is a DTensor, of which other processes may hold parts."""
     return hasattr(tensor, "device_mesh")
 
 

@@ -271,7 +271,8 @@ class Program:
         """The inputs of a call, in order, from its positional and keyword arguments.
 
         Raises:
-            SwampError: An argument is missing, unknown, nested differently, or another constant than in the example.
+            SwampError: An argument is missing, unknown, given twice, nested differently, or not a tensor and another
+                value than in the example of the export.
         """
         if not kwargs and len(args) == len(self.inputs) == len(self.arguments):
             return (
@@ -286,8 +287,9 @@ class Program:
                 f"the exported network takes {len(names)} arguments ({', '.join(names)}), got {len(args)}."
             )
         given = dict(zip(names, args, strict=False))
-        unknown = sorted(set(kwargs) - set(names)) + sorted(set(kwargs) & set(given))
-        if unknown:
+        if twice := sorted(set(kwargs) & set(given)):
+            raise SwampError(f"argument {twice[0]!r} was given twice, by position and by name.")
+        if unknown := sorted(set(kwargs) - set(names)):
             raise SwampError(f"unknown argument {unknown[0]!r}: the exported network takes {', '.join(names)}.")
         given |= kwargs
         found: list[Any] = []

@@ -16,8 +16,9 @@ _MOST_STEPS = 512
 def unroll_recurrences(program: Program) -> Program:
     """Replace LSTM, GRU and RNN layers by the steps that they compute one after the other.
 
-    The products of all inputs with the input weights are one linear layer. A layer stays whole if its number of steps
-    varies or is large, if it has projections, or if it is not float32.
+    For each layer and direction, one linear layer computes the products of all inputs. A layer stays whole if its
+    number of steps varies or is large, if it has projections or computed weights, if it is not float32, or if torch
+    must execute it (`Program.in_torch`).
 
     Args:
         program: What `fold_batchnorm` returned.
@@ -144,19 +145,21 @@ class _Writer:
         of_inputs, of_hidden, *biases = self.layer.parameters[number]
         inputs, hidden = (self._split(biases[one] if biases else None) for one in range(2))
         if self.layer.kind == "gru":
-            # The reset gate multiplies the hidden part of the candidate with its bias.
+            # The reset gate multiplies W h + b of the candidate, so this b cannot join the bias of the inputs.
             inputs, hidden = _moved_biases(inputs, hidden, 2), [None, None, hidden[2]]
         else:
             inputs, hidden = _moved_biases(inputs, hidden, self.gates), [None] * self.gates
-        bias = None if inputs[0] is None else self._tensor(f"{of_inputs.name}/bias", torch.cat(inputs))  # pyright: ignore
+        # Named by the node: layers that share a weight may have biases of their own.
+        own = f"{self.layer.node.name}/{number}"
+        bias = None if inputs[0] is None else self._tensor(f"{own}/bias", torch.cat(inputs))  # pyright: ignore
         projected = self.add("linear.default", data, of_inputs, *([bias] if bias else []))
         width = self.gates * size
         flat = self.add("reshape.default", projected, [-1, self.layer.steps * width])
         layers: list[list[Any]] = []
         weights = torch.split(self.tensors[of_hidden.name], size)
         for gate, (weight, shift) in enumerate(zip(weights, hidden, strict=True)):
-            shifts = [] if shift is None else [self._tensor(f"{of_hidden.name}/bias{gate}", shift)]
-            layers.append([self._tensor(f"{of_hidden.name}/{gate}", weight.contiguous()), *shifts])
+            shifts = [] if shift is None else [self._tensor(f"{own}/bias{gate}", shift)]
+            layers.append([self._tensor(f"{own}/weight{gate}", weight.contiguous()), *shifts])
         # All that a step computes has the shape of the hidden state.
         of_step = TensorInfo(torch.float32, tuple((batch, size) for batch in self.layer.batches))
 

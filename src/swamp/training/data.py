@@ -74,7 +74,10 @@ class TensorData:
         if not len(self.targets):
             raise SwampError("the data set is empty: 0 examples were given, at least one is needed.")
         if any(len(part) != len(self.targets) for part in parts):
-            raise SwampError(f"{[len(part) for part in parts]} inputs do not match {len(self.targets)} targets.")
+            counts = " and ".join(str(len(part)) for part in parts)
+            raise SwampError(
+                f"the inputs have {counts} examples, the targets {len(self.targets)}; give as many of each."
+            )
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -101,8 +101,8 @@ def _check_outputs(outputs: Any, targets: Tensor, where: str) -> None:
     if not isinstance(outputs, Tensor):
         found = _shapes(outputs) or type(outputs).__name__
         raise SwampError(
-            f"the model returned a {type(outputs).__name__} for {where} ({found}), and a tensor was expected. Choose "
-            f"one: forward=lambda model, inputs: model(inputs)[0], say; {_CUSTOM}."
+            f"the model returned a {type(outputs).__name__} for {where} ({found}), and a tensor was expected. Give "
+            f"the task a function that selects one, such as forward=lambda model, inputs: model(inputs)[0]; {_CUSTOM}."
         )
     if outputs.shape[:1] != targets.shape[:1]:
         raise SwampError(
