@@ -84,7 +84,7 @@ class _StopAt(Reporter):
     def __init__(self, step: int, stop: Event) -> None:
         self.left, self.stop = step, stop
 
-    def training(self, cycle, index, count, step, total, loss=None, lr=None) -> None:
+    def training(self, at) -> None:
         self.left -= 1
         if self.left == 0:
             self.stop.set()

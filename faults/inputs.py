@@ -61,7 +61,7 @@ from swamp.report.matplotlib_renderer import FORMATS
 from swamp.report.serve import PageServer
 from swamp.runs import execute
 from swamp.runs.config import RunConfig
-from swamp.runs.run_progress import Reporter
+from swamp.runs.run_progress import Reporter, TrainingStep
 from swamp.runs.study import Study
 from swamp.scores import SCORES
 from swamp.training import Seed, TensorData, Training
@@ -216,7 +216,7 @@ class Stopper(Reporter):
     def __init__(self, stop: Event, steps: int) -> None:
         self.stop, self.left = stop, steps
 
-    def training(self, cycle: int | None, index: int, count: int, step: int, total: int, *more: object) -> None:
+    def training(self, at: TrainingStep) -> None:
         """Count a step."""
         self.left -= 1
         if self.left <= 0:

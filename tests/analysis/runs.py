@@ -16,7 +16,7 @@ from swamp.datasets.problem import DataOptions
 from swamp.files import load_tensors
 from swamp.runs.config import RunConfig
 from swamp.runs.execute import resume, start
-from swamp.runs.run_progress import Reporter
+from swamp.runs.run_progress import Reporter, TrainingStep
 from swamp.training import TensorData, Training
 
 
@@ -68,7 +68,7 @@ class StopAt(Reporter):
     def __init__(self, step: int, stop: Event) -> None:
         self.left, self.stop = step, stop
 
-    def training(self, cycle: int, index: int, count: int, step: int, total: int, *more: object) -> None:
+    def training(self, at: TrainingStep) -> None:
         self.left -= 1
         if self.left == 0:
             self.stop.set()

@@ -14,6 +14,7 @@ from swamp.api import progress, pruning
 from swamp.api.pace import Pace
 from swamp.console import plain_console
 from swamp.runs.overview import Overview
+from swamp.runs.run_progress import TrainingStep
 
 
 class Terminal(io.StringIO):
@@ -38,8 +39,8 @@ def shown(monkeypatch, *, terminal: bool, **changes) -> str:
 class Redrawn(progress.LiveReporter):
     """Redraws at every step and stage, not four times a second."""
 
-    def training(self, *arguments, **named) -> None:
-        super().training(*arguments, **named)
+    def training(self, at) -> None:
+        super().training(at)
         self.bars.live.refresh()
 
     def stage(self, *arguments, **named) -> None:
@@ -93,7 +94,7 @@ def test_a_log_has_one_line_every_30_seconds_with_step_loss_rate_and_time_left()
     # Steps 1 to 400, one each second from second 1 on.
     reporter, file = reports([0.0, 0.0, *map(float, range(1, 401))])
     for step in range(1, 101):
-        reporter.training(0, 0, 1, step, 400, lambda: 0.25)
+        reporter.training(TrainingStep(0, 0, 1, step, 400, lambda: 0.25))
     lines = file.getvalue().splitlines()
     assert lines[0].startswith("cycle  sparsity")
     assert lines[1] == "about 6 min 29 s left: 389 of 400 steps, and evaluation"

@@ -84,8 +84,8 @@ def test_cross_resumes_after_an_interruption_and_trains_nothing_twice(runs, tmp_
     assert swamp(*command, tmp_path / "whole") == 0
     once = Reporter.training
 
-    def stopping(self, cycle, index, count, step, total, loss, lr):
-        if (index, step) == (1, 3):
+    def stopping(self, at):
+        if (at.index, at.step) == (1, 3):
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Reporter, "training", stopping)

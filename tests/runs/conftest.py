@@ -92,7 +92,7 @@ class StopAt(Reporter):
     def __init__(self, step: int, stop: Event) -> None:
         self.left, self.stop = step, stop
 
-    def training(self, cycle, index, count, step, total, loss=None, lr=None):
+    def training(self, at):
         self.left -= 1
         if self.left == 0:
             self.stop.set()

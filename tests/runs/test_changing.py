@@ -111,8 +111,8 @@ def test_a_run_that_crashed_has_its_last_change_on_disk_and_a_stopped_one_whatev
     class Crash(Reporter):
         steps = 0
 
-        def training(self, cycle, index, count, step, total, loss=None, lr=None):
-            assert total == 40
+        def training(self, at):
+            assert at.total == 40
             self.steps += 1
             if self.steps == 15:
                 raise RuntimeError("crash")

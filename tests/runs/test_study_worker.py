@@ -63,8 +63,8 @@ class PauseAt(StopAt):
         super().__init__(step, Event())
         self.pipe = pipe
 
-    def training(self, *step):
-        super().training(*step)
+    def training(self, at):
+        super().training(at)
         if self.stop.is_set():
             os.write(self.pipe, b"x")
             signal.pause()

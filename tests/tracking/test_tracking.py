@@ -16,7 +16,7 @@ import swamp
 from swamp.cli import main
 from swamp.errors import Interrupted
 from swamp.runs.execute import resume, start
-from swamp.runs.run_progress import Reporter, Reporters
+from swamp.runs.run_progress import Reporter, Reporters, TrainingStep
 from swamp.tracking import feed, tracking_reporter
 from swamp.tracking.tracker import Tracker
 from swamp.tracking.tracking_reporter import TrackingReporter, tracked
@@ -236,9 +236,9 @@ def test_events_reach_every_reporter():
 def test_slow_trainings_have_a_point_every_ten_seconds(monkeypatch):
     points = []
     reporter = TrackingReporter([], tiny(), None)
-    monkeypatch.setattr(reporter, "_point", lambda *arguments: points.append(arguments[2]))
+    monkeypatch.setattr(reporter, "_point", lambda *arguments: points.append(arguments[0].step))
     now = iter(range(0, 10_000, 6))
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
     for step in range(1, 8):
-        reporter.training(0, 0, 1, step, 1_000_000)
+        reporter.training(TrainingStep(0, 0, 1, step, 1_000_000))
     assert points == [3, 5, 7]

@@ -21,7 +21,7 @@ from swamp.api.pace import Pace, duration
 from swamp.backends.autotune import Choice
 from swamp.console import plain_console
 from swamp.runs.overview import Overview
-from swamp.runs.run_progress import Reporter, unknown_loss
+from swamp.runs.run_progress import Reporter, TrainingStep
 
 _REDRAWS_PER_SECOND = 4
 _NOTEBOOK_SECONDS = 0.5
@@ -183,28 +183,19 @@ class LiveReporter(Reporter):
             self.stage_name, self.training_of = name, None
             self._redraw(now)
 
-    def training(
-        self,
-        cycle: int | None,
-        index: int,
-        count: int,
-        step: int,
-        total: int,
-        loss: Callable[[], float] = unknown_loss,
-        lr: float = math.nan,
-    ) -> None:
+    def training(self, at: TrainingStep) -> None:
         """Note the step; particles may train in parallel. Every 30 s, print a line where no bar can be drawn."""
         with self.lock:
             now = self.clock()
-            self.pace.step(cycle, index, step, total, now)
-            self.training_of = cycle, count, total
+            self.pace.step(at.cycle, at.index, at.step, at.total, now)
+            self.training_of = at.cycle, at.count, at.total
             if self.bars is not None:
                 self.bars.redraw(now)
                 return
             self._estimate(now)
             if now - self.logged >= LOG_SECONDS:
                 self.logged = now
-                self._log(f"step {step:,} of {total:,}", loss(), now)
+                self._log(f"step {at.step:,} of {at.total:,}", at.loss(), now)
 
     def finished(self, cycle: Cycle) -> None:
         """Print the line of the cycle."""

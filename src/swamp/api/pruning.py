@@ -26,7 +26,7 @@ from swamp.references import PYTHON_PREFIX
 from swamp.runs.execute import prepare
 from swamp.runs.overview import Overview, overview
 from swamp.runs.read import open_run, read_cycle, read_origin
-from swamp.runs.run_progress import Reporter, Reporters, epoch_loss, learning_rate, unknown_loss
+from swamp.runs.run_progress import Reporter, Reporters, TrainingStep
 from swamp.tracking.tracker import Track, Tracker, chosen_trackers
 from swamp.tracking.tracking_reporter import TrackingReporter
 from swamp.training import Task, Training
@@ -306,11 +306,10 @@ class _ShownProgress(Progress):
     count: int
 
     def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
-        loss, lr = epoch_loss(snapshot), learning_rate(snapshot)
-        self.reporter.training(self.cycle, index, self.count, step, total, loss, lr)
+        self.reporter.training(TrainingStep(self.cycle, index, self.count, step, total).with_values(snapshot))
 
     def on_stage(self, name: str, *, once: bool = False) -> None:
         self.reporter.stage(name, once=once)
 
     def on_remote_step(self, index: int, step: int, total: int) -> None:
-        self.reporter.training(self.cycle, index, self.count, step, total, unknown_loss)
+        self.reporter.training(TrainingStep(self.cycle, index, self.count, step, total))

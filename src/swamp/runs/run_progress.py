@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
 from types import TracebackType
@@ -30,14 +30,28 @@ def unknown_loss() -> float:
     return math.nan
 
 
-def epoch_loss(snapshot: Callable[[], Snapshot]) -> Callable[[], float]:
-    """Gives the mean training loss of the present epoch, or of the last one; NaN where the trainer does not say it."""
-    return snapshot.loss if isinstance(snapshot, LazySnapshot) else unknown_loss
+@dataclass(frozen=True, slots=True)
+class TrainingStep:
+    """A particle has taken a step."""
 
+    cycle: int | None
+    """None: the ticket's training."""
+    index: int
+    """Of the particle."""
+    count: int
+    """Particles of the cycle."""
+    step: int
+    total: int
+    """Steps of this training."""
+    loss: Callable[[], float] = unknown_loss
+    """Gives the mean training loss of the present epoch, or of the last one; it waits for the device."""
+    lr: float = math.nan
+    """Learning rate of the step; NaN: not known."""
 
-def learning_rate(snapshot: Callable[[], Snapshot]) -> float:
-    """The learning rate of the last step; NaN where the trainer does not say it."""
-    return snapshot.lr if isinstance(snapshot, LazySnapshot) else math.nan
+    def with_values(self, snapshot: Callable[[], Snapshot]) -> "TrainingStep":
+        """With the loss and the learning rate, where the trainer says them."""
+        known = isinstance(snapshot, LazySnapshot)
+        return replace(self, loss=snapshot.loss, lr=snapshot.lr) if known else self
 
 
 class Reporter:
@@ -66,21 +80,8 @@ class Reporter:
     def stage(self, name: str, *, once: bool = False) -> None:
         """Work other than training begins, e.g. "evaluating cycle 3". once: it is not repeated in every cycle."""
 
-    def training(
-        self,
-        cycle: int | None,
-        index: int,
-        count: int,
-        step: int,
-        total: int,
-        loss: Callable[[], float] = unknown_loss,
-        lr: float = math.nan,
-    ) -> None:
-        """Particle `index` of `count` of a cycle (None: the ticket) has taken `step` of `total` steps.
-
-        loss: gives its mean training loss in the present epoch; it waits for the device.
-        lr: learning rate of this step; NaN: not known.
-        """
+    def training(self, at: TrainingStep) -> None:
+        """A particle has taken a step."""
 
     def finished(self, cycle: Cycle) -> None:
         """A cycle is finished, in this session or an earlier one."""
@@ -120,19 +121,10 @@ class Reporters(Reporter):
         for reporter in self.reporters:
             reporter.stage(name, once=once)
 
-    def training(
-        self,
-        cycle: int | None,
-        index: int,
-        count: int,
-        step: int,
-        total: int,
-        loss: Callable[[], float] = unknown_loss,
-        lr: float = math.nan,
-    ) -> None:
+    def training(self, at: TrainingStep) -> None:
         """See Reporter."""
         for reporter in self.reporters:
-            reporter.training(cycle, index, count, step, total, loss, lr)
+            reporter.training(at)
 
     def finished(self, cycle: Cycle) -> None:
         """See Reporter."""
@@ -169,7 +161,7 @@ class RunProgress(Progress):
 
     def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         """Report the step, save a snapshot or trajectory point if one is due, and stop if asked."""
-        self._report(index, step, total, epoch_loss(snapshot), learning_rate(snapshot))
+        self.reporter.training(self._at(index, step, total).with_values(snapshot))
         stopping = self.stop.is_set()
         due = stopping or time.monotonic() - self.saved.get(index, self.began) > self.snapshot_seconds
         path = (
@@ -209,11 +201,11 @@ class RunProgress(Progress):
 
     def on_remote_step(self, index: int, step: int, total: int) -> None:
         """Report the step of a particle, which may be trained by another rank."""
-        self._report(index, step, total, unknown_loss, math.nan)
+        self.reporter.training(self._at(index, step, total))
 
-    def _report(self, index: int, step: int, total: int, loss: Callable[[], float], lr: float) -> None:
+    def _at(self, index: int, step: int, total: int) -> TrainingStep:
         member, members = self.one_of
-        self.reporter.training(self.cycle, index + member * self.count, members * self.count, step, total, loss, lr)
+        return TrainingStep(self.cycle, index + member * self.count, members * self.count, step, total)
 
     def load_particle(self, index: int) -> Particle | None:
         """A particle that another rank has finished."""

@@ -21,7 +21,7 @@ from swamp.report.write import draw_run
 from swamp.runs.config import RunConfig, flattened
 from swamp.runs.directory import replace_nonfinite, write_json
 from swamp.runs.overview import Overview
-from swamp.runs.run_progress import Reporter, Reporters, unknown_loss
+from swamp.runs.run_progress import Reporter, Reporters, TrainingStep
 from swamp.tracking.feed import Feed
 from swamp.tracking.tracker import TrackedRun, Tracker, chosen_trackers
 from swamp.tracking.tracker_process import TrackerProcess
@@ -72,22 +72,13 @@ class TrackingReporter(Reporter):
         """Start every tracker, in a thread of its own."""
         self._guarded(self._start, run)
 
-    def training(
-        self,
-        cycle: int | None,
-        index: int,
-        count: int,
-        step: int,
-        total: int,
-        loss: Callable[[], float] = unknown_loss,
-        lr: float = math.nan,
-    ) -> None:
+    def training(self, at: TrainingStep) -> None:
         """Log the loss and the learning rate, if a point is due."""
         now = time.monotonic()
-        before = self.taken.setdefault((cycle, index), now)
-        if step * POINTS // total > (step - 1) * POINTS // total or now - before >= POINT_SECONDS:
-            self.taken[cycle, index] = now
-            self._guarded(self._point, cycle, index, step, loss, lr)
+        before = self.taken.setdefault((at.cycle, at.index), now)
+        if at.step * POINTS // at.total > (at.step - 1) * POINTS // at.total or now - before >= POINT_SECONDS:
+            self.taken[at.cycle, at.index] = now
+            self._guarded(self._point, at)
 
     def finished(self, cycle: Cycle) -> None:
         """Log the record of a cycle, unless an earlier session did."""
@@ -139,9 +130,9 @@ class TrackingReporter(Reporter):
             self.state[name][key] = value
             write_json(folder / _STATE, self.state)
 
-    def _point(self, cycle: int | None, index: int, step: int, loss: Callable[[], float], lr: float) -> None:
-        who = "ticket" if cycle is None else f"particle-{index}"
-        self._log({f"loss/{who}": loss(), f"lr/{who}": lr}, self.run.axis(cycle, step), point=True)
+    def _point(self, at: TrainingStep) -> None:
+        who = "ticket" if at.cycle is None else f"particle-{at.index}"
+        self._log({f"loss/{who}": at.loss(), f"lr/{who}": at.lr}, self.run.axis(at.cycle, at.step), point=True)
 
     def _cycle(self, cycle: Cycle) -> None:
         record = replace_nonfinite(cycle.to_json())
