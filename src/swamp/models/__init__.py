@@ -18,9 +18,11 @@ NETWORKS: dict[str, str] = {
     "lenet-300-100": "the two-layer perceptron of LeCun et al. 1998; any input",
     "lenet-5": "Caffe's LeNet-5: two 5 x 5 convolutions and 500 hidden units; images from 16 x 16",
     "conv1d": "four convolutions with BatchNorm and global average pooling; signals",
-    "resnet-D": "CIFAR ResNet, D = 6n + 2 (20, 32, 56, ...), shortcuts without parameters; images",
+    "resnet-D": "CIFAR ResNet, D = 6n + 2 (8, 20, 32, ...), shortcuts without parameters; images",
+    "resnet-D-W": "the same with W, 2W and 4W channels instead of 16, 32 and 64, e.g. resnet-8-8",
     "wrn-D-K": "pre-activation Wide ResNet, D = 6n + 4 (16, 22, 28, ...), K times as wide; images",
     "vgg-D": "VGG with BatchNorm and one linear classifier, D = 11, 13, 16 or 19; images",
+    "vgg-D-W": "the same with stages of W, 2W, 4W, 8W and 8W channels instead of 64 to 512, e.g. vgg-11-16",
     "encoder-L-W": "BERT-like transformer of L layers, W = 32n wide, its head on the mean over tokens; text",
     "decoder-L-W": "GPT-like transformer of L layers, W = 32n wide, output tied to the embedding; language modelling",
     "minilm": "all-MiniLM-L6-v2 with a new head: 6 layers, 22.7 M parameters; text; pip install 'swamp[minilm]'",
@@ -120,9 +122,10 @@ def _conv1d(name: str, shape: InputShape, classes: int, numbers: list[int]) -> n
 
 
 def _resnet(name: str, shape: InputShape, classes: int, numbers: list[int]) -> nn.Module:
-    (depth,) = numbers
+    depth, width = *numbers, *([16] if len(numbers) == 1 else [])
     _check_depth(name, depth, 2)
-    return resnet(shape, classes, depth)
+    _check_width(name, width)
+    return resnet(shape, classes, depth, width)
 
 
 def _wide_resnet(name: str, shape: InputShape, classes: int, numbers: list[int]) -> nn.Module:
@@ -134,10 +137,16 @@ def _wide_resnet(name: str, shape: InputShape, classes: int, numbers: list[int])
 
 
 def _vgg(name: str, shape: InputShape, classes: int, numbers: list[int]) -> nn.Module:
-    (depth,) = numbers
+    depth, width = *numbers, *([64] if len(numbers) == 1 else [])
     if depth not in DEPTHS:
         raise SwampError(f"{name}: depth {depth} is not possible; choose vgg-11, vgg-13, vgg-16 or vgg-19.")
-    return vgg(shape, classes, depth)
+    _check_width(name, width)
+    return vgg(shape, classes, depth, width)
+
+
+def _check_width(name: str, width: int) -> None:
+    if not 1 <= width <= _WIDEST // 8:
+        raise SwampError(f"{name}: the first stage has {width} channels, expected 1 to {_WIDEST // 8}, e.g. 16.")
 
 
 def _check_depth(name: str, depth: int, over: int) -> None:
@@ -156,7 +165,7 @@ _BUILDERS: dict[str, Builder] = {
     r"lenet-(?P<numbers>300-100)": _mlp,
     r"lenet-5(?P<numbers>)": _lenet5,
     r"conv1d(?P<numbers>)": _conv1d,
-    r"resnet-(?P<numbers>\d+)": _resnet,
+    r"resnet-(?P<numbers>\d+(-\d+)?)": _resnet,
     r"wrn-(?P<numbers>\d+-\d+)": _wide_resnet,
-    r"vgg-(?P<numbers>\d+)": _vgg,
+    r"vgg-(?P<numbers>\d+(-\d+)?)": _vgg,
 }

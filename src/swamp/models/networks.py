@@ -147,17 +147,19 @@ class WideBlock(nn.Module):
         return kept + self.conv2(F.relu(self.norm2(self.conv1(active))))
 
 
-def resnet(shape: InputShape, classes: int, depth: int) -> nn.Sequential:
+def resnet(shape: InputShape, classes: int, depth: int, width: int = 16) -> nn.Sequential:
     """ResNet-D for CIFAR, D = 6n + 2: three stages of n blocks with 16, 32 and 64 channels; images of any size.
+
+    width: channels of the first stage, if not 16; the others have twice and four times as many.
 
     269,722 parameters for D = 20, 464,154 for 32 and 853,018 for 56 on 3 x 32 x 32 with 10 classes.
     """
     channels, _, _ = image_shape("resnet", shape)
     layers: OrderedDict[str, nn.Module] = OrderedDict(
-        conv=nn.Conv2d(channels, 16, 3, padding=1, bias=False), norm=nn.BatchNorm2d(16), relu=nn.ReLU()
+        conv=nn.Conv2d(channels, width, 3, padding=1, bias=False), norm=nn.BatchNorm2d(width), relu=nn.ReLU()
     )
-    layers.update(_stages(ResidualBlock, (depth - 2) // 6, (16, 32, 64)))
-    layers.update(average=GlobalAverage(), output=nn.Linear(64, classes))
+    layers.update(_stages(ResidualBlock, (depth - 2) // 6, width, (width, 2 * width, 4 * width)))
+    layers.update(average=GlobalAverage(), output=nn.Linear(4 * width, classes))
     return initialised(nn.Sequential(layers))
 
 
@@ -169,17 +171,16 @@ def wide_resnet(shape: InputShape, classes: int, depth: int, factor: int) -> nn.
     channels, _, _ = image_shape("wrn", shape)
     widths = (16 * factor, 32 * factor, 64 * factor)
     layers: OrderedDict[str, nn.Module] = OrderedDict(conv=nn.Conv2d(channels, 16, 3, padding=1, bias=False))
-    layers.update(_stages(WideBlock, (depth - 4) // 6, widths))
+    layers.update(_stages(WideBlock, (depth - 4) // 6, 16, widths))
     layers.update(norm=nn.BatchNorm2d(widths[-1]), relu=nn.ReLU())
     layers.update(average=GlobalAverage(), output=nn.Linear(widths[-1], classes))
     return initialised(nn.Sequential(layers))
 
 
 def _stages(
-    block: type[ResidualBlock] | type[WideBlock], blocks: int, widths: tuple[int, int, int]
+    block: type[ResidualBlock] | type[WideBlock], blocks: int, before: int, widths: tuple[int, int, int]
 ) -> dict[str, nn.Module]:
     stages: dict[str, nn.Module] = {}
-    before = 16
     for number, width in enumerate(widths, 1):
         first = block(before, width, stride=1 if number == 1 else 2)
         stages[f"stage{number}"] = nn.Sequential(first, *(block(width, width, stride=1) for _ in range(blocks - 1)))
@@ -189,28 +190,32 @@ def _stages(
 
 DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 """Depth -> convolutions in each of the five stages."""
-_WIDTHS = (64, 128, 256, 512, 512)
+_WIDER = (1, 2, 4, 8, 8)
+"""Channels of the stages, as multiples of those of the first."""
 
 
-def vgg(shape: InputShape, classes: int, depth: int) -> nn.Sequential:
+def vgg(shape: InputShape, classes: int, depth: int, width: int = 64) -> nn.Sequential:
     """VGG-D: five stages of 3 x 3 convolutions with BatchNorm, the mean over positions, one linear layer.
 
     A stage ends in 2 x 2 max pooling unless a side is already one pixel, so that images of any size work; the names
     of the parameters do not depend on it. Convolutions keep their biases, as in the original: 14,728,266 parameters
     for D = 16 on 3 x 32 x 32 with 10 classes (14,724,042 without the biases).
+
+    width: channels of the first stage, if not 64; the others have 2, 4, 8 and 8 times as many.
     """
-    before, height, width = image_shape("vgg", shape)
+    before, rows, columns = image_shape("vgg", shape)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for number, (count, after) in enumerate(zip(DEPTHS[depth], _WIDTHS, strict=True), 1):
+    for number, (count, wider) in enumerate(zip(DEPTHS[depth], _WIDER, strict=True), 1):
+        after = wider * width
         stage: OrderedDict[str, nn.Module] = OrderedDict()
         for conv in range(1, count + 1):
             stage[f"conv{conv}"] = nn.Conv2d(before, after, 3, padding=1)
             stage[f"norm{conv}"] = nn.BatchNorm2d(after)
             stage[f"relu{conv}"] = nn.ReLU()
             before = after
-        if min(height, width) > 1:
+        if min(rows, columns) > 1:
             stage["pool"] = nn.MaxPool2d(2)
-            height, width = height // 2, width // 2
+            rows, columns = rows // 2, columns // 2
         layers[f"stage{number}"] = nn.Sequential(stage)
     layers.update(average=GlobalAverage(), output=nn.Linear(before, classes))
     return initialised(nn.Sequential(layers))
