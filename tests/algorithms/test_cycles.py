@@ -186,6 +186,11 @@ def test_the_three_things_that_averaging_changes_are_separate(mlp, task):
         assert (chosen.sam, chosen.sharpness, chosen.ema) == (radius, sharpness, 0)
     assert spied(mlp, task, "imp-ema")[1][0][2].ema == 0.999
     assert spied(mlp, task, "imp-ema", replace(TRAINING, ema=0.9))[1][0][2].ema == 0.9
+    for method, epochs in (("imp-lawa", 4), ("lrr-lawa", 4), ("imp-long-lawa", 12), ("lrr-long-lawa", 12)):
+        chosen = spied(mlp, task, method)[1][0][2]
+        assert (chosen.lawa, chosen.swa_fraction, chosen.swa, chosen.ema) == (6, 0.0, False, 0.0)
+        assert (chosen.averaged_epochs, chosen.epochs) == (min(6, epochs), epochs)
+    assert spied(mlp, task, "imp-lawa", replace(TRAINING, lawa=2))[1][0][2].lawa == 2
 
 
 def test_an_advanced_schedule_continues_from_the_step_of_the_ticket(mlp, task):

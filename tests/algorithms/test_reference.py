@@ -1,15 +1,17 @@
 """The loop against hand-written loops, and the consequences that must hold to the last bit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from swamp.training import Seed, Task, TensorData
 
-from .conftest import fresh_mlp, run, same, swamp_initial
+from .conftest import TRAINING, fresh_mlp, run, same, swamp_initial
 
 
-def by_hand(model, task, *, particles: int, swa: bool) -> list[dict[str, torch.Tensor]]:
+def by_hand(model, task, *, particles: int, swa: bool, lawa: int = 0) -> list[dict[str, torch.Tensor]]:
     """IMP and SWAMP in plain PyTorch, sharing nothing with the library but the order of the examples."""
     data, per_epoch, epochs = task.train, 96 // 16, 4
     names = ["0.weight", "2.weight"]
@@ -34,7 +36,8 @@ def by_hand(model, task, *, particles: int, swa: bool) -> list[dict[str, torch.T
             for name, parameter in model.named_parameters():
                 if name in mask:
                     parameter.data *= mask[name]
-            if tail and step >= last and (step + 1) % per_epoch == 0:
+            averaged = step >= last if tail else step >= (epochs - lawa) * per_epoch and steps == epochs * per_epoch
+            if averaged and (step + 1) % per_epoch == 0:
                 samples.append({k: v.clone() for k, v in model.state_dict().items()})
         samples = samples or [{k: v.clone() for k, v in model.state_dict().items()}]
         return {k: sum(s[k] for s in samples) / len(samples) for k in samples[0]}
@@ -56,13 +59,16 @@ def by_hand(model, task, *, particles: int, swa: bool) -> list[dict[str, torch.T
     return result
 
 
-@pytest.mark.parametrize(("method", "particles", "swa"), [("imp", 1, False), ("imp-swa", 1, True), ("swamp", 3, True)])
-def test_the_loop_equals_a_hand_written_one(mlp, task, method, particles, swa):
+@pytest.mark.parametrize(
+    ("method", "particles", "swa", "lawa"),
+    [("imp", 1, False, 0), ("imp-swa", 1, True, 0), ("swamp", 3, True, 0), ("imp-lawa", 1, False, 3)],
+)
+def test_the_loop_equals_a_hand_written_one(mlp, task, method, particles, swa, lawa):
     double = Task(*(TensorData(d.inputs.double(), d.targets) for d in (task.train, task.test, task.validation)))
-    reference = by_hand(mlp.double(), double, particles=particles, swa=swa)
+    reference = by_hand(mlp.double(), double, particles=particles, swa=swa, lawa=lawa)
     with swamp_initial():
         model = fresh_mlp().double()
-    record = run(model, double, method)
+    record = run(model, double, method, replace(TRAINING, lawa=lawa))
     assert len(record) == len(reference) == 4
     for cycle, expected in zip(record, reference, strict=True):
         for name in expected:

@@ -70,6 +70,7 @@ OF_TRAINING = {
     "swa_cycles": 1,
     "swa": False,
     "ema": 0.2,
+    "lawa": 2,
     "sam": 0.3,
     "sharpness": "asam",
     "clip": 0.1,
@@ -171,6 +172,9 @@ def test_a_given_option_that_the_method_ignores_is_refused_with_the_reason():
         ("gmp", "drop_fraction", "gmp grows no weights"),
         ("imp", "update_interval", "the mask of imp does not change while it trains"),
         ("swamp", "ema", "swamp averages by SWA"),
+        ("swamp", "lawa", "swamp averages by SWA"),
+        ("imp-lawa", "ema", "imp-lawa averages by LAWA"),
+        ("lrr-ema", "lawa", "lrr-ema averages by EMA"),
         ("imp-sam", "sharpness", "imp-sam has its own"),
         ("swamp", "retrain", "swamp rewinds its weights"),
     ):

@@ -45,7 +45,9 @@ def plain_loop(task: Task, change: Callable[[TrainJob], None] = lambda work: Non
 
 
 @pytest.mark.parametrize("span", [{}, {"last": 10}, {"first": 4}, {"first": 2, "last": 5}])
-@pytest.mark.parametrize("averaged", [{"swa": True}, {"swa": False}, {"swa": False, "ema": 0.9}])
+@pytest.mark.parametrize(
+    "averaged", [{"swa": True}, {"swa": False}, {"swa": False, "ema": 0.9}, {"swa": False, "lawa": 2}]
+)
 def test_a_plain_loop_gives_the_particles_of_the_library(span, averaged, mlp, image_task, two_thirds, ticket_of):
     arguments = ticket_of(mlp), two_thirds(mlp), replace(TRAINING, **averaged), SEEDS
     own = CustomTrainer(mlp, image_task, plain_loop(image_task)).train(TrainRequest(*arguments, **span))

@@ -182,6 +182,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "label smoothing": {"label_smoothing": 0.1},
     "last iterates": {"swa": False},
     "moving average": {"swa": False, "ema": 0.4},
+    "latest weights": {"swa": False, "lawa": 2},
     "fresh statistics": {"reset_batchnorm": True},
     "repeats and a cyclic tail": {
         "epochs": 6,

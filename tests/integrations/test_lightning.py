@@ -196,7 +196,9 @@ def in_swamps_order(task: Task) -> Any:
     return Batches
 
 
-@pytest.mark.parametrize("averaged", [{"swa": True}, {"swa": False}, {"swa": False, "ema": 0.9}])
+@pytest.mark.parametrize(
+    "averaged", [{"swa": True}, {"swa": False}, {"swa": False, "ema": 0.9}, {"swa": False, "lawa": 2}]
+)
 @pytest.mark.parametrize("last", [None, 10])
 def test_particles_are_those_of_the_librarys_own_loop(last, averaged, task, tmp_path):
     model, training = net().double(), replace(TRAINING, **averaged)

@@ -89,10 +89,11 @@ def test_a_method_without_a_tail_ignores_swa_cycles():
 
 def test_the_ticket_is_trained_without_what_belongs_to_the_cycles():
     training = plain(
-        epochs=12, swa_fraction=0.25, schedule_repeats=9, swa=True, ema=0.9, sam=0.1, swa_cycles=3, warmup=1
+        epochs=12, swa_fraction=0.25, schedule_repeats=9, swa=True, lawa=2, sam=0.1, swa_cycles=3, warmup=1
     )
     assert rates(training.plain(), 3) == rates(plain(epochs=12, warmup=1), 3)
-    assert (training.plain().sam, training.plain().swa, training.plain().ema) == (0, False, 0)
+    assert (training.plain().sam, training.plain().swa, training.plain().lawa) == (0, False, 0)
+    assert replace(training, lawa=0, ema=0.9).plain().ema == 0
 
 
 @pytest.mark.parametrize(
@@ -110,6 +111,30 @@ def test_an_average_has_two_samples_or_more(options, per_epoch, expected):
     steps = range(1, training.epochs * per_epoch + 1)
     assert [step for step in steps if training.samples_at(step, per_epoch)] == expected
     training.require_average(per_epoch)
+
+
+@pytest.mark.parametrize(
+    ("options", "per_epoch", "expected"),
+    [
+        ({"lawa": 3}, 6, [12, 18, 24]),
+        ({"lawa": 9}, 6, [6, 12, 18, 24]),
+        ({"lawa": 1}, 6, [21, 24]),
+        ({"lawa": 3, "swa": True}, 6, [21, 24]),
+        ({"lawa": 3, "swa_cycles": 1}, 6, [12, 18, 24]),
+    ],
+)
+def test_latest_weights_are_sampled_at_the_ends_of_the_last_epochs_at_the_rates_without_them(
+    options, per_epoch, expected
+):
+    training = Training(**{"epochs": 4, "swa": False, **options})
+    assert [step for step in range(1, 25) if training.samples_at(step, per_epoch)] == expected
+    training.require_average(per_epoch)
+    assert rates(training, per_epoch) == rates(replace(training, lawa=0), per_epoch)
+
+
+def test_latest_weights_of_one_sample_are_refused_before_training():
+    with pytest.raises(SwampError, match=r"LAWA would average 1 sample: the last 1 of 4 epochs have 1 steps"):
+        Training(epochs=4, swa=False, lawa=1).require_average(1)
 
 
 @pytest.mark.parametrize(("options", "per_epoch"), [({"epochs": 4}, 1), ({"epochs": 8, "swa_cycles": 1}, 5)])

@@ -73,6 +73,8 @@ def test_tail_is_whole_epochs_and_at_least_one(tail: float, epochs: int, expecte
         ({"swa_fraction": 1.5}, "swa_fraction"),
         ({"swa_lr": 0.0}, "swa_lr"),
         ({"ema": 1.0}, "ema must be in [0, 1), got 1.0"),
+        ({"lawa": -1}, "lawa must be 0 or more"),
+        ({"lawa": 2, "ema": 0.9}, "lawa must be 0 with ema (each is an average), got 2"),
         ({"sam": -0.1}, "sam"),
         ({"clip": -1.0}, "clip"),
         ({"label_smoothing": 1.0}, "label_smoothing"),

@@ -63,6 +63,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "sgd without averaging": ({"swa": False}, None),
     "adamw": ({"optimizer": "adamw", "lr": 0.01}, None),
     "moving average": ({"swa": False, "ema": 0.4}, None),
+    "latest weights": ({"swa": False, "lawa": 3}, None),
     "sam": ({"sam": 0.1, "clip": 1.0}, None),
     "asam": ({"sam": 0.5, "sharpness": "asam"}, None),
     "s2-sam": ({"sam": 0.1, "sharpness": "s2-sam", "clip": 1.0}, None),
@@ -94,7 +95,7 @@ def assert_resumes_everywhere(task: Task, training: Training, build: Any, optimi
         assert same(resumed.weights, whole.weights)
         assert same(model.state_dict(), first.state_dict())
         assert resumed.losses == whole.losses
-        samples = 2 if training.swa else 12 if training.ema else 0
+        samples = 2 if training.swa else 12 if training.ema else training.lawa
         assert (resumed.averaged, resumed.steps) == (whole.averaged, whole.steps) == (samples, 12)
         assert same(kept, {**snapshot.weights, **{f"mean/{k}": v for k, v in snapshot.mean.items()}})
 

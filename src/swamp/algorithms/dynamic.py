@@ -115,7 +115,7 @@ class _DynamicTraining:
         snapshots = dict(zip(indices, phase.snapshots, strict=False))
         inner = self.store.progress(self.index, count, keep=False)
         progress = _PartProgress(inner, snapshots, stop, self.total, self._on_diverged)
-        training = replace(self.training, swa=False, ema=0.0) if self.sampled else self.training
+        training = replace(self.training, swa=False, ema=0.0, lawa=0) if self.sampled else self.training
         particles: list[Particle] = []
         for mask, members in groups:
             request = TrainRequest(self.spec.start, mask, training, members, last=stop, progress=progress)

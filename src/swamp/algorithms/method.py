@@ -51,6 +51,9 @@ class Method:
     """Kind of sharpness-aware steps."""
     ema: float = 0.0
     """Default decay of the exponential moving average of each particle's weights."""
+    lawa: int = 0
+    """Default number of last epochs after which each particle's weights are averaged, while the learning rate decays
+    (latest weight averaging, Kaddour 2022)."""
     n_times_epochs: bool = False
     """One particle, trained for N times the epochs, where N is the number of particles that the plan has in this cycle:
     the cost equals that of N particles."""
@@ -96,7 +99,8 @@ class Method:
             swa_fraction=training.swa_fraction if self.constant_final_lr else 0.0,
             swa_cycles=training.swa_cycles or (training.swa_epochs if self.cyclic_final_lr else 0),
             swa=self.swa and training.swa,
-            ema=training.ema or self.ema,
+            ema=0.0 if self.lawa else training.ema or self.ema,
+            lawa=0 if self.ema else training.lawa or self.lawa,
             sam=training.sam or (RADII[self.sharpness] if self.sharpness else 0.0),
             sharpness=self.sharpness or training.sharpness,
         )

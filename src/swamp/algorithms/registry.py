@@ -31,10 +31,12 @@ _ITERATIVE = {
         constant_final_lr=True,
     ),
     "imp-ema": Method("IMP with an exponential moving average of the weights", ema=0.999),
+    "imp-lawa": Method("IMP with the mean of the last epochs while the learning rate decays (LAWA)", lawa=6),
     "imp-sam": Method("IMP with sharpness-aware steps", sharpness="sam"),
     "imp-asam": Method("IMP with sharpness-aware steps scaled by the weights (ASAM)", sharpness="asam"),
     "imp-s2sam": Method("IMP with sharpness-aware steps at the cost of plain ones (S2-SAM)", sharpness="s2-sam"),
     "imp-long": Method("IMP with N times the epochs: the equal-cost control", n_times_epochs=True),
+    "imp-long-lawa": Method("imp-long with the mean of its last epochs (LAWA)", n_times_epochs=True, lawa=6),
     "imp-best": Method(
         "IMP that continues with the best of N particles, chosen on validation data",
         multi_particle=True,
@@ -45,10 +47,16 @@ _ITERATIVE = {
     "lrr": Method("learning-rate rewinding: weights continue, only the schedule restarts", start="pruned"),
     "lrr-swa": Method("lrr with stochastic weight averaging: sms-swa with one particle", start="pruned", **_SWA),
     "lrr-ema": Method("lrr with an exponential moving average of the weights", start="pruned", ema=0.999),
+    "lrr-lawa": Method(
+        "lrr with the mean of the last epochs while the learning rate decays (LAWA)", start="pruned", lawa=6
+    ),
     "lrr-long": Method(
         "lrr with N times the epochs: the equal-cost control of what carries weights on",
         start="pruned",
         n_times_epochs=True,
+    ),
+    "lrr-long-lawa": Method(
+        "lrr-long with the mean of its last epochs (LAWA)", start="pruned", n_times_epochs=True, lawa=6
     ),
     "sms": Method(
         "sparse model soup: the mean of N particles continues, no rewinding", multi_particle=True, start="pruned"

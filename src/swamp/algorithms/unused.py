@@ -24,6 +24,7 @@ def unused_options(plan: Plan, training: Training) -> dict[str, str]:
     method, name = plan.spec, plan.method
     dynamic, iterative = method.masks == "dynamic", method.masks == "iterative"
     trains_several = method.multi_particle or method.ensemble or method.n_times_epochs
+    by_swa, instead = method.swa and training.swa, "averages by SWA; to use another average, switch swa off"
     averages = method.combine == "mean" and max(plan.schedule().particles) > 1
     begins = not method.independent or (dynamic and max(plan.schedule().particles) > 1)
     no_final_lr = f"{name} decays the learning rate to 0, without a constant rate at the end"
@@ -46,7 +47,8 @@ def unused_options(plan: Plan, training: Training) -> dict[str, str]:
         "swa_lr": (method.constant_final_lr, no_final_lr),
         "swa_cycles": (method.constant_final_lr, no_final_lr),
         "swa": (method.swa, f"{name} does not average over the steps of a particle"),
-        "ema": (not (method.swa and training.swa), f"{name} averages by SWA; to use a moving average, switch swa off"),
+        "ema": (not by_swa and not method.lawa, f"{name} {instead if by_swa else 'averages by LAWA'}"),
+        "lawa": (not by_swa and not method.ema, f"{name} {instead if by_swa else 'averages by EMA'}"),
         "sharpness": (
             method.sharpness is None and training.sam > 0,
             f"{name} has its own" if method.sharpness else "sam, the radius, is 0",

@@ -15,7 +15,7 @@ from swamp.training import Training
 _SUPPORTED = {
     *("epochs", "batch_size", "lr", "schedule", "warmup", "schedule_repeats", "lr_after_rewind"),
     *("swa_fraction", "swa_lr", "swa_cycles"),
-    *("swa", "ema", "reset_batchnorm", "sharpness"),
+    *("swa", "ema", "lawa", "reset_batchnorm", "sharpness"),
 }
 
 

@@ -65,6 +65,9 @@ class Training:
     tail of one epoch is sampled in its middle too: one sample would be no average."""
     ema: float = 0.0
     """Decay per step of an exponential moving average of the weights, used if `swa` is off (0: no average)."""
+    lawa: int = 0
+    """Latest weight averaging, used if `swa` is off: average the weights after each of this many last epochs, with the
+    learning rates of the schedule (0: no average). A single epoch is sampled in its middle too."""
     sam: float = 0.0
     """Radius of sharpness-aware minimisation, as a norm of weights (0: off)."""
     sharpness: Sharpness = "sam"
@@ -94,6 +97,8 @@ class Training:
             (not 0 < self.swa_lr <= 1, "swa_lr", "in (0, 1], a fraction of lr"),
             (self.swa_cycles < 0, "swa_cycles", "0 or more"),
             (not 0 <= self.ema < 1, "ema", "in [0, 1)"),
+            (self.lawa < 0, "lawa", "0 or more"),
+            (self.lawa > 0 and self.ema > 0, "lawa", "0 with ema (each is an average)"),
             (self.sam < 0, "sam", "0 or more"),
             (self.clip < 0, "clip", "0 or more"),
             (not 0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)"),
@@ -125,7 +130,7 @@ class Training:
 
     def plain(self) -> "Training":
         """These options without repeats, tail, averaging and SAM: used to train the ticket of every method."""
-        return replace(self, schedule_repeats=1, swa_fraction=0.0, swa=False, ema=0.0, sam=0.0)
+        return replace(self, schedule_repeats=1, swa_fraction=0.0, swa=False, ema=0.0, lawa=0, sam=0.0)
 
     @property
     def uses_previous_gradient(self) -> bool:
@@ -142,28 +147,41 @@ class Training:
         """Decay of the moving average in use; 0 for a uniform mean, or without averaging."""
         return 0.0 if self.swa else self.ema
 
+    @property
+    def averaged_epochs(self) -> int:
+        """Number of last epochs that a uniform mean samples: those of the tail with SWA, else `lawa`."""
+        return self.swa_epochs if self.swa else min(self.lawa, self.epochs)
+
     def samples_at(self, step: int, steps_per_epoch: int) -> bool:
         """Whether the weights after `step` steps are added to the average."""
-        if not self.swa:
+        if not self.swa and not self.lawa:
             return bool(self.ema)
-        steps_averaged = step - (self.epochs - self.swa_epochs) * steps_per_epoch
-        between = (self.swa_epochs // self.swa_cycles if self.swa_cycles else 1) * steps_per_epoch
+        epochs, cycles = self.averaged_epochs, self.swa_cycles if self.swa else 0
+        steps_averaged = step - (self.epochs - epochs) * steps_per_epoch
+        between = (epochs // cycles if cycles else 1) * steps_per_epoch
         if steps_averaged <= 0:
             return False
         # One sample is no average: a single epoch is sampled in its middle too.
-        halfway = self.swa_epochs == 1 and not self.swa_cycles and steps_averaged == steps_per_epoch // 2
+        halfway = epochs == 1 and not cycles and steps_averaged == steps_per_epoch // 2
         return halfway or steps_averaged % between == 0
 
     def require_average(self, steps_per_epoch: int) -> None:
-        """Raise SwampError if SWA would average fewer than two samples."""
-        tail = range((self.epochs - self.swa_epochs) * steps_per_epoch + 1, self.epochs * steps_per_epoch + 1)
-        samples = sum(self.samples_at(step, steps_per_epoch) for step in tail)
-        if self.swa and samples < 2:
+        """Raise SwampError if SWA or LAWA would average fewer than two samples."""
+        last = range((self.epochs - self.averaged_epochs) * steps_per_epoch + 1, self.epochs * steps_per_epoch + 1)
+        samples = sum(self.samples_at(step, steps_per_epoch) for step in last)
+        if samples >= 2:
+            return
+        found = f"the last {self.averaged_epochs} of {self.epochs} epochs have {len(last)} steps"
+        if self.swa:
             raise SwampError(
-                f"SWA would average {samples} sample: the last {self.swa_epochs} of {self.epochs} epochs have "
-                f"{len(tail)} steps and swa_cycles={self.swa_cycles}. An average needs two samples or more: set epochs "
-                "or swa_fraction higher (two epochs at the end are enough), swa_cycles to 0 or to 2 or more, or swa to "
-                "False."
+                f"SWA would average {samples} sample: {found} and swa_cycles={self.swa_cycles}. An average needs two "
+                "samples or more: set epochs or swa_fraction higher (two epochs at the end are enough), swa_cycles to "
+                "0 or to 2 or more, or swa to False."
+            )
+        if self.lawa:
+            raise SwampError(
+                f"LAWA would average {samples} sample: {found}. An average needs two samples or more: set epochs or "
+                "lawa to 2 or more, or choose a method without an average."
             )
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
