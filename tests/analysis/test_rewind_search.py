@@ -1,6 +1,8 @@
 """The earliest stable ticket is found and verified, and equals the ticket of a run."""
 
 import json
+import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from swamp import cli
 from swamp.algorithms import Plan
 from swamp.analysis import interpolate_models, search_rewind_step
 from swamp.analysis.rewind_search import InstabilityAnalysis
+from swamp.api import display
 from swamp.backends import Progress, Sequential, Ticket
 from swamp.errors import Interrupted, SwampError
 from swamp.runs.config import RunConfig
@@ -59,6 +62,21 @@ def test_on_trial_is_called_after_every_trial():
     assert told[1].steps == 0
 
 
+@pytest.mark.parametrize("stable_from", [0, 1, 17, 700, 1000])
+def test_before_each_trial_the_number_of_trials_left_is_told(stable_from):
+    told = []
+    found = search_rewind_step(
+        planted(stable_from), 1000, resolution=0, on_start=lambda step, repeat, left: told.append((step, repeat, left))
+    )
+    assert [(step, repeat) for step, repeat, _ in told] == [(trial.steps, trial.repeat) for trial in found.trials]
+    left = [left for *_, left in told]
+    assert left[-1] == 1
+    if stable_from:
+        # Not known exactly: the steps of the bisection depend on what is found.
+        assert all(abs(one - (len(told) - done)) <= 9 for done, one in enumerate(left))
+        assert left[0] > left[len(left) // 2] > left[-1]
+
+
 def test_without_a_stable_step_nothing_is_found():
     found = search_rewind_step(planted(101), 100)
     assert (found.steps, found.confirmed, len(found.trials)) == (None, False, 1)
@@ -85,9 +103,9 @@ def test_bounds_and_resolutions_out_of_range_are_refused(last, resolution):
         search_rewind_step(planted(1), last, resolution=resolution)
 
 
-def instability(model, task, sparsity=0.5, **others) -> InstabilityAnalysis:
+def instability(model, task, sparsity=0.5, *, lr_after_rewind="restart", **others) -> InstabilityAnalysis:
     plan = Plan(sparsity=0.75, particles=(2,), prune_fraction=(0.5,))
-    training = Training(epochs=3, batch_size=16, lr=0.1, swa_fraction=0.34)
+    training = Training(epochs=3, batch_size=16, lr=0.1, swa_fraction=0.34, lr_after_rewind=lr_after_rewind)
     return InstabilityAnalysis(model, task, plan, training, Sequential(model, task), sparsity, **others)
 
 
@@ -109,11 +127,11 @@ def test_copies_differ_only_in_batch_order_and_are_trained_on_a_magnitude_mask(n
     ticket = look.ticket(4)
     mask = look.mask(ticket)
     assert mask.nnz == round(0.5 * mask.prunable)
-    (dense,) = look.train(ticket, look.dense, [look.seed.at("cycle", 0, "particle", 0)])
+    (dense,) = look.train(ticket, look.dense, [look.seed.at("cycle", 0, "particle", 0)], "")
     kept = torch.cat([dense.weights[name][mask[name]].abs() for name in mask])
     cut = torch.cat([dense.weights[name][~mask[name]].abs() for name in mask])
     assert float(cut.max()) <= float(kept.min())
-    one, other = look.train(ticket, mask, [look.seed.at("instability", 0, "copy", i) for i in range(2)])
+    one, other = look.train(ticket, mask, [look.seed.at("instability", 0, "copy", i) for i in range(2)], "")
     assert (one.ticket, one.mask) == (other.ticket, other.mask) == (ticket.id, mask.digest)
     assert not torch.equal(one.weights["0.weight"], other.weights["0.weight"])
     asked = []
@@ -146,7 +164,27 @@ def test_a_search_stops_when_its_progress_raises(mlp, task):
             raise Interrupted("stopped.")
 
     with pytest.raises(Interrupted):
-        instability(mlp, task, progress=Stop()).barrier_at(3)
+        instability(mlp, task, progress=lambda what, networks: Stop()).barrier_at(3)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+@pytest.mark.parametrize("steps", [0, 4])
+@pytest.mark.parametrize("after_rewind", ["restart", "advance"])
+def test_the_trainings_of_a_trial_are_announced_with_their_steps(sparsity, steps, after_rewind, mlp, task):
+    taken: list[tuple[str, int, int]] = []
+
+    class Noted(Progress):
+        def __init__(self, what, networks):
+            self.what = what
+
+        def on_step(self, index, step, total, snapshot):
+            taken.append((self.what, index, step))
+
+    look = instability(mlp, task, sparsity, progress=Noted, lr_after_rewind=after_rewind)
+    look.barrier_at(steps)
+    counts = list(Counter((what, index) for what, index, _ in taken).values())
+    assert counts == look.trainings(steps)
+    assert len({what for what, *_ in taken}) == 1 + (sparsity > 0) + (steps > 0)
 
 
 @pytest.fixture(autouse=True)
@@ -252,6 +290,19 @@ def test_the_command_trains_real_networks(capsys):
     assert done["steps"] == 0
     assert [trial["steps"] for trial in done["trials"]] == [10, 0, 0]
     assert all(0 <= trial["barrier"] <= 1 for trial in done["trials"])
+
+
+def test_without_a_terminal_lines_have_the_trial_its_training_the_loss_and_the_time_left(capsys, monkeypatch):
+    monkeypatch.setattr(display, "LOG_SECONDS", 0)
+    examples = ["--examples", "640", "--evaluation-examples", "200"]
+    assert swamp("ticket", *TINY, *examples, "--at-sparsity", "0.5", "--threshold", "1.01") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("ticket after 10 steps, training the ticket, step 1 of 10, loss ")
+    assert any(re.fullmatch(r"about \d+ s left: \d+ of [1-9]\d0 steps, and evaluation", line) for line in lines)
+    for what in ("the dense network, step 12 of 20", "both copies, step 7 of 20"):
+        pattern = rf"ticket after 10 steps, training {what}, loss \d[.\d]*, [\d,.]+ steps/s, about \d+ s left"
+        assert any(re.fullmatch(pattern, line) for line in lines)
+    assert sum("points, stable" in line for line in lines) == 3
 
 
 def test_without_a_stable_step_the_error_says_what_to_try(capsys, tmp_path):

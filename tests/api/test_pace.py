@@ -133,3 +133,11 @@ def test_nothing_is_estimated_from_the_first_steps_or_without_a_plan():
 )
 def test_durations_are_written_with_their_units(seconds, text):
     assert duration(seconds) == text
+
+
+def test_trainings_of_different_lengths_are_counted_by_their_fractions():
+    pace = Pace((150,))
+    pace.step(0, 0, 50, 50, 1.0)
+    pace.step(0, 1, 25, 100, 2.0)
+    assert pace.trainings == pytest.approx(1.25)
+    assert (pace.stage_steps, pace.active) == (75, [1])

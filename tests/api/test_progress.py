@@ -10,7 +10,7 @@ import pytest
 from tests.api.conftest import OPTIONS, examples, network
 
 import swamp
-from swamp.api import progress, pruning
+from swamp.api import display, progress, pruning
 from swamp.api.pace import Pace
 from swamp.console import plain_console
 from swamp.runs.overview import Overview
@@ -41,11 +41,11 @@ class Redrawn(progress.LiveReporter):
 
     def training(self, at) -> None:
         super().training(at)
-        self.bars.live.refresh()
+        self.display.screen.live.refresh()
 
     def stage(self, *arguments, **named) -> None:
         super().stage(*arguments, **named)
-        self.bars.live.refresh()
+        self.display.screen.live.refresh()
 
 
 def test_nothing_is_printed_unless_asked(capfd):
@@ -70,7 +70,7 @@ def test_a_terminal_shows_cycle_particle_rate_and_time_left_of_the_run(monkeypat
 
 
 def test_elsewhere_a_line_has_step_loss_rate_and_time_left(monkeypatch):
-    monkeypatch.setattr(progress, "LOG_SECONDS", 0)
+    monkeypatch.setattr(display, "LOG_SECONDS", 0)
     lines = shown(monkeypatch, terminal=False).splitlines()
     pattern = r"cycle 1, training particle 2 of 2, step 7 of 16, loss 0\.\d+, [\d,]+ steps/s, about \d+ s left"
     assert any(re.fullmatch(pattern, line) for line in lines)
@@ -109,7 +109,7 @@ def test_a_log_names_the_stage_when_no_step_comes_for_35_seconds():
     reporter, file = reports(seconds)
     reporter.stage("evaluating cycle 3")
     for seconds[0] in (29.0, 34.0, 36.0, 40.0, 70.0, 72.0):
-        reporter.tick()
+        reporter.display.screen.tick()
     assert file.getvalue().splitlines()[1:] == ["evaluating cycle 3 (36 s)", "evaluating cycle 3 (1 min 12 s)"]
 
 
@@ -129,19 +129,20 @@ def test_the_lines_of_a_long_stage_come_without_a_step():
 def test_forced_colours_draw_no_bars_into_a_log(monkeypatch):
     file = io.StringIO()
     console = plain_console(file=file, _environ={"FORCE_COLOR": "1", "TERM": "xterm"})
-    assert progress.LiveReporter(console).bars is None
+    assert not progress.LiveReporter(console).display.has_bars
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_bars_fit_a_terminal_at_large_numbers(width):
     file = Terminal()
     reporter = progress.LiveReporter(plain_console(file=file, width=width, _environ={"TERM": "xterm"}))
-    reporter.pace = Pace((1_000_000,) * 99, 10_000)
+    shown = reporter.display
+    shown.expect(Pace((1_000_000,) * 99, 10_000))
     for step in range(1, 20):
-        reporter.pace.step(12, 0, step, 100_000, 0.001 * step)
-    reporter.training_of = 12, 16, 100_000
+        shown.pace.step(12, 0, step, 100_000, 0.001 * step)
+    shown.at = TrainingStep(12, 0, 16, 19, 100_000)
     console = plain_console(file=io.StringIO(), width=width)
-    console.print(reporter.bars.drawing())
+    console.print(shown.screen.drawing())
     lines = console.file.getvalue().splitlines()
     assert len(lines) == 4
     assert all(len(line) <= width for line in lines)
@@ -153,17 +154,17 @@ def test_the_bars_fit_a_terminal_at_large_numbers(width):
 def test_a_notebook_redraws_one_output_and_every_stage(seconds, monkeypatch, capsys):
     drawings: list[str] = []
 
-    def display(drawing, display_id):
+    def show(drawing, display_id):
         assert display_id
         drawings.append(drawing)
         return SimpleNamespace(update=drawings.append)
 
     python, shell = ModuleType("IPython"), ModuleType("IPython.display")
     python.get_ipython = lambda: SimpleNamespace(kernel=object())
-    shell.display, shell.HTML = display, str
+    shell.display, shell.HTML = show, str
     monkeypatch.setitem(sys.modules, "IPython", python)
     monkeypatch.setitem(sys.modules, "IPython.display", shell)
-    monkeypatch.setattr(progress, "_NOTEBOOK_SECONDS", seconds)
+    monkeypatch.setattr(display, "_NOTEBOOK_SECONDS", seconds)
     swamp.prune(network(), examples(), progress=True, backend="sequential", **OPTIONS)
     assert drawings[0] == "<pre>checking the network and the data</pre>"
     assert any("evaluating cycle 1" in drawing for drawing in drawings)

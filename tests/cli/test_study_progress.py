@@ -14,12 +14,19 @@ class Summaries(StudyDirectory):
         return {"sparsity": 0.9, "seconds": 12.0, "test": {"accuracy": 0.8} if name == "a" else {"loss": 0.25}}
 
 
-def shown(tmp_path, looks, *, terminal: bool) -> str:
-    file = io.StringIO()
-    console = plain_console(file=file, force_terminal=terminal, width=120, _environ={"TERM": "xterm"})
-    with StudyProgress(Summaries(tmp_path, {}), console) as watch:
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(tmp_path, looks, *, terminal: bool, seconds: float = 1.0) -> str:
+    """What is printed at these looks, which are `seconds` apart."""
+    file, now = Terminal() if terminal else io.StringIO(), [0.0]
+    console = plain_console(file=file, width=120, _environ={"TERM": "xterm"})
+    with StudyProgress(Summaries(tmp_path, {}), console, clock=lambda: now[0]) as watch:
         for states in looks:
             watch.show(states)
+            now[0] += seconds
     return file.getvalue()
 
 
@@ -42,12 +49,22 @@ def test_many_running_runs_are_cut_short(tmp_path):
     assert "and 8 more" in text
 
 
-def test_without_a_terminal_there_is_one_line_a_finished_run_and_nothing_else(tmp_path):
+def test_without_a_terminal_there_is_one_line_at_the_start_and_one_a_finished_run(tmp_path):
     text = shown(tmp_path, [WAITING, RUNNING, OVER, OVER], terminal=False)
     assert text.splitlines() == [
+        "3 waiting; 0 of 30 epochs, no rate yet: no particle has finished since this command started",
         "[1/3] a: sparsity 90.00 %, test accuracy 80.00 %, 12.0 s",
         "[2/3] b: sparsity 90.00 %, test loss 0.2500, 12.0 s",
         "[3/3] c failed: bad [thing]",
+    ]
+
+
+def test_without_a_terminal_a_line_every_30_seconds_has_the_runs_the_rate_and_the_time_left(tmp_path):
+    half = [RunState("a", "running", "host:7", 5, 10), *WAITING[1:]]
+    text = shown(tmp_path, [WAITING, WAITING, half, half, half], terminal=False, seconds=15)
+    assert text.splitlines()[1:] == [
+        "1 running, 2 waiting; 5 of 30 epochs, 0.167 epochs/s, about 2 min 30 s left",
+        "1 running, 2 waiting; 5 of 30 epochs, 0.0833 epochs/s, about 5 min 00 s left",
     ]
 
 

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ def search_rewind_step(
     threshold: float = 0.02,
     resolution: float = 0.1,
     on_trial: Callable[[RewindTrial], None] = lambda trial: None,
+    on_start: Callable[[int, int, int], None] = lambda step, repeat, left: None,
 ) -> RewindSearchResult:
     """Find the earliest step in [0, last] at which the error barrier is below `threshold`.
 
@@ -68,6 +69,8 @@ def search_rewind_step(
         threshold: the error barrier below which a ticket is stable.
         resolution: stop when the bracket is smaller than this fraction of the step (0: exact to one step).
         on_trial: called after every trial.
+        on_start: called before every trial with its step, its repeat, and the expected number of trials that are left,
+            this one included.
 
     Raises:
         SwampError: last < 0, or resolution is not in [0, 1).
@@ -81,25 +84,39 @@ def search_rewind_step(
         raise SwampError(f"last must be 0 or more and resolution in [0, 1), got {last} and {resolution}.")
     trials: list[RewindTrial] = []
 
-    def stable(steps: int, repeat: int = 0) -> bool:
+    def stable(steps: int, left: int, repeat: int = 0) -> bool:
+        on_start(steps, repeat, left)
         started = time.perf_counter()
         barrier = barrier_at(steps, repeat)
         trials.append(RewindTrial(steps, barrier, time.perf_counter() - started, repeat))
         on_trial(trials[-1])
         return barrier < threshold
 
-    if not stable(last):
+    def left(low: int, high: int) -> int:
+        """Trials with those of the verification: each step tried in between counts as unstable."""
+        count = 2 if high else 1
+        while (middle := _between(low, high, resolution)) is not None:
+            low, count = middle, count + 1
+        return count
+
+    if not stable(last, left(0, last) + (2 if last else 1)):
         return RewindSearchResult(None, tuple(trials), False)
     low, high = 0, last
-    if last and stable(0):
+    if last and stable(0, left(0, last) + 1):
         high = 0
-    while high - low > max(1, resolution * high):
-        middle = min(max(round((max(low, 1) * high) ** 0.5), low + 1), high - 1)
-        low, high = (low, middle) if stable(middle) else (middle, high)
-    again = stable(high, 1)
+    while (middle := _between(low, high, resolution)) is not None:
+        low, high = (low, middle) if stable(middle, left(low, high)) else (middle, high)
+    again = stable(high, left(low, high), 1)
     # Step 0 has no earlier step that could be unstable.
-    confirmed = again and (not high or not stable(high // 4, 1))
+    confirmed = again and (not high or not stable(high // 4, 1, 1))
     return RewindSearchResult(high, tuple(trials), confirmed)
+
+
+def _between(low: int, high: int, resolution: float) -> int | None:
+    """The next step to try between an unstable and a stable one; None: they are close enough."""
+    if high - low <= max(1, resolution * high):
+        return None
+    return min(max(round((max(low, 1) * high) ** 0.5), low + 1), high - 1)
 
 
 @dataclass(eq=False)
@@ -121,8 +138,8 @@ class InstabilityAnalysis:
     """Sparsity of the copies, as a fraction of the prunable weights."""
     points: int = 30
     """Points on the segment between the copies."""
-    progress: Progress = field(default_factory=Progress)
-    """Called at every step; may raise Interrupted to stop."""
+    progress: Callable[[str, int], Progress] = lambda what, networks: Progress()
+    """(what is trained or measured, number of networks) -> receives the reports of these trainings."""
 
     def __post_init__(self) -> None:
         method = self.plan.spec
@@ -139,6 +156,14 @@ class InstabilityAnalysis:
         self._evaluator = PointEvaluator(self.model, self.task, examples=self.plan.evaluation_examples)
 
     @property
+    def _kept(self) -> int:
+        return round((1 - self.sparsity) * self.dense.prunable)
+
+    @property
+    def _pruned(self) -> bool:
+        return self._kept < self.dense.nnz
+
+    @property
     def last(self) -> int:
         """The latest step at which a run can take its ticket."""
         return self.ticket_training.epochs * self.per_epoch - self.advance
@@ -147,7 +172,9 @@ class InstabilityAnalysis:
         """The error barrier between two copies trained from the ticket after `steps` steps."""
         ticket = self.ticket(steps)
         mask = self.mask(ticket)
-        one, other = self.train(ticket, mask, [self.seed.at("instability", repeat, "copy", i) for i in range(2)])
+        seeds = [self.seed.at("instability", repeat, "copy", i) for i in range(2)]
+        one, other = self.train(ticket, mask, seeds, "training both copies")
+        self.progress("", 0).on_stage("measuring the barrier between the copies")
         return evaluate_segment(self._evaluator, one.weights, other.weights, self.points).barriers.error
 
     def ticket(self, steps: int) -> Ticket:
@@ -156,34 +183,49 @@ class InstabilityAnalysis:
         if not steps:
             return ticket
         seeds = [(0, self.seed.at("ticket"))]
-        request = TrainRequest(ticket, self.dense, self.ticket_training, seeds, last=steps, progress=self.progress)
+        progress = self.progress("training the ticket", 1)
+        request = TrainRequest(ticket, self.dense, self.ticket_training, seeds, last=steps, progress=progress)
         (trained,) = self.backend.train(request)
         return Ticket(trained.weights, steps, trained.state)
 
     def mask(self, ticket: Ticket) -> Mask:
         """The mask that the copies of this ticket are trained on."""
-        kept = round((1 - self.sparsity) * self.dense.prunable)
-        if kept == self.dense.nnz:
+        if not self._pruned:
             return self.dense
-        (trained,) = self.train(ticket, self.dense, [self.seed.at("cycle", 0, "particle", 0)])
+        seeds = [self.seed.at("cycle", 0, "particle", 0)]
+        (trained,) = self.train(ticket, self.dense, seeds, "training the dense network")
         scores = {name: trained.weights[name].abs() for name in self.dense}
         plan = self.plan
         return prune_mask(
             self.dense,
             scores,
-            kept,
+            self._kept,
             allocation=plan.allocation_name,
             structure=plan.structure,
             min_per_layer=plan.min_per_layer,
             slices=slices_of(self.model),
         )
 
-    def train(self, ticket: Ticket, mask: Mask, seeds: list[Seed]) -> list[Particle]:
-        """Train one copy of the ticket per seed, as the particles of a run."""
-        first = ticket.steps * self.plan.times_epochs(0) if self.advance else 0
+    def train(self, ticket: Ticket, mask: Mask, seeds: list[Seed], what: str) -> list[Particle]:
+        """Train one copy of the ticket per seed, as the particles of a run. what: words for the progress."""
+        first = self._first(ticket.steps)
         numbered = list(enumerate(seeds))
-        request = TrainRequest(ticket, mask, self.training, numbered, first, progress=self.progress)
+        request = TrainRequest(ticket, mask, self.training, numbered, first, progress=self.progress(what, len(seeds)))
         return self.backend.train(request)
+
+    @property
+    def evaluation(self) -> float:
+        """Estimated cost of measuring one barrier, in training steps: a forward pass costs a third of a step."""
+        return self.points * len(self._evaluator.data) / (3 * self.training.batch_size)
+
+    def trainings(self, steps: int) -> list[int]:
+        """Optimizer steps of each training of the trial with the ticket after `steps` steps, in their order."""
+        each = self.training.epochs * self.per_epoch - self._first(steps)
+        return [*([steps] if steps else []), *([each] if self._pruned else []), each, each]
+
+    def _first(self, steps: int) -> int:
+        """Step of the schedule at which training from the ticket after `steps` steps starts."""
+        return steps * self.plan.times_epochs(0) if self.advance else 0
 
     def to_json(self, trial: RewindTrial) -> dict[str, Any]:
         """The values of a trial, and its step in epochs."""

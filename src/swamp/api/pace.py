@@ -24,9 +24,8 @@ class Pace:
     def __init__(self, cycles: Sequence[int] = (), ticket: int = 0, evaluation: float = 0.0) -> None:
         self.cycles, self.ticket, self.evaluation = tuple(cycles), ticket, evaluation
         self.finished_cycles = 0
-        self._reached: dict[bool, dict[int, int]] = {True: {}, False: {}}
-        """Step that each particle has reached: of the ticket's training (True), and of the present cycle."""
-        self._last = {True: 0, False: 0}
+        self._reached: dict[bool, dict[int, tuple[int, int]]] = {True: {}, False: {}}
+        """Step that each particle has reached, and its last one: of the ticket (True), and of the present cycle."""
         self._rates = {True: _Rate(), False: _Rate()}
         self._of_ticket: bool = True
         self._training = self._once = self._worked = False
@@ -38,7 +37,7 @@ class Pace:
         """Particle `index` of a cycle (None: the ticket) has taken `step` of `last` steps at time `now`."""
         ticket = cycle is None
         reached, rate = self._reached[ticket], self._rates[ticket]
-        before = reached.get(index, step - 1)
+        before, _ = reached.get(index, (step - 1, last))
         if self._training and ticket == self._of_ticket and self._at is not None:
             # Not every step of a particle of another rank is reported. A training that diverged starts again.
             rate.add(step - before if step > before else 1, now - self._at)
@@ -47,7 +46,7 @@ class Pace:
             self._advance(now - rate.seconds_a_step if rate.known else now)
         self._training, self._of_ticket, self._at = True, ticket, now
         self._worked = True
-        reached[index], self._last[ticket] = step, last
+        reached[index] = step, last
 
     def stage(self, now: float, *, once: bool = False) -> None:
         """Other work begins. once: it is not repeated in every cycle."""
@@ -77,18 +76,27 @@ class Pace:
     @property
     def active(self) -> list[int]:
         """Particles in training, or the last one."""
-        reached, last = self._reached[self._of_ticket], self._last[self._of_ticket]
-        return sorted(index for index, step in reached.items() if step < last) or [*reached][-1:]
+        reached = self._reached[self._of_ticket]
+        return sorted(index for index, (step, last) in reached.items() if step < last) or [*reached][-1:]
 
     @property
     def stage_steps(self) -> int:
         """Steps of the particles of the present cycle, or of the ticket."""
         return self._steps(self._of_ticket)
 
+    @property
+    def trainings(self) -> float:
+        """Trainings of the present cycle, or of the ticket, that are done, with the fractions of unfinished ones."""
+        reached = self._reached[self._of_ticket]
+        return min(reached) + sum(step / last for step, last in reached.values()) if reached else 0.0
+
     def _steps(self, ticket: bool) -> int:
         # No step is reported of particles that finished before a resume: lower indices count as done.
         reached = self._reached[ticket]
-        return min(reached) * self._last[ticket] + sum(reached.values()) if reached else 0
+        if not reached:
+            return 0
+        first = min(reached)
+        return first * reached[first][1] + sum(step for step, _ in reached.values())
 
     @property
     def total(self) -> int:

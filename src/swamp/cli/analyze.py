@@ -17,6 +17,7 @@ from swamp.analysis import ANALYSES
 from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, analyze, read_analysis
 from swamp.analysis.run_data import RunData
 from swamp.cli.session import Err, Out, beside, parse, print_json, print_labelled, stoppable
+from swamp.console import draws_bars
 from swamp.errors import Interrupted, SwampError, unknown
 
 
@@ -93,8 +94,8 @@ class _Session:
             if name not in ANALYSES:
                 raise unknown("analysis", name, ANALYSES)
         settings = AnalysisSettings(given.examples, given.curvature_examples, given.curvature_particles, given.points)
-        quiet = given.quiet or (given.json and not Err.is_terminal)
-        session = cls(RunData.open(given.run, given.model, given.task), settings, [], Err if given.json else Out, quiet)
+        run = RunData.open(given.run, given.model, given.task)
+        session = cls(run, settings, [], Err if given.json else Out, given.quiet)
         # In the order of ANALYSES, not of --only: cheap ones first.
         for name in (name for name in ANALYSES if name in (given.only or ANALYSES)):
             try:
@@ -111,7 +112,7 @@ class _Session:
         """Run the tasks in order until all are finished or `stop` is set."""
         records = read_analysis(self.run.directory)
         stored = {record["key"] for record in records if record["settings"] == self.settings.__dict__}
-        shown = nullcontext() if self.quiet or not self.console.is_terminal else _bar(self.console)
+        shown = nullcontext() if self.quiet or not draws_bars(self.console) else _bar(self.console)
         with shown as bar:
             line = bar.add_task("", total=len(self.tasks)) if bar else None
             for name, task in self.tasks:
@@ -136,7 +137,7 @@ class _Session:
             self.skip(task.key, error)
             return
         self.kept, self.computed = self.kept + stored, self.computed + (not stored)
-        if not (stored or self.quiet or self.console.is_terminal):
+        if not (stored or self.quiet or draws_bars(self.console)):
             self.console.print(f"{task.key}  {time.monotonic() - started:.1f} s", soft_wrap=True)
 
     def skip(self, key: str, error: SwampError) -> None:

@@ -106,15 +106,14 @@ def _trained(
     """Train all combinations, with progress and signal handling; return the cells of the table."""
     jobs, stop = mask_trainings(runs, rows), Event()
     console = Err if given.json else Out
-    quiet = given.quiet or (given.json and not Err.is_terminal)
     started: list[MaskTraining] = []
     with stoppable(stop, console), ExitStack() as shown:
-        reporter = Reporter() if quiet else shown.enter_context(LiveReporter(console))
+        reporter = Reporter() if given.quiet else shown.enter_context(LiveReporter(console))
 
         def on_start(job: MaskTraining) -> None:
             minutes = sum(other.seconds for other in jobs[len(started) :]) / 60
             started.append(job)
-            if not quiet:
+            if not given.quiet:
                 what = f"masks of {job.masks}, training of {job.training}, seed {job.seed}"
                 console.print(
                     f"\n{len(started)} of {len(jobs)}: {what} (at most about {minutes:.1f} min left)",

@@ -1,8 +1,8 @@
 """swamp ticket."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -14,6 +14,8 @@ import tyro
 from swamp.algorithms.backend_choice import backend_of
 from swamp.analysis import search_rewind_step
 from swamp.analysis.rewind_search import InstabilityAnalysis, RewindSearchResult, RewindTrial, TrialLog
+from swamp.api.display import Display
+from swamp.api.pace import Pace
 from swamp.backends import Progress
 from swamp.cli.run import recipe_or_config
 from swamp.cli.session import Err, Out, parse, print_json, stoppable
@@ -23,6 +25,7 @@ from swamp.report.matplotlib_renderer import draw
 from swamp.runs.config import RunConfig
 from swamp.runs.directory import write_json
 from swamp.runs.execute import executing, prepare
+from swamp.runs.run_progress import TrainingStep
 from swamp.training.snapshot import Snapshot
 
 
@@ -63,7 +66,7 @@ class TicketArgs:
     json: bool = False
     """Print one JSON object on standard output, and nothing else."""
     quiet: bool = False
-    """No line for each ticket tried."""
+    """Show no progress."""
 
 
 TICKET_HELP = {
@@ -81,11 +84,13 @@ def ticket_command(arguments: Sequence[str]) -> None:
     given = parse(TicketArgs, "swamp ticket", rest, TicketArgs(default), TICKET_HELP)
     if given.out is not None and given.out.exists():
         raise SwampError(f"{given.out} already exists. Choose another --out, or delete it.")
-    stop = Event()
-    with stoppable(stop), executing(given.config):
-        instability = _instability(given, stop)
+    stop, console = Event(), Err if given.json else Out
+    with stoppable(stop, console), executing(given.config), ExitStack() as shown:
+        display = Display(console, lambda at, active: at.what, ("trials", "trainings"))
+        progress = _SearchProgress(None if given.quiet else shown.enter_context(display), stop)
+        instability = _instability(given, progress)
         trials = _trials(given, instability)
-        found = _search(given, instability, trials)
+        found = _search(given, instability, trials, progress)
     picture = trials.folder / "barrier.svg"
     draw(instability_figure(list(trials), instability.per_epoch, given.threshold), picture, "svg")
     done: dict[str, Any] = _summary(given, instability, found) | {"picture": str(picture)}
@@ -103,13 +108,14 @@ def ticket_command(arguments: Sequence[str]) -> None:
         _print(given, instability, found, found.steps, picture)
 
 
-def _instability(given: TicketArgs, stop: Event) -> InstabilityAnalysis:
+def _instability(given: TicketArgs, progress: "_SearchProgress") -> InstabilityAnalysis:
+    progress.stage("preparing the data and the network", once=True)
     problem, model = prepare(given.config)
     plan = given.config.plan
     task = problem.task.to(next(model.parameters()).device)
     backend = backend_of(given.config.backend, model, task, plan)
     sparsity = 1 - plan.schedule().densities[-1] if given.at_sparsity is None else given.at_sparsity
-    return InstabilityAnalysis(model, task, plan, given.config.training, backend, sparsity, progress=_Stopping(stop))
+    return InstabilityAnalysis(model, task, plan, given.config.training, backend, sparsity, progress=progress.training)
 
 
 def _trials(given: TicketArgs, instability: InstabilityAnalysis) -> TrialLog:
@@ -120,7 +126,9 @@ def _trials(given: TicketArgs, instability: InstabilityAnalysis) -> TrialLog:
     return TrialLog(folder, {"configuration": config.digest(), "sparsity": sparsity})
 
 
-def _search(given: TicketArgs, instability: InstabilityAnalysis, trials: TrialLog) -> RewindSearchResult:
+def _search(
+    given: TicketArgs, instability: InstabilityAnalysis, trials: TrialLog, progress: "_SearchProgress"
+) -> RewindSearchResult:
     latest = (
         instability.last // 2 if given.latest_epochs is None else round(given.latest_epochs * instability.per_epoch)
     )
@@ -129,26 +137,24 @@ def _search(given: TicketArgs, instability: InstabilityAnalysis, trials: TrialLo
             f"the latest ticket would be at step {latest}, but training ends at step {instability.last}. "
             f"Give --latest-epochs between 0 and {instability.last / instability.per_epoch:g}."
         )
-    console = Err if given.json else Out
-    shown = not given.quiet
 
     def on_trial(trial: RewindTrial) -> None:
         trials.add(trial)
         verdict = "stable" if trial.barrier < given.threshold else "unstable"
         again = "  (verification, other batch orders)" if trial.repeat else ""
-        if shown:
-            console.print(
-                f"ticket after {trial.steps:6d} steps ({trial.steps / instability.per_epoch:7.2f} epochs): "
-                f"{100 * trial.barrier:6.2f} points, {verdict}{again}   {trial.seconds:.1f} s",
-                soft_wrap=True,
-            )
-
-    working = console.status("training copies") if shown and console.is_terminal else nullcontext()
-    with working:
-        measure = partial(trials.barrier, instability.barrier_at)
-        return search_rewind_step(
-            measure, latest, threshold=given.threshold, resolution=given.resolution, on_trial=on_trial
+        progress.finished(
+            f"ticket after {trial.steps:6d} steps ({trial.steps / instability.per_epoch:7.2f} epochs): "
+            f"{100 * trial.barrier:6.2f} points, {verdict}{again}   {trial.seconds:.1f} s"
         )
+
+    return search_rewind_step(
+        partial(trials.barrier, instability.barrier_at),
+        latest,
+        threshold=given.threshold,
+        resolution=given.resolution,
+        on_trial=on_trial,
+        on_start=partial(progress.started, instability),
+    )
 
 
 def _summary(given: TicketArgs, instability: InstabilityAnalysis, found: RewindSearchResult) -> dict[str, Any]:
@@ -190,12 +196,67 @@ def _with_ticket(config: RunConfig, epochs: float) -> RunConfig:
     return replace(config, plan=replace(config.plan, ticket_epochs=epochs))
 
 
-@dataclass(frozen=True)
-class _Stopping(Progress):
-    """Progress that raises Interrupted when `stop` is set."""
+@dataclass(eq=False)
+class _SearchProgress:
+    """Shows the trials of a search, and stops their trainings when `stop` is set."""
 
-    stop: Event = field(default_factory=Event)
+    display: Display | None
+    """None: nothing is shown."""
+    stop: Event
+    trial: int = -1
+    ticket: str = ""
+    """The ticket of the present trial, in words."""
+    trainings: int = 0
+    """Trainings of the present trial."""
+    began: int = 0
+    """Trainings of the present trial that have begun."""
+
+    def stage(self, name: str, *, once: bool = False) -> None:
+        """Other work than training begins; see Display."""
+        if self.display is not None:
+            self.display.stage(name, once=once)
+
+    def started(self, instability: InstabilityAnalysis, steps: int, repeat: int, left: int) -> None:
+        """A trial starts, and `left` trials are left with it."""
+        self.trial, self.began = self.trial + 1, 0
+        self.ticket = f"ticket after {steps} steps"
+        trainings = instability.trainings(steps)
+        self.trainings = len(trainings)
+        if self.display is None:
+            return
+        if not self.trial:
+            self.display.expect(Pace((sum(trainings),) * left, evaluation=instability.evaluation))
+        earlier = self.display.pace.cycles[: self.trial]
+        # Later tickets are not known yet: their trials count as this one.
+        self.display.pace.cycles = (*earlier, *[sum(trainings)] * left)
+
+    def training(self, what: str, networks: int) -> Progress:
+        """Progress of `networks` trainings; see InstabilityAnalysis."""
+        first, self.began = self.began, self.began + networks
+        return _TrialProgress(self, first, f"{self.ticket}, {what}")
+
+    def finished(self, line: str) -> None:
+        """Print the line of a finished trial."""
+        if self.display is not None:
+            self.display.finished(line)
+
+
+@dataclass(eq=False)
+class _TrialProgress(Progress):
+    """Progress of one of the trainings of a trial."""
+
+    search: _SearchProgress
+    first: int
+    """Trainings of this trial before these."""
+    what: str
 
     def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
-        if self.stop.is_set():
+        search = self.search
+        if search.display is not None:
+            at = TrainingStep(search.trial, self.first + index, search.trainings, step, total, what=self.what)
+            search.display.step(at.with_values(snapshot))
+        if search.stop.is_set():
             raise Interrupted("stopped. Finished trials are kept: repeat the command to continue.")
+
+    def on_stage(self, name: str, *, once: bool = False) -> None:
+        self.search.stage(f"{self.search.ticket}, {name}", once=once)

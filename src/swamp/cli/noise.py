@@ -17,6 +17,7 @@ from swamp.analysis.analysis_tasks import AnalysisTask, analyze
 from swamp.analysis.run_data import RunData
 from swamp.api.progress import LiveReporter
 from swamp.cli.session import Err, Out, parse, print_json, print_labelled, stoppable
+from swamp.console import draws_bars
 from swamp.errors import Interrupted, SwampError, unknown
 from swamp.runs.run_progress import Reporter
 
@@ -88,11 +89,10 @@ def noise_command(arguments: Sequence[str]) -> None:
 
 def _records(given: NoiseArgs, settings: AblationSettings, command: str) -> list[Mapping[str, Any]]:
     """Compute the records of all factors, with progress and signal handling."""
-    quiet = given.quiet or (given.json and not Err.is_terminal)
     stop, found = Event(), list[Mapping[str, Any]]()
     console = Err if given.json else Out
     with stoppable(stop, console), ExitStack() as shown:
-        reporter = Reporter() if quiet else shown.enter_context(LiveReporter(console))
+        reporter = Reporter() if given.quiet else shown.enter_context(LiveReporter(console))
         run = RunData.open(given.run, given.model, given.task)
         cycle = run.cycles - 1 if given.cycle == -1 else given.cycle
         factors = [factor for factor in FACTORS if factor in (given.only or FACTORS)]
@@ -103,7 +103,7 @@ def _records(given: NoiseArgs, settings: AblationSettings, command: str) -> list
                 started = time.monotonic()
                 # One task per call: its record is written before the next task starts.
                 found += analyze(run, {"noise": partial(_only, task)}, settings)
-                if not (quiet or console.is_terminal):
+                if not (given.quiet or draws_bars(console)):
                     console.print(f"{task.key}  {time.monotonic() - started:.1f} s", soft_wrap=True)
         except Interrupted as error:
             done = f"{len(found)} of {len(tasks)} factors are done"

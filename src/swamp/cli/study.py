@@ -117,9 +117,9 @@ def _until_over(study: StudyDirectory, workers: int, given: StudyArgs) -> list[R
     """Start the workers, show the states of runs until the workers end, and return the final states."""
     stop = Event()
     workers = min(workers, sum(not study.over(name) for name in study.runs))
-    quiet = given.quiet or (given.json and not Err.is_terminal)
-    shown = nullcontext() if quiet else StudyProgress(study, Err if given.json else Out)
-    with stoppable(stop, Err if given.json else Out):
+    console = Err if given.json else Out
+    shown = nullcontext() if given.quiet else StudyProgress(study, console)
+    with stoppable(stop, console):
         with local_workers(study, workers, wait=given.wait) as processes, shown as watch:
             while True:
                 ended = processes.ended()

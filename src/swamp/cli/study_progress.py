@@ -1,8 +1,9 @@
-"""Progress of a study on the terminal: running and finished runs, rate, time left."""
+"""Progress of a study: running and finished runs, rate, time left; without a terminal as a line every 30 s."""
 
+import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -11,20 +12,28 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from swamp.api.display import LOG_SECONDS
 from swamp.api.pace import duration
+from swamp.console import draws_bars
 from swamp.runs.study_queue import RunState, StudyDirectory
 
 _MOST_ROWS = 12
 
 
 class StudyProgress:
-    """Shows the states of the runs of a study; a context manager."""
+    """Shows the states of the runs of a study; a context manager.
 
-    def __init__(self, study: StudyDirectory, console: Console) -> None:
-        self.study, self.console = study, console
-        self.live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else None
+    Args:
+        study: The study.
+        console: Where lines are printed, and bars are drawn if it is a terminal.
+        clock: Gives the time in seconds.
+    """
+
+    def __init__(self, study: StudyDirectory, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.study, self.console, self.clock = study, console, clock
+        self.live = Live(console=console, transient=True, auto_refresh=False) if draws_bars(console) else None
         self.printed: set[str] | None = None
-        self.began, self.done_before = time.monotonic(), 0.0
+        self.began, self.done_before, self.logged = clock(), 0.0, -math.inf
 
     def __enter__(self) -> "StudyProgress":
         if self.live:
@@ -38,11 +47,14 @@ class StudyProgress:
             self.live.stop()
 
     def show(self, states: Sequence[RunState]) -> None:
-        """Print a line for each run that ended since the last call, and redraw the running ones."""
+        """Print a line for each run that ended since the last call, and redraw the running ones.
+
+        Where no bar can be drawn, print a line on all runs at the first call, and every 30 s.
+        """
         ended = [state for state in states if state.state in ("finished", "failed")]
         if self.printed is None:
             self.printed = {state.name for state in ended}
-            self.began, self.done_before = time.monotonic(), sum(state.done for state in states)
+            self.began, self.done_before = self.clock(), sum(state.done for state in states)
             if ended:
                 self.console.print(f"{len(ended)} of {len(states)} runs ended earlier and are not repeated.")
         for state in ended:
@@ -52,6 +64,12 @@ class StudyProgress:
                 self.console.print(f"{place} {self._line(state)}", soft_wrap=True)
         if self.live:
             self.live.update(self._drawing(states), refresh=True)
+        elif len(ended) < len(states) and self.clock() - self.logged >= LOG_SECONDS:
+            self.logged = self.clock()
+            done, total = self._epochs(states)
+            self.console.print(
+                f"{counted(states)}; {done:g} of {total:g} epochs, {self._pace(done, total)}", soft_wrap=True
+            )
 
     def _line(self, state: RunState) -> str:
         if state.state == "failed":
@@ -67,13 +85,17 @@ class StudyProgress:
             table.add_row(state.name, bar, f"{state.done:g}/{state.total:g} epochs", state.worker)
         if len(running) > _MOST_ROWS:
             table.add_row(f"and {len(running) - _MOST_ROWS} more")
-        done, total = sum(state.done for state in states), sum(state.total for state in states)
+        done, total = self._epochs(states)
         whole = Table(box=None, pad_edge=False, show_header=False)
         whole.add_row("study", ProgressBar(total=total, completed=done, width=24), counted(states))
         return Group(table, whole, self._pace(done, total))
 
+    def _epochs(self, states: Sequence[RunState]) -> tuple[float, float]:
+        """Epochs of training that are done, and all of them."""
+        return sum(state.done for state in states), sum(state.total for state in states)
+
     def _pace(self, done: float, total: float) -> str:
-        rate = (done - self.done_before) / max(time.monotonic() - self.began, 1e-9)
+        rate = (done - self.done_before) / max(self.clock() - self.began, 1e-9)
         if not rate:
             return "no rate yet: no particle has finished since this command started"
         return f"{rate:,.3g} epochs/s, about {duration((total - done) / rate)} left"

@@ -47,6 +47,8 @@ class TrainingStep:
     """Gives the mean training loss of the present epoch, or of the last one; it waits for the device."""
     lr: float = math.nan
     """Learning rate of the step; NaN: not known."""
+    what: str = ""
+    """What is trained, in words; empty: the ticket, or a particle of the cycle."""
 
     def with_values(self, snapshot: Callable[[], Snapshot]) -> "TrainingStep":
         """With the loss and the learning rate, where the trainer says them."""
