@@ -71,6 +71,29 @@ def test_a_tracker_receives_losses_rates_cycles_figures_the_model_and_the_end(re
     assert {"config.json", "mask.safetensors", "model.safetensors"} <= {*recorded.files["model"]}
 
 
+@pytest.mark.parametrize(("method", "count"), [("swamp", 2), ("imp", 1)])
+def test_retraining_a_mask_is_tracked_too_and_has_the_same_bits(recorded, method, count):
+    mask = prune().mask
+    ticket = swamp.Ticket(network().state_dict(), 0)
+    how = {"training": OPTIONS["training"], "backend": "sequential", "particles": 2, "barrier_threshold": 1.0}
+    plain, sparse = (
+        swamp.retrain(network(), examples(), ticket, mask, method=method, **how, **more)
+        for more in ({}, {"track": recorded})
+    )
+    assert same(plain, sparse)
+    steps = sparse.cycles[0].particles[0].steps
+    assert [step for step, _ in recorded.rows(f"loss/particle-{count - 1}")] == [*range(1, steps + 1)]
+    assert not list(recorded.rows(f"loss/particle-{count}"))
+    assert recorded.rows("sparsity") == [(steps, sparse.mask.sparsity)]
+    assert recorded.calls[-2:] == [("artifact", "model"), ("finish", "finished")]
+
+
+def test_retraining_refuses_what_is_no_tracker_before_any_work():
+    ticket, mask = swamp.Ticket(network().state_dict(), 0), prune().mask
+    with pytest.raises(swamp.SwampError, match="Did you mean tensorboard"):
+        swamp.retrain(network(), examples(), ticket, mask, track="tensorbord")
+
+
 def test_the_learning_rate_is_that_of_the_step(recorded):
     prune(track=recorded)
     ticket, found = len(recorded.rows("lr/ticket")), recorded.rows("lr/particle-0")

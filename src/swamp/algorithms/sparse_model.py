@@ -53,7 +53,8 @@ class SparseModel:
         if not self.cycles:
             return f"{known})"
         last = self.cycles[-1]
-        return f"{known},\n  {len(self.cycles)} cycles, {last.total.steps:,} steps, test {_metrics(last)})"
+        count = f"{len(self.cycles)} cycle{'s' if len(self.cycles) > 1 else ''}"
+        return f"{known},\n  {count}, {last.total.steps:,} steps, test {_metrics(last)})"
 
     def _repr_html_(self) -> str:
         """A table of the cycles, for notebooks."""

@@ -183,6 +183,7 @@ def retrain(
     training: Training | None = None,
     backend: Backend | str | None = None,
     progress: bool = False,
+    track: Track = (),
     **options: Unpack[PlanOptions],
 ) -> SparseModel:
     """Train `mask`, however it was found, from `ticket` by one cycle of `method`.
@@ -200,6 +201,7 @@ def retrain(
         training: See `prune`.
         backend: See `prune`.
         progress: See `prune`.
+        track: See `prune`; the files of the trackers are below `tracking` in the working folder.
         **options: See `prune`.
 
     Returns:
@@ -212,15 +214,19 @@ def retrain(
     how = training or Training()
     epochs = ticket.steps / task.train.steps(how.batch_size)
     densities = (1.0, mask.density) if mask.density < 1 else (1.0,)
+    index = len(densities) - 1
     given: PlanOptions = {"ticket_epochs": epochs, **options, "densities": densities}
     plan = Plan(method=method, particles=(particles,), **given)
-    shown = live_progress() if progress else None
-    store = NoStore() if shown is None else _ShownOnly(shown)
-    found = train_on({len(densities) - 1: mask}, ticket, model, task, plan, how, backend=backend, store=store)
-    with shown or nullcontext():
-        if shown is not None:
-            steps = particles * how.epochs * task.train.steps(how.batch_size)
-            shown.started(Overview(cycle_steps=(steps,)))
+    trackers = chosen_trackers(track)
+    reporter = _reporters(Job(model, task, plan, how, backend), None, live_progress() if progress else None, trackers)
+    store = NoStore() if reporter is None else _ShownOnly(reporter)
+    with reporter or nullcontext():
+        found = train_on({index: mask}, ticket, model, task, plan, how, backend=backend, store=store)
+        if reporter is not None:
+            steps = plan.particle_epochs(index, how.epochs) * task.train.steps(how.batch_size)
+            particle_steps = (*[0] * index, steps)  # of a cycle before it, none are taken
+            count = plan.schedule().particles[index]
+            reporter.started(Overview(cycle_steps=(count * steps,), particle_steps=particle_steps))
         return SparseModel.of(model, tuple(found))
 
 
