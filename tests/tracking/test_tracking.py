@@ -1,6 +1,7 @@
 """Trackers receive what a run logs; whatever they do, the run ends with the same bits."""
 
 import json
+import os
 import threading
 import time
 import warnings
@@ -134,6 +135,15 @@ def test_a_full_disk_ends_tracking_but_not_the_run(recorded, monkeypatch):
     with pytest.warns(UserWarning, match="not tracked any more.*No space left"):
         assert prune(track=recorded).sparsity > 0
     assert recorded.calls[-1] == ("finish", "finished")
+
+
+@pytest.mark.parametrize("out", [None, "run"])
+def test_trackers_write_to_one_folder_wherever_the_process_goes(recorded, out, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    prune(track=recorded, out=out, on_cycle=lambda cycle: os.chdir(tmp_path / "elsewhere"))
+    assert recorded.run.folder.is_absolute()
+    assert json.loads((recorded.run.folder / "state.json").read_text())["Recorded"]["cycles"] == 3
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_a_slow_tracker_delays_no_step_and_points_above_the_limit_are_left_out(monkeypatch):

@@ -91,7 +91,8 @@ def stored_cycles(job: Job, out: Path, reporter: Reporter) -> Iterator[Cycle]:
     """
     with warnings.catch_warnings(action="ignore"):  # they come again when the run starts
         job.cycles(NoStore())
-    return _cycles(job, _directory(job, out), reporter)
+    # The caller's code, which runs between two cycles, may change the working folder.
+    return _cycles(job, _directory(job, out.absolute()), reporter)
 
 
 def _directory(job: Job, out: Path) -> RunDirectory:

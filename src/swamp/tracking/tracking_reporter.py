@@ -103,6 +103,7 @@ class TrackingReporter(Reporter):
             folder = Path("tracking") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         else:
             folder = self.path / "tracking"
+        folder = folder.absolute()  # the process may change its working folder while trackers write
         make_folder(folder)
         self.state = _read_state(folder / _STATE)
         config = flattened(json.loads(json.dumps(replace_nonfinite(self.config.to_json()))))
