@@ -1,4 +1,4 @@
-"""Masks that change while particles train: against a hand-written RigL, segment by segment, on every backend."""
+"""Masks that change while particles train: against hand-written RigL and AC/DC, step by step, on every backend."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -75,6 +75,71 @@ def test_rigl_equals_a_hand_written_one(mlp, task):
     assert cycle.mask != first
     assert all(torch.equal(alive, mask[name] == 1) for name, alive in cycle.mask.items())
     assert all(torch.allclose(cycle.weights[name], value, rtol=0, atol=1e-10) for name, value in weights.items())
+
+
+def acdc_by_hand(
+    model, task: Task, seed: Seed, nnz: int, compress: set[int], decompress: set[int]
+) -> tuple[dict, dict]:
+    """AC/DC in plain PyTorch, with torch's own SGD; phases begin after the given steps."""
+    prunable = ["0.weight", "2.weight"]
+    parameters = dict(model.named_parameters())
+    mask = {name: torch.ones_like(parameters[name]) for name in prunable}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.8, momentum=0.9, weight_decay=5e-4)
+    for step in range(EPOCHS * PER_EPOCH):
+        if step in compress:
+            size = torch.cat([parameters[name].detach().abs().flatten() for name in prunable])
+            chosen = torch.zeros_like(size)
+            chosen[size.argsort(descending=True, stable=True)[:nnz]] = 1
+            parts = chosen.split([parameters[name].numel() for name in prunable])
+            mask = {name: part.view_as(parameters[name]) for name, part in zip(prunable, parts, strict=True)}
+        elif step in decompress:
+            mask = {name: torch.ones_like(parameters[name]) for name in prunable}
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.8, momentum=0.9, weight_decay=5e-4)
+        order = torch.randperm(96, generator=seed.at("order", step // PER_EPOCH).generator())
+        part = order[step % PER_EPOCH * BATCH : (step % PER_EPOCH + 1) * BATCH]
+        share = torch.tensor(step / (EPOCHS * PER_EPOCH) * torch.pi, dtype=torch.float64)
+        optimizer.param_groups[0]["lr"] = 0.4 * (1 + torch.cos(share).item())
+        with torch.no_grad():
+            for name, own in mask.items():
+                parameters[name] *= own
+        optimizer.zero_grad()
+        F.cross_entropy(model(task.train.inputs[part]), task.train.targets[part]).backward()
+        for name, own in mask.items():
+            parameters[name].grad *= own
+            if "momentum_buffer" in optimizer.state[parameters[name]]:
+                optimizer.state[parameters[name]]["momentum_buffer"] *= own
+        optimizer.step()
+    return {name: p.detach() * mask.get(name, 1) for name, p in parameters.items()}, mask
+
+
+ACDC = Dynamic(update_interval=INTERVAL, acdc_warmup=0.2, acdc_phase=0.125, acdc_final=0.25)
+"""Of 24 steps: 5 dense, 3 compressed, 3 dense, 3 compressed, 4 dense, 6 compressed."""
+
+
+def test_acdc_equals_a_hand_written_one(mlp, task):
+    mlp, task = exact(mlp, task)
+    start = {name: value.clone() for name, value in mlp.state_dict().items()}
+    spy = Spy(mlp, task)
+    (cycle,) = swamp.cycles(
+        mlp, task, replace(PLAN, method="acdc", dynamic=ACDC, sparsity=0.5), replace(TRAINING, lr=0.8), backend=spy
+    )
+    mlp.load_state_dict(start)
+    weights, mask = acdc_by_hand(mlp, task, Seed(0).at("cycle", 0, "particle", 0), 72, {5, 11, 18}, {8, 14})
+    assert all(torch.equal(alive, mask[name] == 1) for name, alive in cycle.mask.items())
+    assert all(torch.allclose(cycle.weights[name], value, rtol=0, atol=1e-10) for name, value in weights.items())
+    masks = {request.last: mask for _, mask, *_, request in spy.calls}
+    assert {step: mask.nnz for step, mask in masks.items()} == {
+        **dict.fromkeys((4, 5, 11, 16, 18), 144),
+        **dict.fromkeys((8, 12, 14, 20, 24), 72),
+    }
+    # Each compressed phase chooses its own weights.
+    assert len({masks[step].digest for step in (8, 14, 24)}) > 1
+
+
+def test_acdc_counts_dense_and_sparse_phases(mlp, task):
+    (cycle,) = run(mlp, task, "acdc", dynamic=ACDC)
+    assert cycle.cost.steps == 24
+    assert cycle.cost.flops == pytest.approx(BATCH * 6 * (12 * 144 + 12 * 29))
 
 
 @pytest.mark.parametrize("method", ["set", "rigl", "set-swamp", "rigl-swamp", "set-swamp-own", "rigl-swamp-own"])
@@ -203,7 +268,7 @@ def test_a_frozen_layer_keeps_its_mask_and_its_weights_in_every_backend(mlp, tas
     assert cycle.mask.nnz == 29
     start = model.state_dict()["0.weight"]
     assert torch.equal(cycle.weights["0.weight"], start * cycle.mask["0.weight"])
-    if method != "gmp":
+    if METHODS[method].grow not in ("nothing", "all"):
         # Growth happens in the other layer alone, whose number of weights stays exact.
         assert {tuple(mask.nnz_by_layer.values()) for mask in masks} == {tuple(cycle.mask.nnz_by_layer.values())}
         assert all(torch.equal(mask["0.weight"], cycle.mask["0.weight"]) for mask in masks)
@@ -245,7 +310,7 @@ def test_steps_along_the_last_gradient_keep_to_the_new_mask(mlp, task):
         assert not any(snapshot.gradient[name][~alive].any() for name, alive in mask.items())
 
 
-@pytest.mark.parametrize("method", [name for name in CHANGING if name != "gmp"])
+@pytest.mark.parametrize("method", [name for name in CHANGING if METHODS[name].grow not in ("nothing", "all")])
 def test_a_mask_of_fixed_density_begins_at_random(mlp, task, method):
     class Asked(Exception):  # noqa: N818
         pass

@@ -51,7 +51,8 @@ OF_PLAN = {
     "barrier_points": 0,
     "evaluation_examples": 20,
 }
-OF_DYNAMIC = {"update_interval": 3, "drop_fraction": 0.8, "dst_stop": 0.4}
+OF_DYNAMIC = {"update_interval": 3, "drop_fraction": 0.8, "dst_stop": 0.4, "acdc_warmup": 0.3, "acdc_phase": 0.2}
+OF_DYNAMIC |= {"acdc_final": 0.3}
 OF_TRAINING = {
     "epochs": 6,
     "batch_size": 24,
@@ -170,6 +171,9 @@ def test_every_field_of_plan_and_training_is_in_the_table():
 def test_a_given_option_that_the_method_ignores_is_refused_with_the_reason():
     for method, option, why in (
         ("gmp", "drop_fraction", "gmp grows no weights"),
+        ("acdc", "drop_fraction", "acdc grows all weights"),
+        ("acdc", "dst_stop", "the mask of acdc changes between its compressed and dense phases"),
+        ("gmp", "acdc_phase", "gmp has no compressed and dense phases"),
         ("imp", "update_interval", "the mask of imp does not change while it trains"),
         ("swamp", "ema", "swamp averages by SWA"),
         ("swamp", "lawa", "swamp averages by SWA"),

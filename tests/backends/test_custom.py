@@ -12,6 +12,7 @@ from swamp.backends import CustomTrainer, Sequential, Ticket, TrainJob, TrainReq
 from swamp.masks import Mask
 from swamp.training import Seed, Task, Training
 from swamp.training.average import copied
+from swamp.training.mask_updates import Dynamic
 
 TRAINING = Training(epochs=4, batch_size=6, lr=0.1, swa_fraction=0.5)
 SEEDS = [(index, Seed(0).at("cycle", 1, "particle", index)) for index in (0, 1, 2)]
@@ -70,6 +71,16 @@ def test_whole_runs_are_those_of_the_library(task, mlp):
     assert [cycle.total.steps for cycle in own] == [cycle.total.steps for cycle in ours]
     for mine, theirs in zip(own, ours, strict=True):
         assert mine.metrics.test == pytest.approx(theirs.metrics.test)
+
+
+@pytest.mark.parametrize("method", ["gmp", "acdc", "rigl"])
+def test_a_mask_that_changes_within_a_training_is_refused_before_training(method, image_task, mlp):
+    taken: list[TrainJob] = []
+    backend = CustomTrainer(mlp, image_task, plain_loop(image_task, taken.append))
+    plan = Plan(method, sparsity=0.5, dynamic=Dynamic(update_interval=2, acdc_phase=0.2))
+    with pytest.raises(SwampError, match=f"the mask of {method} changes between two steps of a training"):
+        next(cycles(mlp, image_task, plan, TRAINING, backend=backend))
+    assert not taken
 
 
 def test_the_model_the_ticket_and_the_global_generators_are_left_alone(mlp, image_task, two_thirds, ticket_of, same):

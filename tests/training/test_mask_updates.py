@@ -216,3 +216,27 @@ def test_the_dense_gradient_equals_the_gradient_of_the_step_with_dropout(normed,
     fit(normed, task, plain, seed, first=8, last=9)
     for name, parameter in normed.named_parameters():
         assert torch.allclose(found[name], (before[name] - parameter.detach()) / 0.5, atol=1e-6), name
+
+
+def test_phases_of_acdc_are_those_of_the_paper():
+    imagenet, cifar = Dynamic(), Dynamic(acdc_warmup=0.05, acdc_phase=0.1)
+    # 100 epochs: compressed at 10, 20 ... 70 and dense again 5 epochs later; the last dense phase is one of 10 epochs.
+    assert imagenet.phases(Training(epochs=100), 1) == (*range(10, 80, 5), 85)
+    # 200 epochs: 20 compressed from 10, 50, 90 and 130, and the last 30.
+    assert cifar.phases(Training(epochs=200), 7) == tuple(7 * epoch for epoch in (*range(10, 170, 20), 170))
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs"),
+    [({}, 5), ({"acdc_warmup": 0.8}, 100), ({"acdc_phase": 0.4}, 100), ({"acdc_final": 0.002}, 100)],
+)
+def test_a_training_without_a_compressed_phase_before_the_last_is_refused(options, epochs):
+    with pytest.raises(SwampError, match="AC/DC has no compressed phase before the last one: of"):
+        Dynamic(**options).phases(Training(epochs=epochs), 1)
+
+
+@pytest.mark.parametrize("name", ["acdc_warmup", "acdc_phase", "acdc_final"])
+def test_fractions_of_acdc_lie_between_0_and_1(name):
+    for value in (0.0, 1.0):
+        with pytest.raises(SwampError, match=rf"{name} must be in \(0, 1\), got {value}"):
+            Dynamic(**{name: value})

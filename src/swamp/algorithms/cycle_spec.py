@@ -34,7 +34,7 @@ def first_spec(setup: Setup, index: int, ticket: Ticket) -> CycleSpec:
     if not setup.method.independent:
         return CycleSpec(ticket, setup.dense, setup.training_of(index), setup.first_step(index))
     training = setup.training_of(index)
-    if setup.method.masks == "dynamic" and setup.method.grow == "nothing":
+    if setup.method.masks == "dynamic" and setup.method.grow in ("nothing", "all"):
         return CycleSpec(ticket, setup.dense, training)
     nnz = setup.schedule.nnz(index, setup.dense.prunable)
     pruned = setup.pruner.prune(setup.dense, ticket.weights, nnz, setup.seed.at("score", index))

@@ -1,4 +1,4 @@
-"""Particles whose masks change while they train: SET, RigL, gradual pruning, and SWAMP on top of them."""
+"""Particles whose masks change while they train: SET, RigL, gradual pruning, AC/DC, and SWAMP on top of them."""
 
 import time
 import warnings
@@ -13,9 +13,9 @@ from swamp.algorithms.divergence import reduced_lr, restart_seed
 from swamp.algorithms.particles import Trained
 from swamp.algorithms.setup import Setup
 from swamp.algorithms.store import Phase
-from swamp.backends import Particle, Progress, TrainRequest
+from swamp.backends import CustomTrainer, Particle, Progress, TrainRequest
 from swamp.backends.base import ForwardingProgress
-from swamp.errors import Diverged, Interrupted
+from swamp.errors import Diverged, Interrupted, SwampError
 from swamp.masks import Mask
 from swamp.training import RunningMean, Seed
 from swamp.training.average import State, mean
@@ -25,7 +25,15 @@ from swamp.training.snapshot import Snapshot, masked_snapshot
 
 
 def train_dynamic(setup: Setup, index: int, spec: CycleSpec) -> Trained:
-    """The particles of cycle `index`, whose masks change while they train, starting from the mask of `spec`."""
+    """The particles of cycle `index`, whose masks change while they train, starting from the mask of `spec`.
+
+    Raises SwampError for a custom trainer, which cannot continue from the snapshot of the previous part.
+    """
+    if isinstance(setup.backend, CustomTrainer):
+        raise SwampError(
+            f"the mask of {setup.plan.method} changes between two steps of a training, and a custom trainer trains a "
+            "particle as a whole. Choose a method with a fixed mask in each cycle, or train with the library's loop."
+        )
     while True:
         try:
             return _DynamicTraining(setup, index, spec).run()
@@ -61,7 +69,7 @@ class _DynamicTraining:
         """Steps of the trunk that all particles share before they separate."""
         dynamic = self.plan.dynamic
         self.end = dynamic.end(self.training, self.per_epoch)
-        self.changes = dynamic.steps(self.training, self.per_epoch)
+        self.changes = self.method.mask_changes(dynamic, self.training, self.per_epoch)
         # With a cyclic learning rate in the tail: a sample after each of its cycles, another mask before the next one.
         self.sampled = self.method.cyclic_final_lr and self.training.swa
         ends = range(self.per_epoch, self.total + 1, self.per_epoch) if self.sampled else ()
@@ -77,7 +85,7 @@ class _DynamicTraining:
         earlier_seconds = phase.seconds
         # Also after the last change of the mask: a killed run resumes at the start of its part.
         parts = range(self.plan.dynamic.update_interval, self.total, self.plan.dynamic.update_interval)
-        stops = [*parts, *self.sample_steps, self.split, self.total]
+        stops = [*parts, *self.changes, *self.sample_steps, self.split, self.total]
         while True:
             began = time.perf_counter()
             if len(phase.snapshots) == 1 < count and phase.step >= self.split:
@@ -148,6 +156,9 @@ class _DynamicTraining:
                 masked_snapshot(one, masks[i % len(masks)], self.trainable, self.setup.evaluator.ties)
                 for i, one in enumerate(snapshots)
             )
+            if self.method.grow == "all" and not self._compresses(step):
+                # Momentum from before the compressed phase is stale for the weights that return (Peste et al. 2021).
+                snapshots = tuple(replace(one, optimizer={}) for one in snapshots)
         seconds = phase.seconds + time.perf_counter() - began
         return Phase(step, masks, snapshots, average.partial(), average.count, flops, seconds)
 
@@ -167,13 +178,9 @@ class _DynamicTraining:
             prunable = self.spec.mask.prunable
             density = density_at(step, self.end, self.nnz / prunable)
             last = step == self.changes[-1]
-            nnz = self.nnz if last else round(density * prunable)
-            pruned = self.setup.pruner.pruned(mask, weights, nnz, self.seed.at("score", step))
-            for note in pruned.notes:
-                if note not in self.notes:
-                    warnings.warn(note, stacklevel=2)
-                    self.notes.append(note)
-            return pruned.mask
+            return self._pruned(mask, weights, self.nnz if last else round(density * prunable), step)
+        if self.method.grow == "all":
+            return self._pruned(mask, weights, self.nnz, step) if self._compresses(step) else self.setup.dense
         if self.method.grow == "random":
             generator = self.seed.at("grow", step, *(indices if len(snapshots) == 1 else ())).generator()
             growth = {
@@ -184,6 +191,20 @@ class _DynamicTraining:
             growth = {name: gradient.abs() for name, gradient in gradients.items()}
         fraction = plan.dynamic.fraction_at(step, self.end) if step <= self.end else plan.dynamic.drop_fraction
         return drop_and_grow(mask, weights, growth, fraction, plan.structure)
+
+    def _compresses(self, step: int) -> bool:
+        """Whether a compressed phase of AC/DC begins after `step`; otherwise all weights return."""
+        return self.changes.index(step) % 2 == 0
+
+    def _pruned(self, mask: Mask, weights: State, nnz: int, step: int) -> Mask:
+        """The mask pruned to `nnz` weights by their scores; notes are warned of and recorded once."""
+        pruned = self.setup.pruner.pruned(mask, weights, nnz, self.seed.at("score", step))
+        # Of AC/DC the last mask alone remains.
+        for note in pruned.notes if self.method.grow != "all" or step == self.changes[-1] else ():
+            if note not in self.notes:
+                warnings.warn(note, stacklevel=2)
+                self.notes.append(note)
+        return pruned.mask
 
     def _dense_gradients(self, snapshots: Sequence[Snapshot], indices: Sequence[int], step: int) -> dict[str, Tensor]:
         """Mean over the particles of the dense gradient on the batch that each takes next."""
@@ -206,9 +227,9 @@ class _DynamicTraining:
 
         RigL: a sparse forward pass, sparse gradients of the activations and dense gradients of the weights.
         """
-        if self.method.grow == "nothing":
+        if self.method.grow == "nothing" or (self.method.grow == "all" and masks[0] == self.setup.dense):
             return sum(self.setup.pruner.scoring_flops(mask) for mask in masks)
-        if self.method.grow == "random":
+        if self.method.grow in ("random", "all"):
             return 0.0
         own, flops = [masks[i % len(masks)] for i in range(count)], self.setup.flops
         return self.setup.batch * sum(2 * flops.forward(mask) + flops.forward(None) for mask in own)

@@ -5,6 +5,7 @@ from typing import Literal
 
 from swamp.errors import SwampError
 from swamp.training import Training
+from swamp.training.mask_updates import Dynamic
 from swamp.training.options import Sharpness
 from swamp.training.retrain import Retraining
 
@@ -26,9 +27,9 @@ class Method:
     """Rounds of one pruning; weights are scored again before each."""
     allocation: str = "global"
     """How the remaining weights are divided among layers, unless the plan names another allocation."""
-    grow: Literal["nothing", "random", "gradient"] = "nothing"
-    """What a changing mask grows in place of dropped weights: nothing (its density falls), random weights, or the
-    weights with the largest gradients."""
+    grow: Literal["nothing", "random", "gradient", "all"] = "nothing"
+    """What a changing mask grows in place of dropped weights: nothing (its density falls), random weights, the weights
+    with the largest gradients, or all of them, in turn with prunings to the final density (AC/DC)."""
     own_masks: bool = False
     """Each particle has its own changing mask; the mean of their weights is pruned to the density of the cycle."""
     multi_particle: bool = False
@@ -70,6 +71,10 @@ class Method:
     def independent(self) -> bool:
         """Whether a cycle needs no other cycle."""
         return self.masks in ("initial", "dynamic")
+
+    def mask_changes(self, dynamic: Dynamic, training: Training, per_epoch: int) -> tuple[int, ...]:
+        """The steps after which a dynamic mask changes. Raises SwampError if the training is too short for a change."""
+        return (dynamic.phases if self.grow == "all" else dynamic.steps)(training, per_epoch)
 
     @property
     def rewinds(self) -> bool:

@@ -117,6 +117,7 @@ _BEFORE_TRAINING = {
 
 _WHILE_TRAINING = {
     "gmp": Method("gradual magnitude pruning along a cubic while training", masks="dynamic"),
+    "acdc": Method("AC/DC: compressed and dense phases of one training in turn", masks="dynamic", grow="all"),
     "set": Method("sparse evolutionary training: drop the smallest, grow at random", **_SET),
     "rigl": Method("RigL: drop the smallest, grow where the gradient is largest", **_RIGL),
     "set-swamp": Method("SET with N particles of one changing mask, averaged", **_SET, **_PARTICLES),

@@ -114,6 +114,6 @@ class Setup:
                 f"lrw trains the last {plan.retrain_epochs} epochs of {training.epochs} again; ask for fewer."
             )
         if method.masks == "dynamic":
-            plan.dynamic.steps(self.training, self.per_epoch)
+            method.mask_changes(plan.dynamic, self.training, self.per_epoch)
         if method.start == "pruned":
             retraining(self.training, plan.retraining, plan.retrain_epochs or training.epochs, 1.0)

@@ -29,6 +29,13 @@ def unused_options(plan: Plan, training: Training) -> dict[str, str]:
     begins = not method.independent or (dynamic and max(plan.schedule().particles) > 1)
     no_final_lr = f"{name} decays the learning rate to 0, without a constant rate at the end"
     ticket = f"the particles of {name} do not start from a ticket"
+    alternates = method.grow == "all"
+    no_growth = f"{name} grows {'all weights' if alternates else 'no weights'}"
+    at_interval = (
+        f"the mask of {name} changes between its compressed and dense phases"
+        if alternates
+        else f"the mask of {name} does not change while it trains"
+    )
     found = {
         "particles": (trains_several, f"{name} trains one particle per cycle"),
         "prune_fraction": (iterative or method.cyclic or plan.cycles > 0, f"{name} prunes to each sparsity at once"),
@@ -36,9 +43,12 @@ def unused_options(plan: Plan, training: Training) -> dict[str, str]:
         "score_examples": (plan.score_name in _DATA_SCORES, f"the score {plan.score_name} uses no training data"),
         "retrain": (method.start == "pruned", f"{name} rewinds its weights"),
         "retrain_epochs": (method.start == "pruned", f"{name} rewinds its weights"),
-        "update_interval": (dynamic, f"the mask of {name} does not change while it trains"),
-        "dst_stop": (dynamic, f"the mask of {name} does not change while it trains"),
-        "drop_fraction": (method.grow != "nothing", f"{name} grows no weights"),
+        "update_interval": (dynamic and not alternates, at_interval),
+        "dst_stop": (dynamic and not alternates, at_interval),
+        "drop_fraction": (method.grow in ("random", "gradient"), no_growth),
+        "acdc_warmup": (alternates, f"{name} has no compressed and dense phases"),
+        "acdc_phase": (alternates, f"{name} has no compressed and dense phases"),
+        "acdc_final": (alternates, f"{name} has no compressed and dense phases"),
         "barrier_points": (averages, f"{name} averages no particles that a barrier could separate"),
         "barrier_threshold": (averages, f"{name} averages no particles that a barrier could separate"),
         "lr_after_rewind": (not method.independent, ticket),

@@ -1,4 +1,4 @@
-"""Masks that change during training: SET, RigL and gradual magnitude pruning."""
+"""Masks that change during training: SET, RigL, gradual magnitude pruning and AC/DC."""
 
 import math
 from collections.abc import Mapping
@@ -28,7 +28,8 @@ from swamp.training.task import Task
 class Dynamic:
     """When and by how much a dynamic mask changes (Evci et al. 2020).
 
-    Gradual magnitude pruning uses the times only.
+    Gradual magnitude pruning uses the times only. AC/DC has its own times, by default those of Peste et al. (2021): of
+    100 epochs 10 are dense, then compressed and dense phases of 5 alternate, and the last 15 are compressed.
 
     Raises:
         SwampError: A value is out of range.
@@ -47,6 +48,12 @@ class Dynamic:
     """Fraction of the active weights of a layer to replace at the start; it decays to 0 as a cosine (SET, RigL)."""
     dst_stop: float = 0.75
     """Fraction of the training steps after which the mask is fixed, at the latest at the start of the tail."""
+    acdc_warmup: float = 0.1
+    """Fraction of the training steps before the first compressed phase, with all weights (AC/DC)."""
+    acdc_phase: float = 0.05
+    """Length of a compressed phase, and of the dense phase after it, as a fraction of the training steps (AC/DC)."""
+    acdc_final: float = 0.15
+    """Length of the last phase, which is compressed, as a fraction of the training steps (AC/DC)."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -54,6 +61,9 @@ class Dynamic:
             (self.update_interval < 1, "update_interval", "1 or more"),
             (not 0 < self.drop_fraction < 1, "drop_fraction", "in (0, 1)"),
             (not 0 < self.dst_stop <= 1, "dst_stop", "in (0, 1]"),
+            (not 0 < self.acdc_warmup < 1, "acdc_warmup", "in (0, 1)"),
+            (not 0 < self.acdc_phase < 1, "acdc_phase", "in (0, 1)"),
+            (not 0 < self.acdc_final < 1, "acdc_final", "in (0, 1)"),
         ]
         for bad, name, expected in wrong:
             if bad:
@@ -73,6 +83,24 @@ class Dynamic:
                 f"first change is after step {self.update_interval}. Decrease update_interval, or increase epochs."
             )
         return tuple(range(self.update_interval, end, self.update_interval))
+
+    def phases(self, training: Training, per_epoch: int) -> tuple[int, ...]:
+        """The steps after which a phase of AC/DC begins: compressed, dense, compressed ... compressed.
+
+        Phases alternate while a compressed and a dense one fit before the last compressed one; the dense phase before
+        that lasts until it begins. Raises SwampError if the training is too short for that.
+        """
+        total = training.epochs * per_epoch
+        warmup, length = round(self.acdc_warmup * total), round(self.acdc_phase * total)
+        last = total - round(self.acdc_final * total)
+        pairs = (last - warmup) // (2 * length) if length else 0
+        if min(warmup, pairs, total - last) < 1:
+            raise SwampError(
+                f"AC/DC has no compressed phase before the last one: of {total} steps, acdc_warmup="
+                f"{self.acdc_warmup:g} are {warmup}, acdc_phase={self.acdc_phase:g} are {length} and acdc_final="
+                f"{self.acdc_final:g} are {total - last}. Decrease them, or increase epochs."
+            )
+        return (*range(warmup, warmup + 2 * pairs * length, length), last)
 
     def fraction_at(self, step: int, end: int) -> float:
         """Fraction to replace after `step` steps: drop_fraction / 2 * (1 + cos(pi * step / end))."""
