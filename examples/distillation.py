@@ -58,7 +58,7 @@ def main(out: str | None = None) -> None:
     task = distilled(train, test, teacher)
     training = swamp.Training(epochs=4, batch_size=128, lr=0.1, swa_fraction=0.5)
     sparse = swamp.prune(
-        network(), task, sparsity=0.9, particles=2, training=training, prune_fraction=(0.5,), out=out, progress=False
+        network(), task, sparsity=0.9, particles=2, training=training, prune_fraction=0.5, out=out, progress=False
     )
     for cycle in sparse.cycles:
         print(f"sparsity {cycle.sparsity:.3f}", *(f"{name} {value:.3f}" for name, value in cycle.metrics.test.items()))

@@ -5,8 +5,8 @@ import numbers
 import re
 import types
 import typing
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import MISSING, Field, fields
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
 from decimal import Decimal
 from functools import cache
 from html import escape
@@ -44,16 +44,45 @@ RENAMED = {
 def check_fields(options: object) -> None:
     """Raise SwampError, naming the field, for a value of another type than declared, or an unusable number.
 
-    Values from Python may have any type, and NaN passes every later comparison.
+    Values from Python may have any type, and NaN passes every later comparison. A single value of a field that takes
+    several, such as prune_fraction=0.5, becomes a tuple, and so does a list.
     """
-    for name, hint in _hints(type(options)).items():
-        check_value(name, hint, getattr(options, name))
+    hints = _hints(type(options))
+    _checked_names.update(hints)
+    for name, hint in hints.items():
+        given = getattr(options, name)
+        value = _as_tuple(given) if get_origin(hint) is tuple else given
+        check_value(name, hint, value)
+        if value is not given:
+            object.__setattr__(options, name, value)  # the dataclass may be frozen
+
+
+def with_tuples(kind: type[Any], values: Any) -> Any:
+    """Plain values for a dataclass, from a file: a single value of a field that takes several becomes a tuple."""
+    if not isinstance(values, dict):
+        return values
+    hints = _hints(kind)
+    found: dict[Any, Any] = {}
+    for name, value in cast("dict[Any, Any]", values).items():
+        hint = hints.get(name)
+        if get_origin(hint) is tuple:
+            found[name] = _as_tuple(value)
+        else:
+            found[name] = with_tuples(hint, value) if isinstance(hint, type) and is_dataclass(hint) else value
+    return found
+
+
+def _as_tuple(value: Any) -> Any:
+    """A list as a tuple, and a single value as a tuple of one; other collections as they are."""
+    if isinstance(value, list | range):
+        return tuple(cast("Sequence[Any]", value))
+    single = isinstance(value, str | bytes) or (value is not None and not isinstance(value, Iterable))
+    return (cast(Any, value),) if single else cast(Any, value)
 
 
 @cache
 def _hints(kind: type[Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
-    _checked_names.update(field.name for field in fields(kind))
     return {field.name: hints[field.name] for field in fields(kind)}
 
 
@@ -182,7 +211,9 @@ def _expected(hint: Any) -> str:
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return ", or ".join(dict.fromkeys(_expected(one) for one in inner if one is not type(None)))
-    if origin in (tuple, Sequence):
+    if origin is tuple:
+        return f"{_expected(inner[0])}, or a sequence of such values"
+    if origin is Sequence:
         return f"a sequence, each item {_expected(inner[0])}"
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"
@@ -219,8 +250,6 @@ def _advice(name: str, hint: Any, value: Any) -> str:
         return _number_advice(name, value)
     if type(value) is float and int in classes and float not in classes and value.is_integer():
         return f" Write {name}={int(value)}."
-    if any(get_origin(one) in (tuple, Sequence) for one in kinds) and isinstance(value, str | int | float):
-        return f" Write {name}=({value!r},)."
     for one in classes:
         if isinstance(value, Mapping) and one.__name__ in ("Training", "Plan", "Dynamic", "Scope"):
             return f" Write {name}=swamp.{one.__name__}(**{{...}})."

@@ -74,8 +74,8 @@ class PlanOptions(TypedDict, total=False):
     """The fields of `Plan` that `prune` and `retrain` take as keyword arguments; `Plan` documents them."""
 
     cycles: int
-    prune_fraction: tuple[float, ...]
-    densities: tuple[float, ...]
+    prune_fraction: float | Sequence[float]
+    densities: float | Sequence[float]
     ticket_epochs: float
     seed: int
     score: str
@@ -83,8 +83,8 @@ class PlanOptions(TypedDict, total=False):
     allocation: str
     structure: str
     min_per_layer: int | None
-    include: tuple[str, ...]
-    exclude: tuple[str, ...]
+    include: str | Sequence[str]
+    exclude: str | Sequence[str]
     prune_output_layer: Literal["auto", "yes", "no"]
     retrain: str
     retrain_epochs: int

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 from torch import nn
 
@@ -97,7 +97,7 @@ def prune(
         Choi et al., "Sparse Weight Averaging with Multiple Particles for Iterative Magnitude Pruning", ICLR 2024.
     """
     counts = tuple(particles) if isinstance(particles, Iterable) else (particles,)
-    plan = Plan(method=method, sparsity=sparsity, particles=counts, **options)
+    plan = Plan(method=method, sparsity=sparsity, particles=counts, **cast(Any, options))
     how = training or Training()
     if notes := refuse_unused(plan, how, _given(options, counts, how)):
         warnings.warn(" ".join(notes), stacklevel=3)
@@ -216,7 +216,7 @@ def retrain(
     densities = (1.0, mask.density) if mask.density < 1 else (1.0,)
     index = len(densities) - 1
     given: PlanOptions = {"ticket_epochs": epochs, **options, "densities": densities}
-    plan = Plan(method=method, particles=(particles,), **given)
+    plan = Plan(method=method, particles=(particles,), **cast(Any, given))
     trackers = chosen_trackers(track)
     reporter = _reporters(Job(model, task, plan, how, backend), None, live_progress() if progress else None, trackers)
     store = NoStore() if reporter is None else _ShownOnly(reporter)

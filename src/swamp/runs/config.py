@@ -15,7 +15,7 @@ from swamp.algorithms.registry import method_named
 from swamp.backends import backend_named
 from swamp.datasets.problem import DataOptions
 from swamp.errors import SwampError
-from swamp.fields import check_fields
+from swamp.fields import check_fields, with_tuples
 from swamp.files import parse_json, read_text
 from swamp.runs.directory import PROVENANCE
 from swamp.training import Training
@@ -92,7 +92,7 @@ class RunConfig:
     def from_json(cls, values: Any) -> "RunConfig":
         """Inverse of `to_json`. Raises SwampError, naming the field, if it is unknown or has a wrong type."""
         try:
-            config = msgspec.convert(values, cls)
+            config = msgspec.convert(with_tuples(cls, values), cls)
         except (msgspec.ValidationError, UnicodeEncodeError) as error:
             raise SwampError(f"invalid configuration: {error} ('$' is the top level).") from error
         known = flattened(config.to_json())

@@ -14,7 +14,7 @@ from swamp.algorithms.registry import method_named
 from swamp.algorithms.unused import unused_options
 from swamp.datasets import task_named
 from swamp.errors import SwampError, unknown
-from swamp.fields import RENAMED
+from swamp.fields import RENAMED, check_fields, with_tuples
 from swamp.files import read_text
 from swamp.runs.config import RunConfig, flattened
 
@@ -35,6 +35,9 @@ class CompareOptions:
     split: str = "test"
     baseline: str | None = None
     sparsities: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Study:
                 error = unknown("key", key, known)
                 raise SwampError(f"{where}: {error} (Options of runs belong under [settings], [grid] or [runs.NAME].)")
         try:
-            return msgspec.convert(values, cls)
+            return msgspec.convert(with_tuples(cls, dict(values)), cls)
         except msgspec.ValidationError as error:
             raise SwampError(f"{where} does not fit: {error} ('$' is the whole file).") from error
 
@@ -149,8 +152,7 @@ class Study:
                 table = values
                 for part in path:
                     table = table[part]
-                alone = isinstance(table[last], list | tuple) and not isinstance(value, list)
-                table[last] = [value] if alone else value
+                table[last] = value
             config = RunConfig.from_json(values)
             task_named(config.task)
             method_named(config.plan.method).training(config.training)
