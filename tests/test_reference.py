@@ -75,6 +75,14 @@ def test_the_page_of_commands_has_every_option_of_the_help(command, sections, ca
     assert {flag for flag in offered if f"--{flag[5:]}" not in offered or not flag.startswith("--no-")} <= shown
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_default_has_more_digits_than_a_reader_needs(command, sections, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help-all"])
+    for text in (sections[command], capsys.readouterr().out):
+        assert not re.findall(r"\d\.\d{7,}", text)
+
+
 def test_the_public_interface_stays_small():
     # About 60 names can be learnt; a new one replaces another, or it is imported from its module.
     assert 60 <= len(public_names()) <= 75

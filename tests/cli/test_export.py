@@ -1,6 +1,7 @@
 """swamp export and swamp benchmark, on a tiny run."""
 
 import importlib.util
+import io
 import json
 import threading
 import urllib.error
@@ -12,7 +13,10 @@ import torch
 
 import swamp as library
 from swamp import cli
+from swamp.cli.export import latency_table
+from swamp.console import plain_console
 from swamp.files import digest, load_tensors
+from swamp.runtime.benchmark import Latency
 
 TINY = ["digits-mlp", "--epochs", "1", "--model", "mlp-64", "--sparsity", "0.5", "--barrier-threshold", "1"]
 TINY += ["--examples", "320", "--device", "cpu", "--backend", "sequential", "--quiet"]
@@ -80,6 +84,23 @@ def test_a_benchmark_of_another_file_is_refused(run, capsys):
     assert "is not an exported network but a plain state dict" in capsys.readouterr().err
     assert swamp("benchmark", run / "export.safetensors", "--batch", "1,x") == 2
     assert "is not a list of batch sizes" in capsys.readouterr().err
+
+
+def test_the_table_of_a_benchmark_fits_80_columns_and_each_row_is_one_line():
+    notes = ["dense, not float32", "sparse linear layers", "kernels, blocks of 128", "channels last", ""]
+    runtimes = ["openvino bf16", "torch csr", "swamp", "torch.compile", "onnxruntime"]
+    slow = [Latency(name, 4096, 12.345678, 12.0, 13.5, note) for name, note in zip(runtimes, notes, strict=True)]
+    fast = [Latency(name, 1024, 1e-4, 1e-4, 2e-4, note) for name, note in zip(runtimes, notes, strict=True)]
+    console = plain_console(file=io.StringIO(), width=200)
+    console.print(latency_table([*slow, *fast]))
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 11
+    assert max(map(len, lines)) <= 80
+    assert all(note in line for note, line in zip([*notes, *notes], lines[1:], strict=True))
+    long = [Latency("swamp", 1, 0.1, 0.1, 0.1, "dense: features.0.conv.1, features.1.conv.2, features.3.conv.1")]
+    console = plain_console(file=io.StringIO(), width=80)
+    console.print(latency_table([*slow, *long]))
+    assert max(map(len, console.file.getvalue().splitlines())) <= 80
 
 
 def test_the_server_answers_with_the_outputs_of_the_network(run, tmp_path):

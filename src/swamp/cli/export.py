@@ -257,9 +257,10 @@ def _metrics(network: nn.Module, task: Task, data: Data) -> dict[str, float]:
 
 def _print(path: Path, size: NetworkSize, accuracy: dict[str, Any] | None, latencies: Sequence[Latency]) -> None:
     Out.print(
-        f"{path}: {size.active:,} of {size.parameters:,} parameters active; {size.file_bytes:,} bytes (dense float32 "
-        f"{size.dense_bytes:,}, compressed {size.compressed_bytes:,}: 1/{size.dense_bytes / size.file_bytes:.1f} and "
-        f"1/{size.compressed_bytes / size.file_bytes:.1f}); {size.flops:,} of {size.dense_flops:,} FLOPs.",
+        f"{path}:\n"
+        f"{size.active:,} of {size.parameters:,} parameters are active, {size.flops:,} of {size.dense_flops:,} FLOPs\n"
+        f"{size.file_bytes:,} bytes: 1/{size.dense_bytes / size.file_bytes:.1f} of dense float32, "
+        f"1/{size.compressed_bytes / size.file_bytes:.1f} of that compressed",
         soft_wrap=True,
     )
     if accuracy is not None:
@@ -267,18 +268,30 @@ def _print(path: Path, size: NetworkSize, accuracy: dict[str, Any] | None, laten
             f"{name} {value:.4f} (run: {accuracy['run'].get(name, math.nan):.4f})"
             for name, value in accuracy["file"].items()
         )
-        Out.print(f"test, from the file: {metrics}", soft_wrap=True)
-    table = Table("runtime", "batch", "ms", "spread", "examples/s", "ratio", "note")
+        Out.print(f"test, from the file: {metrics}")
+    Out.print(latency_table(latencies))
+    Out.print("spread: ms between the quartiles; ratio: speed over that of the fastest\ndense float32 runtime")
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3f}" if seconds < 0.1 else f"{1e3 * seconds:.1f}"
+
+
+def latency_table(latencies: Sequence[Latency]) -> Table:
+    """The latencies by batch size; in 80 columns a long note may take several lines."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("runtime", "batch", "ms", "spread", "examples/s", "ratio"):
+        table.add_column(heading, justify="left" if heading == "runtime" else "right", no_wrap=True)
+    table.add_column("note")
     for one in sorted(latencies, key=lambda one: one.batch):
         ratio = _row(one, latencies)["ratio"]
         table.add_row(
             Text(one.runtime, "bold") if one.runtime == SWAMP else one.runtime,
             str(one.batch),
-            f"{1e3 * one.median:.3f}",
-            f"{1e3 * (one.high - one.low):.3f}",
+            _milliseconds(one.median),
+            _milliseconds(one.high - one.low),
             f"{one.throughput:,.0f}",
             "" if ratio is None else f"{ratio:.2f}",
             one.note,
         )
-    Out.print(table)
-    Out.print("spread: between the quartiles; ratio: relative to the fastest dense float32 runtime")
+    return table

@@ -12,6 +12,8 @@ from rich.text import Text
 
 from swamp.cli.session import Out
 
+_LONGEST = 8
+"""Characters of a default that is shown with all its digits."""
 OptionGroups = Mapping[str, Sequence[str]]
 """Heading -> fields of the dataclass (or of the dataclasses in it) whose options stand under this heading."""
 
@@ -84,7 +86,35 @@ def command_options(given: Any) -> Iterator[CommandOption]:
 def _written(default: Any) -> str:
     if default is False or default is MISSING or default in (None, "", ()):
         return ""
-    return " ".join(map(str, cast("tuple[Any, ...]", default))) if isinstance(default, tuple) else str(default)
+    if isinstance(default, tuple):
+        return " ".join(map(_written, cast("tuple[Any, ...]", default)))
+    return _readable(default) if isinstance(default, float) else str(default)
+
+
+def _readable(number: float) -> str:
+    """A number as help shows it: with three digits where it has many, such as 1/3."""
+    text = str(number)
+    return text if len(text) <= _LONGEST else f"{number:.3g}"
+
+
+def readable_defaults() -> Any:
+    """Context in which the help of tyro, --help-all, shows numbers as this module does."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    def numbers(about: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | None:
+        if cast(Any, about).type is not float:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="FLOAT",
+            instance_from_str=lambda given: float(given[0]),
+            is_instance=lambda value: isinstance(value, int | float),
+            str_from_instance=lambda value: [_readable(value)],
+        )
+
+    registry: Any = ConstructorRegistry()
+    registry.primitive_rule(numbers)
+    return registry
 
 
 def _field_docstrings(kind: type) -> dict[str, str]:

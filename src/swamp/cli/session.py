@@ -52,14 +52,17 @@ def parse(
         sys.exit(0)
     import tyro
 
+    from swamp.cli.help import readable_defaults
+
     _refuse_unknown(arguments, _options(kind if default is None else default))
     given = ["--help" if argument == "--help-all" else argument for argument in arguments]
     config = (tyro.conf.OmitArgPrefixes,)
     # tyro joins the lines of a paragraph, but not indented ones: each example keeps its line.
     about = re.sub(r"^ *(?=swamp )", "  ", inspect.getdoc(kind) or "", flags=re.MULTILINE)
-    if default is None:
-        return tyro.cli(kind, prog=prog, args=given, config=config, description=about)
-    return tyro.cli(kind, prog=prog, args=given, config=config, description=about, default=default)
+    with readable_defaults():
+        if default is None:
+            return tyro.cli(kind, prog=prog, args=given, config=config, description=about)
+        return tyro.cli(kind, prog=prog, args=given, config=config, description=about, default=default)
 
 
 def _options(given: Any) -> set[str]:

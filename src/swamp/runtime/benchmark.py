@@ -204,7 +204,7 @@ def _torch_compile(program: Program, batch: int, onnx: Path) -> tuple[Call, str]
 
 
 def _torch_csr(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
-    return CsrExecutor(fold_batchnorm(program)), "only linear layers are sparse"
+    return CsrExecutor(fold_batchnorm(program)), "sparse linear layers"
 
 
 def _onnxruntime(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
