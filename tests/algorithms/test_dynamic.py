@@ -136,6 +136,81 @@ def test_acdc_equals_a_hand_written_one(mlp, task):
     assert len({masks[step].digest for step in (8, 14, 24)}) > 1
 
 
+def safe_by_hand(model, task: Task, seed: Seed, nnz: int, interval: int, penalty: float) -> dict:
+    """Algorithm 1 of SAFE in plain PyTorch with torch's SGD: a radius of 0.1, a penalty that rises as a cosine."""
+    prunable = ["0.weight", "2.weight"]
+    parameters = dict(model.named_parameters())
+    total = EPOCHS * PER_EPOCH
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+
+    def project(weights: dict) -> dict:
+        flat = torch.cat([weights[name].flatten() for name in prunable])
+        kept = torch.zeros_like(flat)
+        kept[flat.abs().argsort(descending=True, stable=True)[:nnz]] = 1
+        parts = (flat * kept).split([weights[name].numel() for name in prunable])
+        return {name: part.view_as(weights[name]) for name, part in zip(prunable, parts, strict=True)}
+
+    def gradient(step: int) -> list[torch.Tensor]:
+        order = torch.randperm(96, generator=seed.at("order", step // PER_EPOCH).generator())
+        part = order[step % PER_EPOCH * BATCH : (step % PER_EPOCH + 1) * BATCH]
+        loss = F.cross_entropy(model(task.train.inputs[part]), task.train.targets[part])
+        return [*torch.autograd.grad(loss, list(parameters.values()))]
+
+    z, u = {}, {name: torch.zeros_like(parameters[name]) for name in prunable}
+    for step in range(total):
+        if step % interval == 0:
+            with torch.no_grad():
+                z = project({name: parameters[name] + u[name] for name in prunable})
+                u = {name: u[name] + parameters[name] - z[name] for name in prunable}
+        found = gradient(step)
+        norm = torch.cat([g.flatten() for g in found]).norm()
+        before = {name: p.detach().clone() for name, p in parameters.items()}
+        with torch.no_grad():
+            for p, g in zip(parameters.values(), found, strict=True):
+                p += 0.1 * g / norm
+        found = gradient(step)
+        rising = penalty * 0.5 * (1 - torch.cos(torch.tensor(step / total * torch.pi, dtype=torch.float64)).item())
+        share = torch.tensor(step / total * torch.pi, dtype=torch.float64)
+        optimizer.param_groups[0]["lr"] = 0.05 * (1 + torch.cos(share).item())
+        with torch.no_grad():
+            for (name, p), g in zip(parameters.items(), found, strict=True):
+                p.copy_(before[name])
+                p.grad = g + rising * (p - z[name] + u[name]) if name in prunable else g
+        optimizer.step()
+    return {name: p.detach() for name, p in parameters.items()} | project({n: parameters[n].detach() for n in prunable})
+
+
+def test_safe_equals_a_hand_written_one(mlp, task):
+    mlp, task = exact(mlp, task)
+    start = {name: value.clone() for name, value in mlp.state_dict().items()}
+    # At 80 % the smaller initial weights of the second layer would all be projected to zero.
+    plan = replace(PLAN, method="safe", sparsity=0.5, dynamic=Dynamic(update_interval=INTERVAL, dual_interval=5))
+    spy = Spy(mlp, task)
+    (cycle,) = swamp.cycles(mlp, task, plan, replace(TRAINING, penalty=0.3), backend=spy)
+    (weaker,) = swamp.cycles(mlp, task, plan, TRAINING)
+    mlp.load_state_dict(start)
+    weights = safe_by_hand(mlp, task, Seed(0).at("cycle", 0, "particle", 0), 72, 5, 0.3)
+    assert all(torch.allclose(cycle.weights[name], value, rtol=0, atol=1e-10) for name, value in weights.items())
+    assert all(torch.equal(active, weights[name] != 0) for name, active in cycle.mask.items())
+    assert {mask.nnz for _, mask, *_ in spy.calls} == {144}
+    assert not same(cycle, weaker)
+    # Every step has two passes of all weights.
+    assert cycle.cost.flops == pytest.approx(24 * BATCH * 2 * 6 * 144)
+    mlp.load_state_dict(start)
+    weights = safe_by_hand(mlp, task, Seed(0).at("cycle", 0, "particle", 0), 72, 5, 1e-3)
+    assert all(torch.allclose(weaker.weights[name], value, rtol=0, atol=1e-10) for name, value in weights.items())
+
+
+def test_a_penalty_pays_for_the_scores_of_its_projections_and_new_statistics_are_estimated(normed, task):
+    plan = replace(PLAN, method="safe", dynamic=Dynamic(update_interval=INTERVAL, dual_interval=5))
+    (plain,) = swamp.cycles(normed, task, plan, TRAINING)
+    (scored,) = swamp.cycles(normed, task, replace(plan, score="taylor", min_per_layer=1), TRAINING)
+    # Before the first step, after 5, 10, 15 and 20 of 24, and at the end: all 96 examples each.
+    assert scored.cost.flops == pytest.approx(plain.cost.flops + 6 * 96 * 6 * 144)
+    assert plain.metrics_before_bn_update is not None
+    assert plain.metrics_before_bn_update != plain.metrics.test
+
+
 def test_acdc_counts_dense_and_sparse_phases(mlp, task):
     (cycle,) = run(mlp, task, "acdc", dynamic=ACDC)
     assert cycle.cost.steps == 24

@@ -51,8 +51,8 @@ OF_PLAN = {
     "barrier_points": 0,
     "evaluation_examples": 20,
 }
-OF_DYNAMIC = {"update_interval": 3, "drop_fraction": 0.8, "dst_stop": 0.4, "acdc_warmup": 0.3, "acdc_phase": 0.2}
-OF_DYNAMIC |= {"acdc_final": 0.3}
+OF_DYNAMIC = {"update_interval": 3, "drop_fraction": 0.8, "dst_stop": 0.4, "dual_interval": 5}
+OF_DYNAMIC |= {"acdc_warmup": 0.3, "acdc_phase": 0.2, "acdc_final": 0.3}
 OF_TRAINING = {
     "epochs": 6,
     "batch_size": 24,
@@ -74,6 +74,7 @@ OF_TRAINING = {
     "lawa": 2,
     "sam": 0.3,
     "sharpness": "asam",
+    "penalty": 0.5,
     "clip": 0.1,
     "label_smoothing": 0.3,
     "precision": "bfloat16",
@@ -174,6 +175,8 @@ def test_a_given_option_that_the_method_ignores_is_refused_with_the_reason():
         ("acdc", "drop_fraction", "acdc grows all weights"),
         ("acdc", "dst_stop", "the mask of acdc changes between its compressed and dense phases"),
         ("gmp", "acdc_phase", "gmp has no compressed and dense phases"),
+        ("safe", "update_interval", "the mask of safe is found after its last step"),
+        ("imp-sam", "penalty", "imp-sam has no penalty that draws weights to sparse ones"),
         ("imp", "update_interval", "the mask of imp does not change while it trains"),
         ("swamp", "ema", "swamp averages by SWA"),
         ("swamp", "lawa", "swamp averages by SWA"),

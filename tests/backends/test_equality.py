@@ -18,8 +18,10 @@ from swamp.backends.vmapped import MultiStream
 from swamp.errors import Interrupted
 from swamp.masks import Mask
 from swamp.training import Seed, Task, TensorData, Training, crop_flip
+from swamp.training.average import copied
 from swamp.training.optimizers import torch_optimizers
 from swamp.training.rng import isolated
+from swamp.training.snapshot import Snapshot
 
 SEEDS = [(index, Seed(0).at("particle", index)) for index in range(3)]
 TEN_STEPS = Training(epochs=4, batch_size=6, swa_fraction=0.5, lr=0.05)
@@ -264,6 +266,57 @@ def test_a_list_of_batches_and_another_loss(build):
 def test_the_compiled_step(name):
     training = replace(TEN_STEPS, **OPTIONS[name])
     assert_equal_to_sequential(Vmapped, network_of("normed"), task_of(), training)
+
+
+class Anchored(Progress):
+    """Particles that a penalty draws to anchors: 0.1 for the first, 0.2 for the second ..."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.taken = model, {}
+
+    def load_snapshot(self, index):
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad and p.dim() > 1}
+        anchor = {name: torch.full_like(p, 0.1 * (index + 1)).detach() for name, p in trained.items()}
+        return Snapshot(0, copied(self.model.state_dict()), {}, {}, 0, (), 0.0, 0, anchor=anchor)
+
+    def on_step(self, index, step, total, snapshot):
+        if step == 5:
+            self.taken[index] = snapshot()
+
+
+def assert_anchored(build: Callable[..., Backend], name: str) -> None:
+    model, task = network_of(name), task_of()
+    training = replace(TEN_STEPS, sam=0.1, clip=1.0, penalty=0.5)
+
+    def trained(backend: Backend, progress: Progress) -> list[Any]:
+        return backend.train(
+            TrainRequest(Ticket(model.state_dict(), 0), Mask.ones(model), training, SEEDS, progress=progress)
+        )
+
+    class Resuming(Progress):
+        def load_snapshot(self, index):
+            return first.taken[index]
+
+    first = Anchored(model)
+    expected, found = trained(Sequential(model, task), Anchored(model)), trained(build(model, task), first)
+    resumed = trained(build(model, task), Resuming())
+    free = Sequential(model, task).train(TrainRequest(Ticket(model.state_dict(), 0), Mask.ones(model), training, SEEDS))
+    for one, other, again, without in zip(found, expected, resumed, free, strict=True):
+        assert any((without.weights[n] - weight).abs().max() > 1e-3 for n, weight in other.weights.items())
+        for n, weight in other.weights.items():
+            assert torch.allclose(one.weights[n].double(), weight.double(), rtol=0, atol=1e-10), n
+            assert torch.equal(again.weights[n], one.weights[n]), n
+
+
+@pytest.mark.parametrize("name", ["normed", "tied", "unused"])
+def test_a_penalty_draws_each_particle_to_its_anchor_also_after_an_interruption(name, build):
+    assert_anchored(build, name)
+
+
+@COMPILER
+@pytest.mark.slow
+def test_a_compiled_step_has_the_penalty():
+    assert_anchored(Vmapped, "normed")
 
 
 @pytest.mark.slow

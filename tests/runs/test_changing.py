@@ -29,7 +29,7 @@ CHANGING = [name for name, method in METHODS.items() if method.masks == "dynamic
 def changing(method: str, **changes) -> RunConfig:
     """Two densities of 40 steps a particle; changes after 6, 12 and 18 of them, later ones where there is no tail."""
     plan = Plan(method, particles=(2,), densities=(0.5, 0.2), ticket_epochs=0.5, barrier_threshold=1.0)
-    plan = replace(plan, dynamic=Dynamic(update_interval=INTERVAL, drop_fraction=0.5))
+    plan = replace(plan, dynamic=Dynamic(update_interval=INTERVAL, drop_fraction=0.5, dual_interval=7))
     return tiny(plan=plan, **changes)
 
 

@@ -76,6 +76,7 @@ def test_tail_is_whole_epochs_and_at_least_one(tail: float, epochs: int, expecte
         ({"lawa": -1}, "lawa must be 0 or more"),
         ({"lawa": 2, "ema": 0.9}, "lawa must be 0 with ema (each is an average), got 2"),
         ({"sam": -0.1}, "sam"),
+        ({"penalty": -1.0}, "penalty"),
         ({"clip": -1.0}, "clip"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"schedule": "cosin"}, "unknown schedule 'cosin'. Did you mean cosine?"),

@@ -22,7 +22,7 @@ class Average(NamedTuple):
     mask: Mask
     weights: State
     averaged: bool
-    """Whether the weights are an average, which needs new BatchNorm statistics."""
+    """Whether the weights are an average, or were pruned after training: both need new BatchNorm statistics."""
 
 
 def aggregate(trained: Trained, plan: Plan, evaluator: Evaluator) -> Average:
@@ -34,7 +34,7 @@ def aggregate(trained: Trained, plan: Plan, evaluator: Evaluator) -> Average:
     weights, averaged = combined(trained.particles, plan.spec, evaluator)
     if plan.spec.own_masks:
         return Average(*prune_to_budget(weights, trained.masks[0], plan.structure, evaluator.ties), averaged)
-    return Average(trained.masks[0], weights, averaged)
+    return Average(trained.masks[0], weights, averaged or trained.projected)
 
 
 def combined(particles: Sequence[Particle], method: Method, evaluator: Evaluator) -> tuple[State, bool]:

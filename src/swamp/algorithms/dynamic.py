@@ -1,4 +1,4 @@
-"""Particles whose masks change while they train: SET, RigL, gradual pruning, AC/DC, and SWAMP on top of them."""
+"""Particles whose masks change while they train: SET, RigL, gradual pruning, AC/DC, SAFE, and SWAMP with them."""
 
 import time
 import warnings
@@ -11,6 +11,7 @@ from torch import Tensor
 from swamp.algorithms.cycle_spec import CycleSpec
 from swamp.algorithms.divergence import reduced_lr, restart_seed
 from swamp.algorithms.particles import Trained
+from swamp.algorithms.safe import dual_update
 from swamp.algorithms.setup import Setup
 from swamp.algorithms.store import Phase
 from swamp.backends import CustomTrainer, Particle, Progress, TrainRequest
@@ -18,8 +19,9 @@ from swamp.backends.base import ForwardingProgress
 from swamp.errors import Diverged, Interrupted, SwampError
 from swamp.masks import Mask
 from swamp.training import RunningMean, Seed
-from swamp.training.average import State, mean
-from swamp.training.mask_updates import dense_gradients, density_at, drop_and_grow
+from swamp.training.average import State, copied, mean
+from swamp.training.batchnorm import reset_statistics
+from swamp.training.mask_updates import dense_gradients, density_at, drop_and_grow, masked_state
 from swamp.training.module_extra_state import load_state
 from swamp.training.snapshot import Snapshot, masked_snapshot
 
@@ -81,7 +83,7 @@ class _DynamicTraining:
     def run(self) -> Trained:
         """Train all particles. Raises _RestartCycle if one diverges and the plan allows a restart."""
         index, count = self.index, len(self.members)
-        phase = self.store.phase(index) or Phase(0, (self.spec.mask,), (), {}, 0, 0.0, 0.0)
+        phase = self.store.phase(index) or self._first_phase()
         earlier_seconds = phase.seconds
         # Also after the last change of the mask: a killed run resumes at the start of its part.
         parts = range(self.plan.dynamic.update_interval, self.total, self.plan.dynamic.update_interval)
@@ -100,18 +102,36 @@ class _DynamicTraining:
             if stop == self.total:
                 break
             self.store.keep_phase(index, phase)
+        masks = phase.masks * count if len(phase.masks) == 1 else phase.masks
         # A particle knows the seconds of its last part only.
         particles = [replace(particle, seconds=phase.seconds / count) for particle in particles]
+        if self.method.penalty:
+            phase = replace(phase, flops=phase.flops + self._change_flops(phase.masks, 1))
+            pruned = [self._pruned_particle(particle) for particle in particles]
+            particles, masks = [particle for particle, _ in pruned], tuple(mask for _, mask in pruned)
         for particle in particles:
             self.store.progress(index, count).on_finished(particle)
         # Diverged trainings were paid for too.
         lost = sum(one.steps for one in self.setup.divergence.of(index))
-        masks = phase.masks * count if len(phase.masks) == 1 else phase.masks
         samples = self._running_mean(phase).mean() if self.sampled else None
         steps = self.split + count * (self.total - self.split) + lost
         step_flops = self.setup.flops.training_step(self.spec.mask, self.training)
         flops = phase.flops + lost * self.setup.batch * step_flops
-        return Trained(particles, masks, steps, flops, earlier_seconds, samples, tuple(self.notes))
+        return Trained(
+            particles, masks, steps, flops, earlier_seconds, samples, tuple(self.notes), bool(self.method.penalty)
+        )
+
+    def _first_phase(self) -> Phase:
+        """Before the first step. With a penalty, the initial weights are projected."""
+        phase = Phase(0, (self.spec.mask,), (), {}, 0, 0.0, 0.0)
+        if not self.method.penalty:
+            return phase
+        model = self.setup.model
+        load_state(model, self.spec.start.weights)
+        if self.training.reset_batchnorm:
+            reset_statistics(model)
+        start = {name: value.contiguous() for name, value in copied(model.state_dict()).items()}
+        return self._projected(replace(phase, snapshots=(Snapshot(0, start, {}, {}, 0, (), 0.0, 0),)))
 
     def _train_part(self, phase: Phase, count: int, stop: int) -> tuple[list[Particle], tuple[Snapshot, ...]]:
         """Train `count` particles to step `stop` on masks that do not change."""
@@ -147,7 +167,7 @@ class _DynamicTraining:
                 average.add(snapshot.weights)
         masks = phase.masks
         starts_lr_cycle = self.sampled and step in self.sample_steps and step < self.total
-        if step in self.changes or starts_lr_cycle:
+        if (step in self.changes and not self.method.penalty) or starts_lr_cycle:
             if self.method.own_masks and len(snapshots) > len(masks):
                 masks = masks * len(snapshots)
             flops += self._change_flops(masks, len(snapshots))
@@ -160,7 +180,22 @@ class _DynamicTraining:
                 # Momentum from before the compressed phase is stale for the weights that return (Peste et al. 2021).
                 snapshots = tuple(replace(one, optimizer={}) for one in snapshots)
         seconds = phase.seconds + time.perf_counter() - began
-        return Phase(step, masks, snapshots, average.partial(), average.count, flops, seconds)
+        found = Phase(step, masks, snapshots, average.partial(), average.count, flops, seconds, phase.dual)
+        return self._projected(found) if self.method.penalty and step in self.changes else found
+
+    def _projected(self, phase: Phase) -> Phase:
+        """The phase with new dual variables and anchors of its particle (SAFE)."""
+        setup, (snapshot,) = self.setup, phase.snapshots
+        seed, ties = self.seed.at("score", phase.step), setup.evaluator.ties
+        found = dual_update(snapshot, phase.dual, setup.pruner, self.spec.mask, self.nnz, seed, self.trainable, ties)
+        flops = phase.flops + self._change_flops(phase.masks, 1)
+        return replace(phase, snapshots=(found.snapshot,), dual=found.dual, flops=flops)
+
+    def _pruned_particle(self, particle: Particle) -> tuple[Particle, Mask]:
+        """A densely trained particle, pruned."""
+        mask = self._pruned(self.spec.mask, particle.weights, self.nnz, self.total)
+        weights = masked_state(particle.weights, mask, self.setup.evaluator.ties)
+        return replace(particle, weights=weights, mask=mask.digest), mask
 
     def _changed_masks(self, masks: tuple[Mask, ...], snapshots: Sequence[Snapshot], step: int) -> tuple[Mask, ...]:
         """The masks after the change that follows `step`."""

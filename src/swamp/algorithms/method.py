@@ -50,6 +50,11 @@ class Method:
     """Learning rates of cycles that start at the pruned weights, unless the plan names others."""
     sharpness: Sharpness | None = None
     """Kind of sharpness-aware steps."""
+    radius: float = 0.0
+    """Default radius of these steps, if it is not that of RADII."""
+    penalty: float = 0.0
+    """Default weight of a penalty on the distance to sparse weights; the mask of a dynamic method is then that of the
+    trained weights (SAFE, Lee et al. 2025)."""
     ema: float = 0.0
     """Default decay of the exponential moving average of each particle's weights."""
     lawa: int = 0
@@ -73,7 +78,12 @@ class Method:
         return self.masks in ("initial", "dynamic")
 
     def mask_changes(self, dynamic: Dynamic, training: Training, per_epoch: int) -> tuple[int, ...]:
-        """The steps after which a dynamic mask changes. Raises SwampError if the training is too short for a change."""
+        """The steps after which a dynamic mask, or the projection of SAFE, changes.
+
+        Raises SwampError if the training is too short for a change.
+        """
+        if self.penalty:
+            return dynamic.dual_steps(training, per_epoch)
         return (dynamic.phases if self.grow == "all" else dynamic.steps)(training, per_epoch)
 
     @property
@@ -106,6 +116,7 @@ class Method:
             swa=self.swa and training.swa,
             ema=0.0 if self.lawa else training.ema or self.ema,
             lawa=0 if self.ema else training.lawa or self.lawa,
-            sam=training.sam or (RADII[self.sharpness] if self.sharpness else 0.0),
+            sam=training.sam or self.radius or (RADII[self.sharpness] if self.sharpness else 0.0),
+            penalty=(training.penalty or self.penalty) if self.penalty else 0.0,
             sharpness=self.sharpness or training.sharpness,
         )

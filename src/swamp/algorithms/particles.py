@@ -30,6 +30,8 @@ class Trained:
     """Mean over the samples of a cyclic tail, which have different masks; None where the particles are averaged."""
     notes: tuple[str, ...] = ()
     """Warnings for the record."""
+    projected: bool = False
+    """Whether the particles were pruned after their last step, which makes their BatchNorm statistics stale."""
 
 
 def train_ticket(setup: Setup) -> Ticket:

@@ -118,6 +118,13 @@ _BEFORE_TRAINING = {
 _WHILE_TRAINING = {
     "gmp": Method("gradual magnitude pruning along a cubic while training", masks="dynamic"),
     "acdc": Method("AC/DC: compressed and dense phases of one training in turn", masks="dynamic", grow="all"),
+    "safe": Method(
+        "SAFE: sharpness-aware training with a penalty that draws the weights to sparse ones",
+        masks="dynamic",
+        sharpness="sam",
+        radius=0.1,
+        penalty=1e-3,
+    ),
     "set": Method("sparse evolutionary training: drop the smallest, grow at random", **_SET),
     "rigl": Method("RigL: drop the smallest, grow where the gradient is largest", **_RIGL),
     "set-swamp": Method("SET with N particles of one changing mask, averaged", **_SET, **_PARTICLES),

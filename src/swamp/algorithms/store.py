@@ -1,7 +1,9 @@
 """Store: keeps the finished steps of a run, so that an interrupted run can continue."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
+
+from torch import Tensor
 
 from swamp.algorithms.cycle import Cycle, Divergence
 from swamp.backends import Particle, Progress, Ticket
@@ -25,6 +27,8 @@ class Phase:
     averaged: int
     flops: float
     seconds: float
+    dual: State = field(default_factory=dict[str, Tensor])
+    """Dual variable u of SAFE, by parameter."""
 
 
 class Store(Protocol):

@@ -31,11 +31,15 @@ def unused_options(plan: Plan, training: Training) -> dict[str, str]:
     ticket = f"the particles of {name} do not start from a ticket"
     alternates = method.grow == "all"
     no_growth = f"{name} grows {'all weights' if alternates else 'no weights'}"
-    at_interval = (
+    when = (
         f"the mask of {name} changes between its compressed and dense phases"
         if alternates
+        else f"the mask of {name} is found after its last step"
+        if method.penalty
         else f"the mask of {name} does not change while it trains"
     )
+    at_intervals = dynamic and not alternates and not method.penalty
+    no_penalty = f"{name} has no penalty that draws weights to sparse ones"
     found = {
         "particles": (trains_several, f"{name} trains one particle per cycle"),
         "prune_fraction": (iterative or method.cyclic or plan.cycles > 0, f"{name} prunes to each sparsity at once"),
@@ -43,9 +47,11 @@ def unused_options(plan: Plan, training: Training) -> dict[str, str]:
         "score_examples": (plan.score_name in _DATA_SCORES, f"the score {plan.score_name} uses no training data"),
         "retrain": (method.start == "pruned", f"{name} rewinds its weights"),
         "retrain_epochs": (method.start == "pruned", f"{name} rewinds its weights"),
-        "update_interval": (dynamic and not alternates, at_interval),
-        "dst_stop": (dynamic and not alternates, at_interval),
+        "update_interval": (at_intervals, when),
+        "dst_stop": (at_intervals, when),
         "drop_fraction": (method.grow in ("random", "gradient"), no_growth),
+        "dual_interval": (method.penalty > 0, no_penalty),
+        "penalty": (method.penalty > 0, no_penalty),
         "acdc_warmup": (alternates, f"{name} has no compressed and dense phases"),
         "acdc_phase": (alternates, f"{name} has no compressed and dense phases"),
         "acdc_final": (alternates, f"{name} has no compressed and dense phases"),

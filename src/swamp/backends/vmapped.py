@@ -152,7 +152,7 @@ class Vmapped:
         if self.compiled and len(stack) not in self._compiled_sizes and unfinished:
             self._compiled_sizes.add(len(stack))
             request.progress.on_stage("compiling the step", once=True)
-            self._try_compiling(job, step, stack, first)
+            self._try_compiling(job, step, stack, next(iter(snapshots.values())))
         found: dict[int, Particle | None] = dict.fromkeys(members)
         while snapshots:
             # An interruption leaves particles at different steps: those behind catch up first.
@@ -174,10 +174,10 @@ class Vmapped:
                     snapshots[n] = state.snapshot(n - places.start)
         return found
 
-    def _try_compiling(self, job: ParticleJob, step: VmappedStep, stack: Sequence[_Member], first: Snapshot) -> None:
+    def _try_compiling(self, job: ParticleJob, step: VmappedStep, stack: Sequence[_Member], start: Snapshot) -> None:
         """Compile the step on scratch particles; if that fails, warn and train uncompiled."""
         try:
-            scratch = VmappedState(step, job, stack, [first] * len(stack), compiled=True)
+            scratch = VmappedState(step, job, stack, [start] * len(stack), compiled=True)
             with warnings.catch_warnings():
                 # The compiler's warnings about its own parts are nothing that a user could act on.
                 warnings.simplefilter("ignore")

@@ -54,6 +54,9 @@ class VmappedState:
         weights = self.weights
         self.masks = {n: job.request.mask[m].to(weights[n]) for m in job.request.mask if (n := f"model.{m}") in weights}
         self.previous_gradients = self._previous_gradients([snapshot.gradient for snapshot in snapshots])
+        self.anchors = self._anchors([snapshot.anchor for snapshot in snapshots])
+        self.penalty = torch.zeros((), dtype=torch.float64, device=step.device)
+        self.per_epoch = job.task.train.steps(job.request.training.batch_size)
         # The optimizers' parameters: the stacked weights themselves, or each particle's slices of them.
         self.one_optimizer, self.parameters = True, [[torch.nn.Parameter(weight) for weight in weights.values()]]
         self.optimizers = self._optimizers([snapshot.optimizer for snapshot in snapshots])
@@ -97,6 +100,8 @@ class VmappedState:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
+        if self.anchors:
+            self.penalty.fill_(self.job.request.training.penalty_at(step, self.per_epoch))
         inputs, targets = batch
         dropout = self.arithmetic.dropout_masks(inputs, targets, [seed + step for seed in self.dropout_seeds])
         if self.functional is not None and self.fused_step is not None:
@@ -105,7 +110,15 @@ class VmappedState:
             self.fused_step(self.functional.next_numbers(), inputs, targets, dropout)
         else:
             gradients, losses = self.arithmetic.gradients(
-                self.weights, self.buffers, self.masks, self.previous_gradients, inputs, targets, dropout
+                self.weights,
+                self.buffers,
+                self.masks,
+                self.previous_gradients,
+                self.anchors,
+                self.penalty,
+                inputs,
+                targets,
+                dropout,
             )
             self._update(gradients)
             self.running_loss += losses
@@ -115,13 +128,12 @@ class VmappedState:
     def end_epoch(self, step: int) -> None:
         """See TrainState.end_epoch."""
         training = self.job.request.training
-        per_epoch = self.job.task.train.steps(training.batch_size)
         sums = self.running_loss.cpu()
         for place in self.active_places:
             loss = float(sums[place]) / self.losses_seen
             self.losses[place].append(loss)
             try:
-                require_finite(loss, step, training, per_epoch, next(iter(self.weights.values())))
+                require_finite(loss, step, training, self.per_epoch, next(iter(self.weights.values())))
             except Diverged as error:
                 self.job.report_divergence(self.members[place][0], error)
                 self.inactive.add(place)
@@ -169,6 +181,7 @@ class VmappedState:
             float(self.running_loss[place]),
             self.losses_seen,
             {name.removeprefix("model."): kept[place].clone() for name, kept in self.previous_gradients.items()},
+            {name.removeprefix("model."): kept[place].clone() for name, kept in self.anchors.items()},
         )
 
     def fitted(self, place: int) -> Fit:
@@ -212,6 +225,12 @@ class VmappedState:
                 found[f"model.{name}"][place].copy_(value)
         return found
 
+    def _anchors(self, anchors: Sequence[State]) -> Tensors:
+        return {
+            f"model.{name}": torch.stack([own[name].to(self.weights[f"model.{name}"]) for own in anchors])
+            for name in anchors[0]
+        }
+
     def _optimizers(self, states: Sequence[State]) -> list[Optimizer]:
         """One optimizer for the stack if it is elementwise, else one for each particle's slices."""
         job = self.job
@@ -235,7 +254,9 @@ class VmappedState:
     def _fused_step(self, compiled: bool, on_gpu: bool) -> Callable[..., None]:
         assert self.functional is not None
         changed = self.weights, self.buffers, self.previous_gradients, self.functional.state, self.running_loss
-        step = self.arithmetic.fused(self.functional.update, compiled=compiled)(self.masks, *changed)
+        step = self.arithmetic.fused(self.functional.update, compiled=compiled)(
+            self.masks, self.anchors, self.penalty, *changed
+        )
         return CudaGraph(step, tree_leaves(changed)) if on_gpu else step
 
     def _stacked_optimizer_state(self, states: Sequence[State]) -> Tensors:

@@ -97,14 +97,16 @@ class VmappedStep:
         buffers: Tensors,
         masks: Tensors,
         previous: Tensors,
+        anchors: Tensors,
+        penalty: Tensor,
         inputs: Any,
         targets: Tensor,
         dropout: list[Tensor],
     ) -> tuple[Tensors, Tensor]:
-        """Gradients (particle, ...) for the optimizer, after SAM and clipping, and losses (particle,).
+        """Gradients (particle, ...) for the optimizer, after SAM, clipping and penalty, and losses (particle,).
 
         Buffers are updated in place. `previous` holds the gradients of the previous step where s2-sam needs them, and
-        is overwritten with the new ones.
+        is overwritten with the new ones. Weights with an anchor get the gradient of penalty / 2 |weight - anchor|^2.
         """
         inputs = gather_rows(inputs)
         there = self._perturbed(weights, previous) if self.training.uses_previous_gradient else weights
@@ -121,7 +123,8 @@ class VmappedStep:
         if self.training.clip:
             share = (self.training.clip / (_norms(gradients) + 1e-6)).clamp(max=1.0)
             gradients = {name: value * _each(share, value) for name, value in gradients.items()}
-        return gradients, losses
+        pulls = {n: penalty * (weights[n] - anchor) for n, anchor in anchors.items() if n in gradients}
+        return {n: value + pulls[n] if n in pulls else value for n, value in gradients.items()}, losses
 
     def _perturbed(self, weights: Tensors, gradients: Tensors) -> Tensors:
         measured, directions = ascent(weights, gradients, self.training.sharpness)
@@ -203,13 +206,17 @@ class VmappedStep:
         return asked
 
     def fused(self, update: Update, *, compiled: bool) -> Callable[..., Callable[..., None]]:
-        """A function (masks, tensors that change) -> (function of a batch that takes one step, optimizer included).
+        """A function (masks, anchors, penalty, tensors that change) -> (function of a batch that takes one step).
+
+        The step includes the optimizer.
 
         compiled: compile at the first batch, with the first `update` that was given.
         """
 
         def body(
             masks: Tensors,
+            anchors: Tensors,
+            penalty: Tensor,
             weights: Tensors,
             buffers: Tensors,
             previous: Tensors,
@@ -220,7 +227,9 @@ class VmappedStep:
             targets: Tensor,
             dropout: list[Tensor],
         ) -> None:
-            gradients, losses = self.gradients(weights, buffers, masks, previous, inputs, targets, dropout)
+            gradients, losses = self.gradients(
+                weights, buffers, masks, previous, anchors, penalty, inputs, targets, dropout
+            )
             running_loss.add_(losses)
             update([weights[name] for name in gradients], [*gradients.values()], state, numbers)
 

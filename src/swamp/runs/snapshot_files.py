@@ -15,7 +15,7 @@ from swamp.masks import Mask
 from swamp.training.snapshot import Snapshot
 
 _T = TypeVar("_T")
-_PARTS = ("weights", "optimizer", "mean", "gradient")
+_PARTS = ("weights", "optimizer", "mean", "gradient", "anchor")
 
 
 def save_snapshot(path: Path, snapshot: Snapshot, provenance: Mapping[str, str]) -> None:
@@ -34,6 +34,7 @@ def load_snapshot(path: Path) -> Snapshot:
 def save_phase(path: Path, phase: Phase, provenance: Mapping[str, str]) -> None:
     """Write all particles of a cycle with dynamic masks, as they are after a mask update."""
     tensors = {f"mean/{name}": value for name, value in phase.mean.items()}
+    tensors.update((f"dual/{name}", value) for name, value in phase.dual.items())
     numbers: list[Any] = []
     for i, mask in enumerate(phase.masks):
         tensors.update((f"mask/{i}/{name}", alive) for name, alive in mask.items())
@@ -64,6 +65,7 @@ def load_phase(path: Path) -> Phase:
             numbers["averaged"],
             numbers["flops"],
             numbers["seconds"],
+            _below(tensors, "dual/"),
         )
 
 
@@ -91,6 +93,7 @@ def _snapshot(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> Snap
         numbers["running_loss"],
         numbers["losses_seen"],
         _below(tensors, "gradient/"),
+        _below(tensors, "anchor/"),
     )
 
 

@@ -196,6 +196,7 @@ class _ModelState:
         self.mask_gradients: Callable[[], None] | None = None
         self.mean = RunningMean(decay=training.decay)
         self.previous_gradient: dict[str, Tensor] = {}
+        self.anchor: dict[str, Tensor] = {}
         self.rate = math.nan
         self.losses: list[float] = []
         self.running_loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -224,9 +225,18 @@ class _ModelState:
         loss = self._sam_backward(step, batch) if self.training.sam else self._backward(step, batch)
         if self.training.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
+        if self.anchor:
+            self._add_penalty(self.training.penalty_at(step, self.per_epoch))
         self.optimizer.step()
         self.running_loss += loss
         self.losses_seen += 1
+
+    @torch.no_grad()
+    def _add_penalty(self, weight: float) -> None:
+        """Add the gradient of weight / 2 |w - anchor|^2."""
+        for name, parameter in self.model.named_parameters():
+            if name in self.anchor and parameter.grad is not None:
+                parameter.grad.add_(parameter - self.anchor[name], alpha=weight)
 
     def _sam_backward(self, step: int, batch: Batch) -> Tensor:
         """`_backward` where the loss is worst nearby."""
@@ -356,6 +366,7 @@ class _ModelState:
             float(self.running_loss),
             self.losses_seen,
             {name: gathered_copy(value) for name, value in self.previous_gradient.items()},
+            {name: gathered_copy(value) for name, value in self.anchor.items()},
         )
 
     def restore(self, snapshot: Snapshot) -> int:
@@ -366,8 +377,11 @@ class _ModelState:
         kept = [(name, snapshot.mean[name], like) for name, like in state.items() if name in snapshot.mean]
         mean = {name: shard_like(tensor, like, tensor.dtype) for name, tensor, like in kept}
         self.mean = RunningMean(mean, snapshot.averaged, like=state, decay=self.training.decay)
-        named, gradient = dict(self.model.named_parameters()), snapshot.gradient
-        self.previous_gradient = {n: shard_like(gradient[n], p, p.dtype) for n, p in named.items() if n in gradient}
+        named = dict(self.model.named_parameters())
+        self.previous_gradient, self.anchor = (
+            {n: shard_like(kept[n], p, p.dtype) for n, p in named.items() if n in kept}
+            for kept in (snapshot.gradient, snapshot.anchor)
+        )
         self.losses = list(snapshot.losses)
         self.running_loss.fill_(snapshot.running_loss)
         self.losses_seen = snapshot.losses_seen

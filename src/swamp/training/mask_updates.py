@@ -48,6 +48,8 @@ class Dynamic:
     """Fraction of the active weights of a layer to replace at the start; it decays to 0 as a cosine (SET, RigL)."""
     dst_stop: float = 0.75
     """Fraction of the training steps after which the mask is fixed, at the latest at the start of the tail."""
+    dual_interval: int = 32
+    """Training steps between two projections, at which the dual variable changes (safe)."""
     acdc_warmup: float = 0.1
     """Fraction of the training steps before the first compressed phase, with all weights (AC/DC)."""
     acdc_phase: float = 0.05
@@ -61,6 +63,7 @@ class Dynamic:
             (self.update_interval < 1, "update_interval", "1 or more"),
             (not 0 < self.drop_fraction < 1, "drop_fraction", "in (0, 1)"),
             (not 0 < self.dst_stop <= 1, "dst_stop", "in (0, 1]"),
+            (self.dual_interval < 1, "dual_interval", "1 or more"),
             (not 0 < self.acdc_warmup < 1, "acdc_warmup", "in (0, 1)"),
             (not 0 < self.acdc_phase < 1, "acdc_phase", "in (0, 1)"),
             (not 0 < self.acdc_final < 1, "acdc_final", "in (0, 1)"),
@@ -101,6 +104,10 @@ class Dynamic:
                 f"{self.acdc_final:g} are {total - last}. Decrease them, or increase epochs."
             )
         return (*range(warmup, warmup + 2 * pairs * length, length), last)
+
+    def dual_steps(self, training: Training, per_epoch: int) -> tuple[int, ...]:
+        """The steps after which SAFE projects the weights; it also does so before the first and after the last step."""
+        return tuple(range(self.dual_interval, training.epochs * per_epoch, self.dual_interval))
 
     def fraction_at(self, step: int, end: int) -> float:
         """Fraction to replace after `step` steps: drop_fraction / 2 * (1 + cos(pi * step / end))."""
@@ -183,8 +190,13 @@ def prune_to_budget(
         return _largest(name, weight.abs(), torch.ones_like(active), nnz[name], structure)
 
     mask = Mask({name: pruned(name, active) for name, active in budget.items()})
+    return mask, masked_state(weights, mask, ties)
+
+
+def masked_state(weights: State, mask: Mask, ties: Mapping[str, str] | None = None) -> State:
+    """The state dict with pruned weights set to zero. ties: as in `prune_to_budget`."""
     owners = {name: (ties or {}).get(name, name) for name in weights}
-    return mask, {n: value * mask[owners[n]] if owners[n] in mask else value for n, value in weights.items()}
+    return {n: value * mask[o].to(value.device) if (o := owners[n]) in mask else value for n, value in weights.items()}
 
 
 def _largest(name: str, score: Tensor, active: Tensor, nnz: int, structure: str) -> Tensor:

@@ -72,6 +72,9 @@ class Training:
     """Radius of sharpness-aware minimisation, as a norm of weights (0: off)."""
     sharpness: Sharpness = "sam"
     """Variant of SAM: sam, asam (scaled by the weights), s2-sam (uses the previous gradient, at no extra cost)."""
+    penalty: float = 0.0
+    """Weight lambda of the penalty lambda / 2 |w - z + u|^2 (safe; 0: the default of the method). It rises from 0 to
+    lambda over the training as lambda / 2 (1 - cos(pi t / T))."""
     clip: float = 0.0
     """Largest norm of the masked gradient; larger gradients are scaled down (0: no clipping)."""
     label_smoothing: float = 0.0
@@ -100,6 +103,7 @@ class Training:
             (self.lawa < 0, "lawa", "0 or more"),
             (self.lawa > 0 and self.ema > 0, "lawa", "0 with ema (each is an average)"),
             (self.sam < 0, "sam", "0 or more"),
+            (self.penalty < 0, "penalty", "0 or more"),
             (self.clip < 0, "clip", "0 or more"),
             (not 0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)"),
         ]
@@ -206,6 +210,10 @@ class Training:
                 return max(low, self.lr * 0.1 ** ((share >= 0.5) + (share >= 0.75)))
             case "constant":
                 return self.lr
+
+    def penalty_at(self, step: int, steps_per_epoch: int) -> float:
+        """Weight of the penalty in step `step` (from 0); see `penalty`."""
+        return _cosine(0.0, self.penalty, step / (self.epochs * steps_per_epoch))
 
 
 def _cosine(high: float, low: float, share: float) -> float:

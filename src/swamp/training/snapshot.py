@@ -38,6 +38,8 @@ class Snapshot:
     """Number of losses in that sum."""
     gradient: State = field(default_factory=dict[str, Tensor])
     """The gradient of the last step, if the next step needs it (s2-sam)."""
+    anchor: State = field(default_factory=dict[str, Tensor])
+    """Trainable parameter -> the weights to which a penalty draws it (safe). The mask is dense then."""
 
 
 class LazySnapshot:
