@@ -1,6 +1,7 @@
 """What a run leaves on disk."""
 
 import json
+import math
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from threading import Event
@@ -8,18 +9,21 @@ from threading import Event
 import pytest
 import torch
 
+from swamp.algorithms import Plan
+from swamp.algorithms.loop import cycles
 from swamp.backends import Autotune, Ticket
 from swamp.backends.autotune import CANDIDATES, Choice
+from swamp.datasets.problem import DataOptions
 from swamp.errors import Interrupted, SwampError
 from swamp.files import load_tensors
 from swamp.masks import Mask, Scope
-from swamp.runs import open_run
+from swamp.runs import execute, open_run
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, write_json
 from swamp.runs.environment import environment
 from swamp.runs.execute import prepare, start
 from swamp.runs.run_progress import Reporter
-from swamp.training import evaluate
+from swamp.training import Task, TensorData, Training, evaluate
 
 from .conftest import StopAt, assert_same_outcome, go, go_on, tiny
 
@@ -179,3 +183,83 @@ def test_every_cycle_lies_whole_on_disk(finished):
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert [line["test"] for line in lines] == [cycle["test"] for cycle in done["cycles"]]
     assert Ticket.load(path / "ticket.safetensors").steps == 10
+
+
+class Unread(TensorData):
+    """Data that raises when it is read."""
+
+    def in_order(self, batch_size):
+        raise AssertionError("the test data was read")
+
+
+def unread_test(build):
+    def blind(*arguments):
+        problem = build(*arguments)
+        test = problem.task.test
+        return replace(problem, task=replace(problem.task, test=Unread(test.inputs, test.targets)))
+
+    return blind
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "swamp",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in (
+                "imp",
+                "swamp-greedy",
+                "imp-best",
+                "imp-ensemble",
+                "lottery-pools",
+                "rigl-swamp",
+                "one-shot-fisher",
+            )
+        ),
+    ],
+)
+def test_a_run_without_test_data_does_not_read_it_and_trains_the_same(method, tmp_path, monkeypatch):
+    config = tiny(model="mlp-bn-16", data=DataOptions(examples=320))
+    config = replace(
+        config, plan=replace(config.plan, method=method, dynamic=replace(config.plan.dynamic, update_interval=3))
+    )
+    done = go(config, tmp_path / "with")
+    monkeypatch.setattr(execute, "build_problem", unread_test(execute.build_problem))
+    blind = replace(config, test_data=False)
+    without = go(blind, tmp_path / "without")
+    assert blind.digest() == config.digest()
+    assert set(without["test"].values()) == {None}
+    for one, two in zip(done["cycles"], without["cycles"], strict=True):
+        assert two["validation"] == one["validation"]
+        assert two["train"] == one["train"]
+        assert two["barrier"] == one["barrier"]
+        assert two["metrics_before_bn_update"] is None
+        assert set(two["test"]) == set(one["test"])
+        assert set(two["test"].values()) == {None}
+    with pytest.raises(AssertionError, match="the test data was read"):
+        go(config, tmp_path / "again")
+
+
+def test_without_test_and_validation_data_there_is_nothing_to_measure_on(tmp_path):
+    config = tiny(test_data=False, data=DataOptions(examples=320, validation=0.0))
+    with pytest.raises(SwampError, match="measured on validation data, and this task has none"):
+        go(config, tmp_path / "run")
+
+
+def test_a_task_of_two_functions_is_measured_by_the_second_without_test_data():
+    def evaluate(model):
+        raise AssertionError("the test data was read")
+
+    data = torch.randn(40, 4)
+    how = {"loss": lambda model, batch: (model(batch) - batch).square().mean(), "evaluate": evaluate}
+    task = Task.custom(data, validate=lambda model: {"mse": 0.5}, error_scale=1.0, **how)
+    training = Training(epochs=2, batch_size=20, lr=0.01)
+    plan = Plan(method="imp", sparsity=0.5, cycles=1)
+    (_, cycle) = cycles(torch.nn.Linear(4, 4), task.without_test(), plan, training, backend="sequential")
+    assert cycle.metrics.validation == {"mse": 0.5}
+    assert math.isnan(cycle.metrics.test["mse"])
+    with pytest.raises(SwampError, match="read"):
+        list(cycles(torch.nn.Linear(4, 4), task, plan, training, backend="sequential"))
+    with pytest.raises(SwampError, match="measured on validation data, and this task has none"):
+        Task.custom(data, **how).without_test()

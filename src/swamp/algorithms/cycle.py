@@ -85,7 +85,10 @@ class Barrier:
 
 @dataclass(frozen=True)
 class SplitMetrics:
-    """Metrics on each split; `validation` is None where nothing was held out."""
+    """Metrics on each split; `validation` is None where nothing was held out.
+
+    Those of `test` are NaN where the task has no test data: see Task.without_test.
+    """
 
     train: Metrics
     validation: Metrics | None

@@ -1,5 +1,6 @@
 """Ensembles of independent runs: their predicted probabilities are averaged at each sparsity."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -86,14 +87,15 @@ def _joined(members: tuple[Cycle, ...], model: nn.Module, task: Task, examples: 
         outputs, targets = ensemble_predict(states, model, task, data, limit)
         return {name: metric(outputs, targets) for name, metric in task.metrics.items()}
 
-    first, test = members[0], task.require_outputs("an ensemble")
+    first = members[0]
     validation = None if task.validation is None else measured(task.validation)
+    test = dict.fromkeys(task.metrics, math.nan) if task.test is None else measured(task.test)
     return Cycle(
         first.index,
         first.mask,
         first.weights,
         first.density_of_all,
-        SplitMetrics(measured(task.train, examples), validation, measured(test)),
+        SplitMetrics(measured(task.train, examples), validation, test),
         tuple(
             ParticleRecord(m.metrics, m.cost.steps, m.cost.seconds, m.particles[0].loss, number)
             for number, m in enumerate(members)

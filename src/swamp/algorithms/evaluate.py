@@ -114,10 +114,11 @@ def evaluate_models(
         for weights, mask, refresh_bn in candidates
     ]
     jobs += [partial(point_error, point=point) for point in points]
-    if average.averaged and has_bn:
+    compared = bool(average.averaged) and has_bn and evaluator.task.has_test
+    if compared:
         jobs.append(partial(evaluator.metrics_before_bn_update, weights=average.weights, mask=average.mask))
     found = evaluator.map(lambda model, job: job(model), jobs)
-    before_bn_update = found.pop() if average.averaged and has_bn else None
+    before_bn_update = found.pop() if compared else None
     of_particles, of_average = found[: len(particles)], found[len(candidates) - 1]
     errors = found[len(candidates) :]
     ends = errors[: len(particles)] if ends_again else [one.error for one in of_particles]

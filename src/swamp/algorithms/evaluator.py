@@ -112,11 +112,12 @@ class Evaluator:
         task = self.task
         train = task.evaluate(model, "train", self.examples)
         validation = task.evaluate(model, "validation", self.examples) if task.has_validation else None
-        test = task.evaluate(model, "test")
+        test = task.evaluate(model, "test") if task.has_test else None
         # Without validation, choices use the training data; a task of two functions has no error on these.
-        held_out = validation or (train if task.own is None else test)
+        held_out = validation or (test if task.own is not None and test is not None else train)
+        measured = test.metrics if test is not None else dict.fromkeys(held_out.metrics, math.nan)
         return Evaluation(
-            SplitMetrics(train.metrics, None if validation is None else validation.metrics, test.metrics),
+            SplitMetrics(train.metrics, None if validation is None else validation.metrics, measured),
             held_out.error if with_error else math.nan,
             {name: value.contiguous() for name, value in copied(model.state_dict()).items()},
         )

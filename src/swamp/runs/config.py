@@ -50,6 +50,9 @@ class RunConfig:
     """Checkpoints to keep per finished cycle: all particles, or only the mean and mask."""
     snapshot_seconds: float = 30.0
     """Seconds between two snapshots of a particle in training: a killed run loses at most this time."""
+    test_data: bool = True
+    """Measure each cycle on test data, for the record. Off: test data is never read, as in the trials of `swamp tune`;
+    the record then has no value for it."""
     trajectory_every: int = 0
     """Steps between two points of the training trajectory to save for `swamp analyze` (0: none): 4 bytes per point and
     active weight. Not with dynamic masks."""
@@ -142,6 +145,7 @@ _BESIDE_THE_RESULT = (
     "backend",
     "keep_checkpoints",
     "snapshot_seconds",
+    "test_data",
     "trajectory_every",
     "track",
     "heartbeat_seconds",

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -167,6 +168,8 @@ def prepare(config: RunConfig) -> tuple[Problem, nn.Module]:
     problem = build_problem(config.task, config.model, config.data, Seed(config.plan.seed))
     if config.model.startswith(timm.TIMM_PREFIX):
         problem = timm.preprocessed(problem, config.model)
+    if not config.test_data:
+        problem = replace(problem, task=problem.task.without_test())
     model = initial_network(config, problem, config.plan.seed)
     with warnings.catch_warnings(action="ignore"):  # they come again when the run starts
         _cycles(config, problem, model, NoStore())

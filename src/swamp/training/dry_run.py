@@ -114,8 +114,8 @@ def _check_outputs(outputs: Any, targets: Tensor, where: str) -> None:
 def _check_own(model: nn.Module, task: Task) -> float:
     """The user's evaluation of the untrained model. Returns its error."""
     with _failing("evaluate(model) or validate(model) failed on the untrained model", "Correct it."):
-        test = task.evaluate(model, "test")
-        return task.evaluate(model, "validation").error if task.has_validation else test.error
+        test = task.evaluate(model, "test").error if task.has_test else math.nan
+        return task.evaluate(model, "validation").error if task.has_validation else test
 
 
 def _check_training(model: nn.Module, task: Task, training: Training, prunable: set[str]) -> None:

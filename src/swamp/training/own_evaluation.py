@@ -34,12 +34,14 @@ class OwnEvaluation:
         error: The error: the name of a metric, or a function of all metrics (None: from the first metric, 1 - value
             where higher is better).
         higher_is_better: Of the first metric (None: judged by its name, see LOWER_IS_BETTER).
+        tested: Whether `evaluate` may be called: see Task.without_test.
     """
 
     evaluate: Evaluate
     validate: Evaluate | None = None
     error: str | ErrorOf | None = None
     higher_is_better: bool | None = None
+    tested: bool = True
 
     def metrics(self, model: nn.Module, *, validation: bool) -> dict[str, float]:
         """Metrics of `model`, which is in eval mode; its gradients are removed.
@@ -64,10 +66,12 @@ class OwnEvaluation:
                 raise SwampError(f"error={self.error!r} is not among the metrics {', '.join(metrics)}.")
             return metrics[self.error]
         name, value = next(iter(metrics.items()))
-        higher = self.higher_is_better
-        if higher is None:
-            higher = not any(part in name.lower() for part in LOWER_IS_BETTER)
-        return 1 - value if higher else value
+        return 1 - value if self.higher(name) else value
+
+    def higher(self, name: str) -> bool:
+        """Whether a larger value of the first metric, called `name`, is better."""
+        judged = not any(part in name.lower() for part in LOWER_IS_BETTER)
+        return judged if self.higher_is_better is None else self.higher_is_better
 
 
 def numbers_of(found: Any, what: str) -> dict[str, float]:

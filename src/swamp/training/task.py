@@ -233,14 +233,35 @@ class Task:
         """Whether there are validation data, or a function that measures on them."""
         return self.validation is not None or (self.own is not None and self.own.validate is not None)
 
+    @property
+    def has_test(self) -> bool:
+        """Whether there are test data, or a function that measures on them."""
+        return self.test is not None if self.own is None else self.own.tested
+
+    def without_test(self) -> "Task":
+        """The same task without its test data: no metric on them is measured.
+
+        Raises:
+            SwampError: The task has no validation data, so that nothing held out would remain.
+        """
+        if not self.has_validation:
+            raise SwampError(
+                "without test data, models are measured on validation data, and this task has none. Hold some out "
+                "(validation=0.1), or give the task validation data."
+            )
+        return replace(self, test=None, own=None if self.own is None else replace(self.own, tested=False))
+
     def require_outputs(self, what: str) -> Data:
-        """The test data. Raises SwampError, naming `what`, where the task has functions in place of outputs."""
-        if self.own is not None or self.test is None:
+        """The test data, or the validation data without them.
+
+        Raises SwampError, naming `what`, where the task has functions in place of outputs.
+        """
+        if self.own is not None:
             raise SwampError(
                 f"{what} needs the outputs of the model for each example, and a task of Task.custom has its own loss "
                 "and evaluation. Describe the task by Task.of(train, test, loss=..., metrics=...) for it."
             )
-        return self.test
+        return self.held_out if self.test is None else self.test
 
     def to(self, device: torch.device) -> "Task":
         """The same task with all data in memory on `device`."""
