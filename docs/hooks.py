@@ -27,6 +27,8 @@ GROUPS = {
     "RunArgs": "Output",
 }
 """Dataclass with options of `swamp run` -> its heading."""
+OWN_GROUPS = ("TicketArgs", "TuneArgs")
+"""Options of commands that also have those of `swamp run`, which stand there once."""
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -52,8 +54,8 @@ def commands() -> Iterator[str]:
         yield f"## swamp {name}\n"
         yield from _about(inspect.getdoc(given) or "")
         options = list(command_options(given))
-        if name == "ticket":
-            options = [option for option in options if option.name not in run or option.group == "TicketArgs"]
+        if name in ("ticket", "tune"):
+            options = [option for option in options if option.name not in run or option.group in OWN_GROUPS]
         for group in dict.fromkeys(option.group for option in options):
             if name == "run":
                 yield f"\n### {GROUPS.get(group, group)}\n"
@@ -62,7 +64,7 @@ def commands() -> Iterator[str]:
 
 def _arguments(command: str) -> Any:
     kind = getattr(import_module(f"swamp.cli.{COMMANDS[command][0]}"), f"{command.capitalize()}Args")
-    return kind(configuration("", "", "")) if command in ("run", "ticket") else kind
+    return kind(configuration("", "", "")) if command in ("run", "ticket", "tune") else kind
 
 
 def _about(text: str) -> Iterator[str]:

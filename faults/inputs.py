@@ -50,6 +50,7 @@ from swamp.cli import (
     run,
     share,
     study,
+    tune,
 )
 from swamp.cli.workers import Workers
 from swamp.datasets import TASKS
@@ -77,6 +78,7 @@ COMMANDS: dict[str, tuple[type[Any], int]] = {
     "resume": (run.ResumeArgs, 3),
     "ticket": (find_ticket.TicketArgs, 2),
     "study": (study.StudyArgs, 3),
+    "tune": (tune.TuneArgs, 3),
     "compare": (compare.CompareArgs, 3),
     "analyze": (analyze.AnalyzeArgs, 2),
     "masks": (compare_masks.MasksArgs, 2),
@@ -158,6 +160,14 @@ POOLS: dict[str, list[Any]] = {
     "batch": ["1", "1,8", "0", "1,,2", "99999999999999999999"],
     "runtimes": ["torch", "swamp", "torch csr", "nothing"],
     "study": [*sorted(STUDIES), "../zoo/study.toml", "../zoo/study"],
+    "search": ["lr", "lr=0.01..1:log", "particles=1,2", "epochs=1..2", "lr=1..0", "nothing", "=", "seed=1,2", "sam"],
+    "storage": [
+        "trials.db",
+        "../zoo/file.txt",
+        "nothing://x",
+        "sqlite:///../zoo/closed/x",
+        "postgresql://127.0.0.1:1/x",
+    ],
     "job": ["timeout_min=1", "x", "=", "a=b"],
     **dict.fromkeys(("out", "run", "runs", "file", "trials", "config"), PATHS),
 }
@@ -308,12 +318,14 @@ def from_words(draw: st.DrawFn) -> Case:
     name = draw(st.sampled_from([name for name, (_, weight) in COMMANDS.items() for _ in range(weight)]))
     kind = COMMANDS[name][0]
     chosen = draw(st.lists(flags(kind, POOLS), max_size=3))
-    paths = draw(st.lists(st.sampled_from(PATHS), max_size=3)) if name not in ("run", "ticket") else []
+    paths = draw(st.lists(st.sampled_from(PATHS), max_size=3)) if name not in ("run", "ticket", "tune") else []
     if name == "completion":
         paths = draw(st.lists(st.sampled_from(["bash", "tcsh", ""]), max_size=2))
     if name == "list":
         paths = draw(st.lists(st.sampled_from([*listing._REGISTRIES, "nothing", ""]), max_size=2))
-    small = ["--config", "../zoo/config.json"] if name in ("run", "ticket") and draw(st.integers(0, 5)) != 4 else []
+    small = (
+        ["--config", "../zoo/config.json"] if name in ("run", "ticket", "tune") and draw(st.integers(0, 5)) != 4 else []
+    )
     if draw(st.integers(0, 30)) == 17:
         return Case((draw(st.sampled_from([*TEXT, name, "--version", "-h"])).replace("\0", ""), *words(chosen)))
     if draw(st.integers(0, 40)) == 17:
@@ -468,6 +480,8 @@ def _staged(sandbox: Sandbox, case: Case) -> Iterator[None]:
         mock.patch.object(run, "resume", resumed),
         mock.patch.object(study, "local_workers", no_workers),
         mock.patch.object(study, "submit", return_value=[]),
+        mock.patch.object(tune, "local_workers", no_workers),
+        mock.patch("swamp.tuning.optuna_studies.WAITS", ()),
         mock.patch("swamp.report.serve.PageServer", Served),
         mock.patch.object(sandbox, "entered", with_files),
     ):

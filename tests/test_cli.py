@@ -275,7 +275,7 @@ def test_every_command_can_be_imported():
     assert all(callable(entry._command(name)) for name in entry.COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["run", "ticket"])
+@pytest.mark.parametrize("command", ["run", "ticket", "tune"])
 def test_help_shows_the_options_used_most_and_help_all_shows_all(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     assert swamp(command, "--help") == 0

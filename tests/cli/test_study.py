@@ -19,7 +19,6 @@ from swamp import cli
 from swamp.cli.workers import StudyJob, shares, submit
 from swamp.errors import SwampError
 from swamp.recipes import STUDIES, configuration
-from swamp.runs.config import RunConfig
 from swamp.runs.run_progress import Reporter
 from swamp.runs.study import Study
 from swamp.runs.study_queue import StudyDirectory, work
@@ -228,16 +227,14 @@ def test_a_submitted_worker_does_the_runs_and_is_queued_again_when_its_time_is_u
         assert re.search(message, capsys.readouterr().err, re.DOTALL)
 
 
-def test_workers_of_one_machine_share_its_cores_and_gpus(finished, monkeypatch):
-    study = StudyDirectory.open(finished)
+def test_workers_of_one_machine_share_its_cores_and_gpus(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    assert shares(study, 2, 3) == {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "4"}
-    assert shares(study, 1, 16) == {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "7"}
-    named = StudyDirectory(finished, {"a": RunConfig(device="cuda:1")})
+    assert shares(["auto"], 2, 3) == {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "4"}
+    assert shares(["auto"], 1, 16) == {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "7"}
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert shares(named, 0, 2) == {}
+    assert shares(["auto", "cuda:1"], 0, 2) == {}
 
 
 def test_the_example_of_the_page_can_be_resolved(tmp_path):

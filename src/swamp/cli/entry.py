@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "resume": ("run", "continue a run after any interruption"),
     "ticket": ("find_ticket", "find the earliest stable ticket: how long to train before pruning begins"),
     "study": ("study", "run a grid of methods, seeds and settings, on one machine or several"),
+    "tune": ("tune", "search for the best options of methods: trials at equal cost, on validation data (Optuna)"),
     "compare": ("compare", "compare runs: table, differences, plot"),
     "analyze": ("analyze", "analyze a run: barriers, curvature, hull, landscape, masks"),
     "masks": ("compare_masks", "compare the masks of several runs"),

@@ -1,6 +1,5 @@
 """swamp study."""
 
-import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ import tyro
 from swamp.cli.compare import made_by_of
 from swamp.cli.session import Err, Out, parse, print_json, print_labelled, stoppable
 from swamp.cli.study_progress import StudyProgress, counted, last_line
-from swamp.cli.workers import local_workers, stop_with_parent, submit, work_here
+from swamp.cli.workers import local_workers, stop_with_parent, submit, tell_faults, work_here
 from swamp.errors import Interrupted, SwampError, unknown
 from swamp.recipes import STUDIES, configuration
 from swamp.runs.study import Study
@@ -120,7 +119,8 @@ def _until_over(study: StudyDirectory, workers: int, given: StudyArgs) -> list[R
     console = Err if given.json else Out
     shown = nullcontext() if given.quiet else StudyProgress(study, console)
     with stoppable(stop, console):
-        with local_workers(study, workers, wait=given.wait) as processes, shown as watch:
+        devices = {config.device for config in study.runs.values()}
+        with local_workers("study", study.path, workers, devices, wait=given.wait) as processes, shown as watch:
             while True:
                 ended = processes.ended()
                 states = study.states()
@@ -133,18 +133,8 @@ def _until_over(study: StudyDirectory, workers: int, given: StudyArgs) -> list[R
                     break
         if stop.is_set():
             raise Interrupted("stopped; finished work is saved. Run the same command to continue.")
-        _tell_faults(processes.faults(), states)
+        tell_faults(processes.faults(), waiting=any(state.state == "waiting" for state in states))
     return states
-
-
-def _tell_faults(faults: list[str], states: Sequence[RunState]) -> None:
-    """Report failed workers: as a warning if other workers did their runs, else as an error."""
-    if faults and any(state.state == "waiting" for state in states):
-        error = SwampError("\n".join([*faults, "Finished work is saved. Run the same command to continue."]))
-        error.exit_code = 1
-        raise error
-    for fault in faults:
-        warnings.warn(fault, stacklevel=2)
 
 
 def _compared(study: StudyDirectory, states: Sequence[RunState], *, show: bool) -> list[str]:

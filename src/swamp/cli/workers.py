@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Generator, Sequence
+import warnings
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Event
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -59,19 +61,36 @@ class Workers:
 
 
 @contextmanager
-def local_workers(study: StudyDirectory, count: int, *, wait: bool) -> Generator[Workers]:
-    """Start `count` workers that share the cores and GPUs of this machine; they are stopped at the end of the block."""
-    folder = study.path / _LOGS
+def local_workers(
+    command: str,
+    path: Path,
+    count: int,
+    devices: Collection[str],
+    *,
+    wait: bool,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Generator[Workers]:
+    """Start `count` workers that share the cores and GPUs of this machine; they are stopped at the end of the block.
+
+    Args:
+        command: Whose workers: each runs `swamp COMMAND --worker PATH`.
+        path: Folder of a study or tuning.
+        count: Number of processes.
+        devices: The devices that the runs name.
+        wait: Workers wait for runs of other workers.
+        environment: Additional environment variables.
+    """
+    folder = path / _LOGS
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "swamp", "study", "--worker", str(study.path), *(["--wait"] if wait else [])]
+    line = [sys.executable, "-m", "swamp", command, "--worker", str(path), *(["--wait"] if wait else [])]
     workers = Workers([], [])
     try:
         for index in range(count):
             log = folder / f"{os.getpid()}-{index}.log"
             with log.open("wb") as file:
-                environment = os.environ | shares(study, index, count)
+                own = {**os.environ, **environment, **shares(devices, index, count)}
                 workers.processes.append(
-                    subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file, env=environment)
+                    subprocess.Popen(line, stdin=subprocess.PIPE, stdout=file, stderr=file, env=own)
                 )
             workers.logs.append(log)
         yield workers
@@ -84,16 +103,29 @@ def local_workers(study: StudyDirectory, count: int, *, wait: bool) -> Generator
             folder.rmdir()  # not empty if a worker failed, or workers of another machine run
 
 
-def shares(study: StudyDirectory, index: int, count: int) -> dict[str, str]:
-    """Environment variables of worker `index` of `count`: a part of the cores, and one GPU."""
+def tell_faults(faults: Sequence[str], *, waiting: bool) -> None:
+    """Report failed workers: as an error if runs are still waiting, else as warnings: other workers did their runs."""
+    if faults and waiting:
+        error = SwampError("\n".join([*faults, "Finished work is saved. Run the same command to continue."]))
+        error.exit_code = 1
+        raise error
+    for fault in faults:
+        warnings.warn(fault, stacklevel=2)
+
+
+def shares(devices: Collection[str], index: int, count: int) -> dict[str, str]:
+    """Environment variables of worker `index` of `count`: a part of the cores, and one GPU.
+
+    devices: those that the runs name.
+    """
     share: dict[str, str] = {}
     if "OMP_NUM_THREADS" not in os.environ:
         share["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // count))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = [str(one) for one in range(torch.cuda.device_count())] if visible is None else visible.split(",")
+    gpus = [str(one) for one in range(torch.cuda.device_count())] if visible is None else visible.split(",")
     # Not if a run names its device: cuda:1 is the second of all GPUs.
-    if len(devices) > 1 and all(config.device == "auto" for config in study.runs.values()):
-        share["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)]
+    if len(gpus) > 1 and all(device == "auto" for device in devices):
+        share["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
     return share
 
 

@@ -57,6 +57,7 @@ class BarChart:
     labels: tuple[str, ...]
     values: tuple[Number, ...]
     color: int | None = 0
+    in_legend: bool = True
 
 
 @dataclass(frozen=True)

@@ -228,9 +228,7 @@ def _tick_text(texts: Mapping[float, str], at: float, _: object = None) -> str:
 
 def legend_entries(panel: Panel) -> dict[str, Any]:
     """Text -> the artist beside it; grey lines share one entry, and so do bands."""
-    listed = [
-        mark for mark in panel.marks if isinstance(mark, BarChart) or (isinstance(mark, Curve) and mark.in_legend)
-    ]
+    listed = [mark for mark in panel.marks if isinstance(mark, BarChart | Curve) and mark.in_legend]
     entries: dict[str, Any] = {}
     others = [mark.name for mark in listed if isinstance(mark, Curve) and mark.color is None and mark.style == "line"]
     for mark in listed:

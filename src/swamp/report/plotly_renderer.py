@@ -57,7 +57,7 @@ def _traces(mark: Mark, panel: Panel) -> Iterator[dict[str, Any]]:
                 "x": [_escaped(label) for label in mark.labels],
                 "y": _finite(mark.values),
                 "marker": {"color": _color(mark)},
-                "showlegend": True,
+                "showlegend": mark.in_legend,
             }
         case Heatmap():
             yield _heatmap(mark)

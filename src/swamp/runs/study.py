@@ -56,6 +56,8 @@ class Study:
     """Template for names of the grid's runs, e.g. '{method}-{seed}'; empty: the options that have a list."""
     compare: CompareOptions = field(default_factory=CompareOptions)
     """How finished runs are compared at the end."""
+    search: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Options with a range, for `swamp tune`."""
 
     @classmethod
     def load(cls, path: Path) -> "Study":
@@ -87,6 +89,8 @@ class Study:
         Raises SwampError, naming the run, for an unknown option or invalid value, for two runs with the same name, and
         if there is no run.
         """
+        if self.search:
+            raise SwampError(f"{where} has ranges under [search], which swamp tune searches: swamp tune {where}")
         found: dict[str, RunConfig] = {}
         origins: dict[str, str] = {}
         effects: dict[str, str] = {}
@@ -101,7 +105,7 @@ class Study:
             origins[name] = origin
             found[name] = config = self._configuration(options, recipe, f"{where}: run {name!r}")
             unused = unused_options(config.plan, config.training)
-            for option in [*_resolved(self.settings, where, varied=False), *options]:
+            for option in [*resolved_options(self.settings, where, varied=False), *options]:
                 # The methods of a study share options: one run that uses an option is enough.
                 why = unused.get(option.rpartition(".")[2], "")
                 effects[option] = why and effects.get(option, why)
@@ -112,11 +116,34 @@ class Study:
             raise SwampError(f"{where} has no run: give [grid] options with at least one value each, or [runs.NAME].")
         return found
 
+    def to_tune(self, recipe: Recipe, where: str) -> tuple[RunConfig, tuple[str, ...]]:
+        """What `swamp tune` starts from: the configuration of [settings], and the methods of [grid].
+
+        Raises SwampError for what only `swamp study` runs: single runs, several grids, and other options in the grid.
+        """
+        grids = [self.grid] if isinstance(self.grid, dict) else self.grid
+        grid = resolved_options(grids[0], f"{where}, [grid]", varied=True) if grids else {}
+        if self.runs or len(grids) > 1 or grid.keys() - {"plan.method"}:
+            others = sorted({*grid} - {"plan.method"}) or ["several grids, or single runs"]
+            raise SwampError(
+                f"{where}: a tuning has one [grid] with methods only; found {', '.join(others)}. Options with one "
+                "value belong under [settings], ranges under [search]."
+            )
+        config = self._configuration({}, recipe, where)
+        methods = [str(method) for method in _listed(grid.get("plan.method", config.plan.method))]
+        for method in methods:
+            method_named(method)
+        return config, tuple(methods)
+
+    def set_options(self, where: str) -> set[str]:
+        """The dotted fields that [settings] sets."""
+        return {*resolved_options(self.settings, f"{where}, [settings]", varied=False)}
+
     def _named(self, where: str) -> Iterator[tuple[str, dict[str, Any], str]]:
         grids = [self.grid] if isinstance(self.grid, dict) else self.grid
         for number, grid in enumerate(grids, 1):
             place = "[grid]" if len(grids) == 1 else f"grid {number}"
-            options = _resolved(grid, f"{where}, {place}", varied=True)
+            options = resolved_options(grid, f"{where}, {place}", varied=True)
             for name, value in options.items():
                 if value == []:
                     raise SwampError(f"{where}, {place}: {name} has no value, so the grid is empty.")
@@ -126,16 +153,16 @@ class Study:
                 name = self._name(chosen, several, f"{where}, {place}")
                 yield name, chosen, f"{place} with {_described({key: chosen[key] for key in several or chosen})}"
         for name, options in self.runs.items():
-            given = _resolved(options, f"{where}, [runs.{name}]", varied=False)
+            given = resolved_options(options, f"{where}, [runs.{name}]", varied=False)
             yield name, given, f"[runs.{name}] with {_described(given)}"
 
     def _name(self, chosen: Options, several: list[str], where: str) -> str:
         if not self.name:
             return "-".join(_part(name, chosen[name]) for name in several or chosen)
-        given = {**_resolved(self.settings, where, varied=False), **chosen}
+        given = {**resolved_options(self.settings, where, varied=False), **chosen}
 
         def value(found: re.Match[str]) -> str:
-            name = _full_name(found[1], f"{where}, name")
+            name = field_of_option(found[1], f"{where}, name")
             if name not in given:
                 raise SwampError(f"{where}: {self.name!r} contains {{{found[1]}}}, which is no option of the study.")
             return _text(given[name])
@@ -143,17 +170,10 @@ class Study:
         return re.sub(r"\{([^{}]*)\}", value, self.name)
 
     def _configuration(self, options: dict[str, Any], recipe: Recipe, where: str) -> RunConfig:
-        settings = {**_resolved(self.settings, f"{where}, [settings]", varied=False), **options}
+        settings = {**resolved_options(self.settings, f"{where}, [settings]", varied=False), **options}
         start = settings.pop("recipe", self.recipe)
         try:
-            values = recipe(start, str(settings.get("task", "")), str(settings.get("model", ""))).to_json()
-            for name, value in settings.items():
-                *path, last = name.split(".")
-                table = values
-                for part in path:
-                    table = table[part]
-                table[last] = value
-            config = RunConfig.from_json(values)
+            config = with_fields(recipe(start, str(settings.get("task", "")), str(settings.get("model", ""))), settings)
             task_named(config.task)
             method_named(config.plan.method).training(config.training)
         except SwampError as error:
@@ -161,16 +181,31 @@ class Study:
         return config
 
 
+def with_fields(config: RunConfig, settings: Options) -> RunConfig:
+    """The configuration with other values of fields, by their dotted name.
+
+    Raises SwampError for a value of another type, or one that is not possible.
+    """
+    values = config.to_json()
+    for name, value in settings.items():
+        *path, last = name.split(".")
+        table = values
+        for part in path:
+            table = table[part]
+        table[last] = value
+    return RunConfig.from_json(values)
+
+
 def names_a_run(name: str) -> bool:
     """Whether `name` is a valid name of a run, and so of a directory in the study's folder."""
     return bool(_NAME.fullmatch(name)) and name not in BESIDE_RUNS
 
 
-def _resolved(options: Options, where: str, *, varied: bool) -> dict[str, Any]:
+def resolved_options(options: Options, where: str, *, varied: bool) -> dict[str, Any]:
     """Options by their dotted field. In a grid (`varied`) a list has one value per run; elsewhere it is one value."""
     found: dict[str, Any] = {}
     for given, value in flattened(options).items():
-        name = _full_name(given, where)
+        name = field_of_option(given, where)
         if name in found:
             raise SwampError(f"{where}: {name} is set twice, the second time as {given!r}.")
         if name == "recipe" and not all(isinstance(one, str) for one in (_listed(value) if varied else [value])):
@@ -179,8 +214,11 @@ def _resolved(options: Options, where: str, *, varied: bool) -> dict[str, Any]:
     return found
 
 
-def _full_name(given: str, where: str) -> str:
-    """The dotted field of RunConfig for `given`: the full name or its last part, with - or _."""
+def field_of_option(given: str, where: str) -> str:
+    """The dotted field of RunConfig for `given`: the full name or its last part, with - or _.
+
+    Raises SwampError, with the nearest names, if there is none; `where` begins its message.
+    """
     known = list(flattened(RunConfig().to_json()))
     name = given.replace("-", "_")
     if name in known:

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 
 import msgspec
 
+from swamp.algorithms import Plan
 from swamp.algorithms.registry import method_named
 from swamp.errors import CorruptFile, Interrupted, RunLocked, SwampError, as_swamp_error, shortened
 from swamp.files import make_folder, one_at_a_time, remove_unfinished, sign
@@ -196,7 +197,7 @@ class StudyDirectory:
     def state(self, name: str) -> RunState:
         """State of one run, from its directory."""
         config = self.runs[name]
-        total = _epochs(config)
+        total = total_epochs(config.plan, config.training.epochs)
         if self.run(name).summary.exists():
             return RunState(name, "finished", done=total, total=total)
         if self._failed(name).exists():
@@ -252,18 +253,15 @@ def _exclusively(handle: int) -> bool:
     return False
 
 
-def _particle_epochs(config: RunConfig) -> list[tuple[int, int]]:
-    """(particles, epochs of each) of every cycle."""
-    plan = config.plan
-    counts = plan.schedule().particles
-    return [(count, plan.particle_epochs(cycle, config.training.epochs)) for cycle, count in enumerate(counts)]
+def _particle_epochs(plan: Plan, epochs: int) -> list[tuple[int, int]]:
+    """(particles, epochs of each) of every cycle. epochs: those of `Training`."""
+    return [(count, plan.particle_epochs(cycle, epochs)) for cycle, count in enumerate(plan.schedule().particles)]
 
 
-def _epochs(config: RunConfig) -> float:
-    """Epochs of all particles of a run."""
-    plan = config.plan
+def total_epochs(plan: Plan, epochs: int) -> float:
+    """Epochs of all particles of a run, without the ticket's. epochs: those of `Training`."""
     members = plan.most_particles if method_named(plan.method).ensemble else 1
-    return members * sum(count * epochs for count, epochs in _particle_epochs(config))
+    return members * sum(count * each for count, each in _particle_epochs(plan, epochs))
 
 
 def _epochs_done(run: RunDirectory, config: RunConfig) -> float:
@@ -277,7 +275,7 @@ def _epochs_done(run: RunDirectory, config: RunConfig) -> float:
 
 def _of_one(run: RunDirectory, config: RunConfig) -> float:
     done = 0.0
-    for cycle, (count, epochs) in enumerate(_particle_epochs(config)):
+    for cycle, (count, epochs) in enumerate(_particle_epochs(config.plan, config.training.epochs)):
         if run.record(cycle).exists():
             done += count * epochs
             continue
