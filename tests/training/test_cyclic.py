@@ -143,3 +143,30 @@ def test_an_average_of_one_sample_is_refused_before_training(options, per_epoch)
     with pytest.raises(SwampError, match=r"SWA would average 1 sample.*two samples or more"):
         training.require_average(per_epoch)
     replace(training, swa=False).require_average(per_epoch)
+
+
+@pytest.mark.parametrize("per_epoch", [1, 2, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"swa_fraction": 0.2},
+        {"swa_fraction": 0.5},
+        {"swa_fraction": 1.0, "swa_cycles": 5},
+        {"swa_fraction": 0.8, "swa_cycles": 1},
+        {"swa": False, "lawa": 1},
+        {"swa": False, "lawa": 3},
+        {"swa": False},
+    ],
+)
+def test_too_few_samples_are_counted_as_they_are_taken(options, per_epoch):
+    training = Training(epochs=5, **options)
+    samples = sum(training.samples_at(step, per_epoch) for step in range(1, 5 * per_epoch + 1))
+    if samples >= 2 or not (training.swa or training.lawa):
+        training.require_average(per_epoch)
+    else:
+        with pytest.raises(SwampError, match=f"would average {samples} sample:"):
+            training.require_average(per_epoch)
+
+
+def test_a_training_of_any_length_is_checked_at_once():
+    Training(epochs=2**31 - 1, swa_fraction=0.5).require_average(2**20)

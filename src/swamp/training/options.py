@@ -160,22 +160,30 @@ class Training:
         """Whether the weights after `step` steps are added to the average."""
         if not self.swa and not self.lawa:
             return bool(self.ema)
-        epochs, cycles = self.averaged_epochs, self.swa_cycles if self.swa else 0
-        steps_averaged = step - (self.epochs - epochs) * steps_per_epoch
-        between = (epochs // cycles if cycles else 1) * steps_per_epoch
+        steps_averaged = step - (self.epochs - self.averaged_epochs) * steps_per_epoch
         if steps_averaged <= 0:
             return False
+        halfway = self._sampled_halfway and steps_averaged == steps_per_epoch // 2
+        return halfway or steps_averaged % self._steps_between_samples(steps_per_epoch) == 0
+
+    @property
+    def _sampled_halfway(self) -> bool:
         # One sample is no average: a single epoch is sampled in its middle too.
-        halfway = epochs == 1 and not cycles and steps_averaged == steps_per_epoch // 2
-        return halfway or steps_averaged % between == 0
+        return self.averaged_epochs == 1 and not (self.swa and self.swa_cycles)
+
+    def _steps_between_samples(self, steps_per_epoch: int) -> int:
+        cycles = self.swa_cycles if self.swa else 0
+        return (self.averaged_epochs // cycles if cycles else 1) * steps_per_epoch
 
     def require_average(self, steps_per_epoch: int) -> None:
         """Raise SwampError if SWA or LAWA would average fewer than two samples."""
-        last = range((self.epochs - self.averaged_epochs) * steps_per_epoch + 1, self.epochs * steps_per_epoch + 1)
-        samples = sum(self.samples_at(step, steps_per_epoch) for step in last)
+        # Not step by step: a training may have more steps than can be counted.
+        last = self.averaged_epochs * steps_per_epoch
+        samples = last // self._steps_between_samples(steps_per_epoch) if last else 0
+        samples += self._sampled_halfway and steps_per_epoch > 1
         if samples >= 2:
             return
-        found = f"the last {self.averaged_epochs} of {self.epochs} epochs have {len(last)} steps"
+        found = f"the last {self.averaged_epochs} of {self.epochs} epochs have {last} steps"
         if self.swa:
             raise SwampError(
                 f"SWA would average {samples} sample: {found} and swa_cycles={self.swa_cycles}. An average needs two "
