@@ -3,9 +3,12 @@
 import base64
 import inspect
 import json
+import re
+import struct
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path, PurePosixPath
+from posixpath import join, normpath
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -35,6 +38,33 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Put the commands in place of their mark."""
     mark = "<!-- commands -->"
     return markdown.replace(mark, "\n".join(commands())) if mark in markdown else markdown
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Keep names of options and "0.9 ±0.1" on one line; mark wide pictures for style.css."""
+
+    def whole(code: re.Match[str]) -> str:
+        # Browsers break lines after hyphens.
+        return re.sub(r"(?<![\w-])--[a-z][a-z-]*", r'<span class="option">\g<0></span>', code[0])
+
+    def marked(picture: re.Match[str]) -> str:
+        source = sources.get(normpath(join(page.file.dest_uri, "..", picture[1])))
+        return picture[0].replace("<img ", '<img class="wide" ', 1) if source and is_wide(source) else picture[0]
+
+    sources = {file.dest_uri: Path(path) for file in files if (path := file.abs_src_path)}
+    html = re.sub(r"<code>[^<]*</code>", whole, html.replace(" ±", "\N{NO-BREAK SPACE}±"))
+    return re.sub(r'<img [^>]*src="([^"]+)"[^>]*>', marked, html)
+
+
+def is_wide(picture: Path) -> bool:
+    """Whether a PNG or an SVG is more than twice as wide as high."""
+    if picture.suffix == ".png":
+        width, height = struct.unpack(">II", picture.read_bytes()[16:24])
+    elif picture.suffix == ".svg" and (box := re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', picture.read_text())):
+        width, height = float(box[1]), float(box[2])
+    else:
+        return False
+    return width > 2 * height
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

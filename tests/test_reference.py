@@ -54,6 +54,24 @@ def test_the_reference_has_an_anchor_for_every_public_name(site):
     assert [name for name in public_names() if name not in found] == []
 
 
+@pytest.mark.slow
+def test_the_examples_of_docstrings_are_code(site):
+    pages = [page.read_text() for page in (site / "reference" / "api").glob("*/index.html")]
+    # As text, their prompts would be nested quotations.
+    assert not any("<blockquote" in page for page in pages)
+    assert sum(page.count('<span class="gp">&gt;&gt;&gt; </span>') for page in pages) > 100
+
+
+@pytest.mark.slow
+def test_options_stay_on_one_line_and_wide_pictures_are_marked(site):
+    assert (
+        '<code><span class="option">--snapshot-seconds</span></code>' in (site / "howto/resume/index.html").read_text()
+    )
+    figures = (site / "reference/figures/index.html").read_text()
+    assert re.search(r'<img class="wide" [^>]*barrier.png', figures)
+    assert re.search(r"<img alt[^>]*accuracy.png", figures)
+
+
 @pytest.fixture(scope="module")
 def sections():
     """Command -> its part of the page of commands."""

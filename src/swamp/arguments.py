@@ -49,7 +49,7 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
     Raises SwampError for a name that is no parameter, with the nearest one; for a missing or superfluous argument; and
     for a value of another type, with what to write instead.
 
-    Example:
+    Examples:
         >>> @checked
         ... def halve(number: int) -> float:
         ...     return number / 2

@@ -26,7 +26,7 @@ def copied_model(model: M) -> M:
     Raises:
         SwampError: For an attribute that cannot be copied, such as a lock or an open file, with its name.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Linear(2, 1)
         >>> model.features = model(torch.ones(1, 2))

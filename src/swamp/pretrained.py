@@ -118,7 +118,7 @@ def save_pretrained(
         MaskError: A pruned weight is not zero.
         SwampError: The folder is not empty, or cannot be written.
 
-    Example:
+    Examples:
         ```python
         save_pretrained(sparse, "digits-sparse", method="swamp", example=x[:2])
         ```
@@ -167,7 +167,7 @@ def from_pretrained(folder: Path | str, model: nn.Module | None = None) -> Spars
         SwampError: The folder is incomplete, needs its own code, or names a class that transformers does not have; or
             the model is missing or another one.
 
-    Example:
+    Examples:
         ```python
         sparse = from_pretrained("digits-sparse", model)
         ```
@@ -213,7 +213,7 @@ def push_to_hub(folder: Path | str, repository: str, *, private: bool = False, t
     Raises:
         SwampError: The folder has no model of swamp, huggingface_hub is not installed, or the server refuses.
 
-    Example:
+    Examples:
         ```python
         push_to_hub("digits-sparse", "me/digits-sparse")
         ```

@@ -36,7 +36,7 @@ def resolve(reference: str, what: str) -> Callable[..., Any]:
     Raises:
         SwampError: The module cannot be imported, or it has no such function or class; with the nearest names.
 
-    Example:
+    Examples:
         >>> resolve("torch.nn:Linear", "model").__name__
         'Linear'
     """

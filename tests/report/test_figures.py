@@ -295,3 +295,18 @@ def test_a_legend_is_outside_the_axes(curves, wide):
     drawn.draw_without_rendering()
     (axes,) = drawn.axes
     assert not axes.get_legend().get_window_extent().overlaps(axes.get_window_extent())
+
+
+def test_names_of_axes_are_whole_and_a_legend_is_below_slanted_labels():
+    low = Panel("", Axis("x"), Axis("difference to the others (points)"), (Curve("a", (0.0, 1.0), (63.0, 59.5)),))
+    names = ("hidden1.weight", "hidden2.weight")
+    bars = tuple(BarChart(f"method {n}", names, (1.0, 2.0), n) for n in range(4))
+    drawn = _figure(Figure("title", "caption", (low, low, Panel("", Axis(""), Axis("y"), bars))), False)
+    drawn.draw_without_rendering()
+    for axes in drawn.axes:
+        name = axes.yaxis.label.get_window_extent()
+        assert name.x0 >= 0
+        assert name.y0 >= 0
+    (*_, axes) = drawn.axes
+    assert axes.get_legend().get_window_extent().y1 <= axes.xaxis.get_tightbbox().y0 + 1
+    assert axes.get_legend().get_window_extent().y0 >= 0

@@ -169,6 +169,31 @@ def test_at_390_pixels_nothing_is_wider_than_the_page(runs, tmp_path):
     assert 'data-wide="true"' in document
 
 
+def test_the_printed_page_shows_every_figure_whole(runs, tmp_path):
+    """The rules for print apply to figures that were drawn for a screen of 1280 pixels, on a sheet of A4."""
+    page = html.escape(render(ReportData.read(runs)))
+    script = """setTimeout(() => { const inner = document.querySelector("iframe").contentDocument;
+        const rules = [...inner.styleSheets[0].cssRules].filter((rule) => rule.media?.mediaText === "print");
+        for (const rule of rules) rule.media.mediaText = "all";
+        inner.documentElement.style.width = "703px";
+        const cut = [...inner.querySelectorAll(".main-svg")].filter((svg) => svg.getBoundingClientRect().right
+            > svg.closest(".panel").getBoundingClientRect().right + 1);
+        document.body.dataset.cut = `${cut.length} of ${inner.querySelectorAll(".plot .main-svg").length > 30}`;
+    }, 9000)"""
+    frame = f'<iframe style="width:1280px;height:900px" srcdoc="{page}"></iframe><script>{script}</script>'
+    (tmp_path / "frame.html").write_text(f"<!doctype html><body>{frame}")
+    document, console = opened((tmp_path / "frame.html").as_uri(), tmp_path / "profile", "--window-size=1400,1000")
+    assert console == []
+    assert 'data-cut="0 of true"' in document
+
+
+def test_the_page_prints_on_few_sheets(runs, tmp_path):
+    write_report(runs, tmp_path / "report.html")
+    address = (tmp_path / "report.html").as_uri()
+    opened(address, tmp_path / "profile", f"--print-to-pdf={tmp_path / 'report.pdf'}")
+    assert 5 <= (tmp_path / "report.pdf").read_bytes().count(b"/Type /Page\n") <= 20
+
+
 def test_runs_of_several_tasks_are_refused(runs, tmp_path):
     other = write_run(tmp_path / "other", [cycle(0, 1.0, 0.9)], task="mnist1d")
     with pytest.raises(SwampError, match="different tasks"):

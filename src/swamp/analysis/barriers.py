@@ -94,7 +94,7 @@ def interpolate_models(
     Raises:
         SwampError: weights do not fit the model, particles have different tickets, or points < 2.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from swamp.training import Task, TensorData
         >>> data = TensorData(torch.eye(2), torch.tensor([0, 1]))

@@ -48,7 +48,7 @@ class Hessian:
     Raises:
         SwampError: the mask or weights do not fit the model, or a name in `only` is not a parameter.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from swamp.training import Task, TensorData
         >>> data = TensorData(torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1))

@@ -62,7 +62,7 @@ class PointEvaluator:
         data: where loss and error are measured (default: the held-out data of the task, never the test data).
         examples: maximum number of examples, a fixed random subset of `data`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from swamp.training import Task, TensorData
         >>> data = TensorData(torch.eye(2), torch.tensor([0, 1]))

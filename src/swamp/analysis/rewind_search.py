@@ -75,7 +75,7 @@ def search_rewind_step(
     Raises:
         SwampError: last < 0, or resolution is not in [0, 1).
 
-    Example:
+    Examples:
         >>> found = search_rewind_step(lambda step, repeat: 0.0 if step >= 17 else 0.1, 1000, resolution=0)
         >>> found.steps, found.confirmed
         (17, True)

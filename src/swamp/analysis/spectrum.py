@@ -66,7 +66,7 @@ def lanczos(
     Raises:
         SwampError: steps < 1, or a starting vector is zero.
 
-    Example:
+    Examples:
         >>> [run] = lanczos(lambda vectors: vectors * torch.tensor([1.0, 5.0]), torch.ones(1, 2), steps=2)
         >>> [round(value, 6) for value in run.values.tolist()]
         [1.0, 5.0]

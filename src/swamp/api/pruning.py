@@ -82,7 +82,7 @@ def prune(
         Diverged: A training diverged, and `on_divergence` has no way to continue.
         KeyboardInterrupt: Ctrl-C; with `out`, everything up to the last step is saved first.
 
-    Example:
+    Examples:
         >>> import torch, swamp
         >>> x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
         >>> y = (x.sum(1) > 0).long()

@@ -85,7 +85,7 @@ def build_problem(task: str, model: str, options: DataOptions, seed: Seed) -> Pr
     Raises:
         SwampError: For an unknown task, and for data that is missing or damaged.
 
-    Example:
+    Examples:
         >>> problem = build_problem("digits", "mlp-20", DataOptions(validation=0.1), Seed(0))
         >>> problem.shape, problem.classes, len(problem.task.train)
         ((1, 8, 8), 10, 1294)

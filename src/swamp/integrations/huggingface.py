@@ -44,7 +44,7 @@ class HoldMask(TrainerCallback):
             training.
         SwampError: For a dense model without a mask, and for parameters sharded by FSDP or DeepSpeed.
 
-    Example:
+    Examples:
         ```python
         trainer = Trainer(model, args, train_dataset=..., callbacks=[HoldMask()])
         ```
@@ -126,7 +126,7 @@ def backend(model: nn.Module, task: Task, make: Callable[[TrainJob], Any], *, ra
         SwampError: During training, if the Trainer's batches differ from the task's, and for settings of `Training`
             that have no effect on it.
 
-    Example:
+    Examples:
         See `examples/huggingface_trainer.py`.
     """
 

@@ -42,7 +42,7 @@ class HoldMask(Callback):
             training.
         SwampError: For a dense model without a mask, several optimizers, and strategies that shard parameters.
 
-    Example:
+    Examples:
         ```python
         trainer = lightning.Trainer(callbacks=[HoldMask()])
         ```
@@ -150,7 +150,7 @@ def backend(
         SwampError: During training, if the Trainer's batches differ from the task's, and for settings of `Training`
             that have no effect on it.
 
-    Example:
+    Examples:
         See `examples/lightning_trainer.py`.
     """
 

@@ -36,7 +36,7 @@ def adapter_mask(model: nn.Module, mask: Mask | None = None) -> Mask:
     Raises:
         SwampError: For a model that is not of PEFT, a dense base, and a mask of another model.
 
-    Example:
+    Examples:
         ```python
         model = peft.get_peft_model(sparse.model, peft.LoraConfig(target_modules=["query", "value"]))
         adapter_mask(model, sparse.mask)
@@ -62,7 +62,7 @@ def masked_adapters(model: nn.Module, mask: Mask | None = None) -> Generator[Non
     Raises:
         SwampError: For other adapters on a pruned layer: variants as DoRA, convolutions, embeddings, other tuners.
 
-    Example:
+    Examples:
         ```python
         with masked_adapters(model, sparse.mask):
             trainer.train()
@@ -101,7 +101,7 @@ def merge(model: nn.Module, mask: Mask | None = None) -> nn.Module:
     Raises:
         SwampError: See `adapter_mask`.
 
-    Example:
+    Examples:
         ```python
         merged = merge(model, sparse.mask)
         sparse.mask.require_zeros(merged.state_dict())

@@ -43,7 +43,7 @@ def network(name: str, classes: int) -> nn.Module:
     Raises:
         SwampError: For a name that timm does not have, with suggestions.
 
-    Example:
+    Examples:
         ```python
         network("timm:resnet18", 10)
         ```
@@ -65,7 +65,7 @@ def preprocessed(problem: Problem, name: str) -> Problem:
     Raises:
         SwampError: For data without images.
 
-    Example:
+    Examples:
         ```python
         preprocessed(problem, "timm:resnet18")
         ```

@@ -37,7 +37,7 @@ def hold(model: nn.Module, mask: Mask, optimizer: Any, *, only_backward: bool = 
         MaskError: On entry if the mask does not fit the model, or `optimizer` is not an optimizer; on exit if a pruned
             weight is not zero, which means that something other than `optimizer` changed it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Linear(3, 2)
         >>> mask = Mask({"weight": torch.tensor([[True, False, True], [False, True, True]])})

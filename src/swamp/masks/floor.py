@@ -94,7 +94,7 @@ def floor_of(
 def best_of_slices(score: Tensor, active: Tensor, dims: Sequence[int]) -> Tensor:
     """Bool tensor with the best active weight of each slice over `dims`; ties: the earlier index stays.
 
-    Example:
+    Examples:
         >>> best_of_slices(torch.tensor([[1.0, 2.0], [5.0, 3.0]]), torch.tensor([[True, True], [False, True]]), (1,))
         tensor([[False,  True],
                 [False,  True]])

@@ -35,7 +35,7 @@ class Mask(Mapping[str, Tensor]):
     Raises:
         MaskError: For a tensor that is not bool.
 
-    Example:
+    Examples:
         >>> import torch
         >>> mask = Mask({"weight": torch.tensor([[True, False], [True, True]])})
         >>> mask
@@ -65,7 +65,7 @@ class Mask(Mapping[str, Tensor]):
         Raises:
             SwampError: If the model has no prunable parameter.
 
-        Example:
+        Examples:
             >>> from torch import nn
             >>> Mask.ones(nn.Linear(4, 2))
             Mask(8 of 8 weights, sparsity 0.0000, 1 layer)
@@ -93,7 +93,7 @@ class Mask(Mapping[str, Tensor]):
         Raises:
             SwampError: If the scope is empty, or no parameter is prunable or has zeros.
 
-        Example:
+        Examples:
             >>> import torch
             >>> model = torch.nn.Linear(2, 1)
             >>> model.load_state_dict({"weight": torch.tensor([[0.0, 1.0]]), "bias": torch.zeros(1)})

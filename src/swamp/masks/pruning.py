@@ -46,7 +46,7 @@ def prune_mask(
         SwampError: For scores that do not rank every active weight, and for impossible counts, structures and
             allocations.
 
-    Example:
+    Examples:
         >>> import torch
         >>> mask = Mask({"weight": torch.ones(2, 3, dtype=torch.bool)})
         >>> scores = {"weight": torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 4.0]])}

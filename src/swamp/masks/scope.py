@@ -70,7 +70,7 @@ class Scope:
         prune_output_layer: Whether the output layer may be pruned: the head of a pretrained model; for other models the
             last weight in the default scope that they register. None: it may, except the head of a pretrained model.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> list(Scope(exclude=("2.*",)).prunable(model))

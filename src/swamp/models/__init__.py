@@ -63,7 +63,7 @@ def build_network(name: str, shape: InputShape, classes: int, tokens: Tokens | N
     Raises:
         SwampError: For an unknown name, an invalid depth or width, and inputs that the network does not accept.
 
-    Example:
+    Examples:
         >>> network = build_network("lenet-300-100", (1, 28, 28), 10)
         >>> sum(parameter.numel() for parameter in network.parameters())
         266610

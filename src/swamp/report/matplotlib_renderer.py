@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from swamp.errors import unknown
 from swamp.files import write_atomic
@@ -38,7 +39,7 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#B5508F", "#B07C00", "#3A9BD6", "#4
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 _GREY, _PALE = "0.45", "0.75"
 _LINES = {"line": "-", "dashed": "--", "dotted": ":", "steps": "-", "dots": "", "markers": ""}
-_SIZES = {"dots": 2.0, "markers": 5.0}
+_SIZES = {"dots": 2.6, "markers": 5.0}
 _COLUMN, _PAGE = 3.4, 6.9
 """Widths in inches of the usual two-column paper."""
 _KEY_COLUMN, _NUMBERED = 1.6, 3.4
@@ -51,6 +52,10 @@ _ENTRY = 34
 """Characters in a line of a legend entry."""
 _ENTRY_HEIGHT = 0.14
 """Inches for a line of a legend, which is drawn below the axes: inside, it would cover lines."""
+_SLANTED = 0.4
+"""Inches for the slanted labels of bars."""
+_BELOW_LABELS = 0.02
+"""Inches between the labels of the x axis and the legend."""
 _MOST_LINES = 18
 """The most lines for the names of grey curves."""
 _FEW = 40
@@ -95,7 +100,8 @@ def _figure(figure: Figure, wide: bool) -> matplotlib.figure.Figure:
     wide = wide and count == 1
     legends = [legend_entries(panel) for panel in figure.panels]
     lines = [sum(text.count("\n") + 1 for text in entries) for entries in legends]
-    below = 0 if wide else _ENTRY_HEIGHT * max(lines)
+    slanted = any(isinstance(mark, BarChart) for panel in figure.panels for mark in panel.marks)
+    below = 0 if wide else _ENTRY_HEIGHT * max(lines) + (_SLANTED if slanted else 0)
     height = ((4.0 if wide else 3.4 if figure.key else 2.5) + below) * down
     width = _NUMBERED * across if figure.key else _PAGE if wide or across > 1 else _COLUMN
     drawn, place = _with_key(figure.key, width, height)
@@ -105,11 +111,13 @@ def _figure(figure: Figure, wide: bool) -> matplotlib.figure.Figure:
     for axes, panel, entries in zip(grid, figure.panels, legends, strict=False):
         _panel(axes, panel)
         _legend(axes, entries, beside=wide)
-    if any(curve.labelled for panel in figure.panels for curve in panel.curves):
-        # Labels are placed in inches, which the layout decides.
-        drawn.draw_without_rendering()
-        for axes, panel in zip(grid, figure.panels, strict=False):
-            _labels(axes, panel)
+    # The layout decides which numbers the axes show. It is repeated with them when the figure is saved.
+    drawn.draw_without_rendering()
+    for axes, panel in zip(grid, figure.panels, strict=False):
+        _labels(axes, panel)
+        if not wide:
+            _legend_below(axes)
+    drawn.draw_without_rendering()
     return drawn
 
 
@@ -163,7 +171,7 @@ def _style(mark: Curve) -> dict[str, Any]:
         "markersize": _SIZES.get(mark.style, 3.0),
         "markeredgewidth": 0.6 if large else 0,
         "markeredgecolor": "white" if large else None,
-        "alpha": 0.4 if mark.style == "dots" and not mark.labelled else 1.0,
+        "alpha": 0.55 if mark.style == "dots" and not mark.labelled else 1.0,
     }
 
 
@@ -254,13 +262,25 @@ def _wrapped(text: str) -> str:
 def _legend(axes: Axes, entries: Mapping[str, Any], *, beside: bool) -> None:
     if not entries:
         return
-    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.24)}
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
     if beside:
         place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
     # matplotlib leaves out names that begin with _, which a user's name may do.
     names = [f"\u200b{name}" for name in entries]
     for text in axes.legend(list(entries.values()), names, frameon=False, fontsize=6.5, **place).get_texts():
         text.set_parse_math(False)
+
+
+def _legend_below(axes: Axes) -> None:
+    """Move the legend below the labels of the x axis, whose height the last drawing shows."""
+    legend, labels = axes.get_legend(), axes.xaxis.get_tightbbox()
+    if legend is None or labels is None:
+        return
+    figure = cast(matplotlib.figure.Figure, axes.get_figure(root=True))
+    # In inches, as the axes may still become smaller.
+    inches = (axes.get_window_extent().y0 - labels.y0) / figure.dpi + _BELOW_LABELS
+    below = ScaledTranslation(0, -inches, figure.dpi_scale_trans)
+    legend.set_bbox_to_anchor((0.5, 0), transform=axes.transAxes + below)
 
 
 def _labels(axes: Axes, panel: Panel) -> None:

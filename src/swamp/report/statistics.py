@@ -36,7 +36,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
     The half-width is NaN for one value and for values that are not finite; both are NaN for no value.
 
-    Example:
+    Examples:
         >>> mean, half = interval([1.0, 2.0, 3.0])
         >>> mean, round(half, 4)
         (2.0, 2.4841)

@@ -55,7 +55,7 @@ def overview(config: RunConfig, task: Task, model: nn.Module, available: int = 0
         f"task {config.task}: {used} training examples{held_out}{test}",
         f"model {config.model}: {parameters:,} parameters, {100 * prunable / parameters:.1f} % prunable",
         f"method {plan.method}: {len(schedule)} cycles to {100 * (1 - schedule.densities[-1]):.2f} % sparsity, "
-        f"{_range(schedule.particles)} particles per cycle{ensemble}",
+        f"{_range(schedule.particles)} particle{'s' if plan.most_particles > 1 else ''} per cycle{ensemble}",
         f"training: {config.training.optimizer}, lr {config.training.lr:g}, {_range(epochs)} epochs per particle, "
         f"{sum(cycle_steps) + ticket_steps:,} steps in all",
     )

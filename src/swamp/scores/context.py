@@ -37,7 +37,7 @@ class ScoringContext:
     Raises:
         SwampError: For fewer than one example.
 
-    Example:
+    Examples:
         >>> inputs, targets = torch.ones(4, 3), torch.tensor([0, 1, 0, 1])
         >>> context = ScoringContext(torch.Generator(), batches=lambda: [(inputs, targets)])
         >>> context.examples

@@ -17,7 +17,7 @@ def magnitude(model: nn.Module, mask: Mask, context: ScoringContext) -> dict[str
     Returns:
         Name to scores of the weight's shape and dtype.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = nn.Linear(2, 1, bias=False)
         >>> _ = nn.init.constant_(model.weight, -0.5)

@@ -30,7 +30,7 @@ class Tracker:
     All methods of one tracker are called from one thread, which is not the thread of the training. If a method raises,
     the run goes on without this tracker, after one warning.
 
-    Example:
+    Examples:
         >>> from swamp.tracking.tracker import Tracker
         >>> class Printed(Tracker):
         ...     def log(self, values, step):

@@ -32,7 +32,7 @@ def crop_flip(padding: int = 4, flip: bool = True) -> Augment:
         padding: Pixels of padding on each side.
         flip: Flip half of the images.
 
-    Example:
+    Examples:
         >>> import torch
         >>> crop_flip(padding=2)(torch.ones(8, 3, 6, 6), torch.Generator()).shape
         torch.Size([8, 3, 6, 6])
@@ -48,7 +48,7 @@ def shift_scale_noise(shift: int = 4, scale: float = 0.2, noise: float = 0.15) -
         scale: The amplitude is multiplied by a number in 1 +- `scale`.
         noise: Standard deviation of the white noise that is added.
 
-    Example:
+    Examples:
         >>> import torch
         >>> shift_scale_noise(shift=0, scale=0, noise=0)(torch.ones(1, 3), torch.Generator())
         tensor([[1., 1., 1.]])

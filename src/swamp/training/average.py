@@ -28,7 +28,7 @@ class RunningMean:
         decay: Decay of an exponential moving average (0: uniform mean). After t states it is at most
             (1 + t) / (10 + t), as in TensorFlow's ExponentialMovingAverage: the first state is forgotten sooner.
 
-    Example:
+    Examples:
         >>> import torch
         >>> running = RunningMean()
         >>> for value in (1.0, 2.0, 6.0):
@@ -109,7 +109,7 @@ def mean(states: Iterable[State]) -> dict[str, Tensor]:
     Raises:
         SwampError: There are no states, or their names or shapes differ.
 
-    Example:
+    Examples:
         >>> import torch
         >>> mean([{"weight": torch.tensor([1.0, 0.0])}, {"weight": torch.tensor([2.0, 0.0])}])
         {'weight': tensor([1.5000, 0.0000])}
@@ -133,7 +133,7 @@ def interpolate(a: State, b: State, share: float) -> dict[str, Tensor]:
     Returns:
         Name -> interpolated tensor.
 
-    Example:
+    Examples:
         >>> import torch
         >>> interpolate({"weight": torch.tensor([1.0])}, {"weight": torch.tensor([3.0])}, 0.25)
         {'weight': tensor([1.5000])}

@@ -82,7 +82,7 @@ def reestimate_batchnorm(
         batch_size: Examples per batch.
         examples: Largest number of examples to read, a fixed random subset (None: all), see `mixed_batches`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from swamp.training import TensorData
         >>> model = torch.nn.BatchNorm1d(1)

@@ -55,7 +55,7 @@ class TensorData:
     Raises:
         SwampError: There are no examples, or the lengths differ.
 
-    Example:
+    Examples:
         >>> import torch
         >>> data = TensorData(torch.arange(10.0)[:, None], torch.arange(10))
         >>> len(data), data.steps(batch_size=4)
@@ -147,7 +147,7 @@ class DatasetData:
     Raises:
         SwampError: There are no examples, or `evaluation` has another length.
 
-    Example:
+    Examples:
         >>> import torch
         >>> data = DatasetData(torch.utils.data.TensorDataset(torch.randn(5, 3), torch.arange(5)))
         >>> [targets.tolist() for _, targets in data.in_order(2)]

@@ -42,7 +42,7 @@ class FlopCounter:
         sizes: Parameter name -> number of its elements.
         activations: FLOPs of products without a parameter.
 
-    Example:
+    Examples:
         >>> import torch
         >>> data = torch.randn(6, 8), torch.zeros(6, dtype=torch.long)
         >>> flops = FlopCounter.of(torch.nn.Linear(8, 3), Task.of(train=data, test=data))

@@ -34,7 +34,7 @@ class Dynamic:
     Raises:
         SwampError: A value is out of range.
 
-    Example:
+    Examples:
         >>> dynamic = Dynamic(update_interval=10, drop_fraction=0.3)
         >>> dynamic.steps(Training(epochs=4, swa_fraction=0.0), per_epoch=10)
         (10, 20)

@@ -24,7 +24,7 @@ class Training:
     Raises:
         SwampError: A value is out of range; the message names the field.
 
-    Example:
+    Examples:
         >>> training = Training(epochs=10, lr=0.1, swa_fraction=0.2)
         >>> [round(training.rate(step, steps_per_epoch=1), 3) for step in range(10)]
         [0.1, 0.098, 0.093, 0.085, 0.075, 0.065, 0.057, 0.052, 0.05, 0.05]

@@ -20,7 +20,7 @@ class Seed:
         path: Names and numbers, usually set with `at`.
         borrowed: Pairs of a name directly below this path and the seed that replaces its stream; see `borrowing`.
 
-    Example:
+    Examples:
         >>> seed = Seed(0).at("cycle", 3, "particle", 1)
         >>> seed.number() == Seed(0).at("cycle", 3, "particle", 1).number()
         True

@@ -39,7 +39,7 @@ def as_data(source: Any, steps_per_epoch: int | None = None) -> Data:
     Raises:
         SwampError: The source has another type, is empty, or is a DataLoader with its own sampler.
 
-    Example:
+    Examples:
         >>> import torch
         >>> data = as_data((torch.randn(6, 2), torch.arange(6)))
         >>> type(data).__name__, len(data)

@@ -33,7 +33,7 @@ class StreamData:
     Raises:
         SwampError: The number of batches is neither given nor known, or is not positive.
 
-    Example:
+    Examples:
         >>> data = StreamData(lambda seed: iter([(torch.ones(2, 3), torch.tensor([0, 1]))]), 2, None)
         >>> [targets.tolist() for _, targets in data.in_order(2)]  # a pass has one batch, an epoch two
         [[0, 1], [0, 1]]

@@ -95,7 +95,7 @@ class Task:
         error_scale: The error that counts as 1. If it is given, the error may be any number from 0 up.
         own: The functions of `Task.custom`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> inputs, targets = torch.randn(40, 8), torch.randint(0, 3, (40,))
         >>> Task.of(train=(inputs[:30], targets[:30]), test=(inputs[30:], targets[30:]))
@@ -179,7 +179,7 @@ class Task:
         Raises:
             SwampError: The data are of no supported kind, or empty.
 
-        Example:
+        Examples:
             >>> import torch, swamp
             >>> x = torch.randn(64, 8)
             >>> def loss(model, batch):  # an autoencoder: no targets
@@ -355,7 +355,7 @@ def predict(
     Returns:
         Outputs (examples, ...) and targets (examples, ...), on the model's device.
 
-    Example:
+    Examples:
         >>> import torch
         >>> data = torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 0])
         >>> task = Task.of(train=data, test=data)
@@ -412,7 +412,7 @@ def evaluate(model: nn.Module, task: Task, data: Data, *, examples: int | None =
     Returns:
         Metric name -> value.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Linear(2, 2, bias=False)
         >>> _ = torch.nn.init.eye_(model.weight)

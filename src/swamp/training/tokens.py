@@ -33,7 +33,7 @@ class TokenData:
     Raises:
         SwampError: There are no examples, an example has no token, or the lengths do not match.
 
-    Example:
+    Examples:
         >>> import torch
         >>> data = TokenData({"input_ids": torch.tensor([5, 6, 7])}, torch.tensor([1, 2]), torch.tensor([0, 1]))
         >>> inputs, targets = data.gather(torch.tensor([0, 1]))

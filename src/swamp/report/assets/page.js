@@ -49,6 +49,15 @@
     };
   }
 
+  // A figure keeps the size that it has on the screen; with a view box, the style of the printed page can scale it.
+  function scalable(plot) {
+    const layers = plot.querySelectorAll(".main-svg");
+    const [width, height] = ["width", "height"].map((side) => Number(layers[0].getAttribute(side)));
+    plot.style.setProperty("--aspect", width / height);
+    plot.style.setProperty("--width", `${width}px`);
+    for (const layer of layers) layer.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  }
+
   async function draw() {
     const style = getComputedStyle(document.documentElement);
     let drawn = 0;
@@ -56,6 +65,9 @@
       const { data, layout } = panels[index];
       try {
         await Plotly.react(plot, colored(data, style), colored(layoutOf(layout, innerWidth < 600), style), config);
+        plot.removeAllListeners("plotly_afterplot");
+        plot.on("plotly_afterplot", () => scalable(plot));
+        scalable(plot);
         drawn += 1;
       } catch (error) {
         console.error(`figure ${index}: ${error}`);
