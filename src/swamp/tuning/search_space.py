@@ -82,7 +82,7 @@ def parse_range(given: str, config: RunConfig) -> SearchRange:
     Raises:
         SwampError: The option does not exist or cannot be searched, or the range is empty or has impossible values.
 
-    Example:
+    Examples:
         >>> str(parse_range("lrr", RunConfig()))
         Traceback (most recent call last):
         swamp.errors.SwampError: --search 'lrr': unknown option 'lrr'. Did you mean lr?

@@ -208,7 +208,7 @@ def reached_rungs(
         densities: Densities of the cycles of the trial, falling.
         values: Metric of the cycles that are finished.
 
-    Example:
+    Examples:
         >>> [*reached_rungs((1.0, 0.5, 0.25), (1.0, 0.25), [0.75, 0.25])]
         [(2, 0.5), (3, 0.25)]
     """
