@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from statistics import fmean
 from threading import Event
 
 import pytest
@@ -163,6 +164,28 @@ def test_after_kill_9_at_any_moment_the_trial_is_continued_to_the_same_result(su
     os.waitpid(pid, 0)
     work_on_trials(directory, storage, lambda *_: Reporter(), Event())
     assert told(records(directory, storage)) == told(records(finished))
+
+
+def test_values_that_are_proposed_from_earlier_trials_depend_on_the_seed_only(tmp_path):
+    tuning = tiny_tuning("lr=0.01..1:log", "particles=1,2,4")
+
+    def drawn(folder: str) -> list[dict]:
+        directory, storage = started(tmp_path / folder, tuning, 16)
+        study, found = open_studies(directory, storage)["swamp"], []
+        for number in range(16):
+            if number == 12 and folder == "other":
+                # As by a worker that continues.
+                study = open_studies(directory, storage)["swamp"]
+            record = study.draw({})
+            study.finish(record.number, record.settings["lr"] / record.settings["particles"])
+            found.append(dict(record.settings))
+        return found
+
+    one, other = drawn("one"), drawn("other")
+    assert one == other
+    # After ten trials, values lie where the metric was high.
+    rates = [settings["lr"] for settings in one]
+    assert fmean(rates[10:]) > fmean(rates[:10])
 
 
 @pytest.mark.slow
