@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from swamp.errors import SwampError
+from swamp.report.comparison import metric_of
 from swamp.report.run_records import read_run
 
 from .runs import cycle, write_run
@@ -13,6 +14,19 @@ def test_a_run_is_read_back_cycle_by_cycle(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "a", [cycle(0, 1.0, 0.9), cycle(1, 0.8, 0.91)], seed=3))
     assert run.config["seed"] == 3
     assert [c["density"]["prunable"] for c in run.cycles] == [1.0, 0.8]
+
+
+def test_a_run_that_did_not_read_test_data_has_no_test_metrics(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "a", [cycle(0, 1.0, 0.9)], seed=3)
+    assert read_run(path).cycles[0]["test"]
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"test_data": False}))
+    (found,) = read_run(path).cycles
+    assert found["test"] == {}
+    assert all(particle["test"] == {} for particle in found["particles"])
+    assert found["train"]
+    with pytest.raises(SwampError, match=r"measured the test split.*swamp compare --split.*Trials of swamp tune"):
+        metric_of([read_run(path)], "", "test")
 
 
 def test_a_directory_that_is_no_run_says_what_was_expected(tmp_path: Path) -> None:

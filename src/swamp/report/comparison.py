@@ -222,7 +222,10 @@ def metric_of(runs: Sequence[RunRecord], metric: str, split: str) -> str:
     there = (name for run in runs for cycle in run.cycles for name, _ in _measured(cycle, (split,)))
     known = [name.partition(".")[2] for name in dict.fromkeys(there)]
     if not known:
-        raise SwampError(f"none of the runs measured the {split} split; choose one of {', '.join(SPLITS)}.")
+        raise SwampError(
+            f"none of the runs measured the {split} split; choose one of {', '.join(SPLITS)}: swamp compare --split."
+            + (" (Trials of swamp tune do not read test data.)" if split == "test" else "")
+        )
     if metric and metric not in known:
         raise unknown("metric", metric, known)
     return metric or ("accuracy" if "accuracy" in known else known[0])

@@ -72,7 +72,14 @@ def read_run(path: Path | str) -> RunRecord:
     for number, (one, two) in enumerate(pairwise(cycles), 2):
         if two["cycle"] <= one["cycle"]:
             raise _damaged(f"{metrics}, line {number}", f"cycle {two['cycle']} comes after cycle {one['cycle']}")
+    if config.get("test_data") is False:
+        cycles = [*map(_without_test, cycles)]
     return RunRecord(directory, config, tuple(_with_totals(cycles)))
+
+
+def _without_test(cycle: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without the split that its run did not measure: its metrics are null, as for a model that diverged."""
+    return {**cycle, "test": {}, "particles": [{**particle, "test": {}} for particle in cycle["particles"]]}
 
 
 def as_float(value: object) -> float | None:
