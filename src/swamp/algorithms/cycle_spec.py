@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swamp.algorithms.cycle import Cost, Cycle
+from swamp.algorithms.next_mask import Pruned
 from swamp.algorithms.setup import Setup
 from swamp.backends import Ticket
 from swamp.errors import SwampError
@@ -31,24 +32,32 @@ class CycleSpec:
 
 def first_spec(setup: Setup, index: int, ticket: Ticket) -> CycleSpec:
     """The dense cycle, or a cycle of a method that needs no other cycle."""
-    if not setup.method.independent:
+    if not setup.plan.spec.independent:
         return CycleSpec(ticket, setup.dense, setup.training_of(index), setup.first_step(index))
     training = setup.training_of(index)
-    if setup.method.masks == "dynamic" and setup.method.grow in ("nothing", "all"):
+    if setup.plan.spec.masks == "dynamic" and setup.plan.spec.grow in ("nothing", "all"):
         return CycleSpec(ticket, setup.dense, training)
     nnz = setup.schedule.nnz(index, setup.dense.prunable)
     pruned = setup.pruner.prune(setup.dense, ticket.weights, nnz, setup.seed.at("score", index))
     return CycleSpec(ticket, pruned.mask, training, notes=pruned.notes, scoring_flops=pruned.flops)
 
 
-def next_spec(setup: Setup, index: int, ticket: Ticket, previous: Cycle) -> CycleSpec:
-    """How the cycle after `previous` begins: on its pruned mask, with weights of the ticket or of `previous`."""
+def prune_mean(setup: Setup, index: int, previous: Cycle) -> Pruned:
+    """The mask of cycle `index`: of the active weights of the mean of `previous`, those with the largest scores."""
     nnz = setup.schedule.nnz(index, setup.dense.prunable)
-    pruned = setup.pruner.prune(previous.mask, previous.weights, nnz, setup.seed.at("score", index))
-    start, training, first = ticket, setup.training_of(index), setup.first_step(index)
-    if setup.method.start == "pruned":
-        start = Ticket(previous.weights, 0, _carried_state(setup, ticket, previous))
-        training, first = _retrained(setup, index, previous, pruned.mask)
+    return setup.pruner.prune(previous.mask, previous.weights, nnz, setup.seed.at("score", index))
+
+
+def rewound(setup: Setup, index: int, ticket: Ticket, previous: Cycle, pruned: Pruned) -> CycleSpec:
+    """The cycle after `previous` begins at the weights of the ticket."""
+    training, first = setup.training_of(index), setup.first_step(index)
+    return CycleSpec(ticket, pruned.mask, training, first, pruned.notes, previous.total, pruned.flops)
+
+
+def carried_on(setup: Setup, index: int, ticket: Ticket, previous: Cycle, pruned: Pruned) -> CycleSpec:
+    """The cycle after `previous` begins at the weights of `previous`."""
+    start = Ticket(previous.weights, 0, _carried_state(setup, ticket, previous))
+    training, first = _retrained(setup, index, previous, pruned.mask)
     return CycleSpec(start, pruned.mask, training, first, pruned.notes, previous.total, pruned.flops)
 
 

@@ -56,7 +56,7 @@ class _DynamicTraining:
 
     def __init__(self, setup: Setup, index: int, spec: CycleSpec) -> None:
         self.setup, self.index, self.spec = setup, index, spec
-        self.plan, self.method, self.store = setup.plan, setup.method, setup.store
+        self.plan, self.method, self.store = setup.plan, setup.plan.spec, setup.store
         self.nnz = setup.schedule.nnz(index, setup.dense.prunable)
         self.per_epoch, self.total = setup.per_epoch, spec.training.epochs * setup.per_epoch
         restarts = setup.divergence.cycle_restarts(index)

@@ -32,7 +32,7 @@ def evaluate_cycle(
     setup: Setup, index: int, spec: CycleSpec, trained: Trained, average: Average, began: float
 ) -> Cycle:
     """The record of a cycle: metrics, barriers and cost of its averaged particles. began: perf_counter at its start."""
-    plan, method, mask = setup.plan, setup.method, average.mask
+    plan, method, mask = setup.plan, setup.plan.spec, average.mask
     first = index == 0 and not method.independent
     divergences = (*(setup.divergence.of(None) if first else ()), *setup.divergence.of(index))
     empty_layers = empty_layer_warning(spec.mask, mask) if method.masks == "dynamic" else None

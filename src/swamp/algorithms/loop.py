@@ -1,4 +1,8 @@
-"""The one loop: train a ticket; in each cycle train particles from it, average, evaluate, and prune the average."""
+"""The one loop: train a ticket; in each cycle train particles from it, average, evaluate, and prune the average.
+
+`_cycles` and `_train_cycle` are the lines at the top of docs/explanation/method.md. A step whose result is stored is
+not repeated: that is how a run resumes.
+"""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -8,7 +12,7 @@ from torch import nn
 from swamp.algorithms.aggregate import aggregate
 from swamp.algorithms.backend_choice import choose_backend
 from swamp.algorithms.cycle import Cycle
-from swamp.algorithms.cycle_spec import CycleSpec, first_spec, next_spec
+from swamp.algorithms.cycle_spec import CycleSpec, carried_on, first_spec, prune_mean, rewound
 from swamp.algorithms.dynamic import train_dynamic
 from swamp.algorithms.evaluate import evaluate_cycle
 from swamp.algorithms.lottery_pools import pooled
@@ -48,11 +52,15 @@ def _cycles(setup: Setup) -> Iterator[Cycle]:
         cycle = setup.store.cycle(index)
         if cycle is None:
             setup.store.progress(index, setup.schedule.particles[index]).on_stage(f"pruning for cycle {index}")
-            spec = first_spec(setup, index, ticket) if previous is None else next_spec(setup, index, ticket, previous)
+            if previous is None:
+                spec = first_spec(setup, index, ticket)  # dense, or the mask of a method that needs no earlier cycle
+            else:
+                begin = carried_on if setup.plan.spec.start == "pruned" else rewound
+                spec = begin(setup, index, ticket, previous, prune_mean(setup, index, previous))
             cycle = _train_cycle(setup, index, spec)
         yield cycle
         # One-shot methods prune the dense cycle for every sparsity; one-cycle methods prune no other cycle.
-        if setup.method.masks == "iterative" or (setup.method.masks == "once" and index == 0):
+        if setup.plan.spec.masks == "iterative" or (setup.plan.spec.masks == "once" and index == 0):
             previous = cycle
 
 
@@ -60,7 +68,7 @@ def _train_cycle(setup: Setup, index: int, spec: CycleSpec) -> Cycle:
     """Train particles on the mask of `spec`, average them, evaluate and store the result."""
     began = time.perf_counter()
     try:
-        train = train_dynamic if setup.method.masks == "dynamic" else train_particles
+        train = train_dynamic if setup.plan.spec.masks == "dynamic" else train_particles
         trained = train(setup, index, spec)
     except Diverged as error:
         raise Diverged(f"cycle {index}, {error} What was finished before is kept.", error.steps) from error

@@ -36,7 +36,7 @@ class Trained:
 
 def train_ticket(setup: Setup) -> Ticket:
     """The weights at which all particles start: read back, or trained now."""
-    if setup.method.independent:
+    if setup.plan.spec.independent:
         return setup.initial
     stored = setup.store.ticket()
     if stored is not None:

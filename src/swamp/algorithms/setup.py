@@ -35,7 +35,7 @@ class Setup:
     def __init__(
         self, model: nn.Module, task: Task, plan: Plan, training: Training, backend: Backend, store: Store
     ) -> None:
-        self.plan, self.method, self.schedule = plan, plan.spec, plan.schedule()
+        self.plan, self.schedule = plan, plan.schedule()
         self.backend, self.store = backend, store
         self.dense = Mask.ones(model, plan.scope)
         if isinstance(task.train, TensorData | TokenData | DatasetData) and len(task.train) < _FEW_EXAMPLES:
@@ -61,7 +61,7 @@ class Setup:
         self.seed = Seed(plan.seed)
         self.pruner = Pruner(self.model, self.task, plan, training.batch_size, self.flops, self.slices)
         self.ticket_training = training.plain()
-        self.options, self.training = training, self.method.training(training)
+        self.options, self.training = training, self.plan.spec.training(training)
         self.per_epoch = task.train.steps(training.batch_size)
         self.batch = examples_per_step(task.train, training.batch_size)
         """Examples of one training step."""
@@ -70,7 +70,7 @@ class Setup:
 
     def training_of(self, cycle: int) -> Training:
         """How the particles of this cycle are trained."""
-        return self.method.training(self.options, self.plan.times_epochs(cycle))
+        return self.plan.spec.training(self.options, self.plan.times_epochs(cycle))
 
     def first_step(self, cycle: int) -> int:
         """Step at which the particles of this cycle start: the step of the ticket in a schedule of their length."""
@@ -89,7 +89,7 @@ class Setup:
                 f"with at least {low} in each of {len(self.dense)} layers{needed}. Choose a lower sparsity."
             )
         structure_named(plan.structure).check(self.dense, last, plan.min_per_layer or 0)
-        changing = self.method.masks == "dynamic" or self.method.own_masks
+        changing = self.plan.spec.masks == "dynamic" or self.plan.spec.own_masks
         if self.slices.keys() & self.dense and (changing or plan.structure == "channel"):
             what = "whole channels" if plan.structure == "channel" else f"masks that change, as {plan.method} has them,"
             raise SwampError(
@@ -99,7 +99,7 @@ class Setup:
             )
 
     def _check_epochs(self, training: Training) -> None:
-        plan, method = self.plan, self.method
+        plan, method = self.plan, self.plan.spec
         self.training.require_average(self.per_epoch)
         # The particles of a dynamic method separate at the ticket's step; other one-cycle methods have no ticket.
         separates = method.masks == "dynamic" and max(self.schedule.particles) > 1
