@@ -13,7 +13,7 @@ from swamp.errors import SwampError
 from swamp.runtime.dense import DenseNetwork
 from swamp.runtime.kernels import CompilerError, KernelConfig, KernelExecutor, RegionExecutor, kernel_library
 from swamp.runtime.program import BATCH, Program, torch_call
-from swamp.runtime.recurrent import layer_of, unroll_recurrences
+from swamp.runtime.recurrent import original_node, unroll_recurrences
 from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
 
 RELATIVE_TOLERANCE = 1e-4
@@ -103,7 +103,7 @@ def compared_program(
         largest = max(largest, differs)
         used.append((given, expected))
     wrong, in_kernels = _compared_kernels(unroll_recurrences(compact), used)
-    return replace(program, in_torch=frozenset(map(layer_of, wrong))), max(largest, in_kernels)
+    return replace(program, in_torch=frozenset(map(original_node, wrong))), max(largest, in_kernels)
 
 
 def _attempt(dense: DenseNetwork, inputs: Sequence[Tensor]) -> Any:

@@ -19,7 +19,7 @@ from swamp.runtime.dense import DenseNetwork, ExportedNetwork
 from swamp.runtime.gpu import GpuNetwork
 from swamp.runtime.kernels import CompilerError, CsrExecutor, KernelConfig, KernelExecutor, kernel_library
 from swamp.runtime.program import BATCH, LAYERS, Program, torch_call
-from swamp.runtime.recurrent import layer_of, unroll_recurrences
+from swamp.runtime.recurrent import original_node, unroll_recurrences
 from swamp.runtime.regions import fallback_ops
 from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
 
@@ -159,7 +159,7 @@ class SparseNetwork(ExportedNetwork):
             call = torch_call(node)
             call(values)
             # Not the steps of a recurrent layer: between them, torch would be called at every step.
-            if node.op in LAYERS and node.name in kernel_seconds and layer_of(node.name) == node.name:
+            if node.op in LAYERS and node.name in kernel_seconds and original_node(node.name) == node.name:
                 before = {name: values[name] for name in node.reads}
                 if (
                     min(_seconds(lambda call=call, before=before: call(before)) for _ in range(6))

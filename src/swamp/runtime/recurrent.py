@@ -41,7 +41,7 @@ def unroll_recurrences(program: Program) -> Program:
         node = replace(old, args=map_refs(old.args, follow), kwargs=map_refs(old.kwargs, follow))
         layer = _Recurrence.of(program, node)
         if layer is not None:
-            writer = _Writer(layer, nodes, tensors, known)
+            writer = _Unroller(layer, nodes, tensors, known)
             replaced |= {(node.name, number): ref for number, ref in enumerate(writer.write())}
         elif node.target == "operator.getitem" and (key := (node.args[0].name, node.args[1])) in replaced:
             results[node.name] = replaced[key]
@@ -54,8 +54,8 @@ def unroll_recurrences(program: Program) -> Program:
     return unrolled.without_unused()
 
 
-def layer_of(name: str) -> str:
-    """The name of the node that became this one."""
+def original_node(name: str) -> str:
+    """The name of the node of the traced program that this one was unrolled from, or is."""
     return name.partition("/")[0]
 
 
@@ -103,8 +103,8 @@ class _Recurrence:
         return cls(node, node.op, steps or 0, refs, grouped, directions, batch_first, batches)
 
 
-class _Writer:
-    """Writes the nodes of a recurrent layer."""
+class _Unroller:
+    """Writes the steps of a recurrent layer as nodes of the program."""
 
     def __init__(
         self, layer: _Recurrence, nodes: list[Node], tensors: dict[str, Tensor], known: dict[str, TensorInfo]
@@ -120,11 +120,11 @@ class _Writer:
         data = layer.node.args[0] if layer.batch_first else self.add("transpose.int", layer.node.args[0], 0, 1)
         last: list[tuple[Ref, ...]] = []
         for number in range(0, len(layer.parameters), layer.directions):
-            found = [self._direction(data, number + one, reverse=one == 1) for one in range(layer.directions)]
+            found = [self._unrolled_direction(data, number + one, reverse=one == 1) for one in range(layer.directions)]
             hidden = [ref for step in zip(*(states for states, _ in found), strict=True) for ref in step]
             last += [states for _, states in found]
             joined = self.add("cat.default", hidden, 1)
-            size = layer.directions * self._features(number)
+            size = layer.directions * self._hidden_size(number)
             data = self.add("reshape.default", joined, [-1, layer.steps, size])
         output = data if layer.batch_first else self.add("transpose.int", data, 0, 1)
         return [output, *(self.add("stack.default", list(states)) for states in zip(*last, strict=True))]
@@ -136,36 +136,36 @@ class _Writer:
         self.nodes.append(Node(f"{node.name}/{self.count}", target, args, {}, node.module))
         return Ref(self.nodes[-1].name)
 
-    def _features(self, number: int) -> int:
+    def _hidden_size(self, number: int) -> int:
         return len(self.tensors[self.layer.parameters[number][1].name]) // self.gates
 
-    def _direction(self, data: Ref, number: int, *, reverse: bool) -> tuple[list[Ref], tuple[Ref, ...]]:
+    def _unrolled_direction(self, data: Ref, number: int, *, reverse: bool) -> tuple[list[Ref], tuple[Ref, ...]]:
         """The hidden state after each step in one direction of one layer, and the last states."""
-        size = self._features(number)
-        of_inputs, of_hidden, *biases = self.layer.parameters[number]
-        inputs, hidden = (self._split(biases[one] if biases else None) for one in range(2))
+        size = self._hidden_size(number)
+        input_weight, hidden_weight, *biases = self.layer.parameters[number]
+        inputs, hidden = (self._bias_by_gate(biases[one] if biases else None) for one in range(2))
         if self.layer.kind == "gru":
             # The reset gate multiplies W h + b of the candidate, so this b cannot join the bias of the inputs.
-            inputs, hidden = _moved_biases(inputs, hidden, 2), [None, None, hidden[2]]
+            inputs, hidden = _summed_biases(inputs, hidden, 2), [None, None, hidden[2]]
         else:
-            inputs, hidden = _moved_biases(inputs, hidden, self.gates), [None] * self.gates
+            inputs, hidden = _summed_biases(inputs, hidden, self.gates), [None] * self.gates
         # Named by the node: layers that share a weight may have biases of their own.
-        own = f"{self.layer.node.name}/{number}"
-        bias = None if inputs[0] is None else self._tensor(f"{own}/bias", torch.cat(inputs))  # pyright: ignore
-        projected = self.add("linear.default", data, of_inputs, *([bias] if bias else []))
+        prefix = f"{self.layer.node.name}/{number}"
+        bias = None if inputs[0] is None else self._stored(f"{prefix}/bias", torch.cat(inputs))  # pyright: ignore
+        projected = self.add("linear.default", data, input_weight, *([bias] if bias else []))
         width = self.gates * size
         flat = self.add("reshape.default", projected, [-1, self.layer.steps * width])
         layers: list[list[Any]] = []
-        weights = torch.split(self.tensors[of_hidden.name], size)
+        weights = torch.split(self.tensors[hidden_weight.name], size)
         for gate, (weight, shift) in enumerate(zip(weights, hidden, strict=True)):
-            shifts = [] if shift is None else [self._tensor(f"{own}/bias{gate}", shift)]
-            layers.append([self._tensor(f"{own}/weight{gate}", weight.contiguous()), *shifts])
+            shifts = [] if shift is None else [self._stored(f"{prefix}/bias{gate}", shift)]
+            layers.append([self._stored(f"{prefix}/weight{gate}", weight.contiguous()), *shifts])
         # All that a step computes has the shape of the hidden state.
-        of_step = TensorInfo(torch.float32, tuple((batch, size) for batch in self.layer.batches))
+        step_info = TensorInfo(torch.float32, tuple((batch, size) for batch in self.layer.batches))
 
         def add(target: str, *args: Any) -> Ref:
             added = self.add(target, *args)
-            self.known[added.name] = of_step
+            self.known[added.name] = step_info
             return added
 
         states = tuple(self.add("select.int", ref, 0, number) for ref in self.layer.states)
@@ -177,17 +177,17 @@ class _Writer:
             found[time] = states[0]
         return [found[time] for time in range(self.layer.steps)], states
 
-    def _split(self, bias: Ref | None) -> list[Tensor | None]:
+    def _bias_by_gate(self, bias: Ref | None) -> list[Tensor | None]:
         if bias is None:
             return [None] * self.gates
         return list(torch.chunk(self.tensors[bias.name], self.gates))
 
-    def _tensor(self, name: str, tensor: Tensor) -> Ref:
+    def _stored(self, name: str, tensor: Tensor) -> Ref:
         self.tensors[name] = tensor
         return Ref(name)
 
 
-def _moved_biases(inputs: Sequence[Tensor | None], hidden: Sequence[Tensor | None], gates: int) -> list[Tensor | None]:
+def _summed_biases(inputs: Sequence[Tensor | None], hidden: Sequence[Tensor | None], gates: int) -> list[Tensor | None]:
     """The biases of the inputs, with those of the hidden state added for the first gates."""
     added = [a if a is None or b is None else a + b for a, b in zip(inputs, hidden, strict=True)]
     return [*added[:gates], *inputs[gates:]]

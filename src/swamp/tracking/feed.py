@@ -56,7 +56,7 @@ class Feed:
             self.changed.notify()
         self.thread.join(max(0.0, until - time.monotonic()))
         if self.thread.is_alive():
-            self._lose(f"{len(self.waiting)} calls were still waiting when the run ended.")
+            self._give_up(f"{len(self.waiting)} calls were still waiting when the run ended.")
         elif self.left_out and not self.lost:
             _warn(f"tracker {self.name}: it was too slow for {self.left_out:,} of {self.points:,} points; left out.")
 
@@ -66,7 +66,7 @@ class Feed:
             while (call := self._next()) is not None:
                 call()
         except Exception as error:  # whatever a library raises: the run must go on
-            self._lose(str(error).strip() or type(error).__name__)
+            self._give_up(str(error).strip() or type(error).__name__)
 
     def _next(self) -> Callable[[], Any] | None:
         with self.changed:
@@ -74,7 +74,7 @@ class Feed:
                 self.changed.wait()
             return self.waiting.popleft() if self.waiting else None
 
-    def _lose(self, why: str) -> None:
+    def _give_up(self, why: str) -> None:
         if self.lost:
             return
         self.lost = True

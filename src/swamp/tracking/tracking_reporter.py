@@ -58,7 +58,7 @@ class TrackingReporter(Reporter):
         self.feeds: list[Feed] = []
         self.state: dict[str, dict[str, Any]] = {}
         self.run = Overview()
-        self.taken: dict[tuple[int | None, int], float] = {}
+        self.point_times: dict[tuple[int | None, int], float] = {}
         self.records: list[dict[str, Any]] = []
         self.last: Cycle | None = None
         self.broken, self.lock = False, Lock()
@@ -75,9 +75,9 @@ class TrackingReporter(Reporter):
     def training(self, at: TrainingStep) -> None:
         """Log the loss and the learning rate, if a point is due."""
         now = time.monotonic()
-        before = self.taken.setdefault((at.cycle, at.index), now)
+        before = self.point_times.setdefault((at.cycle, at.index), now)
         if at.step * POINTS // at.total > (at.step - 1) * POINTS // at.total or now - before >= POINT_SECONDS:
-            self.taken[at.cycle, at.index] = now
+            self.point_times[at.cycle, at.index] = now
             self._guarded(self._point, at)
 
     def finished(self, cycle: Cycle) -> None:
@@ -109,9 +109,9 @@ class TrackingReporter(Reporter):
         config = flattened(json.loads(json.dumps(replace_nonfinite(self.config.to_json()))))
         for key, tracker in self._named():
             known = self._known(key)
-            told = TrackedRun(name, config, folder, str(known["id"]))
+            tracked_run = TrackedRun(name, config, folder, str(known["id"]))
             one = TrackerProcess(tracker) if isinstance(tracker, str) else tracker
-            self.feeds.append(Feed(key, one, told, partial(self._note, folder, key, "id")))
+            self.feeds.append(Feed(key, one, tracked_run, partial(self._note, folder, key, "id")))
 
     def _named(self) -> Iterator[tuple[str, str | Tracker]]:
         """The trackers by different names: those of objects are their classes, numbered if there are several."""
@@ -132,14 +132,14 @@ class TrackingReporter(Reporter):
             write_json(folder / _STATE, self.state)
 
     def _point(self, at: TrainingStep) -> None:
-        who = "ticket" if at.cycle is None else f"particle-{at.index}"
-        self._log({f"loss/{who}": at.loss(), f"lr/{who}": at.lr}, self.run.axis(at.cycle, at.step), point=True)
+        network = "ticket" if at.cycle is None else f"particle-{at.index}"
+        self._log({f"loss/{network}": at.loss(), f"lr/{network}": at.lr}, self.run.axis(at.cycle, at.step), point=True)
 
     def _cycle(self, cycle: Cycle) -> None:
         record = replace_nonfinite(cycle.to_json())
         self.records.append(record)
         self.last = cycle
-        values = {**cycle_values(record), **self._unseen_losses(cycle)}
+        values = {**cycle_values(record), **self._unreported_losses(cycle)}
         step = self.run.axis(cycle.index + 1, 0)
         for feed in self.feeds:
             if cycle.index >= self._known(feed.name)["cycles"]:
@@ -147,9 +147,9 @@ class TrackingReporter(Reporter):
                 folder = feed.run.folder
                 feed.put(partial(self._note, folder, feed.name, "cycles", cycle.index + 1))
 
-    def _unseen_losses(self, cycle: Cycle) -> dict[str, float]:
+    def _unreported_losses(self, cycle: Cycle) -> dict[str, float]:
         """The last losses of the particles that report no steps: of other ranks, and of custom trainers."""
-        seen = {index for one, index in self.taken if one == cycle.index}
+        seen = {index for one, index in self.point_times if one == cycle.index}
         return {f"loss/particle-{one.index}": one.loss for one in cycle.particles if one.index not in seen}
 
     def _log(
