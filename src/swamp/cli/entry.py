@@ -102,7 +102,8 @@ def _command(name: str) -> Command:
 def _importing() -> Generator[None]:
     """Show on a terminal that torch is imported, which takes seconds."""
     stream = sys.stderr
-    if not stream.isatty():
+    # A dumb terminal, such as a notebook's, does not erase lines.
+    if not stream.isatty() or os.environ.get("TERM") == "dumb":
         yield
         return
     # No live display: it hides the cursor, and Ctrl-C ends the process here.
