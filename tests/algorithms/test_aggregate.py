@@ -23,7 +23,7 @@ class Kept(NoStore):
     def __init__(self):
         self.particles, self.records = {}, []
 
-    def progress(self, cycle, particles, *, keep=True):
+    def progress(self, cycle, particles, *, keep=True, trunk=0):
         outer = self
 
         class Noting(Progress):

@@ -251,7 +251,7 @@ def test_particles_are_averaged_in_any_order(mlp, task):
 
 def test_a_mean_of_particles_is_their_mean(mlp, task):
     class Keeps(Tickets):
-        def progress(self, cycle, particles):
+        def progress(self, cycle, particles, *, trunk=0):
             store = self
 
             class Kept(Progress):

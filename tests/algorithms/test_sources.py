@@ -123,9 +123,9 @@ def test_cyclic_training_takes_as_many_schedules_as_an_iterative_run_has_cycles(
     assert cyclic.cost.steps == imp[-1].total.steps - 6
     assert long.cost.steps == 3 * cyclic.cost.steps
     # 1, 0.5, 0.2; and nine prunings of a fifth.
-    assert replace(PLAN, method="cyclic", prune_fraction=(0.5, 0.9)).times_epochs(0) == 3
-    assert replace(PLAN, method="cyclic", prune_fraction=(0.2,)).times_epochs(0) == 9
-    assert replace(PLAN, method="cyclic-long", prune_fraction=(0.5, 0.9), particles=(1, 2)).times_epochs(0) == 5
+    assert replace(PLAN, method="cyclic", prune_fraction=(0.5, 0.9)).particle_epochs(0, 1) == 3
+    assert replace(PLAN, method="cyclic", prune_fraction=(0.2,)).particle_epochs(0, 1) == 9
+    assert replace(PLAN, method="cyclic-long", prune_fraction=(0.5, 0.9), particles=(1, 2)).particle_epochs(0, 1) == 5
 
 
 def test_rates_of_cyclic_training_repeat(mlp, task):

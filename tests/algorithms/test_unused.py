@@ -35,6 +35,7 @@ OF_PLAN = {
     "sparsity": 0.7,
     "particles": (3,),
     "prune_fraction": (0.3,),
+    "branch": 0.5,
     "cycles": 2,
     "densities": (1.0, 0.4, 0.15),
     "ticket_epochs": 2.0,

@@ -212,7 +212,7 @@ def test_a_part_of_the_steps_equals_that_part_of_the_training(small_task, small_
     )
     model = small_net()
     begun = fit(model, small_task, replace(PLAIN, momentum=0), SEED, last=4)
-    assert (begun.steps, len(begun.losses)) == (4, 2)
+    assert (begun.steps, len(begun.losses)) == (4, 1)  # finished epochs
     assert same(begun.weights, states[4])
     rest = fit(model, small_task, replace(PLAIN, momentum=0), SEED, first=4)
     assert (rest.steps, len(rest.losses)) == (5, 2)

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from html import escape
 from typing import Any
 
+from swamp.backends import TRUNK
 from swamp.errors import SwampError
 from swamp.masks import Mask
 from swamp.training.average import State
@@ -24,14 +25,16 @@ class Cost:
     flops: float = 0.0
     """Floating-point operations of training and scoring, without products with zero (NaN: unknown); see FlopCounter."""
     seconds: float = 0.0
+    sequential_steps: int = 0
+    """Steps one after another where the particles of a cycle train at the same time, each on a worker of its own: the
+    time of training. A step of two passes (SAM) counts twice."""
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(
-            self.steps + other.steps,
-            self.samples + other.samples,
-            self.flops + other.flops,
-            self.seconds + other.seconds,
-        )
+        return Cost(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Cost)))
+
+    def beside(self, other: "Cost") -> "Cost":
+        """The cost of both, at the same time."""
+        return replace(self + other, sequential_steps=max(self.sequential_steps, other.sequential_steps))
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Divergence:
     cycle: int | None
     """None: the training of the ticket."""
     particle: int
+    """Index of the particle; TRUNK: the trunk of the cycle's particles."""
     lr: float
     """Peak learning rate of the training that diverged."""
     steps: int
@@ -52,7 +56,8 @@ class Divergence:
     @property
     def sentence(self) -> str:
         """One line for the log."""
-        where = "The ticket" if self.cycle is None else f"Cycle {self.cycle}, particle {self.particle},"
+        trained = "the trunk" if self.particle == TRUNK else f"particle {self.particle}"
+        where = "The ticket" if self.cycle is None else f"Cycle {self.cycle}, {trained},"
         if self.again is None:
             return f"{where} diverged: {self.why} It is left out of the mean."
         return f"{where} diverged: {self.why} It is trained again with learning rate {self.again:g}."
@@ -144,6 +149,8 @@ class Cycle:
     """Trainings of this cycle that diverged; the first cycle includes those of the ticket."""
     state: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Extra state of the first particle of a custom trainer; not in the record, but in the particle's file."""
+    trunk: int = 0
+    """Steps of the trunk that the particles share, which is trained once (0: there is none)."""
 
     @property
     def sparsity(self) -> float:
@@ -179,6 +186,7 @@ class Cycle:
             "nnz": self.mask.nnz,
             "prunable": self.mask.prunable,
             **asdict(self.metrics),
+            "trunk": self.trunk,
             "particles": [particle.to_json() for particle in self.particles],
             "barrier": asdict(self.barrier) if self.barrier else None,
             "metrics_before_bn_update": self.metrics_before_bn_update,
@@ -214,11 +222,13 @@ class Cycle:
             tuple(line["warnings"]),
             line["density"]["heads"],
             tuple(Divergence(**one) for one in line["divergences"]),
+            trunk=line.get("trunk", 0),
         )
 
 
-def _cost(fields: Mapping[str, Any]) -> Cost:
-    return Cost(fields["steps"], fields["samples"], _number(fields["flops"]), fields["seconds"])
+def _cost(line: Mapping[str, Any]) -> Cost:
+    known = line["steps"], line["samples"], _number(line["flops"]), line["seconds"]
+    return Cost(*known, line.get("sequential_steps", 0))
 
 
 def _split_metrics(fields: Mapping[str, Any]) -> SplitMetrics:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from swamp.algorithms.cycle import Divergence
 from swamp.algorithms.plan import Plan
 from swamp.algorithms.store import Store
+from swamp.backends import TRUNK
 from swamp.errors import Diverged
 from swamp.training import Seed, Training
 
@@ -65,7 +66,8 @@ class DivergencePolicy:
             raise Diverged(
                 f"{error} It diverged {RESTARTS + 1} times, with half the learning rate each time.", error.steps
             )
-        if self.policy == "drop" and len({one.particle for one in self.of(cycle)}) >= count:
+        # Without the trunk there is nothing that the particles could start from.
+        if self.policy == "drop" and (index == TRUNK or len({one.particle for one in self.of(cycle)}) >= count):
             raise Diverged(f"{error} No particle is left to go on with.", error.steps)
 
 

@@ -67,7 +67,10 @@ class _DynamicTraining:
         self.notes: list[str] = []
         # Particles have the seeds that they have with other methods.
         self.seed = restart_seed(setup.seed.at("cycle", index), restarts)
-        self.split = round(self.plan.ticket_epochs * self.per_epoch) if len(self.members) > 1 else 0
+        split = round(self.plan.ticket_epochs * self.per_epoch)
+        if self.plan.branch:
+            split = self.total - max(1, round(self.plan.branch * self.total))
+        self.split = split if len(self.members) > 1 else 0
         """Steps of the trunk that all particles share before they separate."""
         dynamic = self.plan.dynamic
         self.end = dynamic.end(self.training, self.per_epoch)
@@ -118,7 +121,16 @@ class _DynamicTraining:
         step_flops = self.setup.flops.training_step(self.spec.mask, self.training)
         flops = phase.flops + lost * self.setup.batch * step_flops
         return Trained(
-            particles, masks, steps, flops, earlier_seconds, samples, tuple(self.notes), bool(self.method.penalty)
+            particles,
+            masks,
+            steps,
+            flops,
+            earlier_seconds,
+            samples,
+            tuple(self.notes),
+            projected=bool(self.method.penalty),
+            # The trunk is not `trunk`: a particle counts its steps from the beginning.
+            sequential_steps=self.total + lost,
         )
 
     def _first_phase(self) -> Phase:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -102,8 +103,8 @@ def _joined(members: tuple[Cycle, ...], model: nn.Module, task: Task, examples: 
         ),
         None,
         None,
-        sum((m.cost for m in members), Cost()),
-        sum((m.total for m in members), Cost()),
+        reduce(Cost.beside, (m.cost for m in members)),
+        reduce(Cost.beside, (m.total for m in members)),
         tuple(warning for m in members for warning in m.warnings),
         first.heads,
         tuple(replace(one, particle=number) for number, m in enumerate(members) for one in m.divergences),

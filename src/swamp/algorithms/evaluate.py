@@ -47,11 +47,13 @@ def evaluate_cycle(
         notes.append(warning)
     load_state(setup.model, models.average.state)
     steps, flops = trained.steps, trained.flops + spec.scoring_flops
+    sequential = trained.sequential_steps * spec.training.passes
     if first:
         ticket_steps = setup.ticket_steps + sum(one.steps for one in setup.divergence.of(None))
         steps += ticket_steps
+        sequential += ticket_steps
         flops += ticket_steps * setup.batch * setup.flops.training_step(setup.dense, setup.ticket_training)
-    cost = Cost(steps, round(steps * setup.batch), flops, time.perf_counter() - began + trained.seconds)
+    cost = Cost(steps, round(steps * setup.batch), flops, time.perf_counter() - began + trained.seconds, sequential)
     return Cycle(
         index,
         mask,
@@ -67,6 +69,7 @@ def evaluate_cycle(
         head_densities(setup.model, mask),
         divergences,
         trained.particles[0].state,
+        trained.trunk,
     )
 
 

@@ -60,9 +60,11 @@ class Method:
     lawa: int = 0
     """Default number of last epochs after which each particle's weights are averaged, while the learning rate decays
     (latest weight averaging, Kaddour 2022)."""
-    n_times_epochs: bool = False
-    """One particle, trained for N times the epochs, where N is the number of particles that the plan has in this cycle:
-    the cost equals that of N particles."""
+    branch: float = 1.0
+    """Default fraction of each training that the particles train apart, after a trunk that they share (1: no trunk)."""
+    equal_cost: bool = False
+    """Trains for more epochs, so that the cost of a cycle equals that of the plan's N particles without a trunk: one
+    particle for N times the epochs, particles with a trunk until trunk and branches cost as much."""
     cyclic: bool = False
     """Repeats the learning-rate schedule once for each cycle that an iterative run needs to reach this density."""
     single_particle_above: float = 0.0
@@ -96,10 +98,16 @@ class Method:
         """Whether the method chooses on validation data."""
         return self.combine != "mean" or self.pools
 
-    def training(self, training: Training, times: int = 1) -> Training:
-        """The user's training with this method's settings, and `times` its epochs (see Plan.times_epochs).
+    def training(self, training: Training, *, epochs: int = 0, schedule_repeats: int = 0) -> Training:
+        """The user's training with this method's settings.
 
-        Raises SwampError for SWA with `swa_fraction` 0.
+        Args:
+            training: The user's options.
+            epochs: Epochs in place of the user's (0: the user's).
+            schedule_repeats: Repeats of the schedule in place of the user's (0: the user's).
+
+        Raises:
+            SwampError: The method averages by SWA, and `swa_fraction` is 0.
         """
         if self.swa and training.swa and not training.swa_epochs:
             raise SwampError(
@@ -109,8 +117,8 @@ class Method:
             )
         return replace(
             training,
-            epochs=training.epochs * times,
-            schedule_repeats=times if self.cyclic else training.schedule_repeats,
+            epochs=epochs or training.epochs,
+            schedule_repeats=schedule_repeats or training.schedule_repeats,
             swa_fraction=training.swa_fraction if self.constant_final_lr else 0.0,
             swa_cycles=training.swa_cycles or (training.swa_epochs if self.cyclic_final_lr else 0),
             swa=self.swa and training.swa,

@@ -1,17 +1,20 @@
 """Train the ticket, and the particles of a cycle; what an interrupted run finished is read back."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
+from swamp.algorithms.cycle import Divergence
 from swamp.algorithms.cycle_spec import CycleSpec
 from swamp.algorithms.divergence import DivergencePolicy, reduced_lr, restart_seed
 from swamp.algorithms.setup import Setup
-from swamp.backends import Particle, Progress, Ticket, TrainRequest
+from swamp.backends import TRUNK, Particle, Progress, Ticket, TrainRequest, Trunk
 from swamp.backends.base import ForwardingProgress
 from swamp.errors import Diverged, SwampError
 from swamp.masks import Mask
 from swamp.training import Seed
 from swamp.training.average import State
+from swamp.training.snapshot import Snapshot
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,10 @@ class Trained:
     """Warnings for the record."""
     projected: bool = False
     """Whether the particles were pruned after their last step, which makes their BatchNorm statistics stale."""
+    trunk: int = 0
+    """Steps of the trunk that the particles share; `steps` counts them once."""
+    sequential_steps: int = 0
+    """Steps one after another where all particles train at the same time, diverged trainings included."""
 
 
 def train_ticket(setup: Setup) -> Ticket:
@@ -56,18 +63,68 @@ def train_ticket(setup: Setup) -> Ticket:
 
 
 def train_particles(setup: Setup, index: int, spec: CycleSpec) -> Trained:
-    """The particles of cycle `index`, trained on the fixed mask of `spec`."""
+    """The particles of cycle `index`, trained on the fixed mask of `spec`, from their trunk if they share one."""
     count = setup.schedule.particles[index]
     particles = _stored(setup, index, spec, count)
     seconds = sum(particle.seconds for particle in particles)
+    shared, trunk = _trunk_steps(setup, index, spec), None
+    if shared and _missing(setup, index, count, particles):
+        trunk = setup.store.trunk(index)
+        seconds += trunk.seconds if trunk else 0.0
+        trunk = trunk or _train_trunk(setup, index, spec, shared)
+        lower = reduced_lr(spec.training, setup.divergence.count(index, TRUNK))
+        spec = replace(spec, training=lower, first=spec.first + shared)
     seeds = [(i, setup.seed.at("cycle", index, "particle", i)) for i in range(count)]
-    for attempt in _attempts(setup, index, spec, seeds, particles):
-        particles += setup.backend.train(attempt)
+    for attempt in _attempts(setup, index, spec, seeds, particles, shared):
+        particles += setup.backend.train(replace(attempt, trunk=trunk))
     particles.sort(key=lambda particle: particle.index)
     # Diverged trainings were paid for too.
-    steps = sum(one.steps for one in (*particles, *setup.divergence.of(index)))
+    steps = shared + sum(one.steps for one in (*particles, *setup.divergence.of(index)))
     flops = steps * setup.batch * setup.flops.training_step(spec.mask, spec.training)
-    return Trained(particles, (spec.mask,) * len(particles), steps, flops, seconds)
+    return Trained(
+        particles,
+        (spec.mask,) * len(particles),
+        steps,
+        flops,
+        seconds,
+        trunk=shared,
+        sequential_steps=shared + _longest(particles, setup.divergence.of(index)),
+    )
+
+
+def _longest(particles: Sequence[Particle], divergences: Sequence[Divergence]) -> int:
+    """Steps of the particle with the most of them, trainings that diverged included; those of the trunk in any case."""
+    of_each = {particle.index: particle.steps for particle in particles}
+    for one in divergences:
+        of_each[one.particle] = of_each.get(one.particle, 0) + one.steps
+    return of_each.pop(TRUNK, 0) + max(of_each.values(), default=0)
+
+
+def _trunk_steps(setup: Setup, index: int, spec: CycleSpec) -> int:
+    """Steps of the trunk that the particles of a cycle share; each has at least one step of its own."""
+    steps = spec.training.epochs * setup.per_epoch - spec.first
+    return steps - setup.plan.steps_apart(index, setup.options.epochs, steps)
+
+
+def _train_trunk(setup: Setup, index: int, spec: CycleSpec, steps: int) -> Trunk:
+    """Train the first `steps` steps of a cycle once, and store them with the state of the optimizer."""
+    policy, count = setup.divergence, setup.schedule.particles[index]
+    began = time.perf_counter()
+    while True:
+        policy.check(index, count)
+        times = policy.count(index, TRUNK)
+        training, seed = reduced_lr(spec.training, times), restart_seed(setup.seed.at("cycle", index, "trunk"), times)
+        inner = setup.store.progress(index, count, trunk=steps)
+        total = spec.training.epochs * setup.per_epoch
+        progress = _TrunkProgress(inner, policy, index, training.lr, spec.first, spec.first + steps, total)
+        request = TrainRequest(
+            spec.start, spec.mask, training, [(TRUNK, seed)], spec.first, spec.first + steps, progress
+        )
+        for trained in setup.backend.train(request):
+            assert progress.end is not None
+            trunk = Trunk(progress.end, trained.state, time.perf_counter() - began)
+            setup.store.keep_trunk(index, trunk)
+            return trunk
 
 
 def _stored(setup: Setup, index: int, spec: CycleSpec, count: int) -> list[Particle]:
@@ -82,14 +139,27 @@ def _stored(setup: Setup, index: int, spec: CycleSpec, count: int) -> list[Parti
     return found
 
 
+def _missing(setup: Setup, cycle: int | None, count: int, finished: Sequence[Particle]) -> set[int]:
+    """Indices of the particles of a cycle that are neither finished nor dropped. cycle None: the ticket."""
+    return {*setup.divergence.remaining(cycle, count)} - {particle.index for particle in finished}
+
+
 def _attempts(
-    setup: Setup, cycle: int | None, spec: CycleSpec, seeds: Sequence[tuple[int, Seed]], finished: Sequence[Particle]
+    setup: Setup,
+    cycle: int | None,
+    spec: CycleSpec,
+    seeds: Sequence[tuple[int, Seed]],
+    finished: Sequence[Particle],
+    trunk: int = 0,
 ) -> Iterator[TrainRequest]:
-    """Yield requests until each particle is dropped or in `finished`, to which the caller adds. cycle None: ticket."""
+    """Yield requests until each particle is dropped or in `finished`, to which the caller adds. cycle None: ticket.
+
+    trunk: steps of the trunk that the particles share.
+    """
     policy, count = setup.divergence, len(seeds)
     while True:
         policy.check(cycle, count)
-        missing = {*policy.remaining(cycle, count)} - {particle.index for particle in finished}
+        missing = _missing(setup, cycle, count, finished)
         left = [(i, seed) for i, seed in seeds if i in missing]
         if not left:
             return
@@ -97,7 +167,7 @@ def _attempts(
         times = min(policy.count(cycle, i) for i, _ in left)
         group = [(i, restart_seed(seed, times)) for i, seed in left if policy.count(cycle, i) == times]
         training = reduced_lr(spec.training, times)
-        inner = setup.store.progress(cycle, count)
+        inner = setup.store.progress(cycle, count, trunk=trunk)
         progress = _PolicyProgress(inner, policy, cycle, count, training.lr, spec.first)
         last = setup.ticket_steps if cycle is None else None
         yield TrainRequest(spec.start, spec.mask, training, group, spec.first, last, progress)
@@ -116,3 +186,38 @@ class _PolicyProgress(ForwardingProgress):
     def on_diverged(self, index: int, error: Diverged) -> None:
         """Record it. Raises Diverged where the run cannot continue."""
         self.policy.record(self.cycle, index, self.places, self.lr, self.first, error)
+
+
+class _TrunkProgress(ForwardingProgress):
+    """Takes the snapshot at the end of a trunk, and applies the divergence policy to it."""
+
+    def __init__(
+        self, inner: Progress, policy: DivergencePolicy, cycle: int, lr: float, first: int, last: int, total: int
+    ) -> None:
+        super().__init__(inner)
+        # One training: it rounds as the ticket does, whichever backend trains the particles.
+        self.places = 1
+        self.policy, self.cycle, self.lr = policy, cycle, lr
+        self.first, self.last, self.total = first, last, total
+        self.end: Snapshot | None = None
+
+    def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Pass it on to `inner`, as a step of the whole training."""
+        if step == self.last:
+            self.end = snapshot()
+        self.inner.on_step(index, step, self.total, snapshot)
+
+    def load_snapshot(self, index: int) -> Snapshot | None:
+        """Pass it on to `inner`; a training that was stopped after its last step takes no other."""
+        found = self.inner.load_snapshot(index)
+        if found is not None and found.step == self.last:
+            self.end = found
+        return found
+
+    def on_finished(self, particle: Particle) -> None:
+        """Do nothing: the trunk is stored with its optimizer state."""
+
+    def on_diverged(self, index: int, error: Diverged) -> None:
+        """Record it. Raises Diverged where the run cannot continue."""
+        named = Diverged(str(error).replace(f"particle {TRUNK}: ", "the trunk: "), error.steps)
+        self.policy.record(self.cycle, index, 1, self.lr, self.first, named)

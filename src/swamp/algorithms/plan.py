@@ -12,6 +12,7 @@ from swamp.masks import NMPattern, Schedule, Scope, densities_by_fraction, densi
 from swamp.masks.patterns import structure_named
 from swamp.masks.schedule import MAX_CYCLES, particles_for
 from swamp.scores import score_named
+from swamp.training import Training
 from swamp.training.mask_updates import Dynamic
 from swamp.training.retrain import Retraining
 
@@ -29,6 +30,9 @@ class Plan:
     """Fraction of the prunable weights that are removed after the last cycle (an n:m structure sets it: 1 - n/m)."""
     particles: tuple[int, ...] = (4,)
     """Particles N per cycle; several numbers give one value per cycle, the last one repeats."""
+    branch: float = 0.0
+    """Fraction of each training that the particles train apart, after a trunk that they share and that is trained once
+    (0: the method's, mostly 1, which means no trunk)."""
     cycles: int = 0
     """Number of pruning steps (0: derived from the prune fraction; 1 for methods that need no earlier cycle)."""
     prune_fraction: tuple[float, ...] = (0.2,)
@@ -86,6 +90,7 @@ class Plan:
             raise unknown("on_divergence", str(self.on_divergence), get_args(OnDivergence))
         structure_named(self.structure).check_allocation(self.allocation_name)
         wrong = [
+            (not 0 <= self.branch <= 1, "branch", "a fraction of the training in (0, 1], or 0 for the method's"),
             (not 0 <= self.cycles <= MAX_CYCLES, "cycles", f"0 or more, and {MAX_CYCLES} at most"),
             (not 0 <= self.ticket_epochs <= 1e9, "ticket_epochs", "0 or more, and a billion at most"),
             ((self.min_per_layer or 0) < 0, "min_per_layer", "0 or more"),
@@ -110,6 +115,11 @@ class Plan:
     def spec(self) -> Method:
         """The method that `method` names."""
         return method_named(self.method)
+
+    @property
+    def branch_fraction(self) -> float:
+        """Fraction of each training that the particles train apart; 1: they share no trunk."""
+        return self.branch or self.spec.branch
 
     @property
     def score_name(self) -> str:
@@ -144,21 +154,71 @@ class Plan:
         counts = particles_for(densities, self.particles, single_particle_above=self.spec.single_particle_above)
         return Schedule(densities, counts if self.spec.multi_particle else (1,) * len(densities))
 
-    def times_epochs(self, cycle: int) -> int:
-        """How many times the epochs of `Training` a particle of this cycle trains: 1, except for equal-cost controls.
-
-        A control trains one particle at the cost of N: N times the epochs. A cyclic method trains at the cost of an
-        iterative run: its number of cycles, or the number of particles in all of its cycles, times the epochs.
-        """
-        densities = self._densities()
-        if not self.spec.cyclic:
-            return particles_for(densities, self.particles)[cycle] if self.spec.n_times_epochs else 1
-        path = densities[: cycle + 1] if densities[0] == 1 else self._path_to(densities[cycle])
-        return sum(particles_for(path, self.particles)) if self.spec.n_times_epochs else len(path)
+    def training(self, options: Training, cycle: int) -> Training:
+        """How the particles of a cycle are trained: `options` with the settings and the epochs of the method."""
+        repeats = self._schedules(cycle) if self.spec.cyclic else 0
+        return self.spec.training(options, epochs=self._scaled(cycle, options.epochs), schedule_repeats=repeats)
 
     def particle_epochs(self, cycle: int, epochs: int) -> int:
         """Epochs of a particle of this cycle. epochs: those of `Training`; retraining after pruning may have others."""
-        return (self.retrain_epochs if cycle and self.retrain_epochs else epochs) * self.times_epochs(cycle)
+        return self._scaled(cycle, self._epochs_of_one(cycle, epochs))
+
+    def first_step(self, cycle: int, ticket_steps: int, options: Training) -> int:
+        """Step of the schedule at which particles that start from the ticket begin.
+
+        Where the schedule advances to the ticket's step and is longer than that of `options`, so is that step.
+        """
+        if options.lr_after_rewind == "restart":
+            return 0
+        return round(ticket_steps * self._scaled(cycle, options.epochs) / options.epochs)
+
+    def apart(self, cycle: int, epochs: int) -> float:
+        """Fraction of a training that the particles of a cycle train apart, after their trunk; 1: there is no trunk.
+
+        epochs: those of `Training`. For a method of equal cost the fraction makes up for the rounding of epochs.
+        """
+        count = self.schedule().particles[cycle]
+        if count == 1 or self.branch_fraction == 1:
+            return 1.0
+        if not self.spec.equal_cost:
+            return self.branch_fraction
+        epochs = self._epochs_of_one(cycle, epochs)
+        return (count * epochs / self._scaled(cycle, epochs) - 1) / (count - 1)
+
+    def steps_apart(self, cycle: int, epochs: int, steps: int) -> int:
+        """Of a training of `steps` steps, those that the particles of a cycle take apart: one at least."""
+        return max(1, round(self.apart(cycle, epochs) * steps))
+
+    def cycle_epochs(self, cycle: int, epochs: int) -> float:
+        """Epochs of all particles of a cycle together, and of their trunk. epochs: those of `Training`."""
+        apart = self.apart(cycle, epochs)
+        return self.particle_epochs(cycle, epochs) * (1 - apart + self.schedule().particles[cycle] * apart)
+
+    def _epochs_of_one(self, cycle: int, epochs: int) -> int:
+        """Epochs of one particle of a method that trains no longer than its options say."""
+        return self.retrain_epochs if cycle and self.retrain_epochs else epochs
+
+    def _scaled(self, cycle: int, epochs: int) -> int:
+        """The epochs by which a particle trains at the cost that the method has: more for methods of equal cost.
+
+        A cyclic method trains at the cost of an iterative run: its number of cycles, or the number of particles in all
+        of its cycles, times the epochs.
+        """
+        if self.spec.cyclic:
+            return epochs * self._schedules(cycle)
+        if not self.spec.equal_cost:
+            return epochs
+        count = particles_for(self._densities(), self.particles)[cycle]
+        apart = self.branch_fraction if self.spec.multi_particle else 0.0
+        longer = round(epochs * count / (1 - apart + count * apart))
+        # Particles that share a trunk need a rest of the cost for themselves.
+        return max(epochs, min(longer, epochs * count - 1) if apart else longer)
+
+    def _schedules(self, cycle: int) -> int:
+        """Schedules that a cyclic method trains by."""
+        densities = self._densities()
+        path = densities[: cycle + 1] if densities[0] == 1 else self._path_to(densities[cycle])
+        return sum(particles_for(path, self.particles)) if self.spec.equal_cost else len(path)
 
     def _path_to(self, density: float) -> tuple[float, ...]:
         """Densities of an iterative run to this one: from the dense cycle on, by the pattern or the prune fraction."""

@@ -5,6 +5,8 @@ from typing import Any
 from swamp.algorithms.method import Method
 from swamp.errors import unknown
 
+_LATE = 0.25
+"""Fraction of a training that particles of late methods train apart: the usual length of SWA's tail."""
 _SWA: dict[str, Any] = {"constant_final_lr": True, "swa": True}
 _PARTICLES: dict[str, Any] = {"multi_particle": True, **_SWA}
 _ONCE: dict[str, Any] = {"masks": "once", "start": "pruned"}
@@ -16,6 +18,32 @@ _SWAMP = {
     "swamp": Method("mean of N particles, each averaged over the end of its training (SWAMP)", **_PARTICLES),
     "swamp+": Method(
         "SWAMP with one particle while more than half of the weights remain", single_particle_above=0.5, **_PARTICLES
+    ),
+    "swamp-late": Method(
+        "SWAMP whose particles share the first part of each training, at the cost of SWAMP",
+        branch=_LATE,
+        equal_cost=True,
+        **_PARTICLES,
+    ),
+    "swamp-late-no-swa": Method(
+        "swamp-late with a decay to 0 and no averaging over steps",
+        multi_particle=True,
+        branch=_LATE,
+        equal_cost=True,
+    ),
+    "swamp-late-carry": Method(
+        "swamp-late whose mean continues, no rewinding",
+        start="pruned",
+        branch=_LATE,
+        equal_cost=True,
+        **_PARTICLES,
+    ),
+    "sms-late": Method(
+        "sparse model soup whose particles share the first part of each training, at the cost of sms",
+        multi_particle=True,
+        start="pruned",
+        branch=_LATE,
+        equal_cost=True,
     ),
     "swamp-no-swa": Method("mean of the last iterates of N particles (SWAMP without SWA)", multi_particle=True),
     "swamp-greedy": Method(
@@ -35,8 +63,8 @@ _ITERATIVE = {
     "imp-sam": Method("IMP with sharpness-aware steps", sharpness="sam"),
     "imp-asam": Method("IMP with sharpness-aware steps scaled by the weights (ASAM)", sharpness="asam"),
     "imp-s2sam": Method("IMP with sharpness-aware steps at the cost of plain ones (S2-SAM)", sharpness="s2-sam"),
-    "imp-long": Method("IMP with N times the epochs: the equal-cost control", n_times_epochs=True),
-    "imp-long-lawa": Method("imp-long with the mean of its last epochs (LAWA)", n_times_epochs=True, lawa=6),
+    "imp-long": Method("IMP with N times the epochs: the equal-cost control", equal_cost=True),
+    "imp-long-lawa": Method("imp-long with the mean of its last epochs (LAWA)", equal_cost=True, lawa=6),
     "imp-best": Method(
         "IMP that continues with the best of N particles, chosen on validation data",
         multi_particle=True,
@@ -53,10 +81,10 @@ _ITERATIVE = {
     "lrr-long": Method(
         "lrr with N times the epochs: the equal-cost control of what carries weights on",
         start="pruned",
-        n_times_epochs=True,
+        equal_cost=True,
     ),
     "lrr-long-lawa": Method(
-        "lrr-long with the mean of its last epochs (LAWA)", start="pruned", n_times_epochs=True, lawa=6
+        "lrr-long with the mean of its last epochs (LAWA)", start="pruned", equal_cost=True, lawa=6
     ),
     "sms": Method(
         "sparse model soup: the mean of N particles continues, no rewinding", multi_particle=True, start="pruned"
@@ -110,7 +138,7 @@ _BEFORE_TRAINING = {
         "cyclic with N times the epochs: the cost of SWAMP, spent on a random mask",
         masks="initial",
         cyclic=True,
-        n_times_epochs=True,
+        equal_cost=True,
         **_RANDOM_ERK,
     ),
 }

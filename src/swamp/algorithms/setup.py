@@ -70,12 +70,11 @@ class Setup:
 
     def training_of(self, cycle: int) -> Training:
         """How the particles of this cycle are trained."""
-        return self.plan.spec.training(self.options, self.plan.times_epochs(cycle))
+        return self.plan.training(self.options, cycle)
 
     def first_step(self, cycle: int) -> int:
         """Step at which the particles of this cycle start: the step of the ticket in a schedule of their length."""
-        advance = self.options.lr_after_rewind == "advance"
-        return self.ticket_steps * self.plan.times_epochs(cycle) if advance else 0
+        return self.plan.first_step(cycle, self.ticket_steps, self.options)
 
     def _check_sparsity(self) -> None:
         plan = self.plan

@@ -6,7 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from swamp.algorithms.cycle import Cycle, Divergence
-from swamp.backends import Particle, Progress, Ticket
+from swamp.backends import Particle, Progress, Ticket, Trunk
 from swamp.backends.autotune import Choice
 from swamp.masks import Mask
 from swamp.training.average import State
@@ -78,8 +78,19 @@ class Store(Protocol):
         """Store a phase in place of the previous one. Unless `due`, it may be skipped if the previous one is recent."""
         ...
 
-    def progress(self, cycle: int | None, particles: int, *, keep: bool = True) -> Progress:
-        """Progress of the particles of a cycle (None: of the ticket); with `keep` it stores snapshots and particles."""
+    def trunk(self, cycle: int) -> Trunk | None:
+        """The stored trunk of a cycle, or None."""
+        ...
+
+    def keep_trunk(self, cycle: int, trunk: Trunk) -> None:
+        """Store the trunk of a cycle."""
+        ...
+
+    def progress(self, cycle: int | None, particles: int, *, keep: bool = True, trunk: int = 0) -> Progress:
+        """Progress of the particles of a cycle (None: of the ticket); with `keep` it stores snapshots and particles.
+
+        trunk: steps of the trunk that the particles share.
+        """
         ...
 
     def check_stop(self) -> None:
@@ -134,7 +145,14 @@ class NoStore:
     def keep_phase(self, cycle: int, phase: Phase, *, due: bool = False) -> None:
         """Do nothing."""
 
-    def progress(self, cycle: int | None, particles: int, *, keep: bool = True) -> Progress:
+    def trunk(self, cycle: int) -> Trunk | None:
+        """Nothing is stored."""
+        return None
+
+    def keep_trunk(self, cycle: int, trunk: Trunk) -> None:
+        """Do nothing."""
+
+    def progress(self, cycle: int | None, particles: int, *, keep: bool = True, trunk: int = 0) -> Progress:
         """A progress that does nothing."""
         return Progress()
 

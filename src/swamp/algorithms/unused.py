@@ -23,7 +23,7 @@ def unused_options(plan: Plan, training: Training) -> dict[str, str]:
     """
     method, name = plan.spec, plan.method
     dynamic, iterative = method.masks == "dynamic", method.masks == "iterative"
-    trains_several = method.multi_particle or method.ensemble or method.n_times_epochs
+    trains_several = method.multi_particle or method.ensemble or method.equal_cost
     by_swa, instead = method.swa and training.swa, "averages by SWA; to use another average, switch swa off"
     averages = method.combine == "mean" and max(plan.schedule().particles) > 1
     begins = not method.independent or (dynamic and max(plan.schedule().particles) > 1)
@@ -42,6 +42,7 @@ def unused_options(plan: Plan, training: Training) -> dict[str, str]:
     no_penalty = f"{name} has no penalty that draws weights to sparse ones"
     found = {
         "particles": (trains_several, f"{name} trains one particle per cycle"),
+        "branch": (max(plan.schedule().particles) > 1, f"{name} trains one particle per cycle"),
         "prune_fraction": (iterative or method.cyclic or plan.cycles > 0, f"{name} prunes to each sparsity at once"),
         "ticket_epochs": (begins, ticket),
         "score_examples": (plan.score_name in _DATA_SCORES, f"the score {plan.score_name} uses no training data"),

@@ -134,8 +134,7 @@ class ParticleAblation:
             found = {i: kept for i in range(count) if (kept := store.particle(self.cycle, i)) is not None}
             mask = run.cycle(self.cycle).mask
             for ticket, training, seeds in self._jobs(factor, [i for i in range(count) if i not in found]):
-                advance = training.lr_after_rewind == "advance"
-                first = ticket.steps * config.plan.times_epochs(self.cycle) if advance else 0
+                first = config.plan.first_step(self.cycle, ticket.steps, config.training)
                 request = TrainRequest(ticket, mask, training, seeds, first, progress=progress)
                 trained = self._backend.train(request)
                 found.update((particle.index, particle) for particle in trained)
@@ -198,7 +197,7 @@ class ParticleAblation:
     @property
     def _training(self) -> Training:
         plan = self.run.config.plan
-        return plan.spec.training(self.run.config.training, plan.times_epochs(self.cycle))
+        return plan.training(self.run.config.training, self.cycle)
 
     @cached_property
     def _backend(self) -> Backend:

@@ -152,7 +152,7 @@ class InstabilityAnalysis:
         self.seed = Seed(self.plan.seed)
         self.ticket_training = self.training.plain()
         self.advance = self.training.lr_after_rewind == "advance"
-        self.training = method.training(self.training, self.plan.times_epochs(0))
+        self.options, self.training = self.training, self.plan.training(self.training, 0)
         self._evaluator = PointEvaluator(self.model, self.task, examples=self.plan.evaluation_examples)
 
     @property
@@ -225,7 +225,7 @@ class InstabilityAnalysis:
 
     def _first(self, steps: int) -> int:
         """Step of the schedule at which training from the ticket after `steps` steps starts."""
-        return steps * self.plan.times_epochs(0) if self.advance else 0
+        return self.plan.first_step(0, steps, self.options)
 
     def to_json(self, trial: RewindTrial) -> dict[str, Any]:
         """The values of a trial, and its step in epochs."""

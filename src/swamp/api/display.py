@@ -229,7 +229,7 @@ class Display:
         """A network has taken a step; several may train in parallel."""
         with self.lock:
             now = self.clock()
-            self.pace.step(at.cycle, at.index, at.step, at.total, now)
+            self.pace.step(at.cycle, at.index, at.step, at.total, now, at.trunk)
             self.at = at
             if not self.has_bars:
                 self._estimate(now)
@@ -252,11 +252,11 @@ class Display:
             if at is not None:
                 bars.append(Bar("ticket" if at.cycle is None else self.units[1], pace.trainings, at.count))
             if pace.total:
-                share = min(1.0, pace.trainings / at.count) if at and at.cycle is not None else 0.0
+                share = min(1.0, pace.share(at.count)) if at and at.cycle is not None else 0.0
                 bars.insert(0, Bar(self.units[0], pace.finished_cycles + share, len(pace.cycles), pace.left(now)))
                 bars.append(Bar("steps", pace.done, pace.total, _rate(pace)))
             elif at is not None:
-                bars.append(Bar("steps", pace.stage_steps, at.count * at.total, _rate(pace)))
+                bars.append(Bar("steps", pace.stage_steps, at.trunk + at.count * (at.total - at.trunk), _rate(pace)))
             return self._stage(now), [*([self.outer] if self.outer else []), *bars]
 
     def _stage(self, now: float) -> str:

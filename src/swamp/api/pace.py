@@ -26,6 +26,8 @@ class Pace:
         self.finished_cycles = 0
         self._reached: dict[bool, dict[int, tuple[int, int]]] = {True: {}, False: {}}
         """Step that each particle has reached, and its last one: of the ticket (True), and of the present cycle."""
+        self._trunk = 0
+        """Steps that all particles of the present cycle share."""
         self._rates = {True: _Rate(), False: _Rate()}
         self._of_ticket: bool = True
         self._training = self._once = self._worked = False
@@ -33,8 +35,11 @@ class Pace:
         """Time of the last report; None before the first."""
         self._between, self._measured = 0.0, list[float]()
 
-    def step(self, cycle: int | None, index: int, step: int, last: int, now: float) -> None:
-        """Particle `index` of a cycle (None: the ticket) has taken `step` of `last` steps at time `now`."""
+    def step(self, cycle: int | None, index: int, step: int, last: int, now: float, trunk: int = 0) -> None:
+        """Particle `index` of a cycle (None: the ticket) has taken `step` of `last` steps at time `now`.
+
+        trunk: Of these, steps that all particles share; the first particle stands for their training.
+        """
         ticket = cycle is None
         reached, rate = self._reached[ticket], self._rates[ticket]
         before, _ = reached.get(index, (step - 1, last))
@@ -46,7 +51,7 @@ class Pace:
             self._advance(now - rate.seconds_a_step if rate.known else now)
         self._training, self._of_ticket, self._at = True, ticket, now
         self._worked = True
-        reached[index] = step, last
+        reached[index], self._trunk = (step, last), trunk
 
     def stage(self, now: float, *, once: bool = False) -> None:
         """Other work begins. once: it is not repeated in every cycle."""
@@ -88,15 +93,28 @@ class Pace:
     def trainings(self) -> float:
         """Trainings of the present cycle, or of the ticket, that are done, with the fractions of unfinished ones."""
         reached = self._reached[self._of_ticket]
-        return min(reached) + sum(step / last for step, last in reached.values()) if reached else 0.0
+        shared = 0 if self._of_ticket else self._trunk
+        own = sum(max(0, step - shared) / (last - shared) for step, last in reached.values())
+        return min(reached) + own if reached else 0.0
+
+    def share(self, count: int) -> float:
+        """Fraction of the trainings of the present cycle's `count` particles that is done, their trunk included."""
+        reached = self._reached[False]
+        if not self._trunk or not reached:
+            return self.trainings / count
+        _, last = next(iter(reached.values()))
+        return self._steps(False) / (self._trunk + count * (last - self._trunk))
 
     def _steps(self, ticket: bool) -> int:
         # No step is reported of particles that finished before a resume: lower indices count as done.
         reached = self._reached[ticket]
         if not reached:
             return 0
-        first = min(reached)
-        return first * reached[first][1] + sum(step for step, _ in reached.values())
+        first, shared = min(reached), 0 if ticket else self._trunk
+        # The steps of a trunk count once.
+        trunk = min(max(step for step, _ in reached.values()), shared)
+        own = sum(max(0, step - shared) for step, _ in reached.values())
+        return trunk + first * (reached[first][1] - shared) + own
 
     @property
     def total(self) -> int:

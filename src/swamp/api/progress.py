@@ -84,6 +84,8 @@ def _described(at: TrainingStep, active: Sequence[int]) -> str:
     """What is trained, in words."""
     if at.cycle is None and at.count == 1:
         return "training the ticket"
+    if at.in_trunk:
+        return f"cycle {at.cycle}, training the trunk of {at.count} particles"
     which = f"{active[0] + 1}" if len(active) == 1 else f"{active[0] + 1} to {active[-1] + 1}"
     if at.cycle is None:
         return f"training ticket {which} of {at.count}"

@@ -298,8 +298,8 @@ class _ShownOnly(NoStore):
     def keep_cycle(self, cycle: Cycle) -> None:
         self.reporter.finished(cycle)
 
-    def progress(self, cycle: int | None, particles: int, *, keep: bool = True) -> Progress:
-        return _ShownProgress(self.reporter, cycle, particles)
+    def progress(self, cycle: int | None, particles: int, *, keep: bool = True, trunk: int = 0) -> Progress:
+        return _ShownProgress(self.reporter, cycle, particles, trunk)
 
     def member(self, index: int, of: int = 1) -> "_ShownOnly":
         return self
@@ -310,12 +310,17 @@ class _ShownProgress(Progress):
     reporter: Reporter
     cycle: int | None
     count: int
+    trunk: int = 0
 
     def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
-        self.reporter.training(TrainingStep(self.cycle, index, self.count, step, total).with_values(snapshot))
+        self.reporter.training(self._at(index, step, total).with_values(snapshot))
 
     def on_stage(self, name: str, *, once: bool = False) -> None:
         self.reporter.stage(name, once=once)
 
     def on_remote_step(self, index: int, step: int, total: int) -> None:
-        self.reporter.training(TrainingStep(self.cycle, index, self.count, step, total))
+        self.reporter.training(self._at(index, step, total))
+
+    def _at(self, index: int, step: int, total: int) -> TrainingStep:
+        # The first particle stands for the trunk.
+        return TrainingStep(self.cycle, max(index, 0), self.count, step, total, trunk=self.trunk)

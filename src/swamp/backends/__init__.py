@@ -9,7 +9,7 @@ from swamp.backends.custom import CustomTrainer, TrainJob
 from swamp.backends.particle import Particle
 from swamp.backends.sequential import Sequential
 from swamp.backends.threads import Threads
-from swamp.backends.ticket import Ticket
+from swamp.backends.ticket import TRUNK, Ticket, Trunk
 from swamp.backends.vmapped import Vmapped
 from swamp.errors import unknown
 
@@ -27,6 +27,7 @@ def backend_named(name: str) -> Callable[..., Backend]:
 
 
 __all__ = [
+    "TRUNK",
     "Autotune",
     "Backend",
     "CustomTrainer",
@@ -37,5 +38,6 @@ __all__ = [
     "Ticket",
     "TrainJob",
     "TrainRequest",
+    "Trunk",
     "Vmapped",
 ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from swamp.backends.particle import Particle
-from swamp.backends.ticket import Ticket
+from swamp.backends.ticket import Ticket, Trunk
 from swamp.errors import Diverged
 from swamp.masks import Mask
 from swamp.training import Seed, Training
@@ -52,6 +52,10 @@ class Progress:
         """A finished particle that another rank has stored; None while there is none."""
         return None
 
+    def load_trunk(self) -> Trunk | None:
+        """The trunk of these particles that another rank has stored; None while there is none."""
+        return None
+
 
 class ForwardingProgress(Progress):
     """Passes every report on to `inner`; a subclass overrides what it changes."""
@@ -92,10 +96,14 @@ class ForwardingProgress(Progress):
         """Pass it on to `inner`."""
         return self.inner.load_particle(index)
 
+    def load_trunk(self) -> Trunk | None:
+        """Pass it on to `inner`."""
+        return self.inner.load_trunk()
+
 
 @dataclass(frozen=True, eq=False)
 class TrainRequest:
-    """The particles that `Backend.train` is asked for. All start at `mask * ticket.weights`."""
+    """The particles that `Backend.train` is asked for. All start at `mask * ticket.weights`, or at the trunk's end."""
 
     ticket: Ticket
     """Weights at which every particle starts."""
@@ -111,6 +119,8 @@ class TrainRequest:
     """Step at which training stops; None: the end of the schedule."""
     progress: Progress = field(default_factory=Progress)
     """Where steps, snapshots and finished particles are reported."""
+    trunk: Trunk | None = None
+    """Where every particle starts instead of the ticket, from which it was trained on this mask to step `first`."""
 
     @property
     def places(self) -> int:

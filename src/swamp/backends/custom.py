@@ -18,6 +18,7 @@ from swamp.masks import Mask
 from swamp.training import RunningMean, Seed, Task, Training
 from swamp.training.average import copied
 from swamp.training.loop import Fit
+from swamp.training.module_extra_state import load_state
 from swamp.training.nan_checks import require_finite_weights
 from swamp.training.rng import isolated
 from swamp.training.snapshot import Snapshot
@@ -53,6 +54,12 @@ class TrainJob:
     def __post_init__(self) -> None:
         self.step = self.first
         self.mean = RunningMean(decay=self.training.decay)
+
+    def continue_from(self, snapshot: Snapshot) -> None:
+        """Start at the weights and the running mean of a trunk; its optimizer state is the trainer's, in `state`."""
+        load_state(self.model, snapshot.weights)
+        like, decay = self.model.state_dict(), self.training.decay
+        self.mean = RunningMean(copied(snapshot.mean), snapshot.averaged, like, decay=decay)
 
     @property
     def name(self) -> str:
@@ -146,8 +153,11 @@ class CustomTrainer:
 
             request.progress.on_step(index, step, last, snapshot)
 
-        state = copied_state(request.ticket.state or self.state)
+        trunk = request.trunk
+        state = copied_state((trunk.state if trunk else request.ticket.state) or self.state)
         own = TrainJob(model, request.mask, training, seed, first, last, per_epoch, state, on_step)
+        if trunk is not None:
+            own.continue_from(trunk.snapshot)
         with isolated(seed, next(model.parameters()).device):
             loss: Any = self.function(own)
         if not isinstance(loss, float | int):

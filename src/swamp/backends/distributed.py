@@ -22,7 +22,7 @@ from swamp.backends.base import Backend, ForwardingProgress, Progress, TrainRequ
 from swamp.backends.coordinator import Coordinator, JobEnded
 from swamp.backends.data_parallel import DataParallel, GroupProgress
 from swamp.backends.particle import Particle
-from swamp.backends.ticket import Ticket
+from swamp.backends.ticket import Ticket, Trunk
 from swamp.errors import CorruptFile, Diverged, Interrupted, SwampError
 from swamp.masks import Mask
 from swamp.training import Seed, Training
@@ -53,6 +53,8 @@ class PublishedJob:
     """Groups of ranks that train one particle each by data parallelism; 0: each rank trains whole particles."""
     sharded: bool
     """Whether the parameters are sharded over the ranks of a group too."""
+    trunk: bool
+    """Whether the particles start at the end of a trunk, which rank 0 has stored through the progress."""
 
 
 class Distributed:
@@ -104,13 +106,13 @@ class Distributed:
         job = PublishedJob(
             self.jobs, ticket.id, ticket.steps, mask.digest, request.training, tuple(seeds), request.first,
             request.last, progress.address, self.choice(), 0 if self.whole_particles else min(len(seeds), size),
-            self.sharded,
+            self.sharded, request.trunk is not None,
         )  # fmt: skip
         with self._stored_inputs(ticket, mask):
             self.coordinator.publish(f"job/{job.number}", msgspec.to_builtins(job))
             leading = _LeadingProgress(progress, self.coordinator, job)
             try:
-                own = _train_share(self.coordinator, job, self.inner, self.data_parallel, ticket, mask, leading)
+                own = _train_share(self.coordinator, job, self.inner, self.data_parallel, request, leading)
             except Interrupted as error:
                 raise self.coordinator.failure or error from None
             self.coordinator.poll(leading.others_done)
@@ -185,7 +187,9 @@ def follow(
         if not job.groups and (inner is None or job.choice != choice):
             inner, choice = build(job.choice), job.choice
         progress = _FollowingProgress(open_progress(job.address), coordinator, job)
-        _train_share(coordinator, job, inner, data_parallel, ticket, mask, progress)
+        trunk = _load_trunk(coordinator, progress) if job.trunk else None
+        request = TrainRequest(ticket, mask, job.training, job.seeds, job.first, job.last, progress, trunk)
+        _train_share(coordinator, job, inner, data_parallel, request, progress)
         coordinator.update(done=True)
 
 
@@ -194,15 +198,14 @@ def _train_share(
     job: PublishedJob,
     inner: Backend | None,
     data_parallel: Callable[[Shard], Backend] | None,
-    ticket: Ticket,
-    mask: Mask,
+    request: TrainRequest,
     progress: "_RankProgress",
 ) -> list[Particle]:
-    """Train this rank's share of a job."""
+    """Train this rank's share of the `request` that a job describes."""
     if not job.groups:
         assert inner is not None
         own = job.seeds[coordinator.rank :: coordinator.size]
-        return inner.train(TrainRequest(ticket, mask, job.training, own, job.first, job.last, progress))
+        return inner.train(replace(request, seeds=own, progress=progress))
     mesh = coordinator.mesh(job.groups)
     place = mesh.get_coordinate()
     if place is None:
@@ -212,8 +215,7 @@ def _train_share(
     group_progress = GroupProgress(progress, shard, coordinator.agreed)
     own = job.seeds[place[0] :: job.groups]
     try:
-        request = TrainRequest(ticket, mask, job.training, own, job.first, job.last, group_progress)
-        particles = data_parallel(shard).train(request)
+        particles = data_parallel(shard).train(replace(request, seeds=own, progress=group_progress))
     except Interrupted:
         if not coordinator.stop.is_set():
             coordinator.poll(lambda: None)  # another rank of the group stopped: raises its reason
@@ -313,6 +315,16 @@ class FolderProgress(Progress):
 
     def _path(self, index: int) -> Path:
         return Path(self.address) / f"particle-{index}.safetensors"
+
+
+def _load_trunk(coordinator: Coordinator, progress: Progress) -> Trunk:
+    """The trunk that rank 0 has stored."""
+    try:
+        return coordinator.poll(progress.load_trunk, time.monotonic() + coordinator.timeout)
+    except TimeoutError as error:
+        raise SwampError(
+            f"the trunk of the particles, which rank 0 stored, is not found. {_NO_SHARED_FOLDER}"
+        ) from error
 
 
 def _input_paths(folder: Path, ticket: str, mask: str) -> tuple[Path, Path]:

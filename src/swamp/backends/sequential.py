@@ -19,6 +19,7 @@ from swamp.training.module_extra_state import load_state
 from swamp.training.nan_checks import require_finite_weights
 from swamp.training.optimizers import OptimizerFactory
 from swamp.training.shard import Shard
+from swamp.training.snapshot import Snapshot
 
 
 class Sequential:
@@ -81,7 +82,7 @@ class ParticleJob:
                     first=request.first,
                     last=request.last,
                     optimizer=self.optimizer,
-                    resume=progress.load_snapshot(index),
+                    resume=self.start_snapshot(index),
                     on_step=lambda step, total, snapshot: progress.on_step(index, step, total, snapshot),
                     exclusive=self.exclusive,
                     shard=self.shard,
@@ -90,6 +91,11 @@ class ParticleJob:
         except Diverged as error:
             self.report_divergence(index, error)
             return None
+
+    def start_snapshot(self, index: int) -> Snapshot | None:
+        """Where the training of particle `index` was interrupted, else the end of the trunk; None: at the ticket."""
+        trunk = self.request.trunk
+        return self.request.progress.load_snapshot(index) or (trunk.snapshot if trunk else None)
 
     def start_model(self) -> nn.Module:
         """A copy of the model at `mask * ticket.weights`."""

@@ -1,4 +1,4 @@
-"""Ticket: the weights every particle of every cycle starts from."""
+"""Ticket: the weights every particle of every cycle starts from. Trunk: the part of a training that they share."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from swamp.backends.extra_state import copied_state, encoded, with_state, withou
 from swamp.errors import CorruptFile
 from swamp.files import digest, load_tensors, require_format, save_tensors
 from swamp.training.average import copied
+from swamp.training.snapshot import Snapshot
 
 
 @named_fields
@@ -59,6 +60,21 @@ class Ticket:
         if ticket.id != stated:
             raise CorruptFile(f"{path} is damaged: its weights do not match its own checksum. Restore it or run again.")
         return ticket
+
+
+TRUNK = -1
+"""Index of a trunk where a training is named by the index of its particle."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trunk:
+    """The first part of a cycle's training, trained once; all particles of the cycle go on from its end."""
+
+    snapshot: Snapshot
+    """Weights, optimizer state and running mean where the particles separate."""
+    state: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Extra state that a custom trainer returned."""
+    seconds: float = 0.0
 
 
 def _text(text: str) -> Tensor:

@@ -144,7 +144,7 @@ class Vmapped:
         per_epoch = self.task.train.steps(request.training.batch_size)
         last = request.last_step(per_epoch)
         first = _first_snapshot(job)
-        snapshots = {n: request.progress.load_snapshot(index) or first for n, (index, _) in members.items()}
+        snapshots = {n: job.start_snapshot(index) or first for n, (index, _) in members.items()}
         # Unused copies take the places of particles that diverged, were finished before or are ahead of the others:
         # a smaller stack, or other places in it, would round differently, and would have to be compiled.
         stack = [members.get(n, next(iter(members.values()))) for n in places]

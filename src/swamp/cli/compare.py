@@ -21,6 +21,7 @@ class CompareArgs:
     swamp compare runs/* --sparsities 0.5 0.9 0.98    only these rows
     swamp compare runs/* --baseline best              differences to the best method at each sparsity
     swamp compare runs/* --at equal-cost              methods by cost, each against the best at no more cost
+    swamp compare runs/* --at equal-time              by time, if each particle has a worker of its own
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
@@ -36,9 +37,9 @@ class CompareArgs:
     """Method to compare the others with (default: imp, if it is among the runs); best: the best at each sparsity."""
     sparsities: tuple[float, ...] = ()
     """Only these sparsities, as fractions of the prunable weights: 0.5 0.9 0.98 (default: all)."""
-    at: Literal["sparsity", "equal-cost"] = "sparsity"
-    """Compare at equal sparsity, or at equal training cost (in FLOPs of one dense training; in steps if the FLOPs of
-    a run are not known)."""
+    at: Literal["sparsity", "equal-cost", "equal-time"] = "sparsity"
+    """Compare at equal sparsity; at equal training cost (in FLOPs of one dense training; in steps if the FLOPs of a run
+    are not known); or at equal time, in steps one after another, if the particles of a cycle train at the same time."""
     json: bool = False
     """Print one JSON object on standard output, and nothing else."""
 
@@ -59,6 +60,7 @@ def compare_command(arguments: Sequence[str]) -> None:
         split=given.split,
         baseline=given.baseline,
         sparsities=given.sparsities,
+        at=given.at,
     )
     made_by = made_by_of(given.runs, given.metric, given.split, given.baseline, given.sparsities, given.at)
     studies = {path if is_study(path) else path.parent for path in given.runs}

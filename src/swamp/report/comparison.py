@@ -25,8 +25,8 @@ from swamp.report.cost import (
 from swamp.report.run_records import SPLITS, RunRecord, as_float, label_runs, measured, show
 from swamp.report.statistics import Paired, ReportMetric, interval, mean_known, paired
 
-At = Literal["sparsity", "equal-cost"]
-"""Compare methods at equal sparsity; or at equal sparsity and equal cost."""
+At = Literal["sparsity", "equal-cost", "equal-time"]
+"""Compare methods at equal sparsity; or also at equal cost, or at equal time with a worker for each particle."""
 BEST = "best"
 """The baseline that is the best method of each sparsity."""
 
@@ -155,6 +155,7 @@ def compare(
     split: str = "test",
     baseline: str | None = None,
     sparsities: Sequence[float] = (),
+    at: At = "sparsity",
 ) -> Comparison:
     """Compare runs of one task and one model.
 
@@ -165,6 +166,7 @@ def compare(
         baseline: the label that differences are taken to; None: `imp` if present, else the first label; `best`: the
             best mean of each sparsity.
         sparsities: the rows to keep, as fractions of the prunable weights; empty: all. Costs are those of whole runs.
+        at: equal-time counts costs as the time of training with a worker for each particle.
 
     Returns:
         The comparison. Cycles whose densities differ by at most 0.5 % share a row.
@@ -182,7 +184,7 @@ def compare(
     points = _points(sorted(zip(each, runs, strict=True), key=lambda pair: pair[0] != first), metric, split)
     dense_label, dense_by_seed = _dense(points)
     points = _at(points, sparsities)
-    unit = cost_unit(runs)
+    unit = cost_unit(runs, parallel=at == "equal-time")
     by_row = groupby(sorted(points, key=lambda point: point.row), key=lambda point: point.row)
     rows = tuple(_row(list(group), labels, baseline or first, ReportMetric(metric), unit) for _, group in by_row)
     return Comparison(

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from statistics import fmean
 from typing import Any, Literal
 
+from swamp.errors import SwampError
 from swamp.report.run_records import RunRecord, particles_of
 from swamp.report.statistics import Paired, ReportMetric, paired
 
@@ -26,6 +27,8 @@ class ModelCost:
     samples: float
     flops: float | None
     seconds: float
+    sequential_steps: float | None
+    """Steps one after another where the particles of a cycle train at the same time; None where not recorded."""
 
 
 @dataclass(frozen=True)
@@ -43,22 +46,23 @@ class RunCost:
     samples: float
     flops: float | None
     seconds: float
+    sequential_steps: float | None
     last: ModelCost
 
 
 @dataclass(frozen=True)
 class CostUnit:
-    """The unit in which costs are shown: `measure` (flops or steps) as a multiple of `dense`, one dense training.
+    """The unit in which costs are shown: `measure` (a field of ModelCost) as a multiple of `dense`, one dense training.
 
     If `dense` is None, costs are absolute.
     """
 
-    measure: Literal["flops", "steps"]
+    measure: Literal["flops", "steps", "sequential_steps"]
     dense: float | None
 
     def of(self, cost: ModelCost | RunCost) -> float | None:
         """A cost in this unit; None where its FLOPs are unknown."""
-        spent = cost.flops if self.measure == "flops" else cost.steps
+        spent: float | None = getattr(cost, self.measure)
         return spent if spent is None or self.dense is None else spent / self.dense
 
     @property
@@ -66,6 +70,8 @@ class CostUnit:
         """The unit as a column heading."""
         if self.measure == "flops":
             return "TFLOP" if self.dense is None else "× dense"
+        if self.measure == "sequential_steps":
+            return "steps in sequence" if self.dense is None else "× dense time"
         return "steps" if self.dense is None else "× dense steps"
 
     def show(self, value: float | None) -> str:
@@ -89,6 +95,14 @@ class CostUnit:
                 f"× dense: {counted}, divided by those of one dense training "
                 f"({self.dense / 1e12:,.4g} TFLOP, {reference})."
             )
+        if self.measure == "sequential_steps":
+            counted = (
+                "optimizer steps one after another, with all particles of a cycle (and the members of an ensemble) at "
+                "the same time, each on a worker of its own"
+            )
+            if self.dense is None:
+                return f"Steps in sequence: {counted}. {unrelated}"
+            return f"× dense time: {counted}, divided by those of one dense training ({reference})."
         missing = "Not every run recorded its FLOPs, so cost is counted in steps."
         if self.dense is None:
             return f"{missing} {unrelated}"
@@ -112,11 +126,22 @@ class CostRank:
     unpaired: tuple[str, ...] = ()
 
 
-def cost_unit(runs: Iterable[RunRecord]) -> CostUnit:
-    """FLOPs if every cycle recorded them, else steps; relative to the cheapest dense one-particle cycle."""
+def cost_unit(runs: Iterable[RunRecord], *, parallel: bool = False) -> CostUnit:
+    """FLOPs if every cycle recorded them, else steps; relative to the cheapest dense one-particle cycle.
+
+    parallel: the time of training instead, where the particles of a cycle train at the same time. Raises SwampError if
+    a run did not record it.
+    """
     cycles = [cycle for run in runs for cycle in run.cycles]
-    known = all(cycle["total"]["flops"] is not None for cycle in cycles)
-    measure = "flops" if known else "steps"
+    if parallel:
+        if not all(cycle.get("sequential_steps") for cycle in cycles):
+            raise SwampError(
+                "an earlier version of swamp wrote at least one of these runs, without the steps in sequence by which "
+                "times are compared. Compare at equal-cost, or run it again."
+            )
+        measure = "sequential_steps"
+    else:
+        measure = "flops" if all(cycle["total"]["flops"] is not None for cycle in cycles) else "steps"
     # A training that diverged and was repeated costs more than one dense training.
     single = [
         c for c in cycles if c["density"]["prunable"] >= DENSE and len(c["particles"]) <= 1 and not c.get("divergences")
@@ -126,17 +151,23 @@ def cost_unit(runs: Iterable[RunRecord]) -> CostUnit:
 
 def model_cost(total: Mapping[str, Any]) -> ModelCost:
     """The `total` of a cycle's record."""
-    return ModelCost(total["steps"], total["samples"], total["flops"], float(total["seconds"]))
+    seconds, sequential = float(total["seconds"]), total.get("sequential_steps") or None
+    return ModelCost(total["steps"], total["samples"], total["flops"], seconds, sequential)
 
 
 def mean_cost(costs: Sequence[ModelCost]) -> ModelCost:
-    """The mean of each field; `flops` is None where any is."""
-    flops = [cost.flops for cost in costs if cost.flops is not None]
+    """The mean of each field; `flops` and `sequential_steps` are None where any is."""
+
+    def known(values: Sequence[float | None]) -> float | None:
+        found = [value for value in values if value is not None]
+        return fmean(found) if len(found) == len(values) else None
+
     return ModelCost(
         fmean(cost.steps for cost in costs),
         fmean(cost.samples for cost in costs),
-        fmean(flops) if len(flops) == len(costs) else None,
+        known([cost.flops for cost in costs]),
         fmean(cost.seconds for cost in costs),
+        known([cost.sequential_steps for cost in costs]),
     )
 
 
@@ -144,10 +175,10 @@ def run_cost(runs: Sequence[RunRecord]) -> RunCost:
     """The cost of the runs of one method, mean over them."""
 
     def total(run: RunRecord, key: str) -> Any:
-        values = [cycle[key] for cycle in run.cycles]
+        values: list[Any] = [cycle.get(key) for cycle in run.cycles]
         return None if None in values else sum(values)
 
-    wholes = [{key: total(run, key) for key in ("steps", "samples", "flops", "seconds")} for run in runs]
+    wholes = [{one.name: total(run, one.name) for one in fields(ModelCost)} for run in runs]
     counts = [len(run.cycles) for run in runs]
     return RunCost(
         seeds=len(runs),

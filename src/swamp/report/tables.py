@@ -47,7 +47,7 @@ def sparsity_column(densities: Sequence[float]) -> Column:
 
 def comparison_tables(comparison: Comparison, *, at: At = "sparsity", methods_down: bool = True) -> list[Table]:
     """The tables of a comparison, without its costs. methods_down: a row per method, else a row per sparsity."""
-    if at == "equal-cost":
+    if at != "sparsity":
         return [_ranking_table(comparison, row) for row in comparison.rows if row.cost_ranking]
     tables = [_results_table(comparison, methods_down)]
     if len(comparison.labels) > 1:

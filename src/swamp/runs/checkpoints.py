@@ -11,7 +11,7 @@ from typing import Any
 from swamp.algorithms import Cycle
 from swamp.algorithms.cycle import Divergence
 from swamp.algorithms.store import Phase
-from swamp.backends import Particle, Ticket
+from swamp.backends import TRUNK, Particle, Ticket, Trunk
 from swamp.backends.autotune import Choice
 from swamp.errors import CorruptFile, Interrupted, SwampError
 from swamp.files import digest, load_metadata, load_tensors, quarantine, save_tensors, write_atomic
@@ -19,7 +19,7 @@ from swamp.masks import Mask
 from swamp.runs.directory import RunDirectory, read_json
 from swamp.runs.read import read_cycle, read_particle, read_record, read_ticket, unless_damaged, write_backend
 from swamp.runs.run_progress import Reporter, RunProgress
-from swamp.runs.snapshot_files import load_phase, save_phase
+from swamp.runs.snapshot_files import load_phase, save_phase, save_trunk
 from swamp.runs.trajectory import TrajectoryWriter
 
 _TRAINED = "Continuing without it: it is trained again."
@@ -121,6 +121,8 @@ class RunStore:
             self.directory.snapshot(cycle.index, particle.index).unlink(missing_ok=True)
             if not self.keep_particles:
                 self.directory.particle(cycle.index, particle.index).unlink(missing_ok=True)
+        if not self.keep_particles:
+            self.directory.trunk(cycle.index).unlink(missing_ok=True)
 
     def publish(self, cycle: Cycle) -> None:
         """Update model, mask and metrics of the whole run to this cycle."""
@@ -226,7 +228,17 @@ class RunStore:
             save_phase(path, phase, self.directory.provenance(path))
             self.phases[cycle] = now
 
-    def progress(self, cycle: int | None, particles: int, *, keep: bool = True) -> RunProgress:
+    def trunk(self, cycle: int) -> Trunk | None:
+        """The trunk of a cycle, from disk."""
+        return self.progress(cycle, 1).load_trunk()
+
+    def keep_trunk(self, cycle: int, trunk: Trunk) -> None:
+        """Write the trunk, then delete its snapshot."""
+        path = self.directory.trunk(cycle)
+        save_trunk(path, trunk, self.directory.provenance(path))
+        self.directory.snapshot(cycle, TRUNK).unlink(missing_ok=True)
+
+    def progress(self, cycle: int | None, particles: int, *, keep: bool = True, trunk: int = 0) -> RunProgress:
         """Progress of one cycle's particles."""
         return RunProgress(
             self.directory,
@@ -238,6 +250,7 @@ class RunStore:
             particles,
             keep,
             self.one_of,
+            trunk,
         )
 
     def member(self, index: int, of: int = 1) -> "RunStore":

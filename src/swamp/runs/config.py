@@ -133,7 +133,7 @@ class RunConfig:
     def name(self) -> str:
         """A directory name: recipe, method, particles, seed, fingerprint."""
         method = method_named(self.plan.method)
-        several = method.multi_particle or method.ensemble or method.n_times_epochs
+        several = method.multi_particle or method.ensemble or method.equal_cost
         count = f"-{self.plan.most_particles}" if several else ""
         recipe = re.sub(r"[^\w.-]+", "-", self.recipe)
         return f"{recipe}-{self.plan.method}{count}-seed{self.plan.seed}-{self.digest()[:6]}"

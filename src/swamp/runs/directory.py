@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
+from swamp.backends import TRUNK
 from swamp.errors import CorruptFile, RunLocked, SwampError
 from swamp.files import (
     load_metadata,
@@ -113,8 +114,13 @@ class RunDirectory:
         return self.cycle(cycle) / f"trajectory-{index}.safetensors"
 
     def snapshot(self, cycle: int | None, index: int) -> Path:
-        """A training in progress (cycle None: the ticket's)."""
-        return (self.path if cycle is None else self.cycle(cycle)) / f"unfinished-{index}.safetensors"
+        """A training in progress (cycle None: the ticket's; index TRUNK: that of a trunk)."""
+        name = "trunk" if index == TRUNK else index
+        return (self.path if cycle is None else self.cycle(cycle)) / f"unfinished-{name}.safetensors"
+
+    def trunk(self, cycle: int) -> Path:
+        """The finished trunk of a cycle's particles."""
+        return self.cycle(cycle) / "trunk.safetensors"
 
     def phase(self, cycle: int) -> Path:
         """All particles of a cycle with dynamic masks, as they were after a mask update."""

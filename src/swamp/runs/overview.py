@@ -47,7 +47,7 @@ def overview(config: RunConfig, task: Task, model: nn.Module, available: int = 0
     epochs = [plan.particle_epochs(cycle, config.training.epochs) for cycle in range(len(schedule))]
     batch = config.training.batch_size
     per_epoch = train.steps(batch)
-    cycle_steps, ticket_steps = _steps(config, epochs, per_epoch)
+    cycle_steps, ticket_steps = _steps(config, per_epoch)
     particle_steps = tuple(each * per_epoch for each in epochs)
     test = "" if task.test is None else f", {len(task.test):,} for test"
     ensemble = f", {plan.most_particles} members" if method_named(plan.method).ensemble else ""
@@ -69,13 +69,16 @@ def _range(numbers: Sequence[int]) -> str:
     return f"{low} to {high}" if low < high else str(low)
 
 
-def _steps(config: RunConfig, epochs: Sequence[int], per_epoch: int) -> tuple[tuple[int, ...], int]:
-    """Optimizer steps of each cycle, and of the ticket. epochs: of a particle, by cycle; per_epoch: steps in one."""
+def _steps(config: RunConfig, per_epoch: int) -> tuple[tuple[int, ...], int]:
+    """Optimizer steps of each cycle, and of the ticket. per_epoch: steps of an epoch."""
     plan = config.plan
     runs = plan.most_particles if method_named(plan.method).ensemble else 1
-    counts = plan.schedule().particles
-    trained = tuple(runs * count * each * per_epoch for count, each in zip(counts, epochs, strict=True))
-    return trained, runs * round(plan.ticket_epochs * per_epoch)
+    trained: list[int] = []
+    for cycle, count in enumerate(plan.schedule().particles):
+        whole = plan.particle_epochs(cycle, config.training.epochs) * per_epoch
+        apart = plan.steps_apart(cycle, config.training.epochs, whole)
+        trained.append(runs * (whole + (count - 1) * apart))
+    return tuple(trained), runs * round(plan.ticket_epochs * per_epoch)
 
 
 def _evaluated(config: RunConfig, task: Task) -> int:

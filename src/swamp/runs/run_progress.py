@@ -11,14 +11,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from swamp.algorithms import Cycle
-from swamp.backends import Particle, Progress
+from swamp.backends import TRUNK, Particle, Progress, Trunk
 from swamp.backends.autotune import Choice
 from swamp.errors import CorruptFile, Interrupted
 from swamp.files import load_metadata
 from swamp.runs.directory import RunDirectory
 from swamp.runs.overview import Overview
 from swamp.runs.read import read_particle, unless_damaged
-from swamp.runs.snapshot_files import load_snapshot, save_snapshot
+from swamp.runs.snapshot_files import load_snapshot, load_trunk, save_snapshot
 from swamp.runs.trajectory import TrajectoryWriter, read_trajectory, trajectory_files
 from swamp.training.snapshot import LazySnapshot, Snapshot
 
@@ -49,6 +49,13 @@ class TrainingStep:
     """Learning rate of the step; NaN: not known."""
     what: str = ""
     """What is trained, in words; empty: the ticket, or a particle of the cycle."""
+    trunk: int = 0
+    """Steps of the trunk that the particles of the cycle share, which is trained once (0: there is none)."""
+
+    @property
+    def in_trunk(self) -> bool:
+        """Whether it is a step of the trunk."""
+        return self.step <= self.trunk
 
     def with_values(self, snapshot: Callable[[], Snapshot]) -> "TrainingStep":
         """With the loss and the learning rate, where the trainer says them."""
@@ -151,6 +158,8 @@ class RunProgress(Progress):
     """Whether snapshots and trajectories are written."""
     one_of: tuple[int, int] = (0, 1)
     """Index of this ensemble member, and number of members: the reporter counts particles over all members."""
+    trunk: int = 0
+    """Steps of the trunk that these particles share."""
     began: float = field(default_factory=time.monotonic)
     saved: dict[int, float] = field(default_factory=dict[int, float])
     paths: dict[int, TrajectoryWriter] = field(default_factory=dict[int, TrajectoryWriter])
@@ -194,8 +203,8 @@ class RunProgress(Progress):
         self.saved[index] = time.monotonic()
 
     def path(self, index: int) -> TrajectoryWriter | None:
-        """Writer of a particle's trajectory; None for the ticket, and for dynamic masks."""
-        if self.cycle is None or not self.keep:
+        """Writer of a particle's trajectory; None for a ticket or trunk, and for dynamic masks."""
+        if self.cycle is None or index == TRUNK or not self.keep:
             return None
         return self.paths.setdefault(
             index, TrajectoryWriter(self.directory.trajectory(self.cycle, index), self.directory)
@@ -207,7 +216,9 @@ class RunProgress(Progress):
 
     def _at(self, index: int, step: int, total: int) -> TrainingStep:
         member, members = self.one_of
-        return TrainingStep(self.cycle, index + member * self.count, members * self.count, step, total)
+        # The first particle stands for the trunk.
+        place = max(index, 0) + member * self.count
+        return TrainingStep(self.cycle, place, members * self.count, step, total, trunk=self.trunk)
 
     def load_particle(self, index: int) -> Particle | None:
         """A particle that another rank has finished."""
@@ -215,11 +226,22 @@ class RunProgress(Progress):
             return None
         return read_particle(self.directory, self.cycle, index)
 
+    def load_trunk(self) -> Trunk | None:
+        """The trunk on disk; None if there is none, or it is damaged: it is trained again."""
+        assert self.cycle is not None
+        file = self.directory.trunk(self.cycle)
+
+        def read() -> Trunk:
+            self.directory.verify_owner(file)
+            return load_trunk(file)
+
+        return unless_damaged([file], read, _RESTARTED)
+
     def load_snapshot(self, index: int) -> Snapshot | None:
         """The snapshot on disk; None if there is none, or it or its trajectory is damaged: training starts again."""
         directory = self.directory
         file, path = directory.snapshot(self.cycle, index), None
-        if self.cycle is not None and self.trajectory_every:
+        if self.cycle is not None and self.trajectory_every and index != TRUNK:
             path = directory.trajectory(self.cycle, index)
 
         def read() -> Snapshot:
@@ -244,8 +266,8 @@ class RunProgress(Progress):
             self._save(index, snapshot())
 
     def on_finished(self, particle: Particle) -> None:
-        """Write the particle, then delete its snapshot. The store writes the ticket itself."""
-        if self.cycle is not None:
+        """Write the particle, then delete its snapshot. The store writes tickets and trunks itself."""
+        if self.cycle is not None and particle.index != TRUNK:
             path = self.directory.particle(self.cycle, particle.index)
             # Also if no points are in memory: a training may have been stopped after its last step.
             if self.trajectory_every and (taken := self.path(particle.index)):

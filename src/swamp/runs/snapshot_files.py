@@ -1,4 +1,4 @@
-"""Snapshots of training as safetensors files: of one particle, or of all particles of a cycle with dynamic masks."""
+"""Snapshots of training as safetensors files: a particle, a trunk, all particles of a cycle with dynamic masks."""
 
 import json
 from collections.abc import Generator, Mapping
@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from swamp.algorithms.store import Phase
+from swamp.backends import Trunk
+from swamp.backends.extra_state import with_state, without_state
 from swamp.errors import CorruptFile
-from swamp.files import load_tensors, parse_json, require_format, save_tensors
+from swamp.files import load_metadata, load_tensors, parse_json, require_format, save_tensors
 from swamp.masks import Mask
 from swamp.training.snapshot import Snapshot
 
@@ -29,6 +31,21 @@ def load_snapshot(path: Path) -> Snapshot:
     tensors, numbers = _load(path, "swamp-snapshot-1")
     with _complete(path):
         return _snapshot(tensors, numbers)
+
+
+def save_trunk(path: Path, trunk: Trunk, provenance: Mapping[str, str]) -> None:
+    """Write a trunk. provenance: its run and relative path."""
+    tensors, numbers = _flat(trunk.snapshot)
+    stored, metadata = with_state(tensors, provenance, trunk.state)
+    _save(path, "swamp-trunk-1", metadata, stored, {**numbers, "seconds": trunk.seconds})
+
+
+def load_trunk(path: Path) -> Trunk:
+    """Read a trunk. Raises CorruptFile as `load_snapshot` does."""
+    stored, numbers = _load(path, "swamp-trunk-1")
+    tensors, state = without_state(stored, load_metadata(path), path)
+    with _complete(path):
+        return Trunk(_snapshot(tensors, numbers), state, numbers["seconds"])
 
 
 def save_phase(path: Path, phase: Phase, provenance: Mapping[str, str]) -> None:

@@ -175,7 +175,7 @@ class Study:
         try:
             config = with_fields(recipe(start, str(settings.get("task", "")), str(settings.get("model", ""))), settings)
             task_named(config.task)
-            method_named(config.plan.method).training(config.training)
+            config.plan.training(config.training, 0)
         except SwampError as error:
             raise SwampError(f"{where}: {error}") from error
         return config

@@ -253,15 +253,15 @@ def _exclusively(handle: int) -> bool:
     return False
 
 
-def _particle_epochs(plan: Plan, epochs: int) -> list[tuple[int, int]]:
-    """(particles, epochs of each) of every cycle. epochs: those of `Training`."""
-    return [(count, plan.particle_epochs(cycle, epochs)) for cycle, count in enumerate(plan.schedule().particles)]
+def _cycle_epochs(plan: Plan, epochs: int) -> list[tuple[int, float]]:
+    """(particles, epochs of all of them together) of every cycle. epochs: those of `Training`."""
+    return [(count, plan.cycle_epochs(cycle, epochs)) for cycle, count in enumerate(plan.schedule().particles)]
 
 
 def total_epochs(plan: Plan, epochs: int) -> float:
     """Epochs of all particles of a run, without the ticket's. epochs: those of `Training`."""
     members = plan.most_particles if method_named(plan.method).ensemble else 1
-    return members * sum(count * each for count, each in _particle_epochs(plan, epochs))
+    return members * sum(each for _, each in _cycle_epochs(plan, epochs))
 
 
 def _epochs_done(run: RunDirectory, config: RunConfig) -> float:
@@ -275,11 +275,11 @@ def _epochs_done(run: RunDirectory, config: RunConfig) -> float:
 
 def _of_one(run: RunDirectory, config: RunConfig) -> float:
     done = 0.0
-    for cycle, (count, epochs) in enumerate(_particle_epochs(config.plan, config.training.epochs)):
+    for cycle, (count, epochs) in enumerate(_cycle_epochs(config.plan, config.training.epochs)):
         if run.record(cycle).exists():
-            done += count * epochs
+            done += epochs
             continue
-        return done + epochs * sum(run.particle(cycle, index).exists() for index in range(count))
+        return done + epochs * sum(run.particle(cycle, index).exists() for index in range(count)) / count
     return done
 
 

@@ -100,12 +100,17 @@ def check_static_masks(config: RunConfig, coordinator: Coordinator | None) -> No
 
 
 def check_shard(config: RunConfig) -> None:
-    """Raise SwampError if parameters cannot be sharded: too few ranks, or a torch version without FSDP2."""
+    """Raise SwampError if parameters cannot be sharded: too few ranks, a trunk, or a torch without FSDP2."""
     particles = most_particles(config)
     if config.shard and world_size() < 2 * particles:
         raise SwampError(
             f"--shard spreads each of {particles} particles over two ranks or more; this job has {world_size()}. "
             f"Start {2 * particles} or more with torchrun --nproc-per-node={2 * particles}, or leave --shard out."
+        )
+    if config.shard and config.plan.branch_fraction < 1 and config.plan.spec.multi_particle:
+        raise SwampError(
+            f"--shard cannot be used with particles that share a trunk ({config.plan.method}, --branch): the ranks of "
+            "a particle cannot save a training at a given step. Leave --shard out."
         )
     if config.shard and not can_shard():
         raise SwampError(f"--shard needs a newer torch than {torch.__version__}. Update it, or leave --shard out.")

@@ -68,7 +68,7 @@ def train_loop(state: TrainState, training: Training, per_epoch: int, first: int
     step = first
     while step < stop and state.active:
         epoch, within = divmod(step, per_epoch)
-        end = min((epoch + 1) * per_epoch, last)
+        end = (epoch + 1) * per_epoch
         for batch in islice(state.batches(epoch, within), min(end, stop) - step):
             state.step(step, training.rate(step, per_epoch), batch)
             step += 1

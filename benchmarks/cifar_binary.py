@@ -1,6 +1,6 @@
 """Turn folders of images (train/CLASS/*.png, test/CLASS/*.png) into the binary files that the CIFAR tasks read.
 
-python examples/cifar_binary.py SOURCE DESTINATION  (then: swamp run cifar-10-resnet --folder DESTINATION)
+python benchmarks/cifar_binary.py SOURCE DESTINATION  (then: swamp run cifar-10-resnet --folder DESTINATION)
 
 For CIFAR-10 or CIFAR-100 as lossless images, which many mirrors offer instead of the original archive. Classes are
 numbered in alphabetical order, as the originals are; records are shuffled, always in the same order.
@@ -42,7 +42,9 @@ def convert(source: Path, destination: Path) -> CifarSource:
     classes = _classes(source / "train")
     kinds = {kind.classes: kind for kind in (CIFAR_10, CIFAR_100)}
     if len(classes) not in kinds:
-        raise ValueError(f"{source / 'train'} has {len(classes)} class folders, expected {' or '.join(map(str, kinds))}.")
+        raise ValueError(
+            f"{source / 'train'} has {len(classes)} class folders, expected {' or '.join(map(str, kinds))}."
+        )
     kind = kinds[len(classes)]
     destination.mkdir(parents=True, exist_ok=True)
     for split, names, records in (
