@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import swamp
-from swamp.algorithms import METHODS
+from swamp.algorithms import METHODS, ensemble
 from swamp.backends import TRUNK, Sequential, Trunk
 from swamp.training import Seed
 from swamp.training.average import mean
 from swamp.training.loop import fit
 
-from .conftest import PLAN, TRAINING, Tickets, run, same
+from .conftest import PLAN, TRAINING, Tickets, fresh_mlp, run, same
 
 LATE = [name for name, method in METHODS.items() if method.branch < 1]
 ROOT = Seed(PLAN.seed)
@@ -58,6 +58,34 @@ def test_branch_shortens_any_method_of_several_particles_and_is_in_the_record(ml
     assert [cycle.cost.steps for cycle in late[1:]] == [18 + 3 * 6] * 3
     assert all(same(a, b) for a, b in zip(whole, run(mlp, task, "swamp"), strict=True))
     assert late[1].to_json()["trunk"] == 18
+
+
+def test_the_steps_in_sequence_are_those_of_the_longest_particle(mlp, task):
+    each = {
+        "imp": STEPS,
+        "swamp": STEPS,
+        "imp-long": 3 * STEPS,
+        "lrr-long": 3 * STEPS,
+        # Three times 24 steps: a trunk of 47, and 3 particles of 8 (rounded).
+        "swamp-late": replace(PLAN, method="swamp-late").particle_epochs(0, TRAINING.epochs) * 6,
+        "imp-sam": 2 * STEPS,
+        "rigl-swamp": STEPS,
+    }
+    for method, steps in each.items():
+        first, *others = run(mlp, task, method)
+        ticket = 0 if METHODS[method].independent else 6
+        assert first.cost.sequential_steps == ticket + steps, method
+        assert all(cycle.cost.sequential_steps == steps for cycle in others), method
+        iterative = METHODS[method].masks == "iterative"
+        total = ticket + steps * (1 + len(others) if iterative else 1)
+        assert (others or [first])[-1].total.sequential_steps == total, method
+
+
+def test_members_of_an_ensemble_train_at_the_same_time(task):
+    plan = replace(PLAN, method="imp-ensemble", particles=(2,))
+    record = list(ensemble(lambda seed: fresh_mlp(), task, plan, TRAINING))
+    assert [cycle.cost.steps for cycle in record][1:] == [2 * STEPS] * 3
+    assert record[-1].total.sequential_steps == 6 + 4 * STEPS
 
 
 class KeepsTrunks(Tickets):

@@ -41,8 +41,8 @@ def at_one_sparsity(
 def test_an_old_record_gets_the_sums_over_cycles_and_no_operations(tmp_path: Path) -> None:
     one, two = run(tmp_path / "a", [cycle(0, 1.0, 0.9), cycle(1, 0.8, 0.9, (0.9, 0.9))]).cycles
     assert (one["flops"], two["flops"]) == (None, None)
-    assert one["total"] == {"steps": 100, "samples": 1000, "flops": None, "seconds": 2.0}
-    assert two["total"] == {"steps": 300, "samples": 3000, "flops": None, "seconds": 4.0}
+    assert one["total"] == {"steps": 100, "samples": 1000, "flops": None, "seconds": 2.0, "sequential_steps": None}
+    assert two["total"] == {"steps": 300, "samples": 3000, "flops": None, "seconds": 4.0, "sequential_steps": None}
 
 
 def test_operations_without_a_total_are_summed_until_a_cycle_lacks_them(tmp_path: Path) -> None:
@@ -103,6 +103,36 @@ def test_one_run_without_flops_makes_steps_the_unit_of_all_costs(tmp_path: Path)
     assert comparison.unit.heading == "× dense steps"
     assert "Not every run recorded its FLOPs" in comparison.unit.meaning
     assert [(rank.label, rank.cost) for rank in comparison.rows[1].cost_ranking] == [("snip", 0.5), ("imp", 2.0)]
+
+
+def test_at_equal_time_four_particles_take_the_time_of_one(tmp_path: Path) -> None:
+    def timed(steps: int, sequential: int, particles: tuple[float, ...] = ()) -> dict[str, Any]:
+        total = {"steps": steps, "samples": 1, "flops": float(steps), "seconds": 1.0, "sequential_steps": sequential}
+        own = {name: total[name] for name in ("steps", "flops", "sequential_steps")}
+        return cycle(0, 1.0, 0.9, particles, **own, total=total)
+
+    runs = [
+        run(tmp_path / "imp", [timed(100, 100)]),
+        run(tmp_path / "long", [timed(400, 400)], "imp-long"),
+        run(tmp_path / "swamp", [timed(400, 100, (0.9,) * 4)], "swamp"),
+    ]
+    costs = {rank.label: rank.cost for rank in compare(runs, at="equal-cost").rows[0].cost_ranking}
+    times = compare(runs, at="equal-time")
+    assert costs == {"imp": 1.0, "imp-long": 4.0, "swamp (4)": 4.0}
+    assert {rank.label: rank.cost for rank in times.rows[0].cost_ranking} == {
+        "imp": 1.0,
+        "imp-long": 4.0,
+        "swamp (4)": 1.0,
+    }
+    assert times.unit.heading == "× dense time"
+    shown = comparison_markdown(times, at="equal-time")
+    assert "each on a worker of its own" in shown
+    assert "against the best" in shown
+
+
+def test_times_that_an_earlier_version_did_not_record_are_not_compared(tmp_path: Path) -> None:
+    with pytest.raises(SwampError, match="an earlier version of swamp"):
+        compare([run(tmp_path / "a", [priced(0, 1.0, 0.9, 100, 100)])], at="equal-time")
 
 
 def test_the_cost_ranking_worked_out_by_hand(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def cost_unit(runs: Iterable[RunRecord], *, parallel: bool = False) -> CostUnit:
     """
     cycles = [cycle for run in runs for cycle in run.cycles]
     if parallel:
-        if not all(cycle.get("sequential_steps") for cycle in cycles):
+        if not all(cycle["sequential_steps"] for cycle in cycles):
             raise SwampError(
                 "an earlier version of swamp wrote at least one of these runs, without the steps in sequence by which "
                 "times are compared. Compare at equal-cost, or run it again."

@@ -17,14 +17,16 @@ from swamp.runs.directory import PROVENANCE, RunDirectory
 
 SPLITS = ("train", "validation", "test")
 CONFIG, METRICS = "config.json", "metrics.jsonl"
-_COSTS = ("steps", "samples", "flops", "seconds")
+_COSTS = ("steps", "samples", "flops", "seconds", "sequential_steps")
+_LATER_COSTS = ("flops", "sequential_steps")
+"""Costs that earlier versions did not record."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
     """One run: its directory, its configuration, and one record per finished cycle (at least one, in order).
 
-    Every record has `flops`, None where not recorded, and `total`, the cost of its model in all.
+    Every record has `flops` and `sequential_steps`, None where not recorded, and `total`, the cost of its model in all.
     """
 
     directory: RunDirectory
@@ -185,7 +187,7 @@ def _cycle(directory: RunDirectory, line: bytes, where: str) -> Mapping[str, Any
 
 def _check_costs(holder: Mapping[str, Any], where: str, prefix: str) -> None:
     for key in _COSTS:
-        unknown = key == "flops" and holder.get(key) is None
+        unknown = key in _LATER_COSTS and holder.get(key) is None
         if not unknown and as_float(holder.get(key)) is None:
             raise _damaged(where, f"'{prefix}{key}' is not a number")
 
@@ -203,7 +205,8 @@ def _with_totals(cycles: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, A
             now = cycle.get(key)
             spent[key] = None if before is None or now is None else before + now
         total = cycle.get("total") or spent
-        yield {**cycle, "flops": cycle.get("flops"), "total": {key: total.get(key) for key in _COSTS}}
+        later = {key: cycle.get(key) for key in _LATER_COSTS}
+        yield {**cycle, **later, "total": {key: total.get(key) for key in _COSTS}}
 
 
 def _object(data: bytes, where: str) -> dict[str, Any]:
