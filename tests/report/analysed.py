@@ -36,6 +36,7 @@ def _of(cycle: int, density: float) -> list[tuple[str, str, dict[str, Any]]]:
         ("curvature", "/mean", _curvature("mean", 8 / density**0.5)),
         ("curvature", "/particle-0", _curvature("particle-0", 14 / density**0.5)),
         ("hull", "", _hull()),
+        ("averaging", "", _averaging(cycle)),
         ("noise", "/none", _noise("none", 0.0)),
         ("noise", "/order", _noise("order", 0.6)),
         ("noise", "/dropout", {"factor": "dropout", "skipped": "its network draws no random numbers"}),
@@ -65,6 +66,13 @@ def _curvature(of: str, trace: float) -> dict[str, Any]:
         "top": [{"value": trace / 4, "residual": 0.01}],
         "density": {"at": at, "value": [math.exp(-(x**2)) + 1e-4 * (x > 3) for x in at]},
     }
+
+
+def _averaging(cycle: int) -> dict[str, Any]:
+    law, spread = [0.6, 0.55, 0.525, 0.5125], [0.02, 0.01, 0.005, 0.0]
+    values = {"mean": [0.6, 0.55, 0.53 - 0.001 * cycle, 0.52], "spread": spread, "predicted": law}
+    error = {"mean": [0.2, 0.19, None, 0.18], "spread": spread, "predicted": [0.2, 0.19, 0.185, 0.1825]}
+    return {"particles": 8, "sizes": [1, 2, 4, 8], "loss": values, "error": error}
 
 
 def _hull() -> dict[str, Any]:

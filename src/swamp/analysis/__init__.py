@@ -1,6 +1,7 @@
 """Diagnostics of runs: barriers, curvature, hull, landscape, trajectories, masks, predictions and ablations."""
 
 from swamp.analysis.analysis_tasks import Analysis
+from swamp.analysis.averaging import averaging_tasks
 from swamp.analysis.barriers import barrier_tasks, interpolate_models
 from swamp.analysis.curvature import curvature_tasks
 from swamp.analysis.hessian import Hessian
@@ -18,6 +19,7 @@ ANALYSES: dict[str, Analysis] = {
     "barriers": barrier_tasks,
     "predictions": prediction_tasks,
     "hull": hull_tasks,
+    "averaging": averaging_tasks,
     "trajectories": trajectory_tasks,
     "landscape": landscape_tasks,
     "curvature": curvature_tasks,

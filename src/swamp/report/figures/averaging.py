@@ -1,0 +1,84 @@
+"""Figures of the value of one more particle: losses of means of 1, 2, 4 ... particles, and their prediction."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from swamp.report.figure_description import Axis, Curve, Figure, Panel, figures_of, panels_of, shown, tables_of
+from swamp.report.report_data import ReportData, RunAnalyses
+from swamp.report.tables import Table
+
+
+def averaging_figures(data: ReportData) -> list[Figure]:
+    """The loss of the mean against its number of particles, and gains beside their predictions."""
+    return [*_losses(data), *_gains(data)]
+
+
+def _losses(data: ReportData) -> list[Figure]:
+    return figures_of(
+        "Loss of the mean against the number of particles",
+        "Each point is the mean over many choices of n of the cycle's particles. Dashed: the law, by which the loss "
+        "falls with 1 / n, from single particles and pairs alone. Where the curve is flat, more particles gain "
+        "nothing; where it rises, there is a barrier between them.",
+        [
+            _loss_panel(run, record)
+            for run in data.one_per_label("averaging")
+            for record in run.some_cycles("averaging")
+        ],
+    )
+
+
+def _loss_panel(run: RunAnalyses, record: Mapping[str, Any]) -> Panel:
+    sizes = tuple(float(size) for size in record["sizes"])
+    ticks = tuple((size, f"{size:g}") for size in sizes)
+    values = record["loss"]
+    marks = (
+        Curve("measured", sizes, tuple(values["mean"]), 0),
+        Curve("predicted from pairs", sizes, tuple(values["predicted"]), 1, "dashed"),
+    )
+    limits = (sizes[0] / 1.1, sizes[-1] * 1.1)
+    return Panel(
+        run.title(record), Axis("particles in the mean", log=True, limits=limits, ticks=ticks), Axis("loss"), marks
+    )
+
+
+def _gains(data: ReportData) -> list[Figure]:
+    runs = data.one_per_label("averaging")
+    curves: list[Curve] = []
+    for run in runs:
+        found = [gain for record in run.cycles("averaging") for gain in _gains_of(record)]
+        if found:
+            predicted, measured, notes = zip(*found, strict=True)
+            curves.append(Curve(run.label, predicted, measured, data.color(run.label), "dots", notes=notes))
+    if not curves:
+        return []
+    ends = [value for curve in curves for value in (*curve.x, *curve.y) if value is not None]
+    diagonal = Curve("as predicted", (min(ends), max(ends)), (min(ends), max(ends)), None, "dotted")
+    figures = figures_of(
+        "Gain of more particles: predicted and measured",
+        "Each point is one cycle, and one step from n to more particles, n = 2 or more: the loss that was saved "
+        "against the loss that the law predicts from single particles and pairs. Points on the dotted line were "
+        "predicted exactly.",
+        panels_of("", Axis("predicted gain (loss)"), Axis("measured gain (loss)"), [*curves, diagonal]),
+    )
+    return [replace(figure, tables=(*tables_of(figure), *_correlations(runs))) for figure in figures]
+
+
+def _gains_of(record: Mapping[str, Any]) -> list[tuple[float, float, str]]:
+    """(predicted, measured, which) of each step beyond pairs."""
+    values, sizes = record["loss"], record["sizes"]
+    found: list[tuple[float, float, str]] = []
+    for place in range(1, len(sizes) - 1):
+        (law, law_next), (mean, mean_next) = (values[kind][place : place + 2] for kind in ("predicted", "mean"))
+        if None not in (law, law_next, mean, mean_next):
+            found.append(
+                (law - law_next, mean - mean_next, f"cycle {record['cycle']}, {sizes[place]} to {sizes[place + 1]}")
+            )
+    return found
+
+
+def _correlations(runs: list[RunAnalyses]) -> list[Table]:
+    whole = [(run.name, run.records["averaging/all"]) for run in runs if "averaging/all" in run.records]
+    rows = tuple((name, shown(record.get("loss")), shown(record.get("error"))) for name, record in whole)
+    title = "Rank correlation of predicted and measured gains, over cycles"
+    return [Table(title, ("run", "loss", "error"), rows)] if rows else []
