@@ -32,6 +32,11 @@ GROUPS = {
 """Dataclass with options of `swamp run` -> its heading."""
 OWN_GROUPS = ("TicketArgs", "TuneArgs")
 """Options of commands that also have those of `swamp run`, which stand there once."""
+_DRAWN = re.compile(
+    r'(<h\d [^>]*>(?:(?!</h\d>).)*</h\d>\s*)?<div class="[\w -]*highlight">(?:(?!</div>).)*</div>\s*<p><img [^>]*></p>',
+    re.DOTALL,
+)
+"""A command and its figure, and the heading just above them, if any."""
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -41,7 +46,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Keep names of options and "0.9 ±0.1" on one line; mark wide pictures for style.css."""
+    """Keep names of options, "0.9 ±0.1" and "0.8–0.9" on one line; mark for style.css what it cannot find itself.
+
+    These are wide pictures, cells of a table with a sentence, and a command with the figure that it draws.
+    """
 
     def whole(code: re.Match[str]) -> str:
         # Browsers break lines after hyphens.
@@ -52,19 +60,23 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
         return picture[0].replace("<img ", '<img class="wide" ', 1) if source and is_wide(source) else picture[0]
 
     sources = {file.dest_uri: Path(path) for file in files if (path := file.abs_src_path)}
-    html = re.sub(r"<code>[^<]*</code>", whole, html.replace(" ±", "\N{NO-BREAK SPACE}±"))
+    html = html.replace(" ±", "\N{NO-BREAK SPACE}±").replace("–", "\N{WORD JOINER}–\N{WORD JOINER}")
+    html = re.sub(r"(±[\d.]+) (?=[*=]|<code>[*=])", "\\1\N{NO-BREAK SPACE}", html)
+    html = re.sub(r"<code>[^<]*</code>", whole, html)
+    html = re.sub(r"<td>(?=.{40})", '<td class="sentence">', html)
+    html = re.sub(_DRAWN, r'<div class="drawn">\g<0></div>', html)
     return re.sub(r'<img [^>]*src="([^"]+)"[^>]*>', marked, html)
 
 
 def is_wide(picture: Path) -> bool:
-    """Whether a PNG or an SVG is more than twice as wide as high."""
+    """Whether a PNG or an SVG is more than 1.5 times as wide as high."""
     if picture.suffix == ".png":
         width, height = struct.unpack(">II", picture.read_bytes()[16:24])
     elif picture.suffix == ".svg" and (box := re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', picture.read_text())):
         width, height = float(box[1]), float(box[2])
     else:
         return False
-    return width > 2 * height
+    return width > 1.5 * height
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
