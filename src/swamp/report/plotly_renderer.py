@@ -24,7 +24,7 @@ _DASHES = {"dashed": "dash", "dotted": "dot"}
 _SIZES = {"dots": 6, "markers": 9}
 _EQUAL = {"scaleanchor": "x", "constrain": "domain"}
 _NO_TICKS = {"showticklabels": False, "showgrid": False, "zeroline": False, "ticks": ""}
-_NAME = 34
+_NAME = 48
 """The most characters of a name."""
 _FEW = 40
 """The most points that have markers on their line."""
