@@ -13,6 +13,9 @@ import pytest
 from swamp import cli
 from swamp.analysis import ANALYSES
 from swamp.analysis.analysis_tasks import AnalysisTask
+from swamp.api import display
+from swamp.api.display import LogLines
+from swamp.cli import analyze
 from swamp.errors import SwampError
 
 TINY = ["digits-mlp", "--epochs", "1", "--model", "mlp-16", "--sparsity", "0.5", "--barrier-threshold", "1"]
@@ -77,6 +80,27 @@ def test_tasks_are_computed_once_and_a_task_that_fails_is_skipped(run, asked, ca
     assert "0 computed, 3 read from disk, 1 skipped." in capsys.readouterr().out
     assert swamp("analyze", run, "--examples", "50", "--quiet") == 0
     assert len(asked) == 5
+
+
+def test_a_log_says_what_a_long_task_is(run, asked, monkeypatch, capsys):
+    class Due(LogLines):
+        def open(self) -> None:
+            opened.append(self)
+
+    def work():
+        opened[0].tick()
+        return {"cycle": 0, "sparsity": 0.0}
+
+    opened: list[LogLines] = []
+    monkeypatch.setattr(analyze, "LogLines", Due)
+    monkeypatch.setattr(display, "LOG_SECONDS", -60.0)  # a line is always due
+    ANALYSES["cheap"] = lambda run_data, settings: [AnalysisTask("cheap/cycle-00", work)]
+    assert swamp("analyze", run, "--only", "cheap") == 0
+    assert "cheap/cycle-00 (0 s), 0 of 1 tasks finished" in capsys.readouterr().out
+    opened.clear()
+    ANALYSES["cheap"] = lambda run_data, settings: [AnalysisTask("cheap/cycle-01", dict)]
+    swamp("analyze", run, "--only", "cheap", "--quiet")
+    assert not opened
 
 
 def test_only_selects_analyses_and_an_unknown_name_suggests_the_nearest(run, asked, capsys):

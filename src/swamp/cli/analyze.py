@@ -3,10 +3,10 @@
 import shlex
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
+from threading import Event, RLock
 
 import tyro
 from rich.console import Console
@@ -16,6 +16,8 @@ from rich.text import Text
 from swamp.analysis import ANALYSES
 from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, analyze, read_analysis
 from swamp.analysis.run_data import RunData
+from swamp.api.display import LogLines
+from swamp.api.pace import duration
 from swamp.cli.session import Err, Out, beside, parse, print_json, print_labelled, stoppable
 from swamp.console import draws_bars
 from swamp.errors import Interrupted, SwampError, unknown
@@ -87,6 +89,9 @@ class _Session:
     computed: int = 0
     kept: int = 0
     skipped: dict[str, str] = field(default_factory=dict[str, str])
+    running: str = ""
+    """Key of the present task; `began`: when it was started."""
+    began: float = 0.0
 
     @classmethod
     def of(cls, given: AnalyzeArgs) -> "_Session":
@@ -112,23 +117,32 @@ class _Session:
         """Run the tasks in order until all are finished or `stop` is set."""
         records = read_analysis(self.run.directory)
         stored = {record["key"] for record in records if record["settings"] == self.settings.__dict__}
-        shown = nullcontext() if self.quiet or not draws_bars(self.console) else _bar(self.console)
-        with shown as bar:
+        with ExitStack() as shown:
+            bar = shown.enter_context(_bar(self.console)) if not self.quiet and draws_bars(self.console) else None
             line = bar.add_task("", total=len(self.tasks)) if bar else None
+            lines = LogLines(self.console, self._line, time.monotonic, RLock())
+            if not (self.quiet or bar):
+                shown.callback(lines.close)
+                lines.open()
             for name, task in self.tasks:
                 if stop.is_set():
                     return
+                self.running, self.began = task.key, time.monotonic()
+                lines.logged = self.began
                 if bar and line is not None:
                     bar.update(line, description=task.key)
                 self._run_one(name, task, task.key in stored)
                 if bar and line is not None:
                     bar.advance(line)
 
+    def _line(self, now: float, with_step: bool) -> str:
+        """What runs now, for a log."""
+        return f"{self.running} ({duration(now - self.began)}), {self.finished} of {len(self.tasks)} tasks finished"
+
     def _run_one(self, name: str, task: AnalysisTask, stored: bool) -> None:
         def only_this(*_: object) -> list[AnalysisTask]:
             return [task]
 
-        started = time.monotonic()
         try:
             # One task per call: a task that fails does not stop the others.
             for _ in analyze(self.run, {name: only_this}, self.settings):
@@ -138,7 +152,7 @@ class _Session:
             return
         self.kept, self.computed = self.kept + stored, self.computed + (not stored)
         if not (stored or self.quiet or draws_bars(self.console)):
-            self.console.print(f"{task.key}  {time.monotonic() - started:.1f} s", soft_wrap=True)
+            self.console.print(f"{task.key}  {time.monotonic() - self.began:.1f} s", soft_wrap=True)
 
     def skip(self, key: str, error: SwampError) -> None:
         self.skipped[key] = str(error)
