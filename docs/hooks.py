@@ -53,7 +53,13 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
     def whole(code: re.Match[str]) -> str:
         # Browsers break lines after hyphens.
-        return re.sub(r"(?<![\w-])--[a-z][a-z-]*", r'<span class="option">\g<0></span>', code[0])
+        found = re.sub(r"(?<![\w-])--[a-z][a-z-]*", r'<span class="option">\g<0></span>', code[0])
+        # A long list of choices may break after each.
+        return (
+            found.replace("|", "|<wbr>").replace("<code>", '<code class="choices">')
+            if code[0].count("|") > 3
+            else found
+        )
 
     def marked(picture: re.Match[str]) -> str:
         source = sources.get(normpath(join(page.file.dest_uri, "..", picture[1])))
