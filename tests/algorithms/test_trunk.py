@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import swamp
 from swamp.algorithms import METHODS, ensemble
-from swamp.backends import TRUNK, Sequential, Trunk
+from swamp.backends import Sequential
+from swamp.backends.ticket import TRUNK, Trunk
 from swamp.training import Seed
 from swamp.training.average import mean
 from swamp.training.loop import fit

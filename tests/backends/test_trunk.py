@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from swamp.backends import TRUNK, CustomTrainer, Progress, Sequential, Threads, Ticket, TrainJob, TrainRequest, Trunk
+from swamp.backends import CustomTrainer, Progress, Sequential, Threads, Ticket, TrainJob, TrainRequest
+from swamp.backends.ticket import TRUNK, Trunk
 from swamp.backends.vmapped import Vmapped
 from swamp.masks import Mask, hold
 from swamp.training import Seed, Training

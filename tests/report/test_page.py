@@ -65,7 +65,7 @@ def test_what_is_missing_comes_with_the_command_that_makes_it(runs):
     assert f"Not analysed yet: {', '.join(titles)}." in alone
     assert alone.count("Not analysed") == 1
     assert all(alone.count(title) == 1 for title in ("Convex hull of the particles", "Loss landscape", "Trajectories"))
-    only = "barriers curvature hull landscape trajectories masks masks predictions"
+    only = "barriers curvature hull averaging landscape trajectories masks masks predictions"
     assert all(f"swamp analyze {run} --only {' '.join(dict.fromkeys(only.split()))}" in alone for run in runs[:2])
     assert f"swamp noise {runs[0]}" in alone
 
@@ -73,7 +73,7 @@ def test_what_is_missing_comes_with_the_command_that_makes_it(runs):
 def test_every_figure_has_a_title_a_sentence_and_a_table(runs):
     page = render(ReportData.read(runs))
     figures = re.findall(r"<figure>.*?</figure>", page, flags=re.S)
-    assert len(figures) == 17
+    assert len(figures) == 19
     for figure in figures:
         assert re.search(r"<h3>\w.{8,}</h3><p>.{40,}[.]</p>", figure)
         assert figure.count('class="plot"') >= 1

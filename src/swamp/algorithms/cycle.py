@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from html import escape
 from typing import Any
 
-from swamp.backends import TRUNK
+from swamp.backends.ticket import TRUNK
 from swamp.errors import SwampError
 from swamp.masks import Mask
 from swamp.training.average import State

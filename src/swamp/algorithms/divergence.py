@@ -6,7 +6,7 @@ from dataclasses import replace
 from swamp.algorithms.cycle import Divergence
 from swamp.algorithms.plan import Plan
 from swamp.algorithms.store import Store
-from swamp.backends import TRUNK
+from swamp.backends.ticket import TRUNK
 from swamp.errors import Diverged
 from swamp.training import Seed, Training
 

@@ -8,8 +8,9 @@ from swamp.algorithms.cycle import Divergence
 from swamp.algorithms.cycle_spec import CycleSpec
 from swamp.algorithms.divergence import DivergencePolicy, reduced_lr, restart_seed
 from swamp.algorithms.setup import Setup
-from swamp.backends import TRUNK, Particle, Progress, Ticket, TrainRequest, Trunk
+from swamp.backends import Particle, Progress, Ticket, TrainRequest
 from swamp.backends.base import ForwardingProgress
+from swamp.backends.ticket import TRUNK, Trunk
 from swamp.errors import Diverged, SwampError
 from swamp.masks import Mask
 from swamp.training import Seed

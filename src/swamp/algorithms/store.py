@@ -6,8 +6,9 @@ from typing import Protocol
 from torch import Tensor
 
 from swamp.algorithms.cycle import Cycle, Divergence
-from swamp.backends import Particle, Progress, Ticket, Trunk
+from swamp.backends import Particle, Progress, Ticket
 from swamp.backends.autotune import Choice
+from swamp.backends.ticket import Trunk
 from swamp.masks import Mask
 from swamp.training.average import State
 from swamp.training.snapshot import Snapshot

@@ -1,7 +1,7 @@
 """Diagnostics of runs: barriers, curvature, hull, landscape, trajectories, masks, predictions and ablations."""
 
 from swamp.analysis.analysis_tasks import Analysis
-from swamp.analysis.averaging import averaging_tasks
+from swamp.analysis.averaging_gain import averaging_tasks
 from swamp.analysis.barriers import barrier_tasks, interpolate_models
 from swamp.analysis.curvature import curvature_tasks
 from swamp.analysis.hessian import Hessian

@@ -9,7 +9,7 @@ from swamp.backends.custom import CustomTrainer, TrainJob
 from swamp.backends.particle import Particle
 from swamp.backends.sequential import Sequential
 from swamp.backends.threads import Threads
-from swamp.backends.ticket import TRUNK, Ticket, Trunk
+from swamp.backends.ticket import Ticket
 from swamp.backends.vmapped import Vmapped
 from swamp.errors import unknown
 
@@ -27,7 +27,6 @@ def backend_named(name: str) -> Callable[..., Backend]:
 
 
 __all__ = [
-    "TRUNK",
     "Autotune",
     "Backend",
     "CustomTrainer",
@@ -38,6 +37,5 @@ __all__ = [
     "Ticket",
     "TrainJob",
     "TrainRequest",
-    "Trunk",
     "Vmapped",
 ]

@@ -64,7 +64,7 @@ class Block(nn.Module):
         return states + self.dropout(self.narrow(F.gelu(self.wide(self.norm2(states)))))
 
 
-class Trunk(nn.Module):
+class TransformerBlocks(nn.Module):
     """Token and position embeddings, then the blocks. The weights of the blocks are prunable."""
 
     def __init__(self, vocabulary: int, length: int, layers: int, width: int, *, causal: bool) -> None:
@@ -99,7 +99,7 @@ class Encoder(nn.Module):
 
     def __init__(self, vocabulary: int, length: int, classes: int, layers: int, width: int) -> None:
         super().__init__()
-        self.encoder = Trunk(vocabulary, length, layers, width, causal=False)
+        self.encoder = TransformerBlocks(vocabulary, length, layers, width, causal=False)
         self.head = nn.Linear(width, classes)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class Decoder(nn.Module):
 
     def __init__(self, vocabulary: int, length: int, layers: int, width: int) -> None:
         super().__init__()
-        self.decoder = Trunk(vocabulary, length, layers, width, causal=True)
+        self.decoder = TransformerBlocks(vocabulary, length, layers, width, causal=True)
         self.head = nn.Linear(width, vocabulary, bias=False)
         self.head.weight = self.decoder.tokens.weight
 

@@ -11,8 +11,9 @@ from typing import Any
 from swamp.algorithms import Cycle
 from swamp.algorithms.cycle import Divergence
 from swamp.algorithms.store import Phase
-from swamp.backends import TRUNK, Particle, Ticket, Trunk
+from swamp.backends import Particle, Ticket
 from swamp.backends.autotune import Choice
+from swamp.backends.ticket import TRUNK, Trunk
 from swamp.errors import CorruptFile, Interrupted, SwampError
 from swamp.files import digest, load_metadata, load_tensors, quarantine, save_tensors, write_atomic
 from swamp.masks import Mask

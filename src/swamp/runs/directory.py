@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from swamp.backends import TRUNK
+from swamp.backends.ticket import TRUNK
 from swamp.errors import CorruptFile, RunLocked, SwampError
 from swamp.files import (
     load_metadata,

@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from swamp.algorithms import Cycle
-from swamp.backends import TRUNK, Particle, Progress, Trunk
+from swamp.backends import Particle, Progress
 from swamp.backends.autotune import Choice
+from swamp.backends.ticket import TRUNK, Trunk
 from swamp.errors import CorruptFile, Interrupted
 from swamp.files import load_metadata
 from swamp.runs.directory import RunDirectory

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from swamp.algorithms.store import Phase
-from swamp.backends import Trunk
 from swamp.backends.extra_state import with_state, without_state
+from swamp.backends.ticket import Trunk
 from swamp.errors import CorruptFile
 from swamp.files import load_metadata, load_tensors, parse_json, require_format, save_tensors
 from swamp.masks import Mask

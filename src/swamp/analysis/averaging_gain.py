@@ -25,8 +25,6 @@ from swamp.training.metrics import spearman
 
 MOST_SUBSETS = 28
 """Means of each size that are evaluated: all pairs of eight particles; of more, a random choice."""
-Quantity = str
-"""loss or error."""
 
 
 def averaging_tasks(run: RunData, settings: AnalysisSettings) -> Iterator[AnalysisTask]:
@@ -84,7 +82,7 @@ def predicted(single: float, pair: float, sizes: Sequence[int]) -> list[float]:
     return [single - 2 * (single - pair) * (1 - 1 / size) for size in sizes]
 
 
-def gains(record: Mapping[str, Any], quantity: Quantity) -> list[tuple[int, float, float]]:
+def gains(record: Mapping[str, Any], quantity: str) -> list[tuple[int, float, float]]:
     """(size, gain predicted, gain measured) of each step beyond pairs, from one size of a record to the next."""
     values: Mapping[str, Any] = record[quantity]
     steps = zip(record["sizes"], values["predicted"], values["mean"], strict=True)
@@ -132,7 +130,7 @@ def _over_cycles(run: RunData, settings: AnalysisSettings, computed: dict[int, R
     return {"cycles": len(records), **{quantity: _correlation(records, quantity) for quantity in ("loss", "error")}}
 
 
-def _correlation(records: Sequence[Mapping[str, Any]], quantity: Quantity) -> float | None:
+def _correlation(records: Sequence[Mapping[str, Any]], quantity: str) -> float | None:
     """Spearman correlation of predicted and measured gains; None for fewer than three."""
     pairs = [(law, measured) for record in records for _, law, measured in gains(record, quantity)]
     if len(pairs) < 3:

@@ -7,7 +7,7 @@ import torch
 
 from swamp.analysis import ANALYSES
 from swamp.analysis.analysis_tasks import AnalysisSettings, analyze
-from swamp.analysis.averaging import MOST_SUBSETS, gains, predicted, sizes_of
+from swamp.analysis.averaging_gain import MOST_SUBSETS, gains, predicted, sizes_of
 from swamp.analysis.run_data import RunData
 
 from .runs import run
@@ -65,7 +65,7 @@ def test_its_ends_are_the_particles_and_the_mean_that_the_hull_has(analysed):
 
 def test_of_many_subsets_some_are_drawn_always_the_same(analysed):
     path, records = analysed
-    from swamp.analysis import averaging
+    from swamp.analysis import averaging_gain
 
     drawn = averaging._subsets(9, 4, averaging.Seed(0))
     assert len(drawn) == len(set(drawn)) == MOST_SUBSETS
