@@ -67,8 +67,8 @@ def test_of_many_subsets_some_are_drawn_always_the_same(analysed):
     path, records = analysed
     from swamp.analysis import averaging_gain
 
-    drawn = averaging._subsets(9, 4, averaging.Seed(0))
+    drawn = averaging_gain._subsets(9, 4, averaging_gain.Seed(0))
     assert len(drawn) == len(set(drawn)) == MOST_SUBSETS
-    assert drawn == averaging._subsets(9, 4, averaging.Seed(0))
-    again = averaging.averaging_of_cycle(RunData.open(path), 1, AnalysisSettings(examples=200))
+    assert drawn == averaging_gain._subsets(9, 4, averaging_gain.Seed(0))
+    again = averaging_gain.averaging_of_cycle(RunData.open(path), 1, AnalysisSettings(examples=200))
     assert again["loss"] == records[1]["loss"]
