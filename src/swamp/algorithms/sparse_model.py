@@ -73,6 +73,7 @@ def _metrics(cycle: Cycle) -> str:
 class PlanOptions(TypedDict, total=False):
     """The fields of `Plan` that `prune` and `retrain` take as keyword arguments; `Plan` documents them."""
 
+    branch: float
     cycles: int
     prune_fraction: float | Sequence[float]
     densities: float | Sequence[float]
