@@ -102,9 +102,7 @@ TABLE = {**OF_PLAN, **OF_DYNAMIC, **OF_TRAINING}
 
 @cache
 def methods_for(option: str) -> set[str]:
-    """All methods, if one of them ignores the option; else some that have each setting by which methods differ."""
-    if any(option in unused_options(replace(PLAN, method=name), TRAINING) for name in METHODS):
-        return set(METHODS)
+    """Some methods that have each setting by which methods differ: on these alone it depends whether one uses it."""
     settings = {name: {*asdict(method).items()} - {("summary", method.summary)} for name, method in METHODS.items()}
     # Other options are tried with other methods.
     names = random.Random(option).sample(list(METHODS), len(METHODS))

@@ -138,7 +138,7 @@ def test_a_stopped_trial_continues_to_the_same_result(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [3, 160, 301])
+@pytest.mark.parametrize("steps", [3, 301])
 def test_a_stopped_tuning_continues_to_the_same_result(steps, finished, tmp_path):
     stop, left = Event(), [steps]
     directory, storage = started(tmp_path / "out", tiny_tuning(), 3)
@@ -150,8 +150,7 @@ def test_a_stopped_tuning_continues_to_the_same_result(steps, finished, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", ["journal", "db"])
-@pytest.mark.parametrize("seconds", [0.4, 0.9, 1.7, 2.9])
+@pytest.mark.parametrize(("suffix", "seconds"), [("journal", 0.9), ("db", 1.7)])
 def test_after_kill_9_at_any_moment_the_trial_is_continued_to_the_same_result(suffix, seconds, finished, tmp_path):
     storage = str(tmp_path / f"trials.{suffix}")
     directory, _ = started(tmp_path / "out", tiny_tuning(), 8, storage)
