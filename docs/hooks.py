@@ -31,7 +31,7 @@ GROUPS = {
 }
 """Dataclass with options of `swamp run` -> its heading."""
 OWN_GROUPS = ("TicketArgs", "TuneArgs")
-"""Options of commands that also have those of `swamp run`, which stand there once."""
+"""Commands that take the options of `swamp run` too. The page lists the options of `swamp run` once."""
 _DRAWN = re.compile(
     r'(<h\d [^>]*>(?:(?!</h\d>).)*</h\d>\s*)?<div class="[\w -]*highlight">(?:(?!</div>).)*</div>\s*<p><img [^>]*></p>',
     re.DOTALL,

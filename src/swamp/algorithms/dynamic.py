@@ -69,7 +69,7 @@ class _DynamicTraining:
         self.seed = restart_seed(setup.seed.at("cycle", index), restarts)
         split = round(self.plan.ticket_epochs * self.per_epoch)
         if self.plan.branch:
-            split = self.total - max(1, round(self.plan.branch * self.total))
+            split = self.total - self.plan.steps_apart(index, setup.options.epochs, self.total)
         self.split = split if len(self.members) > 1 else 0
         """Steps of the trunk that all particles share before they separate."""
         dynamic = self.plan.dynamic

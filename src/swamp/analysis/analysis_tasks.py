@@ -1,8 +1,9 @@
 """Analyses as tasks: each task is computed once, appended to a JSON lines file, and skipped the next time."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,47 @@ Analysis = Callable[[RunData, AnalysisSettings], Iterable[AnalysisTask]]
 def first_middle_last(cycles: int) -> list[int]:
     """Indices of the first, middle and last of `cycles` cycles, for expensive analyses."""
     return sorted({0, (cycles - 1) // 2, cycles - 1})
+
+
+def tasks_by_cycle(
+    name: str,
+    run: RunData,
+    settings: AnalysisSettings,
+    of_cycle: Callable[[RunData, int, AnalysisSettings], Record],
+    over_cycles: Callable[[Sequence[Mapping[str, Any]]], Record],
+) -> Iterator[AnalysisTask]:
+    """Yield a task for each cycle with particles, NAME/cycle-XX, and NAME/all over them once the run is finished.
+
+    Args:
+        name: Name of the analysis.
+        run: The run to analyse.
+        settings: Settings of the analysis.
+        of_cycle: Computes the record of a cycle.
+        over_cycles: Computes the record over all cycles from theirs; those of earlier sessions are read from disk.
+    """
+    computed: dict[int, Record] = {}
+    indices = list(run.cycles_with_particles())
+
+    def remembered(index: int) -> Record:
+        computed[index] = of_cycle(run, index, settings)
+        return computed[index]
+
+    def over_all() -> Record:
+        written = {record["key"]: record for record in read_analysis(run.directory)}
+        same = {key: record for key, record in written.items() if record["settings"] == settings.__dict__}
+        known: Iterable[Mapping[str, Any] | None] = (computed.get(i) or same.get(cycle_key(name, i)) for i in indices)
+        return over_cycles([record or of_cycle(run, i, settings) for i, record in zip(indices, known, strict=True)])
+
+    for index in indices:
+        yield AnalysisTask(cycle_key(name, index), partial(remembered, index))
+    # Later cycles would change this record, and records are not computed again.
+    if run.cycles == len(run.config.plan.schedule()):
+        yield AnalysisTask(f"{name}/all", over_all)
+
+
+def cycle_key(name: str, cycle: int) -> str:
+    """Key of the task of a cycle."""
+    return f"{name}/cycle-{cycle:02d}"
 
 
 def analyze(run: RunData, analyses: Mapping[str, Analysis], settings: AnalysisSettings) -> Iterator[Mapping[str, Any]]:

@@ -10,13 +10,12 @@ many: the loss falls with 1 / n. Single particles and pairs determine both numbe
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from itertools import combinations, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, Record, read_analysis
+from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, Record, tasks_by_cycle
 from swamp.analysis.hull import Hull, centroid
 from swamp.analysis.point_evaluator import PointEvaluator
 from swamp.analysis.run_data import RunData
@@ -29,11 +28,7 @@ MOST_SUBSETS = 28
 
 def averaging_tasks(run: RunData, settings: AnalysisSettings) -> Iterator[AnalysisTask]:
     """How much does each further particle gain, and do pairs of particles predict it?"""
-    computed: dict[int, Record] = {}
-    for index in run.cycles_with_particles():
-        yield AnalysisTask(_key(index), partial(_remember, run, settings, index, computed))
-    if run.cycles == len(run.config.plan.schedule()):
-        yield AnalysisTask("averaging/all", partial(_over_cycles, run, settings, computed))
+    return tasks_by_cycle("averaging", run, settings, averaging_of_cycle, _correlations)
 
 
 def averaging_of_cycle(run: RunData, index: int, settings: AnalysisSettings) -> Record:
@@ -82,14 +77,23 @@ def predicted(single: float, pair: float, sizes: Sequence[int]) -> list[float]:
     return [single - 2 * (single - pair) * (1 - 1 / size) for size in sizes]
 
 
-def gains(record: Mapping[str, Any], quantity: str) -> list[tuple[int, float, float]]:
-    """(size, gain predicted, gain measured) of each step beyond pairs, from one size of a record to the next."""
+class Gain(NamedTuple):
+    """What the mean of `after` particles gains over the mean of `before`."""
+
+    before: int
+    after: int
+    predicted: float
+    measured: float
+
+
+def gains(record: Mapping[str, Any], quantity: str) -> list[Gain]:
+    """The gain of each step beyond pairs, from one size of a record to the next."""
     values: Mapping[str, Any] = record[quantity]
     steps = zip(record["sizes"], values["predicted"], values["mean"], strict=True)
     # A number that was not finite is None after reading it from disk.
     known = [step for step in steps if None not in step]
     return [
-        (size, law_before - law, before - after)
+        Gain(smaller, size, law_before - law, before - after)
         for (smaller, law_before, before), (size, law, after) in pairwise(known)
         if smaller >= 2
     ]
@@ -109,30 +113,14 @@ def _deviation(values: Sequence[float]) -> float:
     return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
 
 
-def _key(cycle: int) -> str:
-    return f"averaging/cycle-{cycle:02d}"
-
-
-def _remember(run: RunData, settings: AnalysisSettings, index: int, computed: dict[int, Record]) -> Record:
-    computed[index] = averaging_of_cycle(run, index, settings)
-    return computed[index]
-
-
-def _over_cycles(run: RunData, settings: AnalysisSettings, computed: dict[int, Record]) -> Record:
-    """Rank correlations of predicted and measured gains over the cycles; earlier records are read from disk."""
-    written = {
-        record["cycle"]: record
-        for record in read_analysis(run.directory)
-        if record["settings"] == settings.__dict__ and record["key"] == _key(record.get("cycle", -1))
-    }
-    known = {**written, **computed}
-    records = [known.get(i) or averaging_of_cycle(run, i, settings) for i in run.cycles_with_particles()]
+def _correlations(records: Sequence[Mapping[str, Any]]) -> Record:
+    """Rank correlations of predicted and measured gains over the cycles."""
     return {"cycles": len(records), **{quantity: _correlation(records, quantity) for quantity in ("loss", "error")}}
 
 
 def _correlation(records: Sequence[Mapping[str, Any]], quantity: str) -> float | None:
     """Spearman correlation of predicted and measured gains; None for fewer than three."""
-    pairs = [(law, measured) for record in records for _, law, measured in gains(record, quantity)]
+    pairs = [(gain.predicted, gain.measured) for record in records for gain in gains(record, quantity)]
     if len(pairs) < 3:
         return None
     return spearman(*torch.tensor(pairs, dtype=torch.float64).T, constant=math.nan)

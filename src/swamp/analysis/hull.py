@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import combinations
 from operator import itemgetter
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, Record, read_analysis
+from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, Record, tasks_by_cycle
 from swamp.analysis.point_evaluator import PointEvaluator, PointMetrics
 from swamp.analysis.run_data import RunData, some_examples
 from swamp.analysis.weight_space import (
@@ -97,17 +96,7 @@ def _grid_point(count: int, steps: dict[int, int]) -> Coefficients:
 
 def hull_tasks(run: RunData, settings: AnalysisSettings) -> Iterator[AnalysisTask]:
     """Do particles span a hull, how large is it, and is its centre better than its extreme points?"""
-    computed: dict[int, Record] = {}
-    for index in run.cycles_with_particles():
-        yield AnalysisTask(hull_key(index), partial(_hull_and_remember, run, settings, index, computed))
-    # Later cycles would change this record, and records are not computed again.
-    if run.cycles == len(run.config.plan.schedule()):
-        yield AnalysisTask("hull/all", partial(_over_cycles, run, settings, computed))
-
-
-def hull_key(cycle: int) -> str:
-    """Key of the task of a cycle."""
-    return f"hull/cycle-{cycle:02d}"
+    return tasks_by_cycle("hull", run, settings, hull_of_cycle, size_and_gain)
 
 
 def hull_of_cycle(run: RunData, index: int, settings: AnalysisSettings) -> Record:
@@ -284,23 +273,6 @@ def _moved(coefficients: Coefficients, network: int, by: float) -> Coefficients:
         return tuple((1 - by) * value + by * (n == network) for n, value in enumerate(coefficients))
     scaled = tuple(value * (1 + by * (n == network)) for n, value in enumerate(coefficients))
     return tuple(value / sum(scaled) for value in scaled)
-
-
-def _hull_and_remember(run: RunData, settings: AnalysisSettings, index: int, computed: dict[int, Record]) -> Record:
-    computed[index] = hull_of_cycle(run, index, settings)
-    return computed[index]
-
-
-def _over_cycles(run: RunData, settings: AnalysisSettings, computed: dict[int, Record]) -> Record:
-    """Rank correlations over the cycles; records of earlier sessions are read from disk."""
-    written = {
-        record["cycle"]: record
-        for record in read_analysis(run.directory)
-        if record["settings"] == settings.__dict__ and record["key"] == hull_key(record.get("cycle", -1))
-    }
-    known: Mapping[int, Mapping[str, Any]] = {**written, **computed}
-    indices = list(run.cycles_with_particles())
-    return size_and_gain([known[i] if i in known else hull_of_cycle(run, i, settings) for i in indices])
 
 
 def size_and_gain(records: Sequence[Mapping[str, Any]]) -> Record:

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -20,22 +20,20 @@ from swamp.runs.study_queue import RunState, StudyDirectory
 _MOST_ROWS = 12
 
 
-class StudyProgress:
-    """Shows the states of the runs of a study; a context manager.
+class LiveTable:
+    """A table that is redrawn at the bottom of a terminal; a context manager. Elsewhere `live` is None.
 
     Args:
-        study: The study.
-        console: Where lines are printed, and bars are drawn if it is a terminal.
+        console: Where lines are printed, and the table is drawn if it is a terminal.
         clock: Gives the time in seconds.
     """
 
-    def __init__(self, study: StudyDirectory, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.study, self.console, self.clock = study, console, clock
+    def __init__(self, console: Console, clock: Callable[[], float]) -> None:
+        self.console, self.clock = console, clock
         self.live = Live(console=console, transient=True, auto_refresh=False) if draws_bars(console) else None
-        self.printed: set[str] | None = None
-        self.began, self.done_before, self.logged = clock(), 0.0, -math.inf
+        self.began, self.logged = clock(), -math.inf
 
-    def __enter__(self) -> "StudyProgress":
+    def __enter__(self) -> Self:
         if self.live:
             self.live.start()
         return self
@@ -45,6 +43,21 @@ class StudyProgress:
     ) -> None:
         if self.live:
             self.live.stop()
+
+
+class StudyProgress(LiveTable):
+    """Shows the states of the runs of a study; a context manager.
+
+    Args:
+        study: The study.
+        console: Where lines are printed, and bars are drawn if it is a terminal.
+        clock: Gives the time in seconds.
+    """
+
+    def __init__(self, study: StudyDirectory, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(console, clock)
+        self.study, self.done_before = study, 0.0
+        self.printed: set[str] | None = None
 
     def show(self, states: Sequence[RunState]) -> None:
         """Print a line for each run that ended since the last call, and redraw the running ones.

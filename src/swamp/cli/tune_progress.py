@@ -1,20 +1,16 @@
 """Progress of a tuning: trials, the best so far, time left; without a terminal as a line every 30 s."""
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from swamp.api.display import LOG_SECONDS
 from swamp.api.pace import duration
-from swamp.cli.study_progress import last_line
-from swamp.console import draws_bars
+from swamp.cli.study_progress import LiveTable, last_line
 from swamp.errors import SwampError
 from swamp.report.statistics import ReportMetric
 from swamp.tuning.optuna_studies import TrialRecord
@@ -28,7 +24,7 @@ Records = Mapping[str, Sequence[TrialRecord]]
 """Method -> its trials."""
 
 
-class TuningProgress:
+class TuningProgress(LiveTable):
     """Shows the trials of a tuning; a context manager.
 
     Args:
@@ -40,23 +36,11 @@ class TuningProgress:
     def __init__(
         self, directory: TuningDirectory, console: Console, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.directory, self.console, self.clock = directory, console, clock
-        self.live = Live(console=console, transient=True, auto_refresh=False) if draws_bars(console) else None
+        super().__init__(console, clock)
+        self.directory, self.done_before = directory, 0
         self.printed: set[tuple[str, int]] | None = None
-        self.began, self.done_before, self.logged = clock(), 0, -math.inf
         self.total = directory.trials * len(directory.tuning.methods)
         self.metric = ReportMetric(directory.tuning.metric)
-
-    def __enter__(self) -> "TuningProgress":
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.live:
-            self.live.stop()
 
     def show(self, records: Records) -> None:
         """Print a line for each trial that ended since the last call, and redraw the running ones.

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from swamp.analysis.averaging_gain import gains
 from swamp.report.figure_description import Axis, Curve, Figure, Panel, figures_of, panels_of, shown, tables_of
 from swamp.report.report_data import ReportData, RunAnalyses
 from swamp.report.tables import Table
@@ -46,9 +47,10 @@ def _gains(data: ReportData) -> list[Figure]:
     runs = data.one_per_label("averaging")
     curves: list[Curve] = []
     for run in runs:
-        found = [gain for record in run.cycles("averaging") for gain in _gains_of(record)]
+        found = [(record["cycle"], gain) for record in run.cycles("averaging") for gain in gains(record, "loss")]
         if found:
-            predicted, measured, notes = zip(*found, strict=True)
+            predicted, measured = zip(*((gain.predicted, gain.measured) for _, gain in found), strict=True)
+            notes = tuple(f"cycle {cycle}, {gain.before} to {gain.after}" for cycle, gain in found)
             curves.append(Curve(run.label, predicted, measured, data.color(run.label), "dots", notes=notes))
     if not curves:
         return []
@@ -62,19 +64,6 @@ def _gains(data: ReportData) -> list[Figure]:
         panels_of("", Axis("predicted gain (loss)"), Axis("measured gain (loss)"), [*curves, diagonal]),
     )
     return [replace(figure, tables=(*tables_of(figure), *_correlations(runs))) for figure in figures]
-
-
-def _gains_of(record: Mapping[str, Any]) -> list[tuple[float, float, str]]:
-    """(predicted, measured, which) of each step beyond pairs."""
-    values, sizes = record["loss"], record["sizes"]
-    found: list[tuple[float, float, str]] = []
-    for place in range(1, len(sizes) - 1):
-        (law, law_next), (mean, mean_next) = (values[kind][place : place + 2] for kind in ("predicted", "mean"))
-        if None not in (law, law_next, mean, mean_next):
-            found.append(
-                (law - law_next, mean - mean_next, f"cycle {record['cycle']}, {sizes[place]} to {sizes[place + 1]}")
-            )
-    return found
 
 
 def _correlations(runs: list[RunAnalyses]) -> list[Table]:
