@@ -23,6 +23,7 @@ GROUPS = {
     "RunConfig": "Task, model and machine",
     "Plan": "Pruning",
     "Dynamic": "Masks that change during training",
+    "Transfer": "Transfer",
     "Training": "Training of each particle",
     "DataOptions": "Data",
     "TextOptions": "Text",
@@ -30,7 +31,7 @@ GROUPS = {
     "RunArgs": "Output",
 }
 """Dataclass with options of `swamp run` -> its heading."""
-OWN_GROUPS = ("TicketArgs", "TuneArgs")
+OWN_GROUPS = ("TicketArgs", "TransferArgs", "TuneArgs")
 """Commands that take the options of `swamp run` too. The page lists the options of `swamp run` once."""
 _DRAWN = re.compile(
     r'(<h\d [^>]*>(?:(?!</h\d>).)*</h\d>\s*)?<div class="[\w -]*highlight">(?:(?!</div>).)*</div>\s*<p><img [^>]*></p>',
@@ -102,7 +103,7 @@ def commands() -> Iterator[str]:
         yield f"## swamp {name}\n"
         yield from _about(inspect.getdoc(given) or "")
         options = list(command_options(given))
-        if name in ("ticket", "tune"):
+        if name in ("ticket", "transfer", "tune"):
             options = [option for option in options if option.name not in run or option.group in OWN_GROUPS]
         for group in dict.fromkeys(option.group for option in options):
             if name == "run":
@@ -112,7 +113,7 @@ def commands() -> Iterator[str]:
 
 def _arguments(command: str) -> Any:
     kind = getattr(import_module(f"swamp.cli.{COMMANDS[command][0]}"), f"{command.capitalize()}Args")
-    return kind(configuration("", "", "")) if command in ("run", "ticket", "tune") else kind
+    return kind(configuration("", "", "")) if command in ("run", "ticket", "transfer", "tune") else kind
 
 
 def _about(text: str) -> Iterator[str]:

@@ -88,8 +88,8 @@ def test_the_page_of_commands_has_every_option_of_the_help(command, sections, ca
     with pytest.raises(SystemExit):
         main([command, "--help-all"])
     offered = flags(capsys.readouterr().out) - {"--help", "--help-all"}
-    # The options that swamp ticket and swamp tune share with swamp run stand there once.
-    shown = flags(sections[command]) | (flags(sections["run"]) if command in ("ticket", "tune") else set())
+    # The options that swamp ticket, swamp transfer and swamp tune share with swamp run stand there once.
+    shown = flags(sections[command]) | (flags(sections["run"]) if command in ("ticket", "transfer", "tune") else set())
     assert {flag for flag in offered if f"--{flag[5:]}" not in offered or not flag.startswith("--no-")} <= shown
 
 

@@ -62,5 +62,5 @@ def test_a_plan_shows_the_fields_that_differ_from_their_defaults():
 
 
 def test_the_options_of_prune_are_the_fields_of_a_plan():
-    own = {"method", "sparsity", "particles"}
+    own = {"method", "sparsity", "particles", "transfer"}
     assert {*PlanOptions.__annotations__} == {one.name for one in fields(swamp.Plan)} - own

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from swamp.algorithms import Cycle, Plan, SparseModel
-    from swamp.api import cycles, load_run, prune, retrain
+    from swamp.api import cycles, load_run, prune, retrain, transfer
     from swamp.backends import Particle, Sequential, Ticket
     from swamp.errors import Diverged, Interrupted, MaskError, SwampError
     from swamp.masks import Mask, Scope, hold
@@ -39,6 +39,7 @@ __all__ = [
     "load_run",
     "prune",
     "retrain",
+    "transfer",
 ]
 
 _ROOMS: dict[str, tuple[str, ...]] = {
@@ -60,6 +61,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
         "load_run",
         "prune",
         "retrain",
+        "transfer",
     ),
     "backends": (
         "Particle",

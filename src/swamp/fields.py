@@ -29,7 +29,6 @@ RENAMED = {
     "fraction": "drop_fraction",
     "fresh_batchnorm": "reset_batchnorm",
     "interval": "update_interval",
-    "keep": "keep_checkpoints",
     "output": "prune_output_layer",
     "path_every": "trajectory_every",
     "repeats": "schedule_repeats",

@@ -86,6 +86,7 @@ LEFT_OUT = {
     "on_divergence": "it acts where a training diverges: test_divergence.py",
     "barrier_threshold": "it decides a warning: test_barrier.py",
     "dynamic": "its fields are options of their own",
+    "transfer": "a method uses it or refuses it: tests/runs/test_transfer.py",
 }
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from swamp.training import crop_flip, shift_scale_noise
+from swamp.training.augment import crop_flip, shift_scale_noise
 
 
 def cropped_by_hand(images: torch.Tensor, padding: int, flip: bool, seed: int) -> torch.Tensor:

@@ -17,6 +17,21 @@ from swamp.training.mask_updates import Dynamic
 from swamp.training.retrain import Retraining
 
 OnDivergence = Literal["stop", "restart", "drop"]
+Keep = Literal["weights", "mask", "sparsity"]
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What a run takes over from a finished run on other data, in place of a ticket and masks of its own."""
+
+    source: str = ""
+    """Directory of a finished run to transfer from: see swamp transfer (empty: no transfer)."""
+    keep: Keep = "weights"
+    """What a transfer keeps of its source: the pruned weights and the mask; the mask, trained from the source's ticket;
+    or the number of weights in each layer, as a random mask of new weights."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @named_fields
@@ -66,6 +81,7 @@ class Plan:
     retrain_epochs: int = 0
     """Epochs of methods that continue from pruned weights (0: as many as the dense network)."""
     dynamic: Dynamic = field(default_factory=Dynamic)
+    transfer: Transfer = field(default_factory=Transfer)
     on_divergence: OnDivergence = "restart"
     """If the loss or weights of a particle are not finite: stop ends the run; restart trains the particle again from
     the ticket with half the learning rate, up to three times; drop leaves it out of the mean. Each case is recorded."""
@@ -154,6 +170,10 @@ class Plan:
         counts = particles_for(densities, self.particles, single_particle_above=self.spec.single_particle_above)
         return Schedule(densities, counts if self.spec.multi_particle else (1,) * len(densities))
 
+    def ticket_steps(self, per_epoch: int) -> int:
+        """Steps of the training of the ticket; a transfer starts from its source. per_epoch: steps of an epoch."""
+        return 0 if self.transfer.source else round(self.ticket_epochs * per_epoch)
+
     def training(self, options: Training, cycle: int) -> Training:
         """How the particles of a cycle are trained: `options` with the settings and the epochs of the method."""
         repeats = self._schedules(cycle) if self.spec.cyclic else 0
@@ -228,6 +248,8 @@ class Plan:
         return densities_to(1 - density, prune_fraction=self.prune_fraction)
 
     def _densities(self) -> tuple[float, ...]:
+        if self.transfer.source:
+            return densities_to(self.sparsity, cycles=1)[-1:]
         if self.densities and self.densities[0] != 1 and not self.spec.independent:
             raise SwampError(
                 f"densities start at 1, the dense cycle 0 that {self.method} needs, got {list(self.densities)}."

@@ -65,7 +65,7 @@ class Setup:
         self.per_epoch = task.train.steps(training.batch_size)
         self.batch = examples_per_step(task.train, training.batch_size)
         """Examples of one training step."""
-        self.ticket_steps = round(plan.ticket_epochs * self.per_epoch)
+        self.ticket_steps = plan.ticket_steps(self.per_epoch)
         self._check_epochs(training)
 
     def training_of(self, cycle: int) -> Training:

@@ -14,6 +14,12 @@ _SHARED = (
 )
 """Options that comparisons give to all their methods alike."""
 
+_FOUND_BY_SOURCE = (
+    *("cycles", "densities", "prune_fraction", "ticket_epochs", "score", "score_examples", "allocation", "structure"),
+    *("min_per_layer", "lr_after_rewind"),
+)
+"""Options of pruning, which a transfer does not use."""
+
 
 def unused_options(plan: Plan, training: Training) -> dict[str, str]:
     """Options that a run of this plan and training does not use, whatever their values.
@@ -74,7 +80,10 @@ def unused_options(plan: Plan, training: Training) -> dict[str, str]:
         "nesterov": (training.optimizer == "sgd", f"{training.optimizer} has no such option here"),
         "trajectory_every": (not dynamic, f"trajectories of {name}, whose mask changes, are not stored"),
     }
-    return {option: why for option, (used, why) in found.items() if not used}
+    unused = {option: why for option, (used, why) in found.items() if not used}
+    if plan.transfer.source:
+        return unused | dict.fromkeys(_FOUND_BY_SOURCE, "mask and initial weights are those of the source")
+    return unused | {"keep": "there is no source to keep it of"}
 
 
 def refuse_unused(plan: Plan, training: Training, given: Iterable[str]) -> list[str]:

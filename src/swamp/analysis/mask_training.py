@@ -17,12 +17,10 @@ from swamp.runs.checkpoints import RunStore
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import executing, prepare
-from swamp.runs.read import read_weights
+from swamp.runs.read import TOLERANCE, read_weights, record_at
 from swamp.runs.run_progress import Reporter
 from swamp.training.average import State
 
-TOLERANCE = 0.005
-"""Relative difference up to which two densities count as equal."""
 _SHARED = ("task", "model", "data.", "plan.seed")
 """Settings that start with one of these must be equal in all runs."""
 
@@ -49,9 +47,7 @@ class MaskSource:
 
     def at(self, density: float) -> Mapping[str, Any] | None:
         """The record of the cycle with the nearest density; None if none is within TOLERANCE."""
-        apart = [(abs(record["density"]["prunable"] / density - 1), index) for index, record in enumerate(self.records)]
-        nearest = min(apart, default=(1.0, 0))
-        return self.records[nearest[1]] if nearest[0] <= TOLERANCE else None
+        return record_at(self.records, density)
 
     def mask(self, cycle: int) -> Mask:
         """The mask of a cycle."""

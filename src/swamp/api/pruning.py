@@ -10,7 +10,6 @@ from typing import Any, Unpack, cast
 from torch import nn
 
 from swamp.algorithms import Cycle, Plan, SparseModel, train_on
-from swamp.algorithms import loop as engine
 from swamp.algorithms.sparse_model import PlanOptions
 from swamp.algorithms.store import NoStore, Store
 from swamp.algorithms.unused import refuse_unused
@@ -143,9 +142,15 @@ def cycles(
             another run.
         Diverged: A training diverged, and `plan.on_divergence` has no way to continue.
     """
-    job = Job(model, task, plan, training, backend)
     if out is not None and store is not None:
         raise SwampError("out and store are two places for finished steps. Give one of them.")
+    return job_cycles(Job(model, task, plan, training, backend), store, out, progress=progress, track=track)
+
+
+def job_cycles(
+    job: Job, store: Store | None, out: Path | str | None, *, progress: bool, track: Track
+) -> Iterator[Cycle]:
+    """The cycles of `job`; see `cycles`."""
     trackers = chosen_trackers(track)
     shown = live_progress() if progress else None
     with shown or nullcontext():
@@ -157,7 +162,7 @@ def cycles(
         elif reporter is not None and store is None:
             found = job.cycles(_ShownOnly(reporter))
         else:
-            found = engine.cycles(model, task, plan, training, backend=backend, store=store)
+            found = job.cycles(store or NoStore())
     return found if reporter is None else _shown(found, reporter, job, started=out is None)
 
 

@@ -16,13 +16,14 @@ from typing import Any
 
 from torch import nn
 
-from swamp.algorithms import Cycle, Plan
+from swamp.algorithms import Cycle, Plan, train_on
 from swamp.algorithms import loop as engine
-from swamp.algorithms.store import NoStore
+from swamp.algorithms.store import NoStore, Store
 from swamp.api.origin import describe, loss_name, origin_differences
-from swamp.backends import Backend
+from swamp.backends import Backend, Ticket
 from swamp.errors import Interrupted, SwampError
 from swamp.files import save_tensors
+from swamp.masks import Mask
 from swamp.references import PYTHON_PREFIX
 from swamp.runs import open_run
 from swamp.runs.checkpoints import RunStore
@@ -50,9 +51,15 @@ class Job:
     plan: Plan
     training: Training
     backend: Backend | str | None
+    mask: Mask | None = None
+    """Mask of the only cycle of a transfer, which starts at the weights of `model`."""
 
-    def cycles(self, store: RunStore | NoStore) -> Iterator[Cycle]:
+    def cycles(self, store: Store) -> Iterator[Cycle]:
         """The cycle loop; raises every error of the arguments here."""
+        if self.mask is not None:
+            masks, start = {0: self.mask}, Ticket(self.model.state_dict(), 0)
+            rest = self.plan, self.training
+            return train_on(masks, start, self.model, self.task, *rest, backend=self.backend, store=store)
         return engine.cycles(self.model, self.task, self.plan, self.training, backend=self.backend, store=store)
 
     @cached_property
@@ -75,7 +82,8 @@ class Job:
     @cached_property
     def origin(self) -> dict[str, Any]:
         """What the model and the task are, in plain values."""
-        return json.loads(json.dumps(describe(self.model, self.task, self.backend)))
+        mask = {} if self.mask is None else {"mask": self.mask.digest}
+        return json.loads(json.dumps({**describe(self.model, self.task, self.backend), **mask}))
 
     @property
     def fingerprint(self) -> str:

@@ -23,6 +23,7 @@ Command = Callable[[Sequence[str]], None]
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "prune a network, from a recipe, a task or a configuration"),
     "resume": ("run", "continue a run after any interruption"),
+    "transfer": ("transfer_run", "train the weights, the mask or the sparsity of a finished run on another task"),
     "ticket": ("find_ticket", "find the earliest stable ticket: how long to train before pruning begins"),
     "study": ("study", "run a grid of methods, seeds and settings, on one machine or several"),
     "tune": ("tune", "search for the best options of methods: trials at equal cost, on validation data (Optuna)"),

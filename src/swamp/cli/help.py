@@ -42,10 +42,11 @@ class CommandOption:
 def print_short_help(command: str, given: Any, shown: OptionGroups) -> None:
     """Print the help of a command that takes a recipe: the docstring of `given`, and the options of `shown`.
 
-    The defaults that are printed are the values of `given`.
+    The defaults that are printed are the values of `given`. command: with its argument, if that is no recipe.
     """
     options = {option.field: option for option in command_options(given)}
-    Out.print(f"usage: {command} [RECIPE] [OPTIONS]\n\n{inspect.getdoc(given)}", soft_wrap=True)
+    usage = command if command.count(" ") > 1 else f"{command} [RECIPE]"
+    Out.print(f"usage: {usage} [OPTIONS]\n\n{inspect.getdoc(given)}", soft_wrap=True)
     width = max(len(options[name].usage) for names in shown.values() for name in names)
     for heading, names in shown.items():
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))

@@ -72,14 +72,18 @@ def run_command(arguments: Sequence[str]) -> None:
     """swamp run [RECIPE] [options]."""
     default, rest = recipe_or_config(_joined(arguments, "--track"))
     given = parse(RunArgs, "swamp run", rest, RunArgs(default), RUN_HELP)
-    config = given.config
+    path = given.out or Path("runs") / given.config.name()
+    run_configured(default, given.config, path, as_json=given.json, quiet=given.quiet)
+
+
+def run_configured(default: RunConfig, config: RunConfig, path: Path, *, as_json: bool, quiet: bool) -> None:
+    """Run `config`, which options changed from `default`, in a new directory, and print its summary."""
     for note in refuse_unused(config.plan, config.training, changed_options(default, config)):
         print_labelled(Err, "warning:", "yellow", with_option_names(note))
-    path = given.out or Path("runs") / config.name()
     chosen_trackers(config.track)  # raises before anything is shown
-    with _progress(given) as (shown, stop), tracked(shown, config, path) as reporter:
+    with _progress(as_json, quiet) as (shown, stop), tracked(shown, config, path) as reporter:
         done = start(config, path, reporter, stop)
-    _print_done(done, given.json)
+    _print_done(done, as_json)
 
 
 def resume_command(arguments: Sequence[str]) -> None:
@@ -89,17 +93,18 @@ def resume_command(arguments: Sequence[str]) -> None:
     if directory.summary.exists():
         text = f"the run {given.run} was finished before: nothing is trained. Its files are verified."
         print_labelled(Err, "note:", "yellow", text)
-    with _progress(given) as (shown, stop), tracked(shown, config, given.run, resumed=True) as reporter:
-        done = resume(given.run, reporter, stop)
+    path = given.run
+    with _progress(given.json, given.quiet) as (shown, stop), tracked(shown, config, path, resumed=True) as reporter:
+        done = resume(path, reporter, stop)
     _print_done(done, given.json)
 
 
 @contextmanager
-def _progress(given: RunArgs | ResumeArgs) -> Generator[tuple[Reporter, Event]]:
+def _progress(as_json: bool, quiet: bool) -> Generator[tuple[Reporter, Event]]:
     """What shows progress, and an event that a signal sets inside the block."""
-    stop, console = Event(), Err if given.json else Out
+    stop, console = Event(), Err if as_json else Out
     with stoppable(stop, console):
-        yield Reporter() if given.quiet else LiveReporter(console), stop
+        yield Reporter() if quiet else LiveReporter(console), stop
 
 
 def _print_done(done: dict[str, Any], as_json: bool) -> None:
@@ -120,7 +125,7 @@ def recipe_or_config(arguments: Sequence[str]) -> tuple[RunConfig, list[str]]:
             raise SwampError(f"two recipes were given, {recipe} and {name}. Give one.")
         recipe = name
     files = _taken(rest, "--config", "the path of a config.json")
-    task, model = _value(rest, "--task"), _value(rest, "--model")
+    task, model = option_value(rest, "--task"), option_value(rest, "--model")
     if not files:
         return configuration(recipe, task, model), rest
     if recipe:
@@ -144,7 +149,7 @@ def _taken(rest: list[str], option: str, what: str) -> list[str]:
     """Remove `option VALUE` and `option=VALUE` from the arguments; returns the values."""
     values: list[str] = []
     while (index := _index(rest, option)) is not None:
-        value = _value(rest[index:], option)
+        value = option_value(rest[index:], option)
         if not value:
             raise SwampError(f"{option} needs {what}.")
         del rest[index : index + (1 if "=" in rest[index] else 2)]
@@ -152,7 +157,7 @@ def _taken(rest: list[str], option: str, what: str) -> list[str]:
     return values
 
 
-def _value(rest: Sequence[str], option: str) -> str:
+def option_value(rest: Sequence[str], option: str) -> str:
     """The value of `option` among the arguments; empty if it is not given or has no value."""
     index = _index(rest, option)
     if index is None:

@@ -97,7 +97,10 @@ def build_problem(task: str, model: str, options: DataOptions, seed: Seed) -> Pr
     text = options.text
     if is_pretrained(model) and not text.tokenizer:
         options = replace(options, text=replace(text, tokenizer=model))
-    return task_named(task)(options, seed)
+    problem = task_named(task)(options, seed)
+    if options.classes and not problem.chosen:
+        raise SwampError(f"the task {task} has no choice of classes. Leave classes out.")
+    return problem
 
 
 def network_for(problem: Problem, model: str) -> nn.Module:

@@ -1,8 +1,9 @@
 """A ready-made problem: a task, the shape of one input and the number of classes."""
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,8 @@ class DataOptions:
     """Number of training examples to use; 0: all that are not held out."""
     validation: float = 0.1
     """Fraction of the training examples held out for validation, from 0 (none) to below 1."""
+    classes: str = ""
+    """Classes to use, e.g. 0-4 or 1,3,7-9; they are numbered from 0 again (empty: all)."""
     augment: bool = True
     """Augment training examples at random (crops, flips or shifts, depending on the task)."""
     workers: int = 0
@@ -88,6 +91,7 @@ class Problem:
         available: Number of training examples that the data has, used or not; 0: unknown.
         adapt: Adds to a new network what the task needs, such as cluster centres, and returns it. Raises SwampError for
             a network that does not fit the task.
+        chosen: The classes of the data that `DataOptions.classes` names; empty: all.
     """
 
     task: Task
@@ -96,6 +100,7 @@ class Problem:
     tokens: Tokens | None = None
     available: int = 0
     adapt: Callable[[nn.Module], nn.Module] | None = None
+    chosen: tuple[int, ...] = ()
 
 
 def split_index(count: int, options: DataOptions, seed: Seed) -> tuple[Tensor, Tensor | None]:
@@ -132,8 +137,32 @@ def in_memory(train: TensorData, test: TensorData, classes: int, options: DataOp
     if not isinstance(train.inputs, Tensor):
         raise SwampError("expected inputs as one tensor, got a mapping of tensors.")
     shape = tuple(train.inputs.shape[1:])
+    chosen = chosen_classes(options.classes, classes) if options.classes else ()
+    if chosen:
+        train, test, classes = _only(train, chosen), _only(test, chosen), len(chosen)
     fitted, held_out = split(train if options.augment else train.plain(), options, seed)
-    return Problem(Task(fitted, test.plain(), held_out), shape, classes, available=len(train))
+    return Problem(Task(fitted, test.plain(), held_out), shape, classes, available=len(train), chosen=chosen)
+
+
+def chosen_classes(text: str, classes: int) -> tuple[int, ...]:
+    """The classes that `text` names, such as "0-4" or "1,3,7-9", in order. Raises SwampError unless all exist."""
+    found: set[int] = set()
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part, re.ASCII)
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
+        if not first <= last < classes:
+            raise SwampError(f"classes is {text!r}; expected numbers from 0 to {classes - 1}, such as 0-4 or 1,3,7-9.")
+        found.update(range(first, last + 1))
+    if len(found) < 2:
+        raise SwampError(f"classes is {text!r}; expected two classes or more.")
+    return tuple(sorted(found))
+
+
+def _only(data: TensorData, classes: Sequence[int]) -> TensorData:
+    """The examples of these classes, which are numbered from 0."""
+    kept = torch.isin(data.targets, torch.tensor(classes)).nonzero().flatten()
+    part = data.subset(kept)
+    return replace(part, targets=torch.bucketize(part.targets, torch.tensor(classes)))
 
 
 @dataclass(frozen=True)

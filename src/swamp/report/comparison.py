@@ -8,7 +8,6 @@ from itertools import combinations, groupby
 from statistics import fmean
 from typing import Any, Literal, cast
 
-from swamp.analysis.mask_training import TOLERANCE
 from swamp.errors import SwampError, shortened, unknown
 from swamp.report.cost import (
     DENSE,
@@ -24,6 +23,7 @@ from swamp.report.cost import (
 )
 from swamp.report.run_records import SPLITS, RunRecord, as_float, label_runs, measured, show
 from swamp.report.statistics import Paired, ReportMetric, interval, mean_known, paired
+from swamp.runs.read import TOLERANCE
 
 At = Literal["sparsity", "equal-cost", "equal-time"]
 """Compare methods at equal sparsity; or also at equal cost, or at equal time with a worker for each particle."""

@@ -15,10 +15,10 @@ from torch import nn
 
 from swamp.algorithms import Cycle, ensemble
 from swamp.algorithms.backend_choice import backend_of
-from swamp.algorithms.loop import cycles
+from swamp.algorithms.loop import cycles, train_on
 from swamp.algorithms.registry import method_named
 from swamp.algorithms.store import NoStore
-from swamp.backends import Backend, Sequential
+from swamp.backends import Backend, Sequential, Ticket
 from swamp.backends.autotune import Choice
 from swamp.backends.coordinator import Coordinator
 from swamp.backends.distributed import Distributed, follow
@@ -27,6 +27,7 @@ from swamp.datasets.problem import Problem
 from swamp.errors import CorruptFile, Diverged, Interrupted, SwampError
 from swamp.files import quarantine
 from swamp.integrations import timm
+from swamp.masks import Mask
 from swamp.references import PYTHON_PREFIX
 from swamp.runs.checkpoints import RunStore
 from swamp.runs.config import RunConfig, differences
@@ -34,11 +35,13 @@ from swamp.runs.directory import RunDirectory, add_checksum, read_json, replace_
 from swamp.runs.environment import environment
 from swamp.runs.overview import overview
 from swamp.runs.ranks import distributed_job, restarted, wait_until_prepared
-from swamp.runs.read import open_run, read_sessions, verify_config_owner, write_config
+from swamp.runs.read import open_run, read_origin, read_sessions, verify_config_owner, write_config
 from swamp.runs.reference_origin import reference_origin, verify_references
 from swamp.runs.run_progress import Reporter
+from swamp.runs.transfer import TRANSFER, Transferred, transferred
 from swamp.runs.validation import (
     check_disk_space,
+    check_examples,
     check_rank_count,
     check_shard,
     check_static_masks,
@@ -98,6 +101,8 @@ def _run(directory: RunDirectory, config: RunConfig, reporter: Reporter, stop: E
         check_static_masks(config, coordinator)
         reporter.stage("preparing the data and the network", once=True)
         problem, model = prepare(config)
+        check_examples(config, problem)
+        taken = transferred(config.plan, model, None if new else directory)
         check_rank_count(config, problem, coordinator)
         with directory.locked():
             if new:
@@ -105,9 +110,12 @@ def _run(directory: RunDirectory, config: RunConfig, reporter: Reporter, stop: E
             check_disk_space(directory, config, model, problem.task.train.steps(config.training.batch_size))
             wait_until_prepared(coordinator)
             if new:
-                write_config(directory, config, reference_origin(config, model))
+                transfer = {TRANSFER: dict(taken.about)} if taken else {}
+                write_config(directory, config, {**reference_origin(config, model), **transfer})
             else:
                 verify_references(directory, config, model)
+            if taken is not None:
+                taken.keep(directory)
             if coordinator is not None:
                 stop = _stop_of(config, coordinator)
             store = store_of(config, directory, reporter, stop)
@@ -115,8 +123,9 @@ def _run(directory: RunDirectory, config: RunConfig, reporter: Reporter, stop: E
             with executing(config), _advice(config, directory):
                 ranks = [] if coordinator is None else [str(member) for member in coordinator.members]
                 append_session(directory, config, ranks)
-                reporter.started(overview(config, problem.task, model, problem.available))
-                for cycle in _cycles(config, problem, model, store, coordinator):
+                about = overview(config, problem.task, model, problem.available)
+                reporter.started(replace(about, text=f"{about.text}\n{taken.line(config.plan)}") if taken else about)
+                for cycle in _cycles(config, problem, model, store, coordinator, taken):
                     # Not the cycles themselves: their weights would fill the memory.
                     records.append(cycle.to_json())
             return write_summary(directory, run_summary(directory, config, records))
@@ -202,9 +211,11 @@ def _fitting(model: str) -> Generator[None]:
 def run_summary(directory: RunDirectory, config: RunConfig, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Summary of a run from the records of its cycles: its path, metrics and cost."""
     last = _reached(records[-1])
+    origin = read_origin(directory)
     return {
         "run": str(directory.path),
         "method": config.plan.method,
+        **({TRANSFER: origin[TRANSFER]} if TRANSFER in origin else {}),
         **last,
         # Methods that train each sparsity independently have no dense network.
         "dense": _reached(records[0]) if records[0]["sparsity"] == 0 else None,
@@ -267,8 +278,12 @@ def _cycles(
     model: nn.Module,
     store: RunStore | NoStore,
     coordinator: Coordinator | None = None,
+    taken: Transferred | None = None,
 ) -> Iterator[Cycle]:
-    """The cycle loop. Raises every error of the configuration here, before the first step."""
+    """The cycle loop. Raises every error of the configuration here, before the first step.
+
+    taken: start of a transfer; without it, its settings are checked with the dense network.
+    """
     task, plan, training = problem.task, config.plan, config.training
     build_optimizer(model.parameters(), training)
     backend = backend_of(config.backend, model, task, plan, choice=store.choice(), on_choice=store.keep_choice)
@@ -282,6 +297,10 @@ def _cycles(
             sharded=config.shard,
             choice=lambda: (choice := store.choice()) and choice.to_json(),
         )
+    if plan.transfer.source:
+        mask = taken.mask if taken else Mask.ones(model, plan.scope)
+        ticket = taken.ticket if taken else Ticket(model.state_dict(), 0)
+        return train_on({0: mask}, ticket, model, task, plan, training, backend=backend, store=store)
     if method_named(plan.method).ensemble:
         initial = partial(initial_network, config, problem)
         return ensemble(initial, task, plan, training, backend=backend, store=store)

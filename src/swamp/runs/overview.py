@@ -78,7 +78,7 @@ def _steps(config: RunConfig, per_epoch: int) -> tuple[tuple[int, ...], int]:
         whole = plan.particle_epochs(cycle, config.training.epochs) * per_epoch
         apart = plan.steps_apart(cycle, config.training.epochs, whole)
         trained.append(runs * (whole + (count - 1) * apart))
-    return tuple(trained), runs * round(plan.ticket_epochs * per_epoch)
+    return tuple(trained), runs * plan.ticket_steps(per_epoch)
 
 
 def _evaluated(config: RunConfig, task: Task) -> int:

@@ -17,6 +17,8 @@ from swamp.runs.config import ORIGIN, RunConfig, result_settings
 from swamp.runs.directory import PROVENANCE, RunDirectory, add_checksum, read_json, verify_checksum, write_json
 
 _T = TypeVar("_T")
+TOLERANCE = 0.005
+"""Relative difference up to which two densities count as equal."""
 
 
 def write_config(directory: RunDirectory, config: RunConfig, origin: Mapping[str, Any] | None = None) -> None:
@@ -110,6 +112,13 @@ def read_record(directory: RunDirectory, index: int) -> dict[str, Any]:
     if not isinstance(line.get("digest"), dict):
         raise CorruptFile(f"{path} is damaged: it has no digest of weights and mask. Restore it from a copy.")
     return line
+
+
+def record_at(records: Sequence[Mapping[str, Any]], density: float) -> Mapping[str, Any] | None:
+    """The record of the cycle with the nearest density; None if none is within TOLERANCE."""
+    apart = [(abs(record["density"]["prunable"] / density - 1), index) for index, record in enumerate(records)]
+    nearest = min(apart, default=(1.0, 0))
+    return records[nearest[1]] if nearest[0] <= TOLERANCE else None
 
 
 def read_mask(directory: RunDirectory, index: int) -> Mask:

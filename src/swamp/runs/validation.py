@@ -79,6 +79,16 @@ def most_particles(config: RunConfig) -> int:
     return max(config.plan.schedule().particles)
 
 
+def check_examples(config: RunConfig, problem: Problem) -> None:
+    """Raise SwampError if a transfer has fewer training examples than its target has classes."""
+    examples = len(problem.task.train)
+    if config.plan.transfer.source and examples < problem.classes:
+        raise SwampError(
+            f"the target {config.task} has {examples} training examples for {problem.classes} classes. Give it more "
+            "--examples, or fewer --classes."
+        )
+
+
 def check_rank_count(config: RunConfig, problem: Problem, coordinator: Coordinator | None) -> None:
     """Raise SwampError if there are more ranks than particles times examples in a batch."""
     particles = most_particles(config)

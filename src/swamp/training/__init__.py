@@ -1,6 +1,6 @@
 """Training of one model: task, data, random streams, the training loop, averages of weights."""
 
-from swamp.training.augment import crop_flip, shift_scale_noise
+from swamp.training.augment import crop_flip
 from swamp.training.average import RunningMean
 from swamp.training.batchnorm import with_reestimated_batchnorm
 from swamp.training.data import TensorData
@@ -19,6 +19,5 @@ __all__ = [
     "crop_flip",
     "evaluate",
     "predict",
-    "shift_scale_noise",
     "with_reestimated_batchnorm",
 ]

@@ -1,0 +1,59 @@
+"""swamp.transfer from Python: what it trains, and that its run directory is resumed and refused as others are."""
+
+import pytest
+import torch
+from tests.api.conftest import OPTIONS, TRAINING, examples, network
+
+import swamp
+from swamp.backends import Sequential
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory):
+    path = tmp_path_factory.mktemp("source") / "run"
+    return path, swamp.prune(network(), examples(), out=path, backend="sequential", **OPTIONS)
+
+
+def moved(source, model=None, **options):
+    task = examples(number=1)
+    return swamp.transfer(source, model or network(number=2), task, training=TRAINING, backend="sequential", **options)
+
+
+def test_a_run_and_the_model_it_made_give_the_same_transfer(pruned):
+    path, sparse = pruned
+    one, two = moved(path), moved(sparse)
+    assert one.mask == two.mask == sparse.mask
+    states = one.model.state_dict(), two.model.state_dict()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert [cycle.index for cycle in one.cycles] == [0]
+    one.mask.require_zeros(one.model.state_dict())
+
+
+def test_a_mask_needs_the_ticket_of_a_run(pruned):
+    path, sparse = pruned
+    with pytest.raises(swamp.SwampError, match="the sparse model has no ticket"):
+        moved(sparse, keep="mask")
+    half = moved(path, keep="mask", sparsity=0.5, method="swamp", particles=2, barrier_threshold=1.0)
+    assert half.sparsity == pytest.approx(0.5, abs=0.01)
+    assert len(half.cycles[0].particles) == 2
+
+
+def test_the_same_call_again_reads_it_from_disk_and_another_one_is_refused(pruned, tmp_path, monkeypatch):
+    path, _ = pruned
+    model, out = network(number=2), tmp_path / "run"
+    first = moved(path, model, out=out)
+    assert (out / "summary.json").exists()
+    with pytest.raises(swamp.SwampError, match=r"plan.transfer.keep: weights -> sparsity"):
+        moved(path, model, out=out, keep="sparsity")
+    monkeypatch.setattr(Sequential, "train", lambda *_, **__: pytest.fail("trained again"))
+    assert moved(path, model, out=out).mask == first.mask
+
+
+def test_wrong_options_are_refused(pruned):
+    path, _ = pruned
+    with pytest.raises(swamp.SwampError, match="keep"):
+        moved(path, keep="head")
+    with pytest.raises(swamp.SwampError, match="densities has no effect: mask and initial weights are those"):
+        moved(path, densities=(1, 0.5))
+    with pytest.raises(swamp.SwampError, match=r"0.weight \(16, 6\) -> \(4, 6\); 0.bias"):
+        moved(path, network(width=4))
