@@ -42,9 +42,10 @@ def choose_backend(
     method = plan.spec
     if method.ensemble:
         raise SwampError(f"{plan.method} trains several runs: use swamp.algorithms.ensemble.")
-    if method.needs_validation and not task.has_validation:
+    if (method.needs_validation or "auto" in plan.particles) and not task.has_validation:
+        chooses = plan.method if method.needs_validation else 'particles="auto"'
         raise SwampError(
-            f"{plan.method} chooses on validation data, and the task has none: hold some examples out, or give "
+            f"{chooses} chooses on validation data, and the task has none: hold some examples out, or give "
             "Task.custom(..., validate=...)."
         )
     if backend is not None and not isinstance(backend, str):

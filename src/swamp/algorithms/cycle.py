@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 from swamp.backends.ticket import TRUNK
 from swamp.errors import SwampError
@@ -88,6 +88,47 @@ class Barrier:
         )
 
 
+Decision = Literal["more", "enough", "dropped", "all"]
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Losses on held-out data after a wave of particles, and what was decided. Errors for a task of two functions."""
+
+    trained: int
+    """Particles of the cycle that were trained so far."""
+    kept: int
+    """Those of them that are averaged: the first ones."""
+    single: float
+    """Mean loss of the single particles."""
+    pair: float
+    """Mean loss of the means of two particles."""
+    mean: float
+    """Loss of the mean of all particles, those of this wave included."""
+    deviation: float
+    """Standard error, over the examples, of the difference that decided: of single and pair, or of two means."""
+    predicted: float
+    """Loss that the mean would have with another wave."""
+    gain: float
+    """Predicted fall of the loss for each particle of another wave, as a fraction of the loss."""
+    decision: Decision
+    """more: another wave is trained; enough: it would gain too little; dropped: this wave raised the loss of the mean
+    and is left out; all: there are no more particles."""
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> "Wave":
+        """The wave of a record."""
+        return cls(**{name: _number(value) for name, value in line.items()})
+
+    @property
+    def sentence(self) -> str:
+        """The decision in words."""
+        losses = f"{self.trained} particles: loss {self.single:.4f} alone, {self.mean:.4f} averaged"
+        if self.decision == "dropped":
+            return f"{losses}; the last ones raise it, {self.kept} kept"
+        return f"{losses}; another would save {100 * self.gain:.2f} %: {self.decision}"
+
+
 @dataclass(frozen=True)
 class SplitMetrics:
     """Metrics on each split; `validation` is None where nothing was held out.
@@ -151,6 +192,8 @@ class Cycle:
     """Extra state of the first particle of a custom trainer; not in the record, but in the particle's file."""
     trunk: int = 0
     """Steps of the trunk that the particles share, which is trained once (0: there is none)."""
+    waves: tuple[Wave, ...] = ()
+    """How the number of particles was chosen (particles="auto"); empty where it was given."""
 
     @property
     def sparsity(self) -> float:
@@ -187,6 +230,7 @@ class Cycle:
             "prunable": self.mask.prunable,
             **asdict(self.metrics),
             "trunk": self.trunk,
+            "waves": [asdict(wave) for wave in self.waves],
             "particles": [particle.to_json() for particle in self.particles],
             "barrier": asdict(self.barrier) if self.barrier else None,
             "metrics_before_bn_update": self.metrics_before_bn_update,
@@ -223,6 +267,7 @@ class Cycle:
             line["density"]["heads"],
             tuple(Divergence(**one) for one in line["divergences"]),
             trunk=line.get("trunk", 0),
+            waves=tuple(map(Wave.from_json, line.get("waves", ()))),
         )
 
 
@@ -240,6 +285,6 @@ def _numbers(metrics: Mapping[str, float | None] | None) -> Metrics | None:
     return None if metrics is None else {name: _number(value) for name, value in metrics.items()}
 
 
-def _number(value: float | None) -> float:
+def _number(value: Any) -> Any:
     # JSON knows no NaN: what was not finite was written as null.
     return math.nan if value is None else value

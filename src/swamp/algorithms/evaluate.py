@@ -70,6 +70,7 @@ def evaluate_cycle(
         divergences,
         trained.particles[0].state,
         trained.trunk,
+        trained.waves,
     )
 
 

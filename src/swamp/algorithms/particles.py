@@ -3,11 +3,13 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
-from swamp.algorithms.cycle import Divergence
+from swamp.algorithms.cycle import Divergence, Wave
 from swamp.algorithms.cycle_spec import CycleSpec
 from swamp.algorithms.divergence import DivergencePolicy, reduced_lr, restart_seed
 from swamp.algorithms.setup import Setup
+from swamp.algorithms.waves import Waves
 from swamp.backends import Particle, Progress, Ticket, TrainRequest
 from swamp.backends.base import ForwardingProgress
 from swamp.backends.ticket import TRUNK, Trunk
@@ -40,6 +42,8 @@ class Trained:
     """Steps of the trunk that the particles share; `steps` counts them once."""
     sequential_steps: int = 0
     """Steps one after another where all particles train at the same time, diverged trainings included."""
+    waves: tuple[Wave, ...] = ()
+    """How their number was chosen."""
 
 
 def train_ticket(setup: Setup) -> Ticket:
@@ -76,29 +80,47 @@ def train_particles(setup: Setup, index: int, spec: CycleSpec) -> Trained:
         lower = reduced_lr(spec.training, setup.divergence.count(index, TRUNK))
         spec = replace(spec, training=lower, first=spec.first + shared)
     seeds = [(i, setup.seed.at("cycle", index, "particle", i)) for i in range(count)]
-    for attempt in _attempts(setup, index, spec, seeds, particles, shared):
-        particles += setup.backend.train(replace(attempt, trunk=trunk))
-    particles.sort(key=lambda particle: particle.index)
+
+    def train(count: int) -> list[Particle]:
+        """The particles with a number below `count`."""
+        for attempt in _attempts(setup, index, spec, seeds[:count], particles, shared):
+            particles.extend(setup.backend.train(replace(attempt, trunk=trunk)))
+        particles.sort(key=lambda particle: particle.index)
+        return [particle for particle in particles if particle.index < count]
+
+    plan, waves, sizes = setup.plan, (), [count]
+    if plan.adaptive(index):
+        chooser = Waves(plan.first_wave(index), count, plan.wave, plan.least_gain_of(index))
+        kept, waves, sizes = chooser.train(train, setup.evaluator)
+    else:
+        kept = train(count)
+    paid = [one for one in particles if one.index < sizes[-1]]
     # Diverged trainings were paid for too.
-    steps = shared + sum(one.steps for one in (*particles, *setup.divergence.of(index)))
+    steps = shared + sum(one.steps for one in (*paid, *setup.divergence.of(index)))
     flops = steps * setup.batch * setup.flops.training_step(spec.mask, spec.training)
     return Trained(
-        particles,
-        (spec.mask,) * len(particles),
+        kept,
+        (spec.mask,) * len(kept),
         steps,
         flops,
         seconds,
         trunk=shared,
-        sequential_steps=shared + _longest(particles, setup.divergence.of(index)),
+        sequential_steps=shared + _longest(paid, setup.divergence.of(index), sizes),
+        waves=waves,
     )
 
 
-def _longest(particles: Sequence[Particle], divergences: Sequence[Divergence]) -> int:
-    """Steps of the particle with the most of them, trainings that diverged included; those of the trunk in any case."""
+def _longest(particles: Sequence[Particle], divergences: Sequence[Divergence], waves: Sequence[int]) -> int:
+    """Steps of the particle with the most of them in each wave, trainings that diverged included; those of the trunk in
+    any case. waves: number of particles after each wave.
+    """
     of_each = {particle.index: particle.steps for particle in particles}
     for one in divergences:
         of_each[one.particle] = of_each.get(one.particle, 0) + one.steps
-    return of_each.pop(TRUNK, 0) + max(of_each.values(), default=0)
+    waves = [0, *waves]
+    return of_each.pop(TRUNK, 0) + sum(
+        max((of_each.get(i, 0) for i in range(first, last)), default=0) for first, last in pairwise(waves)
+    )
 
 
 def _trunk_steps(setup: Setup, index: int, spec: CycleSpec) -> int:

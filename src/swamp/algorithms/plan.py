@@ -10,13 +10,15 @@ from swamp.errors import SwampError, unknown
 from swamp.fields import check_fields, html_table, short_repr
 from swamp.masks import NMPattern, Schedule, Scope, densities_by_fraction, densities_to
 from swamp.masks.patterns import structure_named
-from swamp.masks.schedule import MAX_CYCLES, particles_for
+from swamp.masks.schedule import MAX_CYCLES, Count, particles_for
 from swamp.scores import score_named
 from swamp.training import Training
 from swamp.training.mask_updates import Dynamic
 from swamp.training.retrain import Retraining
 
 OnDivergence = Literal["stop", "restart", "drop"]
+_LAST_GAIN = 0.25
+"""Of the least gain, what a particle of the last cycle must gain: those of the others only improve masks."""
 Keep = Literal["weights", "mask", "sparsity"]
 
 
@@ -43,8 +45,16 @@ class Plan:
     """Name of the method; `swamp list methods` shows all."""
     sparsity: float = 0.95
     """Fraction of the prunable weights that are removed after the last cycle (an n:m structure sets it: 1 - n/m)."""
-    particles: tuple[int, ...] = (4,)
-    """Particles N per cycle; several numbers give one value per cycle, the last one repeats."""
+    particles: tuple[Count, ...] = (4,)
+    """Particles N per cycle; several numbers give one value per cycle, the last one repeats. auto: particles are
+    trained in waves while the next wave is predicted to lower the loss on validation data enough."""
+    max_particles: int = 8
+    """Largest number of particles of a cycle with particles auto."""
+    wave: int = 1
+    """Particles that are trained at the same time with particles auto; the first wave has two at least."""
+    least_gain: float = 0.01
+    """With particles auto, the smallest fall of the loss for which another particle is trained, as a fraction of it; in
+    the last cycle, whose model remains, a quarter of it."""
     branch: float = 0.0
     """Fraction of each training that the particles train apart, after a trunk that they share and that is trained once
     (0: the method's, mostly 1, which means no trunk)."""
@@ -115,11 +125,32 @@ class Plan:
             (self.barrier_points < 0, "barrier_points", "0 or more"),
             (self.barrier_threshold < 0, "barrier_threshold", "0 or more"),
             (self.evaluation_examples < 1, "evaluation_examples", "1 or more"),
+            (self.max_particles < 2, "max_particles", "2 or more"),
+            (self.wave < 1, "wave", "1 or more"),
+            (self.least_gain < 0, "least_gain", "0 or more"),
         ]
         for bad, name, expected in wrong:
             if bad:
                 raise SwampError(f"{name} must be {expected}, got {getattr(self, name)}.")
+        if "auto" in self.particles:
+            self._check_auto()
         self.schedule()
+
+    def _check_auto(self) -> None:
+        method = self.spec
+        wrong = [
+            (method.ensemble, "trains runs of their own, which are not averaged"),
+            (method.equal_cost, "trains for as long as a given number of particles costs"),
+            (not method.multi_particle, "trains one particle per cycle"),
+            (method.masks == "dynamic", "trains all particles of a cycle from one change of their mask to the next"),
+            (method.combine != "mean", "does not average all its particles"),
+        ]
+        for bad, why in wrong:
+            if bad:
+                raise SwampError(
+                    f'particles="auto" trains as many particles as are worth averaging, but {self.method} {why}. Give '
+                    "it a number, or take swamp, swamp-no-swa or sms."
+                )
 
     def __repr__(self) -> str:
         return short_repr(self)
@@ -162,17 +193,36 @@ class Plan:
     @property
     def most_particles(self) -> int:
         """The largest number of particles in any cycle: N."""
-        return max(self.particles)
+        return max(self._at_most)
+
+    @property
+    def _at_most(self) -> tuple[int, ...]:
+        return tuple(self.max_particles if count == "auto" else count for count in self.particles)
+
+    def adaptive(self, cycle: int) -> bool:
+        """Whether the number of particles of a cycle is chosen while they train; the schedule has the largest one."""
+        asked = self.particles[min(cycle, len(self.particles) - 1)]
+        return asked == "auto" and self.schedule().particles[cycle] > 1
 
     def schedule(self) -> Schedule:
         """Densities and particle counts, cycle by cycle. Raises SwampError for what cannot be."""
         densities = self._densities()
-        counts = particles_for(densities, self.particles, single_particle_above=self.spec.single_particle_above)
+        counts = particles_for(densities, self._at_most, single_particle_above=self.spec.single_particle_above)
         return Schedule(densities, counts if self.spec.multi_particle else (1,) * len(densities))
 
     def ticket_steps(self, per_epoch: int) -> int:
         """Steps of the training of the ticket; a transfer starts from its source. per_epoch: steps of an epoch."""
         return 0 if self.transfer.source else round(self.ticket_epochs * per_epoch)
+
+    def first_wave(self, cycle: int) -> int:
+        """Particles of a cycle that are trained first: all of them, unless their number is chosen from a few."""
+        most = self.schedule().particles[cycle]
+        return min(most, max(2, self.wave)) if self.adaptive(cycle) else most
+
+    def least_gain_of(self, cycle: int) -> float:
+        """Fall of the loss, as a fraction of it, for which another particle of a cycle is trained."""
+        last = cycle == len(self.schedule()) - 1
+        return self.least_gain * (_LAST_GAIN if last else 1)
 
     def training(self, options: Training, cycle: int) -> Training:
         """How the particles of a cycle are trained: `options` with the settings and the epochs of the method."""
@@ -228,7 +278,7 @@ class Plan:
             return epochs * self._schedules(cycle)
         if not self.spec.equal_cost:
             return epochs
-        count = particles_for(self._densities(), self.particles)[cycle]
+        count = particles_for(self._densities(), self._at_most)[cycle]
         apart = self.branch_fraction if self.spec.multi_particle else 0.0
         longer = round(epochs * count / (1 - apart + count * apart))
         # Particles that share a trunk need a rest of the cost for themselves.
@@ -238,7 +288,7 @@ class Plan:
         """Schedules that a cyclic method trains by."""
         densities = self._densities()
         path = densities[: cycle + 1] if densities[0] == 1 else self._path_to(densities[cycle])
-        return sum(particles_for(path, self.particles)) if self.spec.equal_cost else len(path)
+        return sum(particles_for(path, self._at_most)) if self.spec.equal_cost else len(path)
 
     def _path_to(self, density: float) -> tuple[float, ...]:
         """Densities of an iterative run to this one: from the dense cycle on, by the pattern or the prune fraction."""

@@ -73,6 +73,9 @@ def _metrics(cycle: Cycle) -> str:
 class PlanOptions(TypedDict, total=False):
     """The fields of `Plan` that `prune` and `retrain` take as keyword arguments; `Plan` documents them."""
 
+    max_particles: int
+    wave: int
+    least_gain: float
     branch: float
     cycles: int
     prune_fraction: float | Sequence[float]

@@ -48,6 +48,10 @@ def unused_options(plan: Plan, training: Training) -> dict[str, str]:
     no_penalty = f"{name} has no penalty that draws weights to sparse ones"
     found = {
         "particles": (trains_several, f"{name} trains one particle per cycle"),
+        **{
+            name: ("auto" in plan.particles, "particles is not auto")
+            for name in ("max_particles", "wave", "least_gain")
+        },
         "branch": (max(plan.schedule().particles) > 1, f"{name} trains one particle per cycle"),
         "prune_fraction": (iterative or method.cyclic or plan.cycles > 0, f"{name} prunes to each sparsity at once"),
         "ticket_epochs": (begins, ticket),

@@ -69,6 +69,8 @@ class LiveReporter(Reporter):
         if not self.headed:
             self._print_heading()
         self.display.finished(_line(cycle))
+        if cycle.waves:
+            self.display.print(f"       {cycle.waves[-1].sentence}", "dim")
 
     def _print_heading(self) -> None:
         self.headed = True

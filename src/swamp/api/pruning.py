@@ -21,6 +21,7 @@ from swamp.backends.autotune import Choice
 from swamp.errors import SwampError
 from swamp.fields import changed_fields
 from swamp.masks import Mask
+from swamp.masks.schedule import Count
 from swamp.references import PYTHON_PREFIX
 from swamp.runs.execute import prepare
 from swamp.runs.overview import Overview, overview
@@ -44,7 +45,7 @@ def prune(
     task: Task,
     *,
     sparsity: float = 0.95,
-    particles: int | Sequence[int] = 4,
+    particles: Count | Sequence[Count] = 4,
     method: str = "swamp",
     training: Training | None = None,
     backend: Backend | str | None = None,
@@ -60,7 +61,8 @@ def prune(
         model: Any module; its weights are the initial weights, and stay as they are.
         task: Data, loss and metrics, see `Task.of`.
         sparsity: Fraction of the prunable weights to remove, in [0, 1).
-        particles: Particles N a cycle; a sequence gives one number per cycle, the last one repeats.
+        particles: Particles N a cycle; a sequence gives one number per cycle, the last one repeats. "auto": as many as
+            are worth their cost, which needs validation data.
         method: Name of the method: "swamp", "imp", "lrr" ...; `swamp list methods` has all.
         training: How each particle is trained (default: `Training()`).
         backend: What trains the particles: a backend, or its name, e.g. "threads" (default: the fastest by timing).
@@ -95,10 +97,10 @@ def prune(
     Source:
         Choi et al., "Sparse Weight Averaging with Multiple Particles for Iterative Magnitude Pruning", ICLR 2024.
     """
-    counts = tuple(particles) if isinstance(particles, Iterable) else (particles,)
-    plan = Plan(method=method, sparsity=sparsity, particles=counts, **cast(Any, options))
+    counts = (particles,) if isinstance(particles, str) or not isinstance(particles, Iterable) else tuple(particles)
+    plan = Plan(method=method, sparsity=sparsity, particles=cast(Any, counts), **cast(Any, options))
     how = training or Training()
-    if notes := refuse_unused(plan, how, _given(options, counts, how)):
+    if notes := refuse_unused(plan, how, _given(options, plan.particles, how)):
         warnings.warn(" ".join(notes), stacklevel=3)
     record: list[Cycle] = []
     for cycle in cycles(model, task, plan, how, backend=backend, out=out, progress=progress, track=track):
@@ -269,7 +271,7 @@ def load_run(path: Path | str, model: nn.Module | None = None) -> SparseModel:
         raise SwampError(f"the model does not fit the run {path}: {str(error).splitlines()[-1].strip()}") from error
 
 
-def _given(options: PlanOptions, counts: tuple[int, ...], training: Training) -> list[str]:
+def _given(options: PlanOptions, counts: tuple[Count, ...], training: Training) -> list[str]:
     """Names of the options that a call gives; of `training` those that differ from the defaults.
 
     One Training may serve methods with and without SWA, so that its options of SWA are not counted.

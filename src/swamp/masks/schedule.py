@@ -3,11 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from swamp.errors import SwampError
 
 MAX_CYCLES = 10_000
 """A larger number is taken for a mistake."""
+
+Count = int | Literal["auto"]
+"""A number of particles, or auto: as many as are worth their cost."""
 
 
 @dataclass(frozen=True)

@@ -234,7 +234,9 @@ def _base_labels(runs: Sequence[RunRecord]) -> list[str]:
     labels: list[str] = []
     for run in runs:
         method, particles = show(run.config["method"]), most[_settings(run)]
-        labels.append(f"{method} ({particles})" if particles > 1 else method)
+        if "auto" in run.config["particles"]:
+            particles = "auto"
+        labels.append(f"{method} ({particles})" if particles != 1 else method)
     return labels
 
 

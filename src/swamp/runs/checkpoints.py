@@ -118,10 +118,12 @@ class RunStore:
     def _tidy(self, cycle: Cycle) -> None:
         """Delete files that a finished cycle no longer needs."""
         self.directory.phase(cycle.index).unlink(missing_ok=True)
-        for particle in cycle.particles:
-            self.directory.snapshot(cycle.index, particle.index).unlink(missing_ok=True)
+        # Particles beyond a barrier are in no record.
+        trained = cycle.waves[-1].trained if cycle.waves else 0
+        for index in {*range(trained), *(particle.index for particle in cycle.particles)}:
+            self.directory.snapshot(cycle.index, index).unlink(missing_ok=True)
             if not self.keep_particles:
-                self.directory.particle(cycle.index, particle.index).unlink(missing_ok=True)
+                self.directory.particle(cycle.index, index).unlink(missing_ok=True)
         if not self.keep_particles:
             self.directory.trunk(cycle.index).unlink(missing_ok=True)
 

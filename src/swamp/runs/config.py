@@ -134,7 +134,8 @@ class RunConfig:
         """A directory name: recipe, method, particles, seed, fingerprint."""
         method = method_named(self.plan.method)
         several = method.multi_particle or method.ensemble or method.equal_cost
-        count = f"-{self.plan.most_particles}" if several else ""
+        number = "auto" if "auto" in self.plan.particles else self.plan.most_particles
+        count = f"-{number}" if several else ""
         recipe = re.sub(r"[^\w.-]+", "-", self.recipe)
         return f"{recipe}-{self.plan.method}{count}-seed{self.plan.seed}-{self.digest()[:6]}"
 

@@ -51,13 +51,16 @@ def overview(config: RunConfig, task: Task, model: nn.Module, available: int = 0
     particle_steps = tuple(each * per_epoch for each in epochs)
     test = "" if task.test is None else f", {len(task.test):,} for test"
     ensemble = f", {plan.most_particles} members" if method_named(plan.method).ensemble else ""
+    chosen = any(map(plan.adaptive, range(len(schedule))))
+    fewest = [plan.first_wave(cycle) for cycle in range(len(schedule))]
+    number = _range([*fewest, *schedule.particles])
     lines = (
         f"task {config.task}: {used} training examples{held_out}{test}",
         f"model {config.model}: {parameters:,} parameters, {100 * prunable / parameters:.1f} % prunable",
         f"method {plan.method}: {len(schedule)} cycles to {100 * (1 - schedule.densities[-1]):.2f} % sparsity, "
-        f"{_range(schedule.particles)} particle{'s' if plan.most_particles > 1 else ''} per cycle{ensemble}",
+        f"{number} particle{'s' if plan.most_particles > 1 else ''} per cycle{ensemble}{', as many as pay' if chosen else ''}",
         f"training: {config.training.optimizer}, lr {config.training.lr:g}, {_range(epochs)} epochs per particle, "
-        f"{sum(cycle_steps) + ticket_steps:,} steps in all",
+        f"{'at least ' if chosen else ''}{sum(cycle_steps) + ticket_steps:,} steps in all",
     )
     # A forward pass costs a third of a training step with as many examples.
     evaluation = _evaluated(config, task) / (3 * batch)
@@ -74,7 +77,8 @@ def _steps(config: RunConfig, per_epoch: int) -> tuple[tuple[int, ...], int]:
     plan = config.plan
     runs = plan.most_particles if method_named(plan.method).ensemble else 1
     trained: list[int] = []
-    for cycle, count in enumerate(plan.schedule().particles):
+    for cycle in range(len(plan.schedule())):
+        count = plan.first_wave(cycle)
         whole = plan.particle_epochs(cycle, config.training.epochs) * per_epoch
         apart = plan.steps_apart(cycle, config.training.epochs, whole)
         trained.append(runs * (whole + (count - 1) * apart))

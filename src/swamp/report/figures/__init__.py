@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swamp.report.figure_description import Figure
-from swamp.report.figures.averaging import averaging_figures
+from swamp.report.figures.averaging import averaging_figures, wave_figures
 from swamp.report.figures.loss_landscape import (
     barrier_figures,
     curvature_figures,
@@ -42,6 +42,7 @@ SECTIONS: dict[str, Section] = {
     "barrier": Section("Barriers", barrier_figures, "barriers"),
     "curvature": Section("Flatness", curvature_figures, "curvature"),
     "hull": Section("Convex hull of the particles", hull_figures, "hull"),
+    "waves": Section("Chosen numbers of particles", wave_figures),
     "averaging": Section("Value of one more particle", averaging_figures, "averaging"),
     "noise": Section("Sources of noise", noise_figures, "noise", "noise"),
     "landscape": Section("Loss landscape", landscape_figures, "landscape"),

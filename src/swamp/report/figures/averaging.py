@@ -1,12 +1,12 @@
 """Figures of the value of one more particle: losses of means of 1, 2, 4 ... particles, and their prediction."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from swamp.analysis.averaging_gain import gains
 from swamp.report.figure_description import Axis, Curve, Figure, Panel, figures_of, panels_of, shown, tables_of
-from swamp.report.report_data import ReportData, RunAnalyses
+from swamp.report.report_data import Quantity, ReportData, RunAnalyses
 from swamp.report.tables import Table
 
 
@@ -71,3 +71,42 @@ def _correlations(runs: list[RunAnalyses]) -> list[Table]:
     rows = tuple((name, shown(record.get("loss")), shown(record.get("error"))) for name, record in whole)
     title = "Rank correlation of predicted and measured gains, over cycles"
     return [Table(title, ("run", "loss", "error"), rows)] if rows else []
+
+
+def wave_figures(data: ReportData) -> list[Figure]:
+    """The numbers of particles that were chosen while they trained (particles auto), with each decision."""
+
+    def counts(name: str) -> Quantity:
+        return lambda run: [
+            (cycle["cycle"], cycle["sparsity"], cycle["waves"][-1][name]) for cycle in run.run.cycles if _waves(cycle)
+        ]
+
+    trained = data.trend(counts("trained"), "trained")
+    kept = data.trend(counts("kept"), "averaged", style="dashed")
+    return figures_of(
+        "Numbers of particles that were chosen",
+        "After each wave of particles, the loss on validation data of single particles and of means of two says what "
+        "another wave would save. Particles beyond the dashed curve raised the loss of the mean and were left out.",
+        panels_of("", data.axis, Axis("particles"), [*trained, *kept]),
+        [_decisions(run) for run in data.runs if any(map(_waves, run.run.cycles))],
+    )
+
+
+def _decisions(run: RunAnalyses) -> Table:
+    found = [(cycle, wave) for cycle in run.run.cycles for wave in _waves(cycle)]
+    columns = {
+        "sparse\n%": [f"{100 * cycle['sparsity']:.2f}" for cycle, _ in found],
+        "particles": [str(wave["trained"]) for _, wave in found],
+        "loss\nsingle": [shown(wave["single"]) for _, wave in found],
+        "loss\nof pairs": [shown(wave["pair"]) for _, wave in found],
+        "loss\nof the mean": [shown(wave["mean"]) for _, wave in found],
+        "predicted\nwith more": [shown(wave["predicted"]) for _, wave in found],
+        "saved by\nanother, %": [shown(wave["gain"] and 100 * wave["gain"]) for _, wave in found],
+        "decision": [wave["decision"] for _, wave in found],
+        "averaged": [str(wave["kept"]) for _, wave in found],
+    }
+    return Table.of_columns(f"Decisions of {run.name}", list(columns.items()), keys=2)
+
+
+def _waves(cycle: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return cycle.get("waves") or ()
