@@ -49,6 +49,7 @@ OF_PLAN = {
     "prune_output_layer": "no",
     "retrain": "llr",
     "retrain_epochs": 3,
+    "last_epochs": 3,
     "barrier_points": 0,
     "evaluation_examples": 20,
 }
@@ -87,6 +88,9 @@ LEFT_OUT = {
     "barrier_threshold": "it decides a warning: test_barrier.py",
     "dynamic": "its fields are options of their own",
     "transfer": "a method uses it or refuses it: tests/runs/test_transfer.py",
+    "max_particles": "it acts with particles auto: test_waves.py",
+    "wave": "it acts with particles auto: test_waves.py",
+    "least_gain": "it acts with particles auto: test_waves.py",
 }
 
 

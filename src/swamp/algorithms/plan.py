@@ -90,6 +90,8 @@ class Plan:
     """Learning rates after pruning without a rewind: slr, lrw, ft, clr, llr or allr (default: the method's)."""
     retrain_epochs: int = 0
     """Epochs of methods that continue from pruned weights (0: as many as the dense network)."""
+    last_epochs: int = 0
+    """Epochs of the last cycle, whose model remains (0: as many as the others)."""
     dynamic: Dynamic = field(default_factory=Dynamic)
     transfer: Transfer = field(default_factory=Transfer)
     on_divergence: OnDivergence = "restart"
@@ -122,6 +124,7 @@ class Plan:
             ((self.min_per_layer or 0) < 0, "min_per_layer", "0 or more"),
             (self.score_examples < 1, "score_examples", "1 or more"),
             (self.retrain_epochs < 0, "retrain_epochs", "0 or more"),
+            (self.last_epochs < 0, "last_epochs", "0 or more"),
             (self.barrier_points < 0, "barrier_points", "0 or more"),
             (self.barrier_threshold < 0, "barrier_threshold", "0 or more"),
             (self.evaluation_examples < 1, "evaluation_examples", "1 or more"),
@@ -227,7 +230,8 @@ class Plan:
     def training(self, options: Training, cycle: int) -> Training:
         """How the particles of a cycle are trained: `options` with the settings and the epochs of the method."""
         repeats = self._schedules(cycle) if self.spec.cyclic else 0
-        return self.spec.training(options, epochs=self._scaled(cycle, options.epochs), schedule_repeats=repeats)
+        epochs = self._scaled(cycle, self._schedule_epochs(cycle, options.epochs))
+        return self.spec.training(options, epochs=epochs, schedule_repeats=repeats)
 
     def particle_epochs(self, cycle: int, epochs: int) -> int:
         """Epochs of a particle of this cycle. epochs: those of `Training`; retraining after pruning may have others."""
@@ -240,7 +244,8 @@ class Plan:
         """
         if options.lr_after_rewind == "restart":
             return 0
-        return round(ticket_steps * self._scaled(cycle, options.epochs) / options.epochs)
+        epochs = self._schedule_epochs(cycle, options.epochs)
+        return round(ticket_steps * self._scaled(cycle, epochs) / epochs)
 
     def apart(self, cycle: int, epochs: int) -> float:
         """Fraction of a training that the particles of a cycle train apart, after their trunk; 1: there is no trunk.
@@ -266,7 +271,15 @@ class Plan:
 
     def _epochs_of_one(self, cycle: int, epochs: int) -> int:
         """Epochs of one particle of a method that trains no longer than its options say."""
-        return self.retrain_epochs if cycle and self.retrain_epochs else epochs
+        own = cycle and not self._has_own_epochs(cycle)
+        return self.retrain_epochs if own and self.retrain_epochs else self._schedule_epochs(cycle, epochs)
+
+    def _schedule_epochs(self, cycle: int, epochs: int) -> int:
+        """Epochs of the schedule of learning rates of a method that trains no longer than its options say."""
+        return self.last_epochs if self._has_own_epochs(cycle) else epochs
+
+    def _has_own_epochs(self, cycle: int) -> bool:
+        return self.last_epochs > 0 and not self.spec.independent and cycle == len(self._densities()) - 1
 
     def _scaled(self, cycle: int, epochs: int) -> int:
         """The epochs by which a particle trains at the cost that the method has: more for methods of equal cost.

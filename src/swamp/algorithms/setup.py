@@ -99,13 +99,15 @@ class Setup:
 
     def _check_epochs(self, training: Training) -> None:
         plan, method = self.plan, self.plan.spec
-        self.training.require_average(self.per_epoch)
+        for trained in (self.training, self.training_of(len(self.schedule) - 1)):
+            trained.require_average(self.per_epoch)
         # The particles of a dynamic method separate at the ticket's step; other one-cycle methods have no ticket.
         separates = method.masks == "dynamic" and max(self.schedule.particles) > 1
-        latest = training.epochs * self.per_epoch - (separates or training.lr_after_rewind == "advance")
+        shortest = min(training.epochs, plan.last_epochs or training.epochs)
+        latest = shortest * self.per_epoch - (separates or training.lr_after_rewind == "advance")
         if self.ticket_steps > latest and (separates or not method.independent):
             raise SwampError(
-                f"the ticket is taken after {plan.ticket_epochs:g} epochs, the training has {training.epochs}. "
+                f"the ticket is taken after {plan.ticket_epochs:g} epochs, the training has {shortest}. "
                 "Take it earlier or train longer."
             )
         if plan.retrain_epochs > training.epochs and plan.retraining == "lrw":

@@ -92,6 +92,7 @@ class PlanOptions(TypedDict, total=False):
     prune_output_layer: Literal["auto", "yes", "no"]
     retrain: str
     retrain_epochs: int
+    last_epochs: int
     dynamic: Dynamic
     on_divergence: OnDivergence
     barrier_points: int

@@ -9,7 +9,8 @@ from swamp.training import Training
 _DATA_SCORES = ("snip", "taylor", "fisher", "grasp")
 
 _SHARED = (
-    *("particles", "prune_fraction", "ticket_epochs", "barrier_points", "barrier_threshold", "score_examples"),
+    *("particles", "max_particles", "wave", "least_gain"),
+    *("prune_fraction", "ticket_epochs", "barrier_points", "barrier_threshold", "score_examples"),
     *("swa_fraction", "swa_lr", "swa", "momentum"),
 )
 """Options that comparisons give to all their methods alike."""
@@ -58,6 +59,7 @@ def unused_options(plan: Plan, training: Training) -> dict[str, str]:
         "score_examples": (plan.score_name in _DATA_SCORES, f"the score {plan.score_name} uses no training data"),
         "retrain": (method.start == "pruned", f"{name} rewinds its weights"),
         "retrain_epochs": (method.start == "pruned", f"{name} rewinds its weights"),
+        "last_epochs": (not method.independent, f"{name} trains from the start for each sparsity"),
         "update_interval": (at_intervals, when),
         "dst_stop": (at_intervals, when),
         "drop_fraction": (method.grow in ("random", "gradient"), no_growth),
