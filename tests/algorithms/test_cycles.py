@@ -284,3 +284,19 @@ def test_a_layer_that_dies_is_named_and_a_floor_saves_it(task):
     floored = run(model, task, "imp", still, min_per_layer=2, **options)
     assert floored[1].mask.nnz_by_layer == {"0.weight": 5, "2.weight": 2}
     assert floored[1].warnings == ()
+
+
+@pytest.mark.parametrize(("method", "options"), [("swamp", {}), ("lrr", {"retrain_epochs": 2}), ("imp", {})])
+def test_the_last_cycle_trains_for_its_own_number_of_epochs(method, options, mlp, task):
+    record = run(mlp, task, method, last_epochs=7, **options)
+    steps = [cycle.particles[0].steps for cycle in record]
+    middle = 6 * options.get("retrain_epochs", 4)
+    assert steps == [24, middle, middle, 42]
+    # Earlier cycles are those of a run without it.
+    assert all(same(a, b) for a, b in zip(record[:-1], run(mlp, task, method, **options)[:-1], strict=True))
+
+
+def test_a_schedule_that_advances_to_the_ticket_must_end_after_it(mlp, task):
+    advancing = replace(TRAINING, lr_after_rewind="advance", swa_fraction=0)
+    with pytest.raises(swamp.SwampError, match="the ticket is taken after 2 epochs, the training has 2"):
+        run(mlp, task, "imp", advancing, ticket_epochs=2, last_epochs=2)

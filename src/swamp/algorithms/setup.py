@@ -103,8 +103,9 @@ class Setup:
             trained.require_average(self.per_epoch)
         # The particles of a dynamic method separate at the ticket's step; other one-cycle methods have no ticket.
         separates = method.masks == "dynamic" and max(self.schedule.particles) > 1
-        shortest = min(training.epochs, plan.last_epochs or training.epochs)
-        latest = shortest * self.per_epoch - (separates or training.lr_after_rewind == "advance")
+        advances = training.lr_after_rewind == "advance"
+        shortest = min(training.epochs, plan.last_epochs or training.epochs) if advances else training.epochs
+        latest = shortest * self.per_epoch - (separates or advances)
         if self.ticket_steps > latest and (separates or not method.independent):
             raise SwampError(
                 f"the ticket is taken after {plan.ticket_epochs:g} epochs, the training has {shortest}. "
