@@ -51,14 +51,14 @@ def overview(config: RunConfig, task: Task, model: nn.Module, available: int = 0
     particle_steps = tuple(each * per_epoch for each in epochs)
     test = "" if task.test is None else f", {len(task.test):,} for test"
     ensemble = f", {plan.most_particles} members" if method_named(plan.method).ensemble else ""
-    chosen = any(map(plan.adaptive, range(len(schedule))))
+    chosen = ", as many as pay" if any(map(plan.adaptive, range(len(schedule)))) else ""
     fewest = [plan.first_wave(cycle) for cycle in range(len(schedule))]
     number = _range([*fewest, *schedule.particles])
     lines = (
         f"task {config.task}: {used} training examples{held_out}{test}",
         f"model {config.model}: {parameters:,} parameters, {100 * prunable / parameters:.1f} % prunable",
         f"method {plan.method}: {len(schedule)} cycles to {100 * (1 - schedule.densities[-1]):.2f} % sparsity, "
-        f"{number} particle{'s' if plan.most_particles > 1 else ''} per cycle{ensemble}{', as many as pay' if chosen else ''}",
+        f"{number} particle{'s' if plan.most_particles > 1 else ''} per cycle{ensemble}{chosen}",
         f"training: {config.training.optimizer}, lr {config.training.lr:g}, {_range(epochs)} epochs per particle, "
         f"{'at least ' if chosen else ''}{sum(cycle_steps) + ticket_steps:,} steps in all",
     )
