@@ -11,7 +11,7 @@ from swamp.datasets.bundled import digits, mnist1d, mnist1d_10k
 from swamp.datasets.cifar import cifar_10, cifar_100
 from swamp.datasets.fashion import fashion_mnist
 from swamp.datasets.images import image_folder, tiny_imagenet
-from swamp.datasets.problem import DataOptions, Problem
+from swamp.datasets.problem import DataOptions, LabelOptions, Problem
 from swamp.datasets.referenced import referenced_network, referenced_problem
 from swamp.datasets.text import (
     GLUE_TASKS,
@@ -22,7 +22,15 @@ from swamp.datasets.text import (
     text_folder_number,
     text_folder_text,
 )
-from swamp.datasets.unlabelled import digits_clusters, digits_reduction, fashion_reduction
+from swamp.datasets.unlabelled import (
+    cifar_10_few_labels,
+    digits_clusters,
+    digits_few_labels,
+    digits_reduction,
+    fashion_few_labels,
+    fashion_reduction,
+    fashion_views,
+)
 from swamp.errors import SwampError, unknown
 from swamp.models import build_network
 from swamp.models.language import is_pretrained
@@ -45,6 +53,10 @@ TASKS: dict[str, TaskBuilder] = {
     "digits-reduction": digits_reduction,
     "fashion-reduction": fashion_reduction,
     "digits-clusters": digits_clusters,
+    "digits-few-labels": digits_few_labels,
+    "fashion-few-labels": fashion_few_labels,
+    "cifar-10-few-labels": cifar_10_few_labels,
+    "fashion-views": fashion_views,
     "movie-reviews": movie_reviews,
     "movie-reviews-rating": movie_reviews_rating,
     "movie-reviews-text": movie_reviews_text,
@@ -58,6 +70,8 @@ TASKS: dict[str, TaskBuilder] = {
     **GLUE_TASKS,
 }
 """Name -> builder; `swamp list tasks` prints the first line of its docstring."""
+
+_FEW_LABELS = ("digits-few-labels", "fashion-few-labels", "cifar-10-few-labels")
 
 
 def task_named(name: str) -> TaskBuilder:
@@ -97,7 +111,11 @@ def build_problem(task: str, model: str, options: DataOptions, seed: Seed) -> Pr
     text = options.text
     if is_pretrained(model) and not text.tokenizer:
         options = replace(options, text=replace(text, tokenizer=model))
-    problem = task_named(task)(options, seed)
+    build = task_named(task)
+    # A task of the user's own function may use any option.
+    if options.labels != LabelOptions() and task in TASKS and task not in _FEW_LABELS:
+        raise SwampError(f"labelled and objective have no effect on {task}; they are for {', '.join(_FEW_LABELS)}.")
+    problem = build(options, seed)
     if options.classes and not problem.chosen:
         raise SwampError(f"the task {task} has no choice of classes. Leave classes out.")
     return problem

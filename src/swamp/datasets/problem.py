@@ -47,6 +47,23 @@ class TextOptions:
 
 
 @dataclass(frozen=True)
+class LabelOptions:
+    """What a semi-supervised task reads and minimises."""
+
+    labelled: int = 0
+    """Semi-supervised tasks: number of training examples whose label is read, drawn at random, those held out for
+    validation included; 0: all."""
+    objective: str = ""
+    """Loss of semi-supervised tasks: fixmatch, mean-teacher, pi-model, or supervised (labelled examples only); empty:
+    fixmatch."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.labelled < 0:
+            raise SwampError(f"labelled is {self.labelled}; expected a number of training examples, or 0 for all.")
+
+
+@dataclass(frozen=True)
 class DataOptions:
     """Which data to use, and how much of it. Raises SwampError for invalid values."""
 
@@ -63,6 +80,7 @@ class DataOptions:
     workers: int = 0
     """Number of data loading processes, for data that does not fit in memory; 0: read in this process."""
     text: TextOptions = field(default_factory=TextOptions)
+    labels: LabelOptions = field(default_factory=LabelOptions)
 
     def __post_init__(self) -> None:
         check_fields(self)

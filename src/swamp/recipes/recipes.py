@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from swamp.algorithms import Plan
-from swamp.datasets.problem import DataOptions, TextOptions
+from swamp.datasets.problem import DataOptions, LabelOptions, TextOptions
 from swamp.runs.config import RunConfig
 from swamp.training import Training
 
@@ -85,6 +85,34 @@ def digits_clustering() -> RunConfig:
         plan=Plan(sparsity=0.9, prune_fraction=(0.4,), ticket_epochs=0, exclude=("centres",)),
         training=Training(
             epochs=15, batch_size=128, optimizer="adamw", weight_decay=0.0, lr=1e-3, swa_fraction=0.25, swa_lr=0.3
+        ),
+        threads=1,
+    )
+
+
+def fashion_semi_supervised() -> RunConfig:
+    """FixMatch on 10,000 images of Fashion-MNIST, of which 400 have a label."""
+    return RunConfig(
+        recipe="fashion-semi-supervised",
+        task="fashion-few-labels",
+        model="lenet-300-100",
+        data=DataOptions(examples=10_000, labels=LabelOptions(labelled=400)),
+        plan=Plan(sparsity=0.9, prune_fraction=(0.4,), ticket_epochs=1),
+        training=Training(epochs=12, batch_size=128, lr=0.05, swa_fraction=0.25, swa_lr=0.3),
+        threads=1,
+    )
+
+
+def fashion_simclr() -> RunConfig:
+    """SimCLR on 10,000 images of Fashion-MNIST; metrics: loss, linear and nearest-neighbour probes of the features."""
+    return RunConfig(
+        recipe="fashion-simclr",
+        task="fashion-views",
+        model="mlp-bn-512-256",
+        data=DataOptions(examples=10_000),
+        plan=Plan(sparsity=0.9, prune_fraction=(0.4,), ticket_epochs=1),
+        training=Training(
+            epochs=10, batch_size=256, optimizer="adamw", lr=2e-3, weight_decay=1e-4, swa_fraction=0.25, swa_lr=0.3
         ),
         threads=1,
     )

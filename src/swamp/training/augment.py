@@ -40,6 +40,22 @@ def crop_flip(padding: int = 4, flip: bool = True) -> Augment:
     return _CropFlip(padding, flip)
 
 
+def contrast_cutout(contrast: float = 0.5, cutout: float = 0.5) -> Augment:
+    """Strong augmentation of uint8 images (N, C, H, W): contrast, brightness and cutout (DeVries and Taylor 2017).
+
+    Args:
+        contrast: Pixels are multiplied by a number in 1 +- `contrast`, then moved by up to `contrast` / 2 of 255.
+        cutout: Side of the square that is set to the image's mean, as a fraction of the shorter side.
+
+    Examples:
+        >>> import torch
+        >>> images = torch.full((2, 1, 8, 8), 100, dtype=torch.uint8)
+        >>> int((contrast_cutout(contrast=0, cutout=0.5)(images, torch.Generator()) != 100).sum())
+        0
+    """
+    return _ContrastCutout(contrast, cutout)
+
+
 def shift_scale_noise(shift: int = 4, scale: float = 0.2, noise: float = 0.15) -> Augment:
     """Augmentation of signals (N, L), with the transformations of the MNIST-1D generator (Greydanus 2020).
 
@@ -85,6 +101,25 @@ class _CropFlip:
         offsets = (rows[:, :, None] * wide + columns[:, None, :]).view(count, 1, height * width)
         flat = padded.view(count, channels, -1)
         return flat.gather(2, offsets.expand(count, channels, height * width)).view(inputs.shape)
+
+
+@dataclass(frozen=True)
+class _ContrastCutout:
+    contrast: float
+    cutout: float
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        count, _, height, width = images.shape
+        device = generator.device
+        drawn = torch.rand((4, count), generator=generator, device=device).to(images.device)[:, :, None, None, None]
+        factor, offset = 1 + self.contrast * (2 * drawn[0] - 1), 255 * self.contrast * (drawn[1] - 0.5)
+        changed = (images * factor + offset).clamp(0, 255)
+        side = round(self.cutout * min(height, width))
+        top, left = (drawn[2] * (height - side + 1)).floor(), (drawn[3] * (width - side + 1)).floor()
+        rows = torch.arange(height, device=images.device)[:, None]
+        columns = torch.arange(width, device=images.device)
+        inside = (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)
+        return torch.where(inside, changed.mean((2, 3), keepdim=True), changed).round().to(images.dtype)
 
 
 @dataclass(frozen=True)
