@@ -8,7 +8,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 # Bytecode is kept even where the environment forbids it: the next `make test` saves nine seconds in each process.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-all compat setup check format coverage docs notebooks bench zoo export-zoo trackers release-check \
+.PHONY: demo demo-reach test test-all compat setup check format coverage docs notebooks bench zoo export-zoo trackers release-check \
   deepsparse faults sanitize ranks results lock locked clean
 
 demo: $(VENV)/.core
@@ -16,6 +16,16 @@ demo: $(VENV)/.core
 	$(BIN)/swamp run --method imp --out build/demo/imp
 	$(BIN)/swamp run --method swamp --out build/demo/swamp
 	$(BIN)/swamp compare build/demo/imp build/demo/swamp --out build/demo/comparison
+
+# A tiny form of each domain in docs/explanation/reach.md.
+demo-reach: $(VENV)/.dev
+	@rm -rf build/reach
+	$(BIN)/swamp run breast-cancer-mlp --method imp --out build/reach/table --quiet
+	$(BIN)/swamp run mnist1d-lstm --task mnist1d --examples 1000 --epochs 4 --method imp --out build/reach/series --quiet
+	$(BIN)/swamp run digits-mlp --classes 0-4 --method imp --out build/reach/source --quiet
+	$(BIN)/swamp transfer build/reach/source --task digits --classes 5-9 --keep mask --out build/reach/mask --quiet
+	$(BIN)/swamp transfer build/reach/source --task digits --classes 5-9 --keep sparsity --out build/reach/sparsity --quiet
+	$(BIN)/swamp compare build/reach/mask build/reach/sparsity --out build/reach/comparison
 
 # The tests below about a second each; `make test-all` adds those marked slow.
 test: $(VENV)/.dev

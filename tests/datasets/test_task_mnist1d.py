@@ -1,5 +1,6 @@
 import importlib.metadata
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -20,9 +21,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Generate a hundredth of what is asked for; what was asked."""
     sizes: list[tuple[int, int]] = []
 
-    def few(train: int, test: int) -> dict[str, torch.Tensor]:
+    def few(train: int, test: int, changes: Mapping[str, float] | None) -> dict[str, torch.Tensor]:
         sizes.append((train, test))
-        return generate(train // 100, test // 100)
+        return generate(train // 100, test // 100, changes)
 
     monkeypatch.setattr(bundled, "generate", few)
     return sizes
@@ -47,7 +48,10 @@ def test_it_is_what_the_published_generator_makes():
     assert torch.equal(made["test_targets"], torch.tensor(published["y_test"]))  # pyright: ignore
 
 
-@pytest.mark.parametrize(("name", "sizes"), [("mnist1d", (4_000, 1_000)), ("mnist1d-10k", (10_000, 5_000))])
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("mnist1d", (4_000, 1_000)), ("mnist1d-10k", (10_000, 5_000)), ("mnist1d-shifted", (10_000, 5_000))],
+)
 def test_sizes_types_and_parts(asked: list[tuple[int, int]], seed: Seed, name: str, sizes: tuple[int, int]):
     problem = task_named(name)(DataOptions(), seed)
     assert asked == [sizes]
@@ -118,3 +122,12 @@ def test_without_the_package_the_error_says_how_to_install_it(monkeypatch: pytes
     monkeypatch.setattr(importlib.metadata, "version", absent)
     with pytest.raises(SwampError, match="pip install mnist1d"):
         task_named("mnist1d")(DataOptions(), seed)
+
+
+def test_shifted_signals_are_other_numbers_of_the_same_form(asked: list[tuple[int, int]], seed: Seed):
+    tasks = (task_named(name)(DataOptions(), seed).task for name in ("mnist1d-10k", "mnist1d-shifted"))
+    plain, shifted = (cast(torch.Tensor, cast(TensorData, task.test).inputs) for task in tasks)
+    assert asked == [(10_000, 5_000)] * 2
+    assert plain.shape == shifted.shape
+    assert not torch.equal(plain, shifted)
+    assert abs(float(shifted.std()) - 1) < 0.1

@@ -7,7 +7,8 @@ from functools import partial
 from torch import nn
 
 from swamp.datasets.arrays import csv_number, csv_table, npz, npz_number
-from swamp.datasets.bundled import digits, mnist1d, mnist1d_10k
+from swamp.datasets.bundled import digits, mnist1d, mnist1d_10k, mnist1d_shifted
+from swamp.datasets.bundled_tables import breast_cancer, diabetes, wine
 from swamp.datasets.cifar import cifar_10, cifar_100
 from swamp.datasets.fashion import fashion_mnist
 from swamp.datasets.images import image_folder, tiny_imagenet
@@ -22,6 +23,7 @@ from swamp.datasets.text import (
     text_folder_number,
     text_folder_text,
 )
+from swamp.datasets.time_series import arrow_head, basic_motions, italy_power_demand, series
 from swamp.datasets.unlabelled import (
     cifar_10_few_labels,
     digits_clusters,
@@ -44,6 +46,7 @@ TaskBuilder = Callable[[DataOptions, Seed], Problem]
 TASKS: dict[str, TaskBuilder] = {
     "mnist1d": mnist1d,
     "mnist1d-10k": mnist1d_10k,
+    "mnist1d-shifted": mnist1d_shifted,
     "digits": digits,
     "fashion-mnist": fashion_mnist,
     "cifar-10": cifar_10,
@@ -63,6 +66,13 @@ TASKS: dict[str, TaskBuilder] = {
     "text-folder": text_folder,
     "text-folder-number": text_folder_number,
     "text-folder-text": text_folder_text,
+    "breast-cancer": breast_cancer,
+    "wine": wine,
+    "diabetes": diabetes,
+    "italy-power-demand": italy_power_demand,
+    "arrow-head": arrow_head,
+    "basic-motions": basic_motions,
+    "series": series,
     "npz": npz,
     "npz-number": npz_number,
     "csv": csv_table,

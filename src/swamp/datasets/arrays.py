@@ -38,12 +38,12 @@ def npz(options: DataOptions, seed: Seed) -> Problem:
     for the test, the same for all seeds. Arrays of uint8 are images (n, H, W) or (n, H, W, C), or (n, C, H, W).
     Raises SwampError for missing, unequal or pickled arrays.
     """
-    return _classes(*_parts("npz", ".npz", options, _read_npz), options, seed, Normalise((0.0,), (1.0,)))
+    return class_problem(*_parts("npz", ".npz", options, _read_npz), options, seed, Normalise((0.0,), (1.0,)))
 
 
 def npz_number(options: DataOptions, seed: Seed) -> Problem:
     """Your own arrays as for npz; the targets are numbers to predict, (n,) or (n, k), by least squares."""
-    return _numbers(*_parts("npz-number", ".npz", options, _read_npz), options, seed)
+    return number_problem(*_parts("npz-number", ".npz", options, _read_npz), options, seed)
 
 
 def csv_table(options: DataOptions, seed: Seed) -> Problem:
@@ -53,17 +53,17 @@ def csv_table(options: DataOptions, seed: Seed) -> Problem:
     you like, val.csv. Inputs are standardised by the training examples.
     Raises SwampError for cells that are no numbers, with line and column.
     """
-    return _classes(*_parts("csv", ".csv", options, _csv_reader(options)), options, seed)
+    return class_problem(*_parts("csv", ".csv", options, _csv_reader(options)), options, seed)
 
 
 def csv_number(options: DataOptions, seed: Seed) -> Problem:
     """Your own table as for csv; the column that --label names is a number to predict, by least squares."""
-    return _numbers(*_parts("csv-number", ".csv", options, _csv_reader(options)), options, seed)
+    return number_problem(*_parts("csv-number", ".csv", options, _csv_reader(options)), options, seed)
 
 
 @dataclass(frozen=True)
 class Standardise:
-    """(n, features): minus the mean, divided by the standard deviation of each feature."""
+    """(n, ...): minus the mean, divided by the standard deviation of each feature or channel."""
 
     mean: Tensor
     std: Tensor
@@ -91,18 +91,21 @@ def _parts(
     else:
         raise SwampError(f"{task}: there is no file or folder {path}.")
     if "test" not in parts:
-        inputs, targets = parts["train"]
-        # The same test set for all seeds.
-        order = torch.randperm(len(targets), generator=Seed(0).at(task, "test").generator()).numpy()
-        tests = max(1, int(_TEST_SHARE * len(targets)))
-        if len(targets) < 3:
-            raise SwampError(f"{task}: {path} has {len(targets)} examples; at least 3 are needed.")
-        test, train = order[:tests], order[tests:]
-        parts |= {"train": (inputs[train], targets[train]), "test": (inputs[test], targets[test])}
+        if len(parts["train"][1]) < 3:
+            raise SwampError(f"{task}: {path} has {len(parts['train'][1])} examples; at least 3 are needed.")
+        parts |= with_test(task, *parts["train"])
     shapes = {name: inputs.shape[1:] for name, (inputs, _) in parts.items()}
     if len(set(shapes.values())) > 1:
         raise SwampError(f"{task}: the inputs of the splits differ in shape: {shapes}.")
     return task, parts
+
+
+def with_test(task: str, inputs: np.ndarray[Any, Any], targets: np.ndarray[Any, Any]) -> dict[str, Arrays]:
+    """Training and test arrays: a fifth of the examples is drawn for the test, the same for all seeds."""
+    order = torch.randperm(len(targets), generator=Seed(0).at(task, "test").generator()).numpy()
+    tests = max(1, int(_TEST_SHARE * len(targets)))
+    test, train = order[:tests], order[tests:]
+    return {"train": (inputs[train], targets[train]), "test": (inputs[test], targets[test])}
 
 
 def _read_npz(path: Path) -> dict[str, Arrays]:
@@ -215,9 +218,15 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _classes(
-    task: str, parts: Mapping[str, Arrays], options: DataOptions, seed: Seed, pixels: Normalise | None = None
+def class_problem(
+    task: str,
+    parts: Mapping[str, Arrays],
+    options: DataOptions,
+    seed: Seed,
+    pixels: Normalise | None = None,
+    axes: tuple[int, ...] = (0,),
 ) -> Problem:
+    """The problem of arrays with classes. axes: of the inputs, over which their mean and deviation are taken."""
     names = np.unique(np.concatenate([targets.reshape(-1) for _, targets in parts.values()]))
     first = parts["train"][1]
     if first.ndim > 1 and first.shape[1:] != (1,):
@@ -233,13 +242,14 @@ def _classes(
         name: TensorData(_inputs(inputs), torch.from_numpy(np.searchsorted(names, targets.reshape(-1))).long())  # pyright: ignore[reportUnknownMemberType]
         for name, (inputs, targets) in parts.items()
     }
-    return _problem(sets, len(names), options, seed, pixels, Task)
+    return _problem(sets, len(names), options, seed, pixels, Task, axes)
 
 
 _INSTEAD = "To predict numbers, take the task npz-number or csv-number."
 
 
-def _numbers(task: str, parts: Mapping[str, Arrays], options: DataOptions, seed: Seed) -> Problem:
+def number_problem(task: str, parts: Mapping[str, Arrays], options: DataOptions, seed: Seed) -> Problem:
+    """The problem of arrays with numbers to predict."""
     sets: dict[str, TensorData] = {}
     for name, (inputs, targets) in parts.items():
         if targets.dtype.kind not in "fiub" or not bool(np.isfinite(targets).all()):
@@ -277,6 +287,7 @@ def _problem(
     seed: Seed,
     pixels: Normalise | None,
     build: Callable[..., Task],
+    axes: tuple[int, ...] = (0,),
 ) -> Problem:
     separate = "val" in sets
     fitted, drawn = split(sets["train"], replace(options, validation=0.0) if separate else options, seed)
@@ -285,8 +296,8 @@ def _problem(
     normalise: Any = None
     if inputs.dtype == torch.uint8:
         normalise = pixels
-    elif inputs.dim() == 2:
-        std = inputs.std(0, correction=0)
-        normalise = Standardise(inputs.mean(0), torch.where(std > 0, std, 1.0))
+    elif inputs.dim() == 2 or len(axes) > 1:
+        std = inputs.std(axes, correction=0, keepdim=True)
+        normalise = Standardise(inputs.mean(axes, keepdim=True), torch.where(std > 0, std, 1.0))
     data = [None if one is None else replace(one, normalise=normalise) for one in (fitted, sets["test"], held_out)]
     return Problem(build(*data), tuple(inputs.shape[1:]), outputs, available=len(sets["train"]))

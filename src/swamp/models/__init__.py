@@ -9,6 +9,7 @@ from swamp.errors import SwampError, unknown
 from swamp.models.autoencoders import conv_autoencoder, mlp_autoencoder
 from swamp.models.language import is_pretrained, pretrained
 from swamp.models.networks import DEPTHS, InputShape, conv1d, lenet5, mlp, resnet, vgg, wide_resnet
+from swamp.models.temporal import SeriesLSTM, SeriesTCN, channels_of
 from swamp.models.transformer import Decoder, Encoder, Tokens
 
 __all__ = ["build_network"]
@@ -19,6 +20,8 @@ NETWORKS: dict[str, str] = {
     "lenet-300-100": "the two-layer perceptron of LeCun et al. 1998; any input",
     "lenet-5": "Caffe's LeNet-5: two 5 x 5 convolutions and 500 hidden units; images from 16 x 16",
     "conv1d": "four convolutions with BatchNorm and global average pooling; signals",
+    "lstm-H": "an LSTM with H units, its head on the mean over time; signals and series. lstm-H-L: L layers",
+    "tcn-W-L": "temporal convolutional network, L causal blocks of W channels, dilation 1, 2, 4 ...; signals, series",
     "resnet-D": "CIFAR ResNet, D = 6n + 2 (8, 20, 32, ...), shortcuts without parameters; images",
     "resnet-D-W": "the same with W, 2W and 4W channels instead of 16, 32 and 64, e.g. resnet-8-8",
     "wrn-D-K": "pre-activation Wide ResNet, D = 6n + 4 (16, 22, 28, ...), K times as wide; images",
@@ -46,6 +49,8 @@ _EXAMPLES = (
 )
 _WIDEST = 65_536
 _DEEPEST = 1_300
+_MOST_BLOCKS = 16
+"""Of a tcn: the last one sees 2 ** 17 steps."""
 
 Builder = Callable[[str, InputShape, int, list[int]], nn.Module]
 
@@ -125,6 +130,20 @@ def _conv1d(name: str, shape: InputShape, classes: int, numbers: list[int]) -> n
     return conv1d(shape, classes)
 
 
+def _lstm(name: str, shape: InputShape, classes: int, numbers: list[int]) -> nn.Module:
+    width, layers = *numbers, *([1] if len(numbers) == 1 else [])
+    if not 1 <= width <= _WIDEST or not 1 <= layers <= _DEEPEST:
+        raise SwampError(f"{name}: expected at least one unit and one layer, e.g. lstm-64 or lstm-64-2.")
+    return SeriesLSTM(channels_of(name, shape), classes, width, layers)
+
+
+def _tcn(name: str, shape: InputShape, classes: int, numbers: list[int]) -> nn.Module:
+    width, blocks = numbers
+    if not 1 <= width <= _WIDEST or not 1 <= blocks <= _MOST_BLOCKS:
+        raise SwampError(f"{name}: expected at least one channel, and from 1 to {_MOST_BLOCKS} blocks, e.g. tcn-32-4.")
+    return SeriesTCN(channels_of(name, shape), classes, width, blocks)
+
+
 def _resnet(name: str, shape: InputShape, classes: int, numbers: list[int]) -> nn.Module:
     depth, width = *numbers, *([16] if len(numbers) == 1 else [])
     _check_depth(name, depth, 2)
@@ -185,6 +204,8 @@ _BUILDERS: dict[str, Builder] = {
     r"lenet-(?P<numbers>300-100)": _mlp,
     r"lenet-5(?P<numbers>)": _lenet5,
     r"conv1d(?P<numbers>)": _conv1d,
+    r"lstm-(?P<numbers>\d+(-\d+)?)": _lstm,
+    r"tcn-(?P<numbers>\d+-\d+)": _tcn,
     r"resnet-(?P<numbers>\d+(-\d+)?)": _resnet,
     r"wrn-(?P<numbers>\d+-\d+)": _wide_resnet,
     r"autoencoder-(?P<numbers>\d+(-\d+)*)": _autoencoder,

@@ -5,9 +5,12 @@ from collections.abc import Callable
 from swamp.datasets import task_named
 from swamp.errors import unknown
 from swamp.recipes.recipes import (
+    basic_motions_tcn,
+    breast_cancer_mlp,
     cifar_10_resnet,
     cifar_10_vgg,
     cifar_100_wrn,
+    diabetes_mlp,
     digits_autoencoder,
     digits_clustering,
     digits_mlp,
@@ -16,11 +19,14 @@ from swamp.recipes.recipes import (
     fashion_mnist_resnet,
     fashion_semi_supervised,
     fashion_simclr,
+    italy_power_demand_lstm,
     mnist1d_conv,
+    mnist1d_lstm,
     mnist1d_mlp,
     movie_reviews_bytes,
     movie_reviews_minilm,
     movie_reviews_transformer,
+    wine_mlp,
 )
 from swamp.recipes.studies import baselines, baselines_fashion_mnist, demo
 from swamp.recipes.tasks import for_task
@@ -39,6 +45,12 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "fashion-autoencoder": fashion_autoencoder,
     "fashion-semi-supervised": fashion_semi_supervised,
     "fashion-simclr": fashion_simclr,
+    "breast-cancer-mlp": breast_cancer_mlp,
+    "wine-mlp": wine_mlp,
+    "diabetes-mlp": diabetes_mlp,
+    "mnist1d-lstm": mnist1d_lstm,
+    "italy-power-demand-lstm": italy_power_demand_lstm,
+    "basic-motions-tcn": basic_motions_tcn,
     "fashion-mnist-lenet": fashion_mnist_lenet,
     "fashion-mnist-resnet": fashion_mnist_resnet,
     "cifar-10-resnet": cifar_10_resnet,

@@ -229,3 +229,76 @@ def movie_reviews_minilm() -> RunConfig:
             swa_lr=0.3,
         ),
     )
+
+
+def breast_cancer_mlp() -> RunConfig:
+    """A small MLP on scikit-learn's breast cancer table; trains in seconds."""
+    return RunConfig(
+        recipe="breast-cancer-mlp",
+        task="breast-cancer",
+        model="mlp-32-16",
+        data=DataOptions(validation=0.2),
+        plan=Plan(sparsity=0.9, particles=(2,), prune_fraction=(0.5,), ticket_epochs=2),
+        training=Training(epochs=16, batch_size=32, lr=0.05, swa_fraction=0.25),
+        threads=1,
+    )
+
+
+def wine_mlp() -> RunConfig:
+    """A small MLP on scikit-learn's wine table; trains in seconds."""
+    return replace(
+        breast_cancer_mlp(),
+        recipe="wine-mlp",
+        task="wine",
+        training=Training(epochs=40, batch_size=32, lr=0.05, swa_fraction=0.25),
+    )
+
+
+def diabetes_mlp() -> RunConfig:
+    """A small MLP that predicts scikit-learn's diabetes progression; trains in seconds."""
+    return replace(
+        breast_cancer_mlp(),
+        recipe="diabetes-mlp",
+        task="diabetes",
+        training=Training(epochs=16, batch_size=32, lr=0.02, weight_decay=1e-3, swa_fraction=0.25),
+    )
+
+
+def mnist1d_lstm() -> RunConfig:
+    """An LSTM on augmented MNIST-1D; a minute on one core."""
+    return replace(
+        mnist1d_mlp(),
+        recipe="mnist1d-lstm",
+        model="lstm-48",
+        plan=Plan(sparsity=0.8, particles=(2,), prune_fraction=(0.5,), ticket_epochs=2),
+        training=_series_training(12, 128),
+    )
+
+
+def italy_power_demand_lstm() -> RunConfig:
+    """An LSTM on Italy's power demand, whose data are in the package aeon; trains in seconds."""
+    return RunConfig(
+        recipe="italy-power-demand-lstm",
+        task="italy-power-demand",
+        model="lstm-32",
+        data=DataOptions(validation=0.2),
+        plan=Plan(sparsity=0.8, particles=(2,), prune_fraction=(0.5,), ticket_epochs=20),
+        training=_series_training(60, 16),
+        threads=1,
+    )
+
+
+def basic_motions_tcn() -> RunConfig:
+    """A temporal convolutional network on motions of a watch, whose data are in the package aeon; trains in seconds."""
+    return replace(
+        italy_power_demand_lstm(),
+        recipe="basic-motions-tcn",
+        task="basic-motions",
+        model="tcn-16-4",
+        training=Training(epochs=40, batch_size=8, lr=0.05, swa_fraction=0.25),
+    )
+
+
+def _series_training(epochs: int, batch_size: int) -> Training:
+    # The gradient of an LSTM varies in size from step to step: Adam, and clipping.
+    return Training(epochs=epochs, batch_size=batch_size, optimizer="adamw", lr=5e-3, clip=1.0, swa_fraction=0.25)

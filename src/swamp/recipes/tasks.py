@@ -3,9 +3,12 @@
 from dataclasses import replace
 
 from swamp.recipes.recipes import (
+    basic_motions_tcn,
+    breast_cancer_mlp,
     cifar_10_resnet,
     cifar_10_vgg,
     cifar_100_wrn,
+    diabetes_mlp,
     digits_autoencoder,
     digits_clustering,
     digits_mlp,
@@ -14,16 +17,20 @@ from swamp.recipes.recipes import (
     fashion_mnist_resnet,
     fashion_semi_supervised,
     fashion_simclr,
+    italy_power_demand_lstm,
     mnist1d_conv,
+    mnist1d_lstm,
     mnist1d_mlp,
     movie_reviews_bytes,
     movie_reviews_minilm,
     movie_reviews_transformer,
+    wine_mlp,
 )
 from swamp.references import is_reference
 from swamp.runs.config import RunConfig
 
-_SIGNALS = (mnist1d_mlp, mnist1d_conv)
+_SIGNALS = (mnist1d_mlp, mnist1d_conv, mnist1d_lstm)
+_SERIES = (basic_motions_tcn, italy_power_demand_lstm)
 _PHOTOGRAPHS = (cifar_10_resnet, cifar_10_vgg)
 _TEXTS = (movie_reviews_transformer, movie_reviews_minilm)
 _TEXT_TO_CONTINUE = (movie_reviews_bytes,)
@@ -31,6 +38,7 @@ _TEXT_TO_CONTINUE = (movie_reviews_bytes,)
 _BY_TASK = {
     "mnist1d": _SIGNALS,
     "mnist1d-10k": _SIGNALS,
+    "mnist1d-shifted": _SIGNALS,
     "digits": (digits_mlp,),
     "digits-reduction": (digits_autoencoder,),
     "digits-clusters": (digits_clustering,),
@@ -45,6 +53,13 @@ _BY_TASK = {
     "tiny-imagenet": _PHOTOGRAPHS,
     # ResNet-20 with fewer epochs than for CIFAR-10: most image folders of users are small.
     "image-folder": (fashion_mnist_resnet,),
+    "breast-cancer": (breast_cancer_mlp,),
+    "wine": (wine_mlp,),
+    "diabetes": (diabetes_mlp,),
+    "italy-power-demand": (italy_power_demand_lstm,),
+    "arrow-head": _SERIES,
+    "basic-motions": _SERIES,
+    "series": _SERIES,
     "npz": (RunConfig,),
     "npz-number": (RunConfig,),
     "csv": (RunConfig,),
