@@ -10,6 +10,7 @@ import torch
 
 from swamp.algorithms import Plan
 from swamp.algorithms.loop import cycles
+from swamp.algorithms.plan import Transfer
 from swamp.datasets import build_problem, network_for
 from swamp.datasets.problem import DataOptions, Problem, TextOptions
 from swamp.errors import SwampError
@@ -17,6 +18,7 @@ from swamp.masks import Mask
 from swamp.masks.heads import head_densities
 from swamp.runs.config import RunConfig
 from swamp.runs.execute import prepare
+from swamp.runs.transfer import TransferSource, transferred_from
 from swamp.training import Seed, Training
 from swamp.training.rng import isolated
 
@@ -188,3 +190,21 @@ def test_minilm_is_found_where_it_is_installed():
     assert problem.tokens.vocabulary == 30_522
     model = network_for(problem, "minilm")
     assert Mask.ones(model, Plan().scope).prunable == 6 * (4 * 384**2 + 2 * 384 * 1536)
+
+
+def test_a_pruned_pretrained_model_is_transferred_with_a_new_head(bert: Path):
+    options = DataOptions(examples=8, text=TextOptions(length=16))
+    name = f"hf:{bert}"
+    old, new = (
+        network_for(build_problem(task, name, options, Seed(0)), name)
+        for task in ("movie-reviews", "movie-reviews-rating")
+    )
+    pruned = Mask({key: torch.rand(one.shape) < 0.5 for key, one in Mask.ones(old).items()})
+    source = TransferSource("it", pruned, old.state_dict(), None, {})
+    found = transferred_from(source, Plan("imp", transfer=Transfer("it")), new)
+    assert found.about["remade"] == ["classifier.weight (2, 16) -> (1, 16)", "classifier.bias (2,) -> (1,)"]
+    assert found.mask == pruned
+    assert "classifier.weight" not in pruned
+    state = old.state_dict()
+    kept = found.ticket.weights
+    assert all(torch.equal(kept[key], state[key]) for key in kept if not key.startswith("classifier"))

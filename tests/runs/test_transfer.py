@@ -18,7 +18,7 @@ from swamp.models import build_network
 from swamp.runs.config import RunConfig
 from swamp.runs.execute import start
 from swamp.runs.read import open_run, read_mask, read_origin, read_ticket, read_weights
-from swamp.runs.transfer import transferred
+from swamp.runs.transfer import TransferSource, transferred, transferred_from
 
 from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, tiny
 
@@ -111,8 +111,6 @@ def test_hidden_layers_that_do_not_fit_are_refused_by_name(source, model, wrong)
 
 
 def test_tokens_of_an_embedding_may_differ_and_its_width_may_not():
-    from swamp.runs.transfer import TransferSource, transferred_from
-
     def language(vocabulary: int, width: int = 8):
         layers = torch.nn.Embedding(vocabulary, width), torch.nn.Linear(width, 4), torch.nn.Linear(4, 2)
         return torch.nn.Sequential(*layers)
@@ -123,6 +121,20 @@ def test_tokens_of_an_embedding_may_differ_and_its_width_may_not():
     assert found.about["remade"] == ["0.weight (20, 8) -> (30, 8)"]
     with pytest.raises(SwampError, match=r"0.weight \(20, 8\) -> \(20, 6\)"):
         transferred_from(source, plan("it", "weights"), language(20, 6))
+
+
+def test_the_first_layer_of_images_is_no_token():
+    class Vision(torch.nn.Module):
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.token = torch.nn.Parameter(torch.zeros(1, 1, 4))
+            self.patches = torch.nn.Conv2d(channels, 4, 2)
+            self.head = torch.nn.Linear(4, 2)
+
+    old = Vision(3)
+    source = TransferSource("it", Mask.ones(old), old.state_dict(), None, {})
+    found = transferred_from(source, plan("it", "weights"), Vision(1))
+    assert found.about["remade"] == ["patches.weight (4, 3, 2, 2) -> (4, 1, 2, 2)"]
 
 
 def test_a_source_without_a_ticket_keeps_no_mask(source, tmp_path):

@@ -186,7 +186,9 @@ def _ends(model: nn.Module) -> dict[str, int]:
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     embedded = {id(one.weight) for one in model.modules() if isinstance(one, nn.Embedding)}
-    matrices = [name for name, one in parameters.items() if one.dim() > 1 and id(one) not in embedded]
+    # Tokens and positions of a vision transformer are stored as (1, n, channels).
+    layers = {name: one for name, one in parameters.items() if one.dim() == 2 or (one.dim() > 2 and one.shape[0] > 1)}
+    matrices = [name for name, one in layers.items() if id(one) not in embedded]
     found = {name: 0 for name, one in parameters.items() if id(one) in embedded}
     if matrices:
         layer = matrices[-1].rpartition(".")[0]
