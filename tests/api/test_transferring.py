@@ -6,6 +6,7 @@ from tests.api.conftest import OPTIONS, TRAINING, examples, network
 
 import swamp
 from swamp.backends import Sequential
+from swamp.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +58,19 @@ def test_wrong_options_are_refused(pruned):
         moved(path, densities=(1, 0.5))
     with pytest.raises(swamp.SwampError, match=r"0.weight \(16, 6\) -> \(4, 6\); 0.bias"):
         moved(path, network(width=4))
+
+
+def test_a_run_from_python_is_transferred_by_a_command_that_names_its_model(pruned, tmp_path, monkeypatch, capsys):
+    (tmp_path / "own.py").write_text(
+        "from tests.api.conftest import examples, network\n"
+        "def model(): return network(number=3)\n"
+        "def task(): return examples(number=1)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    target = ["transfer", str(pruned[0]), "--task", "own.py:task", "--quiet", "--backend", "sequential"]
+    with pytest.raises(SystemExit) as refused:
+        main(target)
+    assert refused.value.code == 2
+    assert "Name a function that makes it for the target" in " ".join(capsys.readouterr().err.split())
+    main([*target, "--model", "own.py:model", "--epochs", "2", "--out", "run"])
+    assert swamp.load_run("run", network()).mask == pruned[1].mask

@@ -14,6 +14,7 @@ from swamp.datasets import task_named
 from swamp.errors import SwampError
 from swamp.recipes import configuration
 from swamp.recipes.tasks import for_task
+from swamp.references import PYTHON_PREFIX
 from swamp.runs.config import RunConfig, changed_options
 from swamp.runs.read import open_run
 from swamp.runs.transfer import finished_records
@@ -87,6 +88,11 @@ def transfer_configuration(source: str, task: str, model: str = "") -> RunConfig
     """
     config = open_run(source)[1]
     task_named(task)
+    if config.model.startswith(PYTHON_PREFIX) and not model:
+        raise SwampError(
+            f"{source} was started from Python, with a model of that program. Name a function that makes it for the "
+            "target (--model package.module:function), or call swamp.transfer there."
+        )
     sparsity = _sparsity(source, -1)
     if task == config.task:
         found = replace(config, data=replace(config.data, classes=""))
