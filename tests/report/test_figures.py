@@ -220,10 +220,12 @@ def test_the_drawing_library_is_the_file_that_was_published():
 
 
 @pytest.mark.slow
-def test_a_comparison_is_drawn_without_importing_pyplot(tmp_path: Path) -> None:
+def test_commands_that_train_import_no_library_that_draws_and_a_comparison_no_pyplot(tmp_path: Path) -> None:
     write_run(tmp_path / "a", [cycle(0, 1.0, 0.9)])
     code = (
-        "import sys; from pathlib import Path; from swamp.report.comparison import compare\n"
+        "import sys; import swamp.cli.run, swamp.cli.study, swamp.cli.tune\n"
+        "assert not {'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "from pathlib import Path; from swamp.report.comparison import compare\n"
         "from swamp.report.run_records import read_run; from swamp.report.write import draw_comparison\n"
         f"draw_comparison(compare([read_run({str(tmp_path / 'a')!r})]), [Path({str(tmp_path / 'a.png')!r})])\n"
         "assert 'matplotlib.pyplot' not in sys.modules"

@@ -21,7 +21,6 @@ from swamp.cli.run import recipe_or_config
 from swamp.cli.session import Err, Out, parse, print_json, stoppable
 from swamp.errors import Interrupted, SwampError
 from swamp.report.figures.loss_landscape import instability as instability_figure
-from swamp.report.matplotlib_renderer import draw
 from swamp.runs.config import RunConfig
 from swamp.runs.directory import write_json
 from swamp.runs.execute import executing, prepare
@@ -91,6 +90,9 @@ def ticket_command(arguments: Sequence[str]) -> None:
         instability = _instability(given, progress)
         trials = _trials(given, instability)
         found = _search(given, instability, trials, progress)
+    # Imported here, because matplotlib takes a second.
+    from swamp.report.matplotlib_renderer import draw
+
     picture = trials.folder / "barrier.svg"
     draw(instability_figure(list(trials), instability.per_epoch, given.threshold), picture, "svg")
     done: dict[str, Any] = _summary(given, instability, found) | {"picture": str(picture)}

@@ -17,7 +17,6 @@ from typing import Any, cast
 from swamp.algorithms import Cycle
 from swamp.errors import Interrupted, SwampError
 from swamp.files import make_folder, parse_json, read_text, save_tensors
-from swamp.report.write import draw_run
 from swamp.runs.config import RunConfig, flattened
 from swamp.runs.directory import replace_nonfinite, write_json
 from swamp.runs.overview import Overview
@@ -179,6 +178,9 @@ class TrackingReporter(Reporter):
 
     def _results(self, last: Cycle, folder: Path) -> None:
         """Log the figures and the final model."""
+        # Imported here, because matplotlib takes a second, and most runs have no tracker.
+        from swamp.report.write import draw_run
+
         model = folder / "model"
         make_folder(model)
         write_json(model / "config.json", self.config.to_json())

@@ -11,7 +11,6 @@ from typing import Any
 from swamp.files import write_atomic
 from swamp.report.figure_description import Figure
 from swamp.report.figures.search_history import SearchedOption, TriedSetting, search_figure
-from swamp.report.matplotlib_renderer import draw
 from swamp.report.statistics import ReportMetric
 from swamp.runs.directory import write_json
 from swamp.tuning.equal_cost import training_cost
@@ -72,6 +71,9 @@ def write_results(directory: TuningDirectory, results: Sequence[MethodResult]) -
     write_atomic(table, _table(tuning, results).encode())
     pictures: list[Path] = []
     if configs:
+        # Imported here, because matplotlib takes a second, and a worker draws nothing.
+        from swamp.report.matplotlib_renderer import draw
+
         pictures = [directory.path / f"tuning.{suffix}" for suffix in ("png", "svg")]
         for picture in pictures:
             draw(figure_of(tuning, results), picture, picture.suffix[1:])

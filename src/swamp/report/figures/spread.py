@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
-from scipy import interpolate  # pyright: ignore[reportMissingTypeStubs]
 
 from swamp.report.figure_description import (
     Axis,
@@ -64,6 +63,9 @@ def _triangles(data: ReportData) -> list[Figure]:
 
 
 def _triangle(run: RunAnalyses, record: Mapping[str, Any]) -> Panel:
+    # Imported here, because the import takes most of a second.
+    from scipy import interpolate  # pyright: ignore[reportMissingTypeStubs]
+
     triangle = record["triangle"]
     places = [(b + c / 2, c * _HEIGHT) for _, b, c in triangle["coefficients"]]
     known = [(place, 100 * e) for place, e in zip(places, triangle["error"], strict=True) if e is not None]
