@@ -34,11 +34,22 @@ KINDS = {
     "unknown optimizer": replace(SIX_STEPS, optimizer="RMSprop", lr=0.01),
 }
 # Over ranks they add a norm of all gradients, a norm of scaled weights, and an optimizer that runs unsharded.
-OVER_FOUR_RANKS = ("clip, no average", "asam", "unknown optimizer")
+OVER_RANKS = ("clip, no average", "asam", "unknown optimizer")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "kinds"), [(2, KINDS), (4, OVER_FOUR_RANKS)], ids=["2", "4"])
+@pytest.mark.parametrize(
+    ("model", "ranks", "kinds"),
+    [
+        (_mlp, 2, KINDS),
+        (_convolutional, 2, ("clip, no average", "s2-sam, moving average")),
+        (_dropout, 2, ("sam", "adamw")),
+        (_dropout, 4, OVER_RANKS),
+        (_convolutional, 4, ("plain",)),
+    ],
+    ids=["mlp-2", "convolutional-2", "dropout-2", "dropout-4", "convolutional-4"],
+    indirect=["model"],
+)
 def test_sharded_particles_equal_those_of_one_process(ranks, kinds, together, trained):
     seeds = SEEDS[: ranks // 2]
     with together.led(ranks, particles=1, sharded=True) as backend:
