@@ -43,7 +43,7 @@ def own_folder_and_few_figures(request, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     if "figures" not in request.node.name:
-        monkeypatch.setattr(tracking_reporter, "draw_run", draw_one)
+        monkeypatch.setattr("swamp.report.write.draw_run", draw_one)
 
 
 def test_a_tracker_receives_losses_rates_cycles_figures_the_model_and_the_end(recorded):
