@@ -19,7 +19,9 @@ def example(name: str) -> Any:
     return module
 
 
-@pytest.mark.slow_cases("lightning_trainer", "huggingface_trainer", "gan_own_loop", "distillation")
+@pytest.mark.slow_cases(
+    "lightning_trainer", "huggingface_trainer", "gan_own_loop", "distillation", "stable_baselines3_agent"
+)
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated")
 @pytest.mark.filterwarnings("ignore:.*the error barrier between particles")  # of the dense cycle

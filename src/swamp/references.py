@@ -15,7 +15,7 @@ from swamp.errors import SwampError
 
 PYTHON_PREFIX = "python:"
 """Beginning of the name, in config.json, of a model or task that a Python program passed as an object."""
-_OTHER_PREFIXES = ("hf:", "timm:", PYTHON_PREFIX)
+_OTHER_PREFIXES = ("hf:", "timm:", "ppo:", "dqn:", "sac:", PYTHON_PREFIX)
 
 
 def is_reference(name: str) -> bool:

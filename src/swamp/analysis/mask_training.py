@@ -16,7 +16,7 @@ from swamp.runs import read_mask, read_record, read_ticket
 from swamp.runs.checkpoints import RunStore
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory
-from swamp.runs.execute import executing, prepare
+from swamp.runs.execute import backend_for, executing, prepare
 from swamp.runs.read import TOLERANCE, read_weights, record_at
 from swamp.runs.run_progress import Reporter
 from swamp.training.average import State
@@ -183,7 +183,8 @@ def train_masks(job: MaskTraining, out: Path, reporter: Reporter, stop: Event) -
         store = RunStore(directory, reporter, stop, False, config.snapshot_seconds, chained=False)
         ticket = read_ticket(job.trainer.directory)
         task, plan, training = problem.task, config.plan, config.training
-        for cycle in train_on(masks, ticket, model, task, plan, training, backend=config.backend, store=store):
+        backend = config.backend if problem.agent is None else backend_for(config, problem, model)
+        for cycle in train_on(masks, ticket, model, task, plan, training, backend=backend, store=store):
             yield read_record(directory, cycle.index)
 
 

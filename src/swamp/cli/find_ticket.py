@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import tyro
 
-from swamp.algorithms.backend_choice import backend_of
 from swamp.analysis import search_rewind_step
 from swamp.analysis.rewind_search import InstabilityAnalysis, RewindSearchResult, RewindTrial, TrialLog
 from swamp.api.display import Display
@@ -23,7 +22,7 @@ from swamp.errors import Interrupted, SwampError
 from swamp.report.figures.loss_landscape import instability as instability_figure
 from swamp.runs.config import RunConfig
 from swamp.runs.directory import write_json
-from swamp.runs.execute import executing, prepare
+from swamp.runs.execute import backend_for, executing, prepare
 from swamp.runs.run_progress import TrainingStep
 from swamp.training.snapshot import Snapshot
 
@@ -115,7 +114,7 @@ def _instability(given: TicketArgs, progress: "_SearchProgress") -> InstabilityA
     problem, model = prepare(given.config)
     plan = given.config.plan
     task = problem.task.to(next(model.parameters()).device)
-    backend = backend_of(given.config.backend, model, task, plan)
+    backend = backend_for(given.config, problem, model)
     sparsity = 1 - plan.schedule().densities[-1] if given.at_sparsity is None else given.at_sparsity
     return InstabilityAnalysis(model, task, plan, given.config.training, backend, sparsity, progress=progress.training)
 

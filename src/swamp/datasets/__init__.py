@@ -6,10 +6,20 @@ from functools import partial
 
 from torch import nn
 
+from swamp.datasets.agents import (
+    agent_task,
+    dqn_on_asterix,
+    dqn_on_breakout,
+    dqn_on_lunarlander,
+    is_agent,
+    ppo_on_acrobot,
+    ppo_on_cartpole,
+)
 from swamp.datasets.arrays import csv_number, csv_table, npz, npz_number
 from swamp.datasets.bundled import digits, mnist1d, mnist1d_10k, mnist1d_shifted
 from swamp.datasets.bundled_tables import breast_cancer, diabetes, wine
 from swamp.datasets.cifar import cifar_10, cifar_100
+from swamp.datasets.cloning import cartpole_clone
 from swamp.datasets.fashion import fashion_mnist
 from swamp.datasets.images import image_folder, tiny_imagenet
 from swamp.datasets.problem import DataOptions, LabelOptions, Problem
@@ -78,6 +88,12 @@ TASKS: dict[str, TaskBuilder] = {
     "csv": csv_table,
     "csv-number": csv_number,
     **GLUE_TASKS,
+    "cartpole-ppo": ppo_on_cartpole,
+    "acrobot-ppo": ppo_on_acrobot,
+    "lunarlander-dqn": dqn_on_lunarlander,
+    "minatar-breakout-dqn": dqn_on_breakout,
+    "minatar-asterix-dqn": dqn_on_asterix,
+    "cartpole-cloning": cartpole_clone,
 }
 """Name -> builder; `swamp list tasks` prints the first line of its docstring."""
 
@@ -86,6 +102,8 @@ _FEW_LABELS = ("digits-few-labels", "fashion-few-labels", "cifar-10-few-labels")
 
 def task_named(name: str) -> TaskBuilder:
     """The builder of a task, from its name or a reference to a function. Raises SwampError with suggestions."""
+    if is_agent(name):
+        return partial(agent_task, name)
     if is_reference(name):
         return partial(referenced_problem, name)
     if name.startswith(PYTHON_PREFIX):

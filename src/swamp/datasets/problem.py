@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from swamp.datasets.environments import Agent
 from swamp.errors import SwampError
 from swamp.fields import check_fields
 from swamp.models.transformer import Tokens
@@ -110,6 +111,7 @@ class Problem:
         adapt: Adds to a new network what the task needs, such as cluster centres, and returns it. Raises SwampError for
             a network that does not fit the task.
         chosen: The classes of the data that `DataOptions.classes` names; empty: all.
+        agent: For reinforcement learning, what trains the model in place of batches of the task.
     """
 
     task: Task
@@ -119,6 +121,7 @@ class Problem:
     available: int = 0
     adapt: Callable[[nn.Module], nn.Module] | None = None
     chosen: tuple[int, ...] = ()
+    agent: Agent | None = None
 
 
 def split_index(count: int, options: DataOptions, seed: Seed) -> tuple[Tensor, Tensor | None]:

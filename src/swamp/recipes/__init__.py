@@ -28,6 +28,14 @@ from swamp.recipes.recipes import (
     movie_reviews_transformer,
     wine_mlp,
 )
+from swamp.recipes.reinforcement import (
+    acrobot_ppo,
+    cartpole_cloning,
+    cartpole_ppo,
+    lunarlander_dqn,
+    minatar_asterix_dqn,
+    minatar_breakout_dqn,
+)
 from swamp.recipes.studies import baselines, baselines_fashion_mnist, demo
 from swamp.recipes.tasks import for_task
 from swamp.runs.config import RunConfig
@@ -59,6 +67,12 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "movie-reviews-minilm": movie_reviews_minilm,
     "movie-reviews-transformer": movie_reviews_transformer,
     "movie-reviews-bytes": movie_reviews_bytes,
+    "cartpole-ppo": cartpole_ppo,
+    "acrobot-ppo": acrobot_ppo,
+    "lunarlander-dqn": lunarlander_dqn,
+    "minatar-breakout-dqn": minatar_breakout_dqn,
+    "minatar-asterix-dqn": minatar_asterix_dqn,
+    "cartpole-cloning": cartpole_cloning,
 }
 """Name -> recipe; `swamp list recipes` prints the first line of its docstring."""
 

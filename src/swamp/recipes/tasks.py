@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from swamp.datasets.agents import is_agent
 from swamp.recipes.recipes import (
     basic_motions_tcn,
     breast_cancer_mlp,
@@ -25,6 +26,14 @@ from swamp.recipes.recipes import (
     movie_reviews_minilm,
     movie_reviews_transformer,
     wine_mlp,
+)
+from swamp.recipes.reinforcement import (
+    acrobot_ppo,
+    cartpole_cloning,
+    cartpole_ppo,
+    lunarlander_dqn,
+    minatar_asterix_dqn,
+    minatar_breakout_dqn,
 )
 from swamp.references import is_reference
 from swamp.runs.config import RunConfig
@@ -66,6 +75,12 @@ _BY_TASK = {
     "csv-number": (RunConfig,),
     "movie-reviews-text": _TEXT_TO_CONTINUE,
     "text-folder-text": _TEXT_TO_CONTINUE,
+    "cartpole-ppo": (cartpole_ppo,),
+    "acrobot-ppo": (acrobot_ppo,),
+    "lunarlander-dqn": (lunarlander_dqn,),
+    "minatar-breakout-dqn": (minatar_breakout_dqn,),
+    "minatar-asterix-dqn": (minatar_asterix_dqn,),
+    "cartpole-cloning": (cartpole_cloning,),
 }
 """Task -> recipes whose model and training suit its data, the default first. Other tasks use `_TEXTS`."""
 
@@ -99,6 +114,8 @@ def for_task(task: str, model: str = "", base: RunConfig | None = None) -> RunCo
 
 
 def _recipe_for(task: str, model: str) -> RunConfig:
+    if is_agent(task):
+        return cartpole_ppo() if task.startswith("ppo:") else lunarlander_dqn()
     recipes = [build() for build in ((RunConfig,) if is_reference(task) else _BY_TASK.get(task, _TEXTS))]
     if model.startswith("hf:"):
         # Pretrained like minilm: small learning rate, no training before the ticket.

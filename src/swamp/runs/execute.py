@@ -123,7 +123,7 @@ def _run(directory: RunDirectory, config: RunConfig, reporter: Reporter, stop: E
             with executing(config), _advice(config, directory):
                 ranks = [] if coordinator is None else [str(member) for member in coordinator.members]
                 append_session(directory, config, ranks)
-                about = overview(config, problem.task, model, problem.available)
+                about = overview(config, problem.task, model, problem.available, problem.agent)
                 reporter.started(replace(about, text=f"{about.text}\n{taken.line(config.plan)}") if taken else about)
                 for cycle in _cycles(config, problem, model, store, coordinator, taken):
                     # Not the cycles themselves: their weights would fill the memory.
@@ -154,12 +154,30 @@ def _follow(config: RunConfig, directory: RunDirectory, coordinator: Coordinator
 
     def build(choice: Any) -> Backend:
         chosen = None if choice is None else Choice.from_json(choice)
-        return backend_of(config.backend, model, problem.task, config.plan, choice=chosen)
+        return backend_for(config, problem, model, choice=chosen)
 
     with executing(config):
         shard_backend = partial(_shard_backend, model, problem.task)
         follow(coordinator, directory.path, build, store.opened, shard_backend)
     return {}
+
+
+def backend_for(config: RunConfig, problem: Problem, model: nn.Module, **choice: Any) -> Backend:
+    """The backend of a configuration: of the problem's agent, or of this name; choice: see `backend_of`."""
+    if problem.agent is None:
+        return backend_of(config.backend, model, problem.task, config.plan, **choice)
+    if config.backend != "auto":
+        raise SwampError(f"an agent is trained one particle at a time, without the backend {config.backend}. Omit it.")
+    if config.device not in ("auto", "cpu"):
+        raise SwampError(f"an agent is trained on the CPU, and the device is {config.device}. Omit it.")
+    return _agents().agent_backend(model, problem.task, problem.agent, config.model, config.plan, config.training)
+
+
+def _agents() -> Any:
+    # Imported here: Stable-Baselines3 is an extra, and its import takes seconds.
+    from swamp.integrations import stable_baselines3
+
+    return stable_baselines3
 
 
 def _stop_of(config: RunConfig, coordinator: Coordinator) -> Event:
@@ -188,6 +206,8 @@ def prepare(config: RunConfig) -> tuple[Problem, nn.Module]:
 def initial_network(config: RunConfig, problem: Problem, seed: int) -> nn.Module:
     """The network with the initial weights of `seed`."""
     with isolated(Seed(seed).at("init")), _fitting(config.model):
+        if problem.agent is not None:  # trained on the CPU
+            return _agents().agent_networks(problem.agent, config.model)
         if config.model.startswith(timm.TIMM_PREFIX):
             network = timm.network(config.model, problem.classes)
         else:
@@ -286,7 +306,7 @@ def _cycles(
     """
     task, plan, training = problem.task, config.plan, config.training
     build_optimizer(model.parameters(), training)
-    backend = backend_of(config.backend, model, task, plan, choice=store.choice(), on_choice=store.keep_choice)
+    backend = backend_for(config, problem, model, choice=store.choice(), on_choice=store.keep_choice)
     if coordinator is not None and isinstance(store, RunStore):
         backend = Distributed(
             backend,

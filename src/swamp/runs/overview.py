@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from swamp.algorithms.registry import method_named
+from swamp.datasets.environments import Agent
 from swamp.masks import Mask
 from swamp.runs.config import RunConfig
 from swamp.training import Task
@@ -36,8 +37,10 @@ class Overview:
         return step if cycle is None else self.ticket_steps + sum(self.particle_steps[:cycle]) + step
 
 
-def overview(config: RunConfig, task: Task, model: nn.Module, available: int = 0) -> Overview:
-    """Describe the run of `config` with this task and initial network. available: see `Problem`."""
+def overview(
+    config: RunConfig, task: Task, model: nn.Module, available: int = 0, agent: Agent | None = None
+) -> Overview:
+    """Describe the run of `config` with this task and initial network. available, agent: see `Problem`."""
     plan, train, validation = config.plan, task.train, task.validation
     schedule = plan.schedule()
     prunable = Mask.ones(model, plan.scope).prunable
@@ -54,8 +57,11 @@ def overview(config: RunConfig, task: Task, model: nn.Module, available: int = 0
     chosen = ", as many as pay" if any(map(plan.adaptive, range(len(schedule)))) else ""
     fewest = [plan.first_wave(cycle) for cycle in range(len(schedule))]
     number = _range([*fewest, *schedule.particles])
+    data = f"{used} training examples{held_out}{test}"
+    if agent is not None:
+        data = f"{agent.algorithm} on {agent.env}, {len(train):,} steps of the environments per epoch"
     lines = (
-        f"task {config.task}: {used} training examples{held_out}{test}",
+        f"task {config.task}: {data}",
         f"model {config.model}: {parameters:,} parameters, {100 * prunable / parameters:.1f} % prunable",
         f"method {plan.method}: {len(schedule)} cycles to {100 * (1 - schedule.densities[-1]):.2f} % sparsity, "
         f"{number} particle{'s' if plan.most_particles > 1 else ''} per cycle{ensemble}{chosen}",

@@ -92,7 +92,7 @@ def check_examples(config: RunConfig, problem: Problem) -> None:
 def check_rank_count(config: RunConfig, problem: Problem, coordinator: Coordinator | None) -> None:
     """Raise SwampError if there are more ranks than particles times examples in a batch."""
     particles = most_particles(config)
-    rows = min(config.training.batch_size, len(problem.task.train))
+    rows = 1 if problem.agent else min(config.training.batch_size, len(problem.task.train))
     if coordinator is not None and coordinator.size > particles * rows:
         raise SwampError(
             f"{coordinator.size} ranks are too many for {particles} particles with {rows} examples per step. "
