@@ -150,7 +150,9 @@ def test_an_interrupted_transfer_goes_on_without_its_source(source, tmp_path):
     whole, config = tmp_path / "whole", moved(gone)
     done = go(config, whole)
     assert done["transfer"]["remade"] == ["output.weight (10, 16) -> (5, 16)", "output.bias (10,) -> (5,)"]
-    assert [cycle["cycle"] for cycle in done["cycles"]] == [0]
+    (cycle,) = done["cycles"]
+    # One training, and no ticket before it.
+    assert (cycle["cycle"], cycle["steps"]) == (0, cycle["particles"][0]["steps"])
     assert read_mask(open_run(whole)[0], 0)["hidden1.weight"].equal(read_mask(open_run(gone)[0], 2)["hidden1.weight"])
     stop, path = Event(), tmp_path / "run"
     with pytest.raises(Interrupted):
