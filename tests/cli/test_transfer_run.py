@@ -70,6 +70,7 @@ def test_keep_needs_a_source(tmp_path, capsys):
     assert "there is no source to keep it of" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_a_transfer_is_a_run_that_other_commands_read(source, tmp_path, capsys):
     runs = [tmp_path / keep for keep in ("weights", "mask")]
     for path in runs:
