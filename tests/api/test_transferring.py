@@ -60,6 +60,7 @@ def test_wrong_options_are_refused(pruned):
         moved(path, network(width=4))
 
 
+@pytest.mark.slow
 def test_a_run_from_python_is_transferred_by_a_command_that_names_its_model(pruned, tmp_path, monkeypatch, capsys):
     (tmp_path / "own.py").write_text(
         "from tests.api.conftest import examples, network\n"

@@ -162,6 +162,7 @@ def test_an_interrupted_transfer_goes_on_without_its_source(source, tmp_path):
     assert_same_outcome(whole, path)
 
 
+@pytest.mark.slow
 def test_what_a_killed_start_did_not_copy_is_taken_from_the_source_again(source, tmp_path):
     path, stop = tmp_path / "run", Event()
     own = shutil.copytree(source, tmp_path / "source")
