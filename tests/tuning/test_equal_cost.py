@@ -6,8 +6,9 @@ import pytest
 
 from swamp.errors import SwampError
 from swamp.recipes import configuration
+from swamp.runs.budget import cost_of
 from swamp.runs.study import with_fields
-from swamp.tuning.equal_cost import COST_TOLERANCE, at_equal_cost, training_cost
+from swamp.tuning.equal_cost import COST_TOLERANCE, at_equal_cost
 
 from .tunings import tiny_tuning
 
@@ -16,12 +17,12 @@ BASE = configuration("mnist1d-mlp")
 
 def test_the_cost_is_the_epochs_of_all_particles_and_of_the_ticket():
     # 0.4 of the rest in each of six prunings: seven cycles of four particles of 20 epochs, after 2 for the ticket.
-    assert training_cost(BASE) == 7 * 4 * 20 + 2
-    assert training_cost(with_fields(BASE, {"plan.method": "imp"})) == 7 * 20 + 2
-    assert training_cost(with_fields(BASE, {"plan.method": "imp-ensemble"})) == 4 * (7 * 20 + 2)
-    assert training_cost(with_fields(BASE, {"plan.method": "imp-long"})) == 7 * 4 * 20 + 2
-    assert training_cost(with_fields(BASE, {"plan.method": "imp-sam"})) == 2 * 7 * 20 + 2
-    assert training_cost(with_fields(BASE, {"plan.method": "random"})) == 20
+    assert cost_of(BASE) == 7 * 4 * 20 + 2
+    assert cost_of(with_fields(BASE, {"plan.method": "imp"})) == 7 * 20 + 2
+    assert cost_of(with_fields(BASE, {"plan.method": "imp-ensemble"})) == 4 * (7 * 20 + 2)
+    assert cost_of(with_fields(BASE, {"plan.method": "imp-long"})) == 7 * 4 * 20 + 2
+    assert cost_of(with_fields(BASE, {"plan.method": "imp-sam"})) == 2 * 7 * 20 + 2
+    assert cost_of(with_fields(BASE, {"plan.method": "random"})) == 20
 
 
 @pytest.mark.parametrize(
@@ -37,27 +38,27 @@ def test_the_cost_is_the_epochs_of_all_particles_and_of_the_ticket():
     ],
 )
 def test_what_costs_more_trains_for_fewer_epochs(changes, epochs):
-    found = at_equal_cost(with_fields(BASE, changes), training_cost(BASE))
+    found = at_equal_cost(with_fields(BASE, changes), cost_of(BASE))
     assert found.training.epochs == epochs
-    assert abs(training_cost(found) / training_cost(BASE) - 1) <= COST_TOLERANCE
+    assert abs(cost_of(found) / cost_of(BASE) - 1) <= COST_TOLERANCE
 
 
 def test_a_cost_that_whole_epochs_do_not_reach_is_refused():
     config = configuration("digits-mlp")
     three = with_fields(config, {"plan.particles": 3})
     with pytest.raises(SwampError, match="with 3 epochs, the nearest whole number, it would cost 12 % more"):
-        at_equal_cost(three, training_cost(config))
+        at_equal_cost(three, cost_of(config))
     with pytest.raises(SwampError, match="with 1 epoch, "):
-        at_equal_cost(with_fields(config, {"plan.particles": 32}), training_cost(config))
+        at_equal_cost(with_fields(config, {"plan.particles": 32}), cost_of(config))
 
 
 def test_a_trial_trains_at_the_cost_of_the_recipe_and_its_best_configuration_too():
     tuning = tiny_tuning("particles=1,2,4")
-    cost = training_cost(tuning.base)
+    cost = cost_of(tuning.base)
     for particles, epochs in ((1, 8), (2, 4), (4, 2)):
         for config in (tuning.trial("swamp", {"particles": particles}), tuning.best("swamp", {"particles": particles})):
             assert (config.plan.particles, config.training.epochs) == ((particles,), epochs)
-            assert training_cost(config) == cost
+            assert cost_of(config) == cost
 
 
 def test_a_choice_off_the_budget_is_refused_before_any_work():

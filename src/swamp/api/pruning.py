@@ -23,6 +23,7 @@ from swamp.fields import changed_fields
 from swamp.masks import Mask
 from swamp.masks.schedule import Count
 from swamp.references import PYTHON_PREFIX
+from swamp.runs.budget import allot
 from swamp.runs.execute import prepare
 from swamp.runs.overview import Overview, overview
 from swamp.runs.read import open_run, read_cycle, read_origin
@@ -46,8 +47,9 @@ def prune(
     *,
     sparsity: float = 0.95,
     particles: Count | Sequence[Count] = 4,
-    method: str = "swamp",
+    method: str | None = None,
     training: Training | None = None,
+    budget: float | None = None,
     backend: Backend | str | None = None,
     out: Path | str | None = None,
     progress: bool = False,
@@ -63,8 +65,11 @@ def prune(
         sparsity: Fraction of the prunable weights to remove, in [0, 1).
         particles: Particles N a cycle; a sequence gives one number per cycle, the last one repeats. "auto": as many as
             are worth their cost, which needs validation data.
-        method: Name of the method: "swamp", "imp", "lrr" ...; `swamp list methods` has all.
+        method: Name of the method: "swamp", "imp", "lrr" ...; `swamp list methods` has all (default: "swamp"; with a
+            budget, the one that makes the most of it).
         training: How each particle is trained (default: `Training()`).
+        budget: Cost of the whole call in dense trainings of `training.epochs` epochs, 2 or more. Numbers of cycles,
+            particles and epochs follow from it, without those that are given.
         backend: What trains the particles: a backend, or its name, e.g. "threads" (default: the fastest by timing).
         out: Run directory, as `swamp run` makes it. After Ctrl-C, or a killed process, the same call continues and
             gives the same bits; `swamp compare` and `swamp report` read it (default: nothing is kept on disk).
@@ -98,9 +103,13 @@ def prune(
         Choi et al., "Sparse Weight Averaging with Multiple Particles for Iterative Magnitude Pruning", ICLR 2024.
     """
     counts = (particles,) if isinstance(particles, str) or not isinstance(particles, Iterable) else tuple(particles)
-    plan = Plan(method=method, sparsity=sparsity, particles=cast(Any, counts), **cast(Any, options))
+    plan = Plan(method=method or "swamp", sparsity=sparsity, particles=cast(Any, counts), **cast(Any, options))
     how = training or Training()
-    if notes := refuse_unused(plan, how, _given(options, plan.particles, how)):
+    given = _given(options, plan.particles, how)
+    if budget is not None:
+        allotted = allot(plan, how, budget, given if method is None else [*given, "method"])
+        plan, how = allotted.plan, allotted.training
+    if notes := refuse_unused(plan, how, given):
         warnings.warn(" ".join(notes), stacklevel=3)
     record: list[Cycle] = []
     for cycle in cycles(model, task, plan, how, backend=backend, out=out, progress=progress, track=track):

@@ -132,7 +132,7 @@ class Autotune:
     def _timed(self, request: TrainRequest, steps: int) -> tuple[Choice, Backend]:
         model, task, _ = self.parts
         backends: dict[str, Backend] = {"sequential": self.sequential}
-        times = {"sequential": _seconds_a_step(self.sequential, request, 1)}
+        times = {"sequential": seconds_a_step(self.sequential, request, 1)}
         total = steps * times["sequential"]
         if total < FEW_SECONDS:
             why = f"all of the training takes about {total:.1f} s, too little to time other backends for."
@@ -145,7 +145,7 @@ class Autotune:
                 left_out.append(f"no threads: {reason}")
             elif cores() > 1:
                 backends["threads"] = Threads(*self.parts)
-                times["threads"] = _seconds_a_step(backends["threads"], request, cores())
+                times["threads"] = seconds_a_step(backends["threads"], request, cores())
         reason = _slow_stack_reason(model, total) if on_cpu else None
         vmapped = Vmapped(*self.parts)
         if reason is None:
@@ -157,7 +157,7 @@ class Autotune:
                 stacks["multi-stream"] = MultiStream(*self.parts)
             backends.update(stacks)
             count = len(request.seeds)
-            times.update((name, _seconds_a_step(backend, request, count)) for name, backend in stacks.items())
+            times.update((name, seconds_a_step(backend, request, count)) for name, backend in stacks.items())
         else:
             left_out.append(f"not stacked: {reason}")
         best = min(times, key=lambda name: times[name])
@@ -183,7 +183,7 @@ def _explained(best: str, times: Mapping[str, float], left_out: Sequence[str]) -
     return Choice(best, " ".join([f"{why} (a step of a particle: {tried}).", *left_out]), milliseconds)
 
 
-def _seconds_a_step(backend: Backend, request: TrainRequest, most: int) -> float:
+def seconds_a_step(backend: Backend, request: TrainRequest, most: int) -> float:
     """Time of one step of one particle if the first `most` particles are trained at once. They are trained briefly."""
     seeds = request.seeds[:most]
     stopwatch = _Stopwatch(len(seeds))

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ from swamp.errors import SwampError
 from swamp.fields import with_option_names
 from swamp.recipes import configuration
 from swamp.recipes.tasks import for_task
+from swamp.runs.budget import allot, dense_trainings, seconds_of_dense_training
 from swamp.runs.config import RunConfig, changed_options
 from swamp.runs.execute import resume, start
 from swamp.runs.read import open_run
@@ -34,11 +35,15 @@ class RunArgs:
       swamp run RECIPE --method imp --seed 3    another recipe (see swamp list recipes), with changes
       swamp run --task digits                   a task, with a model and training settings that suit it
       swamp run --config runs/x/config.json     the configuration of an earlier run
+      swamp run RECIPE --budget 12              at the cost of twelve dense trainings, or --budget 30min
 
     The defaults below are those of the given recipe, task or configuration.
     """
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    budget: str = ""
+    """Cost of the whole run, in dense trainings of --epochs epochs, such as 12, or in time, such as 30min, measured
+    before it starts. The numbers of cycles, particles and epochs follow, without those that you give."""
     out: Path | None = None
     """Run directory (default: runs/NAME; the name is made from the settings)."""
     json: bool = False
@@ -51,7 +56,7 @@ RUN_HELP = {
     "Recipe, task and model": ("recipe", "task", "model", "examples"),
     "Pruning": ("method", "sparsity", "particles", "cycles", "prune_fraction", "ticket_epochs", "structure"),
     "Training of each particle": ("epochs", "batch_size", "lr", "optimizer"),
-    "Run": ("seed", "device", "backend", "out", "track", "json", "quiet"),
+    "Run": ("budget", "seed", "device", "backend", "out", "track", "json", "quiet"),
 }
 """Options of `swamp run --help`."""
 
@@ -72,18 +77,29 @@ def run_command(arguments: Sequence[str]) -> None:
     """swamp run [RECIPE] [options]."""
     default, rest = recipe_or_config(_joined(arguments, "--track"))
     given = parse(RunArgs, "swamp run", rest, RunArgs(default), RUN_HELP)
-    path = given.out or Path("runs") / given.config.name()
-    run_configured(default, given.config, path, as_json=given.json, quiet=given.quiet)
+    config, allotted = given.config, None
+    options = changed_options(default, config)
+    if given.budget:
+        budget = dense_trainings(given.budget, lambda: seconds_of_dense_training(config))
+        allotted = allot(config.plan, config.training, budget, options)
+        config = replace(config, plan=allotted.plan, training=allotted.training)
+        (Err if given.json else Out).print(f"budget: {allotted.sentence}", soft_wrap=True, highlight=False)
+    path = given.out or Path("runs") / config.name()
+    done = run_configured(default, config, path, as_json=given.json, quiet=given.quiet)
+    if allotted is not None and done and not given.json:
+        twice = allot(given.config.plan, given.config.training, 2 * allotted.budget, options)
+        Out.print(f"With twice the budget: {twice.sentence}", soft_wrap=True, highlight=False)
 
 
-def run_configured(default: RunConfig, config: RunConfig, path: Path, *, as_json: bool, quiet: bool) -> None:
-    """Run `config`, which options changed from `default`, in a new directory, and print its summary."""
+def run_configured(default: RunConfig, config: RunConfig, path: Path, *, as_json: bool, quiet: bool) -> dict[str, Any]:
+    """Run `config`, which options changed from `default`, in a new directory; print its summary, and return it."""
     for note in refuse_unused(config.plan, config.training, changed_options(default, config)):
         print_labelled(Err, "warning:", "yellow", with_option_names(note))
     chosen_trackers(config.track)  # raises before anything is shown
     with _progress(as_json, quiet) as (shown, stop), tracked(shown, config, path) as reporter:
         done = start(config, path, reporter, stop)
     _print_done(done, as_json)
+    return done
 
 
 def resume_command(arguments: Sequence[str]) -> None:

@@ -64,7 +64,7 @@ def overview(
         f"task {config.task}: {data}",
         f"model {config.model}: {parameters:,} parameters, {100 * prunable / parameters:.1f} % prunable",
         f"method {plan.method}: {len(schedule)} cycles to {100 * (1 - schedule.densities[-1]):.2f} % sparsity, "
-        f"{number} particle{'s' if plan.most_particles > 1 else ''} per cycle{ensemble}{chosen}",
+        f"{number} particle{'s' if number != '1' else ''} per cycle{ensemble}{chosen}",
         f"training: {config.training.optimizer}, lr {config.training.lr:g}, {_range(epochs)} epochs per particle, "
         f"{'at least ' if chosen else ''}{sum(cycle_steps) + ticket_steps:,} steps in all",
     )

@@ -19,6 +19,7 @@ from swamp.algorithms import Plan
 from swamp.algorithms.registry import method_named
 from swamp.errors import CorruptFile, Interrupted, RunLocked, SwampError, as_swamp_error, shortened
 from swamp.files import make_folder, one_at_a_time, remove_unfinished, sign
+from swamp.runs.budget import total_epochs
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, add_checksum, read_json, verify_checksum, write_json
 from swamp.runs.execute import resume, start
@@ -256,12 +257,6 @@ def _exclusively(handle: int) -> bool:
 def _cycle_epochs(plan: Plan, epochs: int) -> list[tuple[int, float]]:
     """(particles, epochs of all of them together) of every cycle. epochs: those of `Training`."""
     return [(count, plan.cycle_epochs(cycle, epochs)) for cycle, count in enumerate(plan.schedule().particles)]
-
-
-def total_epochs(plan: Plan, epochs: int) -> float:
-    """Epochs of all particles of a run, without the ticket's. epochs: those of `Training`."""
-    members = plan.most_particles if method_named(plan.method).ensemble else 1
-    return members * sum(each for _, each in _cycle_epochs(plan, epochs))
 
 
 def _epochs_done(run: RunDirectory, config: RunConfig) -> float:

@@ -191,11 +191,13 @@ def _number(given: Any, kind: Any, where: str) -> int | float:
 
 
 def _kind(field: str) -> Any:
-    """Type of the values of a field; of its items for a list of numbers."""
+    """Type of the values of a field; of its items for a list of numbers, which may also be auto."""
     kind: Any = RunConfig
     for part in field.split("."):
         kind = get_type_hints(kind)[part]
-    return kind if get_origin(kind) is Literal or kind in (bool, int, float, str) else get_args(kind)[0]
+    while get_origin(kind) is not Literal and kind not in (bool, int, float, str):
+        kind = get_args(kind)[0]
+    return kind
 
 
 def _values_of(kind: Any) -> str:
@@ -218,7 +220,8 @@ _FIXED = {
     r"plan[.]seed": "a seed is luck and not a setting; tune again with another --seed to see how much luck there is",
     r"plan[.]method": "each method is tuned by itself: --methods imp swamp",
     r"plan[.](sparsity|densities|structure|include|exclude|prune_output_layer)": _SAME_SPARSITY,
-    r"training[.]epochs|plan[.]retrain_epochs": "all trials have equal cost, from which epochs follow; "
+    r"plan[.](max_particles|wave|least_gain)": "it acts with particles auto, which costs what it finds",
+    r"training[.]epochs|plan[.](retrain_epochs|last_epochs)": "all trials have equal cost, from which epochs follow; "
     "search particles, prune-fraction or cycles",
     r"plan[.](on_divergence|barrier_points|barrier_threshold|evaluation_examples)": "it does not change a training",
     r"[a-z_]+": "it does not change the result",

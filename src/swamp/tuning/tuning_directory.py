@@ -12,11 +12,12 @@ from typing import Any, Literal, cast, get_args
 from swamp.algorithms.unused import unused_options
 from swamp.errors import CorruptFile, SwampError, shortened, unknown
 from swamp.files import make_folder, one_at_a_time, remove_unfinished
+from swamp.runs.budget import cost_of
 from swamp.runs.config import RunConfig
 from swamp.runs.directory import add_checksum, read_json, verify_checksum, write_json
 from swamp.runs.study import with_fields
 from swamp.runs.study_queue import StudyDirectory
-from swamp.tuning.equal_cost import at_equal_cost, training_cost
+from swamp.tuning.equal_cost import at_equal_cost
 from swamp.tuning.search_space import OptionValue, SearchRange
 
 EarlyStopping = Literal["halving", "hyperband", "none"]
@@ -65,7 +66,7 @@ class TuningPlan:
         """The configuration of a trial, as `swamp run --config` takes it: with test data and all records."""
         base = self.base_of(method)
         fields = {one.field: settings[one.option] for one in self.ranges_of(method)}
-        found = at_equal_cost(with_fields(base, fields), training_cost(base))
+        found = at_equal_cost(with_fields(base, fields), cost_of(base))
         found.plan.spec.training(found.training)  # raises for SWA without a tail
         return found
 
@@ -178,7 +179,7 @@ def _check_range(tuning: TuningPlan, method: str, one: SearchRange) -> None:
     errors: list[SwampError] = []
     for value in values:
         try:
-            at_equal_cost(with_fields(base, {one.field: value}), training_cost(base))
+            at_equal_cost(with_fields(base, {one.field: value}), cost_of(base))
         except SwampError as error:
             errors.append(SwampError(f"--search '{one}': {method} with {one.option} {value}: {error}"))
     if errors and (one.choices or len(errors) == len(values)):

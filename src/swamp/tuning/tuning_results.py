@@ -12,8 +12,8 @@ from swamp.files import write_atomic
 from swamp.report.figure_description import Figure
 from swamp.report.figures.search_history import SearchedOption, TriedSetting, search_figure
 from swamp.report.statistics import ReportMetric
+from swamp.runs.budget import cost_of
 from swamp.runs.directory import write_json
-from swamp.tuning.equal_cost import training_cost
 from swamp.tuning.optuna_studies import TrialRecord, TuningStudy
 from swamp.tuning.search_space import OptionValue
 from swamp.tuning.tuning_directory import TuningDirectory, TuningPlan, trial_name
@@ -103,7 +103,7 @@ def result_json(directory: TuningDirectory, result: MethodResult) -> dict[str, A
             "config": str(directory.best_config(result.method)),
             "run": str(directory.runs_of(result.method).run(trial_name(result.best.number)).path),
         }
-    cost = training_cost(directory.tuning.base_of(result.method))
+    cost = cost_of(directory.tuning.base_of(result.method))
     return {"trials": len(result.trials), **result.counts, "cost": cost, "best": best, "importance": result.importance}
 
 
@@ -116,7 +116,7 @@ def _table(tuning: TuningPlan, results: Sequence[MethodResult]) -> str:
         for one in result.trials:
             config = tuning.trial(result.method, one.settings) if one.settings else None
             settings: list[OptionValue] = [one.settings.get(option, "") for option in options]
-            cost = ["", ""] if config is None else [config.training.epochs, training_cost(config)]
+            cost = ["", ""] if config is None else [config.training.epochs, cost_of(config)]
             value = "" if one.value is None else one.value
             reached = max(one.cycles, default=0)
             row = [result.method, one.number, one.state, value, *settings, *cost, reached, one.seconds, one.why]
