@@ -53,7 +53,7 @@ def _row(recipe: str, budget: float, seeds: int, out: Path) -> str:
         try:
             fixed = allot(replace(base.plan, method=method, particles=particles), base.training, budget, KEPT)
         except SwampError:
-            cells.append("too long")
+            cells.append("–")
             continue
         folder = name.replace(", N = ", "-").replace(", ", "-").replace(" ", "-")
         found = [_accuracy(_config(base, fixed, seed), out / f"{folder}-{seed}") for seed in range(seeds)]

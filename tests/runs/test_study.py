@@ -68,11 +68,11 @@ def test_several_grids_make_one_study_and_a_pattern_names_their_runs(tmp_path):
         seed = [0, 1]
         [[grid]]
         method = "swamp"
-        particles = [2, [2, 4]]
+        particles = [2, [2, 4], "auto"]
         seed = 0
         """,
     )
-    assert list(runs) == ["imp-1-0", "imp-1-1", "swamp-2-0", "swamp-2,4-0"]
+    assert list(runs) == ["imp-1-0", "imp-1-1", "swamp-2-0", "swamp-2,4-0", "swamp-auto-0"]
     assert runs["swamp-2,4-0"].plan.particles == (2, 4)
 
 

@@ -76,19 +76,16 @@ TICKET_HELP = {
 """Options of `swamp ticket --help`."""
 
 
+_UNCONFIRMED = "with other batch orders, it is unstable at this step or stable at a quarter of it"
+
+
 def ticket_command(arguments: Sequence[str]) -> None:
     """swamp ticket [RECIPE] [options]."""
     default, rest = recipe_or_config(arguments)
     given = parse(TicketArgs, "swamp ticket", rest, TicketArgs(default), TICKET_HELP)
     if given.out is not None and given.out.exists():
         raise SwampError(f"{given.out} already exists. Choose another --out, or delete it.")
-    stop, console = Event(), Err if given.json else Out
-    with stoppable(stop, console), executing(given.config), ExitStack() as shown:
-        display = Display(console, lambda at, active: at.what, ("trials", "trainings"))
-        progress = _SearchProgress(None if given.quiet else shown.enter_context(display), stop)
-        instability = _instability(given, progress)
-        trials = _trials(given, instability)
-        found = _search(given, instability, trials, progress)
+    instability, trials, found = _searched(given)
     # Imported here, because matplotlib takes a second.
     from swamp.report.matplotlib_renderer import draw
 
@@ -99,14 +96,50 @@ def ticket_command(arguments: Sequence[str]) -> None:
         write_json(given.out, _with_ticket(given.config, found.steps / instability.per_epoch).to_json())
     if given.json:
         print_json(done)
-    if found.steps is None:
-        raise SwampError(
-            f"no ticket up to step {found.trials[0].steps} ({done['trials'][0]['epochs']:.3g} epochs) is stable at "
-            f"sparsity {instability.sparsity:.4g}. Try later tickets (--latest-epochs), a higher sparsity "
-            "(--at-sparsity), or a lower learning rate or longer warm-up (--lr, --warmup)."
-        )
+    steps = _stable_step(instability, found)
     if not given.json:
-        _print(given, instability, found, found.steps, picture)
+        _print(given, instability, found, steps, picture)
+
+
+def with_stable_ticket(config: RunConfig, *, as_json: bool, quiet: bool) -> RunConfig:
+    """The configuration with the earliest stable ticket at the sparsity of its first pruned cycle; prints it.
+
+    All later cycles are sparser, and would be stable with an earlier one. The trials are stored as those of
+    `swamp ticket`, so that an interrupted search goes on. Raises SwampError if no ticket is stable.
+    """
+    densities = config.plan.schedule().densities
+    sparsity = 1 - densities[min(1, len(densities) - 1)]
+    # The latest possible ticket is tried first, as the first cycles need a late one.
+    latest = float(config.training.epochs) - (config.training.lr_after_rewind == "advance")
+    given = TicketArgs(config, at_sparsity=sparsity, latest_epochs=latest, json=as_json, quiet=quiet)
+    instability, _, found = _searched(given)
+    epochs = _stable_step(instability, found) / instability.per_epoch
+    sure = "" if found.confirmed else f" (not confirmed: {_UNCONFIRMED})"
+    (Err if as_json else Out).print(f"ticket: after {epochs:.6g} epochs{sure}", soft_wrap=True, highlight=False)
+    return _with_ticket(config, epochs)
+
+
+def _searched(given: TicketArgs) -> tuple[InstabilityAnalysis, TrialLog, RewindSearchResult]:
+    """Search with its progress on the terminal; it stops at a signal."""
+    stop, console = Event(), Err if given.json else Out
+    with stoppable(stop, console), executing(given.config), ExitStack() as shown:
+        display = Display(console, lambda at, active: at.what, ("trials", "trainings"))
+        progress = _SearchProgress(None if given.quiet else shown.enter_context(display), stop)
+        instability = _instability(given, progress)
+        trials = _trials(given, instability)
+        return instability, trials, _search(given, instability, trials, progress)
+
+
+def _stable_step(instability: InstabilityAnalysis, found: RewindSearchResult) -> int:
+    """The step that was found. Raises SwampError if there is none."""
+    if found.steps is None:
+        last = found.trials[0].steps
+        raise SwampError(
+            f"no ticket up to step {last} ({last / instability.per_epoch:.3g} epochs) is stable at "
+            f"sparsity {instability.sparsity:.4g}. Try a lower learning rate or longer warm-up (--lr, --warmup), or, "
+            "with swamp ticket, later tickets (--latest-epochs) or a higher sparsity (--at-sparsity)."
+        )
+    return found.steps
 
 
 def _instability(given: TicketArgs, progress: "_SearchProgress") -> InstabilityAnalysis:
@@ -185,8 +218,8 @@ def _print(
     Out.print(f"figure of barrier against step: {picture}", soft_wrap=True)
     if not found.confirmed:
         Out.print(
-            "not confirmed: with other batch orders, it is unstable at this step or stable at a quarter of it. The "
-            "limit of stability is not sharp here; use a later ticket, or try another --seed.",
+            f"not confirmed: {_UNCONFIRMED}. The limit of stability is not sharp here; use a later ticket, or try "
+            "another --seed.",
             soft_wrap=True,
         )
     if given.out is not None:

@@ -1,11 +1,11 @@
 """swamp run and swamp resume."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -41,6 +41,9 @@ class RunArgs:
     """
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    ticket: Literal["given", "auto"] = "given"
+    """given: the ticket is taken after --ticket-epochs. auto: after the fewest steps at which copies stay connected at
+    the sparsity of the first pruned cycle, which is searched first, at the cost of a few trainings: swamp ticket."""
     budget: str = ""
     """Cost of the whole run, in dense trainings of --epochs epochs, such as 12, or in time, such as 30min, measured
     before it starts. The numbers of cycles, particles and epochs follow, without those that you give."""
@@ -54,7 +57,7 @@ class RunArgs:
 
 RUN_HELP = {
     "Recipe, task and model": ("recipe", "task", "model", "examples"),
-    "Pruning": ("method", "sparsity", "particles", "cycles", "prune_fraction", "ticket_epochs", "structure"),
+    "Pruning": ("method", "sparsity", "particles", "cycles", "prune_fraction", "ticket_epochs", "ticket", "structure"),
     "Training of each particle": ("epochs", "batch_size", "lr", "optimizer"),
     "Run": ("budget", "seed", "device", "backend", "out", "track", "json", "quiet"),
 }
@@ -79,6 +82,8 @@ def run_command(arguments: Sequence[str]) -> None:
     given = parse(RunArgs, "swamp run", rest, RunArgs(default), RUN_HELP)
     config, allotted = given.config, None
     options = changed_options(default, config)
+    if given.ticket == "auto":
+        config = _with_stable_ticket(given, options)
     if given.budget:
         budget = dense_trainings(given.budget, lambda: seconds_of_dense_training(config))
         allotted = allot(config.plan, config.training, budget, options)
@@ -89,6 +94,15 @@ def run_command(arguments: Sequence[str]) -> None:
     if allotted is not None and done and not given.json:
         twice = allot(given.config.plan, given.config.training, 2 * allotted.budget, options)
         Out.print(f"With twice the budget: {twice.sentence}", soft_wrap=True, highlight=False)
+
+
+def _with_stable_ticket(given: RunArgs, options: Collection[str]) -> RunConfig:
+    # Only here: it imports the analyses.
+    from swamp.cli.find_ticket import with_stable_ticket
+
+    if "ticket_epochs" in options:
+        raise SwampError("--ticket auto finds --ticket-epochs. Leave one of them out.")
+    return with_stable_ticket(given.config, as_json=given.json, quiet=given.quiet)
 
 
 def run_configured(default: RunConfig, config: RunConfig, path: Path, *, as_json: bool, quiet: bool) -> dict[str, Any]:
