@@ -1,4 +1,4 @@
-"""Train the particles of a cycle in waves, until the next wave is not worth its cost (`--particles auto`).
+"""Train the particles of a cycle in waves, until the next wave is not worth its cost (particles="auto").
 
 Near the mean of the particles the loss is quadratic, so that the mean of n independent particles has a loss of
 L(n) = L(1) - 2 (L(1) - L(2)) (1 - 1/n): single particles and pairs tell what the next wave gains, before it is trained

@@ -2,7 +2,7 @@
 
 The cost counts passes over the training data, of all particles, trunks, members and of the ticket: what a machine with
 dense kernels computes, known before the run. docs/explanation/adaptive.md has the measurements behind the rule: more
-cycles and longer trainings alike, and several particles only where each training is long.
+cycles and longer trainings alike, of one particle unless a method or number is asked for.
 """
 
 import re
@@ -21,12 +21,10 @@ from swamp.runs.config import RunConfig
 from swamp.runs.execute import executing, prepare
 from swamp.training import Seed, Training
 
-TOLERANCE = 0.03
+BUDGET_TOLERANCE = 0.03
 """Largest deviation of the cost from the budget, as a fraction: epochs are whole numbers."""
 _SINGLE, _SEVERAL = "lrr", "swamp-late-carry"
-"""Methods of a budget, where none was asked for: one particle, or several."""
-_LONG = 8.0
-"""Dense trainings per cycle from which several particles are trained: by then, longer training gains little."""
+"""Methods of a budget, where none was asked for; several particles only if their number was."""
 _MOST_PARTICLES = 8
 _SECONDS = {"s": 1, "sec": 1, "min": 60, "h": 3600, "d": 86400}
 
@@ -146,11 +144,11 @@ def allot(plan: Plan, training: Training, budget: float, given: Collection[str] 
     dense, total = training.epochs, budget * training.epochs
     for candidate in _candidates(plan, budget, given):
         found = _filled(candidate, training, total)
-        if found is not None and abs(training_cost(*found) / total - 1) <= TOLERANCE:
+        if found is not None and abs(training_cost(*found) / total - 1) <= BUDGET_TOLERANCE:
             return Allotment(*found, budget, dense)
     raise SwampError(
         f"a budget of {budget:g} dense trainings of {dense} epochs cannot be divided into whole epochs within "
-        f"{100 * TOLERANCE:.0f} %. Take a larger budget, or more epochs per training (--epochs)."
+        f"{100 * BUDGET_TOLERANCE:.0f} %. Take a larger budget, or more epochs per training (--epochs)."
     )
 
 
@@ -168,7 +166,7 @@ def _candidates(plan: Plan, budget: float, given: Collection[str]) -> Iterator[P
 def _with_particles(plan: Plan, share: float, given: Collection[str]) -> Plan:
     """The plan with a method and a number of particles. share: dense trainings that a cycle may cost."""
     if "method" not in given and not plan.spec.independent:
-        several = plan.most_particles > 1 if "particles" in given else share >= _LONG
+        several = "particles" in given and plan.most_particles > 1
         plan = replace(plan, method=_SEVERAL if several else _SINGLE)
     if "particles" in given or not plan.spec.multi_particle:
         return plan
