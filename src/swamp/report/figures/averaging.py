@@ -83,11 +83,13 @@ def wave_figures(data: ReportData) -> list[Figure]:
 
     trained = data.trend(counts("trained"), "trained")
     kept = data.trend(counts("kept"), "averaged", style="dashed")
+    most = max((wave["trained"] for run in data.runs for cycle in run.run.cycles for wave in _waves(cycle)), default=0)
+    numbers = Axis("particles", limits=(0, most + 0.5), ticks=tuple((n, str(n)) for n in range(most + 1)))
     return figures_of(
         "Numbers of particles that were chosen",
         "After each wave of particles, the loss on validation data of single particles and of means of two says what "
         "another wave would save. Particles beyond the dashed curve raised the loss of the mean and were left out.",
-        panels_of("", data.axis, Axis("particles"), [*trained, *kept]),
+        panels_of("", data.axis, numbers, [*trained, *kept]),
         [_decisions(run) for run in data.runs if any(map(_waves, run.run.cycles))],
     )
 
