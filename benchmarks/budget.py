@@ -6,18 +6,15 @@ Each fixed method has the cycles of the recipe and the epochs that the budget le
 """
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
 
+from finished import test_accuracy
 from swamp.errors import SwampError
 from swamp.recipes import configuration
 from swamp.report.statistics import interval
 from swamp.runs.budget import Allotment, allot
 from swamp.runs.config import RunConfig
-from swamp.runs.execute import resume, start
-from swamp.runs.run_progress import Reporter
 
 FIXED = {
     "swamp, N = 4": ("swamp", (4,)),
@@ -47,7 +44,7 @@ def main() -> None:
 def _row(recipe: str, budget: float, seeds: int, out: Path) -> str:
     base = configuration(recipe, "", "")
     chosen = allot(base.plan, base.training, budget)
-    own = [_accuracy(_config(base, chosen, seed), out / f"budget-{seed}") for seed in range(seeds)]
+    own = [test_accuracy(_config(base, chosen, seed), out / f"budget-{seed}") for seed in range(seeds)]
     cells = [f"**{_mean(own)}** ({chosen.sentence.partition(':')[0]})"]
     for name, (method, particles) in FIXED.items():
         try:
@@ -56,7 +53,7 @@ def _row(recipe: str, budget: float, seeds: int, out: Path) -> str:
             cells.append("–")
             continue
         folder = name.replace(", N = ", "-").replace(", ", "-").replace(" ", "-")
-        found = [_accuracy(_config(base, fixed, seed), out / f"{folder}-{seed}") for seed in range(seeds)]
+        found = [test_accuracy(_config(base, fixed, seed), out / f"{folder}-{seed}") for seed in range(seeds)]
         mean, half = interval([one - other for one, other in zip(found, own, strict=True)])
         cells.append(f"{_mean(found)} ({mean:+.1f} ±{half:.1f})")
     return f"| {budget:g} | " + " | ".join(cells) + " |"
@@ -69,16 +66,6 @@ def _mean(values: list[float]) -> str:
 def _config(base: RunConfig, found: Allotment, seed: int) -> RunConfig:
     plan = replace(found.plan, seed=seed)
     return replace(base, plan=plan, training=found.training, keep_checkpoints="means", backend="sequential")
-
-
-def _accuracy(config: RunConfig, path: Path) -> float:
-    """Test accuracy of the run, in %, which is made unless it is there."""
-    if not (path / "summary.json").exists():
-        if (path / "config.json").exists():
-            resume(path, Reporter(), Event())
-        else:
-            start(config, path, Reporter(), Event())
-    return 100 * json.loads((path / "summary.json").read_text())["test"]["accuracy"]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from campaign import Campaign, main
 from child import Child, traceback_in
 from modes import MODES, Analyze, Mode, finish, log, undisturbed, warm
 
-SHARES = ("sequential", "threads", "analyze", "ranks", "study", "vmapped", "ensemble") * 6 + (
+SHARES = ("sequential", "threads", "analyze", "ranks", "study", "vmapped", "ensemble", "auto", "late") * 6 + (
     "compiled",
     "alone",
     "torchrun",

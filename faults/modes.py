@@ -46,6 +46,11 @@ def of(particles: int, config: RunConfig, method: str = "swamp") -> RunConfig:
     return replace(config, plan=replace(config.plan, method=method, particles=(particles,)))
 
 
+def chosen(config: RunConfig) -> RunConfig:
+    """The configuration with numbers of particles that are chosen while they train."""
+    return replace(config, plan=replace(config.plan, particles=("auto",), max_particles=4, least_gain=0.0))
+
+
 def warm() -> None:
     """Import the modules that a run imports later, once for all children."""
     for name in ("torch._dynamo", "torch.func", "swamp.report"):
@@ -169,6 +174,8 @@ MODES: dict[str, Mode] = {
     "threads": Mode("threads", tiny(backend="threads")),
     "vmapped": Mode("vmapped", tiny(backend="vmapped")),
     "ensemble": Mode("ensemble", of(3, tiny(backend="vmapped", model="mlp-100"), "imp-ensemble")),
+    "auto": Mode("auto", chosen(tiny())),
+    "late": Mode("late", of(2, tiny(), "swamp-late-carry")),
     "ranks": ForkedRanks("ranks", tiny()),
     "study": Workers("study", tiny()),
     "analyze": Analyze("analyze", tiny()),

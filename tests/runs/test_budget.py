@@ -89,6 +89,7 @@ def test_other_budgets_are_refused(text):
     [
         (PLAN, 1.5, [], "too small: the dense cycle and one pruned cycle need 2"),
         (PLAN, float("nan"), [], "too small"),
+        (PLAN, float("inf"), [], "too large: 1,000,000 is the most"),
         (replace(PLAN, particles=("auto",)), 12, ["particles"], 'particles="auto" costs what it finds'),
         (replace(PLAN, last_epochs=3), 12, ["last_epochs"], "a budget sets last_epochs"),
         (replace(PLAN, cycles=60), 2, ["cycles"], "cannot be divided into whole epochs"),

@@ -17,7 +17,7 @@ from swamp.training.mask_updates import Dynamic
 from swamp.training.retrain import Retraining
 
 OnDivergence = Literal["stop", "restart", "drop"]
-_LAST_GAIN = 0.25
+_LAST_GAIN = 0.05
 """Of the least gain, what a particle of the last cycle must gain: those of the others only improve masks."""
 Keep = Literal["weights", "mask", "sparsity"]
 
@@ -54,7 +54,7 @@ class Plan:
     """Particles that are trained at the same time with particles auto; the first wave has two at least."""
     least_gain: float = 0.01
     """With particles auto, the smallest fall of the loss for which another particle is trained, as a fraction of it; in
-    the last cycle, whose model remains, a quarter of it."""
+    the last cycle, whose model remains, a twentieth of that."""
     branch: float = 0.0
     """Fraction of each training that the particles train apart, after a trunk that they share and that is trained once
     (0: the method's, mostly 1, which means no trunk)."""

@@ -74,7 +74,7 @@ class Waves:
         # The mean without this wave; after the first wave, single particles.
         earlier = losses.of([tuple(range(len(before)))]) if before else single
         rise, deviation = _difference(average, earlier)
-        if rise > deviation:
+        if not rise <= deviation:  # also where a loss is not a number
             decided: Decision = "dropped"
         else:
             deviation = _difference(pair, single)[1]

@@ -26,6 +26,8 @@ BUDGET_TOLERANCE = 0.03
 _SINGLE, _SEVERAL = "lrr", "swamp-late-carry"
 """Methods of a budget, where none was asked for; several particles only if their number was."""
 _MOST_PARTICLES = 8
+_MOST = 1_000_000
+"""Dense trainings; a larger budget is taken for a mistake."""
 _SECONDS = {"s": 1, "sec": 1, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -141,6 +143,8 @@ def allot(plan: Plan, training: Training, budget: float, given: Collection[str] 
         raise SwampError(
             f"a budget of {budget:g} dense trainings is too small: the dense cycle and one pruned cycle need {least}."
         )
+    if budget > _MOST:
+        raise SwampError(f"a budget of {budget:g} dense trainings is too large: {_MOST:,} is the most.")
     dense, total = training.epochs, budget * training.epochs
     for candidate in _candidates(plan, budget, given):
         found = _filled(candidate, training, total)
