@@ -139,7 +139,9 @@ def test_the_decisions_are_in_the_record(mlp, task):
 
 def test_the_last_cycle_whose_model_remains_trains_more():
     plan = replace(PLAN, particles=("auto",), least_gain=0.04)
-    assert [plan.least_gain_of(cycle) for cycle in range(len(plan.schedule()))] == pytest.approx([0.04, 0.04, 0.04, 0.002])
+    assert [plan.least_gain_of(cycle) for cycle in range(len(plan.schedule()))] == pytest.approx(
+        [0.04, 0.04, 0.04, 0.002]
+    )
 
 
 def test_with_a_late_branch_the_particles_of_all_waves_share_one_trunk(mlp, task):

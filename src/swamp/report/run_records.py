@@ -234,7 +234,7 @@ def _base_labels(runs: Sequence[RunRecord]) -> list[str]:
     labels: list[str] = []
     for run in runs:
         method, particles = show(run.config["method"]), most[_settings(run)]
-        if "auto" in run.config["particles"]:
+        if "auto" in str(run.config.get("particles")):
             particles = "auto"
         labels.append(f"{method} ({particles})" if particles != 1 else method)
     return labels

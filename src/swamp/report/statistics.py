@@ -43,7 +43,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
         return math.nan, math.nan
     if len(values) == 1 or not all(map(math.isfinite, values)):
         return fmean(values), math.nan
-    # Imported here, because a training needs none of it. scipy.stats.t.ppf computes the same, and takes a second to import.
+    # Imported here, because a training needs none of it. scipy.stats.t.ppf computes the same, but takes a second.
     from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
     quantile = float(cast(Any, special).stdtrit(len(values) - 1, (1 + LEVEL) / 2))
