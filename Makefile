@@ -25,6 +25,7 @@ demo-reach: $(VENV)/.dev
 	$(BIN)/swamp run digits-mlp --classes 0-4 --method imp --out build/reach/source --quiet
 	$(BIN)/swamp transfer build/reach/source --task digits --classes 5-9 --keep mask --out build/reach/mask --quiet
 	$(BIN)/swamp transfer build/reach/source --task digits --classes 5-9 --keep sparsity --out build/reach/sparsity --quiet
+	$(BIN)/swamp run cartpole-ppo --method imp --epochs 2 --sparsity 0.5 --cycles 1 --out build/reach/agent --quiet
 	$(BIN)/swamp compare build/reach/mask build/reach/sparsity --out build/reach/comparison
 
 # The tests below about a second each; `make test-all` adds those marked slow.
