@@ -27,6 +27,10 @@ demo-reach: $(VENV)/.dev
 	$(BIN)/swamp transfer build/reach/source --task digits --classes 5-9 --keep sparsity --out build/reach/sparsity --quiet
 	$(BIN)/swamp run cartpole-ppo --method imp --epochs 2 --sparsity 0.5 --cycles 1 --out build/reach/agent --quiet
 	$(BIN)/swamp compare build/reach/mask build/reach/sparsity --out build/reach/comparison
+	$(BIN)/swamp run digits-autoencoder --epochs 8 --ticket-epochs 2 --particles 2 --out build/reach/autoencoder --quiet
+	$(BIN)/swamp run digits-clustering --particles 2 --out build/reach/clustering --quiet
+	$(BIN)/swamp run --task digits-few-labels --model mlp-64-32 --labelled 200 --epochs 8 --particles 2 \
+	  --sparsity 0.8 --prune-fraction 0.5 --out build/reach/few-labels --quiet
 
 # The tests below about a second each; `make test-all` adds those marked slow.
 test: $(VENV)/.dev

@@ -37,7 +37,9 @@ def shortest(recipe: str, objective: str) -> RunConfig:
         config,
         model=MODELS[recipe],
         data=replace(config.data, examples=48, labels=labels),
-        plan=replace(config.plan, sparsity=0.3, particles=(2,), prune_fraction=(0.5,), ticket_epochs=1),
+        plan=replace(
+            config.plan, sparsity=0.3, particles=(2,), prune_fraction=(0.5,), ticket_epochs=1, barrier_points=0
+        ),
         training=replace(config.training, epochs=3, batch_size=24, swa_fraction=0.7),
         snapshot_seconds=1e-9,
         backend="sequential",

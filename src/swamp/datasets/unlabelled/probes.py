@@ -3,7 +3,6 @@
 import math
 
 import torch
-from scipy.optimize import linear_sum_assignment  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -73,6 +72,9 @@ def cluster_metrics(clusters: Tensor, labels: Tensor, classes: int) -> dict[str,
         `accuracy` under the best matching of clusters and classes (Hungarian algorithm), `nmi` (normalised by the mean
         entropy) and `ari` (adjusted Rand index), as in scikit-learn.
     """
+    # Imported here, as it takes time that other tasks do not need.
+    from scipy.optimize import linear_sum_assignment  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+
     table = torch.bincount(clusters * classes + labels, minlength=classes**2).view(classes, classes).double()
     count = table.sum()
     rows, columns = linear_sum_assignment(-table.cpu().numpy())  # pyright: ignore[reportUnknownVariableType]
