@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import swamp.datasets.agents as agents
 from swamp import Mask, MaskError, Plan, Seed, SwampError, Training, cycles
+from swamp.analysis.ablations import ParticleAblation
 from swamp.backends import Progress, Ticket, TrainJob, TrainRequest
 from swamp.datasets.agents import problem
 from swamp.datasets.environments import Agent
@@ -249,3 +251,10 @@ def test_an_agent_of_images_takes_minatar():
     model = agent_networks(agent, "mlp-8")
     assert dict(model.named_parameters())["q_net.q_net.0.weight"].shape == (8, 400)
     assert DummyVecEnv([agent.make]).reset().dtype == bool
+
+
+def test_an_ablation_of_batch_orders_is_refused_for_an_agent():
+    directory = SimpleNamespace(backend=None)
+    run: Any = SimpleNamespace(agent=AGENTS["ppo"], directory=directory)
+    with pytest.raises(SwampError, match="an agent is trained by its own experience"):
+        ParticleAblation._backend.func(SimpleNamespace(run=run))  # pyright: ignore

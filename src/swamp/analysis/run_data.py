@@ -12,6 +12,7 @@ from torch import nn
 from swamp.algorithms import Cycle
 from swamp.backends import Particle, Ticket
 from swamp.batches import Batch, rows_of
+from swamp.datasets.environments import Agent
 from swamp.errors import CorruptFile, SwampError
 from swamp.runs import open_run, read_cycle, read_record, read_ticket
 from swamp.runs.config import RunConfig
@@ -32,6 +33,8 @@ class RunData:
     model: nn.Module
     """The network with its initial weights. Analyses may load other weights into it."""
     task: Task
+    agent: Agent | None = None
+    """See Problem.agent."""
 
     @classmethod
     def open(cls, path: Path | str, model: str = "", task: str = "") -> "RunData":
@@ -50,7 +53,8 @@ class RunData:
         config = with_references(directory, config, model, task)
         problem, network = prepare(config)
         load_initial_weights(directory, network, config.model)
-        return cls(directory, config, network, problem.task.to(next(network.parameters()).device))
+        device = next(network.parameters()).device
+        return cls(directory, config, network, problem.task.to(device), problem.agent)
 
     @cached_property
     def cycles(self) -> int:
