@@ -172,6 +172,20 @@ def test_labels_of_near_points_overlap_neither_each_other_nor_a_point():
         assert all(abs(x - a) > 2 * half[0] or abs(y - b) > 2 * half[1] for a, b, *_ in placed[:index])
 
 
+def test_points_of_a_plane_that_coincide_have_one_label_and_those_of_near_ones_are_on_two_sides():
+    notes = ("mean", "ticket", "near", "far")
+    curve = Curve("networks", (0.0, 0.01, 0.1, 1.0), (0.0, 0.0, 0.0, 1.0), None, "markers", notes=notes, labelled=True)
+    panel = Panel("", Axis(""), Axis(""), (curve,), equal=True)
+    labels = plotly_json(panel)["layout"]["annotations"]
+    assert [(one["text"], one["x"], one["yshift"]) for one in labels] == [
+        ("mean, ticket", 0.0, 15),
+        ("near", 0.1, -15),
+        ("far", 1.0, 15),
+    ]
+    (axes,) = _figure(Figure("", "", (panel,)), wide=False).axes
+    assert [text.get_text() for text in axes.texts] == ["mean, ticket", "near", "far"]
+
+
 def test_grey_curves_share_one_legend_entry_and_bands_have_their_own():
     x = (1.0, 2.0)
     curves = [Curve("best", x, x, 0, low=(0.0, 1.0), high=(2.0, 3.0)), Curve("a", x, x, None), Curve("b", x, x, None)]

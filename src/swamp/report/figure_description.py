@@ -16,6 +16,8 @@ dots are small, markers large."""
 BAND = "95 % interval over seeds"
 """The meaning of every band."""
 
+_COINCIDE = 0.04
+"""The distance, relative to the width of a plane, up to which points have one label."""
 _MOST_TICKS = 7
 _MOST_ROWS = 120
 
@@ -102,6 +104,38 @@ class Figure:
     """Replace the tables that are made from the panels."""
     key: tuple[str, ...] = ()
     """Lines that explain the labels of points, for all panels."""
+
+
+def labelled_points(panel: Panel) -> list[tuple[float, float, str, Curve]]:
+    """The points of labelled curves with their notes.
+
+    Points of a plane that coincide are one, with the notes of all.
+    """
+    found = [
+        (x, y, note, curve)
+        for curve in panel.curves
+        if curve.labelled
+        for x, y, note in zip(curve.x, curve.y, curve.notes, strict=True)
+        if x is not None and y is not None and math.isfinite(x + y)
+    ]
+    if not panel.equal or not found:
+        return found
+    near = _COINCIDE * plane_width(panel)
+    groups: list[list[tuple[float, float, str, Curve]]] = []
+    for point in found:
+        group = next((g for g in groups if math.dist(g[0][:2], point[:2]) <= near), None)
+        if group is None:
+            groups.append([point])
+        else:
+            group.append(point)
+    return [(*group[0][:2], ", ".join(note for _, _, note, _ in group), group[0][3]) for group in groups]
+
+
+def plane_width(panel: Panel) -> float:
+    """The distance from the leftmost to the rightmost point of a panel."""
+    x = [x for curve in panel.curves for x in curve.x if x is not None]
+    x += [x for mark in panel.marks if isinstance(mark, Heatmap) for x in mark.x]
+    return max(x) - min(x)
 
 
 def panels_of(title: str, x: Axis, y: Axis, marks: Iterable[Mark], *, equal: bool = False) -> list[Panel]:

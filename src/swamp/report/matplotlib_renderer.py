@@ -29,6 +29,7 @@ from swamp.report.figure_description import (
     Heatmap,
     Number,
     Panel,
+    labelled_points,
     limits_of_y,
     ticks_of,
 )
@@ -286,13 +287,7 @@ def _legend_below(axes: Axes) -> None:
 def _labels(axes: Axes, panel: Panel) -> None:
     """Draw the notes of labelled curves, each at the nearest place that covers no point and no other label."""
     low, high = axes.get_ylim()
-    labels = [
-        (x, min(max(y, low), high), note, mark)
-        for mark in panel.curves
-        if mark.labelled
-        for x, y, note in zip(mark.x, mark.y, mark.notes, strict=True)
-        if x is not None and y is not None and math.isfinite(x + y)
-    ]
+    labels = [(x, min(max(y, low), high), note, mark) for x, y, note, mark in labelled_points(panel)]
     if not labels:
         return
     figure = cast(matplotlib.figure.Figure, axes.get_figure(root=True))

@@ -13,7 +13,9 @@ from swamp.report.figure_description import (
     Mark,
     Number,
     Panel,
+    labelled_points,
     limits_of_y,
+    plane_width,
     ticks_of,
 )
 
@@ -28,6 +30,8 @@ _NAME = 48
 """The most characters of a name."""
 _FEW = 40
 """The most points that have markers on their line."""
+_LABEL_WIDTH, _LABEL_HEIGHT = 0.25, 0.07
+"""The size of a label of ten characters, relative to the width of a plane."""
 
 
 def plotly_json(panel: Panel) -> dict[str, Any]:
@@ -39,7 +43,7 @@ def plotly_json(panel: Panel) -> dict[str, Any]:
         "yaxis": _axis(panel.y, panel, "y", limits_of_y(panel)) | (_EQUAL if panel.equal else {}),
         "showlegend": entries > 1,
         "height": 330 + (20 * entries if entries > 1 else 0),
-        "annotations": [label for curve in panel.curves if curve.labelled for label in _labels(curve, panel)],
+        "annotations": list(_labels(panel)),
     }
     return {"data": data, "layout": layout}
 
@@ -155,19 +159,28 @@ def _heatmap(mark: Heatmap) -> dict[str, Any]:
     return trace
 
 
-def _labels(mark: Curve, panel: Panel) -> Iterator[dict[str, Any]]:
-    for x, y, note in zip(_finite(mark.x), _finite(mark.y), mark.notes, strict=True):
-        if x is not None and y is not None:
-            yield {
-                # plotly takes the place of an annotation on a logarithmic axis as a logarithm.
-                "x": math.log10(x) if panel.x.log else x,
-                "y": math.log10(y) if panel.y.log else y,
-                "text": _escaped(_short(note)),
-                "showarrow": False,
-                "yshift": 15,
-                "bgcolor": "@paper/0.75",
-                "font": {"size": 11},
-            }
+def _labels(panel: Panel) -> Iterator[dict[str, Any]]:
+    above: list[tuple[float, float]] = []
+    for x, y, note, _ in labelled_points(panel):
+        # In a plane a label is below its point where it would cover the label of an earlier point.
+        covers = panel.equal and any(_covers(x - a, y - b, plane_width(panel)) for a, b in above)
+        if not covers:
+            above.append((x, y))
+        yield {
+            # plotly takes the place of an annotation on a logarithmic axis as a logarithm.
+            "x": math.log10(x) if panel.x.log else x,
+            "y": math.log10(y) if panel.y.log else y,
+            "text": _escaped(_short(note)),
+            "showarrow": False,
+            "yshift": -15 if covers else 15,
+            "bgcolor": "@paper/0.75",
+            "font": {"size": 11},
+        }
+
+
+def _covers(right: float, up: float, width: float) -> bool:
+    """Whether two labels overlap, at this distance of their points in a plane of this width."""
+    return abs(right) < _LABEL_WIDTH * width and abs(up) < _LABEL_HEIGHT * width
 
 
 def _axis(axis: Axis, panel: Panel, which: str, limits: tuple[float, float] | None) -> dict[str, Any]:
