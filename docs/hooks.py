@@ -70,6 +70,8 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
     html = html.replace(" ±", "\N{NO-BREAK SPACE}±").replace("–", "\N{WORD JOINER}–\N{WORD JOINER}")
     html = re.sub(r"(±[\d.]+) (?=[*=]|<code>[*=])", "\\1\N{NO-BREAK SPACE}", html)
     html = re.sub(r"<code>[^<]*</code>", whole, html)
+    # Names such as swin_tiny_patch4_window7_224 may break after each underscore.
+    html = re.sub(r"<td>\w*_\w*</td>", lambda cell: cell[0].replace("_", "_<wbr>"), html)
     html = re.sub(r"<td>(?=.{40})", '<td class="sentence">', html)
     html = re.sub(_DRAWN, r'<div class="drawn">\g<0></div>', html)
     return re.sub(r'<img [^>]*src="([^"]+)"[^>]*>', marked, html)
