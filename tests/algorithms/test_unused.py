@@ -116,10 +116,10 @@ def methods_for(option: str) -> set[str]:
         best = max(names, key=lambda name: len(settings[name] & missing))
         missing -= settings[best]
         chosen.append(best)
-    # Six of each kind: every run costs a third of a second.
+    # Four of each kind: every run costs a third of a second.
     ignoring = [name for name in chosen if option in unused_options(replace(PLAN, method=name), TRAINING)]
     using = [name for name in chosen if name not in ignoring]
-    return {*ignoring[:6], *using[:6]}
+    return {*ignoring[:4], *using[:4]}
 
 
 def outcome(task, method: str, option: str = "", value: object = None, training: Training = TRAINING) -> Iterator[str]:
