@@ -23,7 +23,8 @@ ELSEWHERE = {
     "ticket.svg": "ticket/barrier.svg",
 }
 """Pictures of commands that name a folder: name on the page -> file."""
-SIZE = 1000, 460
+SCALE = 1000 / 2070
+"""From pixels of a drawing, which is 2070 wide for a page, to those of its picture: words have one size in all."""
 
 
 def commands(page: str) -> list[list[str]]:
@@ -50,13 +51,13 @@ def main() -> None:
 
 
 def copy(drawn: Path, target: Path) -> None:
-    """An SVG as it is; a picture with few colours, at most SIZE pixels."""
+    """An SVG as it is; a picture with few colours, smaller by SCALE."""
     if drawn.suffix == ".svg":
         shutil.copy(drawn, target)
         return
     picture = Image.open(drawn).convert("RGB")
-    picture.thumbnail(SIZE, Image.Resampling.LANCZOS)
-    picture.quantize(96).save(target, optimize=True)
+    size = round(SCALE * picture.width), round(SCALE * picture.height)
+    picture.resize(size, Image.Resampling.LANCZOS).quantize(96).save(target, optimize=True)
 
 
 if __name__ == "__main__":
