@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,8 +42,37 @@ BEGINNINGS = {"pdf": b"%PDF", "svg": b"<?xml", "png": b"\x89PNG"}
 @pytest.mark.slow
 def test_every_figure_is_drawn_for_paper(runs, tmp_path):
     for which in SECTIONS:
-        for path in draw_figure(runs, which, tmp_path / f"{which}.svg", "svg"):
+        of = [chosen(tmp_path / "auto")] if which == "waves" else runs
+        for path in draw_figure(of, which, tmp_path / f"{which}.svg", "svg"):
             assert path.read_bytes().startswith(BEGINNINGS["svg"])
+
+
+def wave(trained: int, decision: str, gain: float | None = 0.02) -> dict[str, Any]:
+    losses = {"single": 0.5, "pair": 0.45, "mean": 0.45, "deviation": 0.01, "predicted": 0.43, "gain": gain}
+    return {"trained": trained, "kept": 2, **losses, "decision": decision}
+
+
+def chosen(path: Path) -> Path:
+    """A run that chose its numbers of particles."""
+    waves = [wave(2, "more"), wave(3, "dropped", None)]
+    cycles = [cycle(k, density, 0.9, (0.8, 0.9), waves=waves) for k, density in enumerate((1.0, 0.5))]
+    return write_run(path, cycles, method="swamp", particles=["auto"])
+
+
+def test_chosen_numbers_of_particles_stand_beside_their_decisions(tmp_path):
+    (figure,) = SECTIONS["waves"].build(ReportData.read([chosen(tmp_path / "run")]))
+    trained, kept = figure.panels[0].marks
+    assert (trained.name, trained.y) == ("swamp (auto): trained", (3.0, 3.0))
+    assert (kept.name, kept.y) == ("swamp (auto): averaged", (2.0, 2.0))
+    (table,) = figure.tables
+    assert table.title == "Decisions of swamp (auto)"
+    assert [row[-2] for row in table.rows] == ["more", "dropped"] * 2
+    assert [row[6] for row in table.rows[:2]] == ["2", "–"]
+
+
+def test_runs_with_given_numbers_of_particles_say_what_is_missing(runs, tmp_path):
+    with pytest.raises(SwampError, match="nothing to draw for waves: no run has --particles auto"):
+        draw_figure(runs, "waves", tmp_path / "waves.svg", "svg")
 
 
 @pytest.mark.slow

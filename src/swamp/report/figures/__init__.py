@@ -29,6 +29,8 @@ class Section:
     """The analysis that the figures need; None: the runs alone are enough."""
     command: str = ""
     """The command that makes the analysis; empty: `swamp analyze`."""
+    needs: str = "no cycle had several particles."
+    """Why runs alone may have nothing to draw."""
 
     def made_by(self, run: Path) -> str:
         """The command line that makes the analysis of a run."""
@@ -42,7 +44,7 @@ SECTIONS: dict[str, Section] = {
     "barrier": Section("Barriers", barrier_figures, "barriers"),
     "curvature": Section("Flatness", curvature_figures, "curvature"),
     "hull": Section("Convex hull of the particles", hull_figures, "hull"),
-    "waves": Section("Chosen numbers of particles", wave_figures),
+    "waves": Section("Chosen numbers of particles", wave_figures, needs="no run has --particles auto."),
     "averaging": Section("Value of one more particle", averaging_figures, "averaging"),
     "noise": Section("Sources of noise", noise_figures, "noise", "noise"),
     "landscape": Section("Loss landscape", landscape_figures, "landscape"),
