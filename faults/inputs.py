@@ -50,6 +50,7 @@ from swamp.cli import (
     run,
     share,
     study,
+    transfer_run,
     tune,
 )
 from swamp.cli.workers import Workers
@@ -79,6 +80,7 @@ COMMANDS: dict[str, tuple[type[Any], int]] = {
     "ticket": (find_ticket.TicketArgs, 2),
     "study": (study.StudyArgs, 3),
     "tune": (tune.TuneArgs, 3),
+    "transfer": (transfer_run.TransferArgs, 2),
     "compare": (compare.CompareArgs, 3),
     "analyze": (analyze.AnalyzeArgs, 2),
     "masks": (compare_masks.MasksArgs, 2),

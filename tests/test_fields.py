@@ -16,6 +16,7 @@ from swamp.algorithms import Plan
 from swamp.datasets.problem import DataOptions, TextOptions
 from swamp.errors import SwampError
 from swamp.fields import check_fields
+from swamp.masks.schedule import Count
 from swamp.recipes import configuration
 from swamp.runs.config import RunConfig
 from swamp.runs.study import Study
@@ -129,6 +130,7 @@ ITEMS = {
     int: st.integers(-1, 8),
     float: st.one_of(st.floats(), st.integers(0, 2), st.floats(0, 1)),
     str: st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+    Count: st.one_of(st.integers(-1, 8), st.just("auto")),
 }
 
 

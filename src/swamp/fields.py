@@ -215,7 +215,7 @@ def _expected(hint: Any) -> str:
     if origin is Sequence:
         return f"a sequence, each item {_expected(inner[0])}"
     if origin is Literal:
-        return f"one of {', '.join(map(str, inner))}"
+        return ("one of " if len(inner) > 1 else "") + ", ".join(map(str, inner))
     if (origin or hint) is Callable:
         return "a function"
     kind = origin or hint

@@ -174,7 +174,7 @@ def test_validation_data_are_needed(mlp, task):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"particles": "automatic"}, "particles must be a whole number, or one of auto"),
+        ({"particles": "automatic"}, "particles must be a whole number, or auto"),
         ({"particles": "auto", "max_particles": 1}, "max_particles must be 2 or more, got 1"),
         ({"particles": "auto", "wave": 0}, "wave must be 1 or more, got 0"),
         ({"particles": "auto", "least_gain": -0.1}, "least_gain must be 0 or more, got -0.1"),

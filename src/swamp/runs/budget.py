@@ -36,15 +36,17 @@ def cost_of(config: RunConfig) -> float:
     return training_cost(config.plan, config.training)
 
 
-def training_cost(plan: Plan, training: Training) -> float:
+def training_cost(plan: Plan, training: Training, epochs: int | None = None) -> float:
     """Passes over the training data of a whole run: the epochs of all its particles, and of the ticket.
 
     Each pass is one forward and one backward computation; an epoch of SAM or ASAM has two.
+
+    epochs: instead of those of `training`, with which its other options need not be possible.
     """
     passes = plan.spec.training(training).passes
     ticket = 0.0 if "ticket_epochs" in unused_options(plan, training) else plan.ticket_epochs
     members = plan.most_particles if plan.spec.ensemble else 1
-    return passes * total_epochs(plan, training.epochs) + ticket * members
+    return passes * total_epochs(plan, training.epochs if epochs is None else epochs) + ticket * members
 
 
 def total_epochs(plan: Plan, epochs: int) -> float:
@@ -182,17 +184,18 @@ def _with_particles(plan: Plan, share: float, given: Collection[str]) -> Plan:
 def _filled(plan: Plan, training: Training, total: float) -> tuple[Plan, Training] | None:
     """Epochs that cost at most `total`: equal ones, then as many as are left for the last cycle. None: too few."""
 
-    def with_epochs(epochs: int, last: int = 0) -> tuple[Plan, Training]:
-        return replace(plan, last_epochs=last), replace(training, epochs=epochs)
+    def ending(last: int) -> Plan:
+        return replace(plan, last_epochs=last)
 
     def most(cost: Callable[[int], float]) -> int:
         """The largest number of epochs with a cost of `total` at most; the cost rises with it."""
         return bisect_right(range(1, int(total) + 2), total, key=cost)
 
-    epochs = most(lambda epochs: training_cost(*with_epochs(epochs)))
+    epochs = most(lambda epochs: training_cost(ending(0), training, epochs))
     if epochs < 1 or (plan.spec.rewinds and plan.ticket_epochs >= epochs):
         return None
+    shorter = replace(training, epochs=epochs)
     if plan.spec.independent:
-        return with_epochs(epochs)
-    last = most(lambda last: training_cost(*with_epochs(epochs, last)))
-    return with_epochs(epochs, last if last != epochs else 0)
+        return ending(0), shorter
+    last = most(lambda last: training_cost(ending(last), training, epochs))
+    return ending(last if last != epochs else 0), shorter
