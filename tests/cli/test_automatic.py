@@ -83,3 +83,10 @@ def test_fixed_numbers_of_particles_are_compared_with_auto(tmp_path, capsys):
         assert swamp("run", *TINY, *options, "--out", tmp_path / str(particles)) == 0
     assert swamp("compare", tmp_path / "2", tmp_path / "auto", "--out", tmp_path / "comparison") == 0
     assert "swamp (auto)" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_time_of_an_agent_is_not_measured(tmp_path, capsys):
+    assert swamp("run", "cartpole-ppo", "--budget", "30min", "--out", tmp_path / "run") == 2
+    assert "the time of an agent's environments is not measured" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()

@@ -111,12 +111,14 @@ def seconds_of_dense_training(config: RunConfig) -> float:
     """Time of one dense training on this machine, from a moment of one.
 
     Raises:
-        SwampError: Several ranks would measure different times.
+        SwampError: Several ranks would measure different times; or an agent is trained, in environments.
     """
     if world_size() > 1:
         raise SwampError("the ranks of a job would each measure another time: give a budget in dense trainings.")
     with executing(config):
         problem, model = prepare(config)
+        if problem.agent is not None:
+            raise SwampError("the time of an agent's environments is not measured: give a budget in dense trainings.")
         start, mask = Ticket(model.state_dict(), 0), Mask.ones(model, config.plan.scope)
         request = TrainRequest(start, mask, config.training, [(0, Seed(config.plan.seed).at("budget"))])
         each = seconds_a_step(Sequential(model, problem.task), request, 1)
