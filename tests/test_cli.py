@@ -147,6 +147,7 @@ def test_compare_at_equal_cost_keeps_the_sparsities_asked_for(runs, tmp_path, ca
     assert "no run has sparsity 0.123" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_compare_writes_over_no_comparison_of_other_runs_or_options(runs, tmp_path, capsys):
     paths = sorted(runs.iterdir())
     for given, folder in (

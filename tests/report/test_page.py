@@ -158,6 +158,7 @@ def test_a_browser_draws_every_figure_without_a_complaint_or_a_request(runs, tmp
     assert not [url for url in asked if "plot" in url or "cdn" in url]
 
 
+@pytest.mark.slow
 def test_at_390_pixels_nothing_is_wider_than_the_page(runs, tmp_path):
     page = html.escape(render(ReportData.read(runs)))
     script = """setTimeout(() => { const inner = document.querySelector("iframe").contentDocument;
@@ -169,6 +170,7 @@ def test_at_390_pixels_nothing_is_wider_than_the_page(runs, tmp_path):
     assert 'data-wide="true"' in document
 
 
+@pytest.mark.slow
 def test_the_printed_page_shows_every_figure_whole(runs, tmp_path):
     """The rules for print apply to figures that were drawn for a screen of 1280 pixels, on a sheet of A4."""
     page = html.escape(render(ReportData.read(runs)))
@@ -187,6 +189,7 @@ def test_the_printed_page_shows_every_figure_whole(runs, tmp_path):
     assert 'data-cut="0 of true"' in document
 
 
+@pytest.mark.slow
 def test_the_page_prints_on_few_sheets(runs, tmp_path):
     write_report(runs, tmp_path / "report.html")
     address = (tmp_path / "report.html").as_uri()
