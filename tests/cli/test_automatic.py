@@ -34,6 +34,21 @@ def test_a_budget_is_explained_kept_to_and_doubled(tmp_path, capsys):
     assert (config.plan.method, config.training.epochs, config.plan.last_epochs) == ("lrr", 3, 5)
 
 
+@pytest.mark.parametrize(
+    ("options", "start"),
+    [
+        (["--method", "swamp"], "budget: swamp, "),
+        (["--method=swamp", "--particles=2"], "budget: swamp, "),
+        (["--particles", "2"], "budget: swamp-late-carry, 4 cycles with 2 particles "),
+    ],
+)
+def test_an_option_with_the_value_of_the_recipe_counts_as_given(options, start, tmp_path, capsys):
+    # Refused after the allotment, before any work.
+    (tmp_path / "run").write_text("")
+    assert swamp("run", *TINY, "--budget", "9", *options, "--out", tmp_path / "run") == 2
+    assert capsys.readouterr().out.startswith(start)
+
+
 def test_a_time_becomes_dense_trainings_by_measurement(tmp_path, capsys):
     assert swamp("run", *TINY, "--budget", "1s", "--out", tmp_path / "run", "--quiet") == 0
     assert "dense trainings of 4 epochs" in capsys.readouterr().out

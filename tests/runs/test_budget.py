@@ -112,3 +112,7 @@ def test_a_call_from_python_keeps_to_its_budget():
     # Four batches an epoch.
     assert sparse.cycles[-1].total.steps == pytest.approx(5 * 6 * 4, rel=0.03)
     assert sparse.sparsity == pytest.approx(0.8, abs=0.01)
+    assert {len(cycle.particles) for cycle in sparse.cycles} == {1}
+    # Four is also the default: here it is asked for.
+    asked = swamp.prune(model, task, sparsity=0.8, training=how, budget=9, particles=4, cycles=1, ticket_epochs=1)
+    assert {len(cycle.particles) for cycle in asked.cycles} == {4}

@@ -46,7 +46,7 @@ def prune(
     task: Task,
     *,
     sparsity: float = 0.95,
-    particles: Count | Sequence[Count] = 4,
+    particles: Count | Sequence[Count] | None = None,
     method: str | None = None,
     training: Training | None = None,
     budget: float | None = None,
@@ -64,7 +64,7 @@ def prune(
         task: Data, loss and metrics, see `Task.of`.
         sparsity: Fraction of the prunable weights to remove, in [0, 1).
         particles: Particles N a cycle; a sequence gives one number per cycle, the last one repeats. "auto": as many as
-            are worth their cost, which needs validation data.
+            are worth their cost, which needs validation data (default: 4; with a budget, what it allots).
         method: Name of the method: "swamp", "imp", "lrr" ...; `swamp list methods` has all (default: "swamp"; with a
             budget, the one that makes the most of it).
         training: How each particle is trained (default: `Training()`).
@@ -102,12 +102,14 @@ def prune(
     Source:
         Choi et al., "Sparse Weight Averaging with Multiple Particles for Iterative Magnitude Pruning", ICLR 2024.
     """
+    asked, particles = particles is not None, _PARTICLES if particles is None else particles
     counts = (particles,) if isinstance(particles, str) or not isinstance(particles, Iterable) else tuple(particles)
     plan = Plan(method=method or "swamp", sparsity=sparsity, particles=cast(Any, counts), **cast(Any, options))
     how = training or Training()
     given = _given(options, plan.particles, how)
     if budget is not None:
-        allotted = allot(plan, how, budget, given if method is None else [*given, "method"])
+        named = {"particles": asked, "method": method is not None}
+        allotted = allot(plan, how, budget, [*given, *(name for name, is_given in named.items() if is_given)])
         plan, how = allotted.plan, allotted.training
     if notes := refuse_unused(plan, how, given):
         warnings.warn(" ".join(notes), stacklevel=3)

@@ -81,7 +81,8 @@ def run_command(arguments: Sequence[str]) -> None:
     default, rest = recipe_or_config(_joined(arguments, "--track"))
     given = parse(RunArgs, "swamp run", rest, RunArgs(default), RUN_HELP)
     config, allotted = given.config, None
-    options = changed_options(default, config)
+    # Also those that were typed with the value of the recipe.
+    options = {*changed_options(default, config), *_typed(rest)}
     if given.ticket == "auto":
         config = _with_stable_ticket(given, options)
     if given.budget:
@@ -94,6 +95,11 @@ def run_command(arguments: Sequence[str]) -> None:
     if allotted is not None and done and not given.json:
         twice = allot(given.config.plan, given.config.training, 2 * allotted.budget, options)
         Out.print(f"With twice the budget: {twice.sentence}", soft_wrap=True, highlight=False)
+
+
+def _typed(arguments: Sequence[str]) -> set[str]:
+    """Names of the options among the arguments, as fields."""
+    return {word.partition("=")[0][2:].replace("-", "_") for word in arguments if word.startswith("--")}
 
 
 def _with_stable_ticket(given: RunArgs, options: Collection[str]) -> RunConfig:
