@@ -10,7 +10,6 @@ import urllib.request
 
 import pytest
 
-from swamp import cli
 from swamp.analysis import ANALYSES
 from swamp.analysis.analysis_tasks import AnalysisTask
 from swamp.api import display
@@ -18,16 +17,10 @@ from swamp.api.display import LogLines
 from swamp.cli import analyze
 from swamp.errors import SwampError
 
+from .command import swamp
+
 TINY = ["digits-mlp", "--epochs", "1", "--model", "mlp-16", "--sparsity", "0.5", "--barrier-threshold", "1"]
 TINY += ["--examples", "320", "--device", "cpu", "--backend", "sequential", "--quiet"]
-
-
-def swamp(*arguments: object) -> int:
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture

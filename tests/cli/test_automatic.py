@@ -4,18 +4,11 @@ import json
 
 import pytest
 
-from swamp import cli
 from swamp.runs.config import RunConfig
 
+from .command import swamp
+
 TINY = ["digits-mlp", "--epochs", "4", "--model", "mlp-16", "--examples", "640", "--barrier-threshold", "1"]
-
-
-def swamp(*arguments: object) -> int:
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def steps_of(run) -> int:

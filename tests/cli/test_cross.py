@@ -7,10 +7,11 @@ import signal
 
 import pytest
 
-from swamp import cli
 from swamp.analysis.mask_training import TOLERANCE, MaskSource, mask_trainings, shared_densities
 from swamp.runs.directory import read_json
 from swamp.runs.run_progress import Reporter
+
+from .command import swamp
 
 TINY = [
     "digits-mlp",
@@ -26,14 +27,6 @@ TINY = [
     "0.5",
 ]
 TINY += ["--examples", "320", "--barrier-threshold", "1", "--device", "cpu", "--backend", "sequential", "--quiet"]
-
-
-def swamp(*arguments: object) -> int:
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")

@@ -12,22 +12,15 @@ import pytest
 import torch
 
 import swamp as library
-from swamp import cli
 from swamp.cli.export import latency_table
 from swamp.console import plain_console
 from swamp.files import digest, load_tensors
 from swamp.runtime.benchmark import Latency
 
+from .command import swamp
+
 TINY = ["digits-mlp", "--epochs", "1", "--model", "mlp-64", "--sparsity", "0.5", "--barrier-threshold", "1"]
 TINY += ["--examples", "320", "--device", "cpu", "--backend", "sequential", "--quiet"]
-
-
-def swamp(*arguments: object) -> int:
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")

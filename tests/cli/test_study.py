@@ -15,13 +15,14 @@ from threading import Event
 
 import pytest
 
-from swamp import cli
 from swamp.cli.workers import StudyJob, shares, submit
 from swamp.errors import SwampError
 from swamp.recipes import STUDIES, configuration
 from swamp.runs.run_progress import Reporter
 from swamp.runs.study import Study
 from swamp.runs.study_queue import StudyDirectory, work
+
+from .command import swamp
 
 STUDY = """
 recipe = "digits-mlp"
@@ -38,14 +39,6 @@ epochs = {epochs}
 method = ["imp", "swamp"]
 seed = [0, 1]
 """
-
-
-def swamp(*arguments: object) -> int:
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def written(folder: Path, *, epochs: int = 4, more: str = "") -> Path:

@@ -6,9 +6,10 @@ import shutil
 import pytest
 from tests.runs.conftest import go, tiny
 
-from swamp import cli
 from swamp.cli.transfer_run import transfer_configuration
 from swamp.errors import SwampError
+
+from .command import swamp
 
 
 @pytest.fixture(scope="module")
@@ -16,14 +17,6 @@ def source(tmp_path_factory):
     path = tmp_path_factory.mktemp("source") / "run"
     go(tiny(), path)
     return path
-
-
-def swamp(*arguments: object) -> int:
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def test_the_same_task_keeps_the_training_and_another_task_brings_its_own(source):

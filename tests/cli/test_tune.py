@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from swamp import cli
 from swamp.cli.tune import _joined
 from swamp.cli.tune_progress import TuningProgress
 from swamp.console import plain_console
@@ -19,6 +18,8 @@ from swamp.runs.config import RunConfig
 from swamp.tuning.optuna_studies import TrialRecord
 from swamp.tuning.search_space import parse_range
 from swamp.tuning.tuning_directory import TuningDirectory, TuningPlan
+
+from .command import swamp
 
 TINY = ["digits-mlp", "--model", "mlp-16", "--examples", "320", "--sparsity", "0.75", "--backend", "sequential"]
 STUDY = """
@@ -36,14 +37,6 @@ particles = [1, 2]
 weight-decay = true
 swa-fraction = {low = 0.25, high = 0.75}
 """
-
-
-def swamp(*arguments: object) -> int:
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@ import os
 import signal
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -63,6 +64,17 @@ def kill_after(pid: int, seconds: float) -> int:
     time.sleep(seconds)
     os.kill(pid, signal.SIGKILL)
     return os.waitpid(pid, 0)[1]
+
+
+def killed_and_resumed(config: RunConfig, run: Path, seconds: Sequence[float]) -> None:
+    """Start or resume a run and kill -9 it after so long, again and again; then let it finish."""
+
+    def work() -> None:
+        go_on(run) if (run / "config.json").exists() else go(config, run)
+
+    for pause in seconds:
+        kill_after(in_child(work), pause)
+    work()
 
 
 def without_time(record: dict) -> dict:

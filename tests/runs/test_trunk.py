@@ -13,7 +13,7 @@ from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import resume, start
 from swamp.runs.run_progress import Reporter
 
-from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, kill_after, tiny
+from .conftest import StopAt, assert_same_outcome, go, go_on, killed_and_resumed, tiny
 from .test_ranks import ranks_of
 
 TICKET, TRUNK, APART = 10, 40, 10
@@ -55,11 +55,9 @@ def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(step, whole, tmp_path
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_resumes_to_the_same_bits(whole, tmp_path):
-    config, moments, run = late(snapshot_seconds=1e-9), random.Random(3), tmp_path / "run"
-    for _ in range(6):
-        pid = in_child(lambda: go_on(run) if (run / "config.json").exists() else go(config, run))
-        kill_after(pid, moments.uniform(0.05, whole[1] * 0.6))
-    go_on(run) if (run / "config.json").exists() else go(config, run)
+    moments, run = random.Random(3), tmp_path / "run"
+    pauses = [moments.uniform(0.05, whole[1] * 0.6) for _ in range(6)]
+    killed_and_resumed(late(snapshot_seconds=1e-9), run, pauses)
     assert_same_outcome(whole[0], run)
 
 
