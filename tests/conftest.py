@@ -1,4 +1,5 @@
 import math
+import os
 from collections import defaultdict
 from itertools import combinations
 
@@ -12,8 +13,10 @@ from swamp.training.rng import isolated
 
 from . import poison
 
-# One thread: other numbers of threads round differently, and tests run beside each other.
+# One thread: other numbers of threads round differently, and tests run beside each other: where the processes that
+# they start have more threads than cores, these wait for each other, and a minute's work takes four.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples each time: a tree passes or does not. New ones are looked for with --hypothesis-profile=search.
 # No limit on an example's time: machines are busy, and a slow one is not a wrong one.

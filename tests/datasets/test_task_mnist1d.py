@@ -120,7 +120,7 @@ def test_without_the_package_the_error_says_how_to_install_it(monkeypatch: pytes
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", absent)
-    with pytest.raises(SwampError, match="pip install mnist1d"):
+    with pytest.raises(SwampError, match="pip install 'mnist1d'"):
         task_named("mnist1d")(DataOptions(), seed)
 
 

@@ -25,9 +25,8 @@ _NORMALISE = Normalise(mean=(0.3053,), std=(0.3760,), largest=16.0)
 
 def digits(options: DataOptions, seed: Seed) -> Problem:
     """The digits of scikit-learn (UCI, Alpaydin and Kaynak 1998): 1,438 training and 359 test images of 1 x 8 x 8."""
-    bundled = need("sklearn.datasets", "swamp[digits]").load_digits()
-    images = torch.as_tensor(np.asarray(bundled.images, np.uint8)).unsqueeze(1)
-    labels = torch.as_tensor(np.asarray(bundled.target, np.int64))
+    pixels, labels = of_sklearn("digits")
+    images = pixels.to(torch.uint8).reshape(-1, 1, 8, 8)
     # The test set is the same for every run: its draw does not depend on the run's seed.
     order = torch.randperm(len(labels), generator=Seed(0).at("digits", "test").generator())
     tests = int(_TEST_SHARE * len(labels))
@@ -54,6 +53,20 @@ def mnist1d_10k(options: DataOptions, seed: Seed) -> Problem:
 def mnist1d_shifted(options: DataOptions, seed: Seed) -> Problem:
     """MNIST-1D of another seed with twice the noise and shear: 10,000 training and 5,000 test signals."""
     return _problem(10_000, 5_000, options, seed, "-shifted", _SHIFTED)
+
+
+def of_sklearn(name: str) -> tuple[Tensor, Tensor]:
+    """Inputs (n, k) float64 and targets (n,) of a data set that scikit-learn contains.
+
+    They are cached: importing scikit-learn takes as long as importing torch.
+    """
+
+    def load() -> dict[str, Tensor]:
+        load_named = getattr(need("sklearn.datasets", "swamp[digits]"), f"load_{name}")
+        return dict(zip(("inputs", "targets"), map(torch.as_tensor, load_named(return_X_y=True)), strict=True))
+
+    found = cached(f"sklearn-{name}-{_version('scikit-learn', 'swamp[digits]')}", load)
+    return found["inputs"], found["targets"]
 
 
 def generate(train: int, test: int, changes: Mapping[str, float] | None = None) -> dict[str, Tensor]:
@@ -86,10 +99,7 @@ def _problem(
     kind: str = "",
     changes: Mapping[str, float] | None = None,
 ) -> Problem:
-    try:
-        version = importlib.metadata.version("mnist1d")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise SwampError("this task needs mnist1d, which is not installed. Install it: pip install mnist1d") from error
+    version = _version("mnist1d", "mnist1d")
     # Cached: 0.2 ms per example add up over the runs of a sweep.
     made = cached(f"mnist1d{kind}-{version}-{train}-{test}", lambda: generate(train, test, changes))
     return in_memory(
@@ -99,6 +109,15 @@ def _problem(
         options,
         seed,
     )
+
+
+def _version(package: str, install: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise SwampError(
+            f"this task needs {package}, which is not installed. Install it: pip install '{install}'"
+        ) from error
 
 
 @contextmanager

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from swamp.datasets.arrays import class_problem, number_problem, with_test
+from swamp.datasets.bundled import of_sklearn
 from swamp.datasets.problem import DataOptions, Problem
-from swamp.optional import need
 from swamp.training.rng import Seed
 
 _TARGET_MEAN, _TARGET_STD = 152.0, 77.0
@@ -34,5 +34,5 @@ def diabetes(options: DataOptions, seed: Seed) -> Problem:
 
 
 def _table(name: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    inputs, targets = getattr(need("sklearn.datasets", "swamp[digits]"), f"load_{name}")(return_X_y=True)
-    return np.asarray(inputs, np.float32), np.asarray(targets)
+    inputs, targets = of_sklearn(name)
+    return inputs.numpy().astype(np.float32), targets.numpy()
