@@ -65,7 +65,7 @@ def render(data: ReportData, *, live: bool = False) -> str:
     """Return the page as HTML. live: it reloads when the server that it came from has a newer one."""
     contents = {name: _content(data, name, section) for name, section in SECTIONS.items()}
     sections = [content for content in contents.values() if content is not None]
-    missing = [SECTIONS[name] for name, content in contents.items() if content is None]
+    missing = [SECTIONS[name] for name, content in contents.items() if content is None and SECTIONS[name].analysis]
     comparison = data.comparison
     return _page(
         live,
@@ -216,7 +216,7 @@ def _asset(name: str) -> str:
 
 
 def _content(data: ReportData, name: str, section: Section) -> _Content | None:
-    """The section; None if no run has its analysis."""
+    """The section; None if no run has its analysis, or what it shows: several particles, say."""
     notes: list[str] = []
     figures = tuple(_built(data, name, section, notes))
     lacking: list[RunAnalyses] = []
@@ -236,7 +236,7 @@ def _content(data: ReportData, name: str, section: Section) -> _Content | None:
         if len(there) > MOST_RUNS:
             notes.append(f"Figures of single runs show at most {MOST_RUNS}, the first seed of each method.")
     elif not figures and not notes:
-        notes.append("No cycle of these runs had several particles.")
+        return None
     commands = [section.made_by(run.run.path) for run in lacking]
     return _Content(name, section.title, figures, tuple(notes), tuple(commands))
 
