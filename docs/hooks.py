@@ -16,21 +16,9 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from swamp.cli.entry import COMMANDS
-from swamp.cli.help import CommandOption, command_options
+from swamp.cli.help import HEADINGS, CommandOption, command_options
 from swamp.recipes import configuration
 
-GROUPS = {
-    "RunConfig": "Task, model and machine",
-    "Plan": "Pruning",
-    "Dynamic": "Masks that change during training",
-    "Transfer": "Transfer",
-    "Training": "Training of each particle",
-    "DataOptions": "Data",
-    "TextOptions": "Text",
-    "Scope": "Prunable weights",
-    "RunArgs": "Output",
-}
-"""Dataclass with options of `swamp run` -> its heading."""
 OWN_GROUPS = ("TicketArgs", "TransferArgs", "TuneArgs")
 """Commands that take the options of `swamp run` too. The page lists the options of `swamp run` once."""
 _DRAWN = re.compile(
@@ -109,7 +97,7 @@ def commands() -> Iterator[str]:
             options = [option for option in options if option.name not in run or option.group in OWN_GROUPS]
         for group in dict.fromkeys(option.group for option in options):
             if name == "run":
-                yield f"\n### {GROUPS.get(group, group)}\n"
+                yield f"\n### {HEADINGS[group]}\n"
             yield from _table([option for option in options if option.group == group])
 
 
@@ -131,10 +119,9 @@ def _about(text: str) -> Iterator[str]:
 def _table(options: Sequence[CommandOption]) -> Iterator[str]:
     yield "| option | default | meaning |\n|---|---|---|"
     for option in options:
-        on = option.default == "True"
-        default = "on" if on else f"`{option.default}`" if option.default else ""
+        default = option.default if option.default in ("", "on") else f"`{option.default}`"
         text = option.text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
-        usage = f"{option.name}`, `--no-{option.name[2:]}" if on else option.usage
+        usage = option.usage.replace(", ", "`, `")
         yield f"| `{usage}` | {default} | {text} |"
     yield ""
 

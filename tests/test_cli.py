@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from swamp import cli
+from swamp.cli.entry import COMMANDS
 from swamp.cli.listing import _REGISTRIES
 from swamp.fields import check_fields, with_option_names
 from swamp.masks import Mask
@@ -259,6 +260,7 @@ def test_without_a_run_torch_is_not_imported():
     code = f"""
 import sys
 from swamp import cli
+from swamp.cli.entry import COMMANDS
 from swamp.cli.listing import _REGISTRIES
 for arguments in {commands}:
     try:
@@ -300,7 +302,19 @@ def test_short_help_has_the_text_and_the_default_of_each_option(capsys):
     assert swamp("run", "digits-mlp", "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "--lr FLOAT Peak learning rate. (default: 0.1)" in text
-    assert "--particles INT ... Particles N per cycle" in text
+    assert "--particles INT|auto ... Particles N per cycle" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_every_command_looks_the_same(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert swamp(command, "--help") == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: swamp {command}")
+    # Names that only a reader of the code knows.
+    assert not re.findall(r"None|False|True|STR\b|NoneType|Literal|\(default: \)", text)
+    # Examples keep their lines; sentences end at the width of the terminal.
+    assert all(len(line.rstrip()) <= 100 or line.startswith("  swamp ") for line in text.splitlines())
 
 
 @pytest.mark.slow

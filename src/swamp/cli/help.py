@@ -1,10 +1,11 @@
-"""Help of a command with many options: its description, its examples and the options that are used most."""
+"""Help of a command: its description, its examples, and its options; of many, those that are used most."""
 
 import ast
 import inspect
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from types import NoneType
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from rich.table import Table
@@ -14,8 +15,22 @@ from swamp.cli.session import Out
 
 _LONGEST = 8
 """Characters of a default that is shown with all its digits."""
+_WIDEST = 34
+"""Characters of an option and the kind of its value that stand on one line."""
 OptionGroups = Mapping[str, Sequence[str]]
 """Heading -> fields of the dataclass (or of the dataclasses in it) whose options stand under this heading."""
+HEADINGS = {
+    "RunConfig": "Task, model and machine",
+    "Plan": "Pruning",
+    "Dynamic": "Masks that change during training",
+    "Transfer": "Transfer",
+    "Training": "Training of each particle",
+    "DataOptions": "Data",
+    "TextOptions": "Text",
+    "LabelOptions": "Labels",
+    "RunArgs": "Run",
+}
+"""Dataclass with options of `swamp run` -> the heading of its options."""
 
 
 @dataclass(frozen=True)
@@ -28,38 +43,69 @@ class CommandOption:
     name: str
     """`--like-this`; `LIKE_THIS` for a value without a name."""
     kind: str
-    """INT, TEXT, a|b, `INT ...`; empty for a switch."""
+    """INT, TEXT, a|b, INT|a, `INT ...`; empty for a switch."""
     default: str
     """Empty if there is none, or if the text states it."""
     text: str
 
     @property
     def usage(self) -> str:
-        """The name with the kind of its value."""
+        """The name with the kind of its value, such as `--seed INT`, `--test-data, --no-test-data` or `RUNS ...`."""
+        if not self.name.startswith("--"):
+            return f"{self.name} ..." if self.kind.endswith(" ...") else self.name
+        if not self.kind and self.default == "on":
+            return f"{self.name}, --no-{self.name[2:]}"
         return f"{self.name} {self.kind}".rstrip()
 
 
-def print_short_help(command: str, given: Any, shown: OptionGroups) -> None:
-    """Print the help of a command that takes a recipe: the docstring of `given`, and the options of `shown`.
+def print_help(command: str, given: Any, shown: OptionGroups | None = None) -> None:
+    """Print the help of a command: its description with examples, and its options.
 
-    The defaults that are printed are the values of `given`. command: with its argument, if that is no recipe.
+    Args:
+        command: The command, with its argument if it takes the options of `swamp run` but no recipe.
+        given: Its dataclass, or an instance, whose values are the defaults that are printed.
+        shown: Options to print; without it, all of them.
     """
-    options = {option.field: option for option in command_options(given)}
-    usage = command if command.count(" ") > 1 else f"{command} [RECIPE]"
-    Out.print(f"usage: {usage} [OPTIONS]\n\n{inspect.getdoc(given)}", soft_wrap=True)
-    width = max(len(options[name].usage) for names in shown.values() for name in names)
-    for heading, names in shown.items():
-        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-        table.add_column(width=width + 2, no_wrap=True)
-        table.add_column()
-        for name in names:
-            option = options[name]
-            text = f"{option.text} (default: {option.default})" if option.default else option.text
-            table.add_row(Text(f"  {option.usage}", style="bold"), Text(text))
-        Out.print(f"\n{heading}", style="bold")
-        Out.print(table)
-    hidden = len(options) - sum(map(len, shown.values()))
-    Out.print(f"\n{hidden} more options: --help-all shows all.")
+    options = list(command_options(given))
+    arguments = [option for option in options if not option.name.startswith("--")]
+    named = [option for option in options if option not in arguments]
+    recipe = any(option.group == "RunConfig" for option in options) and command.count(" ") == 1
+    usage = [
+        command,
+        *(["[RECIPE]"] if recipe else []),
+        *(option.usage for option in arguments),
+        *(["[OPTIONS]"] if named else []),
+    ]
+    Out.print(f"usage: {' '.join(usage)}", soft_wrap=True, markup=False)
+    for paragraph in (inspect.getdoc(given) or "").split("\n\n"):
+        lines = paragraph.splitlines()
+        example = lines[0].lstrip().startswith("swamp ")
+        text = [f"  {line.strip()}" for line in lines] if example else [" ".join(line.strip() for line in lines)]
+        Out.print("", *text, sep="\n", soft_wrap=example, markup=False)
+    if shown is None:
+        groups = {"Arguments": arguments}
+        for option in named:
+            groups.setdefault(HEADINGS.get(option.group, "Options"), []).append(option)
+    else:
+        by_field = {option.field: option for option in options}
+        groups = {heading: [by_field[name] for name in names] for heading, names in shown.items()}
+    for heading, listed in groups.items():
+        if listed:
+            _print_options(heading, listed)
+    if shown is not None:
+        hidden = len(options) - sum(map(len, groups.values()))
+        Out.print(f"\n{hidden} more options: --help-all shows all.")
+
+
+def _print_options(heading: str, options: Sequence[CommandOption]) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(width=min(max(len(option.usage) for option in options), _WIDEST) + 2, overflow="fold")
+    table.add_column()
+    for option in options:
+        text = f"{option.text} (default: {option.default})" if option.default else option.text
+        table.add_row(Text(f"  {option.usage}", style="bold"), Text(text))
+    Out.print(f"\n{heading}", style="bold")
+    Out.print(table)
 
 
 def command_options(given: Any) -> Iterator[CommandOption]:
@@ -78,13 +124,15 @@ def command_options(given: Any) -> Iterator[CommandOption]:
             field.name,
             group.__name__,
             f"--{field.name.replace('_', '-')}" if named else field.name.upper(),
-            _kind(kinds[field.name]),
+            kind := _kind(kinds[field.name]),
             "" if "(default" in text else _written(value),
-            text,
+            text or kind.replace("|", ", "),
         )
 
 
 def _written(default: Any) -> str:
+    if default is True:
+        return "on"
     if default is False or default is MISSING or default in (None, "", ()):
         return ""
     if isinstance(default, tuple):
@@ -96,26 +144,6 @@ def _readable(number: float) -> str:
     """A number as help shows it: with three digits where it has many, such as 1/3."""
     text = str(number)
     return text if len(text) <= _LONGEST else f"{number:.3g}"
-
-
-def readable_defaults() -> Any:
-    """Context in which the help of tyro, --help-all, shows numbers as this module does."""
-    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
-
-    def numbers(about: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | None:
-        if cast(Any, about).type is not float:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="FLOAT",
-            instance_from_str=lambda given: float(given[0]),
-            is_instance=lambda value: isinstance(value, int | float),
-            str_from_instance=lambda value: [_readable(value)],
-        )
-
-    registry: Any = ConstructorRegistry()
-    registry.primitive_rule(numbers)
-    return registry
 
 
 def _field_docstrings(kind: type) -> dict[str, str]:
@@ -130,13 +158,13 @@ def _field_docstrings(kind: type) -> dict[str, str]:
 
 
 def _kind(kind: Any) -> str:
-    """The kind of value of an option: INT, FLOAT, a|b, `INT ...` for several; nothing for a switch."""
+    """The kind of value of an option: INT, FLOAT, a|b, INT|a, `INT ...` for several; nothing for a switch."""
     if kind is bool:
         return ""
     if get_origin(kind) is Literal:
         return "|".join(get_args(kind))
     if get_origin(kind) is tuple:
         return f"{_kind(get_args(kind)[0])} ..."
-    if get_args(kind):  # a union with None
-        return _kind(get_args(kind)[0])
+    if get_args(kind):  # a union
+        return "|".join(_kind(one) for one in get_args(kind) if one is not NoneType)
     return "TEXT" if kind is str else kind.__name__.upper()

@@ -29,7 +29,11 @@ from swamp.tracking.tracking_reporter import tracked
 
 @dataclass(frozen=True)
 class RunArgs:
-    """Prune a network: train a ticket, then repeat: train particles, average their weights, prune, rewind.
+    """Prune a network in cycles, and store the run in a directory.
+
+    The network is first trained for a short while: these weights are the ticket. In each cycle, N copies of the ticket,
+    the particles, are trained with different batch orders, and their weights are averaged. The smallest weights of the
+    average are removed for the next cycle, and the others go back to the ticket. Other methods change some of this.
 
       swamp run                                 the default recipe
       swamp run RECIPE --method imp --seed 3    another recipe (see swamp list recipes), with changes

@@ -2,9 +2,7 @@
 
 import dataclasses
 import difflib
-import inspect
 import json
-import re
 import signal
 import sys
 import threading
@@ -40,29 +38,22 @@ def parse(
         arguments: Arguments after the command.
         default: Values of the options that are not given; without it, the defaults of `kind`.
         short_help: Heading -> fields that --help shows; without it, --help shows all options, as --help-all does.
-            Needs `default`.
 
     Raises:
         SwampError: An option does not exist; the message suggests the nearest ones.
     """
-    if short_help and not {"-h", "--help"}.isdisjoint(arguments):
-        from swamp.cli.help import print_short_help
+    if asked := {"-h", "--help", "--help-all"}.intersection(arguments):
+        from swamp.cli.help import print_help
 
-        print_short_help(prog, default, short_help)
+        print_help(prog, kind if default is None else default, None if "--help-all" in asked else short_help)
         sys.exit(0)
     import tyro
 
-    from swamp.cli.help import readable_defaults
-
     _refuse_unknown(arguments, _options(kind if default is None else default))
-    given = ["--help" if argument == "--help-all" else argument for argument in arguments]
     config = (tyro.conf.OmitArgPrefixes,)
-    # tyro joins the lines of a paragraph, but not indented ones: each example keeps its line.
-    about = re.sub(r"^ *(?=swamp )", "  ", inspect.getdoc(kind) or "", flags=re.MULTILINE)
-    with readable_defaults():
-        if default is None:
-            return tyro.cli(kind, prog=prog, args=given, config=config, description=about)
-        return tyro.cli(kind, prog=prog, args=given, config=config, description=about, default=default)
+    if default is None:
+        return tyro.cli(kind, prog=prog, args=arguments, config=config)
+    return tyro.cli(kind, prog=prog, args=arguments, config=config, default=default)
 
 
 def _options(given: Any) -> set[str]:
