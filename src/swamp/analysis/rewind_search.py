@@ -214,9 +214,14 @@ class InstabilityAnalysis:
         return self.backend.train(request)
 
     @property
+    def examples(self) -> int:
+        """Held-out examples on which barriers are measured."""
+        return len(self._evaluator.data)
+
+    @property
     def evaluation(self) -> float:
         """Estimated cost of measuring one barrier, in training steps: a forward pass costs a third of a step."""
-        return self.points * len(self._evaluator.data) / (3 * self.training.batch_size)
+        return self.points * self.examples / (3 * self.training.batch_size)
 
     def trainings(self, steps: int) -> list[int]:
         """Optimizer steps of each training of the trial with the ticket after `steps` steps, in their order."""
@@ -290,5 +295,5 @@ class TrialLog:
             if question != self.question:
                 raise SwampError(
                     f"{self.file} holds the trials of another search ({question}, not {self.question}). "
-                    "Choose another folder (--trials)."
+                    "Choose another folder."
                 )

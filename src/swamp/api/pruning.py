@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack, cast
+from typing import Any, Literal, Unpack, cast
 
 from torch import nn
 
@@ -50,6 +50,7 @@ def prune(
     method: str | None = None,
     training: Training | None = None,
     budget: float | None = None,
+    ticket: Literal["given", "auto"] = "given",
     backend: Backend | str | None = None,
     out: Path | str | None = None,
     progress: bool = False,
@@ -70,6 +71,8 @@ def prune(
         training: How each particle is trained (default: `Training()`).
         budget: Cost of the whole call in dense trainings of `training.epochs` epochs, 2 or more. Numbers of cycles,
             particles and epochs follow from it, without those that are given.
+        ticket: "auto": search first for the fewest steps after which copies of the network stay connected at the
+            sparsity of the first pruned cycle, at the cost of a few trainings; with `out`, no trial is repeated.
         backend: What trains the particles: a backend, or its name, e.g. "threads" (default: the fastest by timing).
         out: Run directory, as `swamp run` makes it. After Ctrl-C, or a killed process, the same call continues and
             gives the same bits; `swamp compare` and `swamp report` read it (default: nothing is kept on disk).
@@ -107,12 +110,24 @@ def prune(
     plan = Plan(method=method or "swamp", sparsity=sparsity, particles=cast(Any, counts), **cast(Any, options))
     how = training or Training()
     given = _given(options, plan.particles, how)
-    if budget is not None:
-        named = {"particles": asked, "method": method is not None}
-        allotted = allot(plan, how, budget, [*given, *(name for name, is_given in named.items() if is_given)])
-        plan, how = allotted.plan, allotted.training
-    if notes := refuse_unused(plan, how, given):
+    named = {"particles": asked, "method": method is not None}
+    fixed = [*given, *(name for name, is_given in named.items() if is_given)]
+
+    def allotted(plan: Plan) -> tuple[Plan, Training]:
+        found = None if budget is None else allot(plan, how, budget, fixed)
+        return (plan, how) if found is None else (found.plan, found.training)
+
+    if notes := refuse_unused(*allotted(plan), given):
         warnings.warn(" ".join(notes), stacklevel=3)
+    if ticket == "auto":
+        if "ticket_epochs" in options:
+            raise SwampError('ticket="auto" finds ticket_epochs. Leave one of them out.')
+        # Only here: it imports the analyses.
+        from swamp.api.ticket_search import plan_with_stable_ticket
+
+        job = Job(model, task, plan, how, backend)
+        plan = plan_with_stable_ticket(job, None if out is None else Path(out), shown=progress)
+    plan, how = allotted(plan)
     record: list[Cycle] = []
     for cycle in cycles(model, task, plan, how, backend=backend, out=out, progress=progress, track=track):
         record.append(cycle)

@@ -1,9 +1,8 @@
 """swamp ticket."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from shlex import quote
 from threading import Event
@@ -11,20 +10,23 @@ from typing import Annotated, Any
 
 import tyro
 
-from swamp.analysis import search_rewind_step
-from swamp.analysis.rewind_search import InstabilityAnalysis, RewindSearchResult, RewindTrial, TrialLog
+from swamp.analysis.rewind_search import InstabilityAnalysis, RewindSearchResult, TrialLog
 from swamp.api.display import Display
-from swamp.api.pace import Pace
-from swamp.backends import Progress
+from swamp.api.ticket_search import (
+    UNCONFIRMED,
+    SearchProgress,
+    first_pruned_sparsity,
+    latest_epochs,
+    search,
+    stable_step,
+)
 from swamp.cli.run import recipe_or_config
 from swamp.cli.session import Err, Out, parse, print_json, stoppable
-from swamp.errors import Interrupted, SwampError
+from swamp.errors import SwampError
 from swamp.report.figures.loss_landscape import instability as instability_figure
 from swamp.runs.config import RunConfig
 from swamp.runs.directory import write_json
 from swamp.runs.execute import backend_for, executing, prepare
-from swamp.runs.run_progress import TrainingStep
-from swamp.training.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,6 @@ TICKET_HELP = {
 """Options of `swamp ticket --help`."""
 
 
-_UNCONFIRMED = "with other batch orders, it is unstable at this step or stable at a quarter of it"
-
-
 def ticket_command(arguments: Sequence[str]) -> None:
     """swamp ticket [RECIPE] [options]."""
     default, rest = recipe_or_config(arguments)
@@ -96,7 +95,7 @@ def ticket_command(arguments: Sequence[str]) -> None:
         write_json(given.out, _with_ticket(given.config, found.steps / instability.per_epoch).to_json())
     if given.json:
         print_json(done)
-    steps = _stable_step(instability, found)
+    steps = stable_step(instability, found)
     if not given.json:
         _print(given, instability, found, steps, picture)
 
@@ -107,14 +106,11 @@ def with_stable_ticket(config: RunConfig, *, as_json: bool, quiet: bool) -> RunC
     All later cycles are sparser, and would be stable with an earlier one. The trials are stored as those of
     `swamp ticket`, so that an interrupted search goes on. Raises SwampError if no ticket is stable.
     """
-    densities = config.plan.schedule().densities
-    sparsity = 1 - densities[min(1, len(densities) - 1)]
-    # The latest possible ticket is tried first, as the first cycles need a late one.
-    latest = float(config.training.epochs) - (config.training.lr_after_rewind == "advance")
+    sparsity, latest = first_pruned_sparsity(config.plan), latest_epochs(config.training)
     given = TicketArgs(config, at_sparsity=sparsity, latest_epochs=latest, json=as_json, quiet=quiet)
     instability, _, found = _searched(given)
-    epochs = _stable_step(instability, found) / instability.per_epoch
-    sure = "" if found.confirmed else f" (not confirmed: {_UNCONFIRMED})"
+    epochs = stable_step(instability, found) / instability.per_epoch
+    sure = "" if found.confirmed else f" (not confirmed: {UNCONFIRMED})"
     (Err if as_json else Out).print(f"ticket: after {epochs:.6g} epochs{sure}", soft_wrap=True, highlight=False)
     return _with_ticket(config, epochs)
 
@@ -124,25 +120,13 @@ def _searched(given: TicketArgs) -> tuple[InstabilityAnalysis, TrialLog, RewindS
     stop, console = Event(), Err if given.json else Out
     with stoppable(stop, console), executing(given.config), ExitStack() as shown:
         display = Display(console, lambda at, active: at.what, ("trials", "trainings"))
-        progress = _SearchProgress(None if given.quiet else shown.enter_context(display), stop)
+        progress = SearchProgress(None if given.quiet else shown.enter_context(display), stop)
         instability = _instability(given, progress)
         trials = _trials(given, instability)
         return instability, trials, _search(given, instability, trials, progress)
 
 
-def _stable_step(instability: InstabilityAnalysis, found: RewindSearchResult) -> int:
-    """The step that was found. Raises SwampError if there is none."""
-    if found.steps is None:
-        last = found.trials[0].steps
-        raise SwampError(
-            f"no ticket up to step {last} ({last / instability.per_epoch:.3g} epochs) is stable at "
-            f"sparsity {instability.sparsity:.4g}. Try a lower learning rate or longer warm-up (--lr, --warmup), or, "
-            "with swamp ticket, later tickets (--latest-epochs) or a higher sparsity (--at-sparsity)."
-        )
-    return found.steps
-
-
-def _instability(given: TicketArgs, progress: "_SearchProgress") -> InstabilityAnalysis:
+def _instability(given: TicketArgs, progress: "SearchProgress") -> InstabilityAnalysis:
     progress.stage("preparing the data and the network", once=True)
     problem, model = prepare(given.config)
     plan = given.config.plan
@@ -161,7 +145,7 @@ def _trials(given: TicketArgs, instability: InstabilityAnalysis) -> TrialLog:
 
 
 def _search(
-    given: TicketArgs, instability: InstabilityAnalysis, trials: TrialLog, progress: "_SearchProgress"
+    given: TicketArgs, instability: InstabilityAnalysis, trials: TrialLog, progress: SearchProgress
 ) -> RewindSearchResult:
     latest = (
         instability.last // 2 if given.latest_epochs is None else round(given.latest_epochs * instability.per_epoch)
@@ -171,24 +155,7 @@ def _search(
             f"the latest ticket would be at step {latest}, but training ends at step {instability.last}. "
             f"Give --latest-epochs between 0 and {instability.last / instability.per_epoch:g}."
         )
-
-    def on_trial(trial: RewindTrial) -> None:
-        trials.add(trial)
-        verdict = "stable" if trial.barrier < given.threshold else "unstable"
-        again = "  (verification, other batch orders)" if trial.repeat else ""
-        progress.finished(
-            f"ticket after {trial.steps:6d} steps ({trial.steps / instability.per_epoch:7.2f} epochs): "
-            f"{100 * trial.barrier:6.2f} points, {verdict}{again}   {trial.seconds:.1f} s"
-        )
-
-    return search_rewind_step(
-        partial(trials.barrier, instability.barrier_at),
-        latest,
-        threshold=given.threshold,
-        resolution=given.resolution,
-        on_trial=on_trial,
-        on_start=partial(progress.started, instability),
-    )
+    return search(instability, trials, progress, latest, threshold=given.threshold, resolution=given.resolution)
 
 
 def _summary(given: TicketArgs, instability: InstabilityAnalysis, found: RewindSearchResult) -> dict[str, Any]:
@@ -218,7 +185,7 @@ def _print(
     Out.print(f"figure of barrier against step: {picture}", soft_wrap=True)
     if not found.confirmed:
         Out.print(
-            f"not confirmed: {_UNCONFIRMED}. The limit of stability is not sharp here; use a later ticket, or try "
+            f"not confirmed: {UNCONFIRMED}. The limit of stability is not sharp here; use a later ticket, or try "
             "another --seed.",
             soft_wrap=True,
         )
@@ -228,69 +195,3 @@ def _print(
 
 def _with_ticket(config: RunConfig, epochs: float) -> RunConfig:
     return replace(config, plan=replace(config.plan, ticket_epochs=epochs))
-
-
-@dataclass(eq=False)
-class _SearchProgress:
-    """Shows the trials of a search, and stops their trainings when `stop` is set."""
-
-    display: Display | None
-    """None: nothing is shown."""
-    stop: Event
-    trial: int = -1
-    ticket: str = ""
-    """The ticket of the present trial, in words."""
-    trainings: int = 0
-    """Trainings of the present trial."""
-    began: int = 0
-    """Trainings of the present trial that have begun."""
-
-    def stage(self, name: str, *, once: bool = False) -> None:
-        """Other work than training begins; see Display."""
-        if self.display is not None:
-            self.display.stage(name, once=once)
-
-    def started(self, instability: InstabilityAnalysis, steps: int, repeat: int, left: int) -> None:
-        """A trial starts, and `left` trials are left with it."""
-        self.trial, self.began = self.trial + 1, 0
-        self.ticket = f"ticket after {steps} steps"
-        trainings = instability.trainings(steps)
-        self.trainings = len(trainings)
-        if self.display is None:
-            return
-        if not self.trial:
-            self.display.expect(Pace((sum(trainings),) * left, evaluation=instability.evaluation))
-        earlier = self.display.pace.cycles[: self.trial]
-        # Later tickets are not known yet: their trials count as this one.
-        self.display.pace.cycles = (*earlier, *[sum(trainings)] * left)
-
-    def training(self, what: str, networks: int) -> Progress:
-        """Progress of `networks` trainings; see InstabilityAnalysis."""
-        first, self.began = self.began, self.began + networks
-        return _TrialProgress(self, first, f"{self.ticket}, {what}")
-
-    def finished(self, line: str) -> None:
-        """Print the line of a finished trial."""
-        if self.display is not None:
-            self.display.finished(line)
-
-
-@dataclass(eq=False)
-class _TrialProgress(Progress):
-    """Progress of one of the trainings of a trial."""
-
-    search: _SearchProgress
-    first: int
-    """Trainings of this trial before these."""
-    what: str
-
-    def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
-        search = self.search
-        if search.display is not None:
-            at = TrainingStep(search.trial, self.first + index, search.trainings, step, total, what=self.what)
-            search.display.step(at.with_values(snapshot))
-        if search.stop.is_set():
-            raise Interrupted("stopped. Finished trials are kept: repeat the command to continue.")
-
-    def on_stage(self, name: str, *, once: bool = False) -> None:
-        self.search.stage(f"{self.search.ticket}, {name}", once=once)
