@@ -82,13 +82,13 @@ export-zoo: $(ZOO)/ready $(BARE)/ready
 	$(ZOO)/bin/python zoo/export.py --out docs/reference/export_zoo.md
 
 $(BARE)/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(BARE)
+	$(PYTHON) .ci/venv $(BARE)
 	$(BARE)/bin/pip install --quiet --constraint constraints.txt torch numpy safetensors
 	$(BARE)/bin/pip install --quiet --no-deps --editable .
 	@touch $@
 
 $(ZOO)/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(ZOO)
+	$(PYTHON) .ci/venv $(ZOO)
 	$(ZOO)/bin/pip install --quiet --constraint constraints.txt --editable '.[export]' transformers accelerate huggingface_hub \
 	  pillow requests tqdm psutil aiohttp xxhash pyparsing jinja2 importlib_metadata regex
 	$(ZOO)/bin/pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31 torch_geometric==2.8.1 \
@@ -105,7 +105,7 @@ trackers: $(TRACKERS)/ready
 	$(TRACKERS)/bin/python -m pytest -q tests/tracking -p no:cacheprovider
 
 $(TRACKERS)/ready: pyproject.toml constraints.txt tests/tracking/constraints.txt
-	$(PYTHON) -m venv $(TRACKERS)
+	$(PYTHON) .ci/venv $(TRACKERS)
 	@grep -vE '^(pillow|pyarrow|python-dateutil|certifi)==' constraints.txt > $(TRACKERS)/constraints.txt
 	@cat tests/tracking/constraints.txt >> $(TRACKERS)/constraints.txt
 	$(TRACKERS)/bin/pip install --quiet --constraint $(TRACKERS)/constraints.txt \
@@ -170,10 +170,7 @@ clean:
 	rm -rf build $(VENV)
 
 $(BIN)/pip:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "swamp needs Python 3.11 or later; run: make PYTHON=python3.12"; exit 2; }
-	@$(PYTHON) -m venv $(VENV) \
-	  || { echo "python3 cannot make virtual environments here; on Debian: apt install python3-venv"; exit 2; }
+	@$(PYTHON) .ci/venv $(VENV)
 
 $(VENV)/.core: $(BIN)/pip pyproject.toml constraints.txt
 	$(INSTALL) --editable .
