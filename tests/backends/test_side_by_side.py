@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch._inductor.exc import InvalidCxxCompiler
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
@@ -109,13 +110,23 @@ def test_attention_is_tried_as_a_stack_without_torchs_advice(image_task):
 
 
 @pytest.mark.slow
-def test_a_step_that_cannot_be_compiled_runs_uncompiled_with_one_warning(mlp, image_task, monkeypatch, recwarn):
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("no compiler in this house"), "uncompiled: RuntimeError: no compiler in this house"),
+        (InvalidCxxCompiler(), "uncompiled: there is no C\\+\\+ compiler. .*apt install g\\+\\+"),
+    ],
+)
+def test_a_step_that_cannot_be_compiled_runs_uncompiled_with_one_warning(
+    error, message, mlp, image_task, monkeypatch, recwarn
+):
     def refuse(*_, **__):
-        raise RuntimeError("no compiler in this house")
+        # As torch wraps it.
+        raise RuntimeError(f"{type(error).__name__}: {error}") if isinstance(error, InvalidCxxCompiler) else error
 
     monkeypatch.setattr("torch._inductor.compile", refuse)
     backend, ticket, mask = Vmapped(mlp, image_task), Ticket(mlp.state_dict(), 0), Mask.ones(mlp)
-    with pytest.warns(UserWarning, match="uncompiled: RuntimeError: no compiler in this house"):
+    with pytest.warns(UserWarning, match=message):
         found = backend.train(TrainRequest(ticket, mask, TRAINING, SEEDS))
     backend.train(TrainRequest(ticket, mask, TRAINING, SEEDS))
     expected = Sequential(mlp, image_task).train(TrainRequest(ticket, mask, TRAINING, SEEDS))
