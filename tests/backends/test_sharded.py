@@ -21,7 +21,7 @@ from swamp.training.optimizers import build_optimizer
 from swamp.training.snapshot import Snapshot
 
 from .conftest import _convolutional, _dropout, _mlp
-from .forked import SEEDS, TRAINING, Together, assert_equal
+from .forked import SEEDS, TRAINING, assert_equal
 
 SIX_STEPS = replace(TRAINING, epochs=2)
 KINDS = {
