@@ -41,7 +41,7 @@ def test_a_linear_layer(inputs, outputs, batch, block, sparsity, bias, relu):
     ("make", "shape"),
     [
         (lambda: nn.Sequential(*(layer for layer in images() if not isinstance(layer, nn.Dropout))), (1, 8, 8)),
-        (lambda: nn.Sequential(nn.Conv2d(4, 6, (1, 3), (2, 1), 1, (2, 1), 2), nn.AvgPool2d(2, 1, 1)), (4, 8, 4)),
+        (lambda: nn.Sequential(nn.Conv2d(4, 6, (1, 3), (2, 1), 1, (1, 2), 2), nn.AvgPool2d(2, 1, 1)), (4, 8, 4)),
         (lambda: nn.Sequential(nn.Conv1d(4, 6, 3, 2, 1), nn.GELU("tanh"), nn.Linear(4, 2, bias=False)), (4, 8)),
     ],
 )
