@@ -1,7 +1,5 @@
 """The notebooks of the site run from top to bottom; what is committed is small and shows no error."""
 
-import os
-import sys
 from pathlib import Path
 
 import nbformat
@@ -13,8 +11,12 @@ SMALLER = {
     "image_classifier": [("epochs=6", "epochs=1"), ("particles=4", "particles=2")],
     "own_loop": [("epochs=10", "epochs=1")],
     "reading_a_report": [("--epochs 6", "--epochs 2"), ("--points 7", "--points 3")],
-    "text_minilm": [("epochs=2", "epochs=1"), ("slice(0, 128)", "slice(0, 32)"), ("slice(128, 224)", "slice(32, 48)")]
-    + [("slice(224, 352)", "slice(48, 64)")],
+    "text_minilm": [
+        ("epochs=2", "epochs=1"),
+        ("slice(0, 128)", "slice(0, 32)"),
+        ("slice(128, 224)", "slice(32, 48)"),
+        ("slice(224, 352)", "slice(48, 64)"),
+    ],
 }
 """Less work of the same kind: what is executed here is not kept, and `make notebooks` executes what is written."""
 
