@@ -3,7 +3,7 @@
 import random
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from functools import cache
 from itertools import zip_longest
 
@@ -18,6 +18,8 @@ from swamp.algorithms.unused import refuse_unused, unused_options
 from swamp.training import Seed, Training
 from swamp.training.mask_updates import Dynamic
 from swamp.training.rng import isolated
+
+from .conftest import COVERING
 
 PLAN = swamp.Plan(
     sparsity=0.8,
@@ -103,20 +105,6 @@ def network() -> nn.Module:
 
 
 TABLE = {**OF_PLAN, **OF_DYNAMIC, **OF_TRAINING}
-
-
-def covering() -> list[str]:
-    """Some methods that have each setting by which methods differ: on these alone it depends what a method uses."""
-    settings = {name: {*asdict(method).items()} - {("summary", method.summary)} for name, method in METHODS.items()}
-    missing, chosen = set().union(*settings.values()), list[str]()
-    while missing:
-        best = max(METHODS, key=lambda name: len(settings[name] & missing))
-        missing -= settings[best]
-        chosen.append(best)
-    return chosen
-
-
-COVERING = covering()
 
 
 @cache
