@@ -100,6 +100,13 @@ def uncompiled_graph(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty files in place of pictures, of which each takes a second to draw."""
+    for module in ("matplotlib_renderer", "write"):
+        monkeypatch.setattr(f"swamp.report.{module}.draw", lambda figure, out, suffix, **_: out.write_bytes(b""))
+
+
+@pytest.fixture
 def poisoned():
     return poison.poisoned
 

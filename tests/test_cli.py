@@ -1,5 +1,6 @@
 """The command line, in process where that is enough and as a real process where signals and streams matter."""
 
+import io
 import json
 import os
 import re
@@ -19,6 +20,10 @@ from swamp.fields import check_fields, with_option_names
 from swamp.masks import Mask
 from swamp.runs.config import RunConfig, flattened
 from swamp.training import Training
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "faults"))
+
+from child import Child, forked, started
 
 TINY = ["digits-mlp", "--epochs", "2", "--model", "mlp-16", "--sparsity", "0.75", "--swa-fraction", "0.5"]
 TINY += ["--barrier-threshold", "1", "--examples", "640"]
@@ -148,7 +153,7 @@ def test_compare_at_equal_cost_keeps_the_sparsities_asked_for(runs, tmp_path, ca
     assert "no run has sparsity 0.123" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_compare_writes_over_no_comparison_of_other_runs_or_options(runs, tmp_path, capsys):
     paths = sorted(runs.iterdir())
     for given, folder in (
@@ -156,7 +161,6 @@ def test_compare_writes_over_no_comparison_of_other_runs_or_options(runs, tmp_pa
         (paths[:2], "cmp-2"),
         ([*paths, "--metric", "nll"], "cmp-3"),
         (paths, "cmp"),
-        (paths[:2], "cmp-2"),
     ):
         assert swamp("compare", *given, "--out", tmp_path / "cmp") == 0
         assert f"written: {tmp_path / folder / 'compare.csv'}" in capsys.readouterr().out
@@ -334,9 +338,8 @@ def test_help_of_run_shows_the_defaults_of_the_recipe_named(capsys):
     assert "fashion-mnist" in capsys.readouterr().out
 
 
-def process(*arguments: object, **more) -> subprocess.Popen:
-    command = [sys.executable, "-m", "swamp", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+def process(arguments: list[object], log: Path) -> Child:
+    return started([sys.executable, "-m", "swamp", *arguments], log)
 
 
 LONG = [*TINY, "--epochs", "30", "--out"]
@@ -351,28 +354,25 @@ def whole(tmp_path_factory) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_prints_how_to_resume_and_the_result_is_the_same(number, code, whole, tmp_path, capsys):
-    child = process("run", *LONG, tmp_path / "run")
+@pytest.mark.parametrize(("number", "code", "begin"), [(signal.SIGINT, 130, process), (signal.SIGTERM, 143, forked)])
+def test_a_signal_saves_prints_how_to_resume_and_the_result_is_the_same(number, code, begin, whole, tmp_path, capsys):
+    child = begin(["run", *LONG, tmp_path / "run"], tmp_path / "log")
     while not (tmp_path / "run" / "ticket.safetensors").exists():
-        assert child.poll() is None
+        assert child.code() is None
         time.sleep(0.01)
-    child.send_signal(number)
-    _, err = child.communicate()
-    assert child.returncode == code
-    assert f"swamp resume {tmp_path / 'run'}" in err.replace("\n", "")
+    child.signal(number)
+    assert child.wait() == code
+    assert f"swamp resume {tmp_path / 'run'}" in child.told().replace("\n", "")
     assert list((tmp_path / "run").rglob("unfinished-*"))
     assert swamp("resume", tmp_path / "run", "--json") == 0
     resumed = json.loads(capsys.readouterr().out)
     assert [c["test"] for c in resumed["cycles"]] == [c["test"] for c in whole["cycles"]]
 
 
-@pytest.mark.slow
-def test_warnings_go_to_standard_error_and_json_stays_clean(tmp_path):
+def test_warnings_go_to_standard_error_and_json_stays_clean(tmp_path, capfd):
     unstable = ["--barrier-threshold", "0", "--lr", "0.5", "--ticket-epochs", "0"]
-    child = process("run", *TINY, *unstable, "--json", "--out", tmp_path / "run")
-    out, err = child.communicate()
-    assert child.returncode == 0
+    assert swamp("run", *TINY, *unstable, "--json", "--out", tmp_path / "run") == 0
+    out, err = capfd.readouterr()
     assert json.loads(out)["method"] == "swamp"
     assert "warning: cycle 0" in err
     assert "Traceback" not in err
@@ -399,7 +399,7 @@ def test_progress_bars_appear_on_a_terminal(tmp_path):
 
     main, side = pty.openpty()
     child = subprocess.Popen(
-        [sys.executable, "-m", "swamp", "run", *TINY, "--epochs", "15", "--out", str(tmp_path / "run")],
+        [sys.executable, "-m", "swamp", "run", *TINY, "--epochs", "6", "--out", str(tmp_path / "run")],
         stdout=side,
         stderr=side,
         env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"},
@@ -442,17 +442,13 @@ def test_an_argument_without_end_is_refused_in_a_line(given, capsys):
     assert len(said) < 300
 
 
-@pytest.mark.slow
-def test_a_file_name_that_is_not_valid_utf_8_is_printed_in_the_error(tmp_path):
-    """In a process of its own, whose standard streams take UTF-8 alone."""
-    path = tmp_path / os.fsdecode(b"run-\xff")
-    command = [sys.executable, "-m", "swamp", "run", *TINY, "--out", str(path)]
-    done = subprocess.run(
-        command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"}, check=False
-    )
-    assert done.returncode == 2, done.stderr
-    assert b"run-\\udcff" in done.stderr
-    assert b"is not valid UTF-8" in done.stderr
+def test_a_file_name_that_is_not_valid_utf_8_is_printed_in_the_error(tmp_path, monkeypatch):
+    """Standard error takes UTF-8 alone."""
+    said = io.BytesIO()
+    monkeypatch.setattr("sys.stderr", io.TextIOWrapper(said, "utf-8", errors="strict", write_through=True))
+    assert swamp("run", *TINY, "--out", tmp_path / os.fsdecode(b"run-\xff")) == 2
+    assert b"run-\\udcff" in said.getvalue()
+    assert b"is not valid UTF-8" in said.getvalue()
 
 
 @pytest.mark.parametrize(

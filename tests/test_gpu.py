@@ -103,12 +103,13 @@ def test_the_pretended_gpu_is_as_strict_as_one(gpu):
 @pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("method", METHODS)
 def test_methods(method, images, gpu):
-    assert_the_same_on_a_gpu(network("normed"), images, replace(PLAN, method=method), "sequential")
+    assert_the_same_on_a_gpu(network("normed"), images, replace(SHORT, method=method), "sequential")
 
 
-@pytest.mark.fast_cases(2)
-@pytest.mark.parametrize("name", ["normed", "encoder", "resnet-8"])
-@pytest.mark.parametrize("backend", ["sequential", "vmapped", "multi-stream"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backend", "name"), [("sequential", "encoder"), ("vmapped", "resnet-8"), ("multi-stream", "normed")]
+)
 def test_backends(backend, name, images, gpu):
     assert_the_same_on_a_gpu(network(name), images, SHORT, backend)
 
@@ -182,12 +183,10 @@ def command(*arguments: object) -> None:
 @pytest.mark.parametrize(
     ("backend", "analyses"),
     [
-        ("sequential", ["masks", "barriers", "predictions", "hull"]),
-        ("sequential", ["trajectories", "landscape", "curvature"]),
+        ("sequential", ["masks", "barriers", "predictions", "hull", "trajectories", "landscape", "curvature"]),
         ("vmapped", []),
-        ("multi-stream", []),
     ],
-    ids=["sequential", "slow-analyses", "vmapped", "multi-stream"],
+    ids=["sequential", "vmapped"],
 )
 def test_a_run_that_was_interrupted_its_analyses_and_its_export(backend, analyses, tmp_path, gpu, capfd):
     """Snapshots go to the disk and come back to the GPU; what looks into a run computes where the run did."""

@@ -94,11 +94,10 @@ class Hub(BaseHTTPRequestHandler):
 
     stored: dict[str, bytes]
     created: list[dict]
-    refuse = False
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.refuse:
+        if b"refused" in body or "refused" in self.path:
             return self.answer({"error": "you may not"}, 403)
         if self.path == "/api/repos/create":
             self.created.append(json.loads(body))
@@ -143,7 +142,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub():
-    Hub.stored, Hub.created, Hub.refuse = {}, [], False
+    Hub.stored, Hub.created = {}, []
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -153,14 +152,15 @@ def hub():
 
 
 def pushed(folder, server):
-    """`push_to_hub` in a process of its own, as the library reads HF_ENDPOINT when it is imported."""
+    """`push_to_hub` to two names, in a process of its own, as the library reads HF_ENDPOINT when it is imported."""
     code = f"""
 import swamp
 from swamp.pretrained import push_to_hub
-try:
-    print(push_to_hub({str(folder)!r}, "me/small", private=True, token="hf_x"))
-except swamp.SwampError as error:
-    print("refused:", error)
+for name in ("me/small", "me/refused"):
+    try:
+        print(push_to_hub({str(folder)!r}, name, private=True, token="hf_x"))
+    except swamp.SwampError as error:
+        print("refused:", error)
 """
     address = f"http://127.0.0.1:{server.server_port}"
     own = {
@@ -174,21 +174,20 @@ except swamp.SwampError as error:
         [sys.executable, "-c", code], env={**os.environ, **own, "PYTHONPATH": path}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip(), address
+    return *done.stdout.splitlines(), address
 
 
 @pytest.mark.slow
 def test_a_folder_is_uploaded_file_for_file(folder, hub):
     pytest.importorskip("huggingface_hub")
-    said, address = pushed(folder, hub)
+    said, refused, address = pushed(folder, hub)
     assert said == f"{address}/me/small"
     assert "private" in (
         Hub.created[0].get("visibility"),
         *(key for key, value in Hub.created[0].items() if value is True),
     )
     assert Hub.stored == {path.name: path.read_bytes() for path in folder.iterdir()}
-    Hub.refuse = True
-    assert pushed(folder, hub)[0].startswith(f"refused: could not upload {folder} to me/small: ")
+    assert refused.startswith(f"refused: could not upload {folder} to me/refused: ")
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from swamp.backends import Particle, Progress, Sequential
 from swamp.training import TensorData, Training, evaluate
 from swamp.training.average import mean
 
-from .conftest import PLAN, SHORT, TRAINING, Spy, Tickets, run, same, spied, swamp_initial
+from .conftest import COVERING, PLAN, SHORT, TRAINING, Spy, Tickets, run, same, spied, swamp_initial
 
 
 @pytest.mark.fast_cases(12)
@@ -62,9 +62,9 @@ def normed_twice() -> nn.Module:
         )
 
 
-@pytest.mark.fast_cases(10)
+@pytest.mark.fast_cases(6)
 @pytest.mark.usefixtures("few_rounds")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", COVERING)
 def test_the_test_data_decides_nothing(task, method):
     # The inputs differ too, by more than normalisation could hide: statistics of them would change every weight.
     other = replace(task, test=TensorData(100 * task.test.inputs + 7, 2 - task.test.targets))
@@ -140,8 +140,13 @@ PATHS = {
 }
 
 
-@pytest.mark.parametrize("options", PATHS.values(), ids=PATHS)
-@pytest.mark.parametrize("after", ["restart", "advance"])
+@pytest.mark.parametrize(
+    ("after", "options"),
+    [
+        *(pytest.param("restart", options, id=f"restart-{name}") for name, options in PATHS.items()),
+        *(pytest.param("advance", PATHS[name], id=f"advance-{name}") for name in ("constant", "densities")),
+    ],
+)
 def test_the_equal_cost_controls_of_a_cycle_take_as_many_steps_as_the_particles(mlp, task, options, after):
     training = replace(TRAINING, lr_after_rewind=after, batch_size=48)
     many = run(mlp, task, "swamp", training, **options)

@@ -11,10 +11,10 @@ from swamp.masks import Mask
 from swamp.training import Seed, Task
 from swamp.training.rng import isolated
 
-from .conftest import SHORT, TRAINING, run
+from .conftest import COVERING, SHORT, TRAINING, run
 from .test_bad_input import attempt
 
-METHOD_NAMES = [name for name, method in METHODS.items() if not method.ensemble]
+METHOD_NAMES = [name for name in COVERING if not METHODS[name].ensemble]
 
 
 @pytest.fixture

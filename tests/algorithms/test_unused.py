@@ -3,7 +3,7 @@
 import random
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from functools import cache
 from itertools import zip_longest
 
@@ -18,6 +18,8 @@ from swamp.algorithms.unused import refuse_unused, unused_options
 from swamp.training import Seed, Training
 from swamp.training.mask_updates import Dynamic
 from swamp.training.rng import isolated
+
+from .conftest import COVERING
 
 PLAN = swamp.Plan(
     sparsity=0.8,
@@ -106,32 +108,21 @@ TABLE = {**OF_PLAN, **OF_DYNAMIC, **OF_TRAINING}
 
 
 @cache
-def methods_for(option: str) -> set[str]:
-    """Some methods that have each setting by which methods differ: on these alone it depends whether one uses it."""
-    settings = {name: {*asdict(method).items()} - {("summary", method.summary)} for name, method in METHODS.items()}
-    # Other options are tried with other methods.
-    names = random.Random(option).sample(list(METHODS), len(METHODS))
-    missing, chosen = set().union(*settings.values()), list[str]()
-    while missing:
-        best = max(names, key=lambda name: len(settings[name] & missing))
-        missing -= settings[best]
-        chosen.append(best)
-    # Four of each kind: every run costs a third of a second.
-    ignoring = [name for name in chosen if option in unused_options(replace(PLAN, method=name), TRAINING)]
-    using = [name for name in chosen if name not in ignoring]
-    return {*ignoring[:4], *using[:4]}
+def users_of(option: str) -> list[str]:
+    """Four methods that use an option."""
+    using = [name for name in COVERING if option not in unused_options(replace(PLAN, method=name), TRAINING)]
+    return random.Random(option).sample(using, min(4, len(using)))
 
 
-def outcome(task, method: str, option: str = "", value: object = None, training: Training = TRAINING) -> Iterator[str]:
+def outcome(task, method: str, options: dict[str, object], training: Training = TRAINING) -> Iterator[str]:
     """What each cycle of a run computes, as text; or the refusal."""
     plan = replace(PLAN, method=method)
+    of_plan, of_dynamic, of_training = (
+        {name: value for name, value in options.items() if name in kind} for kind in (OF_PLAN, OF_DYNAMIC, OF_TRAINING)
+    )
     try:
-        if option in OF_PLAN:
-            plan = replace(plan, **{option: value})
-        elif option in OF_DYNAMIC:
-            plan = replace(plan, dynamic=replace(plan.dynamic, **{option: value}))
-        elif option:
-            training = replace(training, **{option: value})
+        plan = replace(plan, **of_plan, dynamic=replace(plan.dynamic, **of_dynamic))
+        training = replace(training, **of_training)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if METHODS[method].ensemble:
@@ -148,26 +139,34 @@ def outcome(task, method: str, option: str = "", value: object = None, training:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_rounds")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", COVERING)
 def test_every_option_has_an_effect_or_is_among_the_unused(task, method):
     torch.manual_seed(0)
-    usual = list(outcome(task, method))
+    usual = list(outcome(task, method, {}))
     assert not usual[0].startswith("refused")
+
+    def difference(options: dict[str, object]) -> str:
+        """The first cycle that is not as usual, or the refusal; "" for none. A run ends where it is not as usual."""
+        pairs = zip_longest(outcome(task, method, options), usual)
+        return next((str(found) for found, expected in pairs if found != expected), "")
+
     unused = unused_options(replace(PLAN, method=method), TRAINING)
-    wrong = []
-    for option, value in TABLE.items():
-        if method not in methods_for(option):
-            continue
-        if option == "score" and METHODS[method].score == "synflow":
-            value = "magnitude"
-        if option == "allocation" and METHODS[method].allocation == "uniform":
-            value = "erk"
-        # A run goes on only as long as it equals the usual one.
-        pairs = zip_longest(outcome(task, method, option, value), usual)
-        different = next((str(found) for found, expected in pairs if found != expected), "")
-        refused, ignored = different.startswith("refused"), different == ""
-        if ignored != (option in unused) and not refused:
-            wrong.append((option, "is ignored" if ignored else "is used", unused.get(option)))
+    # All at once, as none may have an effect; one by one only to name the wrong ones.
+    ignored = {option: TABLE[option] for option in unused if option in TABLE}
+    for option in {"retrain", "retrain_epochs"} & ignored.keys():
+        assert difference({option: ignored.pop(option)}).startswith("refused")
+    for pair in (("ema", "lawa"), ("schedule_repeats", "swa_fraction")):
+        if ignored.keys() >= set(pair):  # refused together: one of them, and the other with the next method
+            del ignored[pair[COVERING.index(method) % 2]]
+    wrong: list[tuple[str, str]] = []
+    if difference(ignored):
+        wrong = [(option, "is used") for option, value in ignored.items() if difference({option: value})]
+        assert wrong, "some of the unused options have an effect together"
+    own = METHODS[method]
+    other = {"score": "magnitude"} if own.score == "synflow" else {}
+    other |= {"allocation": "erk"} if own.allocation == "uniform" else {}
+    used = {option: value for option, value in (TABLE | other).items() if method in users_of(option)}
+    wrong += [(option, "is ignored") for option, value in used.items() if not difference({option: value})]
     assert not wrong
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo  # optimizers import it: before the ranks are forked, or each of them does
 from torch import nn
 from torch.distributed import PrefixStore, TCPStore
 

@@ -22,7 +22,7 @@ from swamp.runs.run_progress import Reporter
 from swamp.runs.study import Study
 from swamp.runs.study_queue import StudyDirectory, work
 
-from .command import swamp
+from .command import fork_workers, swamp
 
 STUDY = """
 recipe = "digits-mlp"
@@ -79,9 +79,11 @@ def finished(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_when_one_of_two_workers_is_killed_the_other_does_its_run_and_the_results_are_the_same(
-    finished, tmp_path, capsys
+    finished, tmp_path, capsys, monkeypatch
 ):
+    fork_workers(monkeypatch)
     out = tmp_path / "out"
     names = ("imp-seed0", "imp-seed1", "swamp-seed0", "swamp-seed1")
 
@@ -112,6 +114,7 @@ def test_a_signal_to_the_parent_stops_the_workers_and_prints_how_to_resume(tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_ends_with_the_table_it_asks_for_also_by_its_folder(finished, tmp_path, capsys):
     out, study = tmp_path / "out", tmp_path / "again.toml"
     shutil.copytree(finished, out)
@@ -141,6 +144,7 @@ def test_a_finished_study_starts_no_worker_and_prints_its_result(finished, monke
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_compare_takes_a_study_by_its_folder_or_everything_in_it(finished, tmp_path, capsys):
     for paths in ([finished], sorted(finished.glob("[!.]*"))):
         assert swamp("compare", *paths, "--out", tmp_path, "--json") == 0
@@ -148,6 +152,7 @@ def test_compare_takes_a_study_by_its_folder_or_everything_in_it(finished, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_a_failed_run_makes_exit_code_3_and_is_tried_again_only_where_asked(finished, tmp_path, capsys):
     out = tmp_path / "out"
     shutil.copytree(finished, out)

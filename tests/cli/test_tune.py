@@ -19,7 +19,7 @@ from swamp.tuning.optuna_studies import TrialRecord
 from swamp.tuning.search_space import parse_range
 from swamp.tuning.tuning_directory import TuningDirectory, TuningPlan
 
-from .command import swamp
+from .command import fork_workers, swamp
 
 TINY = ["digits-mlp", "--model", "mlp-16", "--examples", "320", "--sparsity", "0.75", "--backend", "sequential"]
 STUDY = """
@@ -45,7 +45,9 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_methods_are_tuned_with_as_many_trials_each_and_the_best_can_be_run(capsys):
+@pytest.mark.usefixtures("undrawn")
+def test_two_methods_are_tuned_with_as_many_trials_each_and_the_best_can_be_run(capsys, monkeypatch):
+    fork_workers(monkeypatch)
     Path("tiny.toml").write_text(STUDY)
     assert swamp("tune", "tiny.toml", "--trials", 3, "--json") == 0
     printed = capsys.readouterr()
@@ -82,7 +84,9 @@ def test_two_methods_are_tuned_with_as_many_trials_each_and_the_best_can_be_run(
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_parent_saves_and_the_same_command_continues(capsys):
+@pytest.mark.usefixtures("undrawn")
+def test_a_signal_to_the_parent_saves_and_the_same_command_continues(capsys, monkeypatch):
+    """The worker is a new process the first time, and forked the second time."""
     command = ["tune", *TINY, "--search", "lr", "--trials", "3", "--out", "out"]
 
     def stop() -> None:
@@ -95,6 +99,7 @@ def test_a_signal_to_the_parent_saves_and_the_same_command_continues(capsys):
     assert swamp(*command) == 143
     asked.join()
     assert "stopped; finished work is saved. Repeat the command to continue." in capsys.readouterr().err
+    fork_workers(monkeypatch)
     assert swamp(*command, "--json", "--parallel", 2) == 0
     assert json.loads(capsys.readouterr().out)["methods"]["swamp"]["trials"] == 3
 

@@ -114,7 +114,7 @@ def test_the_head_stays_dense_unless_asked_for() -> None:
 )
 def test_swamp_runs_on_every_kind_of_text_task(task: str, model: str, metric: str) -> None:
     tokenizer = "bytes" if task.endswith("text") else "words"
-    examples = 320 if tokenizer == "bytes" else 600
+    examples = 160 if tokenizer == "bytes" else 600
     problem = reviews(task, model, DataOptions(examples=examples, text=TextOptions(tokenizer=tokenizer, length=32)))
     problem = replace(problem, task=replace(problem.task, test=problem.task.test.subset(torch.arange(128))))
     with isolated(Seed(0)):

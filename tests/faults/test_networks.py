@@ -16,7 +16,7 @@ FAULTS = Path(networks.__file__).parent
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 1000])
 def test_random_networks_compute_the_same_or_are_refused_with_a_reason(first):
-    counts, wrong = campaign(0, range(first, first + 6), [0])
+    counts, wrong = campaign(0, range(first, first + 3), [0])
     assert not wrong
     assert counts["equal"]
 
@@ -47,26 +47,26 @@ def test_the_sanitizers_find_nothing_in_random_networks():
 
 
 BROKEN = """
+import os
 import torch
 from swamp.runtime.arena import FIELDS
 from swamp.runtime.kernels import KernelConfig, KernelExecutor
 from swamp.runtime.tracing import trace
 executor = KernelExecutor(trace(torch.nn.Linear(5, 3), torch.ones(2, 5)), KernelConfig(4))
 steps = executor.regions[0].lowered.steps
-steps[{step}, FIELDS.index("{field}")] += {change}
-executor([torch.ones(4, 5)])
-print("survived")
+for step, change in ((0, 0), (0, -200), (-1, 1)):
+    pid = os.fork()
+    if pid == 0:
+        steps[step, FIELDS.index("out")] += change
+        executor([torch.ones(4, 5)])
+        os._exit(0)
+    print("died" if os.waitpid(pid, 0)[1] else "survived", flush=True)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("step", "field", "change"), [(0, "out", -200), (-1, "out", 1)])
-def test_the_sanitizers_find_a_kernel_that_touches_other_memory(step, field, change):
-    done = _sanitized(8, "-c", BROKEN.format(step=step, field=field, change=change))
-    assert "survived" not in done.stdout
-    assert "AddressSanitizer" in done.stderr
-
-
-@pytest.mark.slow
-def test_the_sanitizers_find_nothing_in_a_kernel_that_is_not_broken():
-    assert "survived" in _sanitized(8, "-c", BROKEN.format(step=0, field="out", change=0)).stdout
+def test_the_sanitizers_find_a_kernel_that_touches_other_memory_and_nothing_in_one_that_does_not():
+    """One that is as it was, one that writes before its memory, and one that writes after it."""
+    done = _sanitized(8, "-c", BROKEN)
+    assert done.stdout.split() == ["survived", "died", "died"]
+    assert done.stderr.count("ERROR: AddressSanitizer") == 2

@@ -1,20 +1,21 @@
 import copy
 import math
-import subprocess
-import sys
+import warnings
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from swamp import Mask, MaskError, Plan, Scope, Seed, SwampError, Task, TensorData, Training, cycles
 from swamp.backends import Sequential, Ticket, TrainJob, TrainRequest
 from swamp.integrations.huggingface import HoldMask, backend
 from swamp.training.rng import isolated
+
+from .ddp import on_two_ranks
 
 WORDS, LENGTH, CLASSES = 16, 6, 3
 SEEDS = [(index, Seed(0).at("cycle", 1, "particle", index)) for index in (0, 1)]
@@ -290,23 +291,6 @@ def test_data_that_is_not_the_tasks_is_refused(bert, ours, tmp_path):
         backend(bert, ours, make).train(TrainRequest(Ticket(bert.state_dict(), 0), half(bert), TRAINING, SEEDS))
 
 
-_TWO_RANKS = """
-import sys, warnings
-warnings.simplefilter("ignore")
-import torch
-torch.set_num_threads(1)
-sys.path.insert(0, {here!r})
-import test_huggingface as t
-from safetensors.torch import save_file
-
-model = t.small_bert().double()
-t.half(model).apply_(model)
-arguments = t.arguments({folder!r}, per_device_train_batch_size=4, ddp_backend="gloo", **t.SHARED)
-t.Trainer(model, arguments, train_dataset=t.examples(), callbacks=[t.HoldMask()]).train()
-save_file(dict(model.state_dict()), {folder!r} + f"/{{arguments.local_process_index}}.safetensors")
-# Else its threads may be found running at the end of the interpreter, which then aborts.
-torch.distributed.destroy_process_group()
-"""
 SHARED = {
     "max_grad_norm": 0.1,
     "weight_decay": 0.1,
@@ -318,11 +302,19 @@ SHARED = {
 
 @pytest.mark.slow
 def test_two_ranks_under_ddp_keep_the_zeros_and_train_what_one_would(tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(_TWO_RANKS.format(here=str(Path(__file__).parent), folder=str(tmp_path)))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    found = subprocess.run(launch, capture_output=True, text=True, timeout=900, check=False)
-    assert not found.returncode, found.stderr[-3000:]
+    def work() -> None:
+        # What earlier tests found: one process.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        model = small_bert().double()
+        half(model).apply_(model)
+        settings = arguments(tmp_path, per_device_train_batch_size=4, ddp_backend="gloo", **SHARED)
+        Trainer(model, settings, train_dataset=examples(), callbacks=[HoldMask()]).train()
+        save_file(dict(model.state_dict()), tmp_path / f"{settings.local_process_index}.safetensors")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        on_two_ranks(work)
     ranks = [load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1)]
     model = small_bert().double()
     half(model).apply_(model)

@@ -1,7 +1,7 @@
 import copy
 import logging
-import subprocess
-import sys
+import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +16,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from swamp import Mask, MaskError, Plan, Seed, SwampError, Task, TensorData, Training, cycles
+from swamp import Mask, MaskError, Particle, Plan, Seed, SwampError, Task, TensorData, Training, cycles
 from swamp.backends import Sequential, Ticket, TrainJob, TrainRequest
 from swamp.integrations.lightning import HoldMask, backend
 from swamp.training.rng import isolated
+
+from .ddp import on_two_ranks
 
 # What Lightning says of small data on few cores, and of its own parts.
 pytestmark = [
@@ -274,27 +276,6 @@ def test_what_the_trainer_would_not_do_is_refused(training, source, message, tas
         trained.train(TrainRequest(*arguments))
 
 
-_TWO_RANKS = """
-import os, sys, warnings
-warnings.simplefilter("ignore")
-import torch
-torch.set_num_threads(1)
-sys.path.insert(0, {here!r})
-import test_lightning as t
-
-model = t.net().double()
-inputs, targets = t.tensors()
-data = t.TensorData(inputs.double(), targets)
-make = lambda job: t.trainer_in({folder!r}, strategy="ddp", devices=2)
-source = lambda job: t.DataLoader(t.TensorDataset(inputs.double(), targets), batch_size=4, shuffle=True)
-backend = t.backend(model, t.Task(data, data), make, source)
-particles = backend.train(t.TrainRequest(t.Ticket(model.state_dict(), 0), t.half(model), t.TRAINING, t.SEEDS))
-rank = os.environ.get("LOCAL_RANK", "0")
-for particle in particles:
-    particle.save({folder!r} + f"/{{rank}}-{{particle.index}}")
-"""
-
-
 class OfTwoRanks(TensorData):
     """The batches of two ranks together, as torch's DistributedSampler shares an epoch out."""
 
@@ -306,16 +287,26 @@ class OfTwoRanks(TensorData):
 
 @pytest.mark.slow
 def test_two_ranks_under_ddp_train_what_one_would_with_their_batches_together(tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(_TWO_RANKS.format(here=str(Path(__file__).parent), folder=str(tmp_path)))
-    found = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=900, check=False)
-    assert not found.returncode, found.stderr[-3000:]
-    from swamp import Particle
-
-    ranks = [[Particle.load(tmp_path / f"{rank}-{index}") for index in (0, 1)] for rank in (0, 1)]
     model = net().double()
     inputs, targets = tensors()
-    data = OfTwoRanks(inputs.double(), targets)
+    inputs = inputs.double()
+
+    def work() -> None:
+        data = TensorData(inputs, targets)
+        trained = backend(
+            model,
+            Task(data, data),
+            lambda job: trainer_in(tmp_path, strategy="ddp", devices=2),
+            lambda job: DataLoader(TensorDataset(inputs, targets), batch_size=4, shuffle=True),
+        )
+        for particle in trained.train(TrainRequest(Ticket(model.state_dict(), 0), half(model), TRAINING, SEEDS)):
+            particle.save(tmp_path / f"{os.environ['LOCAL_RANK']}-{particle.index}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        on_two_ranks(work)
+    ranks = [[Particle.load(tmp_path / f"{rank}-{index}") for index in (0, 1)] for rank in (0, 1)]
+    data = OfTwoRanks(inputs, targets)
     own = Sequential(model, Task(data, data), optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.05))
     library = own.train(TrainRequest(Ticket(model.state_dict(), 0), half(model), TRAINING, SEEDS))
     for index, expected in enumerate(library):

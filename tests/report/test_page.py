@@ -145,10 +145,12 @@ def test_names_of_folders_machines_and_packages_and_reasons_are_text_too(tmp_pat
         assert "<title>owned" not in document, name
 
 
-def test_a_browser_draws_every_figure_without_a_complaint_or_a_request(runs, tmp_path):
+@pytest.mark.slow
+def test_a_browser_draws_every_figure_without_a_complaint_or_a_request_and_prints_on_few_sheets(runs, tmp_path):
     write_report(runs, tmp_path / "report.html")
-    log = tmp_path / "net.json"
-    document, console = opened((tmp_path / "report.html").as_uri(), tmp_path / "profile", f"--log-net-log={log}")
+    log, sheets = tmp_path / "net.json", tmp_path / "report.pdf"
+    more = (f"--log-net-log={log}", f"--print-to-pdf={sheets}")
+    document, console = opened((tmp_path / "report.html").as_uri(), tmp_path / "profile", *more)
     assert console == []
     plots = document.count('role="img"')
     assert plots > 30
@@ -156,45 +158,29 @@ def test_a_browser_draws_every_figure_without_a_complaint_or_a_request(runs, tmp
     assert document.count('class="main-svg"') >= plots
     asked = set(re.findall(r'"url":"(https?://[^"]*)"', log.read_text()))
     assert not [url for url in asked if "plot" in url or "cdn" in url]
+    assert 5 <= sheets.read_bytes().count(b"/Type /Page\n") <= 20
 
 
 @pytest.mark.slow
-def test_at_390_pixels_nothing_is_wider_than_the_page(runs, tmp_path):
-    page = html.escape(render(ReportData.read(runs)))
-    script = """setTimeout(() => { const inner = document.querySelector("iframe").contentDocument;
-        document.body.dataset.wide = inner.documentElement.scrollWidth <= inner.documentElement.clientWidth; }, 9000)"""
-    frame = f'<iframe style="width:390px;height:900px" srcdoc="{page}"></iframe><script>{script}</script>'
-    (tmp_path / "frame.html").write_text(f"<!doctype html><body>{frame}")
-    document, console = opened((tmp_path / "frame.html").as_uri(), tmp_path / "profile")
-    assert console == []
-    assert 'data-wide="true"' in document
-
-
-@pytest.mark.slow
-def test_the_printed_page_shows_every_figure_whole(runs, tmp_path):
+def test_at_390_pixels_nothing_is_wider_than_the_page_and_the_printed_page_shows_every_figure_whole(runs, tmp_path):
     """The rules for print apply to figures that were drawn for a screen of 1280 pixels, on a sheet of A4."""
     page = html.escape(render(ReportData.read(runs)))
-    script = """setTimeout(() => { const inner = document.querySelector("iframe").contentDocument;
-        const rules = [...inner.styleSheets[0].cssRules].filter((rule) => rule.media?.mediaText === "print");
+    script = """setTimeout(() => {
+        const [phone, sheet] = [...document.querySelectorAll("iframe")].map((frame) => frame.contentDocument);
+        document.body.dataset.wide = phone.documentElement.scrollWidth <= phone.documentElement.clientWidth;
+        const rules = [...sheet.styleSheets[0].cssRules].filter((rule) => rule.media?.mediaText === "print");
         for (const rule of rules) rule.media.mediaText = "all";
-        inner.documentElement.style.width = "703px";
-        const cut = [...inner.querySelectorAll(".main-svg")].filter((svg) => svg.getBoundingClientRect().right
+        sheet.documentElement.style.width = "703px";
+        const cut = [...sheet.querySelectorAll(".main-svg")].filter((svg) => svg.getBoundingClientRect().right
             > svg.closest(".panel").getBoundingClientRect().right + 1);
-        document.body.dataset.cut = `${cut.length} of ${inner.querySelectorAll(".plot .main-svg").length > 30}`;
+        document.body.dataset.cut = `${cut.length} of ${sheet.querySelectorAll(".plot .main-svg").length > 30}`;
     }, 9000)"""
-    frame = f'<iframe style="width:1280px;height:900px" srcdoc="{page}"></iframe><script>{script}</script>'
-    (tmp_path / "frame.html").write_text(f"<!doctype html><body>{frame}")
-    document, console = opened((tmp_path / "frame.html").as_uri(), tmp_path / "profile", "--window-size=1400,1000")
+    frames = "".join(f'<iframe style="width:{n}px;height:900px" srcdoc="{page}"></iframe>' for n in (390, 1280))
+    (tmp_path / "frame.html").write_text(f"<!doctype html><body>{frames}<script>{script}</script>")
+    document, console = opened((tmp_path / "frame.html").as_uri(), tmp_path / "profile", "--window-size=1800,1000")
     assert console == []
+    assert 'data-wide="true"' in document
     assert 'data-cut="0 of true"' in document
-
-
-@pytest.mark.slow
-def test_the_page_prints_on_few_sheets(runs, tmp_path):
-    write_report(runs, tmp_path / "report.html")
-    address = (tmp_path / "report.html").as_uri()
-    opened(address, tmp_path / "profile", f"--print-to-pdf={tmp_path / 'report.pdf'}")
-    assert 5 <= (tmp_path / "report.pdf").read_bytes().count(b"/Type /Page\n") <= 20
 
 
 def test_runs_of_several_tasks_are_refused(runs, tmp_path):

@@ -20,7 +20,7 @@ from swamp.runs.run_progress import Reporter
 from swamp.runs.snapshot_files import load_phase, save_phase
 from swamp.training.mask_updates import Dynamic
 
-from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, kill_after, tiny
+from .conftest import StopAt, assert_same_outcome, go, go_on, killed_and_resumed, tiny
 
 INTERVAL = 6
 CHANGING = [name for name, method in METHODS.items() if method.masks == "dynamic"]
@@ -40,30 +40,24 @@ def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(method, tmp_path):
     whole = StopAt(10**6, Event())
     start(config, tmp_path / "whole", whole, Event())
     steps = 10**6 - whole.left
-    for step in sorted(random.Random(2).sample(range(1, steps), 2)):
-        run, stop = tmp_path / str(step), Event()
-        with pytest.raises(Interrupted, match="swamp resume"):
-            start(config, run, StopAt(step, stop), stop)
-        counter = StopAt(10**6, Event())
-        resume(run, counter, Event())
-        # What is redone is at most one part of each particle.
-        assert 0 <= 10**6 - counter.left - (steps - step) <= 2 * INTERVAL
-        assert_same_outcome(tmp_path / "whole", run)
-        assert not list(run.rglob("unfinished*"))
+    step = random.Random(method).randrange(1, steps)
+    run, stop = tmp_path / str(step), Event()
+    with pytest.raises(Interrupted, match="swamp resume"):
+        start(config, run, StopAt(step, stop), stop)
+    counter = StopAt(10**6, Event())
+    resume(run, counter, Event())
+    # What is redone is at most one part of each particle.
+    assert 0 <= 10**6 - counter.left - (steps - step) <= 2 * INTERVAL
+    assert_same_outcome(tmp_path / "whole", run)
+    assert not list(run.rglob("unfinished*"))
 
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_resumes_to_the_same_bits(tmp_path):
     config = changing("rigl-swamp", snapshot_seconds=1e-9)
     seconds = go(config, tmp_path / "whole")["seconds"]
-    run, moments = tmp_path / "run", random.Random(1)
-    for _ in range(4):
-        kill_after(
-            in_child(lambda: go_on(run) if (run / "config.json").exists() else go(config, run)),
-            moments.uniform(0.05, seconds * 0.5),
-        )
-    go_on(run) if (run / "config.json").exists() else go(config, run)
-    assert_same_outcome(tmp_path / "whole", run)
+    killed_and_resumed(config, tmp_path / "run", [seconds * 0.4, seconds * 0.3])
+    assert_same_outcome(tmp_path / "whole", tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -97,14 +97,13 @@ def training_of(run: Path, cycle: int) -> Callable[[], object]:
 
 @pytest.mark.slow
 def test_a_killed_rank_is_named_and_the_run_resumes_with_other_ranks(reference, tmp_path):
-    run = tmp_path / "run"
-    job = launched(3, "run", "--config", reference / "config.json", "--out", run)
-    eventually(training_of(run, 1), lambda: job.poll() is None)
-    who = pids(run)
-    os.kill(who[2], signal.SIGKILL)
-    told = job.communicate()[1]
-    assert job.returncode != 0
-    assert re.search(rf"swamp: rank 2 \(host \S+, pid {who[2]}\) died\. .* swamp resume {run}", told)
+    run, log = tmp_path / "run", tmp_path / "log"
+    ranks = ranks_of(3, log, "run", "--config", reference / "config.json", "--out", run)
+    eventually(training_of(run, 1), lambda: all(rank.code() is None for rank in ranks))
+    ranks[2].signal(signal.SIGKILL)
+    assert [rank.wait() for rank in ranks] == [4, 4, -signal.SIGKILL]
+    told = log.read_text()
+    assert re.search(rf"swamp: rank 2 \(host \S+, pid {ranks[2].pid}\) died\. .* swamp resume {run}", told)
     assert len(LINE.findall(told)) == 1
     finished = {path: path.stat().st_mtime_ns for path in run.glob("cycle-00/*")}
     assert [rank.wait() for rank in ranks_of(2, tmp_path / "log", "resume", run)] == [0, 0]

@@ -19,7 +19,7 @@ from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import resume, start
 from swamp.runs.run_progress import Reporter
 
-from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, kill_after, tiny
+from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, kill_after, killed_and_resumed, tiny
 
 EVERY_STEP = {"snapshot_seconds": 1e-9}
 
@@ -32,20 +32,10 @@ def reference(tmp_path_factory) -> tuple[Path, float]:
 
 
 @pytest.mark.slow
-def test_killed_at_ten_random_moments_the_run_ends_like_one_never_interrupted(reference, tmp_path):
+def test_killed_at_random_moments_the_run_ends_like_one_never_interrupted(reference, tmp_path):
     path, seconds = reference
-    moments = random.Random(0)
-    run, survived = tmp_path / "run", 0
-    while survived < 10:
-        begun = (run / "config.json").exists()
-        pid = in_child(lambda: go_on(run) if (run / "config.json").exists() else go(tiny(**EVERY_STEP), run))
-        status = kill_after(pid, moments.uniform(0.02, seconds * 0.3))
-        survived += 1
-        if os.WIFEXITED(status):
-            assert os.WEXITSTATUS(status) == 0, "the run failed by itself"
-            assert begun
-            break
-    go_on(run)
+    moments, run = random.Random(0), tmp_path / "run"
+    killed_and_resumed(tiny(**EVERY_STEP), run, [moments.uniform(0.02, seconds * 0.3) for _ in range(5)])
     assert_same_outcome(path, run)
     assert not list(run.rglob("unfinished-*")), "a snapshot was left behind"
     assert not list(run.rglob(".*")), "half-written files were left behind"
@@ -115,22 +105,17 @@ def test_a_crash_before_any_single_write_loses_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["imp-ensemble", "lrr", "swamp-no-swa", "imp-best"])
-def test_other_methods_survive_kills_too(method, tmp_path):
-    config = tiny(**EVERY_STEP)
-    config = replace(config, plan=replace(config.plan, method=method))
+def test_other_methods_survive_kills_too(method, tmp_path, uncompiled_graph):
+    # The members of the ensemble are trained in one stack, which a kill leaves at different steps.
+    config = tiny(**EVERY_STEP, backend="vmapped" if method == "imp-ensemble" else "sequential")
+    config = replace(config, plan=replace(config.plan, method=method, sparsity=0.5))
     seconds = go(config, tmp_path / "whole")["seconds"]
-    run, moments = tmp_path / "run", random.Random(1)
-    for _ in range(3):
-        kill_after(
-            in_child(lambda: go_on(run) if (run / "config.json").exists() else go(config, run)),
-            moments.uniform(0.1, seconds * 0.5),
-        )
-    go_on(run) if (run / "config.json").exists() else go(config, run)
-    assert_same_outcome(tmp_path / "whole", run)
+    killed_and_resumed(config, tmp_path / "run", [seconds * 0.4, seconds * 0.3])
+    assert_same_outcome(tmp_path / "whole", tmp_path / "run")
 
 
 @pytest.mark.fast_cases(2)
-@pytest.mark.parametrize("step", [1, 7, 10, 11, 35, 49, 50, 51, 89, 90, 91, 170])
+@pytest.mark.parametrize("step", [1, 10, 11, 49, 50, 51, 91, 170])
 def test_stopped_at_any_step_no_step_is_taken_twice(step, reference, tmp_path):
     # Particles one after the other: side by side, those not yet told of a stop end the step they are in.
     config, stop = replace(tiny(), backend="sequential"), Event()

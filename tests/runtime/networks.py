@@ -1,11 +1,13 @@
 """Networks and helpers for the tests of the runtime."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from swamp.files import digest
 from swamp.runtime.kernels import KernelConfig, KernelExecutor
-from swamp.runtime.program import Program
+from swamp.runtime.program import BATCH, Input, Node, Program, Ref, Size
 from swamp.runtime.rewrite import fold_batchnorm
 from swamp.runtime.tracing import trace
 from swamp.training import Seed
@@ -57,11 +59,51 @@ def run(program: Program, inputs: Tensor, block: int, dense: frozenset[str] = fr
         return executor([inputs])
 
 
+_CALLS = {
+    nn.Linear: lambda layer: ("linear.default",),
+    nn.Conv1d: lambda layer: ("conv1d.default", *_window(layer)),
+    nn.Conv2d: lambda layer: ("conv2d.default", *_window(layer)),
+    nn.BatchNorm2d: lambda layer: ("batch_norm.default", False, layer.momentum, layer.eps, False),
+    nn.MaxPool2d: lambda layer: ("max_pool2d.default", *([size] * 2 for size in _pool(layer))),
+    nn.AvgPool2d: lambda layer: ("avg_pool2d.default", *([size] * 2 for size in _pool(layer))),
+    nn.Flatten: lambda layer: ("flatten.using_ints", layer.start_dim),
+    nn.ReLU: lambda layer: ("relu.default",),
+    nn.GELU: lambda layer: ("gelu.default",),
+}
+"""Layer -> its operator, and the arguments after its parameters and buffers."""
+
+
+def _window(layer: nn.Conv1d | nn.Conv2d) -> tuple[object, ...]:
+    return list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups
+
+
+def _pool(layer: nn.MaxPool2d | nn.AvgPool2d) -> tuple[int, int, int]:
+    return layer.kernel_size, layer.stride, layer.padding
+
+
+def chained(model: nn.Sequential, shape: Sequence[int]) -> Program:
+    """The program of a sequence of the layers in `_CALLS`, for examples of this shape: `trace` takes half a second."""
+    values, nodes = {name: x.detach() for name, x in model.state_dict().items() if x.is_floating_point()}, []
+    last = Ref("input")
+    for name, layer in model.named_children():
+        target, *arguments = _CALLS[type(layer)](layer)
+        own = [Ref(f"{name}.{one}") if f"{name}.{one}" in values else None for one in ("weight", "bias")]
+        if isinstance(layer, nn.BatchNorm2d):
+            own += [Ref(f"{name}.running_mean"), Ref(f"{name}.running_var")]
+        kwargs = {"approximate": layer.approximate} if isinstance(layer, nn.GELU) else {}
+        nodes.append(Node(f"layer_{name}", target, (last, *(own if own[0] else ()), *arguments), kwargs, name))
+        last = Ref(nodes[-1].name)
+    inputs = (Input("input", (BATCH, *shape), torch.float32),)
+    return Program(inputs, tuple(nodes), last, values, {"input": Ref("input")}, {BATCH: Size(1, None, 2)})
+
+
 _TRACED: dict[object, Program] = {}
 
 
 def traced(model: nn.Module, inputs: Tensor) -> Program:
-    """The program of a model, traced once for equal modules and weights: many tests vary only the blocks."""
+    """As `trace`; equal modules and weights are traced once, and a sequence of plain layers is written down."""
+    if isinstance(model, nn.Sequential) and {type(layer) for layer in model} <= set(_CALLS):
+        return chained(model, inputs.shape[1:])
     modules = [
         (name, type(module).__qualname__, [(key, repr(value)) for key, value in vars(module).items() if key[0] != "_"])
         for name, module in model.named_modules()

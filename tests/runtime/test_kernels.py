@@ -12,13 +12,15 @@ from torch import nn
 
 from swamp.runtime import kernels
 from swamp.runtime.arena import FIELDS
+from swamp.runtime.dense import DenseNetwork
 from swamp.runtime.kernels import KernelConfig, KernelExecutor, kernel_library
 from swamp.runtime.lowering import lower
 from swamp.runtime.program import Node
 from swamp.runtime.regions import partition
 from swamp.runtime.rewrite import fold_batchnorm
+from swamp.runtime.tracing import trace
 
-from .networks import assert_same, built, numbers, run, traced
+from .networks import assert_same, built, chained, images, numbers, run, traced
 
 BLOCKS = (1, 3, 4, 16, 32)
 blocks = st.sampled_from(BLOCKS)
@@ -33,6 +35,21 @@ def test_a_linear_layer(inputs, outputs, batch, block, sparsity, bias, relu):
     assert_same(
         built(lambda: nn.Sequential(nn.Linear(inputs, outputs, bias), after), sparsity), numbers(batch, inputs), block
     )
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: nn.Sequential(*(layer for layer in images() if not isinstance(layer, nn.Dropout))), (1, 8, 8)),
+        (lambda: nn.Sequential(nn.Conv2d(4, 6, (1, 3), (2, 1), 1, (1, 2), 2), nn.AvgPool2d(2, 1, 1)), (4, 8, 4)),
+        (lambda: nn.Sequential(nn.Conv1d(4, 6, 3, 2, 1), nn.GELU("tanh"), nn.Linear(4, 2, bias=False)), (4, 8)),
+    ],
+)
+def test_a_program_that_is_written_down_is_the_traced_one(make, shape):
+    model, x = built(make), numbers(3, *shape)
+    written, program = chained(model, shape), trace(model, numbers(2, *shape))
+    assert [node.target for node in written.nodes] == [node.target for node in program.nodes]
+    assert torch.equal(DenseNetwork(written)(x), DenseNetwork(program)(x))
 
 
 @pytest.mark.slow
@@ -266,20 +283,30 @@ ACTIVATIONS = (
 )
 
 
-@pytest.mark.fast_cases(14)
+class Activated(nn.Module):
+    """Every activation after a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(1, 1) for _ in ACTIVATIONS)
+        for layer in self.layers:
+            nn.init.ones_(layer.weight), nn.init.zeros_(layer.bias)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(act(layer(x)) for layer, act in zip(self.layers, ACTIVATIONS, strict=True))
+
+
 @pytest.mark.parametrize("block", [1, 4, 16])
-@pytest.mark.parametrize("act", ACTIVATIONS, ids=str)
-def test_activations(block, act):
-    layer = nn.Linear(1, 1)
-    nn.init.ones_(layer.weight), nn.init.zeros_(layer.bias)
-    model = nn.Sequential(layer, act).eval()
+def test_activations(block):
     inputs = torch.cat([torch.linspace(-120, 120, 241), torch.linspace(-6, 6, 1001)])[:, None]
-    program = traced(model, inputs)
+    program = traced(Activated().eval(), inputs)
     (part,) = partition(program)
     assert not isinstance(part, Node)
-    with torch.no_grad():
+    outputs = run(program, inputs, block)
+    assert len(outputs) == len(ACTIVATIONS)
+    for act, output in zip(ACTIVATIONS, outputs, strict=True):
         expected = act(inputs.double()).float()
-    torch.testing.assert_close(run(program, inputs, block), expected, rtol=2e-6, atol=1e-6)
+        torch.testing.assert_close(output, expected, rtol=2e-6, atol=1e-6, msg=lambda text, act=act: f"{act}: {text}")
 
 
 class Gated(nn.Module):

@@ -6,8 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "faults"))
+
+from child import forked, started
 
 ROWS = {"loss/particle-0", "lr/particle-0", "sparsity", "test/accuracy", "barrier/pair", "cost/flops", "total/seconds"}
 RUN = ["digits-mlp", "--epochs", "2", "--cycles", "3", "--particles", "2", "--examples", "256", "--quiet"]
@@ -20,28 +25,26 @@ def environment(folder):
 
 
 def swamp(folder, *arguments, **changes):
-    command = [sys.executable, "-m", "swamp", *arguments]
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment(folder) | changes,
-        text=True,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+    """The command in a session of its own, where Ctrl-C also reaches the processes of a tracker."""
+    command = ["env", "-C", folder, sys.executable, "-m", "swamp", *arguments]
+    return started(command, folder / "log", environment(folder) | changes)
+
+
+def forked_swamp(folder, *arguments):
+    """The command without a new interpreter: for a library without threads and processes of its own."""
+    return forked(arguments, folder / "log", lambda: (os.setsid(), os.chdir(folder)), environment(folder))
 
 
 def finished(process, code=0):
-    said = process.communicate()[1]
-    assert process.returncode == code, said
-    return said
+    assert process.wait() == code, process.told()
+    return process.told()
 
 
-def run(folder, name):
+def run(folder, name, swamp=swamp):
     """A run that is interrupted after its first cycle, as Ctrl-C does, and continued; returns the state of tracking."""
     process = swamp(folder, "run", *RUN, "--track", name, "--out", "run", "--epochs", "40")
     while not (folder / "run" / "cycle-00" / "record.json").exists():
-        assert process.poll() is None, process.communicate()
+        assert process.code() is None, process.told()
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     assert "lost" not in finished(process, code=130)
@@ -56,7 +59,7 @@ def test_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run(tmp_path, "tensorboard")
+    run(tmp_path, "tensorboard", forked_swamp)
     events = EventAccumulator(str(tmp_path / "run" / "tracking"))
     events.Reload()
     assert {*events.Tags()["scalars"]} >= ROWS

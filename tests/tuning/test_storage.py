@@ -23,6 +23,10 @@ from swamp.tuning import optuna_studies
 from swamp.tuning.optuna_studies import StorageError, open_storage, patiently, shown_storage
 from swamp.tuning.trials import open_studies, work_on_trials
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "faults"))
+
+from child import Child, forked
+
 from .tunings import records, started, tiny_tuning, told, worked
 
 
@@ -205,10 +209,9 @@ def server():
         shutil.rmtree(root)
 
 
-def worker_process(directory, storage: str) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "SWAMP_TUNE_STORAGE": storage, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "swamp", "tune", "--worker", str(directory.path), "--wait"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+def worker_process(directory, storage: str) -> Child:
+    command = ["tune", "--worker", directory.path, "--wait"]
+    return forked(command, directory.path / "log", environment={"SWAMP_TUNE_STORAGE": storage})
 
 
 @pytest.mark.slow
@@ -220,13 +223,12 @@ def test_two_workers_share_a_postgresql_server_and_one_may_be_killed(server, tmp
     try:
         while not any(record.worker.endswith(f":{one.pid}") and record.cycles for record in study.records()):
             time.sleep(0.05)
-        one.send_signal(signal.SIGKILL)
-        one.wait()
-        assert other.wait(timeout=300) == 0
+        one.signal(signal.SIGKILL)
+        assert other.wait(300) == 0, other.told()
     finally:
         for process in (one, other):
-            process.kill()
-            process.communicate()
+            process.signal(signal.SIGKILL)
+            process.wait()
     found = study.records()
     assert [record.number for record in found] == list(range(8))
     assert all(record.ended for record in found)
