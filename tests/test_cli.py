@@ -143,6 +143,7 @@ def test_compare_prints_the_table_and_writes_the_files(runs, tmp_path, capsys):
     assert written == {"compare.csv", "compare.json", "compare.png", "compare.svg", "comparison.md"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_compare_at_equal_cost_keeps_the_sparsities_asked_for(runs, tmp_path, capsys):
     given = [*sorted(runs.iterdir()), "--out", tmp_path / "cmp", "--at", "equal-cost", "--sparsities", "0"]
     assert swamp("compare", *given) == 0
@@ -170,6 +171,7 @@ def test_compare_writes_over_no_comparison_of_other_runs_or_options(runs, tmp_pa
     assert "cmp-4" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_compare_as_json_prints_one_object(runs, tmp_path, capsys):
     assert swamp("compare", *sorted(runs.iterdir()), "--out", tmp_path, "--json", "--metric", "nll") == 0
     printed = capsys.readouterr()

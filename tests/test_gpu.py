@@ -108,7 +108,7 @@ def test_methods(method, images, gpu):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("backend", "name"), [("sequential", "encoder"), ("vmapped", "resnet-8"), ("multi-stream", "normed")]
+    ("backend", "name"), [("sequential", "resnet-8"), ("vmapped", "encoder"), ("multi-stream", "normed")]
 )
 def test_backends(backend, name, images, gpu):
     assert_the_same_on_a_gpu(network(name), images, SHORT, backend)

@@ -10,7 +10,7 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "docs" / "tutorials").glob("*
 SMALLER = {
     "image_classifier": [("epochs=6", "epochs=1"), ("particles=4", "particles=2")],
     "own_loop": [("epochs=10", "epochs=1")],
-    "reading_a_report": [("--epochs 6", "--epochs 2"), ("--points 7", "--points 3")],
+    "reading_a_report": [("--examples 1000 --epochs 6", "--examples 400 --epochs 2"), ("--points 7", "--points 3")],
     "text_minilm": [
         ("epochs=2", "epochs=1"),
         ("slice(0, 128)", "slice(0, 32)"),

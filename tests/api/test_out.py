@@ -21,6 +21,14 @@ def pruned(path, **changes):
     return swamp.prune(network(), examples(), out=path, backend="sequential", **(OPTIONS | changes))
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that nothing interrupted."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    pruned(path)
+    return path
+
+
 def same(a: swamp.SparseModel, b: swamp.SparseModel) -> bool:
     one, two = a.model.state_dict(), b.model.state_dict()
     return a.mask == b.mask and all(torch.equal(one[name], two[name]) for name in one)
@@ -62,12 +70,11 @@ def signalled(path, at: int, number: int):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [2, 17, 90])
-def test_a_killed_call_continues_with_the_same_bits(tmp_path, every_step, at):
-    pruned(tmp_path / "whole")
+def test_a_killed_call_continues_with_the_same_bits(whole, tmp_path, every_step, at):
     pid = in_child(lambda: signalled(tmp_path / "killed", at, signal.SIGKILL))
     assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
     pruned(tmp_path / "killed")
-    assert_same_outcome(tmp_path / "whole", tmp_path / "killed")
+    assert_same_outcome(whole, tmp_path / "killed")
 
 
 @pytest.fixture
@@ -81,13 +88,13 @@ def default_handler():
 @pytest.mark.fast_cases(1)
 @pytest.mark.usefixtures("default_handler")
 @pytest.mark.parametrize("at", [3, 9, 23])
-def test_ctrl_c_saves_the_step_and_the_same_call_continues_with_the_same_bits(tmp_path, at):
+def test_ctrl_c_saves_the_step_and_the_same_call_continues_with_the_same_bits(whole, tmp_path, at):
     with pytest.raises(KeyboardInterrupt, match=r"stopped and saved in .*; the same call again continues"):
         signalled(tmp_path / "run", at, signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     again = pruned(tmp_path / "run")
-    assert same(again, pruned(tmp_path / "whole"))
-    assert_same_outcome(tmp_path / "whole", tmp_path / "run")
+    assert same(again, swamp.load_run(whole, network()))
+    assert_same_outcome(whole, tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -147,18 +154,18 @@ def test_a_folder_with_other_files_and_an_impossible_call_leave_no_trace(tmp_pat
 
 
 @pytest.mark.slow
-def test_cycles_are_yielded_from_the_directory_and_can_be_left_early(tmp_path):
+def test_cycles_are_yielded_from_the_directory_and_can_be_left_early(whole, tmp_path):
     plan = swamp.Plan(sparsity=0.75, particles=(2,), prune_fraction=(0.5,), barrier_threshold=1.0)
     found = swamp.cycles(network(), examples(), plan, TRAINING, out=tmp_path / "run", backend="sequential")
     assert next(found).index == 0
     found.close()
     again = list(swamp.cycles(network(), examples(), plan, TRAINING, out=tmp_path / "run", backend="sequential"))
     assert [cycle.index for cycle in again] == [0, 1, 2]
-    pruned(tmp_path / "whole")
-    assert_same_outcome(tmp_path / "whole", tmp_path / "run")
+    assert_same_outcome(whole, tmp_path / "run")
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_commands_read_the_directory(tmp_path, capsys):
     pruned(tmp_path / "swamp")
     with pytest.warns(UserWarning, match="particles has no effect: imp trains one particle"):

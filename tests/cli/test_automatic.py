@@ -85,6 +85,7 @@ def test_what_cannot_be_is_refused_before_any_work(options, message, tmp_path, c
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_fixed_numbers_of_particles_are_compared_with_auto(tmp_path, capsys):
     for particles in (2, "auto"):
         options = ["--particles", particles, "--max-particles", 2, "--densities", "1", "0.5", "--quiet"]

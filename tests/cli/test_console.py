@@ -14,22 +14,15 @@ from swamp.console import labelled, plain_console
 from swamp.errors import SwampError
 
 SOURCES = sorted(Path(swamp.__file__).parent.rglob("*.py"))
-BRACKETS = sorted(
-    {
-        node.value
-        for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Constant)
-        and isinstance(node.value, str)
-        and re.search(r"\[[a-z/@#]|:[a-z]+:", node.value)
-    }
-)
-"""Every text of the source in which rich could find markup or an emoji."""
 
 
 def test_every_text_with_brackets_is_printed_whole():
-    assert any("swamp[minilm]" in text for text in BRACKETS)
-    for text in BRACKETS:
+    # Every text of the source in which rich could find markup or an emoji.
+    constants = (node for path in SOURCES for node in ast.walk(ast.parse(path.read_text())))
+    texts = {node.value for node in constants if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    found = sorted(text for text in texts if re.search(r"\[[a-z/@#]|:[a-z]+:", text))
+    assert any("swamp[minilm]" in text for text in found)
+    for text in found:
         console = plain_console(file=io.StringIO(), width=10_000)
         console.print(text, soft_wrap=True)
         console.print(labelled("swamp:", "bold red", text), soft_wrap=True)

@@ -72,6 +72,7 @@ def test_the_diagonal_holds_cycles_of_the_runs_and_other_cells_new_trainings(run
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_cross_resumes_after_an_interruption_and_trains_nothing_twice(runs, tmp_path, capsys, monkeypatch):
     command = ["cross", runs / "imp-0", runs / "swamp-0", "--sparsities", "0.75", "--quiet", "--out"]
     assert swamp(*command, tmp_path / "whole") == 0

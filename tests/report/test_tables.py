@@ -172,7 +172,7 @@ def test_at_equal_cost_each_sparsity_lists_its_methods_by_cost(tmp_path: Path) -
     assert "divided by those of one dense training" in " ".join(shown.split())
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_markdown_has_methods_in_rows_bold_bests_and_escaped_names(tmp_path: Path) -> None:
     paths = write_comparison(costly(tmp_path / "runs"), tmp_path / "out")
     lines = paths[-1].read_text().splitlines()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from threading import Event
@@ -52,9 +53,8 @@ def test_the_final_file_loads_into_the_plain_network_and_gives_the_recorded_numb
     assert mask.sparsity == done["sparsity"]
 
 
-@pytest.mark.slow
-def test_the_environment_is_recorded_for_every_session(config, tmp_path):
-    go(config, tmp_path / "run")
+def test_the_environment_is_recorded_for_every_session(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
     go_on(tmp_path / "run")
     sessions = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert len(sessions) == 2
@@ -220,10 +220,9 @@ def unread_test(build):
     ],
 )
 def test_a_run_without_test_data_does_not_read_it_and_trains_the_same(method, tmp_path, monkeypatch):
-    config = tiny(model="mlp-bn-16", data=DataOptions(examples=320))
-    config = replace(
-        config, plan=replace(config.plan, method=method, dynamic=replace(config.plan.dynamic, update_interval=3))
-    )
+    config = tiny(model="mlp-bn-16", data=DataOptions(examples=320), backend="sequential")
+    dynamic = replace(config.plan.dynamic, update_interval=3)
+    config = replace(config, plan=replace(config.plan, method=method, sparsity=0.5, dynamic=dynamic))
     done = go(config, tmp_path / "with")
     monkeypatch.setattr(execute, "build_problem", unread_test(execute.build_problem))
     blind = replace(config, test_data=False)
