@@ -401,7 +401,7 @@ def test_progress_bars_appear_on_a_terminal(tmp_path):
 
     main, side = pty.openpty()
     child = subprocess.Popen(
-        [sys.executable, "-m", "swamp", "run", *TINY, "--epochs", "6", "--out", str(tmp_path / "run")],
+        [sys.executable, "-m", "swamp", "run", *TINY, "--epochs", "15", "--out", str(tmp_path / "run")],
         stdout=side,
         stderr=side,
         env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"},

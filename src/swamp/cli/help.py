@@ -69,14 +69,7 @@ def print_help(command: str, given: Any, shown: OptionGroups | None = None) -> N
     options = list(command_options(given))
     arguments = [option for option in options if not option.name.startswith("--")]
     named = [option for option in options if option not in arguments]
-    recipe = any(option.group == "RunConfig" for option in options) and command.count(" ") == 1
-    usage = [
-        command,
-        *(["[RECIPE]"] if recipe else []),
-        *(option.usage for option in arguments),
-        *(["[OPTIONS]"] if named else []),
-    ]
-    Out.print(f"usage: {' '.join(usage)}", soft_wrap=True, markup=False)
+    Out.print(f"usage: {usage_of(command, options)}", soft_wrap=True, markup=False)
     for paragraph in (inspect.getdoc(given) or "").split("\n\n"):
         lines = paragraph.splitlines()
         example = lines[0].lstrip().startswith("swamp ")
@@ -95,6 +88,14 @@ def print_help(command: str, given: Any, shown: OptionGroups | None = None) -> N
     if shown is not None:
         hidden = len(options) - sum(map(len, groups.values()))
         Out.print(f"\n{hidden} more options: --help-all shows all.")
+
+
+def usage_of(command: str, options: Sequence[CommandOption]) -> str:
+    """One line: the command, its arguments, and whether it has options. command: see `print_help`."""
+    recipe = any(option.group == "RunConfig" for option in options) and command.count(" ") == 1
+    arguments = [option.usage for option in options if not option.name.startswith("--")]
+    rest = ["[OPTIONS]"] if len(arguments) < len(options) else []
+    return " ".join([command, *(["[RECIPE]"] if recipe else []), *arguments, *rest])
 
 
 def _print_options(heading: str, options: Sequence[CommandOption]) -> None:

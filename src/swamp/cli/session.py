@@ -1,7 +1,5 @@
 """Shared by all commands: parsing of arguments, the two consoles, signals, warnings."""
 
-import dataclasses
-import difflib
 import json
 import signal
 import sys
@@ -15,8 +13,8 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from swamp.console import labelled, plain_console
-from swamp.errors import Interrupted, SwampError
-from swamp.fields import RENAMED, with_option_names
+from swamp.errors import Interrupted
+from swamp.fields import with_option_names
 
 _T = TypeVar("_T")
 Out = plain_console()
@@ -30,7 +28,7 @@ def parse(
     default: _T | None = None,
     short_help: Mapping[str, Sequence[str]] | None = None,
 ) -> _T:
-    """Read the arguments of a command. Exits after --help or --help-all, and for an invalid value.
+    """Read the arguments of a command. Exits after --help or --help-all.
 
     Args:
         kind: Dataclass; each field, also of a dataclass in it, is an option with the string below it as help.
@@ -40,52 +38,23 @@ def parse(
         short_help: Heading -> fields that --help shows; without it, --help shows all options, as --help-all does.
 
     Raises:
-        SwampError: An option does not exist; the message suggests the nearest ones.
+        SwampError: An option does not exist, or a value is missing or cannot be one.
     """
-    if asked := {"-h", "--help", "--help-all"}.intersection(arguments):
-        from swamp.cli.help import print_help
+    # Only here: both print on the consoles of this module.
+    from swamp.cli.check import check_arguments
+    from swamp.cli.help import command_options, print_help
 
-        print_help(prog, kind if default is None else default, None if "--help-all" in asked else short_help)
+    given = kind if default is None else default
+    if asked := {"-h", "--help", "--help-all"}.intersection(arguments):
+        print_help(prog, given, None if "--help-all" in asked else short_help)
         sys.exit(0)
+    check_arguments(arguments, prog, list(command_options(given)))
     import tyro
 
-    _refuse_unknown(arguments, _options(kind if default is None else default))
     config = (tyro.conf.OmitArgPrefixes,)
     if default is None:
         return tyro.cli(kind, prog=prog, args=arguments, config=config)
     return tyro.cli(kind, prog=prog, args=arguments, config=config, default=default)
-
-
-def _options(given: Any) -> set[str]:
-    """Options of a dataclass, or of an instance, whose nested dataclasses have options too."""
-    found: set[str] = set()
-    for field in dataclasses.fields(given):
-        value = None if isinstance(given, type) else getattr(given, field.name)
-        if dataclasses.is_dataclass(value):
-            found |= _options(value)
-        else:
-            name = field.name.replace("_", "-")
-            found |= {f"--{name}", f"--no-{name}"}
-    return found
-
-
-def _refuse_unknown(arguments: Sequence[str], options: set[str]) -> None:
-    for argument in arguments:
-        name = argument.partition("=")[0].replace("_", "-")
-        if (
-            not name.startswith("--")
-            or name in ("--", "--help", "--help-all")
-            or name.startswith("--tyro-")
-            or name in options
-        ):
-            continue
-        shown = [option for option in options if not option.startswith("--no-")]
-        renamed = RENAMED.get(name[2:].replace("-", "_"))
-        if renamed and (option := f"--{renamed.replace('_', '-')}") in options:
-            raise SwampError(f"unknown option {name}. Did you mean {option}?")
-        near = difflib.get_close_matches(name, shown, n=3, cutoff=0.6)
-        hint = f"Did you mean {' or '.join(near)}?" if near else "See --help."
-        raise SwampError(f"unknown option {name}. {hint}")
 
 
 @contextmanager
