@@ -55,6 +55,8 @@ def test_every_option_refuses_what_its_help_does_not_offer(command):
         (["resume", "a", "b"], "unexpected argument 'b'. Usage: swamp resume RUN [OPTIONS]"),
         (["resume", "a", "--quiet=True"], "--quiet takes no value, got 'True': write --quiet or --no-quiet."),
         (["export", "x", "--quite"], "unknown option --quite. Did you mean"),
+        (["export", "x", "-q"], "unknown option -q. See --help."),
+        (["compare", "x", "-o"], "--out needs a value: a path."),
     ],
 )
 def test_one_line_says_what_was_given_and_what_is_expected(arguments, message, capsys, tmp_path, monkeypatch):

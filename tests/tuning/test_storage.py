@@ -50,6 +50,9 @@ def test_a_call_is_repeated_until_the_storage_is_reached_again():
 
     with pytest.warns(UserWarning, match=r"the storage there cannot be reached .server closed.*trying again in 0 s"):
         assert patiently(call, "there") == 7
+    failures.append(exc.IntegrityError("INSERT", {}, Exception("duplicate key value")))
+    with pytest.warns(UserWarning, match="another worker wrote to the storage there at the same moment; trying again"):
+        assert patiently(call, "there") == 7
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ def check_arguments(arguments: Sequence[str], command: str, options: Sequence[Co
         word = rest.pop(0)
         if word.startswith("--tyro-"):  # what shells ask for completion
             return
-        if not word.startswith("--") or word == "--":
+        if not _is_option(word):
             alone.append(word)
             continue
         name, given, inline = word.partition("=")
@@ -48,6 +48,10 @@ def check_arguments(arguments: Sequence[str], command: str, options: Sequence[Co
         raise SwampError(f"{unnamed[len(alone)].name} is missing. Usage: {usage_of(command, options)}")
 
 
+def _is_option(word: str) -> bool:
+    return len(word) > 1 and word[0] == "-" and not _is(word, "FLOAT")
+
+
 def _named(name: str, named: Mapping[str, CommandOption]) -> CommandOption:
     if name in named:
         return named[name]
@@ -61,7 +65,7 @@ def _named(name: str, named: Mapping[str, CommandOption]) -> CommandOption:
 
 def _values(rest: Sequence[str], *, several: bool) -> list[str]:
     """The words up to the next option, at most one unless `several`."""
-    until = next((at for at, word in enumerate(rest) if word.startswith("--")), len(rest))
+    until = next((at for at, word in enumerate(rest) if _is_option(word)), len(rest))
     return list(rest[: until if several else min(until, 1)])
 
 

@@ -77,7 +77,7 @@ class ExportArgs:
 
 def export_command(arguments: Sequence[str]) -> None:
     """swamp export RUN."""
-    args = parse(ExportArgs, "swamp export", ["--out" if word == "-o" else word for word in arguments])
+    args = parse(ExportArgs, "swamp export", arguments)
     if args.to not in _FORMATS:
         raise unknown("format", args.to, _FORMATS)
     name = _FORMATS[args.to]
@@ -188,7 +188,7 @@ class BenchmarkArgs:
 
 def benchmark_command(arguments: Sequence[str]) -> None:
     """swamp benchmark FILE."""
-    args = parse(BenchmarkArgs, "swamp benchmark", ["--out" if word == "-o" else word for word in arguments])
+    args = parse(BenchmarkArgs, "swamp benchmark", arguments)
     batches = _batches(args.batch)
     if args.threads < 0 or not args.seconds > 0:
         raise SwampError(f"threads must be 0 or more and seconds above 0, got {args.threads} and {args.seconds}.")

@@ -49,13 +49,18 @@ class CommandOption:
     text: str
 
     @property
+    def short(self) -> str:
+        """The short form of the name; empty: there is none."""
+        return "-o" if self.name == "--out" else ""
+
+    @property
     def usage(self) -> str:
         """The name with the kind of its value, such as `--seed INT`, `--test-data, --no-test-data` or `RUNS ...`."""
         if not self.name.startswith("--"):
             return f"{self.name} ..." if self.kind.endswith(" ...") else self.name
         if not self.kind and self.default == "on":
             return f"{self.name}, --no-{self.name[2:]}"
-        return f"{self.name} {self.kind}".rstrip()
+        return f"{self.name}{self.short and f', {self.short}'} {self.kind}".rstrip()
 
 
 def print_help(command: str, given: Any, shown: OptionGroups | None = None) -> None:

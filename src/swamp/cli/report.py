@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 
@@ -27,7 +27,7 @@ class ReportArgs:
 
     runs: _Runs
     """Run directories, or the folder of a study."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
+    out: Path = Path("report.html")
     """File to write."""
     metric: str = ""
     """accuracy, nll or ece; for text also pearson, rmse, bits_per_byte ... (default: the first metric of the runs)."""
@@ -57,7 +57,7 @@ class FigureArgs:
     which: str = "accuracy"
     """accuracy, particles, barrier, curvature, hull, averaging, noise, landscape, paths, layers, masks, predictions or
     cost."""
-    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    out: Path | None = None
     """File to write (default: named like the figure); the second and later figures get -2, -3 ... appended."""
     format: Literal["pdf", "svg", "png"] | None = None
     """File format (default: by the suffix of the file, else pdf)."""

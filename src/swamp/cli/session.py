@@ -48,7 +48,9 @@ def parse(
     if asked := {"-h", "--help", "--help-all"}.intersection(arguments):
         print_help(prog, given, None if "--help-all" in asked else short_help)
         sys.exit(0)
-    check_arguments(arguments, prog, list(command_options(given)))
+    options = list(command_options(given))
+    arguments = [next((one.name for one in options if one.short == word), word) for word in arguments]
+    check_arguments(arguments, prog, options)
     import tyro
 
     config = (tyro.conf.OmitArgPrefixes,)

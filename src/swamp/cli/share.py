@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
@@ -32,7 +32,7 @@ class ShareArgs:
 
     run: tyro.conf.Positional[Path]
     """Run directory with at least one finished cycle."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("shared")
+    out: Path = Path("shared")
     """Folder to write; it must not exist, or be empty."""
     push: str = ""
     """USER/NAME: upload the folder to this repository of the Hub (or of the server of HF_ENDPOINT)."""

@@ -235,7 +235,10 @@ def patiently(call: Callable[[], _T], where: str) -> _T:
                 )
                 lost.exit_code = 4
                 raise lost from error
-            warnings.warn(f"the storage {where} cannot be reached ({told}); trying again in {wait:g} s.", stacklevel=2)
+            reason = f"the storage {where} cannot be reached ({told})"
+            if isinstance(error, exc.IntegrityError | exc.ProgrammingError):
+                reason = f"another worker wrote to the storage {where} at the same moment"
+            warnings.warn(f"{reason}; trying again in {wait:g} s.", stacklevel=2)
             time.sleep(wait)
     raise AssertionError
 
