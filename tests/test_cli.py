@@ -68,6 +68,7 @@ def test_run_as_json_prints_one_object_and_nothing_else(tmp_path, capsys):
     assert words[-3:] == ["0", "1", "2"]
 
 
+@pytest.mark.slow
 def test_the_first_lines_say_what_runs_and_how_many_steps_it_takes(tmp_path, capsys):
     for command in (["run", *TINY, "--out"], ["resume"]):
         assert swamp(*command, tmp_path / "run") == 0
@@ -94,6 +95,7 @@ def test_the_steps_of_retraining_are_announced(method, epochs, retrain, tmp_path
     assert training == f"training: sgd, lr 0.1, {epochs} epochs per particle, {steps} steps in all"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("structure", "density"), [("2:4", 0.5), ("1:4", 0.25), ("4:8", 0.5), ("channel", 0.25)])
 def test_run_prunes_in_the_pattern_asked_for(structure, density, tmp_path, capsys):
     assert swamp("run", *TINY, "--structure", structure, "--out", tmp_path / "run", "--json") == 0
@@ -134,6 +136,7 @@ def test_resume_of_a_finished_run_prints_its_result(runs, capsys):
     assert "imp:" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_compare_prints_the_table_and_writes_the_files(runs, tmp_path, capsys):
     assert swamp("compare", *sorted(runs.iterdir()), "--out", tmp_path / "cmp") == 0
     out = capsys.readouterr().out

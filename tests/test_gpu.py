@@ -210,6 +210,7 @@ def test_a_run_that_was_interrupted_its_analyses_and_its_export(backend, analyse
         assert "swamp:" not in said.err
 
 
+@pytest.mark.slow
 def test_an_exported_network_on_a_gpu(tmp_path, gpu):
     model, inputs = network("resnet-8").float(), torch.randn(4, 1, 4, 4)
     mask = Mask({name: torch.arange(p.numel()).view(p.shape) % 5 > 0 for name, p in Mask.ones(model).items()})

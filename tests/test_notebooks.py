@@ -41,7 +41,7 @@ get_ipython().system = system
 """Commands of swamp run in the kernel, where torch is imported already, and one that fails stops the notebook."""
 
 
-@pytest.mark.slow_cases("image_classifier", "reading_a_report", "text_minilm")
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_a_notebook_runs_from_top_to_bottom(path, tmp_path):
     text = path.read_text()

@@ -21,6 +21,7 @@ def test_seeds_are_drawn_within_each_environment():
     assert interval({"a": [0.0] * 4, "b": [1.0] * 4}, draws=200) == (0.5, 0.5)
 
 
+@pytest.mark.slow
 def test_the_interval_is_the_percentiles_of_the_mean_of_drawn_seeds():
     scores, random = [1.0, 2.0, 4.0, 8.0], np.random.default_rng(1)
     means = [np.sort(random.choice(scores, 4))[1:3].mean() for _ in range(20_000)]
@@ -28,6 +29,7 @@ def test_the_interval_is_the_percentiles_of_the_mean_of_drawn_seeds():
     assert interval({"a": scores}, draws=4_000) == pytest.approx(expected, abs=0.51)
 
 
+@pytest.mark.slow
 def test_the_table_has_a_column_for_each_sparsity():
     found = {"imp": {0.0: {"a": [1.0, 1.0]}, 50.0: {"a": [0.5, 0.5]}}, "random": {50.0: {"a": [0.25, 0.25]}}}
     head, _, imp, random = SUMMARY["table"](found).splitlines()

@@ -36,6 +36,7 @@ def test_recorded_metrics_are_those_of_the_stored_weights(normed, task):
         assert evaluate(normed, task, task.validation) == cycle.metrics.validation
 
 
+@pytest.mark.slow
 def test_metrics_are_recorded_before_and_after_the_batchnorm_update(mlp, normed, task):
     record = run(normed, task, "swamp")
     assert all(cycle.metrics_before_bn_update.keys() == cycle.metrics.test.keys() for cycle in record)
@@ -140,6 +141,7 @@ PATHS = {
 }
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     ("after", "options"),
     [
@@ -174,6 +176,7 @@ def test_the_equal_cost_controls_of_a_run_take_as_many_steps_as_all_cycles(mlp, 
             assert [cycle.total.steps for cycle in record] == [cycle.total.steps - 2 for cycle in whole]
 
 
+@pytest.mark.slow
 def test_the_three_things_that_averaging_changes_are_separate(mlp, task):
     names = ("imp", "imp-tail", "imp-swa", "swamp-no-swa", "swamp")
     settings = {name: spied(mlp, task, name)[1][0][2] for name in names}

@@ -78,6 +78,7 @@ def test_a_spectrally_normalised_network_has_zeros_in_its_weights(backend: str) 
     assert sum(int((w != 0).sum()) for w in weights) == sparse.mask.nnz == round(0.1 * (8 * 32 + 64))
 
 
+@pytest.mark.slow
 def test_averaged_weights_keep_a_spectral_norm_of_one() -> None:
     layers = [parametrizations.spectral_norm(nn.Linear(8, 32)), parametrizations.spectral_norm(nn.Linear(32, 16))]
     model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), nn.Linear(16, 2))

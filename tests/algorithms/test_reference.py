@@ -87,6 +87,7 @@ def test_swamp_with_one_particle_is_imp_with_averaging_bit_for_bit(normed, task)
     assert all(same(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.slow
 def test_same_seed_same_bits_and_another_seed_others(normed, task):
     a, b, c = run(normed, task, "swamp"), run(normed, task, "swamp"), run(normed, task, "swamp", seed=1)
     assert all(same(x, y) for x, y in zip(a, b, strict=True))

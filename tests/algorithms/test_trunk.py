@@ -42,6 +42,7 @@ def test_a_late_method_costs_as_much_as_its_particles_without_a_trunk(method, pa
         assert plan.cycle_epochs(cycle, epochs) == pytest.approx(particles * epochs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", LATE)
 def test_the_cost_in_the_record_is_that_of_the_control_within_one_percent(method, mlp, task):
     control = "lrr-long" if METHODS[method].start == "pruned" else "imp-long"
@@ -53,6 +54,7 @@ def test_the_cost_in_the_record_is_that_of_the_control_within_one_percent(method
         assert one.cost.steps - (6 if one.index == 0 else 0) == one.trunk + sum(p.steps for p in one.particles)
 
 
+@pytest.mark.slow
 def test_branch_shortens_any_method_of_several_particles_and_is_in_the_record(mlp, task):
     late, whole = (run(mlp, task, "swamp", branch=branch) for branch in (0.25, 1.0))
     assert [cycle.trunk for cycle in late] == [18, 18, 18, 18]
@@ -61,6 +63,7 @@ def test_branch_shortens_any_method_of_several_particles_and_is_in_the_record(ml
     assert late[1].to_json()["trunk"] == 18
 
 
+@pytest.mark.slow
 def test_the_steps_in_sequence_are_those_of_the_longest_particle(mlp, task):
     each = {
         "imp": STEPS,

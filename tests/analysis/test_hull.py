@@ -333,6 +333,7 @@ def test_missing_particles_are_named_in_the_error(tmp_path):
     assert "--keep-checkpoints particles" in line["skipped"]
 
 
+@pytest.mark.slow
 def test_without_rewinding_particles_start_from_the_previous_model(tmp_path):
     run_data = RunData.open(run(tmp_path / "run", 2, method="sms", sparsity=0.5))
     assert [hull_of_cycle(run_data, index, EXAMPLES)["start"] for index in (0, 1)] == ["ticket", "cycle 0"]

@@ -209,6 +209,7 @@ def planted_command(monkeypatch):
     monkeypatch.setattr(BARRIER_AT, lambda self, *at: planted(6)(*at))
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_configuration_that_runs(tmp_path, planted_command, capsys):
     file = tmp_path / "found.json"
     assert swamp("ticket", *TINY, "--sparsity", "0.5", "--resolution", "0", "--out", file) == 0
@@ -255,6 +256,7 @@ def test_a_killed_search_resumes_with_the_next_trial(tmp_path, monkeypatch, caps
     assert Path(done["picture"]).read_text().count("<svg") == 1
 
 
+@pytest.mark.slow
 def test_trials_of_another_search_or_damaged_ones_are_refused(tmp_path, planted_command, capsys):
     search = ["ticket", *TINY, "--at-sparsity", "0.5", "--trials", tmp_path / "t", "--quiet"]
     assert swamp(*search) == 0
@@ -305,6 +307,7 @@ def test_without_a_terminal_lines_have_the_trial_its_training_the_loss_and_the_t
     assert sum("points, stable" in line for line in lines) == 3
 
 
+@pytest.mark.slow
 def test_without_a_stable_step_the_error_says_what_to_try(capsys, tmp_path):
     arguments = [*TINY, "--at-sparsity", "0.5", "--threshold", "0", "--json", "--out", tmp_path / "found.json"]
     assert swamp("ticket", *arguments) == 2

@@ -225,6 +225,7 @@ def custom_task() -> swamp.Task:
     return swamp.Task.custom(stream, own_loss, own_evaluate, steps_per_epoch=4)
 
 
+@pytest.mark.slow
 def test_a_task_of_two_functions_and_a_stream_is_resumed_with_the_same_bits(tmp_path, capsys):
     plain = swamp.prune(network(), custom_task(), backend="sequential", **OPTIONS)
     plan = swamp.Plan(sparsity=0.75, particles=(2,), prune_fraction=(0.5,), barrier_threshold=1.0)

@@ -113,6 +113,7 @@ def test_a_log_names_the_stage_when_no_step_comes_for_35_seconds():
     assert file.getvalue().splitlines()[1:] == ["evaluating cycle 3 (36 s)", "evaluating cycle 3 (1 min 12 s)"]
 
 
+@pytest.mark.slow
 def test_the_lines_of_a_long_stage_come_without_a_step():
     file = io.StringIO()
     now = [0.0]

@@ -207,6 +207,7 @@ def test_ranks_go_on_without_a_particle_that_diverged_on_any_of_them(who, size, 
     assert told.broken[who].steps == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("go_on", [False, True])
 def test_ranks_that_share_a_particle_lose_it_together(go_on, small, trained, poisoned):
     small.task = poisoned(small.task, [SEEDS[0][1]])

@@ -27,6 +27,7 @@ from .conftest import _convolutional, _dropout
 from .forked import SEEDS, TRAINING, RemoteSteps, assert_equal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "ranks"), [(_convolutional, 3), (_dropout, 2)], ids=["convolutional", "dropout"], indirect=["model"]
 )
@@ -54,6 +55,7 @@ def test_data_parallel_particles_equal_particles_of_one_process(ranks, training,
     assert_equal(ours, theirs, within=1e-10)
 
 
+@pytest.mark.slow
 def test_ticket_and_mask_are_written_once_and_deleted_after_the_job(small, trained, monkeypatch):
     written: list[str] = []
     for kind in (Ticket, Mask):
@@ -73,6 +75,7 @@ def test_ranks_that_differ_are_refused_by_name(small):
         pass
 
 
+@pytest.mark.slow
 def test_a_rank_that_reads_another_mask_is_named(small, trained, monkeypatch):
     save = Mask.save
     inverted = lambda self, path: save(Mask({name: ~tensor for name, tensor in self.items()}), path)  # noqa: E731
@@ -84,6 +87,7 @@ def test_a_rank_that_reads_another_mask_is_named(small, trained, monkeypatch):
         trained(backend, small.model)
 
 
+@pytest.mark.slow
 def test_a_rank_that_does_not_find_the_ticket_is_named(small, trained, monkeypatch):
     monkeypatch.setattr(Ticket, "save", lambda self, path: None)
     expected = r"rank 1 \(host .* does not exist; .* file system that all hosts share"
@@ -91,6 +95,7 @@ def test_a_rank_that_does_not_find_the_ticket_is_named(small, trained, monkeypat
         trained(backend, small.model)
 
 
+@pytest.mark.slow
 def test_a_particle_that_rank_0_does_not_find_is_named(small, trained, monkeypatch):
     small.timeout = 1.0
     monkeypatch.setattr(FolderProgress, "load_particle", lambda self, index: None)
@@ -116,6 +121,7 @@ class At(FolderProgress):
 LONG = replace(TRAINING, epochs=2000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "particles"), [(3, 99), (4, 2)], ids=["whole particles", "data parallel"])
 def test_a_rank_that_dies_is_named_at_once(ranks, particles, small, trained):
     small.followed = lambda coordinator: At(lambda: os.kill(os.getpid(), signal.SIGKILL))
@@ -208,6 +214,7 @@ def test_a_process_of_another_machine_is_never_taken_for_dead():
     assert me.is_dead(me) is False
 
 
+@pytest.mark.slow
 def test_no_seeds_no_work(small, ticket_of, two_thirds):
     with small.led(2) as backend:
         assert backend.train(TrainRequest(Ticket({}, 0), Mask({}), TRAINING, [])) == []

@@ -42,6 +42,7 @@ def test_an_option_with_the_value_of_the_recipe_counts_as_given(options, start, 
     assert capsys.readouterr().out.startswith(start)
 
 
+@pytest.mark.slow
 def test_a_time_becomes_dense_trainings_by_measurement(tmp_path, capsys):
     assert swamp("run", *TINY, "--budget", "1s", "--out", tmp_path / "run", "--quiet") == 0
     assert "dense trainings of 4 epochs" in capsys.readouterr().out
@@ -59,6 +60,7 @@ def test_the_decisions_on_particles_are_shown_and_reported(tmp_path, capsys):
     assert "Decisions of swamp (auto)" in page.read_text()
 
 
+@pytest.mark.slow
 def test_the_ticket_is_found_before_the_run(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     easy = ["--densities", "1", "0.5", "--lr", "0.01", "--ticket", "auto"]
@@ -85,6 +87,7 @@ def test_what_cannot_be_is_refused_before_any_work(options, message, tmp_path, c
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_fixed_numbers_of_particles_are_compared_with_auto(tmp_path, capsys):
     for particles in (2, "auto"):

@@ -16,6 +16,7 @@ from swamp.errors import SwampError
 SOURCES = sorted(Path(swamp.__file__).parent.rglob("*.py"))
 
 
+@pytest.mark.slow
 def test_every_text_with_brackets_is_printed_whole():
     # Every text of the source in which rich could find markup or an emoji.
     constants = (node for path in SOURCES for node in ast.walk(ast.parse(path.read_text())))

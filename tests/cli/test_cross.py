@@ -93,6 +93,7 @@ def test_cross_resumes_after_an_interruption_and_trains_nothing_twice(runs, tmp_
     assert swamp(*command, tmp_path / "part") == 0
 
 
+@pytest.mark.slow
 def test_runs_without_a_common_ticket_are_refused(runs, tmp_path, capsys):
     out = ["--out", tmp_path / "x", "--quiet"]
     assert swamp("cross", runs / "imp-0", runs / "swamp-1", *out) == 2
@@ -123,6 +124,7 @@ def test_sparsities_match_only_within_the_tolerance(runs):
     ]
 
 
+@pytest.mark.slow
 def test_masks_of_all_pairs_of_runs_are_compared(runs, tmp_path, capsys):
     capsys.readouterr()
     every = [runs / name for name in ("imp-0", "imp-1", "swamp-0")]

@@ -51,6 +51,7 @@ def test_an_exported_run_has_the_recorded_accuracy(run, capsys, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_other_formats_cycles_and_values(run, capsys, tmp_path):
     assert swamp("export", run, "--to", "dense", "--cycle", 0, "-o", tmp_path / "dense") == 0
     assert "sparsity 0.0000" in capsys.readouterr().out
@@ -96,6 +97,7 @@ def test_the_table_of_a_benchmark_fits_80_columns_and_each_row_is_one_line():
     assert max(map(len, console.file.getvalue().splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_the_server_answers_with_the_outputs_of_the_network(run, tmp_path):
     path = tmp_path / "served"
     assert swamp("export", run, "-o", path) == 0

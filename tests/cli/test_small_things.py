@@ -63,6 +63,7 @@ def commands_with_paths() -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_every_suggested_command_quotes_its_path():
     commands = commands_with_paths()

@@ -192,6 +192,7 @@ def test_minilm_is_found_where_it_is_installed():
     assert Mask.ones(model, Plan().scope).prunable == 6 * (4 * 384**2 + 2 * 384 * 1536)
 
 
+@pytest.mark.slow
 def test_a_pruned_pretrained_model_is_transferred_with_a_new_head(bert: Path):
     options = DataOptions(examples=8, text=TextOptions(length=16))
     name = f"hf:{bert}"

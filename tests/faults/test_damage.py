@@ -29,6 +29,7 @@ def test_damage_to_any_file_is_noticed_and_named_or_nothing_comes_of_it(quick, t
     assert min(counts["same"], counts["refused"]) > 12
 
 
+@pytest.mark.slow
 def test_the_campaign_sees_a_wrong_result(quick, tmp_path, monkeypatch):
     """Without checksums a changed digit is taken as it is."""
     told: list[str] = []

@@ -21,6 +21,7 @@ def test_random_networks_compute_the_same_or_are_refused_with_a_reason(first):
     assert counts["equal"]
 
 
+@pytest.mark.slow
 def test_a_wrong_number_is_found(tmp_path, monkeypatch):
     class Wrong(networks.KernelExecutor):
         def __call__(self, inputs):

@@ -87,11 +87,13 @@ def test_fine_tuning_a_sparse_model_keeps_its_zeros_and_trains_the_rest(optim, s
     assert not any(p._post_accumulate_grad_hooks for p in sparse.parameters())
 
 
+@pytest.mark.slow
 def test_without_the_callback_the_zeros_are_lost(sparse, tmp_path):
     Trainer(sparse, arguments(tmp_path), train_dataset=examples()).train()
     assert Mask.from_zeros(sparse).density > 0.9
 
 
+@pytest.mark.slow
 def test_the_clipped_norm_is_the_norm_of_the_active_weights(sparse, tmp_path):
     norms: list[float] = []
 
@@ -120,11 +122,13 @@ def test_a_checkpoint_is_sparse_and_training_resumes_with_its_zeros(sparse, tmp_
         assert torch.allclose(again.state_dict()[name], value, atol=1e-6), name
 
 
+@pytest.mark.slow
 def test_a_dense_model_without_a_mask_is_refused(bert, tmp_path):
     with pytest.raises(SwampError, match="has no zeros to keep"):
         Trainer(bert, arguments(tmp_path), train_dataset=examples(), callbacks=[HoldMask()]).train()
 
 
+@pytest.mark.slow
 def test_single_zeros_in_a_bias_do_not_make_a_model_sparse(bert, tmp_path):
     with torch.no_grad():
         bert.classifier.bias.copy_(torch.tensor([0.0, 1.0, 2.0]))
@@ -144,6 +148,7 @@ def test_an_optimizer_replaced_after_training_began_is_found_at_its_first_step(s
     assert trainer.state.global_step == 1
 
 
+@pytest.mark.slow
 def test_a_weight_written_to_is_found_at_the_next_evaluation(sparse, tmp_path):
     class Writes(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):
@@ -157,6 +162,7 @@ def test_a_weight_written_to_is_found_at_the_next_evaluation(sparse, tmp_path):
         trainer.train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
 def test_sharded_parameters_are_refused_by_name(kind, sparse, tmp_path, monkeypatch):
     trainer = Trainer(sparse, arguments(tmp_path), train_dataset=examples())
@@ -244,6 +250,7 @@ def test_a_whole_run_prunes_and_its_particles_differ(bert, ours, tmp_path):
         assert one.loss != two.loss
 
 
+@pytest.mark.slow
 def test_the_trainers_own_schedule_is_left_alone_where_asked(bert, ours, tmp_path):
     seen: list[float] = []
 

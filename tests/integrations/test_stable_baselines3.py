@@ -181,6 +181,7 @@ def test_the_rate_of_the_optimizer_is_that_of_the_schedule():
     assert rates == [training.rate(2 * (step // 2), 4) for step in range(8)]
 
 
+@pytest.mark.slow
 def test_the_loop_trains_particles_from_one_ticket_and_keeps_exact_counts():
     agent = AGENTS["dqn"]
     plan = Plan(method="swamp", sparsity=0.75, particles=(2,), cycles=2, ticket_epochs=1, barrier_points=0)

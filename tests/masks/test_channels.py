@@ -76,6 +76,7 @@ shapes = st.lists(
 ALLOCATIONS = ["global", "uniform", "erk"]
 
 
+@pytest.mark.slow
 @given(
     shapes,
     st.lists(st.tuples(st.floats(0, 1), st.sampled_from(ALLOCATIONS)), min_size=1, max_size=4),

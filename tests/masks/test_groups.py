@@ -66,6 +66,7 @@ def test_a_group_of_a_convolution_is_input_channels_at_one_output_channel_and_po
 networks = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3), st.sampled_from([(), (2,), (1, 3)])), min_size=1)
 
 
+@pytest.mark.slow
 @given(networks, st.sampled_from(PATTERNS), st.integers(0, 2**31), st.sampled_from([0, 1, 3]))
 @settings(max_examples=60)
 def test_every_step_keeps_the_best_of_each_group_exactly_and_masks_are_nested(

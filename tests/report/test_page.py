@@ -25,6 +25,7 @@ def text_of(page: str) -> str:
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", without)).split())
 
 
+@pytest.mark.slow
 def test_the_summary_has_sparsity_accuracy_and_distance_to_dense_and_imp(runs):
     words = text_of(render(ReportData.read(runs)))
     # SWAMP: seeds 0.82 and 0.832 at 10 %; IMP: 0.75 and 0.76, dense 0.90 and 0.91. 1.27 is 12.706 * 0.141 / sqrt 2.
@@ -99,6 +100,7 @@ def test_a_record_that_was_left_out_says_why(runs):
     assert f"swamp (2), seed 0: {reason}" in text_of(render(ReportData.read(runs)))
 
 
+@pytest.mark.slow
 def test_hostile_names_are_text_everywhere(tmp_path):
     cycles = [cycle(k, d, 0.9, (0.8, 0.85)) for k, d in enumerate((1.0, 0.5))]
     path = write_run(tmp_path / "run", cycles, method=HOSTILE, task="<i>task</i>", training={"lr": HOSTILE})

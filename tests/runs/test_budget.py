@@ -16,6 +16,7 @@ PLAN = Plan(sparsity=0.9, prune_fraction=(0.4,))
 TRAINING = Training(epochs=20)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     method=st.sampled_from([name for name, method in METHODS.items() if not method.cyclic]),

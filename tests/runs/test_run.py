@@ -99,6 +99,7 @@ def test_a_rerun_uses_the_backend_that_timing_chose(tmp_path, timed, method):
     assert RunConfig.load(tmp_path / "again" / "config.json") == saved
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_it_noted_the_choice_elsewhere_keeps_to_it(tmp_path, timed):
     timed.append("multi-stream")
     stop = Event()

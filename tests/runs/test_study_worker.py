@@ -148,6 +148,7 @@ def held(child, study: StudyDirectory, name: str) -> int:
     return pid
 
 
+@pytest.mark.slow
 def test_a_run_claimed_by_another_worker_is_skipped_and_awaited_only_with_wait(child, tmp_path):
     study = StudyDirectory.join(tmp_path / "s", seeded(0, 1))
     pid = held(child, study, "seed0")
@@ -181,6 +182,7 @@ def test_a_directory_that_holds_another_run_is_never_written(tmp_path):
     assert sessions(study) == [1]
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_saves_and_the_next_one_resumes(tmp_path):
     study = StudyDirectory.join(tmp_path / "s", seeded(0, 1))
     stop = Event()

@@ -160,7 +160,7 @@ def resized(value: Any, size: int) -> Any:
     return value[:1].repeat(size, *[1] * (value.dim() - 1)) + 0 if isinstance(value, Tensor) else value
 
 
-@pytest.mark.fast_cases(5)
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_loaded_network_equals_the_original_at_several_batch_sizes(name, tmp_path):
     make, example = NETWORKS[name]
@@ -284,6 +284,7 @@ class Graph(nn.Module):
         return self.a(torch.zeros_like(x).index_add(0, edges[1], x[edges[0]]))
 
 
+@pytest.mark.slow
 def test_other_sizes_than_the_batch_vary_if_they_are_named(tmp_path):
     model = built(Graph, 0.5)
     edges = torch.randint(0, 10, (2, 30), generator=torch.Generator().manual_seed(0))
@@ -337,6 +338,7 @@ class Deciding(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_refused_with_its_reason_and_nothing_is_written(tmp_path):
     path, x = tmp_path / "x.safetensors", numbers(3, 4)
     with pytest.raises(SwampError, match=r"draws random numbers \(native_dropout\.default\)"):
@@ -376,6 +378,7 @@ def test_a_batch_size_that_the_program_does_not_cover_is_refused_at_the_call(tmp
         network(numbers(1, 4))
 
 
+@pytest.mark.slow
 def test_an_example_of_one_gives_a_network_for_any_batch(tmp_path):
     model = built(lambda: nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), 0.5)
     loaded = exported(model, tmp_path, numbers(1, 4))
@@ -480,6 +483,7 @@ class Scattering(nn.Module):
         return torch.zeros_like(x).scatter_add(0, index[:, None].expand(-1, 4), x) + messages.sum()
 
 
+@pytest.mark.slow
 def test_shapes_are_known_again_after_one_that_depends_on_numbers_and_kept_by_rewrites():
     program = trace(built(Scattering, 0.5), (numbers(5, 4), torch.tensor([0, 1, 1, 2, 4])))
     (scatter,) = [node for node in program.nodes if node.op == "scatter_add"]
@@ -495,6 +499,7 @@ def test_shapes_are_known_again_after_one_that_depends_on_numbers_and_kept_by_re
     assert recurrent.shape_of(whole) == (None, 7, 16)
 
 
+@pytest.mark.slow
 def test_a_value_of_gigabytes_is_refused_before_it_is_computed():
     class Huge(nn.Module):
         def forward(self, x):

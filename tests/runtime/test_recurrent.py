@@ -76,6 +76,7 @@ def test_every_kind_of_recurrent_layer_equals_torch(kind, options):
     agrees(model, program, numbers(21, 4, 5) if options.get("batch_first") else numbers(3, 21, 5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_a_given_state_is_read(kind):
     class Started(nn.Module):
@@ -95,6 +96,7 @@ def test_a_given_state_is_read(kind):
     agrees(model, program, *inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 def test_what_cannot_be_unrolled_stays_whole(monkeypatch):
     whole, program = traced(built(lambda: Net("LSTM", proj_size=3), 0.5), numbers(4, 3, 5))
@@ -107,6 +109,7 @@ def test_what_cannot_be_unrolled_stays_whole(monkeypatch):
     assert unroll_recurrences(whole) is whole
 
 
+@pytest.mark.slow
 def test_the_steps_of_a_layer_share_their_tables():
     _, program = traced(built(lambda: Net("LSTM", batch_first=True), 0.5), numbers(2, 40, 5))
     executor = KernelExecutor(program, KernelConfig(16))
@@ -149,6 +152,7 @@ class Empty(nn.Module):
         return self.two(torch.cat([y[:, 4:], y, x[:, :0]], 1))
 
 
+@pytest.mark.slow
 def test_a_part_without_channels_is_left_to_torch():
     model = built(Empty, 0.3)
     program = fold_batchnorm(trace(model, numbers(2, 3, 4, 4)))
@@ -169,6 +173,7 @@ class Tied(nn.Module):
         return self.other(self.layer(x)[0])[0]
 
 
+@pytest.mark.slow
 def test_layers_that_share_weights_keep_their_own_biases():
     model = built(Tied, 0.5)
     _, program = traced(model, numbers(3, 4, 6))

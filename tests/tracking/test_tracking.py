@@ -46,6 +46,7 @@ def own_folder_and_few_figures(request, tmp_path, monkeypatch):
         monkeypatch.setattr("swamp.report.write.draw_run", draw_one)
 
 
+@pytest.mark.slow
 def test_a_tracker_receives_losses_rates_cycles_figures_the_model_and_the_end(recorded):
     sparse = prune(track=recorded)
     assert recorded.run.config["plan.sparsity"] == OPTIONS["sparsity"]
@@ -102,6 +103,7 @@ def test_the_learning_rate_is_that_of_the_step(recorded):
     assert found[:16] == steps
 
 
+@pytest.mark.slow
 def test_the_run_has_the_same_bits_with_a_tracker_and_with_one_that_fails(recorded):
     class Failing(Recorded):
         def __init__(self, call):
@@ -174,6 +176,7 @@ def test_a_tracker_that_never_returns_is_left_after_a_time(monkeypatch):
     never.set()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_continues_the_tracked_run_and_logs_no_cycle_twice(tmp_path):
     config, plain, path, stop = tiny(), tmp_path / "plain", tmp_path / "run", Event()
     go(config, plain)

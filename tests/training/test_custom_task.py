@@ -137,6 +137,7 @@ def test_a_custom_task_trains_as_the_task_of_inputs_and_targets():
     assert one.cycles[-1].metrics.test["nll"] == pytest.approx(other.cycles[-1].metrics.test["nll"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled_graph")
 @pytest.mark.parametrize("backend", ["threads", "vmapped"])
 def test_backends_agree_on_a_custom_task(backend: str):

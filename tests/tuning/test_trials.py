@@ -125,6 +125,7 @@ def test_trials_depend_on_the_seed_only(finished, tmp_path):
     assert told(records(worked(tmp_path / "other", other, trials=2)))[1] != told(records(again))[1]
 
 
+@pytest.mark.slow
 def test_a_stopped_trial_continues_to_the_same_result(tmp_path):
     stop, left = Event(), [60]
     directory, storage = started(tmp_path / "out", tiny_tuning(), 1)
