@@ -107,7 +107,7 @@ def test_what_cannot_be_is_refused_before_the_search(options, message, mlp, task
 
 def test_no_stable_ticket_is_told_with_what_to_try(mlp, task, monkeypatch):
     monkeypatch.setattr(rewind_search.InstabilityAnalysis, "barrier_at", lambda self, steps, repeat=0: 0.5)
-    with pytest.raises(swamp.SwampError, match=r"no ticket up to step 16 .* one of 32 is 3.1 points"):
+    with pytest.raises(swamp.SwampError, match=r"no ticket up to step 16 .*Try a lower .* one of 32 is 3.1 points"):
         swamp.prune(mlp, task, ticket="auto", **PLAN)
 
 

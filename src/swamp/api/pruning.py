@@ -117,7 +117,8 @@ def prune(
         found = None if budget is None else allot(plan, how, budget, fixed)
         return (plan, how) if found is None else (found.plan, found.training)
 
-    if notes := refuse_unused(*allotted(plan), given):
+    plan_given, (plan, trained) = plan, allotted(plan)
+    if notes := refuse_unused(plan, trained, given):
         warnings.warn(" ".join(notes), stacklevel=3)
     if ticket == "auto":
         if "ticket_epochs" in options:
@@ -125,11 +126,11 @@ def prune(
         # Only here: it imports the analyses.
         from swamp.api.ticket_search import plan_with_stable_ticket
 
-        job = Job(model, task, plan, how, backend)
-        plan = plan_with_stable_ticket(job, None if out is None else Path(out), shown=progress)
-    plan, how = allotted(plan)
+        job = Job(model, task, plan_given, how, backend)
+        found = plan_with_stable_ticket(job, None if out is None else Path(out), shown=progress)
+        plan, trained = allotted(found)
     record: list[Cycle] = []
-    for cycle in cycles(model, task, plan, how, backend=backend, out=out, progress=progress, track=track):
+    for cycle in cycles(model, task, plan, trained, backend=backend, out=out, progress=progress, track=track):
         record.append(cycle)
         if on_cycle is not None:
             on_cycle(cycle)

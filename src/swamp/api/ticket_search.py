@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
+from rich.console import Console
+
 from swamp.algorithms import Plan
 from swamp.algorithms.backend_choice import choose_backend
 from swamp.algorithms.store import NoStore
@@ -30,6 +32,11 @@ from swamp.training.snapshot import Snapshot
 UNCONFIRMED = "with other batch orders, it is unstable at this step or stable at a quarter of it"
 TRIALS = ".ticket-search"
 """Folder of the trials below the run directory of a call from Python."""
+
+
+def search_display(console: Console, *, notebook: bool = False) -> Display:
+    """Shows the trials of a search, and their trainings; see Display."""
+    return Display(console, lambda at, active: at.what, ("trials", "trainings"), notebook=notebook)
 
 
 def first_pruned_sparsity(plan: Plan) -> float:
@@ -78,10 +85,12 @@ def stable_step(instability: InstabilityAnalysis, found: RewindSearchResult) -> 
     """The step that was found. Raises SwampError if there is none."""
     if found.steps is None:
         last = found.trials[0].steps
+        is_latest = last > instability.last - instability.per_epoch
+        later = "" if is_latest else "a later ticket (swamp ticket --latest-epochs), "
         raise SwampError(
             f"no ticket up to step {last} ({last / instability.per_epoch:.3g} epochs) is stable at sparsity "
-            f"{instability.sparsity:.4g}. Try a lower learning rate, a longer warm-up or a higher sparsity in the "
-            f"first pruned cycle; or hold out more examples: one of {instability.examples} is "
+            f"{instability.sparsity:.4g}. Try {later}a lower learning rate, a longer warm-up or a higher sparsity in "
+            f"the first pruned cycle; or hold out more examples: one of {instability.examples} is "
             f"{100 / instability.examples:.2g} points."
         )
     return found.steps
@@ -99,8 +108,7 @@ def plan_with_stable_ticket(job: Job, out: Path | None, *, shown: bool) -> Plan:
     trials = None if out is None else TrialLog(out / TRIALS, question)
     backend = choose_backend(job.model, job.task, job.plan, job.training, job.backend, NoStore())
     with ExitStack() as stack:
-        console = plain_console(stderr=True, force_jupyter=False)
-        display = Display(console, lambda at, active: at.what, ("trials", "trainings"), notebook=in_notebook())
+        display = search_display(plain_console(stderr=True, force_jupyter=False), notebook=in_notebook())
         progress = SearchProgress(stack.enter_context(display) if shown else None)
         rest = job.training, backend, sparsity
         instability = InstabilityAnalysis(job.model, job.task, job.plan, *rest, progress=progress.training)

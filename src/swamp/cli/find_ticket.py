@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import tyro
 
 from swamp.analysis.rewind_search import InstabilityAnalysis, RewindSearchResult, TrialLog
-from swamp.api.display import Display
 from swamp.api.ticket_search import (
     UNCONFIRMED,
     SearchProgress,
     first_pruned_sparsity,
     latest_epochs,
     search,
+    search_display,
     stable_step,
 )
 from swamp.cli.run import recipe_or_config
@@ -119,14 +119,13 @@ def _searched(given: TicketArgs) -> tuple[InstabilityAnalysis, TrialLog, RewindS
     """Search with its progress on the terminal; it stops at a signal."""
     stop, console = Event(), Err if given.json else Out
     with stoppable(stop, console), executing(given.config), ExitStack() as shown:
-        display = Display(console, lambda at, active: at.what, ("trials", "trainings"))
-        progress = SearchProgress(None if given.quiet else shown.enter_context(display), stop)
+        progress = SearchProgress(None if given.quiet else shown.enter_context(search_display(console)), stop)
         instability = _instability(given, progress)
         trials = _trials(given, instability)
         return instability, trials, _search(given, instability, trials, progress)
 
 
-def _instability(given: TicketArgs, progress: "SearchProgress") -> InstabilityAnalysis:
+def _instability(given: TicketArgs, progress: SearchProgress) -> InstabilityAnalysis:
     progress.stage("preparing the data and the network", once=True)
     problem, model = prepare(given.config)
     plan = given.config.plan
