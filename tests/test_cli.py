@@ -25,17 +25,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "faults"))
 
 from child import Child, forked, started
 
+from .cli.command import swamp
+
 TINY = ["digits-mlp", "--epochs", "2", "--model", "mlp-16", "--sparsity", "0.75", "--swa-fraction", "0.5"]
 TINY += ["--barrier-threshold", "1", "--examples", "640"]
-
-
-def swamp(*arguments: object) -> int:
-    """Exit code of a command run in this process."""
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")

@@ -152,7 +152,7 @@ def hub():
 
 
 def pushed(folder, server):
-    """`push_to_hub` to two names, in a process of its own, as the library reads HF_ENDPOINT when it is imported."""
+    """Upload to two repositories in a new process: huggingface_hub reads HF_ENDPOINT when it is imported."""
     code = f"""
 import swamp
 from swamp.pretrained import push_to_hub

@@ -279,7 +279,7 @@ for where in sys.argv[1:]:
 
 @pytest.mark.slow
 def test_asked_to_stop_while_torch_waits_for_a_rank_that_never_comes_it_stops():
-    """In processes whose interpreter must end too; torch by itself would wait for minutes."""
+    """Each rank is a process, whose interpreter must end too. Left to itself, torch would wait for minutes."""
     places = ["rendezvous", "mesh", "left"]
     done = subprocess.run([sys.executable, "-c", _ALONE, *places], capture_output=True, text=True, check=False)
     for where in places:

@@ -284,7 +284,7 @@ ACTIVATIONS = (
 
 
 class Activated(nn.Module):
-    """Every activation after a layer of its own."""
+    """One network in which each activation function follows a linear layer of its own."""
 
     def __init__(self) -> None:
         super().__init__()

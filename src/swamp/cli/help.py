@@ -1,4 +1,4 @@
-"""Help of a command: its description, its examples, and its options; of many, those that are used most."""
+"""Help of a command: description, examples and options. A command with many options shows the most used ones."""
 
 import ast
 import inspect
@@ -68,7 +68,7 @@ def print_help(command: str, given: Any, shown: OptionGroups | None = None) -> N
 
     Args:
         command: The command, with its argument if it takes the options of `swamp run` but no recipe.
-        given: Its dataclass, or an instance, whose values are the defaults that are printed.
+        given: Dataclass with the options of the command; or an instance of it, whose values are printed as defaults.
         shown: Options to print; without it, all of them.
     """
     options = list(command_options(given))

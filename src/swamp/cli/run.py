@@ -85,7 +85,7 @@ def run_command(arguments: Sequence[str]) -> None:
     default, rest = recipe_or_config(_joined(arguments, "--track"))
     given = parse(RunArgs, "swamp run", rest, RunArgs(default), RUN_HELP)
     config, allotted = given.config, None
-    # Also those that were typed with the value of the recipe.
+    # An option counts as given even if it was typed with the value that the recipe has anyway.
     options = {*changed_options(default, config), *_typed(rest)}
     if given.ticket == "auto":
         config = _with_stable_ticket(given, options)

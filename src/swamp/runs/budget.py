@@ -41,7 +41,8 @@ def training_cost(plan: Plan, training: Training, epochs: int | None = None) -> 
 
     Each pass is one forward and one backward computation; an epoch of SAM or ASAM has two.
 
-    epochs: instead of those of `training`, with which its other options need not be possible.
+    epochs: Number of epochs in place of `training.epochs`. Other options of `training`, such as the warm-up, may not
+    allow it: the cost is computed without making such a Training.
     """
     passes = plan.spec.training(training).passes
     ticket = 0.0 if "ticket_epochs" in unused_options(plan, training) else plan.ticket_epochs
