@@ -35,11 +35,10 @@ def cost_of_analyses(cycles: int) -> None:
         start(RunConfig.from_json({**config.to_json(), "plan": plan}), path, Reporter(), Event())
         run = process_time() - started
         print(f"run of {cycles} pruning steps, 4 particles  {run:6.1f} s of CPU time")
-        run_data, total = RunData.open(path), 0.0
+        run_data, settings, total = RunData.open(path), AnalysisSettings(), 0.0
         for name, analysis in ANALYSES.items():
             started = process_time()
-            for _ in analyze(run_data, {name: analysis}, AnalysisSettings()):
-                pass
+            list(analyze(run_data, analysis(run_data, settings), settings))
             spent = process_time() - started
             total += spent
             print(f"  {name:12} {spent:6.1f} s  {100 * spent / run:5.1f} % of the run")
@@ -50,7 +49,7 @@ def evaluate_each(model: nn.Module, task: Task, combinations: list[LinearCombina
     scratch = copy.deepcopy(model)
     for combination in combinations:
         scratch.load_state_dict(combination.weights())
-        evaluate(with_reestimated_batchnorm(scratch, task.train, batches=4), task, task.held_out, examples=1000)
+        evaluate(with_reestimated_batchnorm(scratch, task.train, examples=1000), task, task.held_out, examples=1000)
 
 
 def points_at_once(recipe: str, repeats: int = 5) -> None:
