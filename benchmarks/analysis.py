@@ -35,11 +35,10 @@ def cost_of_analyses(cycles: int) -> None:
         start(RunConfig.from_json({**config.to_json(), "plan": plan}), path, Reporter(), Event())
         run = process_time() - started
         print(f"run of {cycles} pruning steps, 4 particles  {run:6.1f} s of CPU time")
-        run_data, total = RunData.open(path), 0.0
+        run_data, settings, total = RunData.open(path), AnalysisSettings(), 0.0
         for name, analysis in ANALYSES.items():
             started = process_time()
-            for _ in analyze(run_data, {name: analysis}, AnalysisSettings()):
-                pass
+            list(analyze(run_data, analysis(run_data, settings), settings))
             spent = process_time() - started
             total += spent
             print(f"  {name:12} {spent:6.1f} s  {100 * spent / run:5.1f} % of the run")

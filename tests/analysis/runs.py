@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from swamp.algorithms import Plan
+from swamp.analysis.analysis_tasks import Analysis, AnalysisSettings, analyze
 from swamp.analysis.run_data import RunData
 from swamp.datasets.problem import DataOptions
 from swamp.files import load_tensors
@@ -47,6 +49,11 @@ def run(
     config = tiny(particles, keep_checkpoints=keep_checkpoints)
     go(replace(config, plan=replace(config.plan, method=method, **changes)), path)
     return path
+
+
+def records_of(run_data: RunData, analysis: Analysis, settings: AnalysisSettings) -> Iterator[Mapping[str, Any]]:
+    """The record of each task of an analysis."""
+    return analyze(run_data, analysis(run_data, settings), settings)
 
 
 class Unread(TensorData):

@@ -142,14 +142,14 @@ def test_a_stopped_ablation_resumes_and_the_figure_shows_it(path):
     stop = Event()
     (unit,) = ablation(path, StopAt(50, stop), stop).tasks(["order"])
     with pytest.raises(Interrupted):
-        list(analyze(RunData.open(path), {"noise": lambda *_: [unit]}, SETTINGS))
+        list(analyze(RunData.open(path), [unit], SETTINGS))
     assert list((path / "noise").rglob("particle-0.safetensors"))
     here = ablation(path)
-    (order,) = analyze(here.run, {"noise": lambda *_: here.tasks(["order"])}, SETTINGS)
+    (order,) = analyze(here.run, here.tasks(["order"]), SETTINGS)
     whole = ablation(path, settings=replace(SETTINGS, seed=1)).record("order")
     assert order["distances"] == whole["distances"]
     assert not list((path / "noise").rglob("*.safetensors"))
-    (none,) = analyze(here.run, {"noise": lambda *_: here.tasks(["none"])}, SETTINGS)
+    (none,) = analyze(here.run, here.tasks(["none"]), SETTINGS)
     assert [record["key"] for record in read_analysis(path)] == ["noise/cycle-01/order", "noise/cycle-01/none"]
     (figure,) = SECTIONS["noise"].build(ReportData.read([path]))
     distance = figure.panels[0].marks[0]

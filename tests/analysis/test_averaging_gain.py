@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from swamp.analysis import ANALYSES
-from swamp.analysis.analysis_tasks import AnalysisSettings, analyze
+from swamp.analysis.analysis_tasks import AnalysisSettings
 from swamp.analysis.averaging_gain import MOST_SUBSETS, gains, predicted, sizes_of
 from swamp.analysis.run_data import RunData
 
-from .runs import run
+from .runs import records_of, run
 
 
 def test_the_law_is_exact_for_a_quadratic_loss_over_all_subsets():
@@ -39,7 +39,7 @@ def test_the_sizes_of_the_means(count, sizes):
 @pytest.fixture(scope="module")
 def analysed(tmp_path_factory):
     path = run(tmp_path_factory.mktemp("averaging") / "run", particles=9, densities=(1.0, 0.5))
-    return path, list(analyze(RunData.open(path), {"averaging": ANALYSES["averaging"]}, AnalysisSettings(examples=200)))
+    return path, list(records_of(RunData.open(path), ANALYSES["averaging"], AnalysisSettings(examples=200)))
 
 
 def test_a_run_has_a_record_for_each_cycle_and_one_over_all(analysed):
@@ -57,7 +57,7 @@ def test_a_run_has_a_record_for_each_cycle_and_one_over_all(analysed):
 
 def test_its_ends_are_the_particles_and_the_mean_that_the_hull_has(analysed):
     path, records = analysed
-    hull = next(iter(analyze(RunData.open(path), {"hull": ANALYSES["hull"]}, AnalysisSettings(examples=200))))
+    hull = next(iter(records_of(RunData.open(path), ANALYSES["hull"], AnalysisSettings(examples=200))))
     singles = [point["loss"] for point in hull["extreme_points"]]
     assert records[0]["loss"]["mean"][0] == pytest.approx(sum(singles) / 9)
     assert records[0]["loss"]["mean"][-1] == pytest.approx(hull["mean"]["loss"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from swamp.analysis import interpolate_models
-from swamp.analysis.analysis_tasks import AnalysisSettings, analyze
+from swamp.analysis.analysis_tasks import AnalysisSettings
 from swamp.analysis.barriers import Interpolation, barrier_tasks
 from swamp.analysis.point_evaluator import PointMetrics
 from swamp.analysis.run_data import RunData
@@ -16,6 +16,7 @@ from swamp.errors import SwampError
 from swamp.training import evaluate, with_reestimated_batchnorm
 
 from .known_losses import TwoWeights, at
+from .runs import records_of
 
 ALL = AnalysisSettings(examples=10_000, points=5)
 
@@ -69,7 +70,7 @@ def test_the_error_says_which_model_does_not_fit_and_why(well, finished):
 
 @pytest.fixture(scope="module")
 def records(finished):
-    return {r["key"]: r for r in analyze(RunData.open(finished), {"barriers": barrier_tasks}, ALL)}
+    return {r["key"]: r for r in records_of(RunData.open(finished), barrier_tasks, ALL)}
 
 
 def test_there_is_a_record_for_every_cycle_and_pair_of_consecutive_cycles(records, finished):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from swamp.algorithms import Plan
 from swamp.analysis import Hessian, hutchinson
-from swamp.analysis.analysis_tasks import AnalysisSettings, analyze
+from swamp.analysis.analysis_tasks import AnalysisSettings
 from swamp.analysis.curvature import curvature_at, curvature_tasks
 from swamp.analysis.run_data import RunData
 from swamp.datasets.problem import DataOptions
@@ -30,6 +30,7 @@ from swamp.training.loop import fit
 from swamp.training.rng import isolated
 
 from .known_losses import planted, symmetric
+from .runs import records_of
 
 
 class Tied(nn.Module):
@@ -354,7 +355,7 @@ def run(tmp_path_factory):
 @pytest.mark.slow
 def test_every_model_of_a_run_has_a_record_that_is_computed_once(run, monkeypatch):
     run_data, settings = RunData.open(run), AnalysisSettings(examples=100, curvature_particles=2)
-    records = list(analyze(run_data, {"curvature": curvature_tasks}, settings))
+    records = list(records_of(run_data, curvature_tasks, settings))
     keys = [f"curvature/cycle-{c:02d}/{of}" for c in range(3) for of in ("mean", "particle-0", "particle-1")]
     assert [record["key"] for record in records] == keys
     dense, last = records[0], records[-1]
@@ -369,7 +370,7 @@ def test_every_model_of_a_run_has_a_record_that_is_computed_once(run, monkeypatc
     json.dumps(records, allow_nan=False)
     # The second call computes nothing.
     monkeypatch.setattr("swamp.analysis.curvature.curvature_at", None)
-    assert list(analyze(RunData.open(run), {"curvature": curvature_tasks}, settings)) == json.loads(json.dumps(records))
+    assert list(records_of(RunData.open(run), curvature_tasks, settings)) == json.loads(json.dumps(records))
 
 
 def test_a_particle_with_its_own_mask_is_evaluated_on_it(run):

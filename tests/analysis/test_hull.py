@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from swamp.analysis import ANALYSES
-from swamp.analysis.analysis_tasks import AnalysisSettings, analyze
+from swamp.analysis.analysis_tasks import AnalysisSettings
 from swamp.analysis.hull import (
     Hull,
     centroid,
@@ -44,7 +44,7 @@ from swamp.training.data import BatchList, sampled
 
 from .known_losses import WeightsAndOffset, squared_distance_task
 from .known_losses import state_without_offset as state
-from .runs import blind, run
+from .runs import blind, records_of, run
 
 EXAMPLES = AnalysisSettings(examples=100)
 
@@ -284,7 +284,7 @@ def test_tasks_are_computed_once_and_reproducible(finished, tmp_path, monkeypatc
     copies = [tmp_path / name for name in ("one", "two")]
     for path in copies:
         shutil.copytree(finished, path)
-    records = [list(analyze(RunData.open(path), {"hull": ANALYSES["hull"]}, EXAMPLES)) for path in copies]
+    records = [list(records_of(RunData.open(path), ANALYSES["hull"], EXAMPLES)) for path in copies]
     assert records[0] == records[1]
     assert [record["key"] for record in records[0]] == [*(f"hull/cycle-0{n}" for n in range(3)), "hull/all"]
     assert records[0][-1]["cycles"] == 3
@@ -297,11 +297,11 @@ def test_tasks_are_computed_once_and_reproducible(finished, tmp_path, monkeypatc
     monkeypatch.setitem(
         ANALYSES["hull"].__globals__, "hull_of_cycle", lambda s, i, e: (done.append(i), whole(s, i, e))[1]
     )
-    again = list(analyze(RunData.open(copies[1]), {"hull": ANALYSES["hull"]}, EXAMPLES))
+    again = list(records_of(RunData.open(copies[1]), ANALYSES["hull"], EXAMPLES))
     assert done == [2]
     assert json.dumps(again) == json.dumps(records[0])
     reseeded = AnalysisSettings(examples=100, seed=1)
-    other = next(iter(analyze(RunData.open(copies[1]), {"hull": ANALYSES["hull"]}, reseeded)))
+    other = next(iter(records_of(RunData.open(copies[1]), ANALYSES["hull"], reseeded)))
     assert other["samples"] != records[0][0]["samples"]
     assert other["distances"] == records[0][0]["distances"]
 
@@ -328,7 +328,7 @@ def test_missing_particles_are_named_in_the_error(tmp_path):
     run_data = RunData.open(run(tmp_path / "run", 2, keep_checkpoints="means", sparsity=0.5))
     with pytest.raises(SwampError, match=r"0 particles on disk; at least 2 are needed.*--keep-checkpoints particles"):
         hull_of_cycle(run_data, 0, EXAMPLES)
-    (line,) = analyze(run_data, {"hull": ANALYSES["hull"]}, EXAMPLES)
+    (line,) = records_of(run_data, ANALYSES["hull"], EXAMPLES)
     assert line["cycles"] == 0
     assert "--keep-checkpoints particles" in line["skipped"]
 

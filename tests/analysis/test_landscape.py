@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from swamp.analysis import Plane
-from swamp.analysis.analysis_tasks import AnalysisSettings, analyze
+from swamp.analysis.analysis_tasks import AnalysisSettings
 from swamp.analysis.landscape import evaluate_grid, grid_around, landscape_tasks, random_plane
 from swamp.analysis.point_evaluator import PointEvaluator
 from swamp.analysis.run_data import RunData
@@ -17,7 +17,7 @@ from swamp.masks import Mask
 from swamp.training import Seed, evaluate, with_reestimated_batchnorm
 
 from .known_losses import TwoWeights, at
-from .runs import go, tiny
+from .runs import go, records_of, tiny
 
 ALL = AnalysisSettings(examples=10_000)
 
@@ -127,7 +127,7 @@ def test_random_directions_have_the_norm_of_each_filter_on_the_support_of_the_ma
 
 def test_the_records_of_a_run(finished):
     run_data = RunData.open(finished)
-    records = {r["key"]: r for r in analyze(run_data, {"landscape": landscape_tasks}, ALL)}
+    records = {r["key"]: r for r in records_of(run_data, landscape_tasks, ALL)}
     assert set(records) == {f"landscape/cycle-0{c}{kind}" for c in range(3) for kind in ("", "/random")}
     record = records["landscape/cycle-01"]
     assert len(record["u"]) == len(record["v"]) == len(record["loss"]) == len(record["error"][0]) == 13
@@ -153,7 +153,7 @@ def test_the_records_of_a_run(finished):
 @pytest.mark.slow
 def test_too_few_particles_are_skipped_with_the_reason(tmp_path):
     go(tiny(2), tmp_path / "run")
-    records = {r["key"]: r for r in analyze(RunData.open(tmp_path / "run"), {"landscape": landscape_tasks}, ALL)}
+    records = {r["key"]: r for r in records_of(RunData.open(tmp_path / "run"), landscape_tasks, ALL)}
     assert "has 2 particles on disk; at least 3 are needed" in records["landscape/cycle-00"]["skipped"]
     assert "loss" in records["landscape/cycle-00/random"]
 

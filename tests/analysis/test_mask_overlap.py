@@ -9,7 +9,7 @@ from scipy import stats
 from torch import nn
 
 from swamp.analysis import ANALYSES, compare_masks
-from swamp.analysis.analysis_tasks import AnalysisSettings, analyze, read_analysis
+from swamp.analysis.analysis_tasks import AnalysisSettings, read_analysis
 from swamp.analysis.mask_overlap import (
     compare_two_masks,
     dead_units,
@@ -26,7 +26,7 @@ from swamp.analysis.run_data import RunData
 from swamp.errors import MaskError, SwampError
 from swamp.masks import Mask
 
-from .runs import blind, run
+from .runs import blind, records_of, run
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,10 @@ def finished(tmp_path_factory):
 def test_records_written_by_another_process_are_kept(finished):
     run_data = RunData.open(finished)
     (finished / "analysis.jsonl").unlink(missing_ok=True)
-    tasks = analyze(run_data, {"masks": ANALYSES["masks"]}, AnalysisSettings())
+    tasks = records_of(run_data, ANALYSES["masks"], AnalysisSettings())
     first = next(tasks)
     # Between two tasks of this analysis, another process adds records.
-    others = list(analyze(RunData.open(finished), {"barriers": ANALYSES["barriers"]}, AnalysisSettings(points=2)))
+    others = list(records_of(RunData.open(finished), ANALYSES["barriers"], AnalysisSettings(points=2)))
     rest = list(tasks)
     assert {record["key"] for record in read_analysis(finished)} == {r["key"] for r in [first, *rest, *others]}
 
@@ -144,11 +144,11 @@ def test_kept_of_before_is_right_for_masks_that_regrow(tmp_path):
 def test_tasks_are_computed_once(finished, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(finished, path)
-    one = list(analyze(RunData.open(path), {"masks": ANALYSES["masks"]}, AnalysisSettings()))
+    one = list(records_of(RunData.open(path), ANALYSES["masks"], AnalysisSettings()))
     assert [line["key"] for line in one] == [f"masks/cycle-0{n}" for n in range(3)]
     written = (path / "analysis.jsonl").read_bytes()
     (path / "cycle-01" / "mean.safetensors").unlink()  # not needed by tasks that are computed
-    assert list(analyze(RunData.open(path), {"masks": ANALYSES["masks"]}, AnalysisSettings())) == one
+    assert list(records_of(RunData.open(path), ANALYSES["masks"], AnalysisSettings())) == one
     assert (path / "analysis.jsonl").read_bytes() == written
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from swamp.algorithms import ensemble_predict
 from swamp.analysis import ANALYSES
-from swamp.analysis.analysis_tasks import AnalysisSettings, analyze
+from swamp.analysis.analysis_tasks import AnalysisSettings
 from swamp.analysis.predictions import (
     EvaluationInputs,
     add_noise,
@@ -30,7 +30,7 @@ from swamp.training import Seed, Task, TensorData, evaluate
 from swamp.training.data import BatchList, sampled
 from swamp.training.metrics import mean_probability
 
-from .runs import blind, run
+from .runs import blind, records_of, run
 
 
 @pytest.fixture(scope="module")
@@ -211,10 +211,10 @@ def test_tasks_are_computed_once_and_reproducible(finished, tmp_path):
     paths = [tmp_path / name for name in ("one", "two")]
     for path in paths:
         shutil.copytree(finished, path)
-    analysis = {"predictions": ANALYSES["predictions"]}
-    one, two = (list(analyze(RunData.open(path), analysis, AnalysisSettings(examples=100))) for path in paths)
+    analysis = ANALYSES["predictions"]
+    one, two = (list(records_of(RunData.open(path), analysis, AnalysisSettings(examples=100))) for path in paths)
     assert one == two
     assert [line["key"] for line in one] == [f"predictions/cycle-0{n}" for n in range(3)]
     for file in paths[0].rglob("particle-*.safetensors"):
         file.unlink()  # not needed by tasks that are computed
-    assert list(analyze(RunData.open(paths[0]), analysis, AnalysisSettings(examples=100))) == one
+    assert list(records_of(RunData.open(paths[0]), analysis, AnalysisSettings(examples=100))) == one

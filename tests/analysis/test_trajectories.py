@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from swamp.analysis import interpolate_models
-from swamp.analysis.analysis_tasks import AnalysisSettings, analyze
+from swamp.analysis.analysis_tasks import AnalysisSettings
 from swamp.analysis.run_data import RunData
 from swamp.analysis.trajectories import principal_components, stability_onset, trajectory_tasks
 from swamp.analysis.weight_space import ParameterSpace, euclidean_norm, masked_weights
@@ -25,7 +25,7 @@ from swamp.training import Seed
 from swamp.training.loop import fit
 
 from .known_losses import TwoWeights, at
-from .runs import StopAt, assert_same_tensors, go, go_on, killed_after, tiny
+from .runs import StopAt, assert_same_tensors, go, go_on, killed_after, records_of, tiny
 
 STEPS = 4 * 10
 """Steps of a tiny training: 640 examples in batches of 64, four epochs."""
@@ -217,9 +217,7 @@ def test_the_onset_is_the_first_step_from_which_on_there_is_no_barrier(barriers,
 
 def test_the_record_of_a_cycle(finished):
     run_data = RunData.open(finished)
-    records = {
-        r["key"]: r for r in analyze(run_data, {"trajectories": trajectory_tasks}, AnalysisSettings(examples=10_000))
-    }
+    records = {r["key"]: r for r in records_of(run_data, trajectory_tasks, AnalysisSettings(examples=10_000))}
     assert set(records) == {f"trajectories/cycle-0{c}" for c in range(3)}
     record = records["trajectories/cycle-01"]
     assert set(record["points"]) == {"particle-0", "particle-1", "particle-2", "mean", "ticket"}
@@ -245,7 +243,7 @@ def test_the_record_of_a_cycle(finished):
 def test_a_run_without_trajectories_names_the_option(tmp_path):
     config = tiny(1)
     go(replace(config, plan=replace(config.plan, sparsity=0.5)), tmp_path / "run")
-    records = list(analyze(RunData.open(tmp_path / "run"), {"trajectories": trajectory_tasks}, AnalysisSettings()))
+    records = list(records_of(RunData.open(tmp_path / "run"), trajectory_tasks, AnalysisSettings()))
     assert "--trajectory-every" in records[0]["skipped"]
     assert json.loads((tmp_path / "run" / "analysis.jsonl").read_text().splitlines()[0])["skipped"]
 
@@ -253,7 +251,7 @@ def test_a_run_without_trajectories_names_the_option(tmp_path):
 def test_one_particle_has_a_trajectory_and_no_barriers(tmp_path):
     config = tiny(1, trajectory_every=10)
     go(replace(config, plan=replace(config.plan, sparsity=0.5)), tmp_path / "run")
-    record = next(iter(analyze(RunData.open(tmp_path / "run"), {"trajectories": trajectory_tasks}, AnalysisSettings())))
+    record = next(iter(records_of(RunData.open(tmp_path / "run"), trajectory_tasks, AnalysisSettings())))
     assert record["particles"][0]["steps"] == [10, 20, 30, 40]
     assert record["onset"] is None
     assert record["barriers"] == {"steps": [], "error": []}

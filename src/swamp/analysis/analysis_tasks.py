@@ -94,15 +94,15 @@ def cycle_key(name: str, cycle: int) -> str:
     return f"{name}/cycle-{cycle:02d}"
 
 
-def analyze(run: RunData, analyses: Mapping[str, Analysis], settings: AnalysisSettings) -> Iterator[Mapping[str, Any]]:
-    """Yield the record of every task of `analyses`, computed now or read from the run directory.
+def analyze(run: RunData, tasks: Iterable[AnalysisTask], settings: AnalysisSettings) -> Iterator[Mapping[str, Any]]:
+    """Yield the record of each of `tasks`, computed now or read from the run directory.
 
     Records are appended to `analysis.jsonl` in the run directory, atomically, also if several processes analyse the
     same run. A record computed with other settings is computed again and replaced.
 
     Args:
         run: the run to analyse.
-        analyses: name -> analysis, e.g. a part of `ANALYSES`.
+        tasks: tasks of this run with these settings, e.g. `ANALYSES["hull"](run, settings)`.
         settings: number of examples, points and so on.
 
     Yields:
@@ -111,14 +111,13 @@ def analyze(run: RunData, analyses: Mapping[str, Analysis], settings: AnalysisSe
     directory = run.directory
     known = {record["key"]: record for record in read_analysis(directory)}
     used = settings.__dict__
-    for analysis in analyses.values():
-        for task in analysis(run, settings):
-            record = known.get(task.key)
-            if record is None or record["settings"] != used:
-                # JSON has no NaN or infinity: they become null, and figures show them as missing.
-                record = replace_nonfinite({"key": task.key, "settings": dict(used), **task.compute()})
-                known = _append(directory, record)
-            yield record
+    for task in tasks:
+        record = known.get(task.key)
+        if record is None or record["settings"] != used:
+            # JSON has no NaN or infinity: they become null, and figures show them as missing.
+            record = replace_nonfinite({"key": task.key, "settings": dict(used), **task.compute()})
+            known = _append(directory, record)
+        yield record
 
 
 def _append(directory: RunDirectory, record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

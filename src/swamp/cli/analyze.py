@@ -83,7 +83,7 @@ class _Session:
 
     run: RunData
     settings: AnalysisSettings
-    tasks: list[tuple[str, AnalysisTask]]
+    tasks: list[AnalysisTask]
     console: Console
     quiet: bool
     computed: int = 0
@@ -104,14 +104,14 @@ class _Session:
         # In the order of ANALYSES, not of --only: cheap ones first.
         for name in (name for name in ANALYSES if name in (given.only or ANALYSES)):
             try:
-                session.tasks += [(name, task) for task in ANALYSES[name](session.run, settings)]
+                session.tasks += ANALYSES[name](session.run, settings)
             except SwampError as error:
                 session.skip(name, error)
         return session
 
     @property
     def finished(self) -> int:
-        return self.computed + self.kept + sum(task.key in self.skipped for _, task in self.tasks)
+        return self.computed + self.kept + sum(task.key in self.skipped for task in self.tasks)
 
     def run_all(self, stop: Event) -> None:
         """Run the tasks in order until all are finished or `stop` is set."""
@@ -124,14 +124,14 @@ class _Session:
             if not (self.quiet or bar):
                 shown.callback(lines.close)
                 lines.open()
-            for name, task in self.tasks:
+            for task in self.tasks:
                 if stop.is_set():
                     return
                 self.running, self.began = task.key, time.monotonic()
                 lines.logged = self.began
                 if bar and line is not None:
                     bar.update(line, description=task.key)
-                self._run_one(name, task, task.key in stored)
+                self._run_one(task, task.key in stored)
                 if bar and line is not None:
                     bar.advance(line)
 
@@ -139,14 +139,10 @@ class _Session:
         """What runs now, for a log."""
         return f"{self.running} ({duration(now - self.began)}), {self.finished} of {len(self.tasks)} tasks finished"
 
-    def _run_one(self, name: str, task: AnalysisTask, stored: bool) -> None:
-        def only_this(*_: object) -> list[AnalysisTask]:
-            return [task]
-
+    def _run_one(self, task: AnalysisTask, stored: bool) -> None:
         try:
             # One task per call: a task that fails does not stop the others.
-            for _ in analyze(self.run, {name: only_this}, self.settings):
-                pass
+            list(analyze(self.run, [task], self.settings))
         except SwampError as error:
             self.skip(task.key, error)
             return

@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import tyro
 
 from swamp.analysis.ablations import FACTORS, AblationSettings, ParticleAblation
-from swamp.analysis.analysis_tasks import AnalysisTask, analyze
+from swamp.analysis.analysis_tasks import analyze
 from swamp.analysis.run_data import RunData
 from swamp.api.progress import LiveReporter
 from swamp.cli.session import Err, Out, parse, print_json, print_labelled, stoppable
@@ -101,18 +100,13 @@ def _records(given: NoiseArgs, settings: AblationSettings, command: str) -> list
             for done, task in enumerate(tasks):
                 reporter.part(done, len(tasks), "factors")
                 started = time.monotonic()
-                # One task per call: its record is written before the next task starts.
-                found += analyze(run, {"noise": partial(_only, task)}, settings)
+                found += analyze(run, [task], settings)
                 if not (given.quiet or draws_bars(console)):
                     console.print(f"{task.key}  {time.monotonic() - started:.1f} s", soft_wrap=True)
         except Interrupted as error:
             done = f"{len(found)} of {len(tasks)} factors are done"
             raise Interrupted(f"{error} {done}. To continue: {command}") from error
     return found
-
-
-def _only(task: AnalysisTask, *_: object) -> list[AnalysisTask]:
-    return [task]
 
 
 def _print(given: NoiseArgs, records: Sequence[Mapping[str, Any]]) -> None:
