@@ -1,11 +1,13 @@
 """The value of one more particle: exact where the loss is quadratic, and measured on a run."""
 
-from itertools import combinations
+import math
+import shutil
+from itertools import combinations, islice
 
 import pytest
 import torch
 
-from swamp.analysis import ANALYSES
+from swamp.analysis import ANALYSES, averaging_gain
 from swamp.analysis.analysis_tasks import AnalysisSettings
 from swamp.analysis.averaging_gain import MOST_SUBSETS, gains, predicted, sizes_of
 from swamp.analysis.run_data import RunData
@@ -65,10 +67,29 @@ def test_its_ends_are_the_particles_and_the_mean_that_the_hull_has(analysed):
 
 def test_of_many_subsets_some_are_drawn_always_the_same(analysed):
     path, records = analysed
-    from swamp.analysis import averaging_gain
-
     drawn = averaging_gain._subsets(9, 4, averaging_gain.Seed(0))
     assert len(drawn) == len(set(drawn)) == MOST_SUBSETS
     assert drawn == averaging_gain._subsets(9, 4, averaging_gain.Seed(0))
     again = averaging_gain.averaging_of_cycle(RunData.open(path), 1, AnalysisSettings(examples=200))
     assert again["loss"] == records[1]["loss"]
+
+
+def test_a_loss_that_is_not_finite_counts_alike_in_one_session_and_in_two(analysed, tmp_path, monkeypatch):
+    path, records = analysed
+    means = ([8.0, 6.0, 5.5, 4.0, math.nan], [8.0, 4.0, 1.0, 0.5, 0.25])
+    laws = ([8.0, 6.0, 5.0, 4.5, 4.25], [8.0, 4.0, 2.0, 1.0, 0.5])
+    monkeypatch.setattr(
+        averaging_gain,
+        "averaging_of_cycle",
+        lambda _, index, __: {**records[index], "loss": {"mean": means[index], "predicted": laws[index]}},
+    )
+    settings, found = AnalysisSettings(examples=200), []
+    for name, sessions in {"one": [3], "two": [2, 3]}.items():
+        shutil.copytree(path, tmp_path / name, ignore=shutil.ignore_patterns("analysis.jsonl"))
+        for count in sessions:
+            opened = RunData.open(tmp_path / name)
+            last = [*islice(records_of(opened, ANALYSES["averaging"], settings), count)][-1]
+        found.append(last)
+    assert [record["key"] for record in found] == ["averaging/all"] * 2
+    # The gains predicted and measured are (1, 0.5), (0.5, 1.5), (2, 3), (1, 0.5), (0.5, 0.25).
+    assert [record["loss"] for record in found] == [pytest.approx(0.540738, rel=1e-6)] * 2

@@ -67,23 +67,19 @@ def tasks_by_cycle(
         run: The run to analyse.
         settings: Settings of the analysis.
         of_cycle: Computes the record of a cycle.
-        over_cycles: Computes the record over all cycles from theirs; those of earlier sessions are read from disk.
+        over_cycles: Computes the record over all cycles from theirs, which are read from disk: numbers that are not
+            finite are None.
     """
-    computed: dict[int, Record] = {}
     indices = list(run.cycles_with_particles())
 
-    def remembered(index: int) -> Record:
-        computed[index] = of_cycle(run, index, settings)
-        return computed[index]
-
     def over_all() -> Record:
-        written = {record["key"]: record for record in read_analysis(run.directory)}
-        same = {key: record for key, record in written.items() if record["settings"] == settings.__dict__}
-        known: Iterable[Mapping[str, Any] | None] = (computed.get(i) or same.get(cycle_key(name, i)) for i in indices)
-        return over_cycles([record or of_cycle(run, i, settings) for i, record in zip(indices, known, strict=True)])
+        known = {one["key"]: one for one in read_analysis(run.directory) if one["settings"] == settings.__dict__}
+        return over_cycles(
+            [known.get(cycle_key(name, i)) or replace_nonfinite(of_cycle(run, i, settings)) for i in indices]
+        )
 
     for index in indices:
-        yield AnalysisTask(cycle_key(name, index), partial(remembered, index))
+        yield AnalysisTask(cycle_key(name, index), partial(of_cycle, run, index, settings))
     # Later cycles would change this record, and records are not computed again.
     if run.cycles == len(run.config.plan.schedule()):
         yield AnalysisTask(f"{name}/all", over_all)

@@ -13,14 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, pairwise
 from typing import Any, NamedTuple
 
-import torch
-
 from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, Record, tasks_by_cycle
-from swamp.analysis.hull import Hull, centroid
+from swamp.analysis.hull import Hull, centroid, rank_correlation
 from swamp.analysis.point_evaluator import PointEvaluator
 from swamp.analysis.run_data import RunData
 from swamp.training import Seed
-from swamp.training.metrics import spearman
 
 MOST_SUBSETS = 28
 """Means of each size that are evaluated: all pairs of eight particles; of more, a random choice."""
@@ -115,12 +112,9 @@ def _deviation(values: Sequence[float]) -> float:
 
 def _correlations(records: Sequence[Mapping[str, Any]]) -> Record:
     """Rank correlations of predicted and measured gains over the cycles."""
-    return {"cycles": len(records), **{quantity: _correlation(records, quantity) for quantity in ("loss", "error")}}
 
+    def correlation(quantity: str) -> float | None:
+        found = (gain for record in records for gain in gains(record, quantity))
+        return rank_correlation((gain.predicted, gain.measured) for gain in found)
 
-def _correlation(records: Sequence[Mapping[str, Any]], quantity: str) -> float | None:
-    """Spearman correlation of predicted and measured gains; None for fewer than three."""
-    pairs = [(gain.predicted, gain.measured) for record in records for gain in gains(record, quantity)]
-    if len(pairs) < 3:
-        return None
-    return spearman(*torch.tensor(pairs, dtype=torch.float64).T, constant=math.nan)
+    return {"cycles": len(records), **{quantity: correlation(quantity) for quantity in ("loss", "error")}}

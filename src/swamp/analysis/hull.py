@@ -1,7 +1,7 @@
 """The convex hull of a cycle's particles: its size, loss and error inside it, and the best combination (soup)."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from operator import itemgetter
 from typing import Any
@@ -284,20 +284,22 @@ def size_and_gain(records: Sequence[Mapping[str, Any]]) -> Record:
     if not records:
         reason = "no cycle has two particles on disk: run with --keep-checkpoints particles and --particles 2 or more."
         return {"cycles": 0, "skipped": reason}
-
-    def correlation(size: str, gain: str) -> float | None:
-        pairs = [(line[size], line[gain]) for line in records]
-        # A number that was not finite is None after reading it from disk.
-        pairs = [pair for pair in pairs if None not in pair and all(map(math.isfinite, pair))]
-        if len(pairs) < 3:
-            return None
-        return spearman(*torch.tensor(pairs, dtype=torch.float64).T, constant=math.nan)
-
     sizes = ("radius", "mean_distance", "dimension", "sparsity")
     return {
         "cycles": len(records),
-        **{gain: {size: correlation(size, gain) for size in sizes} for gain in ("gain", "loss_gain")},
+        **{
+            gain: {size: rank_correlation((line[size], line[gain]) for line in records) for size in sizes}
+            for gain in ("gain", "loss_gain")
+        },
     }
+
+
+def rank_correlation(pairs: Iterable[tuple[float | None, float | None]]) -> float | None:
+    """Spearman correlation of the pairs of finite numbers; None for fewer than three."""
+    known = [pair for pair in pairs if all(value is not None and math.isfinite(value) for value in pair)]
+    if len(known) < 3:
+        return None
+    return spearman(*torch.tensor(known, dtype=torch.float64).T, constant=math.nan)
 
 
 def _start(run: RunData, index: int, digest_of_start: str) -> tuple[str, State] | None:
