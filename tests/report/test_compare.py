@@ -207,3 +207,13 @@ def test_only_the_sparsities_asked_for_are_kept_and_costs_stay_those_of_whole_ru
     assert [row.density for row in compare(runs, sparsities=[0.8009]).rows] == [0.2]
     with pytest.raises(SwampError, match=r"no run has sparsity 0\.8011.*there is 0, 0\.5, 0\.8\."):
         compare(runs, sparsities=[0.5, 0.8011])
+
+
+@pytest.mark.parametrize("metric", ["unexplained_variance", "val_mse"])
+def test_the_lowest_is_best_by_the_name_of_any_metric(metric, tmp_path):
+    runs = []
+    for method, value in {"imp": 0.2, "swamp": 0.1}.items():
+        for seed in range(2):
+            measured = {**cycle(0, 1.0, 0.5), "test": {metric: value}}
+            runs.append(read_run(write_run(tmp_path / f"{method}{seed}", [measured], method=method, seed=seed)))
+    assert compare(runs).rows[0].best == ("swamp",)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swamp.report.statistics import interval, paired
+from swamp.report.statistics import ReportMetric, interval, paired
 
 
 def test_the_interval_of_1_2_3_is_worked_out_by_hand() -> None:
@@ -59,3 +59,15 @@ def test_swapping_the_sides_only_changes_the_sign(a: dict[int, float], b: dict[i
         assert one.mean == pytest.approx(-two.mean)
     if one.n > 1:
         assert one.half == pytest.approx(two.half)
+
+
+@pytest.mark.parametrize(
+    "name", ["nll", "val_loss", "NMSE", "rmse", "sMAPE", "word WER", "ece", "fid", "bits_per_byte"]
+)
+def test_errors_losses_and_distances_are_better_lower(name: str) -> None:
+    assert ReportMetric(name).lower
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1", "return", "answer_accuracy", "cancer recall", "fidelity"])
+def test_an_abbreviation_inside_another_word_says_nothing(name: str) -> None:
+    assert not ReportMetric(name).lower

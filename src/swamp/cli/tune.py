@@ -26,7 +26,7 @@ from swamp.runs.run_progress import Reporter
 from swamp.runs.study import Study
 from swamp.tracking.tracker import chosen_trackers
 from swamp.tracking.tracking_reporter import tracked
-from swamp.training.own_evaluation import LOWER_IS_BETTER
+from swamp.training.own_evaluation import lower_is_better
 from swamp.tuning.search_space import SearchRange, parse_range, range_of, shown_value
 from swamp.tuning.tuning_directory import EarlyStopping, TuningDirectory, TuningPlan, check_tuning, is_tuning
 
@@ -237,7 +237,7 @@ def _metric(config: RunConfig, given: str) -> tuple[str, bool]:
     metric = given or ("accuracy" if "accuracy" in names else names[0])
     if task.own is not None and metric == names[0]:
         return metric, task.own.higher(metric)
-    return metric, not any(part in metric.lower() for part in LOWER_IS_BETTER)
+    return metric, not lower_is_better(metric)
 
 
 def _until_over(directory: TuningDirectory, storage: str, given: TuneArgs, stop: Event) -> "list[MethodResult]":

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, cast
 
+from swamp.training.own_evaluation import lower_is_better
+
 LEVEL = 0.95
 _PERCENT = ("accuracy", "error", "ece")
-_LOWER = ("nll", "ece", "error", "loss", "brier", "perplexity", "rmse", "bits_per_byte")
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ class ReportMetric:
 
     @property
     def lower(self) -> bool:
-        """Whether lower is better."""
-        return self.name in _LOWER
+        """Whether lower is better, judged by its name."""
+        return lower_is_better(self.name)
 
     @property
     def percent(self) -> bool:

@@ -1,6 +1,7 @@
 """How a task of the user's own functions is evaluated: any model, any metric."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,11 +18,11 @@ Evaluate = Callable[[nn.Module], Mapping[str, Any]]
 ErrorOf = Callable[[Mapping[str, float]], float]
 """Metrics -> error; lower is better."""
 
-LOWER_IS_BETTER = (
-    "loss", "error", "nll", "mse", "mae", "rmse", "mape", "perplexity", "bits", "ece", "brier", "fid", "distance",
-    "residual", "divergence", "wer", "cer", "unexplained",
-)  # fmt: skip
-"""A metric whose name contains one of these is better where it is lower."""
+_LOWER = re.compile(
+    "loss|error|nll|mse|mae|mape|perplexity|bits|brier|distance|residual|divergence|unexplained"
+    # Whole words, because they are parts of answer, cancer, confidence and piece.
+    r"|\b(wer|cer|fid|ece)\b"
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class OwnEvaluation:
         validate: Measures it on validation data, for choices and barriers (None: barriers use `evaluate`).
         error: The error: the name of a metric, or a function of all metrics (None: from the first metric, 1 - value
             where higher is better).
-        higher_is_better: Of the first metric (None: judged by its name, see LOWER_IS_BETTER).
+        higher_is_better: Of the first metric (None: judged by its name, see `lower_is_better`).
         tested: Whether `evaluate` may be called: see Task.without_test.
     """
 
@@ -70,8 +71,12 @@ class OwnEvaluation:
 
     def higher(self, name: str) -> bool:
         """Whether a larger value of the first metric, called `name`, is better."""
-        judged = not any(part in name.lower() for part in LOWER_IS_BETTER)
-        return judged if self.higher_is_better is None else self.higher_is_better
+        return not lower_is_better(name) if self.higher_is_better is None else self.higher_is_better
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a lower value of a metric is better, judged by its name: a loss, an error, a distance and the like."""
+    return _LOWER.search(metric.lower().replace("_", " ")) is not None
 
 
 def numbers_of(found: Any, what: str) -> dict[str, float]:
