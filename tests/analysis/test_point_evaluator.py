@@ -1,6 +1,7 @@
 """Evaluating many points at once, one at a time, and as models gives equal results."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from swamp.analysis.weight_space import LinearCombination
 from swamp.training import Seed, evaluate, with_reestimated_batchnorm
 from swamp.training.average import interpolate
 from swamp.training.rng import isolated
+from swamp.training.streams import StreamData
 
 
 class Unstackable(nn.Module):
@@ -125,3 +127,20 @@ def test_a_loss_that_is_not_finite_is_returned(mlp, task):
     wild_value, tame_value = PointEvaluator(mlp, task)([wild, states(mlp, 2)[0]])
     assert wild_value.loss != wild_value.loss
     assert tame_value.loss < 10
+
+
+def test_statistics_from_a_stream_read_the_given_number_of_examples(normed, task):
+    read = []
+
+    def batches(seed):
+        for batch in task.train.in_order(8):
+            read.append(len(batch[1]))
+            yield batch
+
+    streamed = replace(task, train=StreamData(batches, steps_per_epoch=len(task.train) // 8, collate=None))
+    evaluator, points = PointEvaluator(normed, streamed, examples=16), states(normed, 3)
+    stacked = evaluator(points)
+    assert read == [8, 8]
+    for state, value in zip(points, stacked, strict=True):
+        [alone] = evaluator([state])
+        assert value.loss == pytest.approx(alone.loss, rel=1e-5)

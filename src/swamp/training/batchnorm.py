@@ -106,15 +106,11 @@ def reestimate_batchnorm(
             layer.reset_running_stats()
             layer.train()
         first_size = 0
-        seen = 0
         for batch in mixed_batches(data, batch_size, examples):
             inputs, targets = batch_to(batch, device)
             first_size = first_size or len(targets)
             if len(targets) >= first_size:
                 forward(model, to_memory_format_of(model, inputs))
-            seen += len(targets)
-            if examples is not None and seen >= examples:
-                break
 
 
 @contextmanager

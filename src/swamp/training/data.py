@@ -309,7 +309,8 @@ def sampled(data: Data, examples: int | None) -> Data:
 def mixed_batches(data: Data, batch_size: int, examples: int | None = None) -> Iterator[Batch]:
     """The examples of `sampled` in a fixed random order, so that each batch shows all of data sorted by class.
 
-    A list of batches and a stream keep the content of their batches. There is no augmentation.
+    A list of batches and a stream keep the content of their batches; a stream ends with the batch that makes up
+    `examples`. There is no augmentation.
     """
     order = permutation(Seed(0).at("sample"), 0, len(data))[:examples]
     if isinstance(data, TensorData):
@@ -319,7 +320,12 @@ def mixed_batches(data: Data, batch_size: int, examples: int | None = None) -> I
         return
     subset = None if isinstance(data, BatchList) else getattr(data, "subset", None)
     mixed = cast(Data, subset(order)) if callable(subset) else sampled(data, examples)
-    yield from mixed.in_order(batch_size)
+    seen = 0
+    for batch in mixed.in_order(batch_size):
+        yield batch
+        seen += len(batch[1])
+        if examples is not None and seen >= examples:
+            break
 
 
 def _tensors(inputs: Any) -> list[Tensor]:
