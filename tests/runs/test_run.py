@@ -148,7 +148,7 @@ def test_an_environment_without_information_is_no_error(monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda _: (_ for _ in ()).throw(PackageNotFoundError))
     told = environment(torch.device("cpu"))
     assert told["git"] is None
-    assert told["packages"] == {}
+    assert told["packages"] == {"torch": torch.__version__}
     assert isinstance(told["processor"], str)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("swamp", "torch", "numpy", "safetensors", "mnist1d", "scikit-learn")
+_PACKAGES = ("swamp", "numpy", "safetensors", "mnist1d", "scikit-learn")
 
 
 def environment(device: torch.device, ranks: Sequence[str] = ()) -> dict[str, Any]:
@@ -25,7 +25,8 @@ def environment(device: torch.device, ranks: Sequence[str] = ()) -> dict[str, An
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": str(device) if device.type == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})",
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        # The version in torch's metadata lacks the build (+cpu, +cu124).
+        "packages": {"torch": torch.__version__} | {name: version for name in _PACKAGES if (version := _version(name))},
         "git": _git(),
         "ranks": [*ranks],
     }
