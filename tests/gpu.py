@@ -215,6 +215,7 @@ def pretended(monkeypatch) -> Iterator[None]:
         "Stream": stream,
         "current_stream": stream,
         "stream": nullcontext(),
+        "is_current_stream_capturing": False,
     }
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer, **kwargs: answer)
