@@ -14,6 +14,7 @@ from swamp.algorithms.cycle import Divergence
 from swamp.cli import main
 from swamp.datasets import cache, fashion
 from swamp.errors import SwampError, unknown
+from swamp.report.figures import SECTIONS
 
 TINY = ("--task", "digits", "--examples", "200", "--epochs", "2", "--method", "imp", "--no-swa", "--cycles", "1")
 
@@ -35,6 +36,12 @@ def test_help_and_version_are_commands_too(capsys):
     assert "swamp resume" in capsys.readouterr().out
     assert ran("help", "rum") == 2
     assert "Did you mean run" in capsys.readouterr().err
+
+
+def test_the_help_of_figure_names_every_figure(capsys):
+    assert ran("figure", "--help") == 0
+    text = capsys.readouterr().out
+    assert [name for name in SECTIONS if not re.search(rf"\b{name}\b", text)] == []
 
 
 @pytest.mark.parametrize("out", ["/dev/null/x", "/dev/null/x/y"])

@@ -55,8 +55,8 @@ class FigureArgs:
     runs: _Runs
     """Run directories, or the folder of a study."""
     which: str = "accuracy"
-    """accuracy, particles, barrier, curvature, hull, averaging, noise, landscape, paths, layers, masks, predictions or
-    cost."""
+    """accuracy, particles, barrier, curvature, hull, waves, averaging, noise, landscape, paths, layers, masks,
+    predictions or cost."""
     out: Path | None = None
     """File to write (default: named like the figure); the second and later figures get -2, -3 ... appended."""
     format: Literal["pdf", "svg", "png"] | None = None
