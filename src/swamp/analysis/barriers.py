@@ -89,7 +89,7 @@ def interpolate_models(
         b: weights by name, or a particle that was trained from the same ticket as `a`.
         points: number of evenly spaced points, both ends included.
         data: where loss and error are measured (default: the held-out data of the task, never the test data).
-        examples: maximum number of examples of `data`, the first ones.
+        examples: maximum number of examples, a fixed random subset of `data`.
 
     Raises:
         SwampError: weights do not fit the model, particles have different tickets, or points < 2.

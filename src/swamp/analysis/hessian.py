@@ -26,13 +26,13 @@ _REFRESH_BATCH = 256
 
 
 class Hessian:
-    """v -> H v, with H the second derivative of the mean training loss over the first `examples`, at `weights`.
+    """v -> H v, with H the second derivative of the mean training loss at `weights`.
 
-    Vectors are flat, (count, size): the parameters of `layers`, concatenated. Examples are in order and without
-    augmentation; dropout is off; batch normalisation uses running statistics that are re-estimated at `weights` on
-    about as many examples, and are constants for the derivative. Products use double backward: the graph of the
-    gradient is built once per call, and each vector costs one more backward pass. The network computes in its own
-    data type; products are summed over examples in float64. Neither `model` nor a global random generator is changed.
+    Vectors are flat, (count, size): the parameters of `layers`, concatenated. Examples are not augmented; dropout is
+    off; batch normalisation uses running statistics that are re-estimated at `weights` on about as many examples, and
+    are constants for the derivative. Products use double backward: the graph of the gradient is built once per call,
+    and each vector costs one more backward pass. The network computes in its own data type; products are summed over
+    examples in float64. Neither `model` nor a global random generator is changed.
 
     Memory: the examples, and about four times the activations of `batch_size` examples.
 
@@ -42,7 +42,7 @@ class Hessian:
         weights: where the derivative is taken.
         mask: marks the active weights, see `active`. The Hessian includes the pruned weights.
         only: names of the parameters of H, e.g. `mask` for the prunable ones (default: all trainable parameters).
-        examples: number of training examples.
+        examples: maximum number of training examples, a fixed random subset.
         batch_size: examples per forward and backward pass.
 
     Raises:

@@ -220,7 +220,7 @@ def compare_soups(run: RunData, states: Sequence[State], settings: AnalysisSetti
 
 
 def halves(data: Data, examples: int) -> tuple[BatchList, BatchList]:
-    """The even and the odd ones of the first `examples`, in memory, as inputs of the model."""
+    """The even and the odd ones of at most `examples` of `data`, a fixed random subset, in memory, as model inputs."""
     parts: tuple[list[Batch], list[Batch]] = [], []
     for inputs, targets in some_examples(data, examples, _BATCH):
         for first, part in enumerate(parts):

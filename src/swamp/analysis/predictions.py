@@ -40,7 +40,7 @@ def prediction_tasks(run: RunData, settings: AnalysisSettings) -> Iterator[Analy
 
 
 class EvaluationInputs:
-    """The first examples of `data`, plain and corrupted; created once and held in memory for all models."""
+    """A fixed random subset of `data`, plain and corrupted; created once and held in memory for all models."""
 
     def __init__(self, data: Data, settings: AnalysisSettings) -> None:
         self.examples, self.seed = settings.examples, Seed(settings.seed)
