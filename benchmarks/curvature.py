@@ -15,9 +15,9 @@ from time import process_time
 import torch
 from torch import nn
 
-from swamp.analysis import Hessian, hutchinson, top_eigenvalues
+from swamp.analysis import Hessian, hutchinson
 from swamp.analysis.hessian import restricted
-from swamp.analysis.spectrum import lanczos
+from swamp.analysis.spectrum import lanczos, top_eigenvalues
 from swamp.masks import Mask
 from swamp.training import Seed, Task, TensorData
 from swamp.training.rng import isolated

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from swamp.analysis import Hessian, spectral_density, top_eigenvalues
+from swamp.analysis import Hessian
 from swamp.analysis.hessian import restricted
-from swamp.analysis.spectrum import lanczos
+from swamp.analysis.spectrum import lanczos, spectral_density, top_eigenvalues
 from swamp.errors import SwampError
 
 from .known_losses import planted, symmetric

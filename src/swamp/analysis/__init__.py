@@ -11,7 +11,6 @@ from swamp.analysis.landscape import Plane, landscape_tasks
 from swamp.analysis.mask_overlap import compare_masks, mask_tasks
 from swamp.analysis.predictions import prediction_tasks
 from swamp.analysis.rewind_search import search_rewind_step
-from swamp.analysis.spectrum import spectral_density, top_eigenvalues
 from swamp.analysis.trajectories import trajectory_tasks
 
 ANALYSES: dict[str, Analysis] = {
@@ -33,6 +32,4 @@ __all__ = [
     "hutchinson",
     "interpolate_models",
     "search_rewind_step",
-    "spectral_density",
-    "top_eigenvalues",
 ]
