@@ -85,6 +85,10 @@ def test_what_does_not_fit_is_refused(sparse, folder, tmp_path):
         (tmp_path / "mask.safetensors").write_bytes((folder / "mask.safetensors").read_bytes())
         with pytest.raises(swamp.SwampError, match="which the folder does not hold"):
             from_pretrained(tmp_path)
+    for damaged in ({"name": "mlp-5", "shape": [6]}, {"name": "mlp-5", "shape": 6, "classes": 3}, ["mlp-5"]):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "architecture": damaged}))
+        with pytest.raises(swamp.SwampError, match=r"config\.json has no complete architecture.*such as \[1, 8, 8\]"):
+            from_pretrained(tmp_path)
     with pytest.raises(swamp.SwampError, match="no model of swamp"):
         push_to_hub(tmp_path / "none", "me/x")
 

@@ -267,14 +267,21 @@ def _exported(sparse: SparseModel, path: Path, example: Any) -> bool:
 
 def _built(path: Path, config: Mapping[str, Any]) -> nn.Module:
     """The network that the folder names."""
-    known: Mapping[str, Any] = config.get("architecture") or {}
-    name = str(known.get("name", ""))
-    if not name or is_pretrained(name) or is_reference(name):
+    known: Any = config.get("architecture") or {}
+    try:
+        name = str(known.get("name", ""))
+        if not name or is_pretrained(name) or is_reference(name):
+            raise SwampError(
+                f"the model of {path} is of the class {config.get('model')}, which the folder does not hold. Build it "
+                f"and pass it: from_pretrained({str(path)!r}, model)"
+            )
+        shape, classes = tuple(map(int, known["shape"])), int(known["classes"])
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise SwampError(
-            f"the model of {path} is of the class {config.get('model')}, which the folder does not hold. Build it and "
-            f"pass it: from_pretrained({str(path)!r}, model)"
-        )
-    return build_network(name, tuple(map(int, known["shape"])), int(known["classes"]))
+            f"{path / _CONFIG} has no complete architecture ({type(error).__name__}: {error}). Expected name, shape "
+            "(such as [1, 8, 8]) and classes (a number); restore it, or pass the model."
+        ) from error
+    return build_network(name, shape, classes)
 
 
 def _read_transformers(path: Path, config: Mapping[str, Any], name: str) -> nn.Module:
