@@ -147,6 +147,22 @@ def test_the_teacher_is_the_moving_average_and_zero_where_weights_are_pruned():
     assert torch.allclose(model.teacher_0_weight, teacher)
 
 
+def test_parameters_whose_names_differ_in_a_dot_alone_have_a_teacher_each():
+    class Near(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.a_weight = nn.Linear(2, 2, bias=False), nn.Parameter(torch.full((2, 2), 3.0))
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.a(inputs) @ self.a_weight
+
+    model = semi.with_teacher(Near())
+    inputs = tuple(torch.randn(4, 2, generator=Seed(n).generator()) for n in range(3))
+    target = semi.logits_with_teacher(model, inputs)[:, 1]
+    assert torch.allclose(target, inputs[0] @ model.a.weight.T @ model.a_weight, atol=1e-6)
+    assert len([name for name in model.state_dict() if name.startswith("teacher_")]) == 2
+
+
 def test_in_a_masked_training_the_teacher_has_the_zeros_of_the_mask():
     problem = semi.semi_supervised(digits(ALL, Seed(0)), given("mean-teacher"), Seed(0), "test")
     assert problem.adapt is not None

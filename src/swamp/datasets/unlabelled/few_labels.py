@@ -1,6 +1,6 @@
 """Classification with few labels: FixMatch, mean teacher and the Pi-model, and their labelled part alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, cast
 
@@ -151,21 +151,28 @@ def with_teacher(model: nn.Module) -> nn.Module:
 
     The buffers are in the state dict: the teacher is saved, rewound and resumed with the model.
     """
-    for name, parameter in [*model.named_parameters()]:
-        model.register_buffer(_buffer(name), parameter.detach().clone())
+    for _, parameter, buffer in [*_averaged(model)]:
+        model.register_buffer(buffer, parameter.detach().clone())
     return model
 
 
 def _updated_teacher(model: nn.Module) -> dict[str, Tensor]:
     """Parameter name -> teacher, after an update towards the present weights; zero where the weight is pruned."""
     teacher: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        average = model.get_buffer(_buffer(name))
+    for name, parameter, buffer in _averaged(model):
+        average = model.get_buffer(buffer)
         # An average of earlier weights would be small, not zero, for many steps after a pruning.
         average.copy_(average.lerp(parameter, 1 - _DECAY) * (parameter != 0))
         teacher[name] = average
     return teacher
 
 
-def _buffer(name: str) -> str:
-    return _PREFIX + name.replace(".", "_")
+def _averaged(model: nn.Module) -> Iterator[tuple[str, Tensor, str]]:
+    """Each parameter with its name, and the name of the buffer with its average."""
+    taken: set[str] = set()
+    for name, parameter in model.named_parameters():
+        buffer = _PREFIX + name.replace(".", "_")
+        while buffer in taken:  # as of the parameters a.b and a_b
+            buffer += "_"
+        taken.add(buffer)
+        yield name, parameter, buffer
