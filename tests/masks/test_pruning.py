@@ -8,7 +8,7 @@ from torch import Tensor
 
 from swamp.errors import SwampError
 from swamp.masks import Mask, prune_mask
-from swamp.masks.patterns import structure_named, top_k
+from swamp.masks.patterns import STRUCTURES, Unstructured, structure_named, top_k
 from swamp.masks.pruning import empty_layer_warning
 
 
@@ -163,9 +163,19 @@ def test_a_structure_picks_exactly_the_count_among_the_active() -> None:
     assert top_k(score, active, 0).tolist() == [False] * 4
 
 
+def test_a_pattern_is_found_by_its_name_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sieve(Unstructured):
+        """A pattern that somebody adds."""
+
+    monkeypatch.setitem(STRUCTURES, "sieve", Sieve)
+    assert isinstance(structure_named("sieve"), Sieve)
+
+
 def test_an_unknown_structure_or_allocation_comes_with_suggestions() -> None:
     with pytest.raises(SwampError, match=r"unknown structure 'unstructred'\. Did you mean unstructured"):
         structure_named("unstructred")
+    with pytest.raises(SwampError, match=r"unknown structure 'n:m'\."):
+        structure_named("n:m")
     with pytest.raises(SwampError, match="unknown structure"):
         prune_mask(full(w=2), {"w": torch.ones(2)}, 1, structure="2-4")
     with pytest.raises(SwampError, match="unknown allocation"):

@@ -2,9 +2,9 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,20 +15,6 @@ from swamp.errors import SwampError, unknown
 from swamp.masks.allocation import SHARES, allocation_named, global_allocation, minimum_counts
 from swamp.masks.mask import Mask
 from swamp.masks.schedule import check_cycles
-
-
-class Structure(Protocol):
-    """A sparsity pattern."""
-
-    def check_allocation(self, allocation: str) -> None:
-        """Raise SwampError for an allocation that the pattern does not support."""
-
-    def check(self, mask: Mask, nnz: int, min_per_layer: int = 0) -> None:
-        """Raise SwampError, naming the tensor, if `mask` cannot be pruned to `nnz` weights in this pattern."""
-
-    def prune(self, mask: Mask, scores: Mapping[str, Tensor], nnz: int, allocation: str, min_per_layer: int) -> Mask:
-        """The pruned mask, a subset of `mask`. The scores are finite on all active weights."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -214,7 +200,10 @@ class Channels:
         return Mask({name: _expanded(part, mask[name]) for name, part in zip(mask, parts, strict=True)})
 
 
-STRUCTURES: dict[str, type[Unstructured | NMPattern | Channels]] = {
+Structure = Unstructured | NMPattern | Channels
+"""A sparsity pattern. The scores that `prune` is given are finite on all active weights."""
+
+STRUCTURES: dict[str, Callable[..., Structure]] = {
     "unstructured": Unstructured,
     "n:m": NMPattern,
     "channel": Channels,
@@ -226,11 +215,10 @@ def structure_named(name: str) -> Structure:
     """Look up a structure by name, such as "2:4". Raises SwampError with suggestions."""
     if numbers := re.fullmatch(r"(\d+):(\d+)", name):
         return NMPattern(int(numbers[1]), int(numbers[2]))
-    if name == "unstructured":
-        return Unstructured()
-    if name == "channel":
-        return Channels()
-    raise unknown("structure", name, [*(other for other in STRUCTURES if other != "n:m"), "2:4", "1:4", "4:8"])
+    plain = {other: pattern for other, pattern in STRUCTURES.items() if other != "n:m"}
+    if name not in plain:
+        raise unknown("structure", name, [*plain, "2:4", "1:4", "4:8"])
+    return plain[name]()
 
 
 def top_k(score: Tensor, active: Tensor, count: int) -> Tensor:
