@@ -78,6 +78,8 @@ def registry(module: str, name: str) -> dict[str, str]:
 def _summary(module: str, value: ast.expr) -> str:
     if isinstance(value, ast.Call):
         return _text(value.args[0])
+    if isinstance(value, ast.Attribute):  # a function of a module in this package
+        return _summary(f"{module}.{ast.unparse(value.value)}", ast.Name(value.attr))
     if not isinstance(value, ast.Name):
         return _text(value)
     _, definition = _definition(module, value.id)

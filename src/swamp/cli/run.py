@@ -16,8 +16,7 @@ from swamp.cli.session import Err, Out, parse, print_json, print_labelled, stopp
 from swamp.datasets import task_named
 from swamp.errors import SwampError
 from swamp.fields import with_option_names
-from swamp.recipes import configuration
-from swamp.recipes.tasks import for_task
+from swamp.recipes import configuration, for_task
 from swamp.runs.budget import allot, dense_trainings, seconds_of_dense_training
 from swamp.runs.config import RunConfig, changed_options
 from swamp.runs.execute import resume, start

@@ -12,8 +12,7 @@ from swamp.cli.run import option_value, run_configured
 from swamp.cli.session import parse
 from swamp.datasets import task_named
 from swamp.errors import SwampError
-from swamp.recipes import configuration
-from swamp.recipes.tasks import for_task
+from swamp.recipes import configuration, for_task
 from swamp.references import PYTHON_PREFIX
 from swamp.runs.config import RunConfig, changed_options
 from swamp.runs.read import open_run
