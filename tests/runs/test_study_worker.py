@@ -11,7 +11,8 @@ from threading import Event
 
 import pytest
 
-from swamp.errors import Interrupted
+from swamp.errors import CorruptFile, Interrupted
+from swamp.runs import open_run
 from swamp.runs.config import RunConfig
 from swamp.runs.directory import RunDirectory
 from swamp.runs.run_progress import Reporter
@@ -163,6 +164,15 @@ def test_a_run_claimed_by_another_worker_is_skipped_and_awaited_only_with_wait(c
 
     work(study, lambda *run: Reporter(), Waited(), wait=True)
     assert states(study) == ["finished", "finished"]
+
+
+def test_the_advice_on_an_incomplete_summary_names_the_directory_of_the_run(tmp_path):
+    study = StudyDirectory.join(tmp_path / "s", seeded(0))
+    work(study, lambda *run: Reporter(), Event())
+    directory, _ = open_run(study.path / "seed0")
+    directory.write(directory.summary, {"sparsity": 0.5})
+    with pytest.raises(CorruptFile, match=f"swamp resume {study.path / 'seed0'}$"):
+        study.summary("seed0")
 
 
 def test_a_run_that_somebody_resumes_by_hand_is_no_failure(tmp_path):

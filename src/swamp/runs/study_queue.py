@@ -179,7 +179,8 @@ class StudyDirectory:
         done = directory.read(directory.summary)
         if not {"sparsity", "test", "seconds"} <= {*done}:
             raise CorruptFile(
-                f"{directory.summary} is damaged: it is incomplete. To write it again: swamp resume {quote(str(name))}"
+                f"{directory.summary} is damaged: it is incomplete. To write it again: "
+                f"swamp resume {quote(str(directory.path))}"
             )
         return done
 
