@@ -68,6 +68,18 @@ def test_without_a_terminal_a_line_every_30_seconds_has_the_runs_the_rate_and_th
     ]
 
 
+def test_a_run_that_fails_after_some_epochs_leaves_the_rate_of_the_others(tmp_path):
+    begun = [RunState("a", "running", "host:7", 5, 10), RunState("b", "running", "host:7", 0, 10), WAITING[2]]
+    failed = RunState("a", "failed", error="bad")
+    later = [[failed, *begun[1:]], [failed, RunState("b", "running", "host:7", 3, 10), WAITING[2]]]
+    text = shown(tmp_path, [begun, *later], terminal=False, seconds=30)
+    assert text.splitlines()[2:] == [
+        "1 failed, 1 running, 1 waiting; 0 of 20 epochs, no rate yet: no particle has finished since this command "
+        "started",
+        "1 failed, 1 running, 1 waiting; 3 of 20 epochs, 0.05 epochs/s, about 5 min 40 s left",
+    ]
+
+
 def test_runs_finished_earlier_are_counted_and_not_printed_again(tmp_path):
     assert shown(tmp_path, [OVER], terminal=False) == "3 of 3 runs ended earlier and are not repeated.\n"
     assert counted(OVER) == "2 finished, 1 failed"

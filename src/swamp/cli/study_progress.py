@@ -56,7 +56,7 @@ class StudyProgress(LiveTable):
 
     def __init__(self, study: StudyDirectory, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(console, clock)
-        self.study, self.done_before = study, 0.0
+        self.study, self.done_before = study, dict[str, float]()
         self.printed: set[str] | None = None
 
     def show(self, states: Sequence[RunState]) -> None:
@@ -67,7 +67,7 @@ class StudyProgress(LiveTable):
         ended = [state for state in states if state.state in ("finished", "failed")]
         if self.printed is None:
             self.printed = {state.name for state in ended}
-            self.began, self.done_before = self.clock(), sum(state.done for state in states)
+            self.began, self.done_before = self.clock(), {state.name: state.done for state in states}
             if ended:
                 self.console.print(f"{len(ended)} of {len(states)} runs ended earlier and are not repeated.")
         for state in ended:
@@ -80,9 +80,7 @@ class StudyProgress(LiveTable):
         elif len(ended) < len(states) and self.clock() - self.logged >= LOG_SECONDS:
             self.logged = self.clock()
             done, total = self._epochs(states)
-            self.console.print(
-                f"{counted(states)}; {done:g} of {total:g} epochs, {self._pace(done, total)}", soft_wrap=True
-            )
+            self.console.print(f"{counted(states)}; {done:g} of {total:g} epochs, {self._pace(states)}", soft_wrap=True)
 
     def _line(self, state: RunState) -> str:
         if state.state == "failed":
@@ -101,14 +99,17 @@ class StudyProgress(LiveTable):
         done, total = self._epochs(states)
         whole = Table(box=None, pad_edge=False, show_header=False)
         whole.add_row("study", ProgressBar(total=total, completed=done, width=24), counted(states))
-        return Group(table, whole, self._pace(done, total))
+        return Group(table, whole, self._pace(states))
 
     def _epochs(self, states: Sequence[RunState]) -> tuple[float, float]:
         """Epochs of training that are done, and all of them."""
         return sum(state.done for state in states), sum(state.total for state in states)
 
-    def _pace(self, done: float, total: float) -> str:
-        rate = (done - self.done_before) / max(self.clock() - self.began, 1e-9)
+    def _pace(self, states: Sequence[RunState]) -> str:
+        done, total = self._epochs(states)
+        # A run that fails loses the epochs that it had before this command started.
+        since = sum(max(0.0, state.done - self.done_before[state.name]) for state in states)
+        rate = since / max(self.clock() - self.began, 1e-9)
         if not rate:
             return "no rate yet: no particle has finished since this command started"
         return f"{rate:,.3g} epochs/s, about {duration((total - done) / rate)} left"
