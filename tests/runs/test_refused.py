@@ -11,14 +11,17 @@ from dataclasses import replace
 from threading import Event
 
 import pytest
+from torch import nn
 
+from swamp.algorithms import Plan
 from swamp.backends import Ticket
-from swamp.errors import Diverged, Interrupted, SwampError
+from swamp.errors import CorruptFile, Diverged, Interrupted, SwampError
 from swamp.runs import execute, open_run
 from swamp.runs.config import RunConfig
 from swamp.runs.directory import RunDirectory, write_json
 from swamp.runs.execute import start
-from swamp.runs.read import read_particle, write_config
+from swamp.runs.read import read_cycle, read_particle, read_record, write_config
+from swamp.runs.validation import check_disk_space
 
 from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, tiny
 
@@ -150,6 +153,19 @@ def test_a_damaged_record_is_named(finished, tmp_path):
     shutil.copytree(finished[0], copy)
     (copy / "cycle-01" / "record.json").write_text('{"cycle": 1')
     with pytest.warns(UserWarning, match=r"cycle-01/record.json is damaged"):
+        go_on(copy)
+    assert_same_outcome(finished[0], copy)
+
+
+def test_a_record_that_lacks_an_entry_is_named_and_made_again(finished, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished[0], copy)
+    directory, _ = open_run(copy)
+    record = read_record(directory, 1)
+    directory.write(directory.record(1), {name: value for name, value in record.items() if name != "particles"})
+    with pytest.raises(CorruptFile, match=re.escape(str(directory.record(1))) + ".*'particles'"):
+        read_cycle(directory, 1)
+    with pytest.warns(UserWarning, match=r"'particles'.* cycle 1 is computed again"):
         go_on(copy)
     assert_same_outcome(finished[0], copy)
 

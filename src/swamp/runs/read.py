@@ -137,8 +137,8 @@ def read_cycle(directory: RunDirectory, index: int) -> Cycle:
     mask, weights = _mask_of(directory, index, line), _weights_of(directory, index, line)
     try:
         return Cycle.from_json(line, mask, weights)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CorruptFile(f"{directory.record(index)} is damaged: it is incomplete ({error!r}).") from error
+    except SwampError as error:
+        raise CorruptFile(f"{directory.record(index)}: {error}") from error
 
 
 def _mask_of(directory: RunDirectory, index: int, line: dict[str, Any]) -> Mask:
