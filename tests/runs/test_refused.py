@@ -206,6 +206,23 @@ def test_too_little_disk_space_is_said_before_training(config, tmp_path, monkeyp
     assert not (tmp_path / "run" / "ticket.safetensors").exists()
 
 
+def test_the_space_of_trajectories_is_that_of_the_steps_that_particles_take_alone(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1))
+
+    def megabytes(method: str, **changes) -> float:
+        plan = Plan(method, 0.5, (4,), cycles=1, ticket_epochs=0, **changes)
+        config = tiny(plan=plan, trajectory_every=1)
+        with pytest.raises(SwampError) as error:
+            check_disk_space(RunDirectory(tmp_path), config, nn.Linear(100, 100), 1000)
+        return float(re.search(r"up to ([\d.,]+) MB", str(error.value))[1].replace(",", ""))
+
+    assert megabytes("imp-long") == pytest.approx(4 * megabytes("imp"), rel=0.01)
+    # Three times as many epochs in the sparse cycle, which stores half of the weights.
+    assert megabytes("lrr", retrain_epochs=12) == pytest.approx(megabytes("lrr") * (1 + 3 / 2) / (1 + 1 / 2), rel=0.01)
+    assert megabytes("swamp", branch=0.25) == pytest.approx(megabytes("swamp") * 0.25, rel=0.01)
+
+
 def test_an_ensemble_needs_the_space_of_all_its_members_and_a_resume_only_what_is_missing(
     config, finished, tmp_path, monkeypatch
 ):

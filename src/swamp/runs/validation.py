@@ -126,6 +126,13 @@ def check_shard(config: RunConfig) -> None:
         raise SwampError(f"--shard needs a newer torch than {torch.__version__}. Update it, or leave --shard out.")
 
 
+def _points(config: RunConfig, cycle: int, per_epoch: int) -> int:
+    """Most points in the trajectory of a particle: of the steps that it takes apart from the others."""
+    plan, epochs = config.plan, config.training.epochs
+    steps = plan.steps_apart(cycle, epochs, plan.particle_epochs(cycle, epochs) * per_epoch)
+    return steps // config.trajectory_every + 1
+
+
 def check_disk_space(directory: RunDirectory, config: RunConfig, model: nn.Module, per_epoch: int) -> None:
     """Raise SwampError if the run needs more disk space than is free. per_epoch: steps of an epoch."""
     schedule = config.plan.schedule()
@@ -134,10 +141,9 @@ def check_disk_space(directory: RunDirectory, config: RunConfig, model: nn.Modul
     # Also: a mean per cycle, the ticket, the final model, and one snapshot with optimizer state and running mean.
     total = one * (kept + len(schedule) + 2 + 5)
     if config.trajectory_every:
-        points = config.training.epochs * per_epoch // config.trajectory_every + 1
-        cycles = zip(schedule.densities, schedule.particles, strict=True)
-        # Each trajectory also has one bit per weight.
-        total += round(one * sum(count * (points * density + 1 / 32) for density, count in cycles))
+        for cycle, (density, count) in enumerate(zip(schedule.densities, schedule.particles, strict=True)):
+            # Each trajectory also has one bit per weight.
+            total += round(one * count * (_points(config, cycle, per_epoch) * density + 1 / 32))
     method = config.plan.spec
     if method.masks == "dynamic":
         # One snapshot holds all particles of a cycle, and the previous one exists while it is written.
