@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 from dataclasses import replace
@@ -14,6 +15,7 @@ from tests.runs.conftest import assert_same_outcome, in_child
 import swamp
 from swamp.backends import Sequential
 from swamp.cli import main
+from swamp.errors import CorruptFile
 from swamp.files import load_tensors
 
 
@@ -39,6 +41,13 @@ def test_the_result_is_that_of_the_call_without_a_directory(tmp_path):
     kept = pruned(tmp_path / "run")
     assert same(plain, kept)
     assert same(plain, swamp.load_run(tmp_path / "run", network(number=1)))
+
+
+def test_a_run_that_lacks_a_record_is_not_loaded_as_one_of_fewer_cycles(whole, tmp_path):
+    damaged = shutil.copytree(whole, tmp_path / "run")
+    (damaged / "cycle-01" / "record.json").unlink()
+    with pytest.raises(CorruptFile, match=r"cycle-01/record.json is missing"):
+        swamp.load_run(damaged, network())
 
 
 def test_the_same_call_again_reads_everything_from_disk(tmp_path, monkeypatch):

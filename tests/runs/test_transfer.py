@@ -11,14 +11,14 @@ import torch
 
 from swamp.algorithms.plan import Plan, Transfer
 from swamp.datasets.problem import DataOptions
-from swamp.errors import Interrupted, SwampError
+from swamp.errors import CorruptFile, Interrupted, SwampError
 from swamp.files import load_tensors
 from swamp.masks import Mask
 from swamp.models import build_network
 from swamp.runs.config import RunConfig
 from swamp.runs.execute import start
 from swamp.runs.read import open_run, read_mask, read_origin, read_ticket, read_weights
-from swamp.runs.transfer import TransferSource, transferred, transferred_from
+from swamp.runs.transfer import TransferSource, finished_records, transferred, transferred_from
 
 from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, tiny
 
@@ -201,6 +201,13 @@ def test_a_transfer_killed_at_any_time_goes_on_to_the_same_bits(source, tmp_path
         assert os.waitpid(in_child(work), 0)[1] == signal.SIGKILL
         go_on(path)
         assert_same_outcome(tmp_path / "whole", path)
+
+
+def test_a_source_that_lacks_a_record_is_refused_and_not_taken_for_one_of_fewer_cycles(source, tmp_path):
+    damaged = shutil.copytree(source, tmp_path / "damaged")
+    (damaged / "cycle-01" / "record.json").unlink()
+    with pytest.raises(CorruptFile, match=r"cycle-01/record.json is missing. To create it again: swamp resume"):
+        finished_records(damaged)
 
 
 def test_sources_and_targets_that_cannot_be_are_refused_before_anything_is_written(source, tmp_path):

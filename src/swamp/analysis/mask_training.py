@@ -8,7 +8,6 @@ from threading import Event
 from typing import Any
 
 from swamp.algorithms.loop import train_on
-from swamp.analysis.run_data import open_with_cycles
 from swamp.backends.autotune import Choice
 from swamp.errors import SwampError
 from swamp.masks import Mask
@@ -17,7 +16,7 @@ from swamp.runs.checkpoints import RunStore
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import backend_for, executing, prepare
-from swamp.runs.read import TOLERANCE, read_weights, record_at
+from swamp.runs.read import TOLERANCE, open_with_cycles, read_weights, record_at
 from swamp.runs.run_progress import Reporter
 from swamp.training.average import State
 

@@ -26,7 +26,7 @@ from swamp.references import PYTHON_PREFIX
 from swamp.runs.budget import allot
 from swamp.runs.execute import prepare
 from swamp.runs.overview import Overview, overview
-from swamp.runs.read import open_run, read_cycle, read_origin
+from swamp.runs.read import open_with_cycles, read_cycle, read_origin
 from swamp.runs.run_progress import Reporter, Reporters, TrainingStep
 from swamp.tracking.tracker import Track, Tracker, chosen_trackers
 from swamp.tracking.tracking_reporter import TrackingReporter
@@ -278,10 +278,7 @@ def load_run(path: Path | str, model: nn.Module | None = None) -> SparseModel:
     Raises:
         SwampError: There is no finished cycle, or a file is damaged, or the model is missing or another one.
     """
-    directory, config = open_run(path)
-    finished = directory.finished
-    if not finished:
-        raise SwampError(f"{path} has no finished cycle yet. Wait for the first one, or continue the run.")
+    directory, config = open_with_cycles(path)
     if model is None:
         origin = read_origin(directory)
         if config.model.startswith(PYTHON_PREFIX):
@@ -290,7 +287,7 @@ def load_run(path: Path | str, model: nn.Module | None = None) -> SparseModel:
                 f"it: swamp.load_run({str(path)!r}, model)"
             )
         _, model = prepare(config)
-    record = [read_cycle(directory, index) for index in range(finished)]
+    record = [read_cycle(directory, index) for index in range(directory.finished)]
     record[-1].mask.check(model)
     try:
         return SparseModel.of(model, record)

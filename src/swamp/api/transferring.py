@@ -16,7 +16,6 @@ from swamp.arguments import checked
 from swamp.backends import Backend
 from swamp.model_copy import copied_model
 from swamp.references import PYTHON_PREFIX
-from swamp.runs.read import open_run
 from swamp.runs.transfer import TransferSource, finished_records, transferred_from
 from swamp.tracking.tracker import Track
 from swamp.training import Task, Training
@@ -79,7 +78,7 @@ def transfer(
         of_model = as_tensors(source.model.state_dict())
         found, name = TransferSource("the sparse model", source.mask, of_model, None, {}), f"{PYTHON_PREFIX}SparseModel"
     else:
-        reached = finished_records(open_run(source)[0])[-1]["sparsity"] if sparsity is None else sparsity
+        reached = finished_records(source)[-1]["sparsity"] if sparsity is None else sparsity
         found, name = TransferSource.of_run(source, reached), str(source)
     kept, how = Transfer(name, keep), training or Training()
     plan = Plan(method, found.mask.sparsity, (particles,), transfer=kept, **cast(Any, options))

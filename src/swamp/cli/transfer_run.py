@@ -113,7 +113,7 @@ def transfer_configuration(source: str, task: str, model: str = "") -> RunConfig
 
 def _sparsity(source: str, cycle: int) -> float:
     """The sparsity of a cycle of the source, a negative one counted from the last."""
-    records = finished_records(open_run(source)[0])
+    records = finished_records(source)
     if not -len(records) <= cycle < len(records):
         raise SwampError(f"{source} has the cycles 0 to {len(records) - 1}; there is no cycle {cycle}.")
     return float(records[cycle]["sparsity"])

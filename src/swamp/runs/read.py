@@ -66,6 +66,24 @@ def open_run(path: Path | str) -> tuple[RunDirectory, RunConfig]:
     return RunDirectory(Path(path), str(provenance.get("run"))), RunConfig.load(file)
 
 
+def open_with_cycles(path: Path | str) -> tuple[RunDirectory, RunConfig]:
+    """Open a run directory.
+
+    Raises:
+        SwampError: there is no run, or no finished cycle.
+        CorruptFile: the record of a finished cycle is missing.
+    """
+    directory, config = open_run(path)
+    logged = directory.metrics.read_bytes().count(b"\n") if directory.metrics.is_file() else 0
+    if directory.finished < max(directory.last + 1, logged):
+        raise CorruptFile(
+            f"{directory.record(directory.finished)} is missing. To create it again: swamp resume {quote(str(path))}"
+        )
+    if not directory.finished:
+        raise SwampError(f"{path} has no finished cycle yet. Wait for the first one, or continue the run.")
+    return directory, config
+
+
 def read_origin(directory: RunDirectory) -> dict[str, Any]:
     """The origin that `write_config` wrote; empty where there is none. `open_run` checks it."""
     return read_json(directory.config).get(ORIGIN, {})

@@ -16,6 +16,7 @@ from swamp.masks import Mask
 from swamp.runs.directory import RunDirectory
 from swamp.runs.read import (
     open_run,
+    open_with_cycles,
     read_mask,
     read_origin,
     read_record,
@@ -58,9 +59,10 @@ class TransferSource:
             SwampError: `path` holds no run, the run is not finished, or it has no cycle of this sparsity.
         """
         directory, config = open_run(path)
-        record = record_at(finished_records(directory), 1 - sparsity)
+        records = finished_records(path)
+        record = record_at(records, 1 - sparsity)
         if record is None:
-            have = ", ".join(f"{one['sparsity']:.4g}" for one in finished_records(directory))
+            have = ", ".join(f"{one['sparsity']:.4g}" for one in records)
             raise SwampError(f"the run {path} has no cycle of sparsity {sparsity:g}. It has: {have}.")
         index = int(record["cycle"])
         tickets = [one.ticket for one in (directory, directory.member(0)) if one.ticket.exists()]
@@ -91,8 +93,9 @@ class Transferred:
         return f"transfer: {what}; made anew: {anew}"
 
 
-def finished_records(directory: RunDirectory) -> list[dict[str, Any]]:
-    """The records of all cycles of a finished run. Raises SwampError if it is not finished."""
+def finished_records(path: Path | str) -> list[dict[str, Any]]:
+    """The records of all cycles of the run in the directory `path`. Raises SwampError if it is not finished."""
+    directory, _ = open_with_cycles(path)
     if not directory.summary.exists():
         raise SwampError(
             f"the run {directory.path} is not finished ({directory.finished} cycles so far), so that nothing can be "
