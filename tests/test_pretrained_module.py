@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tests.api.conftest import OPTIONS, examples, network
 import swamp
 from swamp.cli import main
 from swamp.pretrained import from_pretrained, push_to_hub, save_pretrained
+from swamp.runs import execute
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +201,10 @@ def test_the_command_shares_a_run_that_is_built_and_run_again(tmp_path, capsys, 
     monkeypatch.chdir(tmp_path)
     run = ["run", "digits-mlp", "--epochs", "2", "--cycles", "1", "--examples", "256", "--quiet", "--json"]
     main([*run, "--out", "run"])
-    main(["share", "run", "-o", "shared", "--json"])
+    with monkeypatch.context() as patched:
+        patched.setattr(execute, "build_problem", count := Mock(side_effect=execute.build_problem))
+        main(["share", "run", "-o", "shared", "--json"])
+    count.assert_called_once()  # the data is read once: it may take minutes
     files = {*json.loads(capsys.readouterr().out.splitlines()[-1])["files"]}
     assert files == {"README.md", "run.json", "config.json"} | {
         f"{name}.safetensors" for name in ("export", "mask", "model")

@@ -203,7 +203,7 @@ class ParticleAblation:
     def _backend(self) -> Backend:
         """The backend of the run: another one would round differently."""
         run, chosen = self.run, self.run.directory.backend
-        if run.agent is not None:
+        if run.problem.agent is not None:
             raise SwampError("ablations change the order of batches, and an agent is trained by its own experience.")
         choice = Choice.from_json(run.directory.read(chosen)) if chosen.exists() else None
         return backend_of(run.config.backend, run.model, run.task, run.config.plan, choice=choice)

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from shlex import quote
 
 import torch
 from torch import nn
@@ -12,13 +11,13 @@ from torch import nn
 from swamp.algorithms import Cycle
 from swamp.backends import Particle, Ticket
 from swamp.batches import Batch, rows_of
-from swamp.datasets.environments import Agent
-from swamp.errors import CorruptFile, SwampError
-from swamp.runs import open_run, read_cycle, read_record, read_ticket
+from swamp.datasets.problem import Problem
+from swamp.errors import SwampError
+from swamp.runs import read_cycle, read_record, read_ticket
 from swamp.runs.config import RunConfig
 from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import prepare
-from swamp.runs.read import read_particle
+from swamp.runs.read import open_with_cycles, read_particle
 from swamp.runs.reference_origin import load_initial_weights, with_references
 from swamp.training import Task
 from swamp.training.data import Data, sampled
@@ -33,8 +32,8 @@ class RunData:
     model: nn.Module
     """The network with its initial weights. Analyses may load other weights into it."""
     task: Task
-    agent: Agent | None = None
-    """See Problem.agent."""
+    """The task of `problem`, on the device of the model."""
+    problem: Problem
 
     @classmethod
     def open(cls, path: Path | str, model: str = "", task: str = "") -> "RunData":
@@ -54,7 +53,7 @@ class RunData:
         problem, network = prepare(config)
         load_initial_weights(directory, network, config.model)
         device = next(network.parameters()).device
-        return cls(directory, config, network, problem.task.to(device), problem.agent)
+        return cls(directory, config, network, problem.task.to(device), problem)
 
     @cached_property
     def cycles(self) -> int:
@@ -116,24 +115,6 @@ class RunData:
     def held_out_split(self) -> str:
         """The split that `task.held_out` is: "validation", or "training" for a task without validation data."""
         return "training" if self.task.validation is None else "validation"
-
-
-def open_with_cycles(path: Path | str) -> tuple[RunDirectory, RunConfig]:
-    """Open a run directory.
-
-    Raises:
-        SwampError: there is no run, or no finished cycle.
-        CorruptFile: the record of a finished cycle is missing.
-    """
-    directory, config = open_run(path)
-    logged = directory.metrics.read_bytes().count(b"\n") if directory.metrics.is_file() else 0
-    if directory.finished < max(directory.last + 1, logged):
-        raise CorruptFile(
-            f"{directory.record(directory.finished)} is missing. To create it again: swamp resume {quote(str(path))}"
-        )
-    if not directory.finished:
-        raise SwampError(f"{path} has no finished cycle yet. Wait for the first one, or resume the run.")
-    return directory, config
 
 
 def some_examples(data: Data, examples: int, batch_size: int) -> list[Batch]:

@@ -15,10 +15,11 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from swamp.analysis.run_data import RunData, open_with_cycles
+from swamp.analysis.run_data import RunData
 from swamp.api.origin import example_inputs
 from swamp.batches import batch_to
 from swamp.cli.session import Err, Out, parse, print_json, warnings_to
+from swamp.datasets.problem import Problem
 from swamp.errors import SwampError, unknown
 from swamp.files import write_atomic
 from swamp.references import PYTHON_PREFIX
@@ -26,7 +27,7 @@ from swamp.runs import read_cycle
 from swamp.runs.config import RunConfig
 from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import prepare
-from swamp.runs.read import read_origin
+from swamp.runs.read import open_with_cycles, read_origin
 from swamp.runs.reference_origin import python_network
 from swamp.runtime import load
 from swamp.runtime.archive import read, save
@@ -120,6 +121,8 @@ class ExportedSource:
     config: RunConfig
     model: nn.Module
     inputs: Any
+    problem: Problem | None = None
+    """None: the data of the run was not read."""
 
 
 def exported_source(args: ExportArgs) -> ExportedSource:
@@ -135,9 +138,8 @@ def exported_source(args: ExportArgs) -> ExportedSource:
         model = python_network(directory, args.model)
         return ExportedSource(directory, replace(config, model=args.model), model, inputs)
     run = RunData.open(args.run, args.model, args.task)
-    return ExportedSource(
-        run.directory, run.config, run.model, next(iter(run.task.require_outputs("an export").in_order(8)))[0]
-    )
+    inputs = next(iter(run.task.require_outputs("an export").in_order(8)))[0]
+    return ExportedSource(run.directory, run.config, run.model, inputs, run.problem)
 
 
 def _program(source: ExportedSource, index: int) -> CheckedProgram:

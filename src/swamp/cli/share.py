@@ -9,15 +9,14 @@ from typing import Any
 import tyro
 
 from swamp.algorithms import SparseModel
-from swamp.analysis.run_data import open_with_cycles
 from swamp.cli.export import ExportArgs, exported_source
 from swamp.cli.session import Err, Out, parse, print_json, warnings_to
+from swamp.datasets.problem import Problem
 from swamp.models.language import is_pretrained
 from swamp.pretrained import push_to_hub, save_pretrained
 from swamp.references import PYTHON_PREFIX, is_reference
 from swamp.runs import read_cycle
-from swamp.runs.config import RunConfig
-from swamp.runs.execute import prepare
+from swamp.runs.read import open_with_cycles
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def share_command(arguments: Sequence[str]) -> None:
             method=config.plan.method,
             example=source.inputs,
             run=config.to_json(),
-            architecture=_architecture(config),
+            architecture=_architecture(config.model, source.problem),
         )
         address = push_to_hub(args.out, args.push, private=args.private) if args.push else ""
     if args.json:
@@ -72,10 +71,9 @@ def share_command(arguments: Sequence[str]) -> None:
         Out.print(f"Upload it: hf upload USER/NAME {shlex.quote(str(args.out))}", soft_wrap=True)
 
 
-def _architecture(config: RunConfig) -> Mapping[str, Any] | None:
+def _architecture(name: str, problem: Problem | None) -> Mapping[str, Any] | None:
     """How to build the network of a run again without its data; None where its name is not enough."""
-    name = config.model
-    if name.startswith((PYTHON_PREFIX, "timm")) or is_reference(name) or is_pretrained(name):
+    built_otherwise = name.startswith((PYTHON_PREFIX, "timm")) or is_reference(name) or is_pretrained(name)
+    if problem is None or problem.tokens or built_otherwise:
         return None
-    problem, _ = prepare(config)
-    return None if problem.tokens else {"name": name, "shape": list(problem.shape), "classes": problem.classes}
+    return {"name": name, "shape": list(problem.shape), "classes": problem.classes}
