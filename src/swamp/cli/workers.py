@@ -32,7 +32,7 @@ _GOOD = (0, 130, 143)
 
 @dataclass
 class Workers:
-    """Worker processes of one study."""
+    """Worker processes of one study or tuning."""
 
     processes: list[subprocess.Popen[bytes]]
     logs: list[Path]

@@ -18,7 +18,6 @@ class Overview:
 
     Args:
         text: A few lines for a person.
-        cycles: Cycles of the run.
         cycle_steps: Optimizer steps of each cycle's trainings; those of stopped or repeated trainings are not counted.
             Empty: unknown.
         ticket_steps: Optimizer steps of the ticket's training.

@@ -13,7 +13,7 @@ from swamp.algorithms.unused import unused_options
 from swamp.errors import CorruptFile, SwampError, shortened, unknown
 from swamp.files import make_folder, one_at_a_time, remove_unfinished
 from swamp.runs.budget import cost_of
-from swamp.runs.config import RunConfig
+from swamp.runs.config import RunConfig, result_settings
 from swamp.runs.directory import add_checksum, read_json, verify_checksum, write_json
 from swamp.runs.study import with_fields
 from swamp.runs.study_queue import StudyDirectory
@@ -135,8 +135,6 @@ class TuningPlan:
         ]
 
     def _settings(self) -> dict[str, Any]:
-        from swamp.runs.config import result_settings
-
         ranges = {f"--search {one.option}": str(one).partition("=")[2] for one in self.search}
         parts = {name: value for name, value in self.to_json().items() if name not in ("base", "search")}
         return {**ranges, **parts, **result_settings(self.base.to_json())}
