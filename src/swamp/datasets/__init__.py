@@ -6,43 +6,10 @@ from functools import partial
 
 from torch import nn
 
-from swamp.datasets.agents import (
-    agent_task,
-    dqn_on_asterix,
-    dqn_on_breakout,
-    dqn_on_lunarlander,
-    is_agent,
-    ppo_on_acrobot,
-    ppo_on_cartpole,
-)
-from swamp.datasets.arrays import csv_number, csv_table, npz, npz_number
-from swamp.datasets.bundled import digits, mnist1d, mnist1d_10k, mnist1d_shifted
-from swamp.datasets.bundled_tables import breast_cancer, diabetes, wine
-from swamp.datasets.cifar import cifar_10, cifar_100
-from swamp.datasets.cloning import cartpole_clone
-from swamp.datasets.fashion import fashion_mnist
-from swamp.datasets.images import image_folder, tiny_imagenet
+from swamp.datasets import agents, arrays, bundled, cifar, cloning, fashion, images, text, time_series, unlabelled
 from swamp.datasets.problem import DataOptions, LabelOptions, Problem
 from swamp.datasets.referenced import referenced_network, referenced_problem
-from swamp.datasets.text import (
-    GLUE_TASKS,
-    movie_reviews,
-    movie_reviews_rating,
-    movie_reviews_text,
-    text_folder,
-    text_folder_number,
-    text_folder_text,
-)
-from swamp.datasets.time_series import arrow_head, basic_motions, italy_power_demand, series
-from swamp.datasets.unlabelled import (
-    cifar_10_few_labels,
-    digits_clusters,
-    digits_few_labels,
-    digits_reduction,
-    fashion_few_labels,
-    fashion_reduction,
-    fashion_views,
-)
+from swamp.datasets.text import GLUE_TASKS
 from swamp.errors import SwampError, unknown
 from swamp.models import build_network
 from swamp.models.language import is_pretrained
@@ -54,46 +21,46 @@ __all__ = ["build_problem"]
 TaskBuilder = Callable[[DataOptions, Seed], Problem]
 
 TASKS: dict[str, TaskBuilder] = {
-    "mnist1d": mnist1d,
-    "mnist1d-10k": mnist1d_10k,
-    "mnist1d-shifted": mnist1d_shifted,
-    "digits": digits,
-    "fashion-mnist": fashion_mnist,
-    "cifar-10": cifar_10,
-    "cifar-100": cifar_100,
-    "tiny-imagenet": tiny_imagenet,
-    "image-folder": image_folder,
-    "digits-reduction": digits_reduction,
-    "fashion-reduction": fashion_reduction,
-    "digits-clusters": digits_clusters,
-    "digits-few-labels": digits_few_labels,
-    "fashion-few-labels": fashion_few_labels,
-    "cifar-10-few-labels": cifar_10_few_labels,
-    "fashion-views": fashion_views,
-    "movie-reviews": movie_reviews,
-    "movie-reviews-rating": movie_reviews_rating,
-    "movie-reviews-text": movie_reviews_text,
-    "text-folder": text_folder,
-    "text-folder-number": text_folder_number,
-    "text-folder-text": text_folder_text,
-    "breast-cancer": breast_cancer,
-    "wine": wine,
-    "diabetes": diabetes,
-    "italy-power-demand": italy_power_demand,
-    "arrow-head": arrow_head,
-    "basic-motions": basic_motions,
-    "series": series,
-    "npz": npz,
-    "npz-number": npz_number,
-    "csv": csv_table,
-    "csv-number": csv_number,
+    "mnist1d": bundled.mnist1d,
+    "mnist1d-10k": bundled.mnist1d_10k,
+    "mnist1d-shifted": bundled.mnist1d_shifted,
+    "digits": bundled.digits,
+    "fashion-mnist": fashion.fashion_mnist,
+    "cifar-10": cifar.cifar_10,
+    "cifar-100": cifar.cifar_100,
+    "tiny-imagenet": images.tiny_imagenet,
+    "image-folder": images.image_folder,
+    "digits-reduction": unlabelled.digits_reduction,
+    "fashion-reduction": unlabelled.fashion_reduction,
+    "digits-clusters": unlabelled.digits_clusters,
+    "digits-few-labels": unlabelled.digits_few_labels,
+    "fashion-few-labels": unlabelled.fashion_few_labels,
+    "cifar-10-few-labels": unlabelled.cifar_10_few_labels,
+    "fashion-views": unlabelled.fashion_views,
+    "movie-reviews": text.movie_reviews,
+    "movie-reviews-rating": text.movie_reviews_rating,
+    "movie-reviews-text": text.movie_reviews_text,
+    "text-folder": text.text_folder,
+    "text-folder-number": text.text_folder_number,
+    "text-folder-text": text.text_folder_text,
+    "breast-cancer": bundled.breast_cancer,
+    "wine": bundled.wine,
+    "diabetes": bundled.diabetes,
+    "italy-power-demand": time_series.italy_power_demand,
+    "arrow-head": time_series.arrow_head,
+    "basic-motions": time_series.basic_motions,
+    "series": time_series.series,
+    "npz": arrays.npz,
+    "npz-number": arrays.npz_number,
+    "csv": arrays.csv_table,
+    "csv-number": arrays.csv_number,
     **GLUE_TASKS,
-    "cartpole-ppo": ppo_on_cartpole,
-    "acrobot-ppo": ppo_on_acrobot,
-    "lunarlander-dqn": dqn_on_lunarlander,
-    "minatar-breakout-dqn": dqn_on_breakout,
-    "minatar-asterix-dqn": dqn_on_asterix,
-    "cartpole-cloning": cartpole_clone,
+    "cartpole-ppo": agents.ppo_on_cartpole,
+    "acrobot-ppo": agents.ppo_on_acrobot,
+    "lunarlander-dqn": agents.dqn_on_lunarlander,
+    "minatar-breakout-dqn": agents.dqn_on_breakout,
+    "minatar-asterix-dqn": agents.dqn_on_asterix,
+    "cartpole-cloning": cloning.cartpole_clone,
 }
 """Name -> builder; `swamp list tasks` prints the first line of its docstring."""
 
@@ -102,8 +69,8 @@ _FEW_LABELS = ("digits-few-labels", "fashion-few-labels", "cifar-10-few-labels")
 
 def task_named(name: str) -> TaskBuilder:
     """The builder of a task, from its name or a reference to a function. Raises SwampError with suggestions."""
-    if is_agent(name):
-        return partial(agent_task, name)
+    if agents.is_agent(name):
+        return partial(agents.agent_task, name)
     if is_reference(name):
         return partial(referenced_problem, name)
     if name.startswith(PYTHON_PREFIX):
@@ -136,9 +103,8 @@ def build_problem(task: str, model: str, options: DataOptions, seed: Seed) -> Pr
         >>> problem.shape, problem.classes, len(problem.task.train)
         ((1, 8, 8), 10, 1294)
     """
-    text = options.text
-    if is_pretrained(model) and not text.tokenizer:
-        options = replace(options, text=replace(text, tokenizer=model))
+    if is_pretrained(model) and not options.text.tokenizer:
+        options = replace(options, text=replace(options.text, tokenizer=model))
     build = task_named(task)
     # A task of the user's own function may use any option.
     if options.labels != LabelOptions() and task in TASKS and task not in _FEW_LABELS:

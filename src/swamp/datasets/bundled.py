@@ -1,14 +1,19 @@
-"""Data sets without a download: generated MNIST-1D, and the digits that scikit-learn contains."""
+"""Data sets without a download: generated MNIST-1D, and the digits and small tables that scikit-learn contains.
+
+The inputs of the tables are standardised by the training examples.
+"""
 
 import importlib.metadata
 import random
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from swamp.datasets.arrays import class_problem, number_problem, with_test
 from swamp.datasets.cache import cached
 from swamp.datasets.problem import DataOptions, Normalise, Problem, in_memory
 from swamp.errors import SwampError
@@ -21,6 +26,8 @@ _TEST_SHARE = 0.2
 _SHIFTED = {"seed": 43, "corr_noise_scale": 0.5, "iid_noise_scale": 0.04, "shear_scale": 1.5}
 """Settings of the generator for the shifted signals; 42, 0.25, 0.02 and 0.75 as published."""
 _NORMALISE = Normalise(mean=(0.3053,), std=(0.3760,), largest=16.0)
+_TARGET_MEAN, _TARGET_STD = 152.0, 77.0
+"""Of the 442 targets of diabetes, rounded."""
 
 
 def digits(options: DataOptions, seed: Seed) -> Problem:
@@ -53,6 +60,31 @@ def mnist1d_10k(options: DataOptions, seed: Seed) -> Problem:
 def mnist1d_shifted(options: DataOptions, seed: Seed) -> Problem:
     """MNIST-1D of another seed with twice the noise and shear: 10,000 training and 5,000 test signals."""
     return _problem(10_000, 5_000, options, seed, "-shifted", _SHIFTED)
+
+
+def breast_cancer(options: DataOptions, seed: Seed) -> Problem:
+    """Breast cancer of scikit-learn (UCI, Wolberg 1995): 456 training, 113 test rows of 30 numbers, 2 classes."""
+    return class_problem("breast-cancer", with_test("breast-cancer", *_table("breast_cancer")), options, seed)
+
+
+def wine(options: DataOptions, seed: Seed) -> Problem:
+    """Wine of scikit-learn (UCI, Aeberhard and Forina 1992): 143 training, 35 test rows of 13 numbers, 3 classes."""
+    return class_problem("wine", with_test("wine", *_table("wine")), options, seed)
+
+
+def diabetes(options: DataOptions, seed: Seed) -> Problem:
+    """Diabetes of scikit-learn (Efron et al. 2004): 354 training, 88 test rows of 10 numbers; a regression.
+
+    The progression after a year, 25 to 346, is in units of 77 (its standard deviation) from 152 (its mean).
+    """
+    inputs, targets = _table("diabetes")
+    parts = with_test("diabetes", inputs, (targets - _TARGET_MEAN) / _TARGET_STD)
+    return number_problem("diabetes", parts, options, seed)
+
+
+def _table(name: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    inputs, targets = of_sklearn(name)
+    return inputs.numpy().astype(np.float32), targets.numpy()
 
 
 def of_sklearn(name: str) -> tuple[Tensor, Tensor]:

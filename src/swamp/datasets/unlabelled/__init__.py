@@ -11,16 +11,6 @@ from swamp.datasets.unlabelled.few_labels import semi_supervised
 from swamp.datasets.unlabelled.reduction import clustering, reconstruction
 from swamp.training.rng import Seed
 
-__all__ = [
-    "cifar_10_few_labels",
-    "digits_clusters",
-    "digits_few_labels",
-    "digits_reduction",
-    "fashion_few_labels",
-    "fashion_reduction",
-    "fashion_views",
-]
-
 
 def digits_reduction(options: DataOptions, seed: Seed) -> Problem:
     """Dimension reduction of the digits by an autoencoder: 1,438 training and 359 test images."""
