@@ -19,10 +19,8 @@ from swamp.datasets.problem import DataOptions, Normalise, Problem, in_memory
 from swamp.errors import SwampError
 from swamp.optional import need
 from swamp.training.augment import crop_flip, shift_scale_noise
-from swamp.training.data import TensorData
 from swamp.training.rng import Seed
 
-_TEST_SHARE = 0.2
 _SHIFTED = {"seed": 43, "corr_noise_scale": 0.5, "iid_noise_scale": 0.04, "shear_scale": 1.5}
 """Settings of the generator for the shifted signals; 42, 0.25, 0.02 and 0.75 as published."""
 _NORMALISE = Normalise(mean=(0.3053,), std=(0.3760,), largest=16.0)
@@ -34,17 +32,9 @@ def digits(options: DataOptions, seed: Seed) -> Problem:
     """The digits of scikit-learn (UCI, Alpaydin and Kaynak 1998): 1,438 training and 359 test images of 1 x 8 x 8."""
     pixels, labels = of_sklearn("digits")
     images = pixels.to(torch.uint8).reshape(-1, 1, 8, 8)
-    # The test set is the same for every run: its draw does not depend on the run's seed.
-    order = torch.randperm(len(labels), generator=Seed(0).at("digits", "test").generator())
-    tests = int(_TEST_SHARE * len(labels))
-    test, train = order[:tests], order[tests:]
-    return in_memory(
-        TensorData(images[train], labels[train], crop_flip(padding=1, flip=False), _NORMALISE),
-        TensorData(images[test], labels[test], normalise=_NORMALISE),
-        10,
-        options,
-        seed,
-    )
+    parts = with_test("digits", images.numpy(), labels.numpy())
+    arrays = (torch.as_tensor(array) for part in ("train", "test") for array in parts[part])
+    return in_memory(arrays, 10, options, seed, crop_flip(padding=1, flip=False), _NORMALISE)
 
 
 def mnist1d(options: DataOptions, seed: Seed) -> Problem:
@@ -134,13 +124,8 @@ def _problem(
     version = _version("mnist1d", "mnist1d")
     # Cached: 0.2 ms per example add up over the runs of a sweep.
     made = cached(f"mnist1d{kind}-{version}-{train}-{test}", lambda: generate(train, test, changes))
-    return in_memory(
-        TensorData(made["train_inputs"], made["train_targets"], augment=shift_scale_noise()),
-        TensorData(made["test_inputs"], made["test_targets"]),
-        10,
-        options,
-        seed,
-    )
+    arrays = (made[f"{part}_{values}"] for part in ("train", "test") for values in ("inputs", "targets"))
+    return in_memory(arrays, 10, options, seed, shift_scale_noise())
 
 
 def _version(package: str, install: str) -> str:

@@ -14,7 +14,6 @@ from swamp.datasets.cache import checksum_of, download, given_folder
 from swamp.datasets.problem import DataOptions, Normalise, Problem, in_memory
 from swamp.errors import SwampError
 from swamp.training.augment import crop_flip
-from swamp.training.data import TensorData
 from swamp.training.rng import Seed
 
 _PIXELS = 3 * 32 * 32
@@ -106,14 +105,8 @@ def parse_records(contents: bytes, name: str, source: CifarSource, records: int)
 
 
 def _problem(source: CifarSource, options: DataOptions, seed: Seed) -> Problem:
-    train_images, train_labels, test_images, test_labels = load_cifar(source, options.folder)
-    return in_memory(
-        TensorData(train_images, train_labels, crop_flip(padding=4), source.normalise),
-        TensorData(test_images, test_labels, normalise=source.normalise),
-        source.classes,
-        options,
-        seed,
-    )
+    arrays = load_cifar(source, options.folder)
+    return in_memory(arrays, source.classes, options, seed, crop_flip(padding=4), source.normalise)
 
 
 def _files(source: CifarSource, folder: str) -> dict[str, bytes]:

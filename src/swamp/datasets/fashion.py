@@ -14,7 +14,6 @@ from swamp.datasets.cache import checksum_of, download, given_folder
 from swamp.datasets.problem import DataOptions, Normalise, Problem, in_memory
 from swamp.errors import SwampError
 from swamp.training.augment import crop_flip
-from swamp.training.data import TensorData
 from swamp.training.rng import Seed
 
 _NORMALISE = Normalise(mean=(0.2860,), std=(0.3530,))
@@ -76,14 +75,8 @@ FASHION_MNIST = IdxSource(
 
 def fashion_mnist(options: DataOptions, seed: Seed) -> Problem:
     """Fashion-MNIST: 60,000 training and 10,000 test images of 1 x 28 x 28, 10 classes."""
-    train_images, train_labels, test_images, test_labels = load_idx(FASHION_MNIST, options.folder)
-    return in_memory(
-        TensorData(train_images, train_labels, crop_flip(padding=2), _NORMALISE),
-        TensorData(test_images, test_labels, normalise=_NORMALISE),
-        FASHION_MNIST.classes,
-        options,
-        seed,
-    )
+    arrays = load_idx(FASHION_MNIST, options.folder)
+    return in_memory(arrays, FASHION_MNIST.classes, options, seed, crop_flip(padding=2), _NORMALISE)
 
 
 def load_idx(source: IdxSource, folder: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:

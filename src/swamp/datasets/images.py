@@ -18,7 +18,7 @@ from swamp.datasets.problem import DataOptions, Normalise, Problem, in_memory, s
 from swamp.errors import SwampError
 from swamp.optional import need
 from swamp.training.augment import Augment, crop_flip
-from swamp.training.data import DatasetData, TensorData
+from swamp.training.data import DatasetData
 from swamp.training.rng import Seed
 from swamp.training.task import Task
 
@@ -98,13 +98,8 @@ def tiny_imagenet(options: DataOptions, seed: Seed) -> Problem:
         f"tiny-imagenet-{_fingerprint(root, train + test)}",
         lambda: {"train_inputs": _decode(train), "test_inputs": _decode(test)},
     )
-    return in_memory(
-        TensorData(made["train_inputs"], _labels(train), crop_flip(padding=4), _TINY),
-        TensorData(made["test_inputs"], _labels(test), normalise=_TINY),
-        len(classes),
-        options,
-        seed,
-    )
+    arrays = made["train_inputs"], _labels(train), made["test_inputs"], _labels(test)
+    return in_memory(arrays, len(classes), options, seed, crop_flip(padding=4), _TINY)
 
 
 def _root(folder: str) -> Path:

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,6 +12,7 @@ from swamp.datasets.environments import Agent
 from swamp.errors import SwampError
 from swamp.fields import check_fields
 from swamp.models.transformer import Tokens
+from swamp.training.augment import Augment
 from swamp.training.data import TensorData
 from swamp.training.rng import Seed
 from swamp.training.task import Task
@@ -153,16 +154,28 @@ def split(data: TensorData, options: DataOptions, seed: Seed) -> tuple[TensorDat
     return data.subset(train), data.plain().subset(held_out)
 
 
-def in_memory(train: TensorData, test: TensorData, classes: int, options: DataOptions, seed: Seed) -> Problem:
-    """The problem for data in memory, one tensor of inputs; `train` carries its augmentation."""
-    if not isinstance(train.inputs, Tensor):
-        raise SwampError("expected inputs as one tensor, got a mapping of tensors.")
-    shape = tuple(train.inputs.shape[1:])
+def in_memory(
+    arrays: Iterable[Tensor],
+    classes: int,
+    options: DataOptions,
+    seed: Seed,
+    augment: Augment,
+    normalise: Callable[[Tensor], Tensor] | None = None,
+) -> Problem:
+    """The problem for data in memory.
+
+    arrays: inputs and classes (int64) for training, then for test. augment: the augmentation of the training examples,
+    which `options` can turn off.
+    """
+    inputs, labels, test_inputs, test_labels = arrays
+    shape = tuple(inputs.shape[1:])
+    train = TensorData(inputs, labels, augment if options.augment else None, normalise)
+    test = TensorData(test_inputs, test_labels, normalise=normalise)
     chosen = chosen_classes(options.classes, classes) if options.classes else ()
     if chosen:
         train, test, classes = _only(train, chosen), _only(test, chosen), len(chosen)
-    fitted, held_out = split(train if options.augment else train.plain(), options, seed)
-    return Problem(Task(fitted, test.plain(), held_out), shape, classes, available=len(train), chosen=chosen)
+    fitted, held_out = split(train, options, seed)
+    return Problem(Task(fitted, test, held_out), shape, classes, available=len(train), chosen=chosen)
 
 
 def chosen_classes(text: str, classes: int) -> tuple[int, ...]:
