@@ -9,10 +9,9 @@ from PIL import Image
 
 from swamp.datasets import images as images_module
 from swamp.datasets import task_named
-from swamp.datasets.images import ImageFileData
 from swamp.datasets.problem import DataOptions
 from swamp.errors import SwampError
-from swamp.training.data import Data, TensorData
+from swamp.training.data import Data, DatasetData, TensorData
 from swamp.training.rng import Seed
 
 
@@ -125,7 +124,7 @@ def test_pictures_of_any_size_become_64_x_64(pictures: Path, seed: Seed):
 
 def test_no_picture_is_both_trained_on_and_held_out(pictures: Path, seed: Seed):
     task = task_named("image-folder")(DataOptions(folder=str(pictures), validation=0.5), seed).task
-    train, held_out = (cast(ImageFileData, data).files.dataset for data in (task.train, task.validation))
+    train, held_out = (cast(DatasetData, data).dataset for data in (task.train, task.validation))
     names = [path for data in (train, held_out) for path, _ in cast(Any, data).files]
     assert len(set(names)) == len(names) == 12
 
@@ -151,7 +150,7 @@ def test_each_batch_is_augmented_by_a_stream_of_its_own(pictures: Path, seed: Se
         streams.append(generator.initial_seed())
         return images
 
-    noting = replace(cast(ImageFileData, train), augment=note)
+    noting = replace(cast(DatasetData, train), augment=note)
     batches(noting, seed)
     batches(noting, seed, epoch=1)
     assert len(set(streams)) == len(streams) == 6

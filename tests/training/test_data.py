@@ -99,10 +99,18 @@ def test_order_differs_between_particles_and_epochs(name: str):
 
 
 def test_data_in_memory_and_a_dataset_give_the_same_batches():
-    in_memory, fetched = as_data((INPUTS, TARGETS)), as_data(PAIRS)
-    for (x, y), (a, b) in zip(in_memory.shuffled(4, Seed(2), 3), fetched.shuffled(4, Seed(2), 3), strict=True):
-        assert torch.equal(x, a)
-        assert torch.equal(y, b)
+    def noisy(inputs: Tensor, generator: torch.Generator) -> Tensor:
+        return inputs + torch.rand(inputs.shape, generator=generator)
+
+    for changes in ({}, {"augment": noisy, "normalise": lambda x: x / 2}):
+        in_memory, fetched = TensorData(INPUTS, TARGETS, **changes), DatasetData(PAIRS, **changes)
+        for first in (0, 1):
+            epochs = [data.shuffled(4, Seed(2), 3, first) for data in (in_memory, fetched)]
+            for (x, y), (a, b) in zip(*epochs, strict=True):
+                assert torch.equal(x, a)
+                assert torch.equal(y, b)
+        evaluated = [torch.cat([x for x, _ in data.in_order(4)]) for data in (in_memory, fetched)]
+        assert torch.equal(*evaluated)
 
 
 @pytest.mark.parametrize("source", [(INPUTS, TARGETS), PAIRS])

@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from swamp.batches import Batch
 from swamp.datasets.cache import cache_folder, cached, given_folder
 from swamp.datasets.problem import DataOptions, Normalise, Problem, in_memory, split_index
 from swamp.errors import SwampError
@@ -191,9 +190,9 @@ def image_folder(options: DataOptions, seed: Seed) -> Problem:
     train, held_out = split_index(len(files["train"]), replace(options, validation=0.0) if separate else options, seed)
     validation = files["val"] if separate else _chosen(files["train"], held_out)
     task = Task(
-        ImageFileData.of(_chosen(files["train"], train), options, crop_flip(padding=8) if options.augment else None),
-        ImageFileData.of(files["test"] if "test" in files else files["val"], options),
-        ImageFileData.of(validation, options) if validation else None,
+        _data(_chosen(files["train"], train), options, crop_flip(padding=8) if options.augment else None),
+        _data(files["test"] if "test" in files else files["val"], options),
+        _data(validation, options) if validation else None,
     )
     return Problem(task, (3, _SIDE, _SIDE), len(classes), available=len(files["train"]))
 
@@ -212,52 +211,8 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         return read_fitted(path, _SIDE), number
 
 
-@dataclass(frozen=True)
-class ImageFileData:
-    """Image files read by a DataLoader, then augmented and normalised per batch.
-
-    Augmentation runs here and not in the workers, so that batches do not depend on the number of workers, a run
-    resumed in mid-epoch sees the same batches, and no global generator is used.
-    """
-
-    files: DatasetData
-    augment: Augment | None = None
-    normalise: Callable[[Any], Any] = _IMAGENET
-
-    @classmethod
-    def of(cls, files: Labelled, options: DataOptions, augment: Augment | None = None) -> "ImageFileData":
-        """Data of these files, read by `options.workers` processes."""
-        return cls(DatasetData(ImageFiles(files), workers=options.workers), augment)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def steps(self, batch_size: int) -> int:
-        """Batches in one epoch of `shuffled`."""
-        return self.files.steps(batch_size)
-
-    def shuffled(self, batch_size: int, seed: Seed, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, augmented, without the first `first` batches."""
-        noise = torch.Generator()
-        base = seed.at("augment", epoch).number()
-        for step, (images, targets) in enumerate(self.files.shuffled(batch_size, seed, epoch, first), first):
-            if self.augment is not None:
-                images = self.augment(images, noise.manual_seed(base + step))
-            yield self.normalise(images), targets
-
-    def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """All examples once, in fixed order, without augmentation."""
-        for images, targets in self.files.in_order(batch_size):
-            yield self.normalise(images), targets
-
-    def subset(self, index: Tensor) -> "ImageFileData":
-        """The examples at `index` (int64)."""
-        return replace(self, files=self.files.subset(index))
-
-    def to(self, device: torch.device) -> "ImageFileData":
-        """Returns itself: batches are moved one by one."""
-        del device
-        return self
+def _data(files: Labelled, options: DataOptions, augment: Augment | None = None) -> DatasetData:
+    return DatasetData(ImageFiles(files), workers=options.workers, augment=augment, normalise=_IMAGENET)
 
 
 def _labelled(part: Path, classes: list[str]) -> Labelled:

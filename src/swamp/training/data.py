@@ -143,6 +143,8 @@ class DatasetData:
         collate: Examples -> batch (default: torch's default_collate).
         workers: Processes that read examples (0: read in this process).
         evaluation: The same examples without augmentation, used by `in_order` (default: `dataset`).
+        augment: (inputs, generator) -> inputs of a batch; applied in training only, before `normalise`.
+        normalise: Inputs of a batch -> inputs of the model (None: unchanged).
 
     Raises:
         SwampError: There are no examples, or `evaluation` has another length.
@@ -158,6 +160,8 @@ class DatasetData:
     collate: Callable[[list[Any]], Any] = default_collate  # pyright: ignore[reportUnknownVariableType]
     workers: int = 0
     evaluation: Dataset[Any] | None = None
+    augment: Augment | None = None
+    normalise: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
         if not len(self):
@@ -176,18 +180,25 @@ class DatasetData:
         return max(1, len(self) // batch_size)
 
     def shuffled(self, batch_size: int, seed: Seed, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, without the first `first` batches."""
+        """The batches of one epoch, augmented, without the first `first` batches."""
         order = permutation(seed, epoch, len(self))
         steps = range(first, self.steps(batch_size))
         chosen = [_numbers(order[step * batch_size : (step + 1) * batch_size]) for step in steps]
-        yield from self._load(self.dataset, chosen, seed.at("loader", epoch), first)
+        noise = torch.Generator()
+        base = seed.at("augment", epoch).number()
+        batches = self._load(self.dataset, chosen, seed.at("loader", epoch), first)
+        for step, (inputs, targets) in enumerate(batches, first):
+            if self.augment is not None:
+                inputs = self.augment(inputs, noise.manual_seed(base + step))
+            yield self._normalised(inputs), targets
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """All examples once, in fixed order; from `evaluation` if it is set."""
+        """All examples once, in fixed order, without `augment`; from `evaluation` if it is set."""
         count = len(self)
         chosen = [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
         dataset = self.dataset if self.evaluation is None else self.evaluation
-        yield from self._load(dataset, chosen, Seed(0).at("evaluation"), 0)
+        for inputs, targets in self._load(dataset, chosen, Seed(0).at("evaluation"), 0):
+            yield self._normalised(inputs), targets
 
     def subset(self, index: Tensor) -> "DatasetData":
         """The examples at `index` (int64)."""
@@ -199,6 +210,9 @@ class DatasetData:
         """Returns itself: each batch is moved to the device when it is used."""
         del device
         return self
+
+    def _normalised(self, inputs: Any) -> Any:
+        return inputs if self.normalise is None else self.normalise(inputs)
 
     def _load(self, dataset: Dataset[Any], chosen: list[list[int]], seed: Seed, first: int) -> Iterator[Batch]:
         loader = DataLoader(
