@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from swamp.errors import SwampError, as_swamp_error, unknown
+from swamp.errors import SwampError, as_swamp_error, final_line, first_line, type_and_message, unknown
 from swamp.files import (
     digest,
     load_tensors,
@@ -305,6 +305,19 @@ def test_errors_of_the_operating_system_are_explained(error: Exception, words: s
     assert told is not None
     assert words in str(told)
     assert told.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "first", "final", "whole"),
+    [
+        (ValueError("\n one \n\ttwo\n"), "one", "two", "ValueError: one"),
+        (NotImplementedError(), "NotImplementedError", "NotImplementedError", "NotImplementedError"),
+    ],
+)
+def test_an_error_is_told_in_one_line_also_without_a_message(
+    error: Exception, first: str, final: str, whole: str
+) -> None:
+    assert (first_line(error), final_line(error), type_and_message(error)) == (first, final, whole)
 
 
 @pytest.mark.parametrize("error", [ValueError("memory"), RuntimeError("size mismatch"), FileNotFoundError(2, "gone")])

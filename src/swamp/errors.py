@@ -69,8 +69,7 @@ def as_swamp_error(error: BaseException) -> SwampError | None:
     """Convert an error caused by the machine (disk, memory) to a SwampError; None for any other error."""
     if isinstance(error, SwampError):
         return error
-    text = str(error).strip() or type(error).__name__
-    short = text.splitlines()[0]
+    short = first_line(error)
     if isinstance(error, OSError) and error.errno in _DISK:
         where = f"{error.filename}: " if error.filename else ""
         return ResourceExhausted(
@@ -79,7 +78,7 @@ def as_swamp_error(error: BaseException) -> SwampError | None:
     if isinstance(error, RuntimeError) and short.startswith(_DATA_WORKER):
         return data_worker_died(short)
     # torch and the dynamic linker report lack of memory as general errors.
-    memory = isinstance(error, RuntimeError | OSError | ImportError) and any(part in text for part in _MEMORY)
+    memory = isinstance(error, RuntimeError | OSError | ImportError) and any(part in str(error) for part in _MEMORY)
     if memory or isinstance(error, MemoryError):
         return ResourceExhausted(
             f"out of memory ({short}). Finished work is kept; resume with more memory, smaller batches (batch_size) "
@@ -94,6 +93,26 @@ def data_worker_died(why: str) -> SwampError:
         f"a data loading process ended ({why.removesuffix('.')}), usually for lack of memory. Finished work is kept; "
         "resume with fewer of them (workers=0) or with more memory."
     )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its type if it has no message."""
+    return _lines(error)[0]
+
+
+def final_line(error: BaseException) -> str:
+    """The last line of an error's message, where torch names the last weight that does not fit a model."""
+    return _lines(error)[-1]
+
+
+def type_and_message(error: BaseException) -> str:
+    """`TypeError: message`, with the first line of the message; `TypeError` if it has no message."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"
+
+
+def _lines(error: BaseException) -> list[str]:
+    return [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
 
 
 def shortened(names: Sequence[str], most: int = 6) -> str:

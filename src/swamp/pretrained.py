@@ -13,7 +13,7 @@ from typing import Any, cast
 from torch import nn
 
 from swamp.algorithms import Cycle, SparseModel
-from swamp.errors import SwampError
+from swamp.errors import SwampError, final_line, first_line
 from swamp.files import load_tensors, parse_json, read_text, save_tensors, write_atomic
 from swamp.masks import Mask
 from swamp.model_copy import copied_model
@@ -192,8 +192,7 @@ def from_pretrained(folder: Path | str, model: nn.Module | None = None) -> Spars
     try:
         load_state(found, weights)
     except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise SwampError(f"the model does not fit the weights in {path}: {reason}") from error
+        raise SwampError(f"the model does not fit the weights in {path}: {final_line(error)}") from error
     record = config.get("record")
     return SparseModel(found, mask, (Cycle.from_json(record, mask, weights),) if record else ())
 
@@ -227,8 +226,7 @@ def push_to_hub(folder: Path | str, repository: str, *, private: bool = False, t
         address = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(folder_path=path, repo_id=repository, commit_message="Upload a sparse model with swamp")
     except Exception as error:  # the library raises many types: of HTTP, of the network, of validation
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SwampError(f"could not upload {path} to {repository}: {reason}") from error
+        raise SwampError(f"could not upload {path} to {repository}: {first_line(error)}") from error
     return str(address)
 
 

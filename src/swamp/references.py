@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from swamp.errors import SwampError
+from swamp.errors import SwampError, type_and_message
 
 PYTHON_PREFIX = "python:"
 """Beginning of the name, in config.json, of a model or task that a Python program passed as an object."""
@@ -136,8 +136,7 @@ def _missing(module: ModuleType, place: str, name: str) -> str:
 
 def _told(error: Exception) -> str:
     """Type and message of an error, and the line of the user's code."""
-    lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    text = type_and_message(error)
     if isinstance(error, SyntaxError):
         return f"{text} ({error.filename})"
     frame = error.__traceback__

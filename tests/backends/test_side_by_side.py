@@ -53,6 +53,19 @@ class Deciding(nn.Module):
         return self.out(inputs.flatten(1) if inputs.sum() > 0 else -inputs.flatten(1))
 
 
+class Silent(nn.Module):
+    """Refuses a stack, without a message."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(16, 3).double()
+
+    def forward(self, inputs):
+        if torch._C._functorch.is_functorch_wrapped_tensor(inputs):
+            raise NotImplementedError
+        return self.out(inputs.flatten(1))
+
+
 def assert_trained_alone(backend, model, task, reason):
     ticket, mask = Ticket(model.state_dict(), 0), Mask.ones(model)
     expected = Sequential(model, task).train(TrainRequest(ticket, mask, TRAINING, SEEDS))
@@ -97,9 +110,10 @@ def test_a_process_with_one_core_and_no_binding_gets_no_warning(one_core, mlp, i
     Threads(mlp, image_task).train(TrainRequest(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS))
 
 
-def test_a_forward_pass_that_cannot_be_stacked_is_not(image_task):
-    model = Deciding()
-    assert_trained_alone(Vmapped(model, image_task), model, image_task, "its forward pass cannot be stacked")
+@pytest.mark.parametrize(("model", "reason"), [(Deciding(), "vmap"), (Silent(), "NotImplementedError")])
+def test_a_forward_pass_that_cannot_be_stacked_is_not(image_task, model, reason):
+    said = rf"its forward pass cannot be stacked \(.*{reason}"
+    assert_trained_alone(Vmapped(model, image_task), model, image_task, said)
 
 
 def test_attention_is_tried_as_a_stack_without_torchs_advice(image_task):

@@ -18,7 +18,7 @@ from swamp.api.python_run import Job, stored_cycles
 from swamp.arguments import checked
 from swamp.backends import Backend, Progress, Ticket
 from swamp.backends.autotune import Choice
-from swamp.errors import SwampError
+from swamp.errors import SwampError, final_line
 from swamp.fields import changed_fields
 from swamp.masks import Mask
 from swamp.masks.schedule import Count
@@ -292,7 +292,7 @@ def load_run(path: Path | str, model: nn.Module | None = None) -> SparseModel:
     try:
         return SparseModel.of(model, record)
     except RuntimeError as error:
-        raise SwampError(f"the model does not fit the run {path}: {str(error).splitlines()[-1].strip()}") from error
+        raise SwampError(f"the model does not fit the run {path}: {final_line(error)}") from error
 
 
 def _given(options: PlanOptions, counts: tuple[Count, ...], training: Training) -> list[str]:

@@ -20,7 +20,7 @@ import msgspec
 from torch.distributed.device_mesh import DeviceMesh
 
 from swamp.backends.rendezvous import close_process_group, connect_store, first_host, open_mesh
-from swamp.errors import Interrupted, RankFailed, SwampError, as_swamp_error
+from swamp.errors import Interrupted, RankFailed, SwampError, as_swamp_error, first_line
 
 _T = TypeVar("_T")
 _HEARTBEAT = 0.25
@@ -343,4 +343,4 @@ def _refuse_differences(members: Sequence[Member], facts: Sequence[Mapping[str, 
 
 
 def _short(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+    return first_line(error)[:120]

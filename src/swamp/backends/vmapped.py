@@ -17,7 +17,7 @@ from swamp.backends.ticket import Ticket
 from swamp.backends.vmapped_state import VmappedState
 from swamp.backends.vmapped_step import VmappedStep
 from swamp.batches import as_batch, tensors_of
-from swamp.errors import Diverged
+from swamp.errors import Diverged, first_line
 from swamp.files import digest
 from swamp.masks import Mask
 from swamp.model_copy import copied_model
@@ -129,7 +129,7 @@ class Vmapped:
                 state = VmappedState(step, job, seeds, [fresh, fresh], compiled=False)
                 state.step(0, 0.0, batch)
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-            return f"its forward pass cannot be stacked ({str(error).strip().splitlines()[0]})"
+            return f"its forward pass cannot be stacked ({first_line(error)})"
         if _extra_state(step) != extra:
             return "training changes the extra state of its modules, of which a stack has one for all particles."
         return step

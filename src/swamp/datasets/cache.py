@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from torch import Tensor
 
-from swamp.errors import SwampError
+from swamp.errors import SwampError, first_line
 from swamp.files import load_tensors, save_tensors
 from swamp.optional import need
 
@@ -55,9 +55,8 @@ def download(url: str, checksum: str, task: str) -> Path:
     try:
         return Path(need("pooch", "pooch").retrieve(url, known_hash=checksum, fname=name, path=folder))
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SwampError(
-            f"{task}: could not download {url} to {folder} ({reason}). Put {name} into a folder "
+            f"{task}: could not download {url} to {folder} ({first_line(error)}). Put {name} into a folder "
             "and pass it as the data folder (or set SWAMP_CACHE if the cache cannot be written)."
         ) from error
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from swamp.algorithms import Plan
 from swamp.backends import Backend, CustomTrainer, TrainJob
 from swamp.datasets.environments import Agent
-from swamp.errors import MaskError, SwampError
+from swamp.errors import MaskError, SwampError, final_line
 from swamp.integrations.settings import mask_to_hold, require_supported
 from swamp.masks import Mask, Scope, hold
 from swamp.training import Task, Training
@@ -253,7 +253,7 @@ def _share_weights(model: nn.Module, algorithm: Any) -> None:
         trained.load_state_dict(model.state_dict())
     except RuntimeError as error:
         raise SwampError(
-            f"make(job) must return an algorithm with the networks of the model: {str(error).splitlines()[-1].strip()}"
+            f"make(job) must return an algorithm with the networks of the model: {final_line(error)}"
         ) from error
     for name, child in algorithm.policy.named_children():
         if name.endswith("_target"):

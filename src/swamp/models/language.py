@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from swamp.errors import SwampError
+from swamp.errors import SwampError, first_line
 from swamp.models.transformer import Tokens
 from swamp.optional import need
 
@@ -100,7 +100,7 @@ def _loaded(kind: Any, name: str, **options: Any) -> Any:
         # Code from a model repository is never run.
         return kind.from_pretrained(place, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         if "trust_remote_code" in str(error):
             reason = "it needs its own code, which is never run"
         raise SwampError(

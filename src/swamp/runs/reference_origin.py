@@ -9,7 +9,7 @@ from torch import nn
 
 from swamp.datasets.problem import Problem
 from swamp.datasets.referenced import referenced_network
-from swamp.errors import SwampError
+from swamp.errors import SwampError, final_line
 from swamp.files import digest, load_tensors
 from swamp.references import PYTHON_PREFIX, is_reference, source_digest
 from swamp.runs.config import RunConfig
@@ -82,8 +82,7 @@ def load_initial_weights(directory: RunDirectory, model: nn.Module, reference: s
     try:
         load_state(model, weights)
     except RuntimeError as error:
-        why = str(error).strip().splitlines()[-1].strip()
-        raise SwampError(f"model {reference} is not the model of {directory.path}: {why}") from error
+        raise SwampError(f"model {reference} is not the model of {directory.path}: {final_line(error)}") from error
 
 
 def python_network(directory: RunDirectory, reference: str) -> nn.Module:

@@ -11,7 +11,7 @@ from swamp.backends.coordinator import Coordinator
 from swamp.backends.data_parallel import can_shard
 from swamp.backends.rendezvous import world_size
 from swamp.datasets.problem import Problem
-from swamp.errors import SwampError
+from swamp.errors import SwampError, first_line
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory
 from swamp.training.module_extra_state import as_tensors
@@ -44,7 +44,7 @@ def device_named(name: str) -> torch.device:
         try:
             torch.zeros(1, device=device).item()
         except Exception as error:  # Each device type raises its own error.
-            why = str(error).strip().splitlines()[0].split(". ")[0]
+            why = first_line(error).split(". ")[0]
             raise SwampError(f"device {name!r} cannot be used here ({why}). Use auto, cpu or cuda.") from error
     return device
 

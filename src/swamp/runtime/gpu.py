@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.sparse import to_sparse_semi_structured  # pyright: ignore[reportUnknownVariableType]
 
+from swamp.errors import first_line
 from swamp.runtime.dense import DenseNetwork, ExportedNetwork
 from swamp.runtime.program import Node, Program, Ref, map_refs
 from swamp.runtime.rewrite import fold_batchnorm
@@ -90,7 +91,7 @@ class GpuNetwork(ExportedNetwork):
                 seconds = median_seconds(lambda: nn.functional.linear(inputs, sparse), self.device)
                 timing = LayerTiming(dense, seconds)
         except RuntimeError as error:
-            timing, sparse = LayerTiming(dense, None, str(error).splitlines()[0]), weight
+            timing, sparse = LayerTiming(dense, None, first_line(error)), weight
         self.layers[node.module or node.name] = timing
         if timing.uses_sparse:
             setattr(self.dense, attribute, sparse)

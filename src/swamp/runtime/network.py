@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swamp.errors import SwampError
+from swamp.errors import SwampError, first_line
 from swamp.runtime.archive import read
 from swamp.runtime.checks import differing_nodes
 from swamp.runtime.dense import DenseNetwork, ExportedNetwork
@@ -114,8 +114,9 @@ class SparseNetwork(ExportedNetwork):
             self.dense.execute(inputs)
         # The program may come from a file, and torch raises errors of any type.
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise SwampError(f"the exported network cannot be executed with batch size {size} ({reason}).") from error
+            raise SwampError(
+                f"the exported network cannot be executed with batch size {size} ({first_line(error)})."
+            ) from error
         dense: dict[str, Executor] = {"dense": self.dense.execute}
         dense_layers: tuple[str, ...] = ()
         try:
@@ -230,8 +231,8 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise SwampError(f"the device {name!r} cannot be used: {reason} Use cpu, or cuda on a GPU.") from error
+        reason = first_line(error).rstrip(".")
+        raise SwampError(f"the device {name!r} cannot be used: {reason}. Use cpu, or cuda on a GPU.") from error
     return device
 
 

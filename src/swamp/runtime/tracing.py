@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from swamp.errors import SwampError, shortened
+from swamp.errors import SwampError, first_line, shortened
 from swamp.masks import Mask
 from swamp.model_copy import copied_model
 from swamp.runtime.flat_model import FlatModel, VaryingSizes
@@ -110,7 +110,7 @@ def _exported(flat: FlatModel, shapes: Any) -> Any:
     except SwampError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise SwampError(
             f"torch.export cannot follow {type(model).__name__} ({reason}). An export needs a forward pass whose path "
             "does not depend on the values of its inputs."

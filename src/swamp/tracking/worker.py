@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from swamp.errors import type_and_message
 from swamp.tracking.tracker import TrackedRun, Tracker, adapter
 
 
@@ -37,8 +38,7 @@ def serve_tracker() -> None:
         tracker.finish(state)
         answer(finished=True)
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        answer(error=f"{type(error).__name__}: {first}"[:500])
+        answer(error=type_and_message(error)[:500])
         raise
 
 

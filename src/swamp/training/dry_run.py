@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from swamp.batches import Batch, batch_to, can_split, rows_of, tensors_of
-from swamp.errors import SwampError, shortened
+from swamp.errors import SwampError, shortened, type_and_message
 from swamp.model_copy import copied_model
 from swamp.training.data import BatchList, Data, sampled
 from swamp.training.loop import smoothed
@@ -216,9 +216,7 @@ def _failing(what: str, advice: str) -> Generator[None]:
     except SwampError:
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-        raise SwampError(f"{what}: {reason}. {advice}") from error
+        raise SwampError(f"{what}: {type_and_message(error)}. {advice}") from error
 
 
 def _shapes(inputs: Any) -> str:

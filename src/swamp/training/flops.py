@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from swamp.batches import batch_to
+from swamp.errors import first_line
 from swamp.masks import Mask
 from swamp.model_copy import copied_model
 from swamp.training.data import BatchList, Data
@@ -77,7 +78,7 @@ class FlopCounter:
             with isolated(Seed(0).at("operations"), device):
                 total, found = trace_flops(fresh, run)
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = first_line(error)
             warnings.warn(
                 f"FLOPs count every weight once: the forward pass of one example failed ({reason}).", stacklevel=2
             )

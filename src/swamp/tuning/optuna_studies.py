@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import exc
 from sqlalchemy.pool import NullPool
 
-from swamp.errors import SwampError, as_swamp_error
+from swamp.errors import SwampError, as_swamp_error, first_line
 from swamp.training import Seed
 from swamp.tuning.search_space import OptionValue, SearchRange
 from swamp.tuning.tuning_directory import TuningPlan
@@ -224,7 +224,7 @@ def patiently(call: Callable[[], _T], where: str) -> _T:
             # Optuna says "during the commit" of any error of a database.
             error = raised.__cause__ if isinstance(raised, optuna.exceptions.StorageInternalError) else raised
             error = error or raised
-            told = _first_line(error)
+            told = _driver_message(error)
             if not _unreachable(error):
                 raise _unusable(error, where) or error from None
             if wait is None:
@@ -288,7 +288,7 @@ def _journal(path: Path) -> JournalStorage:
         raise StorageError(f"cannot write the storage {path}: {error.strerror}. Give another --storage.") from error
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise StorageError(
-            f"{path} is no journal of Optuna, or it is damaged ({_first_line(error)}). Give another --storage."
+            f"{path} is no journal of Optuna, or it is damaged ({_driver_message(error)}). Give another --storage."
         ) from error
 
 
@@ -304,7 +304,7 @@ def _unreachable(error: BaseException) -> bool:
 
 def _unusable(error: BaseException, where: str) -> SwampError | None:
     """The error for a storage that is reached, but cannot be used."""
-    told = _first_line(error)
+    told = _driver_message(error)
     if isinstance(error, ImportError):
         driver = "pip install 'swamp[postgresql]'" if "postgresql" in where else "Install its driver"
         return StorageError(f"the storage {where} needs a driver, which cannot be imported ({told}). {driver}")
@@ -320,10 +320,9 @@ def _unusable(error: BaseException, where: str) -> SwampError | None:
     return as_swamp_error(error)
 
 
-def _first_line(error: BaseException) -> str:
+def _driver_message(error: BaseException) -> str:
     """The message of an error, without the class that SQLAlchemy puts before that of a driver."""
-    lines = str(error).strip().splitlines()
-    return re.sub(r"^\([\w.]+\) ", "", lines[0]).rstrip(".") if lines else type(error).__name__
+    return re.sub(r"^\([\w.]+\) ", "", first_line(error)).rstrip(".")
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:

@@ -12,7 +12,7 @@ import torch
 from swamp.datasets.cache import given_folder
 from swamp.datasets.problem import DataOptions, Problem, TextOptions
 from swamp.datasets.text.corpus import Texts, classification, language, regression
-from swamp.errors import SwampError, shortened
+from swamp.errors import SwampError, first_line, shortened
 from swamp.files import parse_json
 from swamp.optional import need
 from swamp.training.rng import Seed
@@ -300,9 +300,8 @@ def _fetched(name: str, split: str) -> TextTable:
         loaded: Any = library.load_dataset("nyu-mll/glue", name, split=split)
     except Exception as error:
         # A download may raise many types: connection, permission, missing cache.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SwampError(
-            f"{where} cannot be loaded: {reason}. Offline, put train and validation as .parquet, .jsonl or .tsv into a "
-            f"folder and pass it: --folder FOLDER."
+            f"{where} cannot be loaded: {first_line(error)}. Offline, put train and validation as .parquet, .jsonl or "
+            ".tsv into a folder and pass it: --folder FOLDER."
         ) from error
     return TextTable(loaded.to_list(), where)
