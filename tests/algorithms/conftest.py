@@ -6,7 +6,7 @@ from torch import nn
 
 import swamp
 from swamp.algorithms import METHODS, Cycle
-from swamp.algorithms.store import NoStore
+from swamp.algorithms.store import Store
 from swamp.backends import Sequential
 from swamp.training import Seed, Task, TensorData, Training
 from swamp.training.mask_updates import Dynamic
@@ -73,7 +73,7 @@ def swamp_initial():
     return isolated(Seed(7).at("init"))
 
 
-class Tickets(NoStore):
+class Tickets(Store):
     """Remembers the ticket, and every particle."""
 
     def __init__(self):

@@ -9,7 +9,7 @@ import swamp
 from swamp.algorithms.aggregate import combined
 from swamp.algorithms.evaluator import Evaluator
 from swamp.algorithms.registry import method_named
-from swamp.algorithms.store import NoStore
+from swamp.algorithms.store import Store
 from swamp.backends import Particle, Progress
 from swamp.training import TensorData, evaluate, with_reestimated_batchnorm
 from swamp.training.average import interpolate, mean
@@ -17,7 +17,7 @@ from swamp.training.average import interpolate, mean
 from .conftest import PLAN, TRAINING, run, same
 
 
-class Kept(NoStore):
+class Kept(Store):
     """Remembers what each of the runs inside a run kept."""
 
     def __init__(self):

@@ -9,7 +9,7 @@ import torch
 
 import swamp
 from swamp.algorithms.ensembles import member_seed
-from swamp.algorithms.store import NoStore
+from swamp.algorithms.store import Store
 from swamp.backends import CustomTrainer, Sequential, Threads, Ticket, Vmapped
 from swamp.training import Seed, TensorData, Training
 from swamp.training.average import mean
@@ -247,4 +247,4 @@ def test_half_precision_weights_that_overflow_are_named_with_what_to_do(task):
 
 
 def test_a_store_that_keeps_nothing_has_no_divergences():
-    assert NoStore().divergences() == ()
+    assert Store().divergences() == ()

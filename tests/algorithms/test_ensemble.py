@@ -9,7 +9,7 @@ from torch import nn
 import swamp
 from swamp.algorithms import ensemble_predict
 from swamp.algorithms.ensembles import ensemble, member_seed
-from swamp.algorithms.store import NoStore
+from swamp.algorithms.store import Store
 from swamp.backends import Sequential, Vmapped
 from swamp.training import Seed, Training
 from swamp.training.rng import isolated
@@ -70,7 +70,7 @@ def test_an_ensemble_of_one_is_that_one(task, validation):
     assert (joined.metrics.validation is None) is not validation
 
 
-class Kept(NoStore):
+class Kept(Store):
     """Has what an interrupted run left of its members: particles by (member, cycle)."""
 
     def __init__(self, particles, index=0):

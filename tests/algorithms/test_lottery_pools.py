@@ -9,7 +9,7 @@ from swamp.algorithms import Cost, Cycle, Plan
 from swamp.algorithms.cycle import SplitMetrics
 from swamp.algorithms.evaluator import Evaluation
 from swamp.algorithms.lottery_pools import pooled
-from swamp.algorithms.store import NoStore
+from swamp.algorithms.store import Store
 from swamp.masks import Mask
 
 PLAN = Plan(method="lottery-pools")
@@ -51,7 +51,7 @@ def cycle(index: int, *weights: float, kept: tuple[int, ...] = (1, 1, 1, 1)) -> 
 
 
 def pools(measure: Distance, *run: Cycle) -> list[Cycle]:
-    return list(pooled(iter(run), PLAN, measure, NoStore()))
+    return list(pooled(iter(run), PLAN, measure, Store()))
 
 
 AXES = [

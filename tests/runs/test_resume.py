@@ -11,6 +11,7 @@ from threading import Event
 import pytest
 
 from swamp.algorithms.evaluator import Evaluator
+from swamp.algorithms.store import Store
 from swamp.backends import Particle, threads
 from swamp.backends.sequential import ParticleJob
 from swamp.errors import Interrupted, SwampError
@@ -251,3 +252,8 @@ def test_the_last_unfinished_particle_resumes_in_threads_to_the_same_bits(finish
     assert sum(RunDirectory(run).particle(0, i).exists() for i in range(3)) == finished
     go_on(run)
     assert_same_outcome(tmp_path / "whole", run)
+
+
+def test_a_run_directory_keeps_every_step_of_the_loop():
+    missing = [name for name in vars(Store) if not name.startswith("__") and name not in vars(RunStore)]
+    assert missing == []

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from swamp.algorithms.cycle import Cost, Cycle, ParticleRecord, SplitMetrics
 from swamp.algorithms.loop import cycles
 from swamp.algorithms.plan import Plan
-from swamp.algorithms.store import NoStore, Store
+from swamp.algorithms.store import Store
 from swamp.backends import Backend
 from swamp.model_copy import copied_model
 from swamp.training import Seed, Task, Training, predict
@@ -55,7 +55,7 @@ def ensemble(
         SwampError: See `cycles`.
     """
     task.require_outputs("an ensemble")
-    store = store or NoStore()
+    store = store or Store()
     numbers = range(plan.most_particles)
     plans = [
         replace(plan, method=MEMBER_METHOD, particles=(1,), seed=member_seed(plan.seed, number)) for number in numbers

@@ -19,7 +19,7 @@ from swamp.algorithms.lottery_pools import pooled
 from swamp.algorithms.particles import train_particles, train_ticket
 from swamp.algorithms.plan import Plan
 from swamp.algorithms.setup import Setup
-from swamp.algorithms.store import NoStore, Store
+from swamp.algorithms.store import Store
 from swamp.backends import Backend, Ticket
 from swamp.errors import Diverged, SwampError
 from swamp.masks import Mask
@@ -37,7 +37,7 @@ def cycles(
     store: Store | None = None,
 ) -> Iterator[Cycle]:
     """Yield one finished cycle after another, densest first; `swamp.cycles` documents the arguments."""
-    store = store or NoStore()
+    store = store or Store()
     backend = choose_backend(model, task, plan, training, backend, store)
     if plan.spec.pools:
         setup = Setup(model, task, plan, training, backend, store.member(0))
@@ -113,7 +113,7 @@ def train_on(
             f"{plan.method} does not train every cycle from one ticket, so it cannot train given masks. "
             "Take imp, swamp, or another method that rewinds."
         )
-    store = store or NoStore()
+    store = store or Store()
     setup = Setup(model, task, plan, training, choose_backend(model, task, plan, training, backend, store), store)
     named = [name for name, _ in model.named_parameters() if name in ticket.weights]
     require_finite_given({name: ticket.weights[name] for name in named}, "the ticket's weights")

@@ -11,7 +11,7 @@ from torch import nn
 
 from swamp.algorithms import Cycle, Plan, SparseModel, train_on
 from swamp.algorithms.sparse_model import PlanOptions
-from swamp.algorithms.store import NoStore, Store
+from swamp.algorithms.store import Store
 from swamp.algorithms.unused import refuse_unused
 from swamp.api.progress import live_progress
 from swamp.api.python_run import Job, stored_cycles
@@ -191,7 +191,7 @@ def job_cycles(
         elif reporter is not None and store is None:
             found = job.cycles(_ShownOnly(reporter))
         else:
-            found = job.cycles(store or NoStore())
+            found = job.cycles(store or Store())
     return found if reporter is None else _shown(found, reporter, job, started=out is None)
 
 
@@ -253,7 +253,7 @@ def retrain(
     plan = Plan(method=method, particles=(particles,), **cast(Any, given))
     trackers = chosen_trackers(track)
     reporter = _reporters(Job(model, task, plan, how, backend), None, live_progress() if progress else None, trackers)
-    store = NoStore() if reporter is None else _ShownOnly(reporter)
+    store = Store() if reporter is None else _ShownOnly(reporter)
     with reporter or nullcontext():
         found = train_on({index: mask}, ticket, model, task, plan, how, backend=backend, store=store)
         if reporter is not None:
@@ -318,7 +318,7 @@ def _shown(found: Iterator[Cycle], shown: Any, job: Job, *, started: bool) -> It
 
 
 @dataclass(frozen=True)
-class _ShownOnly(NoStore):
+class _ShownOnly(Store):
     """Keeps nothing, and reports the progress."""
 
     reporter: Reporter
@@ -331,9 +331,6 @@ class _ShownOnly(NoStore):
 
     def progress(self, cycle: int | None, particles: int, *, keep: bool = True, trunk: int = 0) -> Progress:
         return _ShownProgress(self.reporter, cycle, particles, trunk)
-
-    def member(self, index: int, of: int = 1) -> "_ShownOnly":
-        return self
 
 
 @dataclass(eq=False)

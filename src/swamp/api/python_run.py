@@ -18,7 +18,7 @@ from torch import nn
 
 from swamp.algorithms import Cycle, Plan, train_on
 from swamp.algorithms import loop as engine
-from swamp.algorithms.store import NoStore, Store
+from swamp.algorithms.store import Store
 from swamp.api.origin import describe, loss_name, origin_differences
 from swamp.backends import Backend, Ticket
 from swamp.errors import Interrupted, SwampError
@@ -98,7 +98,7 @@ def stored_cycles(job: Job, out: Path, reporter: Reporter) -> Iterator[Cycle]:
     Raises SwampError here, before any training, if the arguments are not possible or `out` holds another run.
     """
     with warnings.catch_warnings(action="ignore"):  # they come again when the run starts
-        job.cycles(NoStore())
+        job.cycles(Store())
     # The caller's code, which runs between two cycles, may change the working folder.
     return _cycles(job, _directory(job, out.absolute()), reporter)
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from swamp.algorithms import Plan
 from swamp.algorithms.backend_choice import choose_backend
-from swamp.algorithms.store import NoStore
+from swamp.algorithms.store import Store
 from swamp.analysis.rewind_search import (
     InstabilityAnalysis,
     RewindSearchResult,
@@ -106,7 +106,7 @@ def plan_with_stable_ticket(job: Job, out: Path | None, *, shown: bool) -> Plan:
     sparsity = first_pruned_sparsity(job.plan)
     question = {"run": job.fingerprint, "sparsity": f"{sparsity:.6g}"}
     trials = None if out is None else TrialLog(out / TRIALS, question)
-    backend = choose_backend(job.model, job.task, job.plan, job.training, job.backend, NoStore())
+    backend = choose_backend(job.model, job.task, job.plan, job.training, job.backend, Store())
     with ExitStack() as stack:
         display = search_display(plain_console(stderr=True, force_jupyter=False), notebook=in_notebook())
         progress = SearchProgress(stack.enter_context(display) if shown else None)

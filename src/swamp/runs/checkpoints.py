@@ -10,7 +10,7 @@ from typing import Any
 
 from swamp.algorithms import Cycle
 from swamp.algorithms.cycle import Divergence
-from swamp.algorithms.store import Phase
+from swamp.algorithms.store import Phase, Store
 from swamp.backends import Particle, Ticket
 from swamp.backends.autotune import Choice
 from swamp.backends.ticket import TRUNK, Trunk
@@ -27,7 +27,7 @@ _TRAINED = "Continuing without it: it is trained again."
 
 
 @dataclass(frozen=True)
-class RunStore:
+class RunStore(Store):
     """The cycle loop's store in one run directory. If `stop` is set, the run ends at the next step.
 
     A damaged file is renamed and its content is computed again, with a warning. If that is not possible, SwampError is

@@ -17,7 +17,7 @@ from swamp.algorithms import Cycle, ensemble
 from swamp.algorithms.backend_choice import backend_of
 from swamp.algorithms.loop import cycles, train_on
 from swamp.algorithms.registry import method_named
-from swamp.algorithms.store import NoStore
+from swamp.algorithms.store import Store
 from swamp.backends import Backend, Sequential, Ticket
 from swamp.backends.autotune import Choice
 from swamp.backends.coordinator import Coordinator
@@ -199,7 +199,7 @@ def prepare(config: RunConfig) -> tuple[Problem, nn.Module]:
         problem = replace(problem, task=problem.task.without_test())
     model = initial_network(config, problem, config.plan.seed)
     with warnings.catch_warnings(action="ignore"):  # they come again when the run starts
-        _cycles(config, problem, model, NoStore())
+        _cycles(config, problem, model, Store())
     return problem, model
 
 
@@ -296,7 +296,7 @@ def _cycles(
     config: RunConfig,
     problem: Problem,
     model: nn.Module,
-    store: RunStore | NoStore,
+    store: Store,
     coordinator: Coordinator | None = None,
     taken: Transferred | None = None,
 ) -> Iterator[Cycle]:
