@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from html import escape as as_html
 from importlib import import_module
 from threading import Event, RLock, Thread
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from rich.console import Console, Group
@@ -198,9 +197,7 @@ class Display:
         self.screen.open()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         self.screen.close()
 
     @property

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 
@@ -34,10 +34,8 @@ class LiveReporter(Reporter):
         self.display.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.display.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self.display.__exit__(*error)
 
     def started(self, run: Overview) -> None:
         """Print what the run does."""

@@ -11,7 +11,6 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 from typing import Any, cast
 
 from swamp.algorithms import Cycle
@@ -62,10 +61,8 @@ class TrackingReporter(Reporter):
         self.last: Cycle | None = None
         self.broken, self.lock = False, Lock()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._guarded(self._finish, kind)
+    def __exit__(self, *error: Any) -> None:
+        self._guarded(self._finish, error[0])
 
     def started(self, run: Overview) -> None:
         """Start every tracker, in a thread of its own."""
