@@ -25,11 +25,6 @@ from swamp.training.snapshot import LazySnapshot, Snapshot
 _RESTARTED = "Continuing without it: this training starts again."
 
 
-def unknown_loss() -> float:
-    """The loss of a particle that another process trains: NaN."""
-    return math.nan
-
-
 @dataclass(frozen=True, slots=True)
 class TrainingStep:
     """A particle has taken a step."""
@@ -43,8 +38,9 @@ class TrainingStep:
     step: int
     total: int
     """Steps of this training."""
-    loss: Callable[[], float] = unknown_loss
-    """Gives the mean training loss of the present epoch, or of the last one; it waits for the device."""
+    loss: Callable[[], float] = lambda: math.nan
+    """Gives the mean training loss of the present epoch, or of the last one; it waits for the device. NaN: another
+    process trains the particle."""
     lr: float = math.nan
     """Learning rate of the step; NaN: not known."""
     what: str = ""
