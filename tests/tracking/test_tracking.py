@@ -6,6 +6,7 @@ import threading
 import time
 import warnings
 from threading import Event
+from unittest import mock
 
 import pytest
 import torch
@@ -265,8 +266,14 @@ def test_a_tracker_process_ends_when_the_run_is_killed(trackio_stand_in, tmp_pat
 
 
 def test_events_reach_every_reporter():
-    missing = [name for name in vars(Reporter) if not name.startswith("__") and name not in vars(Reporters)]
-    assert missing == []
+    first, second = mock.Mock(Reporter), mock.Mock(Reporter)
+    events = [name for name in vars(Reporter) if not name.startswith("_")]
+    for event in events:
+        getattr(Reporters(first, second), event)(event, once=True)
+    assert len(events) == 6
+    assert (
+        first.method_calls == second.method_calls == [getattr(mock.call, event)(event, once=True) for event in events]
+    )
 
 
 def test_slow_trainings_have_a_point_every_ten_seconds(monkeypatch):

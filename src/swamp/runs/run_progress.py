@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any, Self
@@ -95,6 +96,8 @@ class Reporters(Reporter):
 
     def __init__(self, *reporters: Reporter) -> None:
         self.reporters, self.entered = reporters, ExitStack()
+        for event in [name for name in vars(Reporter) if not name.startswith("_")]:
+            setattr(self, event, partial(self._tell, event))
 
     def __enter__(self) -> "Reporters":
         for reporter in self.reporters:
@@ -104,35 +107,9 @@ class Reporters(Reporter):
     def __exit__(self, *error: Any) -> None:
         self.entered.__exit__(*error)
 
-    def started(self, run: Overview) -> None:
-        """See Reporter."""
+    def _tell(self, event: str, *values: Any, **options: Any) -> None:
         for reporter in self.reporters:
-            reporter.started(run)
-
-    def chosen(self, choice: Choice) -> None:
-        """See Reporter."""
-        for reporter in self.reporters:
-            reporter.chosen(choice)
-
-    def part(self, done: int, parts: int, what: str) -> None:
-        """See Reporter."""
-        for reporter in self.reporters:
-            reporter.part(done, parts, what)
-
-    def stage(self, name: str, *, once: bool = False) -> None:
-        """See Reporter."""
-        for reporter in self.reporters:
-            reporter.stage(name, once=once)
-
-    def training(self, at: TrainingStep) -> None:
-        """See Reporter."""
-        for reporter in self.reporters:
-            reporter.training(at)
-
-    def finished(self, cycle: Cycle) -> None:
-        """See Reporter."""
-        for reporter in self.reporters:
-            reporter.finished(cycle)
+            getattr(reporter, event)(*values, **options)
 
 
 @dataclass(eq=False)
