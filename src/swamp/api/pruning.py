@@ -27,12 +27,11 @@ from swamp.runs.budget import allot
 from swamp.runs.execute import prepare
 from swamp.runs.overview import Overview, overview
 from swamp.runs.read import open_with_cycles, read_cycle, read_origin
-from swamp.runs.run_progress import Reporter, Reporters, TrainingStep
+from swamp.runs.run_progress import ReportedProgress, Reporter, Reporters
 from swamp.tracking.tracker import Track, Tracker, chosen_trackers
 from swamp.tracking.tracking_reporter import TrackingReporter
 from swamp.training import Task, Training
 from swamp.training.mask_updates import Dynamic
-from swamp.training.snapshot import Snapshot
 
 _PARTICLES = 4
 """The default of `prune`: not an option that was given."""
@@ -330,25 +329,4 @@ class _ShownOnly(Store):
         self.reporter.finished(cycle)
 
     def progress(self, cycle: int | None, particles: int, *, keep: bool = True, trunk: int = 0) -> Progress:
-        return _ShownProgress(self.reporter, cycle, particles, trunk)
-
-
-@dataclass(eq=False)
-class _ShownProgress(Progress):
-    reporter: Reporter
-    cycle: int | None
-    count: int
-    trunk: int = 0
-
-    def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
-        self.reporter.training(self._at(index, step, total).with_values(snapshot))
-
-    def on_stage(self, name: str, *, once: bool = False) -> None:
-        self.reporter.stage(name, once=once)
-
-    def on_remote_step(self, index: int, step: int, total: int) -> None:
-        self.reporter.training(self._at(index, step, total))
-
-    def _at(self, index: int, step: int, total: int) -> TrainingStep:
-        # The first particle stands for the trunk.
-        return TrainingStep(self.cycle, max(index, 0), self.count, step, total, trunk=self.trunk)
+        return ReportedProgress(reporter=self.reporter, cycle=cycle, count=particles, trunk=trunk)

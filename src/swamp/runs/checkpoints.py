@@ -244,16 +244,16 @@ class RunStore(Store):
     def progress(self, cycle: int | None, particles: int, *, keep: bool = True, trunk: int = 0) -> RunProgress:
         """Progress of one cycle's particles."""
         return RunProgress(
-            self.directory,
-            self.reporter,
-            self.stop,
-            self.snapshot_seconds,
-            self.trajectory_every,
-            cycle,
-            particles,
-            keep,
-            self.one_of,
-            trunk,
+            reporter=self.reporter,
+            cycle=cycle,
+            count=particles,
+            one_of=self.one_of,
+            trunk=trunk,
+            directory=self.directory,
+            stop=self.stop,
+            snapshot_seconds=self.snapshot_seconds,
+            trajectory_every=self.trajectory_every,
+            keep=keep,
         )
 
     def member(self, index: int, of: int = 1) -> "RunStore":

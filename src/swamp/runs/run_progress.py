@@ -112,25 +112,49 @@ class Reporters(Reporter):
             getattr(reporter, event)(*values, **options)
 
 
-@dataclass(eq=False)
-class RunProgress(Progress):
-    """Writes particles and snapshots of one cycle. If `stop` is set, training ends at the next step."""
+@dataclass(eq=False, kw_only=True)
+class ReportedProgress(Progress):
+    """Reports the steps and stages of one cycle's particles."""
 
-    directory: RunDirectory
     reporter: Reporter
-    stop: Event
-    snapshot_seconds: float
-    trajectory_every: int
-    """Steps between two points of a particle's trajectory (0: no trajectory)."""
     cycle: int | None
     """None: the ticket's training."""
     count: int
-    keep: bool = True
-    """Whether snapshots and trajectories are written."""
     one_of: tuple[int, int] = (0, 1)
     """Index of this ensemble member, and number of members: the reporter counts particles over all members."""
     trunk: int = 0
     """Steps of the trunk that these particles share."""
+
+    def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Report the step."""
+        self.reporter.training(self._at(index, step, total).with_values(snapshot))
+
+    def on_remote_step(self, index: int, step: int, total: int) -> None:
+        """Report the step of a particle, which may be trained by another rank."""
+        self.reporter.training(self._at(index, step, total))
+
+    def on_stage(self, name: str, *, once: bool = False) -> None:
+        """Report the stage."""
+        self.reporter.stage(name, once=once)
+
+    def _at(self, index: int, step: int, total: int) -> TrainingStep:
+        member, members = self.one_of
+        # The first particle stands for the trunk.
+        place = max(index, 0) + member * self.count
+        return TrainingStep(self.cycle, place, members * self.count, step, total, trunk=self.trunk)
+
+
+@dataclass(eq=False, kw_only=True)
+class RunProgress(ReportedProgress):
+    """Writes particles and snapshots of one cycle. If `stop` is set, training ends at the next step."""
+
+    directory: RunDirectory
+    stop: Event
+    snapshot_seconds: float
+    trajectory_every: int
+    """Steps between two points of a particle's trajectory (0: no trajectory)."""
+    keep: bool = True
+    """Whether snapshots and trajectories are written."""
     began: float = field(default_factory=time.monotonic)
     saved: dict[int, float] = field(default_factory=dict[int, float])
     paths: dict[int, TrajectoryWriter] = field(default_factory=dict[int, TrajectoryWriter])
@@ -143,7 +167,7 @@ class RunProgress(Progress):
 
     def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         """Report the step, save a snapshot or trajectory point if one is due, and stop if asked."""
-        self.reporter.training(self._at(index, step, total).with_values(snapshot))
+        super().on_step(index, step, total, snapshot)
         stopping = self.stop.is_set()
         due = stopping or time.monotonic() - self.saved.get(index, self.began) > self.snapshot_seconds
         path = (
@@ -159,10 +183,6 @@ class RunProgress(Progress):
         if stopping:
             # A stop that is set after the check above takes effect at the next step.
             raise Interrupted("stopped.")
-
-    def on_stage(self, name: str, *, once: bool = False) -> None:
-        """Report the stage."""
-        self.reporter.stage(name, once=once)
 
     def _save(self, index: int, taken: Snapshot) -> None:
         # The trajectory first: training resumed from the snapshot does not repeat these steps.
@@ -180,16 +200,6 @@ class RunProgress(Progress):
         return self.paths.setdefault(
             index, TrajectoryWriter(self.directory.trajectory(self.cycle, index), self.directory)
         )
-
-    def on_remote_step(self, index: int, step: int, total: int) -> None:
-        """Report the step of a particle, which may be trained by another rank."""
-        self.reporter.training(self._at(index, step, total))
-
-    def _at(self, index: int, step: int, total: int) -> TrainingStep:
-        member, members = self.one_of
-        # The first particle stands for the trunk.
-        place = max(index, 0) + member * self.count
-        return TrainingStep(self.cycle, place, members * self.count, step, total, trunk=self.trunk)
 
     def load_particle(self, index: int) -> Particle | None:
         """A particle that another rank has finished."""
