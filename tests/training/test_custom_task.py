@@ -150,6 +150,38 @@ def test_backends_agree_on_a_custom_task(backend: str):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
 
 
+class Loaded:
+    """Data of a class of the user's own, which cannot be split."""
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def steps(self, batch_size: int) -> int:
+        return len(X) // batch_size
+
+    def shuffled(self, batch_size: int, seed: swamp.Seed, epoch: int, first: int = 0) -> Iterator[Any]:
+        return iter(chunks(lambda x, y: (x, y))[first:])
+
+    def in_order(self, batch_size: int) -> Iterator[Any]:
+        return iter(chunks(lambda x, y: (x, y)))
+
+    def to(self, device: torch.device) -> "Loaded":
+        return self
+
+
+@pytest.mark.parametrize(
+    "train",
+    [(X, Y), chunks(lambda x, y: (x, y)), DataLoader(Stream(), batch_size=16), Loaded()],
+    ids=["tensors", "batches", "a stream", "a class"],
+)
+def test_the_data_of_another_task_are_trained_on(train: Any):
+    other = swamp.Task.of(train, (X, Y), steps_per_epoch=3)
+    task = swamp.Task.custom(other.train, loss, evaluate)
+    assert [next(task.train.in_order(16))[0][0].tolist()] == [next(other.train.in_order(16))[0].tolist()]
+    found = swamp.prune(net(), task, sparsity=0.5, particles=2, cycles=1, training=HOW, backend="sequential")
+    assert found.cycles[-1].metrics.test["accuracy"] > 0.5
+
+
 def test_particles_see_the_stream_in_different_orders_and_a_seed_gives_the_same():
     data = swamp.Task.custom(Stream(), loss, evaluate, steps_per_epoch=3).train
 

@@ -1,7 +1,7 @@
 """Conversion of tensors, DataLoaders, Datasets and iterables to Data."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -72,6 +72,10 @@ def as_opaque_data(source: Any, steps_per_epoch: int | None = None) -> Data:
         SwampError: The source has another type, is empty, or is a DataLoader with its own sampler.
     """
     given: Any = source
+    if isinstance(source, BatchList):
+        return BatchList([opaque(as_batch(batch)) for batch in source.batches])
+    if isinstance(source, StreamData):
+        return replace(source, to_batch=_Collate(source.to_batch, opaque))
     if isinstance(source, Data):
         return _OwnPairs(source)
     found = _from_torch(source, steps_per_epoch, opaque)
@@ -184,5 +188,8 @@ class _OwnPairs:
     def to(self, device: torch.device) -> "_OwnPairs":
         return _OwnPairs(self.data.to(device))
 
-    def subset(self, index: Tensor) -> "_OwnPairs":
-        return _OwnPairs(cast(Any, self.data).subset(index))
+    @property
+    def subset(self) -> "Callable[[Tensor], _OwnPairs] | None":
+        # None where the data have no method `subset`: see `sampled`.
+        subset: Any = getattr(self.data, "subset", None)
+        return None if subset is None else lambda index: _OwnPairs(subset(index))

@@ -43,7 +43,9 @@ class StreamData:
     steps_per_epoch: int | None = None
     collate: Callable[[list[Any]], Any] | None = default_collate  # pyright: ignore[reportUnknownVariableType]
     to_batch: Callable[[Any], Batch] = as_batch
-    _live: dict[tuple[Any, ...], "tuple[int, Iterator[Batch]]"] = field(default_factory=dict[Any, Any], repr=False)
+    _live: dict[tuple[Any, ...], "tuple[int, Iterator[Batch]]"] = field(
+        default_factory=dict[Any, Any], init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         if self.steps_per_epoch is None and self._length() is None:
@@ -101,7 +103,7 @@ class StreamData:
     def to(self, device: torch.device) -> "StreamData":
         """The same stream: each batch is moved to the device when it is used."""
         del device
-        return replace(self, _live={})
+        return replace(self)
 
     def _batches(self, batch_size: int, seed: Seed | None) -> Iterator[Batch]:
         """All batches, pass after pass. seed: None reads the stream in its own order."""
