@@ -57,7 +57,7 @@ class ParticleJob:
     exclusive: bool = True
     """Whether no other training runs in this process meanwhile: then it may seed the global generators."""
     concurrent: int = 1
-    """Particles that shard this process's time: the seconds of each are divided by it."""
+    """Particles that share this process's time: the seconds of each are divided by it."""
     shard: Shard | None = None
 
     def train(
@@ -99,7 +99,7 @@ class ParticleJob:
 
     def start_model(self) -> nn.Module:
         """A copy of the model at `mask * ticket.weights`."""
-        # A copy each: a state dict leaves out buffers that are not persistent, which particles must not shard.
+        # A copy each: a state dict leaves out buffers that are not persistent, which particles must not share.
         model = copied_model(self.model)
         rewind(model, self.request.ticket, self.request.mask)
         if self.request.training.reset_batchnorm:
