@@ -114,8 +114,6 @@ class Plan:
                 f"{self.method} rewinds its weights: retrain and retrain_epochs apply to methods that continue from "
                 "pruned weights, such as lrr, sms and one-shot. Leave these options out, or take such a method."
             )
-        if self.on_divergence not in get_args(OnDivergence):
-            raise unknown("on_divergence", str(self.on_divergence), get_args(OnDivergence))
         structure_named(self.structure).check_allocation(self.allocation_name)
         wrong = [
             (not 0 <= self.branch <= 1, "branch", "a fraction of the training in (0, 1], or 0 for the method's"),
