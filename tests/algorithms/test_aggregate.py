@@ -84,6 +84,15 @@ def test_a_soup_of_one_is_the_best_particle_with_its_own_statistics(mlp, task):
     assert not averaged
 
 
+@pytest.mark.parametrize("method", ["swamp", "swamp-greedy", "imp-best", "rigl-swamp"])
+def test_every_combination_refuses_a_particle_that_is_not_finite(mlp, task, method):
+    sound = mlp.state_dict()
+    broken = {name: torch.full_like(value, torch.nan) for name, value in sound.items()}
+    particles = [Particle(state, i, "t", "m", 0, 1, (0.0,), 0.0) for i, state in enumerate((sound, broken))]
+    with pytest.raises(swamp.SwampError, match="particle 1 has NaN or infinity"):
+        combined(particles, method_named(method), Evaluator(mlp, task, 100))
+
+
 @pytest.mark.slow
 def test_greedy_soups_and_pools_do_not_look_at_the_test_data(normed, task):
     poisoned = replace(task, test=TensorData(task.test.inputs, 2 - task.test.targets))

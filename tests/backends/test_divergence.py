@@ -10,7 +10,7 @@ from torch import nn
 
 from swamp.backends import CustomTrainer, Particle, Progress, Sequential, Threads, Ticket, TrainRequest, Vmapped
 from swamp.backends.distributed import FolderProgress
-from swamp.backends.particle import mean_of
+from swamp.backends.particle import mean_of, require_unbroken
 from swamp.errors import Diverged, SwampError
 from swamp.masks import Mask, hold
 from swamp.training import Seed, Task, TensorData, Training
@@ -228,7 +228,7 @@ def test_the_mean_with_a_particle_that_is_not_finite_is_refused(mlp, image_task)
         weights = {n: v.clone() for n, v in particles[0].weights.items()}
         weights["1.weight"].view(-1)[1] = value
         with pytest.raises(SwampError, match=r"particle 0 has NaN or infinity in '1\.weight'"):
-            mean_of([replace(particles[0], weights=weights), *particles[1:]])
+            require_unbroken([replace(particles[0], weights=weights), *particles[1:]])
 
 
 class Masking(nn.Module):

@@ -84,7 +84,6 @@ def mean_of(particles: Sequence[Particle]) -> State:
                 f"these particles come from {len(origins)} different {what}s ({', '.join(sorted(origins))}); "
                 "the mean of unrelated networks is meaningless. Train them from one ticket on one mask."
             )
-    require_unbroken(particles)
     return mean(particle.weights for particle in particles)
 
 
