@@ -1,7 +1,7 @@
 """Nested batches: tensors inside tuples, lists, dicts, dataclasses and objects of other libraries."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -81,6 +81,16 @@ def batch_to(batch: Batch, device: torch.device) -> Batch:
 
     inputs, targets = batch
     return _map_leaves(moved, inputs), moved(targets)
+
+
+def first_of(batches: Iterable[Batch], examples: int | None) -> Iterator[Batch]:
+    """The first of `batches`, to the one that makes up `examples` examples (None: all of them)."""
+    seen = 0
+    for batch in batches:
+        yield batch
+        seen += len(batch[1])
+        if examples is not None and seen >= examples:
+            return
 
 
 def rows_of(inputs: Any, rows: slice | int | Tensor) -> Any:

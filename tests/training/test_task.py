@@ -9,6 +9,7 @@ from swamp.errors import SwampError
 from swamp.training import Task, TensorData, evaluate, predict
 from swamp.training.data import sampled
 from swamp.training.metrics import accuracy, ece, nll
+from swamp.training.streams import StreamData
 from swamp.training.task import call_model
 
 LOGITS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 1.0], [0.0, 0.5]])
@@ -90,6 +91,25 @@ def test_predict_gives_some_examples_in_order(examples: int | None):
     assert torch.equal(outputs, some.inputs)
     assert targets.tolist() == some.targets.tolist() == sorted(set(some.targets.tolist()))
     assert len(targets) == min(10, examples or 10)
+
+
+def test_an_evaluation_on_some_examples_reads_no_more_of_a_stream():
+    model, read = nn.Linear(2, 2, bias=False), []
+    nn.init.eye_(model.weight)
+
+    def batches(seed: int):
+        while True:
+            read.append(2)
+            yield LOGITS[1:3], TARGETS[1:3]  # one is classified correctly
+
+    stream = StreamData(batches, steps_per_epoch=50, collate=None)
+    task = Task(stream, TensorData(LOGITS, TARGETS), stream)
+    assert task.evaluate(model, "train", 4).metrics["accuracy"] == 0.5
+    assert read == [2, 2]
+    assert task.error_on_held_out(model, 5) == 0.5
+    assert read[2:] == [2, 2, 2]
+    assert len([*sampled(stream, 5).in_order(2)]) == 3
+    assert len([*sampled(stream, None).in_order(2)]) == len([*stream.in_order(2)]) == 50
 
 
 class Copy(nn.Module):

@@ -15,7 +15,7 @@ from torch.func import (
 from swamp.analysis.first_layer import MODEL_PREFIX, FirstLayer
 from swamp.analysis.weight_space import LinearCombination
 from swamp.backends.vmapped_step import Network
-from swamp.batches import batch_to
+from swamp.batches import batch_to, first_of
 from swamp.model_copy import copied_model
 from swamp.training import Task, predict
 from swamp.training.average import State
@@ -138,15 +138,11 @@ class PointEvaluator:
             self._refresh(stack)
         outputs: list[Tensor] = []
         targets: list[Tensor] = []
-        seen = 0
         batch_size = min(_BATCH if self.device.type == "cpu" else 1024, self.examples)
-        for batch in self.data.in_order(batch_size):
+        for number, batch in enumerate(first_of(self.data.in_order(batch_size), self.examples)):
             inputs, target = batch_to(batch, self.device)
-            outputs.append(stack.run(("held out", seen), inputs)[0])
+            outputs.append(stack.run(("held out", number), inputs)[0])
             targets.append(target)
-            seen += len(target)
-            if seen >= self.examples:
-                break
         return torch.cat(outputs, 1)[:, : self.examples], torch.cat(targets)[: self.examples]
 
     def _refresh(self, stack: "_Stack") -> None:

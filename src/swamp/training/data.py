@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate  # pyright: ignore[reportUnknownVariableType]
 
-from swamp.batches import Batch, as_batch, map_tensors, others_of, tensors_of
+from swamp.batches import Batch, as_batch, first_of, map_tensors, others_of, tensors_of
 from swamp.errors import SwampError, data_worker_died
 from swamp.training.augment import Augment
 from swamp.training.rng import Seed, isolated, permutation
+from swamp.training.streams import StreamData
 
 
 @runtime_checkable
@@ -296,12 +297,14 @@ def sampled(data: Data, examples: int | None) -> Data:
     """At most `examples` examples of `data`, in order: a random subset, the same in every call and for every method.
 
     The first examples of data sorted by class would show some classes only. Data without `subset` and a list of batches
-    give whole batches; a stream gives its first ones.
+    give whole batches; a stream gives its first ones, to the one that makes up `examples`.
 
     Args:
         data: Any data.
         examples: Number of examples (None: all).
     """
+    if examples is not None and isinstance(data, StreamData):
+        return replace(data, examples=examples)
     if examples is None or examples >= len(data):
         return data
     seed = Seed(0).at("sample")
@@ -334,12 +337,7 @@ def mixed_batches(data: Data, batch_size: int, examples: int | None = None) -> I
         return
     subset = None if isinstance(data, BatchList) else getattr(data, "subset", None)
     mixed = cast(Data, subset(order)) if callable(subset) else sampled(data, examples)
-    seen = 0
-    for batch in mixed.in_order(batch_size):
-        yield batch
-        seen += len(batch[1])
-        if examples is not None and seen >= examples:
-            break
+    yield from first_of(mixed.in_order(batch_size), examples)
 
 
 def _tensors(inputs: Any) -> list[Tensor]:

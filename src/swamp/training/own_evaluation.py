@@ -1,6 +1,5 @@
 """How a task of the user's own functions is evaluated: any model, any metric."""
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -112,9 +111,3 @@ def returned(outputs: Tensor, targets: Any) -> Tensor:
     """The loss function of such a task: its forward pass has computed the loss."""
     del targets
     return outputs
-
-
-def mean_loss(losses: list[tuple[float, int]]) -> float:
-    """Mean of batch losses, weighted by their examples; NaN without any."""
-    examples = sum(count for _, count in losses)
-    return sum(loss * count for loss, count in losses) / examples if examples else math.nan

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import default_collate  # pyright: ignore[reportUnknownVariableType]
 
-from swamp.batches import Batch, as_batch
+from swamp.batches import Batch, as_batch, first_of
 from swamp.errors import SwampError
 from swamp.training.rng import Seed, isolated
 
@@ -29,6 +29,7 @@ class StreamData:
         steps_per_epoch: Batches in an epoch (None: the length of `source` gives it).
         collate: Examples -> batch.
         to_batch: Converts each batch to (inputs, targets).
+        examples: `in_order` ends with the batch that makes up so many examples (None: with the epoch).
 
     Raises:
         SwampError: The number of batches is neither given nor known, or is not positive.
@@ -43,6 +44,7 @@ class StreamData:
     steps_per_epoch: int | None = None
     collate: Callable[[list[Any]], Any] | None = default_collate  # pyright: ignore[reportUnknownVariableType]
     to_batch: Callable[[Any], Batch] = as_batch
+    examples: int | None = None
     _live: dict[tuple[Any, ...], "tuple[int, Iterator[Batch]]"] = field(
         default_factory=dict[Any, Any], init=False, repr=False
     )
@@ -97,8 +99,8 @@ class StreamData:
             self._live[key] = position, batches
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """The first batches of the stream, as many as an epoch has, not shuffled."""
-        yield from islice(self._batches(batch_size, None), self.steps(batch_size))
+        """The first batches of the stream, as many as an epoch has at most, not shuffled."""
+        return first_of(islice(self._batches(batch_size, None), self.steps(batch_size)), self.examples)
 
     def to(self, device: torch.device) -> "StreamData":
         """The same stream: each batch is moved to the device when it is used."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swamp.arguments import checked, named_fields
-from swamp.batches import batch_to
+from swamp.batches import batch_to, first_of
 from swamp.errors import SwampError
 from swamp.training.data import Data, TensorData, sampled
 from swamp.training.memory_format import to_memory_format_of
@@ -24,7 +24,6 @@ from swamp.training.own_evaluation import (
     Evaluate,
     OwnEvaluation,
     ReturnedLoss,
-    mean_loss,
     returned,
 )
 from swamp.training.rng import Seed, isolated
@@ -307,20 +306,19 @@ class Task:
         # Evaluations may draw random numbers, such as the episodes of a policy: each model gets the same ones.
         with evaluating(model), isolated(Seed(0).at("evaluation"), device):
             if split == "train":
-                return Measured({"loss": mean_loss(self._batch_losses(model, device, examples))}, math.nan)
+                return Measured({"loss": self._mean_loss(model, device, examples)}, math.nan)
             metrics = own.metrics(model, validation=split == "validation")
         return Measured(metrics, own.error_of(metrics) / (self.error_scale or 1.0))
 
-    def _batch_losses(self, model: nn.Module, device: torch.device, examples: int | None) -> list[tuple[float, int]]:
-        found: list[tuple[float, int]] = []
-        seen = 0
-        for batch in sampled(self.train, examples).in_order(_fast_batch(self.train, device)):
+    def _mean_loss(self, model: nn.Module, device: torch.device, examples: int | None) -> float:
+        """Mean of the losses of training batches, weighted by their examples; NaN without any."""
+        batches = sampled(self.train, examples).in_order(_fast_batch(self.train, device))
+        losses: list[tuple[float, int]] = []
+        for batch in first_of(batches, examples):
             inputs, targets = batch_to(batch, device)
-            found.append((float(self.forward(model, to_memory_format_of(model, inputs)).detach()), len(targets)))
-            seen += len(targets)
-            if examples is not None and seen >= examples:
-                break
-        return found
+            losses.append((float(self.forward(model, to_memory_format_of(model, inputs)).detach()), len(targets)))
+        seen = sum(count for _, count in losses)
+        return sum(loss * count for loss, count in losses) / seen if seen else math.nan
 
 
 def _name(function: Any) -> str:
@@ -369,15 +367,12 @@ def predict(
     batch_size = batch_size or _fast_batch(data, device)
     outputs: list[Tensor] = []
     targets: list[Tensor] = []
-    seen = 0
     with evaluating(model):
-        for batch in data.in_order(batch_size if examples is None else min(batch_size, examples)):
+        batches = data.in_order(batch_size if examples is None else min(batch_size, examples))
+        for batch in first_of(batches, examples):
             inputs, target = batch_to(batch, device)
             outputs.append(task.forward(model, to_memory_format_of(model, inputs)))
             targets.append(target)
-            seen += len(target)
-            if examples is not None and seen >= examples:
-                break
     return joined(outputs, "outputs")[:examples], joined(targets, "targets")[:examples]
 
 
