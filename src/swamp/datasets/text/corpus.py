@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swamp.datasets.problem import DataOptions, Problem, split_index
-from swamp.datasets.text.tokenizer import Tokenizer, Words
+from swamp.datasets.text.tokenizer import Words
 from swamp.errors import SwampError
 from swamp.models.language import HuggingTokenizer
 from swamp.models.transformer import Tokens
@@ -26,6 +26,8 @@ from swamp.training.metrics import (
 from swamp.training.rng import Seed
 from swamp.training.task import Task, call_model
 from swamp.training.tokens import TokenData
+
+Tokenizer = Words | HuggingTokenizer
 
 
 @dataclass(frozen=True, eq=False)

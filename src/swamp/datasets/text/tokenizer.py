@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 Fields = dict[str, list[list[int]]]
 """Name of a model input -> one list of integers per text, as long as its `input_ids`."""
@@ -12,33 +11,6 @@ Fields = dict[str, list[list[int]]]
 PADDING, BEGIN, BETWEEN, OTHER = range(4)
 _SPECIAL = 4
 _WORD = re.compile(r"\w+|[^\w\s]")
-
-
-class Tokenizer(Protocol):
-    """Text to token ids below `vocabulary`."""
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of different tokens."""
-        ...
-
-    @property
-    def padding(self) -> int:
-        """The padding token."""
-        ...
-
-    @property
-    def end(self) -> int:
-        """The token that separates joined texts."""
-        ...
-
-    def encode(self, texts: Sequence[str], second: Sequence[str] | None, length: int) -> Fields:
-        """Token ids of texts or pairs of texts, with special tokens, cut to `length`; always has `input_ids`."""
-        ...
-
-    def stream(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens, not cut."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -53,6 +25,7 @@ class Words:
 
     padding: int = PADDING
     end: int = BETWEEN
+    """The token that separates joined texts."""
 
     @classmethod
     def of(cls, texts: Sequence[str], most: int = 8000) -> "Words":
