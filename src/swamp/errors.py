@@ -2,7 +2,9 @@
 
 import difflib
 import errno
+import importlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class SwampError(Exception):
@@ -133,3 +135,14 @@ def unknown(kind: str, given: str, choices: Iterable[str]) -> SwampError:
         hints.append(f"Choose one of: {', '.join(names)}.")
     hint = " ".join(hints)
     return SwampError(f"unknown {kind} {given!r}. {hint}")
+
+
+def need(module: str, install: str) -> Any:
+    """Import an optional library. Raises SwampError with the install command if it cannot be imported."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise SwampError(
+            f"this needs {module.partition('.')[0]}, which cannot be imported ({error}). "
+            f"Install it: pip install '{install}'"
+        ) from error

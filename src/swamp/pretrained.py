@@ -13,13 +13,12 @@ from typing import Any, cast
 from torch import nn
 
 from swamp.algorithms import Cycle, SparseModel
-from swamp.errors import SwampError, final_line, first_line
+from swamp.errors import SwampError, final_line, first_line, need
 from swamp.files import load_tensors, parse_json, read_text, save_tensors, write_atomic
 from swamp.masks import Mask
 from swamp.model_copy import copied_model
 from swamp.models import build_network
 from swamp.models.language import is_pretrained
-from swamp.optional import need
 from swamp.references import is_reference
 from swamp.runs.directory import replace_nonfinite
 from swamp.runtime import export

@@ -11,9 +11,8 @@ from torch import Tensor
 import swamp.datasets.cache
 import swamp.files
 from swamp.datasets.cache import cache_folder, cached, checksum_of, download, given_folder
-from swamp.errors import SwampError
+from swamp.errors import SwampError, need
 from swamp.files import digest, load_tensors
-from swamp.optional import need
 
 
 class Maker:

@@ -15,8 +15,7 @@ import tyro
 from swamp.cli.run import recipe_or_config
 from swamp.cli.session import Err, Out, parse, print_json, stoppable, warnings_to
 from swamp.cli.workers import local_workers, stop_with_parent, tell_faults
-from swamp.errors import Interrupted, SwampError, unknown
-from swamp.optional import need
+from swamp.errors import Interrupted, SwampError, need, unknown
 from swamp.recipes import RECIPES, STUDIES, configuration
 from swamp.report.statistics import ReportMetric
 from swamp.report.tables import Table, print_table

@@ -16,8 +16,7 @@ from torch import Tensor
 from swamp.datasets.arrays import class_problem, number_problem, with_test
 from swamp.datasets.cache import cached
 from swamp.datasets.problem import DataOptions, Normalise, Problem, in_memory
-from swamp.errors import SwampError
-from swamp.optional import need
+from swamp.errors import SwampError, need
 from swamp.training.augment import crop_flip, shift_scale_noise
 from swamp.training.rng import Seed
 

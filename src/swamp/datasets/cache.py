@@ -10,9 +10,8 @@ from urllib.parse import urlsplit
 
 from torch import Tensor
 
-from swamp.errors import SwampError, first_line
+from swamp.errors import SwampError, first_line, need
 from swamp.files import load_tensors, save_tensors
-from swamp.optional import need
 
 
 def cache_folder() -> Path:

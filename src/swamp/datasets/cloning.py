@@ -13,7 +13,7 @@ from swamp.datasets.agents import EPISODES
 from swamp.datasets.cache import cached
 from swamp.datasets.environments import INSTALL, episode_returns, episode_seeds, make_environment
 from swamp.datasets.problem import DataOptions, Problem, split_index
-from swamp.optional import need
+from swamp.errors import need
 from swamp.training.rng import Seed, isolated
 from swamp.training.task import Task
 

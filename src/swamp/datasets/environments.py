@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from swamp.errors import SwampError, unknown
-from swamp.optional import need
+from swamp.errors import SwampError, need, unknown
 from swamp.training.rng import Seed
 
 INSTALL = "swamp[rl]"

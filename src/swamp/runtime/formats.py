@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from swamp.batches import tensors_of
-from swamp.errors import SwampError
+from swamp.errors import SwampError, need
 from swamp.files import digest, load_tensors, save_tensors, write_atomic
-from swamp.optional import need
 from swamp.runtime.archive import is_sparse, read, save
 from swamp.runtime.dense import DenseNetwork
 from swamp.runtime.kernels import to_csr_tensor

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from swamp.optional import need
+from swamp.errors import need
 from swamp.tracking.tracker import TrackedRun, Tracker
 
 _EXTRA = "swamp[tensorboard]"

@@ -12,9 +12,8 @@ import torch
 from swamp.datasets.cache import given_folder
 from swamp.datasets.problem import DataOptions, Problem, TextOptions
 from swamp.datasets.text.corpus import Texts, classification, language, regression
-from swamp.errors import SwampError, first_line, shortened
+from swamp.errors import SwampError, first_line, need, shortened
 from swamp.files import parse_json
-from swamp.optional import need
 from swamp.training.rng import Seed
 
 Goal = Literal["class", "number", "next token"]

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from swamp.datasets.problem import Problem
 from swamp.datasets.unlabelled.probes import cluster_metrics, linear_probe, trustworthiness
-from swamp.errors import SwampError
-from swamp.optional import need
+from swamp.errors import SwampError, need
 from swamp.training.data import Data, TensorData, sampled
 from swamp.training.loop import fit
 from swamp.training.options import Training
