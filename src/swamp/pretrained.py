@@ -20,7 +20,7 @@ from swamp.model_copy import copied_model
 from swamp.models import build_network
 from swamp.models.language import is_pretrained
 from swamp.references import is_reference
-from swamp.runs.directory import replace_nonfinite
+from swamp.runs.directory import write_json
 from swamp.runtime import export
 from swamp.training.module_extra_state import as_tensors, load_state
 
@@ -135,11 +135,11 @@ def save_pretrained(
                 tokenizer.save_pretrained(beside)
         else:
             about = {"method": method, "architecture": architecture}
-            write_atomic(beside / _CONFIG, _json(_description(sparse, **about)))
+            write_json(beside / _CONFIG, _description(sparse, **about))
             save_tensors(beside / _WEIGHTS, as_tensors(model.state_dict()))
         sparse.mask.save(beside / _MASK)
         if run is not None:
-            write_atomic(beside / "run.json", _json(run))
+            write_json(beside / "run.json", run)
         exported = example is not None and _exported(sparse, beside / _EXPORT, example)
         card = _model_card(sparse, method, path.name, run=run, exported=exported, architecture=architecture)
         write_atomic(beside / "README.md", card.encode())
@@ -235,10 +235,6 @@ def _of_transformers(model: nn.Module) -> bool:
     )
 
 
-def _json(values: Mapping[str, Any]) -> bytes:
-    return (json.dumps(values, indent=2) + "\n").encode()
-
-
 def _description(sparse: SparseModel, **about: Any) -> dict[str, Any]:
     """The config.json of a model that is not of transformers."""
     return {
@@ -249,7 +245,7 @@ def _description(sparse: SparseModel, **about: Any) -> dict[str, Any]:
         "sparsity": sparse.mask.sparsity,
         "nnz": sparse.mask.nnz,
         "prunable": sparse.mask.prunable,
-        "record": json.loads(json.dumps(replace_nonfinite(sparse.cycles[-1].to_json()))) if sparse.cycles else None,
+        "record": sparse.cycles[-1].to_json() if sparse.cycles else None,
     }
 
 

@@ -3,11 +3,11 @@
 import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 
 from torch import nn
 
 from swamp.errors import SwampError
+from swamp.fields import changed_fields
 from swamp.masks import Mask, Scope
 from swamp.masks.dtensor import is_sharded
 from swamp.training import Training
@@ -41,11 +41,10 @@ def require_supported(training: Training, elsewhere: Mapping[str, str]) -> None:
 
     elsewhere: field -> the trainer's own setting for it.
     """
-    plain = Training()
     if training.sam:
         raise SwampError("an external trainer takes no sharpness-aware steps: choose a method without SAM.")
-    for name in (field.name for field in fields(Training) if field.name not in _SUPPORTED):
-        if getattr(training, name) != getattr(plain, name):
+    for name in changed_fields(training):
+        if name not in _SUPPORTED:
             raise SwampError(
                 f"Training({name}={getattr(training, name)!r}) has no effect on this trainer. Set "
                 f"{elsewhere.get(name, 'its counterpart')} there instead, and omit {name}."

@@ -1,6 +1,6 @@
 """Ready-made studies. A study is a function, like a recipe; its runs are stored in studies/NAME."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from swamp.algorithms import METHODS
@@ -19,18 +19,16 @@ def demo() -> Study:
 
 def baselines() -> Study:
     """Every method at 50 to 98 % on MNIST-1D (docs/explanation/results_baselines.md), three seeds; under an hour."""
-    return every_method("mnist1d-mlp", interval=20, rates=MNIST1D_RATES)
+    return _every_method("mnist1d-mlp", interval=20, rates=MNIST1D_RATES)
 
 
 def baselines_fashion_mnist() -> Study:
     """Every method at 50 to 98 % on 10,000 images of Fashion-MNIST, three seeds; about two hours on two cores."""
-    return every_method("fashion-mnist-lenet", interval=30, rates=FASHION_MNIST_RATES)
+    return _every_method("fashion-mnist-lenet", interval=30, rates=FASHION_MNIST_RATES)
 
 
-def every_method(
-    recipe: str, *, interval: int, rates: Mapping[str, float], seeds: Sequence[int] = (0, 1, 2), particles: int = 4
-) -> Study:
-    """All methods on one recipe, at all SPARSITIES.
+def _every_method(recipe: str, *, interval: int, rates: Mapping[str, float]) -> Study:
+    """All methods on one recipe, at all SPARSITIES, with three seeds and four particles.
 
     interval: steps between two updates of a dynamic mask. rates: learning rates, chosen on validation data, of methods
     that do not use the learning rate of the recipe.
@@ -41,11 +39,11 @@ def every_method(
         if method.masks == "once":
             densities = (1.0, *densities)
         key = rates.get(name), method.masks
-        grid = grids.setdefault(key, {"seed": list(seeds), "method": [], "densities": [list(map(_rounded, densities))]})
+        grid = grids.setdefault(key, {"seed": [0, 1, 2], "method": [], "densities": [list(map(_rounded, densities))]})
         grid["method"].append(name)
         if key[0] is not None:
             grid["lr"] = key[0]
-    settings = {"particles": [particles], "update_interval": interval, "keep_checkpoints": "means"}
+    settings = {"particles": [4], "update_interval": interval, "keep_checkpoints": "means"}
     view = CompareOptions(baseline="best", sparsities=SPARSITIES)
     return Study(recipe=recipe, settings=settings, grid=list(grids.values()), name="{method}-{seed}", compare=view)
 
