@@ -256,6 +256,6 @@ def test_an_agent_of_images_takes_minatar():
 
 def test_an_ablation_of_batch_orders_is_refused_for_an_agent():
     directory = SimpleNamespace(backend=None)
-    run: Any = SimpleNamespace(agent=AGENTS["ppo"], directory=directory)
+    run: Any = SimpleNamespace(problem=SimpleNamespace(agent=AGENTS["ppo"]), directory=directory)
     with pytest.raises(SwampError, match="an agent is trained by its own experience"):
         ParticleAblation._backend.func(SimpleNamespace(run=run))  # pyright: ignore
