@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from swamp.files import write_atomic
-from swamp.report.figure_description import Figure
-from swamp.report.figures.search_history import SearchedOption, TriedSetting, search_figure
-from swamp.report.statistics import ReportMetric
 from swamp.runs.budget import cost_of
 from swamp.runs.directory import write_json
 from swamp.tuning.optuna_studies import TrialRecord, TuningStudy
@@ -73,22 +70,12 @@ def write_results(directory: TuningDirectory, results: Sequence[MethodResult]) -
     if configs:
         # Imported here, because matplotlib takes a second, and a worker draws nothing.
         from swamp.report.matplotlib_renderer import draw
+        from swamp.tuning.tuning_figure import tuning_figure
 
         pictures = [directory.path / f"tuning.{suffix}" for suffix in ("png", "svg")]
         for picture in pictures:
-            draw(figure_of(tuning, results), picture, picture.suffix[1:])
+            draw(tuning_figure(tuning, results), picture, picture.suffix[1:])
     return {"configs": configs, "tables": [table], "pictures": pictures}
-
-
-def figure_of(tuning: TuningPlan, results: Sequence[MethodResult]) -> Figure:
-    """The figure of a tuning."""
-    return search_figure(
-        ReportMetric(tuning.metric),
-        not tuning.higher,
-        {one.method: [TriedSetting(t.number, t.settings, t.value) for t in one.trials] for one in results},
-        {one.method: one.importance for one in results},
-        [SearchedOption(one.option, one.log) for one in tuning.search],
-    )
 
 
 def result_json(directory: TuningDirectory, result: MethodResult) -> dict[str, Any]:
