@@ -23,6 +23,7 @@ from swamp.report.cost import (
 )
 from swamp.report.run_records import SPLITS, RunRecord, as_float, label_runs, measured, show
 from swamp.report.statistics import Paired, ReportMetric, interval, mean_known, paired
+from swamp.runs.directory import replace_nonfinite
 from swamp.runs.read import TOLERANCE
 
 At = Literal["sparsity", "equal-cost", "equal-time"]
@@ -136,16 +137,11 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that JSON can hold; numbers that are not finite become None."""
-        values = plain(asdict(self))
+        values = replace_nonfinite(asdict(self))
         for row, source in zip(values["rows"], self.rows, strict=True):
             row["sparsity"] = source.sparsity
             row["tied"] = list(source.tied)
         return values
-
-
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values that JSON can hold; numbers that are not finite become None."""
-    return cast(dict[str, Any], _plain(values))
 
 
 def compare(
@@ -231,14 +227,6 @@ def metric_of(runs: Sequence[RunRecord], metric: str, split: str) -> str:
     if metric and metric not in known:
         raise unknown("metric", metric, known)
     return metric or ("accuracy" if "accuracy" in known else known[0])
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in cast(Mapping[object, object], value).items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in cast(list[object], value)]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _first(baseline: str | None, labels: Sequence[str]) -> str:

@@ -7,7 +7,6 @@ from itertools import product
 from statistics import fmean
 from typing import Any, Literal
 
-from swamp.report.comparison import plain
 from swamp.report.figure_description import (
     Axis,
     BarChart,
@@ -25,6 +24,7 @@ from swamp.report.figure_description import (
 from swamp.report.run_records import measured
 from swamp.report.statistics import Paired, ReportMetric, interval, paired
 from swamp.report.tables import Column, Table, TableCell, comparisons_note, difference_cell, sparsity_column
+from swamp.runs.directory import replace_nonfinite
 
 _SPLITS = ("test", "validation")
 _Record = Mapping[str, Any]
@@ -113,16 +113,16 @@ class MaskByTraining:
         """For each split the cells, and the effects."""
         return [table for split in self.splits for table in (self._cells_table(split), self._effects_table(split))]
 
-    def figure(self, split: str = "test") -> Figure:
+    def figure(self) -> Figure:
         """A panel per training with a curve for each run's masks, and one with the effects of other masks."""
         metric, axis = ReportMetric(self.metric), sparsity_axis(self.densities)
         zero = level_line("0", 0.0, self.densities, in_legend=False)
         unit = Axis("points" if metric.percent else metric.heading)
-        changes = [*self._effect_curves(metric, split)]
+        changes = [*self._effect_curves(metric)]
         panels: list[Panel] = []
         for training in self.labels:
-            curves = self._curves(metric, split, training)
-            panels += panels_of(f"trained by {training}", axis, Axis(f"{split} {metric.heading}"), curves)
+            curves = self._curves(metric, training)
+            panels += panels_of(f"trained by {training}", axis, Axis(f"test {metric.heading}"), curves)
         if changes:
             panels += panels_of(f"difference to the masks of {self.labels[0]}", axis, unit, (zero, *changes))
         return Figure(
@@ -156,7 +156,7 @@ class MaskByTraining:
             for (masks, training), (steps, seconds) in self.cost.items()
         ]
         whole = {"metric": self.metric, "labels": list(self.labels), "densities": list(self.densities)}
-        return plain({**whole, "cells": cells, "effects": effects, "cost": cost})
+        return replace_nonfinite({**whole, "cells": cells, "effects": effects, "cost": cost})
 
     def _cells_table(self, split: str) -> Table:
         metric = ReportMetric(self.metric)
@@ -194,16 +194,16 @@ class MaskByTraining:
             comparisons_note(len(effects), metric),
         )
 
-    def _curves(self, metric: ReportMetric, split: str, training: str) -> Iterator[Curve]:
+    def _curves(self, metric: ReportMetric, training: str) -> Iterator[Curve]:
         for color, masks in enumerate(self.labels):
-            rows = [row for row in range(len(self.densities)) if (split, row, masks, training) in self.values]
-            means = [interval([*self.values[split, row, masks, training].values()]) for row in rows]
+            rows = [row for row in range(len(self.densities)) if ("test", row, masks, training) in self.values]
+            means = [interval([*self.values["test", row, masks, training].values()]) for row in rows]
             if rows:
                 densities = [self.densities[row] for row in rows]
                 yield interval_curve(f"masks of {masks}", densities, means, color, factor=metric.factor)
 
-    def _effect_curves(self, metric: ReportMetric, split: str) -> Iterator[Curve]:
-        effects = [effect for effect in self.effects() if (effect.split, effect.what) == (split, "mask")]
+    def _effect_curves(self, metric: ReportMetric) -> Iterator[Curve]:
+        effects = [effect for effect in self.effects() if (effect.split, effect.what) == ("test", "mask")]
         for of, given in dict.fromkeys((effect.of, effect.given) for effect in effects):
             these = [effect for effect in effects if (effect.of, effect.given) == (of, given)]
             means = [(effect.difference.mean, effect.difference.half) for effect in these]
@@ -274,7 +274,9 @@ class MaskOverlaps:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: a record for each pair of runs and sparsity."""
-        return plain({"densities": list(self.densities), "pairs": [dict(record) for record in self.records]})
+        return replace_nonfinite(
+            {"densities": list(self.densities), "pairs": [dict(record) for record in self.records]}
+        )
 
     def _curves(self, what: str, style: Style) -> Iterator[Curve]:
         for color, (name, found) in enumerate(self.groups.items()):

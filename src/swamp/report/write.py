@@ -4,33 +4,18 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from swamp.errors import SwampError
 from swamp.files import write_atomic
 from swamp.report.comparison import At, Comparison
-from swamp.report.figure_description import Figure
 from swamp.report.figures import SECTIONS
 from swamp.report.figures.outcome import accuracy_figure, equal_cost_figure
+from swamp.report.mask_comparison import MaskByTraining, MaskOverlaps
 from swamp.report.matplotlib_renderer import draw
 from swamp.report.report_data import ReportData
-from swamp.report.tables import Table, comparison_csv, comparison_markdown, markdown
-
-
-class Finding(Protocol):
-    """The result of an analysis of several runs."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        ...
-
-    def tables(self) -> Sequence[Table]:
-        """Its tables."""
-        ...
-
-    def figure(self) -> Figure:
-        """Its figure."""
-        ...
+from swamp.report.tables import comparison_csv, comparison_markdown, markdown
+from swamp.runs.directory import write_json
 
 
 def free_folder(folder: Path, made_by: Mapping[str, Any]) -> Path:
@@ -67,7 +52,7 @@ def write_comparison(
     paths = [folder / f"compare.{suffix}" for suffix in ("csv", "json", "png", "svg")]
     paths.append(folder / "comparison.md")
     write_atomic(paths[0], comparison_csv(comparison).encode())
-    _write_json(paths[1], comparison.to_json() | ({} if made_by is None else {"made_by": dict(made_by)}))
+    write_json(paths[1], comparison.to_json() | ({} if made_by is None else {"made_by": dict(made_by)}))
     draw_comparison(comparison, paths[2:4], at=at)
     write_atomic(paths[4], comparison_markdown(comparison, at=at).encode())
     return paths
@@ -80,10 +65,10 @@ def draw_comparison(comparison: Comparison, files: Sequence[Path], *, at: At = "
         draw(figure, file, file.suffix[1:].lower(), wide=True)
 
 
-def write_finding(finding: Finding, folder: Path, name: str, command: str) -> list[Path]:
+def write_finding(finding: MaskByTraining | MaskOverlaps, folder: Path, name: str, command: str) -> list[Path]:
     """Write `name`.json, .md, .png and .svg into `folder`; `command` is the command line that made the finding."""
     paths = [folder / f"{name}.{suffix}" for suffix in ("json", "md", "png", "svg")]
-    _write_json(paths[0], finding.to_json())
+    write_json(paths[0], finding.to_json())
     text = "\n".join(map(markdown, finding.tables()))
     write_atomic(paths[1], f"{text}\nMade by: `{command}`\n".encode())
     for path in paths[2:]:
@@ -127,7 +112,3 @@ def draw_run(run: Path, folder: Path) -> dict[str, Path]:
             drawn[numbered] = folder / f"{numbered}.png"
             draw(figure, drawn[numbered], "png")
     return drawn
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    write_atomic(path, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())

@@ -242,11 +242,11 @@ def verify_owner(where: str, found: Mapping[str, Any], expected: Mapping[str, st
 
 
 def replace_nonfinite(value: Any) -> Any:
-    """The same plain values with None for every number that is not finite."""
+    """The same plain values as JSON returns them: keys are text, and numbers that are not finite are None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: replace_nonfinite(inner) for key, inner in cast("dict[str, Any]", value).items()}
+        return {str(key): replace_nonfinite(inner) for key, inner in cast("dict[object, Any]", value).items()}
     if isinstance(value, list | tuple):
         return [replace_nonfinite(inner) for inner in cast("list[Any]", value)]
     return value
