@@ -165,7 +165,7 @@ def _tensor_files(place: Path) -> list[Loader]:
 
 def _cycle() -> dict[str, Any]:
     own = {"train": {"accuracy": 0.9}, "validation": None, "test": {"accuracy": 0.8, "nll": 0.4}}
-    cost = {"steps": 10, "samples": 100, "flops": 1e6, "seconds": 0.5}
+    cost = {"steps": 10, "samples": 100, "flops": 1e6, "seconds": 0.5, "sequential_steps": 5}
     density = {"prunable": 1.0, "all": 1.0, "layers": {"a": 1.0}, "heads": {}}
     particles = [{**own, "index": index, "steps": 10, "seconds": 0.1, "loss": 0.3} for index in range(2)]
     barrier = {"pair": 0.01, "mean": -0.01}
@@ -176,6 +176,8 @@ def _cycle() -> dict[str, Any]:
         "nnz": 12,
         "prunable": 12,
         **own,
+        "trunk": 0,
+        "waves": [],
         "particles": particles,
     } | {"barrier": barrier, "metrics_before_bn_update": None, **cost, "total": cost, "warnings": [], "divergences": []}
 

@@ -34,7 +34,7 @@ def costly(folder: Path, seeds: int = 3, metric: str = "accuracy", baseline: str
                 cycle(c, density, value + wobble, flops=100.0 * (k + 1), total=cost)
                 for c, (density, value) in enumerate(zip((0.5, 0.1), each, strict=True))
                 if value is not None
-                for cost in [{"steps": 1, "samples": 1, "flops": 100.0 * (k + 1), "seconds": 1}]
+                for cost in [{"steps": 1, "samples": 1, "flops": 100.0 * (k + 1), "seconds": 1, "sequential_steps": 1}]
             ]
             runs.append(write_run(folder / f"{method}-{seed}", cycles, method=method, seed=seed))
     dense = [cycle(0, 1.0, 0.95, flops=200.0)]

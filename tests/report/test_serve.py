@@ -1,5 +1,4 @@
 import http.client
-import json
 import re
 
 import pytest
@@ -7,7 +6,7 @@ import pytest
 from swamp.errors import SwampError
 from swamp.report.serve import LivePage, PageServer
 
-from .runs import cycle, write_run
+from .runs import cycle, lines_of, write_run
 
 
 def asked(server, method="GET", path="/", host=None):
@@ -68,8 +67,7 @@ def test_it_only_reads(server, method):
 def test_the_page_changes_with_the_run_and_its_tag_with_it(server, run):
     before = asked(server, "HEAD")[0].headers["ETag"]
     assert asked(server, "HEAD")[0].headers["ETag"] == before
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(cycle(1, 0.5, 0.85)) + "\n")
+    (run / "metrics.jsonl").write_text(lines_of([cycle(0, 1.0, 0.9), cycle(1, 0.5, 0.85)]))
     answer, body = asked(server)
     assert answer.headers["ETag"] != before
     assert re.search(rb"50[.]00 % sparsity", body)

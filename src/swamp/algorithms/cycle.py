@@ -266,14 +266,13 @@ class Cycle:
             tuple(line["warnings"]),
             line["density"]["heads"],
             tuple(Divergence(**one) for one in line["divergences"]),
-            trunk=line.get("trunk", 0),
-            waves=tuple(map(Wave.from_json, line.get("waves", ()))),
+            trunk=line["trunk"],
+            waves=tuple(map(Wave.from_json, line["waves"])),
         )
 
 
 def _cost(line: Mapping[str, Any]) -> Cost:
-    known = line["steps"], line["samples"], _number(line["flops"]), line["seconds"]
-    return Cost(*known, line.get("sequential_steps", 0))
+    return Cost(line["steps"], line["samples"], _number(line["flops"]), line["seconds"], line["sequential_steps"])
 
 
 def _split_metrics(fields: Mapping[str, Any]) -> SplitMetrics:

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, fields
 from statistics import fmean
 from typing import Any, Literal
 
-from swamp.errors import SwampError
 from swamp.report.run_records import RunRecord, particles_of
 from swamp.report.statistics import Paired, ReportMetric, paired
 
@@ -20,19 +19,19 @@ SLACK = 1.05
 class ModelCost:
     """The total cost of one model, from the first training step to the model.
 
-    `flops` are floating-point operations without multiplications by zero (Evci et al. 2020); None where not recorded.
+    `flops` are floating-point operations without multiplications by zero (Evci et al. 2020); None where unknown.
     """
 
     steps: float
     samples: float
     flops: float | None
     seconds: float
-    sequential_steps: float | None
-    """Steps one after another where the particles of a cycle train at the same time; None where not recorded."""
+    sequential_steps: float
+    """Steps one after another where the particles of a cycle train at the same time."""
 
 
 @dataclass(frozen=True)
-class RunCost:
+class RunCost(ModelCost):
     """The cost of a method's whole run, mean over seeds; `cycles` is the fewest and the most finished cycles.
 
     The last model of an iterative method needs all cycles, so `last` equals the run's cost. A method that trains from
@@ -42,11 +41,6 @@ class RunCost:
     seeds: int
     particles: int
     cycles: tuple[int, int]
-    steps: float
-    samples: float
-    flops: float | None
-    seconds: float
-    sequential_steps: float | None
     last: ModelCost
 
 
@@ -60,7 +54,7 @@ class CostUnit:
     measure: Literal["flops", "steps", "sequential_steps"]
     dense: float | None
 
-    def of(self, cost: ModelCost | RunCost) -> float | None:
+    def of(self, cost: ModelCost) -> float | None:
         """A cost in this unit; None where its FLOPs are unknown."""
         spent: float | None = getattr(cost, self.measure)
         return spent if spent is None or self.dense is None else spent / self.dense
@@ -127,21 +121,13 @@ class CostRank:
 
 
 def cost_unit(runs: Iterable[RunRecord], *, parallel: bool = False) -> CostUnit:
-    """FLOPs if every cycle recorded them, else steps; relative to the cheapest dense one-particle cycle.
+    """FLOPs if those of every cycle are known, else steps; relative to the cheapest dense one-particle cycle.
 
-    parallel: the time of training instead, where the particles of a cycle train at the same time. Raises SwampError if
-    a run did not record it.
+    parallel: the time of training instead, where the particles of a cycle train at the same time.
     """
     cycles = [cycle for run in runs for cycle in run.cycles]
-    if parallel:
-        if not all(cycle["sequential_steps"] for cycle in cycles):
-            raise SwampError(
-                "an earlier version of swamp wrote at least one of these runs, without the steps in sequence by which "
-                "times are compared. Compare at equal-cost, or run it again."
-            )
-        measure = "sequential_steps"
-    else:
-        measure = "flops" if all(cycle["total"]["flops"] is not None for cycle in cycles) else "steps"
+    counted = all(cycle["total"]["flops"] is not None for cycle in cycles)
+    measure = "sequential_steps" if parallel else "flops" if counted else "steps"
     # A training that diverged and was repeated costs more than one dense training.
     single = [
         c for c in cycles if c["density"]["prunable"] >= DENSE and len(c["particles"]) <= 1 and not c.get("divergences")
@@ -151,31 +137,21 @@ def cost_unit(runs: Iterable[RunRecord], *, parallel: bool = False) -> CostUnit:
 
 def model_cost(total: Mapping[str, Any]) -> ModelCost:
     """The `total` of a cycle's record."""
-    seconds, sequential = float(total["seconds"]), total.get("sequential_steps") or None
-    return ModelCost(total["steps"], total["samples"], total["flops"], seconds, sequential)
+    return ModelCost(**{one.name: total[one.name] for one in fields(ModelCost)})
 
 
 def mean_cost(costs: Sequence[ModelCost]) -> ModelCost:
-    """The mean of each field; `flops` and `sequential_steps` are None where any is."""
-
-    def known(values: Sequence[float | None]) -> float | None:
-        found = [value for value in values if value is not None]
-        return fmean(found) if len(found) == len(values) else None
-
-    return ModelCost(
-        fmean(cost.steps for cost in costs),
-        fmean(cost.samples for cost in costs),
-        known([cost.flops for cost in costs]),
-        fmean(cost.seconds for cost in costs),
-        known([cost.sequential_steps for cost in costs]),
-    )
+    """The mean of each field; `flops` is None where any is."""
+    values: dict[str, list[Any]] = {one.name: [getattr(cost, one.name) for cost in costs] for one in fields(ModelCost)}
+    means: dict[str, Any] = {name: None if None in found else fmean(found) for name, found in values.items()}
+    return ModelCost(**means)
 
 
 def run_cost(runs: Sequence[RunRecord]) -> RunCost:
     """The cost of the runs of one method, mean over them."""
 
     def total(run: RunRecord, key: str) -> Any:
-        values: list[Any] = [cycle.get(key) for cycle in run.cycles]
+        values: list[Any] = [cycle[key] for cycle in run.cycles]
         return None if None in values else sum(values)
 
     wholes = [{one.name: total(run, one.name) for one in fields(ModelCost)} for run in runs]

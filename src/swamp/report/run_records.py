@@ -3,7 +3,7 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -18,15 +18,13 @@ from swamp.runs.directory import PROVENANCE, RunDirectory
 SPLITS = ("train", "validation", "test")
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 _COSTS = ("steps", "samples", "flops", "seconds", "sequential_steps")
-_LATER_COSTS = ("flops", "sequential_steps")
-"""Costs that earlier versions did not record."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
     """One run: its directory, its configuration, and one record per finished cycle (at least one, in order).
 
-    Every record has `flops` and `sequential_steps`, None where not recorded, and `total`, the cost of its model in all.
+    Every record has its costs and `total`, the cost of its model in all; `flops` is None where it is unknown.
     """
 
     directory: RunDirectory
@@ -42,8 +40,6 @@ class RunRecord:
 
 def read_run(path: Path | str) -> RunRecord:
     """Read `config.json` and `metrics.jsonl` of a run directory.
-
-    Records without `total` get the sums over all cycles so far.
 
     Args:
         path: a run directory.
@@ -76,7 +72,7 @@ def read_run(path: Path | str) -> RunRecord:
             raise _damaged(f"{metrics}, line {number}", f"cycle {two['cycle']} comes after cycle {one['cycle']}")
     if config.get("test_data") is False:
         cycles = [*map(_without_test, cycles)]
-    return RunRecord(directory, config, tuple(_with_totals(cycles)))
+    return RunRecord(directory, config, tuple(cycles))
 
 
 def _without_test(cycle: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,10 +161,10 @@ def _cycle(directory: RunDirectory, line: bytes, where: str) -> Mapping[str, Any
     if directory.run:
         cycle = directory.verify(cycle, where, directory.record(cycle["cycle"]))
     _check_costs(cycle, where, "")
-    if (total := cycle.get("total")) is not None:
-        if not isinstance(total, dict):
-            raise _damaged(where, "'total' is neither an object nor null")
-        _check_costs(cast(dict[str, Any], total), where, "total.")
+    total: Any = cycle.get("total")
+    if not isinstance(total, dict):
+        raise _damaged(where, "'total' is not an object")
+    _check_costs(cast(dict[str, Any], total), where, "total.")
     density: Any = cycle.get("density")
     for key in ("prunable", "all"):
         value = as_float(cast(Any, density).get(key)) if isinstance(density, dict) else None
@@ -187,7 +183,8 @@ def _cycle(directory: RunDirectory, line: bytes, where: str) -> Mapping[str, Any
 
 def _check_costs(holder: Mapping[str, Any], where: str, prefix: str) -> None:
     for key in _COSTS:
-        unknown = key in _LATER_COSTS and holder.get(key) is None
+        # FLOPs that are unknown are null.
+        unknown = key == "flops" and key in holder and holder[key] is None
         if not unknown and as_float(holder.get(key)) is None:
             raise _damaged(where, f"'{prefix}{key}' is not a number")
 
@@ -196,17 +193,6 @@ def _check_metrics(holder: Mapping[str, Any], where: str) -> None:
     for split in SPLITS:
         if not isinstance(holder.get(split), dict | None):
             raise _damaged(where, f"{split!r} is neither an object nor null")
-
-
-def _with_totals(cycles: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    spent: dict[str, float | None] = dict.fromkeys(_COSTS, 0)
-    for cycle in cycles:
-        for key, before in spent.items():
-            now = cycle.get(key)
-            spent[key] = None if before is None or now is None else before + now
-        total = cycle.get("total") or spent
-        later = {key: cycle.get(key) for key in _LATER_COSTS}
-        yield {**cycle, **later, "total": {key: total.get(key) for key in _COSTS}}
 
 
 def _object(data: bytes, where: str) -> dict[str, Any]:
