@@ -22,7 +22,8 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
     Args:
         function: Tensor -> tensor.
-        value: A tensor, or tensors in tuples, lists, dicts (other mappings become dicts) and dataclasses, nested.
+        value: A tensor, or tensors in tuples, lists, dicts (other mappings become dicts) and dataclasses, nested. Own
+            classes of these kinds are made anew by their constructors.
     """
     return _map_leaves(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, value)
 
@@ -36,6 +37,10 @@ def _map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
         if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
             parts = {field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf) if field.init}
             return dataclasses.replace(leaf, **{name: _map_leaves(function, part) for name, part in parts.items()})
+        if isinstance(leaf, list | tuple):
+            # torch opens no class derived from list or tuple, and older versions none derived from a named tuple.
+            changed = [_map_leaves(function, part) for part in cast("Sequence[Any]", leaf)]
+            return type(leaf)(*changed) if hasattr(leaf, "_fields") else type(leaf)(changed)  # pyright: ignore
         return function(leaf)
 
     return function(value) if isinstance(value, Tensor) else tree_map(one, value)
@@ -63,9 +68,13 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             for key, part in cast("Mapping[Any, Any]", leaf).items():
                 yield from _leaves(part, f"{place}.{key}" if place else str(key))
         elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            for field in dataclasses.fields(leaf):
+            # Only those that `_map_leaves` changes: the class computes the others.
+            for field in (field for field in dataclasses.fields(leaf) if field.init):
                 name = f"{place}.{field.name}" if place else field.name
                 yield from _leaves(getattr(leaf, field.name), name)
+        elif isinstance(leaf, list | tuple):
+            for number, part in enumerate(cast("Sequence[Any]", leaf)):
+                yield from _leaves(part, f"{place}.{number}" if place else str(number))
         else:
             yield place, leaf
 

@@ -15,6 +15,7 @@ from swamp.runtime import checks, network, state_dict
 from swamp.runtime.checks import difference, differing_nodes
 from swamp.runtime.flat_model import call_arguments
 from swamp.runtime.kernels import KernelConfig, KernelExecutor
+from swamp.runtime.program import Outputs
 from swamp.runtime.regions import partition
 from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
 from swamp.runtime.tracing import trace
@@ -245,6 +246,152 @@ def test_arguments_and_outputs_are_nested_as_in_the_original(tmp_path):
         network(x, mask, extras={"other": x})
     with pytest.raises(SwampError, match=r"'mask' has shape \(2, 8\).*takes \(3, 8\)"):
         network(x, mask[:2], extras=example["extras"])
+
+
+class LabelledPair(Pair):
+    """A class derived from a named tuple, as PackedSequence is."""
+
+
+class Images(list[Tensor]):
+    """A list with a method."""
+
+    def joined(self):
+        return torch.cat(tuple(self), 1)
+
+
+class Shifts(tuple[Tensor, ...]):
+    """A tuple with a property."""
+
+    __slots__ = ()
+
+    @property
+    def last(self):
+        return self[-1]
+
+
+@dataclasses.dataclass
+class Batch:
+    x: Tensor
+    pair: Pair
+    mask: Tensor | None = None
+    scale: float = 2.0
+
+
+class Reading(nn.Module):
+    """The output depends on each tensor in the containers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(8, 4)
+
+    def forward(self, batch, *more, shifts=None, **named):
+        x = self.a(batch.x) * batch.scale + batch.pair.first + (0 if batch.mask is None else batch.mask)
+        x = x + 3 * batch.pair.second + (0 if shifts is None else 5 * shifts.last + shifts[0])
+        for images in more:
+            x = x + self.b(images.joined())
+        return x + sum(factor * part["deep"][0] for factor, part in enumerate(named.values(), 7))
+
+
+def containers(rows: int, seed: int) -> dict[str, Any]:
+    """Arguments of `Reading` in every kind of container."""
+    x = [numbers(rows, 4, seed=10 * seed + number) for number in range(6)]
+    pair = LabelledPair(x[1], x[2]) if seed else Pair(x[1], x[2])
+    named = {"outputs": Outputs(deep=(x[4],), no=None), "ordered": OrderedDict(deep=[x[5]])}
+    return {"batch": Batch(x[0], pair, x[3]), "shifts": Shifts((x[3], x[2])), **named}
+
+
+@pytest.mark.parametrize("kind", [Pair, LabelledPair])
+def test_every_tensor_of_the_example_becomes_an_input_in_every_kind_of_container(kind, tmp_path):
+    model = built(Reading, 0.5)
+    example = containers(3, 1 if kind is LabelledPair else 0)
+    network = exported(model, tmp_path, example)
+    assert [one.name for one in network.program.inputs] == [
+        *("batch.x", "batch.pair.first", "batch.pair.second", "batch.mask", "shifts.0", "shifts.1"),
+        *("outputs.deep.0", "ordered.deep.0"),
+    ]
+    for given in (example, containers(3, 2), containers(4, 3)):
+        assert difference(outputs_of(network, given), outputs_of(model, given)) < 1e-5
+    optional = dataclasses.replace(example["batch"], mask=None)
+    alone = exported(model, tmp_path, (optional, Images([numbers(3, 4), numbers(3, 4, seed=1)])))
+    given = (optional, Images([numbers(3, 4, seed=7), numbers(3, 4, seed=8)]))
+    assert difference(outputs_of(alone, given), outputs_of(model, given)) < 1e-5
+    with pytest.raises(SwampError, match=r"argument 'batch.mask' was None when the network was exported"):
+        alone(example["batch"], *given[1:])
+    with pytest.raises(SwampError, match=r"argument 'outputs' needs the entries deep, no; 'more' is unknown"):
+        network(**{**example, "outputs": {**example["outputs"], "more": numbers(3, 4)}})
+
+
+@dataclasses.dataclass
+class Derived:
+    """A tensor that the constructor does not take."""
+
+    x: Tensor
+    mask: Tensor | None = dataclasses.field(default=None, init=False)
+
+
+@dataclasses.dataclass
+class Scaled:
+    """Its constructor changes what it is given."""
+
+    x: Tensor
+
+    def __post_init__(self):
+        self.x = self.x / 255
+
+
+class Padded(list[Tensor]):
+    """A list with another constructor than lists have."""
+
+    def __init__(self, first, count) -> None:
+        super().__init__([first] * count)
+
+
+class Entry(nn.Module):
+    def forward(self, x, *x0):
+        return x
+
+
+class Starred(nn.Module):
+    def forward(self, x0, *x):
+        return x0 + x[0]
+
+
+@pytest.mark.parametrize("kind", ["derived", "scaled", "padded", "same place", "same name"])
+def test_an_example_whose_tensors_cannot_all_be_replaced_is_refused(kind):
+    x = numbers(3, 4)
+    derived = Derived(x)
+    derived.mask = x
+    cases: dict[str, tuple[nn.Module, Any, str]] = {
+        "derived": (Entry(), (derived,), r"'x.mask' of the example changes if it is made again with other tensors"),
+        "scaled": (Entry(), (Scaled(x),), r"'x.x' of the example changes if it is made again with other tensors"),
+        "padded": (Entry(), (Padded(x, 2),), "the example cannot be made again with other tensors .*'count'"),
+        "same place": (Entry(), ({"a": {"b": x}, "a.b": x + 1},), "the example cannot be made again"),
+        "same name": (Starred(), (x, x + 1), "the example cannot be made again"),
+    }
+    model, example, message = cases[kind]
+    with pytest.raises(SwampError, match=message):
+        trace(model, example)
+
+
+class WithDefaults(nn.Module):
+    """An argument whose default is no constant of a program stands before another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x, kind=(1, 2), scale=None, shift=1.0):
+        return self.a(x) * (kind[1] if scale is None else scale) + shift
+
+
+def test_arguments_after_a_default_that_is_no_constant_are_inputs_or_constants(tmp_path):
+    model = built(WithDefaults, 0.5)
+    network = exported(model, tmp_path, {"x": numbers(3, 4), "scale": numbers(3, 4, seed=1)})
+    given = {"x": numbers(5, 4, seed=2), "scale": numbers(5, 4, seed=3)}
+    assert difference(outputs_of(network, given), outputs_of(model, given)) < 1e-5
+    assert difference(network(**given, shift=1.0), outputs_of(model, given)) < 1e-5
+    with pytest.raises(SwampError, match="argument 'kind' was 'default of type tuple' when the network was exported"):
+        network(given["x"], given["scale"])
 
 
 @pytest.mark.parametrize("what", ["dataclass", "named tuple", "ordered"])

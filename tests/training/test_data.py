@@ -1,5 +1,6 @@
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from swamp.batches import as_batch, batch_to
+from swamp.batches import as_batch, batch_to, map_tensors, tensors_of
 from swamp.errors import SwampError
 from swamp.training import Seed, TensorData
 from swamp.training.data import BatchList, DatasetData
@@ -237,6 +238,34 @@ def test_a_batch_moves_with_all_its_tensors():
     fields, targets = batch_to(({"x": INPUTS}, TARGETS), device)
     plain, _ = batch_to((INPUTS, TARGETS), device)
     assert {fields["x"].device.type, targets.device.type, plain.device.type} == {"meta"}
+
+
+class Columns(list[Tensor]):
+    """A class derived from list, which torch does not open."""
+
+
+@dataclass
+class Counted:
+    """The constructor computes a tensor between those that it takes."""
+
+    x: Tensor
+    total: Tensor = field(init=False)
+    y: Tensor
+
+    def __post_init__(self) -> None:
+        self.total = self.x.sum()
+
+
+def test_the_tensors_of_own_classes_are_found_and_changed_in_the_same_order():
+    batch = {"columns": Columns([INPUTS, INPUTS + 1]), "counted": Counted(INPUTS + 2, TARGETS)}
+    found = tensors_of(batch)
+    assert list(found) == ["columns.0", "columns.1", "counted.x", "counted.y"]
+    changed: list[Tensor] = []
+    again = map_tensors(lambda tensor: changed.append(tensor) or -tensor, batch)
+    assert all(a is b for a, b in zip(found.values(), changed, strict=True))
+    assert isinstance(again["columns"], Columns)
+    assert torch.equal(again["columns"][1], -INPUTS - 1)
+    assert torch.equal(again["counted"].total, -batch["counted"].total)
 
 
 class Damaged(Dataset):

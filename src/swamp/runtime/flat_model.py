@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from swamp.batches import map_tensors
 from swamp.errors import SwampError
 from swamp.runtime.program import Outputs, Ref
 
@@ -30,53 +31,44 @@ class FlatModel(nn.Module):
     def __init__(self, model: nn.Module, example: Any) -> None:
         super().__init__()
         self.model = model
-        self.tensors: dict[str, Tensor] = {}
-        """Input name -> tensor of the example."""
         args, kwargs = call_arguments(example)
-        self.arguments = {name: self._plain(value, name) for name, value in _bound(model, args, kwargs).items()}
+        self.arguments, tensors = self._plain_arguments(args, kwargs)
+        self.tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        """Input name -> tensor of the example."""
         self.record = _Record()
-        self.call = (args, kwargs)
+        # In the order of the signature, which is that of the tensors.
+        self.call = args, {name: kwargs[name] for name in self.arguments if name in kwargs}
+        self._require_replaceable()
 
-    def _plain(self, value: Any, place: str) -> Any:
-        """The value with references in place of its tensors, which are recorded; dataclasses become dicts."""
-        if isinstance(value, Tensor):
-            self.tensors[place] = value.detach().cpu()
-            return Ref(place)
-        parts = _parts(value)
-        if parts is not None:
-            return {key: self._plain(inner, f"{place}.{key}") for key, inner in parts.items()}
-        if isinstance(value, list | tuple):
-            inner = [self._plain(one, f"{place}.{n}") for n, one in enumerate(cast("Sequence[Any]", value))]
-            return tuple(inner) if isinstance(value, tuple) else inner
-        if value is None or isinstance(value, bool | int | float | str):
-            return value
-        raise SwampError(
-            f"the example has a {type(value).__name__} at {place!r}; an exported network takes tensors, numbers, text "
-            "and None, in tuples, lists, dicts and dataclasses."
-        )
+    def _plain_arguments(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The arguments by name with references in place of their tensors, and these tensors by place."""
+        tensors: dict[str, Tensor] = {}
+        bound = _bound(self.model, args, kwargs)
+        return {name: _plain(value, name, tensors) for name, value in bound.items()}, tensors
 
-    def _filled(self, original: Any, stated: Any, tensors: Mapping[str, Tensor]) -> Any:
-        """`original` with other tensors in the places that `stated` names."""
-        if isinstance(stated, Ref):
-            return tensors[stated.name]
-        if isinstance(original, list | tuple):
-            items = [self._filled(a, b, tensors) for a, b in zip(cast("Any", original), stated, strict=True)]
-            return type(original)(*items) if hasattr(original, "_fields") else type(original)(items)  # pyright: ignore
-        parts = _parts(original)
-        if parts is None:
-            return original
-        changed = {key: self._filled(part, stated[key], tensors) for key, part in parts.items()}
-        if dataclasses.is_dataclass(original) and not isinstance(original, type | Mapping):
-            return dataclasses.replace(original, **changed)
-        return changed
+    def _given(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of the example with other tensors."""
+        remaining = iter(tensors)
+        return map_tensors(lambda _: next(remaining), self.call)
+
+    def _require_replaceable(self) -> None:
+        """Raises SwampError if `_given` loses a tensor or changes a value: a file would ignore this input."""
+        others = {place: tensor.clone() for place, tensor in self.tensors.items()}
+        try:
+            arguments, found = self._plain_arguments(*self._given(list(others.values())))
+        # Containers may have constructors of any kind.
+        except Exception as error:
+            raise SwampError(f"the example cannot be made again with other tensors ({error}). {_CONTAINERS}") from error
+        lost = [place for place, tensor in others.items() if found.get(place) is not tensor]
+        if lost or arguments != self.arguments:
+            place = lost[0] if lost else next(name for name in arguments if arguments[name] != self.arguments[name])
+            raise SwampError(f"{place!r} of the example changes if it is made again with other tensors. {_CONTAINERS}")
 
     def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
         """The flat outputs of the model."""
-        named = dict(zip(self.tensors, tensors, strict=True))
-        args, kwargs = self.call
-        bound = _bound(self.model, args, kwargs)
-        filled = {name: self._filled(bound[name], stated, named) for name, stated in self.arguments.items()}
-        args, kwargs = _unbound(self.model, filled)
+        args, kwargs = self._given(tensors)
         flat: list[Any] = []
         self.record.left_out = []
         self.record.output = self._flattened(self.model(*args, **kwargs), flat, "output")
@@ -136,10 +128,14 @@ def call_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 _CONSTANTS = (bool, int, float, str)
+_CONTAINERS = (
+    "An exported network takes tensors in tuples, lists, dicts and dataclasses. The constructor of such a class of "
+    "your own must take its parts and store them unchanged."
+)
 
 
 def _bound(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameter name -> argument, with the defaults of those before it that are not given."""
+    """Parameter name -> argument, or its default. A default that a program cannot state is text."""
     signature = inspect.signature(model.forward)
     try:
         bound = signature.bind(*args, **kwargs)
@@ -153,33 +149,34 @@ def _bound(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
             found |= bound.arguments.get(name, {})
         elif name in bound.arguments:
             found[name] = bound.arguments[name]
-        elif parameter.default is None or isinstance(parameter.default, _CONSTANTS):
-            found[name] = parameter.default
         else:
-            break
+            constant = parameter.default is None or isinstance(parameter.default, _CONSTANTS)
+            found[name] = parameter.default if constant else f"default of type {type(parameter.default).__name__}"
     return found
 
 
-def _unbound(model: nn.Module, found: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """Positional and keyword arguments for the parameters that `_bound` found."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    starred = next((one.name for one in parameters if one.kind is one.VAR_POSITIONAL), None)
-    named = {one.name: one.kind for one in parameters}
-    positional: list[Any] = []
-    keyword: dict[str, Any] = {}
-    for name, value in found.items():
-        many = starred is not None and name not in named and name.removeprefix(starred).isdigit()
-        by_place = name in named and named[name] in (inspect.Parameter.POSITIONAL_ONLY,)
-        if many or by_place or (starred is not None and name in named and not keyword):
-            positional.append(value)
-        else:
-            keyword[name] = value
-    return positional, keyword
+def _plain(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    """The value with references in place of its tensors, which are added to `tensors`; dataclasses become dicts."""
+    if isinstance(value, Tensor):
+        tensors[place] = value
+        return Ref(place)
+    parts = _parts(value)
+    if parts is not None:
+        return {key: _plain(inner, f"{place}.{key}", tensors) for key, inner in parts.items()}
+    if isinstance(value, list | tuple):
+        inner = [_plain(one, f"{place}.{n}", tensors) for n, one in enumerate(cast("Sequence[Any]", value))]
+        return tuple(inner) if isinstance(value, tuple) else inner
+    if value is None or isinstance(value, _CONSTANTS):
+        return value
+    raise SwampError(
+        f"the example has a {type(value).__name__} at {place!r}; an exported network takes tensors, numbers, text "
+        "and None, in tuples, lists, dicts and dataclasses."
+    )
 
 
 def _parts(value: Any) -> dict[str, Any] | None:
     """The entries of a mapping, or the fields of a dataclass or named tuple; None for anything else."""
-    if isinstance(value, Mapping) or type(value).__name__ == "BatchEncoding":
+    if isinstance(value, Mapping):
         return {str(key): part for key, part in cast("Mapping[Any, Any]", value).items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}

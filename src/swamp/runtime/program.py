@@ -338,12 +338,15 @@ def _leaves(stated: Any, given: Any, place: str) -> list[Any]:
         return [given]
     if isinstance(stated, Mapping):
         parts = cast("Mapping[str, Any]", stated)
-        try:
-            inner: dict[str, Any] = {
-                key: given[key] if isinstance(given, Mapping) else getattr(given, key) for key in parts
-            }
-        except (KeyError, AttributeError) as error:
-            raise SwampError(f"argument {place!r} needs the entries {', '.join(parts)}; {error} is missing.") from error
+        if isinstance(given, Mapping):
+            inner = {str(key): part for key, part in cast("Mapping[Any, Any]", given).items()}
+        else:
+            inner = {key: getattr(given, key) for key in parts if hasattr(given, key)}
+        if wrong := sorted(set(inner) ^ set(parts)):
+            raise SwampError(
+                f"argument {place!r} needs the entries {', '.join(parts)}; {wrong[0]!r} is "
+                f"{'missing' if wrong[0] in parts else 'unknown'}."
+            )
         return [leaf for key, part in parts.items() for leaf in _leaves(part, inner[key], f"{place}.{key}")]
     if isinstance(stated, list | tuple):
         items, untyped = cast("list[Any]", stated), given
