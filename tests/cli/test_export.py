@@ -6,7 +6,9 @@ import json
 import threading
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +17,8 @@ import swamp as library
 from swamp.cli.export import latency_table
 from swamp.console import plain_console
 from swamp.files import digest, load_tensors
+from swamp.runs.config import RunConfig
+from swamp.runs.execute import prepare
 from swamp.runtime.benchmark import Latency
 
 from .command import swamp
@@ -49,6 +53,34 @@ def test_an_exported_run_has_the_recorded_accuracy(run, capsys, tmp_path):
     assert [(line["runtime"], line["batch"]) for line in found["latencies"]] == [
         ("torch", 1), ("swamp", 1), ("torch", 4), ("swamp", 4)
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_benchmark_measures_a_regression_as_its_run_did(capsys, tmp_path):
+    arguments = ["--epochs", "3", "--sparsity", "0.5", "--device", "cpu", "--backend", "sequential", "--quiet"]
+    assert swamp("run", "diabetes-mlp", *arguments, "--barrier-threshold", "1e9", "--out", tmp_path / "run") == 0
+    assert swamp("export", tmp_path / "run") == 0
+    capsys.readouterr()
+    arguments = ["--batch", "4", "--runtimes", "torch", "--seconds", "0.05", "--json"]
+    assert swamp("benchmark", tmp_path / "run" / "export.safetensors", *arguments) == 0
+    accuracy = json.loads(capsys.readouterr().out)["accuracy"]
+    assert accuracy["file"] == pytest.approx(accuracy["run"], rel=1e-4)
+    assert "rmse" in accuracy["file"]
+
+
+@pytest.mark.slow
+def test_a_benchmark_warns_where_its_task_calls_the_network_in_another_way(run, capsys, tmp_path, monkeypatch):
+    assert swamp("export", run, "-o", tmp_path / "x.safetensors") == 0
+    narrow = prepare(RunConfig.load(run / "config.json"))[0].task
+    monkeypatch.setattr(
+        "swamp.cli.export.prepare",
+        lambda config: (SimpleNamespace(task=replace(narrow, forward=lambda model, x: model(x[..., :7]))), None),
+    )
+    arguments = ["--batch", "4", "--runtimes", "torch", "--seconds", "0.05"]
+    assert swamp("benchmark", tmp_path / "x.safetensors", *arguments) == 0
+    printed = capsys.readouterr()
+    assert "the metrics from the file were not measured: input" in printed.err
+    assert "from the file" not in printed.out
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shlex
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,11 +14,10 @@ import torch
 import tyro
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor, nn
+from torch import nn
 
 from swamp.analysis.run_data import RunData
 from swamp.api.origin import example_inputs
-from swamp.batches import batch_to
 from swamp.cli.session import Err, Out, parse, print_json, warnings_to
 from swamp.datasets.problem import Problem
 from swamp.errors import SwampError, unknown
@@ -33,14 +33,12 @@ from swamp.runtime import load
 from swamp.runtime.archive import read, save
 from swamp.runtime.benchmark import SWAMP, Latency, NetworkSize, benchmark, best_dense, measure_size
 from swamp.runtime.exporting import CheckedProgram, checked_program
-from swamp.runtime.flat_model import call_arguments
 from swamp.runtime.formats import WRITERS
 from swamp.runtime.program import Program
 from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
 from swamp.runtime.tracing import bake_mask
-from swamp.training import Task
-from swamp.training.data import Data
 from swamp.training.module_extra_state import load_state
+from swamp.training.task import predict
 
 _FORMATS = {**{name: name for name in WRITERS}, "safetensors": "sparse"}
 
@@ -239,22 +237,21 @@ def _row(one: Latency, latencies: Sequence[Latency]) -> dict[str, Any]:
     return {**asdict(one), "throughput": one.throughput, "ratio": ratio}
 
 
-def _accuracy(path: Path, program: Program) -> dict[str, Any]:
-    """The metrics of the file on the test data, executed by swamp, and those that the run recorded."""
+def _accuracy(path: Path, program: Program) -> dict[str, Any] | None:
+    """The metrics of the file on the test data, executed by swamp, and those that the run recorded.
+
+    None, with a warning, where the task calls the network in another way than the export did.
+    """
     problem, _ = prepare(RunConfig.from_json({**program.provenance["config"], "device": "cpu"}))
-    test = problem.task.require_outputs("a comparison of outputs")
-    return {"file": _metrics(load(path, batch=128), problem.task, test), "run": program.provenance["test"]}
-
-
-def _metrics(network: nn.Module, task: Task, data: Data) -> dict[str, float]:
-    outputs: list[Tensor] = []
-    targets: list[Tensor] = []
-    for batch in data.in_order(128):
-        inputs, target = batch_to(batch, torch.device("cpu"))
-        args, kwargs = call_arguments(inputs)
-        outputs.append(network(*args, **kwargs))
-        targets.append(target)
-    return {name: metric(torch.cat(outputs), torch.cat(targets)) for name, metric in task.metrics.items()}
+    task = problem.task
+    test = task.require_outputs("a comparison of outputs")
+    try:
+        outputs, targets = predict(load(path, batch=128), task, test, batch_size=128)
+    except SwampError as error:
+        warnings.warn(f"the metrics from the file were not measured: {error}", stacklevel=2)
+        return None
+    metrics = {name: metric(outputs, targets) for name, metric in task.metrics.items()}
+    return {"file": metrics, "run": program.provenance["test"]}
 
 
 def _print(path: Path, size: NetworkSize, accuracy: dict[str, Any] | None, latencies: Sequence[Latency]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from html import escape
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, cast
 
@@ -362,7 +363,8 @@ def predict(
         (torch.Size([5, 2]), [0, 1, 0, 1, 0])
     """
     task.require_outputs("predict")
-    device = next(model.parameters()).device
+    # An exported network has buffers only.
+    device = next(chain(model.parameters(), model.buffers())).device
     data = sampled(data, examples)
     batch_size = batch_size or _fast_batch(data, device)
     outputs: list[Tensor] = []
