@@ -11,6 +11,7 @@ import torch
 import swamp
 from swamp.errors import SwampError
 from swamp.files import load_tensors
+from swamp.runtime import formats
 from swamp.runtime.archive import save
 from swamp.runtime.benchmark import benchmark, best_dense, measure_size
 from swamp.runtime.formats import WRITERS, read_csr
@@ -73,6 +74,57 @@ def test_every_format_computes_the_same_outputs(name, model, program, tmp_path):
     inputs = numbers(3, 1, 8, 8)
     with torch.no_grad():
         assert torch.allclose(LOADERS[name](path, model)(inputs), model(inputs), atol=1e-4)
+
+
+class _Several(torch.nn.Module):
+    """Outputs of several types, one of them twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = self.a(x)
+        return y, y.masked_fill(y < 0, -torch.inf), y > 0, y.argmax(1), y
+
+
+@pytest.mark.slow
+def test_all_outputs_of_an_onnx_graph_are_compared(tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    program = trace(built(_Several, 0.5), numbers(2, 4))
+    formats.to_onnx(program, tmp_path / "x.onnx")
+    assert (tmp_path / "x.onnx").exists()
+    call = formats.onnx_call
+    for place, change in ((1, 1e-3), (2, True), (3, 1)):
+
+        def changed(data, place=place, change=change):
+            def run(inputs):
+                found = call(data)(inputs)
+                found[place] = found[place] ^ change if change is True else found[place] + change
+                return found
+
+            return run
+
+        monkeypatch.setattr(formats, "onnx_call", changed)
+        with pytest.raises(SwampError, match=f"ONNX graph differ from those of torch by .* in '{place}'; export to"):
+            formats.to_onnx(program, tmp_path / "y.onnx")
+    assert not (tmp_path / "y.onnx").exists()
+
+
+class _InFloat32(torch.nn.Module):
+    """Names float32 between its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x).double().float().softmax(-1, dtype=torch.float32))
+
+
+def test_bfloat16_is_measured_for_a_network_that_names_float32():
+    (latency,) = benchmark(trace(built(_InFloat32, 0.5), numbers(2, 4)), [2], ["torch bf16"], seconds=0.01)
+    assert latency.note == "dense, not float32"
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Exported networks on a device: most is checked on the CPU, one test needs a GPU."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -44,6 +46,24 @@ def test_inputs_and_outputs_have_the_dtypes_of_the_network(network, dtype, toler
     assert "GPU" in module.layers["0"].unsupported_reason or "cuda" in module.layers["0"].unsupported_reason.lower()
 
 
+class Nested(nn.Module):
+    """Named outputs, nested."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.a(x)
+        return OrderedDict(logits=y, hidden=[y, x], places=y.argmax(1))
+
+
+def test_named_and_nested_outputs_have_the_dtypes_of_the_network():
+    found = GpuNetwork(trace(Nested(), torch.ones(2, 4)), CPU, torch.bfloat16)(torch.ones(3, 4))
+    assert [found.logits.dtype, *(one.dtype for one in found.hidden)] == 3 * [torch.float32]
+    assert found.places.dtype == torch.int64
+
+
 @pytest.mark.parametrize(("times", "chosen"), [((2.0, 1.0), True), ((1.0, 2.0), False)])
 def test_the_faster_product_is_kept(network, monkeypatch, times, chosen):
     program, model, inputs = network
@@ -77,6 +97,9 @@ def test_wrong_inputs_dtypes_and_devices_are_refused(network, tmp_path):
     save(program, tmp_path / "x.safetensors")
     with pytest.raises(SwampError, match="on CPU exported networks compute in float32"):
         load(tmp_path / "x.safetensors", dtype=torch.bfloat16)
+    for batch in (0, (), (1, -1)):
+        with pytest.raises(SwampError, match="batch sizes must be 1 or more"):
+            load(tmp_path / "x.safetensors", device="meta", batch=batch)
     for name in ("nowhere", *([] if torch.cuda.is_available() else ["cuda"])):
         with pytest.raises(SwampError, match=f"the device '{name}' cannot be used"):
             load(tmp_path / "x.safetensors", device=name)

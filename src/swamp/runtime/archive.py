@@ -198,8 +198,9 @@ def _rest(description: Mapping[str, Any], compressed: Tensor) -> dict[str, Tenso
     begin = 0
     for name, (shape, _) in description.items():
         part = data[begin : begin + sizes[name]]
-        empty = torch.zeros(shape, dtype=dtypes[name])
-        tensors[name] = torch.frombuffer(part, dtype=dtypes[name]).reshape(shape).clone() if part else empty
+        # torch.frombuffer refuses an empty buffer.
+        flat = torch.frombuffer(part, dtype=dtypes[name]) if part else torch.empty(0, dtype=dtypes[name])
+        tensors[name] = flat.reshape(shape).clone()
         begin += sizes[name]
     return tensors
 

@@ -21,6 +21,7 @@ from swamp.errors import SwampError
 from swamp.runtime.archive import tensor_bytes
 from swamp.runtime.dense import DenseNetwork
 from swamp.runtime.formats import Call, onnx_call, to_onnx
+from swamp.runtime.gpu import in_dtype
 from swamp.runtime.kernels import CsrExecutor
 from swamp.runtime.network import SparseNetwork
 from swamp.runtime.program import LAYERS, Program
@@ -187,7 +188,7 @@ def _torch(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
 
 
 def _torch_bf16(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
-    network: Any = DenseNetwork(fold_batchnorm(program)).eval().to(torch.bfloat16)
+    network: Any = DenseNetwork(in_dtype(fold_batchnorm(program), torch.bfloat16)).eval().to(torch.bfloat16)
 
     def call(inputs: Sequence[Tensor]) -> Any:
         return network.execute([x.to(torch.bfloat16) if x.is_floating_point() else x for x in inputs])

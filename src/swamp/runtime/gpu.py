@@ -55,7 +55,7 @@ class GpuNetwork(ExportedNetwork):
     """
 
     def __init__(self, program: Program, device: torch.device, dtype: torch.dtype, *, batch: int = 32) -> None:
-        super().__init__(_in_dtype(fold_batchnorm(program), dtype))
+        super().__init__(in_dtype(fold_batchnorm(program), dtype))
         self.dense = DenseNetwork(self.program, device).eval().to(device)
         for name, buffer in self.dense.named_buffers():
             if buffer.is_floating_point():
@@ -69,11 +69,8 @@ class GpuNetwork(ExportedNetwork):
 
     def execute(self, inputs: Sequence[Tensor], batch: int) -> Any:
         """The output of the network, on the device."""
-        output = self.dense.execute([self._converted(tensor.to(self.device)) for tensor in inputs])
-        return torch.utils._pytree.tree_map(_to_float32, output)  # pyright: ignore
-
-    def _converted(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+        output = self.dense.execute([_cast(tensor.to(self.device), self.dtype) for tensor in inputs])
+        return map_refs(output, lambda tensor: _cast(tensor, torch.float32), Tensor)
 
     def _tune(self, node: Node, name: str, batch: int) -> None:
         """Time the dense and the sparse product of a layer, and keep the faster one."""
@@ -97,7 +94,7 @@ class GpuNetwork(ExportedNetwork):
             setattr(self.dense, attribute, sparse)
 
 
-def _in_dtype(program: Program, dtype: torch.dtype) -> Program:
+def in_dtype(program: Program, dtype: torch.dtype) -> Program:
     """The program with `dtype` in place of float32, where an operator names a type."""
 
     def converted(value: torch.dtype) -> torch.dtype:
@@ -136,5 +133,5 @@ def median_seconds(call: Callable[[], object], device: torch.device) -> float:
     return statistics.median(times)
 
 
-def _to_float32(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor

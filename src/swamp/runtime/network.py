@@ -75,9 +75,7 @@ class SparseNetwork(ExportedNetwork):
     """
 
     def __init__(self, program: Program, *, batch: int | Sequence[int] = (1, 32)) -> None:
-        sizes = (batch,) if isinstance(batch, int) else tuple(batch)
-        if not sizes or any(size < 1 for size in sizes):
-            raise SwampError(f"batch sizes must be 1 or more, got {sizes}.")
+        sizes = _batch_sizes(batch)
         super().__init__(remove_dead_units(fold_batchnorm(program)))
         self.dense = DenseNetwork(self.program).eval()
         self.in_kernels = unroll_recurrences(self.program)
@@ -194,22 +192,28 @@ def load(
         A `SparseNetwork`, `DenseNetwork` or `GpuNetwork`.
 
     Raises:
-        SwampError: The file is cut short, altered or of another format, the device is not available, or a CPU is asked
-            for another dtype.
+        SwampError: The file is cut short, altered or of another format, a batch size is below 1, the device is not
+            available, or a CPU is asked for another dtype.
 
     Examples:
         >>> import swamp
         >>> network = swamp.load("runs/x/export.safetensors", batch=32)  # doctest: +SKIP
         >>> outputs = network(inputs)  # doctest: +SKIP
     """
-    place = _device(device)
+    sizes, place = _batch_sizes(batch), _device(device)
     if place.type == "cpu" and dtype != torch.float32:
         raise SwampError(f"on CPU exported networks compute in float32, got dtype {dtype}; omit dtype.")
     program = read(_file(Path(path)))
     if place.type != "cpu":
-        sizes = (batch,) if isinstance(batch, int) else tuple(batch)
         return GpuNetwork(program, place, dtype, batch=max(sizes))
-    return DenseNetwork(fold_batchnorm(program)).eval() if dense else SparseNetwork(program, batch=batch)
+    return DenseNetwork(fold_batchnorm(program)).eval() if dense else SparseNetwork(program, batch=sizes)
+
+
+def _batch_sizes(batch: int | Sequence[int]) -> tuple[int, ...]:
+    sizes = (batch,) if isinstance(batch, int) else tuple(batch)
+    if not sizes or any(size < 1 for size in sizes):
+        raise SwampError(f"batch sizes must be 1 or more, got {sizes}.")
+    return sizes
 
 
 def _file(path: Path) -> Path:
