@@ -107,15 +107,6 @@ def test_a_model_without_running_statistics_is_returned_unchanged():
         assert batchnorm_layers(model) == []
 
 
-def test_a_dataset_is_read_through_its_evaluation_dataset():
-    shifted = as_data((INPUTS + 100, torch.zeros(11)))
-    assert isinstance(shifted, TensorData)
-    pairs = torch.utils.data.TensorDataset(INPUTS + 100, torch.zeros(11))
-    plain = torch.utils.data.TensorDataset(INPUTS, torch.zeros(11))
-    fresh: Any = with_reestimated_batchnorm(Net(), DatasetData(pairs, evaluation=plain), batch_size=11)
-    assert_statistics(fresh.norm, [INPUTS])
-
-
 def test_reset_statistics_are_those_of_a_new_layer(same):
     model: Any = with_reestimated_batchnorm(Net(), DATA)
     reset_statistics(model)

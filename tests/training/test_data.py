@@ -163,13 +163,6 @@ def test_random_transforms_are_seeded_by_batch_whatever_the_workers(workers: int
     assert generators() == before
 
 
-def test_evaluation_reads_the_dataset_without_augmentation():
-    data = DatasetData(Noisy(), evaluation=PAIRS)
-    assert torch.equal(next(data.in_order(10))[0], INPUTS)
-    with pytest.raises(SwampError, match="evaluation has 3 examples, the dataset 10"):
-        DatasetData(Noisy(), evaluation=Subset(PAIRS, [0, 1, 2]))
-
-
 def test_a_dataset_with_getitems_is_read_in_batches():
     class Whole(Fields):
         def __getitem__(self, index: int) -> dict[str, Tensor]:

@@ -143,12 +143,11 @@ class DatasetData:
         dataset: A map-style dataset: `__len__` and `__getitem__`.
         collate: Examples -> batch (default: torch's default_collate).
         workers: Processes that read examples (0: read in this process).
-        evaluation: The same examples without augmentation, used by `in_order` (default: `dataset`).
         augment: (inputs, generator) -> inputs of a batch; applied in training only, before `normalise`.
         normalise: Inputs of a batch -> inputs of the model (None: unchanged).
 
     Raises:
-        SwampError: There are no examples, or `evaluation` has another length.
+        SwampError: There are no examples.
 
     Examples:
         >>> import torch
@@ -160,18 +159,12 @@ class DatasetData:
     dataset: Dataset[Any]
     collate: Callable[[list[Any]], Any] = default_collate  # pyright: ignore[reportUnknownVariableType]
     workers: int = 0
-    evaluation: Dataset[Any] | None = None
     augment: Augment | None = None
     normalise: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
         if not len(self):
             raise SwampError("the data set is empty: 0 examples were given, at least one is needed.")
-        if self.evaluation is not None and len(cast(Any, self.evaluation)) != len(self):
-            raise SwampError(
-                f"evaluation has {len(cast(Any, self.evaluation))} examples, the dataset {len(self)}: it must hold "
-                "the same examples in the same order, without augmentation."
-            )
 
     def __len__(self) -> int:
         return len(cast(Any, self.dataset))
@@ -187,25 +180,22 @@ class DatasetData:
         chosen = [_numbers(order[step * batch_size : (step + 1) * batch_size]) for step in steps]
         noise = torch.Generator()
         base = seed.at("augment", epoch).number()
-        batches = self._load(self.dataset, chosen, seed.at("loader", epoch), first)
+        batches = self._load(chosen, seed.at("loader", epoch), first)
         for step, (inputs, targets) in enumerate(batches, first):
             if self.augment is not None:
                 inputs = self.augment(inputs, noise.manual_seed(base + step))
             yield self._normalised(inputs), targets
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """All examples once, in fixed order, without `augment`; from `evaluation` if it is set."""
+        """All examples once, in fixed order, without `augment`."""
         count = len(self)
         chosen = [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
-        dataset = self.dataset if self.evaluation is None else self.evaluation
-        for inputs, targets in self._load(dataset, chosen, Seed(0).at("evaluation"), 0):
+        for inputs, targets in self._load(chosen, Seed(0).at("evaluation"), 0):
             yield self._normalised(inputs), targets
 
     def subset(self, index: Tensor) -> "DatasetData":
         """The examples at `index` (int64)."""
-        chosen = _numbers(index)
-        evaluation = None if self.evaluation is None else Subset(self.evaluation, chosen)
-        return replace(self, dataset=Subset(self.dataset, chosen), evaluation=evaluation)
+        return replace(self, dataset=Subset(self.dataset, _numbers(index)))
 
     def to(self, device: torch.device) -> "DatasetData":
         """Returns itself: each batch is moved to the device when it is used."""
@@ -215,9 +205,9 @@ class DatasetData:
     def _normalised(self, inputs: Any) -> Any:
         return inputs if self.normalise is None else self.normalise(inputs)
 
-    def _load(self, dataset: Dataset[Any], chosen: list[list[int]], seed: Seed, first: int) -> Iterator[Batch]:
+    def _load(self, chosen: list[list[int]], seed: Seed, first: int) -> Iterator[Batch]:
         loader = DataLoader(
-            _Batches(dataset, self.collate),
+            _Batches(self.dataset, self.collate),
             batch_size=None,
             sampler=cast(Any, [(seed.at(step), index) for step, index in enumerate(chosen, first)]),
             collate_fn=_itself,
