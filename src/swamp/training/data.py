@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, Self, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,15 +17,18 @@ from swamp.training.streams import StreamData
 
 @runtime_checkable
 class Data(Protocol):
-    """Examples: shuffled by a seed for training, in fixed order for evaluation."""
+    """Examples: shuffled by a seed for training, in fixed order for evaluation.
+
+    A class that inherits from it gets the methods that have a body here.
+    """
 
     def __len__(self) -> int:
         """Number of examples."""
         ...
 
     def steps(self, batch_size: int) -> int:
-        """Batches in one epoch of `shuffled`."""
-        ...
+        """Batches in one epoch of `shuffled`: without an incomplete last one, unless it is the only one."""
+        return max(1, len(self) // batch_size)
 
     def shuffled(self, batch_size: int, seed: Seed, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, augmented, without the first `first` batches."""
@@ -35,13 +38,14 @@ class Data(Protocol):
         """All examples once, in fixed order, without augmentation."""
         ...
 
-    def to(self, device: torch.device) -> "Data":
-        """The same data on `device`; data that is not in memory is returned unchanged."""
-        ...
+    def to(self, device: torch.device) -> Self:
+        """The same data on `device`. Data that is not in memory stays as it is: each batch is moved when it is used."""
+        del device
+        return self
 
 
 @dataclass(frozen=True)
-class TensorData:
+class TensorData(Data):
     """Examples in memory; each batch is gathered, augmented and normalised as a whole.
 
     In training an incomplete last batch is dropped, unless it is the only one: every step has the same weight.
@@ -82,10 +86,6 @@ class TensorData:
 
     def __len__(self) -> int:
         return len(self.targets)
-
-    def steps(self, batch_size: int) -> int:
-        """Batches in one epoch of `shuffled`."""
-        return max(1, len(self) // batch_size)
 
     def shuffled(self, batch_size: int, seed: Seed, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, augmented, without the first `first` batches."""
@@ -133,7 +133,7 @@ class TensorData:
 
 
 @dataclass(frozen=True)
-class DatasetData:
+class DatasetData(Data):
     """Examples of a torch Dataset, read by a DataLoader: for data that does not fit in memory.
 
     Transforms and `collate` may draw from the global generators of torch, NumPy and Python. These are seeded for each
@@ -169,10 +169,6 @@ class DatasetData:
     def __len__(self) -> int:
         return len(cast(Any, self.dataset))
 
-    def steps(self, batch_size: int) -> int:
-        """Batches in one epoch of `shuffled`."""
-        return max(1, len(self) // batch_size)
-
     def shuffled(self, batch_size: int, seed: Seed, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, augmented, without the first `first` batches."""
         order = permutation(seed, epoch, len(self))
@@ -196,11 +192,6 @@ class DatasetData:
     def subset(self, index: Tensor) -> "DatasetData":
         """The examples at `index` (int64)."""
         return replace(self, dataset=Subset(self.dataset, _numbers(index)))
-
-    def to(self, device: torch.device) -> "DatasetData":
-        """Returns itself: each batch is moved to the device when it is used."""
-        del device
-        return self
 
     def _normalised(self, inputs: Any) -> Any:
         return inputs if self.normalise is None else self.normalise(inputs)
@@ -247,7 +238,7 @@ def _itself(batch: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class BatchList:
+class BatchList(Data):
     """Batches from the user: their order is shuffled, their content is not changed."""
 
     batches: Sequence[Any]
@@ -276,11 +267,6 @@ class BatchList:
         """All batches in their original order."""
         del batch_size
         return (as_batch(batch) for batch in self.batches)
-
-    def to(self, device: torch.device) -> "BatchList":
-        """Returns itself: each batch is moved to the device when it is used."""
-        del device
-        return self
 
 
 def sampled(data: Data, examples: int | None) -> Data:

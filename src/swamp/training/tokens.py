@@ -9,6 +9,7 @@ from torch import Tensor
 
 from swamp.batches import Batch
 from swamp.errors import SwampError
+from swamp.training.data import Data
 from swamp.training.rng import Seed, permutation
 
 _POOL = 32
@@ -18,7 +19,7 @@ _GROUP = 64
 
 
 @dataclass(frozen=True, eq=False)
-class TokenData:
+class TokenData(Data):
     """Token sequences of different lengths, stored without padding and padded batch by batch.
 
     The inputs of a batch are a mapping: each name of `tokens`, (batch, longest) int64, and `attention_mask` (1: token,
@@ -66,10 +67,6 @@ class TokenData:
     def equal_lengths(self) -> bool:
         """Whether all examples have the same length, so that all batches have the same shape."""
         return bool(self.lengths.min() == self.lengths.max())
-
-    def steps(self, batch_size: int) -> int:
-        """Batches in one epoch of `shuffled`."""
-        return max(1, len(self) // batch_size)
 
     def shuffled(self, batch_size: int, seed: Seed, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, without the first `first` batches.

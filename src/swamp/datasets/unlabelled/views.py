@@ -9,7 +9,7 @@ from torch import Tensor
 
 from swamp.batches import Batch
 from swamp.training.augment import Augment
-from swamp.training.data import TensorData
+from swamp.training.data import Data, TensorData
 from swamp.training.rng import Seed, permutation
 
 
@@ -27,7 +27,7 @@ class Composed:
 
 
 @dataclass(frozen=True)
-class ViewData:
+class ViewData(Data):
     """Images without labels, each in two views; with `labelled`, as many labelled examples in each batch.
 
     Batches are ((first view, second view), empty targets), or ((first view, second view, labelled inputs), labels). The
@@ -48,10 +48,6 @@ class ViewData:
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def steps(self, batch_size: int) -> int:
-        """Batches in one epoch of `shuffled`; an incomplete last batch is dropped, unless it is the only one."""
-        return max(1, len(self) // batch_size)
 
     def shuffled(self, batch_size: int, seed: Seed, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, without the first `first` batches."""
