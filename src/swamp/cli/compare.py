@@ -1,7 +1,7 @@
 """swamp compare."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ import tyro
 from swamp.cli.session import Out, parse, print_json
 from swamp.errors import SwampError
 from swamp.runs.directory import RunDirectory
-from swamp.runs.study import BESIDE_RUNS
+from swamp.runs.study import BESIDE_RUNS, CompareOptions
 from swamp.runs.study_queue import StudyDirectory, is_study
 
 
@@ -54,15 +54,9 @@ def compare_command(arguments: Sequence[str]) -> None:
 
     if not given.runs:
         raise SwampError("no run was given. Name run directories, e.g.: swamp compare runs/*")
-    comparison = compare(
-        [read_run(path) for path in runs_of(given.runs)],
-        metric=given.metric,
-        split=given.split,
-        baseline=given.baseline,
-        sparsities=given.sparsities,
-        at=given.at,
-    )
-    made_by = made_by_of(given.runs, given.metric, given.split, given.baseline, given.sparsities, given.at)
+    how = CompareOptions(given.metric, given.split, given.baseline, given.sparsities)
+    comparison = compare([read_run(path) for path in runs_of(given.runs)], **asdict(how), at=given.at)
+    made_by = made_by_of(given.runs, how, given.at)
     studies = {path if is_study(path) else path.parent for path in given.runs}
     place = studies.pop() if len(studies) == 1 else Path()
     folder = free_folder(given.out or (place if is_study(place) else Path()) / "comparison", made_by)
@@ -74,18 +68,10 @@ def compare_command(arguments: Sequence[str]) -> None:
     Out.print(f"written: {' '.join(written)}", soft_wrap=True)
 
 
-def made_by_of(
-    runs: Sequence[Path], metric: str, split: str, baseline: str | None, sparsities: Sequence[float], at: str
-) -> dict[str, Any]:
+def made_by_of(runs: Sequence[Path], how: CompareOptions, at: str = "sparsity") -> dict[str, Any]:
     """What identifies a comparison: its runs (or their study) and its options."""
-    return {
-        "runs": [str(path.resolve()) for path in runs],
-        "metric": metric,
-        "split": split,
-        "baseline": baseline,
-        "sparsities": [*sparsities],
-        "at": at,
-    }
+    options = {**asdict(how), "sparsities": [*how.sparsities]}  # a list, as it is read from JSON
+    return {"runs": [str(path.resolve()) for path in runs], **options, "at": at}
 
 
 def runs_of(paths: Sequence[Path]) -> list[Path]:

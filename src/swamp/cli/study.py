@@ -154,8 +154,7 @@ def _compared(study: StudyDirectory, states: Sequence[RunState], *, show: bool) 
         return []
     if show:
         print_comparison(comparison, Out)
-    how = study.compare
-    made_by = made_by_of([study.path], how.metric, how.split, how.baseline, how.sparsities, "sparsity")
+    made_by = made_by_of([study.path], study.compare)
     folder = free_folder(study.path / "comparison", made_by)
     return [str(path) for path in write_comparison(comparison, folder, made_by=made_by)]
 
