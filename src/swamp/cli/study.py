@@ -13,7 +13,7 @@ import tyro
 from swamp.cli.compare import made_by_of
 from swamp.cli.session import Err, Out, parse, print_json, print_labelled, stoppable
 from swamp.cli.study_progress import StudyProgress, counted, last_line
-from swamp.cli.workers import local_workers, stop_with_parent, submit, tell_faults, work_here
+from swamp.cli.workers import WorkerArgs, local_workers, stop_with_parent, submit, tell_faults, work_here
 from swamp.errors import Interrupted, SwampError, unknown
 from swamp.recipes import STUDIES, configuration
 from swamp.runs.study import Study
@@ -50,16 +50,6 @@ class StudyArgs:
     """Print one JSON object on standard output, and nothing else."""
     quiet: bool = False
     """Show no progress."""
-
-
-@dataclass(frozen=True)
-class WorkerArgs:
-    """One worker of a study, started by swamp study."""
-
-    study: tyro.conf.Positional[Path]
-    """Folder of an existing study."""
-    wait: bool = False
-    """Wait for runs that other workers have claimed."""
 
 
 def study_command(arguments: Sequence[str]) -> None:
@@ -109,7 +99,7 @@ def _worker(given: WorkerArgs) -> None:
     stop = Event()
     stop_with_parent(stop)
     with stoppable(stop):
-        work_here(given.study, wait=given.wait, stop=stop)
+        work_here(given.folder, wait=given.wait, stop=stop)
 
 
 def _until_over(study: StudyDirectory, workers: int, given: StudyArgs) -> list[RunState]:

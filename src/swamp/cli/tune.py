@@ -14,7 +14,7 @@ import tyro
 
 from swamp.cli.run import recipe_or_config
 from swamp.cli.session import Err, Out, parse, print_json, stoppable, warnings_to
-from swamp.cli.workers import local_workers, stop_with_parent, tell_faults
+from swamp.cli.workers import WorkerArgs, local_workers, stop_with_parent, tell_faults
 from swamp.errors import Interrupted, SwampError, need, unknown
 from swamp.recipes import RECIPES, STUDIES, configuration
 from swamp.report.statistics import ReportMetric
@@ -101,16 +101,6 @@ TUNE_HELP = {
 
 
 @dataclass(frozen=True)
-class TuneWorkerArgs:
-    """One worker of a tuning, started by swamp tune."""
-
-    folder: tyro.conf.Positional[Path]
-    """Folder of an existing tuning."""
-    wait: bool = False
-    """Wait for trials of other workers."""
-
-
-@dataclass(frozen=True)
 class _Source:
     """What the first argument gives: a recipe, the file of a study, or the folder of a tuning."""
 
@@ -127,7 +117,7 @@ class _Source:
 def tune_command(arguments: Sequence[str]) -> None:
     """swamp tune [STUDY|RECIPE|FOLDER]."""
     if arguments[:1] == ["--worker"]:
-        _worker(parse(TuneWorkerArgs, "swamp tune --worker", arguments[1:]))
+        _worker(parse(WorkerArgs, "swamp tune --worker", arguments[1:]))
         return
     source, rest = _source(_joined(arguments, ("--search", "--methods")))
     given = parse(TuneArgs, "swamp tune", rest, source.given, TUNE_HELP)
@@ -140,7 +130,7 @@ def tune_command(arguments: Sequence[str]) -> None:
     _finish(directory, results, given)
 
 
-def _worker(given: TuneWorkerArgs) -> None:
+def _worker(given: WorkerArgs) -> None:
     from swamp.tuning.trials import work_on_trials
 
     stop = Event()

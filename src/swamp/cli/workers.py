@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import tyro
 
 from swamp.cli.session import Err, warnings_to
 from swamp.errors import SwampError
@@ -28,6 +29,16 @@ from swamp.tracking.tracking_reporter import tracked
 _LOGS = ".workers"
 _GOOD = (0, 130, 143)
 """Exit codes of a worker that finished, or was stopped by a signal."""
+
+
+@dataclass(frozen=True)
+class WorkerArgs:
+    """One worker, started by swamp study or swamp tune."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of an existing study or tuning."""
+    wait: bool = False
+    """Wait for runs that other workers have claimed."""
 
 
 @dataclass
