@@ -10,7 +10,7 @@ PACKAGE = Path(swamp.__file__).parent
 MIRRORED = {"HoldMask", "backend", "cycles"}
 """The integrations with Lightning and Hugging Face offer the same names on purpose; swamp.cycles is the loop of
 algorithms with a run directory and progress."""
-MODULES = {"loop", "progress", "pruning", "study"}
+MODULES = {"loop", "pruning", "study"}
 """Modules of two packages that have one topic at two levels, such as runs/study.py and its command cli/study.py."""
 
 

@@ -4,14 +4,16 @@ from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from threading import Event
 from typing import Annotated, Any, Literal
 
 import tyro
+from rich.console import Console
+from rich.table import Table
 
 from swamp.algorithms.unused import refuse_unused
-from swamp.api.progress import LiveReporter
-from swamp.cli.progress import print_summary
+from swamp.api.progress import LiveReporter, number
 from swamp.cli.session import Err, Out, parse, print_json, print_labelled, stoppable
 from swamp.datasets import task_named
 from swamp.errors import SwampError
@@ -152,7 +154,29 @@ def _print_done(done: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(done)
     else:
-        print_summary(done, Out)
+        _print_summary(done, Out)
+
+
+def _print_summary(done: dict[str, Any], console: Console) -> None:
+    """Print the metrics of a finished run, beside the dense network, and its directory."""
+    table = Table(title=f"{done['method']}: {done['run']}", title_justify="left", box=None, pad_edge=False)
+    names = list(done["test"])
+    for heading in ("", "sparsity %", "of all weights %", *(f"test {name}" for name in names)):
+        table.add_column(heading, justify="right")
+    for label, part in (("dense", done["dense"]), ("sparse", done)):
+        if part is None:
+            continue
+        density = part["density"]
+        values = (number(part["test"][name], name) for name in names)
+        table.add_row(label, f"{100 * part['sparsity']:.2f}", f"{100 * density['all']:.2f}", *values)
+    console.print()
+    console.print(table)
+    console.print(
+        f"\n{done['seconds']:.0f} s of computation. "
+        f"Sparse weights for load_state_dict: {done['run']}/model.safetensors\n"
+        f"Compare with other runs: swamp compare {quote(str(done['run']))} OTHER...",
+        soft_wrap=True,
+    )
 
 
 def recipe_or_config(arguments: Sequence[str]) -> tuple[RunConfig, list[str]]:
