@@ -11,6 +11,7 @@ from torch.utils import _pytree
 from swamp.backends import Backend
 from swamp.batches import tensors_of
 from swamp.files import digest
+from swamp.runs.config import flattened
 from swamp.training import Task, TensorData
 from swamp.training.data import Data
 from swamp.training.module_extra_state import as_tensors
@@ -61,7 +62,7 @@ def example_inputs(about: Mapping[str, Any], examples: int = 8) -> Tensor | None
 
 def origin_differences(before: Mapping[str, Any], now: Mapping[str, Any], initial: str) -> list[str]:
     """What differs between two origins, in words. initial: file with the initial weights of the first."""
-    old, new = _flat(before), _flat(now)
+    old, new = flattened(before), flattened(now)
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     shapes = [name for name in names if name.startswith("model.parameters.")]
     found = [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if name not in shapes]
@@ -108,12 +109,3 @@ def _first_input(task: Task) -> Tensor | None:
 
 def _name(function: Any) -> str:
     return getattr(function, "__qualname__", type(function).__qualname__)
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix.removesuffix("."): values}
-    flat: dict[str, Any] = {}
-    for name, value in cast("dict[str, Any]", values).items():
-        flat |= _flat(value, f"{prefix}{name}.")
-    return flat
