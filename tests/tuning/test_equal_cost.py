@@ -6,9 +6,8 @@ import pytest
 
 from swamp.errors import SwampError
 from swamp.recipes import configuration
-from swamp.runs.budget import cost_of
+from swamp.runs.budget import COST_TOLERANCE, at_equal_cost, cost_of
 from swamp.runs.study import with_fields
-from swamp.tuning.equal_cost import COST_TOLERANCE, at_equal_cost
 
 from .tunings import tiny_tuning
 

@@ -23,6 +23,8 @@ from swamp.training import Seed, Training
 
 BUDGET_TOLERANCE = 0.03
 """Largest deviation of the cost from the budget, as a fraction: epochs are whole numbers."""
+COST_TOLERANCE = 0.1
+"""Largest deviation of the cost of a trial from that of the others, as a fraction."""
 _SINGLE, _SEVERAL = "lrr", "swamp-late-carry"
 """Methods of a budget, where none was asked for; several particles only if their number was."""
 _MOST_PARTICLES = 8
@@ -54,6 +56,30 @@ def total_epochs(plan: Plan, epochs: int) -> float:
     """Epochs of all particles of a run, without the ticket's. epochs: those of `Training`."""
     members = plan.most_particles if plan.spec.ensemble else 1
     return members * sum(plan.cycle_epochs(cycle, epochs) for cycle in range(len(plan.schedule())))
+
+
+def at_equal_cost(config: RunConfig, cost: float) -> RunConfig:
+    """The configuration with the number of epochs at which its cost is nearest to `cost`, see `training_cost`.
+
+    Raises:
+        SwampError: It would deviate by more than a tenth, as epochs are whole numbers; or epochs are impossible.
+    """
+
+    def cost_at(epochs: int) -> float:
+        return training_cost(config.plan, config.training, epochs)
+
+    if "auto" in config.plan.particles:
+        raise SwampError('all trials cost the same, and particles="auto" costs what it finds. Give a number.')
+    one, two = cost_at(1), cost_at(2)
+    epochs = max(1, round((cost - (2 * one - two)) / (two - one)))
+    deviation = cost_at(epochs) / cost - 1
+    if abs(deviation) > COST_TOLERANCE:
+        raise SwampError(
+            f"with {epochs} epoch{'s' if epochs > 1 else ''}, the nearest whole number, it would cost "
+            f"{100 * abs(deviation):.0f} % {'more' if deviation > 0 else 'less'} than the other trials. More epochs in "
+            "the recipe (--epochs) divide more finely."
+        )
+    return replace(config, training=replace(config.training, epochs=epochs))
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,11 @@ from typing import Any, Literal, cast, get_args
 from swamp.algorithms.unused import unused_options
 from swamp.errors import CorruptFile, SwampError, shortened, unknown
 from swamp.files import make_folder, one_at_a_time, remove_unfinished
-from swamp.runs.budget import cost_of
+from swamp.runs.budget import at_equal_cost, cost_of
 from swamp.runs.config import RunConfig, result_settings
 from swamp.runs.directory import add_checksum, read_json, verify_checksum, write_json
 from swamp.runs.study import with_fields
 from swamp.runs.study_queue import StudyDirectory
-from swamp.tuning.equal_cost import at_equal_cost
 from swamp.tuning.search_space import OptionValue, SearchRange
 
 EarlyStopping = Literal["halving", "hyperband", "none"]
