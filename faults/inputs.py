@@ -39,7 +39,6 @@ from swamp.backends import BACKENDS
 from swamp.cli import (
     analyze,
     compare,
-    compare_masks,
     completion,
     cross,
     export,
@@ -83,7 +82,7 @@ COMMANDS: dict[str, tuple[type[Any], int]] = {
     "transfer": (transfer_run.TransferArgs, 2),
     "compare": (compare.CompareArgs, 3),
     "analyze": (analyze.AnalyzeArgs, 2),
-    "masks": (compare_masks.MasksArgs, 2),
+    "masks": (cross.MasksArgs, 2),
     "noise": (noise.NoiseArgs, 1),
     "cross": (cross.CrossArgs, 1),
     "report": (report.ReportArgs, 2),

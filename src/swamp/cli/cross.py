@@ -1,4 +1,4 @@
-"""swamp cross."""
+"""swamp cross and swamp masks."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,14 @@ from typing import Any
 import tyro
 
 from swamp.algorithms.registry import method_named
+from swamp.analysis import compare_masks
 from swamp.analysis.mask_training import MaskSource, MaskTraining, cross_train, mask_trainings, shared_densities
 from swamp.api.progress import LiveReporter
 from swamp.cli.compare import runs_of
 from swamp.cli.session import Err, Out, parse, print_json, print_labelled, stoppable
 from swamp.errors import Interrupted, SwampError
+from swamp.report.mask_comparison import MaskByTraining, MaskOverlaps
+from swamp.report.run_records import RunRecord, label_runs, read_run
 from swamp.runs.overview import Overview
 from swamp.runs.run_progress import Reporter
 
@@ -54,33 +57,18 @@ def cross_command(arguments: Sequence[str]) -> None:
     given = parse(CrossArgs, "swamp cross", arguments)
     if not given.runs:
         raise SwampError("no run was given. Give two or more with one seed, e.g.: swamp cross runs/imp-0 runs/swamp-0")
-    from swamp.report.mask_comparison import MaskByTraining
-    from swamp.report.tables import print_table
-    from swamp.report.write import write_finding
-
     command = shlex.join(["swamp", "cross", *arguments])
     metric, labels, runs = _labelled(given)
     rows = shared_densities(runs, given.sparsities)
     cells = _trained(given, runs, rows, command)
-    crossed = MaskByTraining.of(cells, labels, rows, metric)
-    written = [str(path) for path in write_finding(crossed, given.out, "cross", command)]
-    if given.json:
-        print_json({**crossed.to_json(), "files": written})
-        return
-    for table in crossed.tables():
-        print_table(table, Out)
-    Out.print(f"written: {' '.join(written)}", soft_wrap=True)
+    _finish(MaskByTraining.of(cells, labels, rows, metric), given, "cross", command)
 
 
 def _labelled(given: CrossArgs) -> tuple[str, list[str], dict[int, dict[str, MaskSource]]]:
     """The metric, the labels (imp first), and seed -> label -> run, for seeds with two or more runs."""
     from swamp.report.comparison import metric_of
-    from swamp.report.run_records import label_runs, read_run
 
-    for name in given.methods:
-        method_named(name)
-    runs = [read_run(path) for path in runs_of(given.runs)]
-    runs = [run for run in runs if not given.methods or run.config["method"] in given.methods]
+    runs = _chosen(given)
     metric = metric_of(runs, given.metric, "test")
     labels, notes = label_runs(runs)
     for note in notes:
@@ -125,3 +113,62 @@ def _trained(
             return cross_train(runs, rows, given.out, reporter, stop, on_start)
         except Interrupted as error:
             raise Interrupted(f"{error} To continue: {command}") from error
+
+
+@dataclass(frozen=True)
+class MasksArgs:
+    """Compare the masks of every two runs: overlap, its expectation for random masks, and equal signs, also by layer.
+
+    swamp masks runs/imp-* runs/swamp-*              several methods and seeds
+    swamp masks STUDY --methods imp swamp            two methods of a study
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories, or the folder of a study."""
+    out: Path = Path("masks")
+    """Folder for masks.json, .md, .png and .svg."""
+    methods: tuple[str, ...] = ()
+    """Use only the runs of these methods (default: all)."""
+    sparsities: tuple[float, ...] = ()
+    """Sparsities, as fractions of the prunable weights (default: all above 0 that all runs share)."""
+    json: bool = False
+    """Print one JSON object on standard output, and nothing else."""
+
+
+def masks_command(arguments: Sequence[str]) -> None:
+    """swamp masks RUN RUN..."""
+    given = parse(MasksArgs, "swamp masks", arguments)
+    if not given.runs:
+        raise SwampError("no run was given. Give two or more, e.g.: swamp masks runs/imp-0 runs/swamp-0")
+    runs = _chosen(given)
+    if len(runs) < 2:
+        chosen = f" with the methods {', '.join(given.methods)}" if given.methods else ""
+        raise SwampError(f"comparing masks needs two runs or more{chosen}, got {len(runs)}.")
+    labels, _ = label_runs(runs)
+    sources = {(label, int(r.config["seed"])): MaskSource.open(r.path) for label, r in zip(labels, runs, strict=True)}
+    named = {f"{label} {seed}": source for (label, seed), source in sources.items()}
+    rows = shared_densities({0: named}, given.sparsities)
+    found = MaskOverlaps(tuple(compare_masks(sources, rows)), rows)
+    _finish(found, given, "masks", shlex.join(["swamp", "masks", *arguments]))
+
+
+def _chosen(given: CrossArgs | MasksArgs) -> list[RunRecord]:
+    """The given runs, of these methods only."""
+    for name in given.methods:
+        method_named(name)
+    runs = [read_run(path) for path in runs_of(given.runs)]
+    return [run for run in runs if not given.methods or run.config["method"] in given.methods]
+
+
+def _finish(finding: MaskByTraining | MaskOverlaps, given: CrossArgs | MasksArgs, name: str, command: str) -> None:
+    """Write a finding, and print it."""
+    from swamp.report.tables import print_table
+    from swamp.report.write import write_finding
+
+    written = [str(path) for path in write_finding(finding, given.out, name, command)]
+    if given.json:
+        print_json({**finding.to_json(), "files": written})
+        return
+    for table in finding.tables():
+        print_table(table, Out)
+    Out.print(f"written: {' '.join(written)}", soft_wrap=True)

@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tune": ("tune", "search for the best options of methods: trials at equal cost, on validation data (Optuna)"),
     "compare": ("compare", "compare runs: table, differences, plot"),
     "analyze": ("analyze", "analyze a run: barriers, curvature, hull, landscape, masks"),
-    "masks": ("compare_masks", "compare the masks of several runs"),
+    "masks": ("cross", "compare the masks of several runs"),
     "noise": ("noise", "train particles that differ in one source of randomness: which one makes averaging work?"),
     "cross": ("cross", "train the masks of runs by each other's training: is it the mask, or the training?"),
     "report": ("report", "write one HTML page on runs: accuracy, cost, analyses"),
