@@ -21,7 +21,8 @@ from swamp.batches import as_batch, batch_to, map_tensors, tensors_of
 from swamp.errors import SwampError
 from swamp.training import Seed, TensorData
 from swamp.training.data import BatchList, DatasetData
-from swamp.training.sources import as_data
+from swamp.training.sources import as_data, as_opaque_data
+from swamp.training.stacked import stacked_batches
 
 INPUTS = torch.arange(20.0).view(10, 2)
 TARGETS = torch.arange(10)
@@ -174,6 +175,43 @@ def test_a_dataset_with_getitems_is_read_in_batches():
     assert torch.equal(next(as_data(Whole()).in_order(10))[0]["x"], INPUTS)
 
 
+class Doubled(TensorDataset):
+    """A subclass with transforms of its own."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        inputs, targets = super().__getitem__(index)
+        return 2 * inputs, targets
+
+
+@pytest.mark.parametrize("source", [Doubled(INPUTS, TARGETS), DataLoader(Doubled(INPUTS, TARGETS), batch_size=7)])
+def test_a_subclass_of_tensordataset_keeps_its_own_examples(source: Any):
+    assert torch.equal(next(as_data(source).in_order(10))[0], 2 * INPUTS)
+    assert torch.equal(next(as_opaque_data(source).in_order(10))[0][0], 2 * INPUTS)
+
+
+def test_a_subclass_of_tensordata_keeps_its_own_batches():
+    class Constant(TensorData):
+        def shuffled(self, batch_size: int, seed: Seed, epoch: int, first: int = 0) -> Iterator[Any]:
+            return iter([(torch.full((10, 2), 5.0), TARGETS)])
+
+    inputs, _ = next(stacked_batches(Constant(INPUTS, TARGETS), 10, [Seed(0)], 0, 0, torch.device("cpu")))
+    assert inputs.unique().tolist() == [5.0]
+
+
+class FirstHalf(RandomSampler):
+    """A subclass that chooses examples."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(5))
+
+
+class DoublingLoader(DataLoader[Any]):
+    """A subclass that changes its batches."""
+
+    def __iter__(self) -> Any:
+        return ((2 * inputs, targets) for inputs, targets in super().__iter__())
+
+
 class Stream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         return iter(BATCHES)
@@ -199,6 +237,8 @@ class Stream(IterableDataset[Any]):
         (DataLoader(PAIRS, sampler=SubsetRandomSampler([0, 1])), "SubsetRandomSampler"),
         (DataLoader(PAIRS, sampler=RandomSampler(PAIRS, replacement=True)), "chooses its examples itself"),
         (DataLoader(PAIRS, sampler=RandomSampler(PAIRS, num_samples=3)), "chooses its examples itself"),
+        (DataLoader(PAIRS, sampler=FirstHalf(PAIRS)), "chooses its examples itself (sampler FirstHalf"),
+        (DoublingLoader(PAIRS), "DoublingLoader makes its batches in its own __iter__"),
         (DataLoader(PAIRS, batch_sampler=[[0, 1], [2]]), "batch sampler list"),
         (DataLoader(PAIRS, batch_size=None), "chooses its examples itself"),
         (DataLoader(Stream()), "has no length: give steps_per_epoch"),

@@ -306,7 +306,7 @@ def mixed_batches(data: Data, batch_size: int, examples: int | None = None) -> I
     `examples`. There is no augmentation.
     """
     order = permutation(Seed(0).at("sample"), 0, len(data))[:examples]
-    if isinstance(data, TensorData):
+    if type(data) is TensorData:
         for start in range(0, len(order), batch_size):
             inputs, targets = data.gather(order[start : start + batch_size].to(data.targets.device))
             yield data.normalised(inputs), targets

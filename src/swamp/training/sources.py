@@ -37,7 +37,7 @@ def as_data(source: Any, steps_per_epoch: int | None = None) -> Data:
         TensorData, DatasetData, StreamData or BatchList.
 
     Raises:
-        SwampError: The source has another type, is empty, or is a DataLoader with its own sampler.
+        SwampError: The source has another type, is empty, or is a DataLoader with its own sampler or `__iter__`.
 
     Examples:
         >>> import torch
@@ -69,7 +69,7 @@ def as_opaque_data(source: Any, steps_per_epoch: int | None = None) -> Data:
         steps_per_epoch: Batches in an epoch, for a stream.
 
     Raises:
-        SwampError: The source has another type, is empty, or is a DataLoader with its own sampler.
+        SwampError: The source has another type, is empty, or is a DataLoader with its own sampler or `__iter__`.
     """
     given: Any = source
     if isinstance(source, BatchList):
@@ -105,7 +105,8 @@ def _from_torch(source: Any, steps_per_epoch: int | None, to_batch: Callable[[An
         return _of_loader(cast("DataLoader[Any]", source), steps_per_epoch, to_batch)
     if isinstance(source, IterableDataset):
         return StreamData(source, steps_per_epoch, to_batch=to_batch)
-    if isinstance(source, TensorDataset):
+    # The exact class, here and below: a subclass may override `__getitem__` and more, which short cuts do not call.
+    if type(source) is TensorDataset:
         return _in_memory(source, to_batch)
     given: Any = source
     indexed = hasattr(given, "__getitem__") and hasattr(given, "__len__")
@@ -139,8 +140,13 @@ def _of_loader(loader: "DataLoader[Any]", steps_per_epoch: int | None, to_batch:
             steps_per_epoch = len(loader)
         return StreamData(loader, steps_per_epoch, None, to_batch)
     sampler, batch_sampler = cast(Any, loader).sampler, cast(Any, loader).batch_sampler
-    whole = isinstance(sampler, SequentialSampler) or (
-        isinstance(sampler, RandomSampler)
+    if cast(Any, type(loader)).__iter__ is not cast(Any, DataLoader).__iter__:
+        raise SwampError(
+            f"{type(loader).__name__} makes its batches in its own __iter__, and their order must be swamp's. Give a "
+            "Dataset whose examples are as training needs them, or list(loader) for batches as they are."
+        )
+    whole = type(sampler) is SequentialSampler or (
+        type(sampler) is RandomSampler
         and not sampler.replacement
         and sampler.num_samples == len(cast(Any, loader.dataset))
     )
@@ -151,7 +157,7 @@ def _of_loader(loader: "DataLoader[Any]", steps_per_epoch: int | None, to_batch:
             f"{type(batch_sampler).__name__}), and the order must be swamp's. Give its Dataset, a "
             "torch.utils.data.Subset for a part of it, or list(loader) for batches as they are."
         )
-    if cast(Any, loader).collate_fn is default_collate and isinstance(loader.dataset, TensorDataset):
+    if cast(Any, loader).collate_fn is default_collate and type(loader.dataset) is TensorDataset:
         return _in_memory(loader.dataset, to_batch)
     return DatasetData(loader.dataset, _Collate(cast(Any, loader).collate_fn, to_batch), loader.num_workers)
 

@@ -37,7 +37,8 @@ def stacked_batches(
 
     Inputs may be `Rows`. Raises RuntimeError if the batches of a step differ in shape.
     """
-    if isinstance(data, TensorData) and isinstance(data.inputs, Tensor):
+    # A subclass may override `shuffled`, which this does not call.
+    if type(data) is TensorData and isinstance(data.inputs, Tensor):
         steps, size = data.steps(batch_size), min(batch_size, len(data))
         # The indices of a whole epoch at once: each step then needs one gather.
         orders = torch.stack([permutation(seed, epoch, len(data)) for seed in seeds])
