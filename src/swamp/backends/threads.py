@@ -125,11 +125,6 @@ class _LockedProgress(ForwardingProgress):
         with self.lock:
             return self.inner.load_snapshot(index)
 
-    def on_last_step(self, index: int, snapshot: Callable[[], Snapshot]) -> None:
-        """Pass it on to `inner`."""
-        with self.lock:
-            self.inner.on_last_step(index, snapshot)
-
     def on_finished(self, particle: Particle) -> None:
         """Pass it on to `inner`."""
         with self.lock:
