@@ -100,9 +100,7 @@ class Evaluator:
             return model
         device = next(model.parameters()).device
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
-            return with_reestimated_batchnorm(
-                model, self.task.train, forward=self.task.forward, batch_size=256, examples=examples
-            )
+            return with_reestimated_batchnorm(model, self.task.train, forward=self.task.forward, examples=examples)
 
     def evaluate(
         self, model: nn.Module, weights: State, mask: Mask, *, refresh_bn: bool, with_error: bool

@@ -22,8 +22,6 @@ from swamp.training.rng import isolated
 Product = Callable[[Tensor], Tensor]
 """A symmetric matrix A as a function (count, n) -> (count, n) in float64: each row v becomes A v."""
 
-_REFRESH_BATCH = 256
-
 
 class Hessian:
     """v -> H v, with H the second derivative of the mean training loss at `weights`.
@@ -160,7 +158,7 @@ def _model_at(model: nn.Module, task: Task, weights: State, mask: Mask | None, e
     scratch = copied_model(model)
     load_state(scratch, weights)
     to_fastest_memory_format(scratch, bfloat16=False)
-    reestimate_batchnorm(scratch, task.train, forward=task.forward, batch_size=_REFRESH_BATCH, examples=examples)
+    reestimate_batchnorm(scratch, task.train, forward=task.forward, examples=examples)
     return scratch.eval()
 
 

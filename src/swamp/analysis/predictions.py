@@ -29,7 +29,7 @@ CORRUPTIONS: Mapping[str, tuple[float, ...]] = {
 }
 """Kind -> severities: Gaussian noise in standard deviations of the inputs; width of a box blur in pixels or samples;
 fraction of the contrast that is removed."""
-_REFRESH_BATCH, _BATCH = 256, 1000
+_BATCH = 1000
 
 
 def prediction_tasks(run: RunData, settings: AnalysisSettings) -> Iterator[AnalysisTask]:
@@ -92,7 +92,7 @@ def models_of_cycle(run: RunData, index: int, examples: int) -> tuple[nn.Module 
         model = copied_model(run.model)
         load_state(model, weights)
         if averaged:
-            reestimate_batchnorm(model, task.train, forward=task.forward, batch_size=_REFRESH_BATCH, examples=examples)
+            reestimate_batchnorm(model, task.train, forward=task.forward, examples=examples)
         return model
 
     if run.config.plan.spec.ensemble:
