@@ -14,7 +14,7 @@ from swamp.batches import batch_to
 from swamp.model_copy import copied_model
 from swamp.training.data import Data, mixed_batches
 from swamp.training.memory_format import to_memory_format_of
-from swamp.training.task import Forward, call_model, evaluating
+from swamp.training.task import Forward, call_model, in_mode
 
 _POWER_ITERATIONS = 50
 
@@ -31,13 +31,8 @@ def batchnorm_layers(model: nn.Module) -> list[NormLayer]:
     tracking = [layer for layer in norms if layer.running_mean is not None and layer.momentum != 0]
     if not tracking:
         return []
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.train()
+    with in_mode(model, training=True):
         return [layer for layer in tracking if layer.training]
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _spectral_norms(model: nn.Module) -> list[ParametrizationList]:
@@ -91,17 +86,14 @@ def reestimate_batchnorm(
         (tensor([2.]), tensor([2.]))
     """
     for weight in _spectral_norms(model):
-        modes = [(module, module.training) for module in weight.modules()]
-        weight.train()
-        for _ in range(_POWER_ITERATIONS):
-            weight()
-        for module, mode in modes:
-            module.training = mode
+        with in_mode(weight, training=True):
+            for _ in range(_POWER_ITERATIONS):
+                weight()
     layers = batchnorm_layers(model)
     if not layers:
         return
     device = next(layers[0].buffers()).device
-    with evaluating(model), _cumulative(layers):
+    with in_mode(model, training=False), _cumulative(layers):
         for layer in layers:
             layer.reset_running_stats()
             layer.train()

@@ -19,7 +19,7 @@ from swamp.training.metrics import accuracy
 from swamp.training.options import Training
 from swamp.training.rng import Seed, isolated
 from swamp.training.sum_loss import sum_loss
-from swamp.training.task import Task, evaluating, joined
+from swamp.training.task import Task, in_mode, joined
 
 _SEED = Seed(0).at("dry run")
 _CUSTOM = "Task.custom(train, loss, evaluate) takes batches, models and metrics of any form"
@@ -69,7 +69,8 @@ def _check_splits(model: nn.Module, task: Task, joint: bool) -> list[float]:
         inputs, targets = _two(data, model)
         where = f"two examples of the {split} data"
         advice = f"Check the model and forward=...; {_CUSTOM}."
-        with evaluating(model), torch.no_grad(), _failing(f"the model failed on {where} ({_shapes(inputs)})", advice):
+        failed = f"the model failed on {where} ({_shapes(inputs)})"
+        with in_mode(model, training=False), torch.no_grad(), _failing(failed, advice):
             outputs = task.forward(model, to_memory_format_of(model, inputs))
         _check_outputs(outputs, targets, where)
         if isinstance(data, BatchList):

@@ -15,7 +15,7 @@ from swamp.training.data import BatchList, Data, TensorData
 from swamp.training.memory_format import to_memory_format_of
 from swamp.training.options import Training
 from swamp.training.rng import Seed, isolated
-from swamp.training.task import Task, evaluating
+from swamp.training.task import Task, in_mode
 from swamp.training.tokens import TokenData
 
 _BATCH = 256
@@ -133,7 +133,7 @@ def _description(name: str, bad: Sequence[int]) -> str:
 
 def _try(model: nn.Module, task: Task, batch: Batch, what: str) -> None:
     device = next(model.parameters()).device
-    with torch.no_grad(), isolated(Seed(0).at("finite"), device), evaluating(model):
+    with torch.no_grad(), isolated(Seed(0).at("finite"), device), in_mode(model, training=False):
         inputs, targets = batch_to(batch, device)
         loss = task.loss(task.forward(model, to_memory_format_of(model, inputs)), targets)
     if not bool(torch.isfinite(loss).all()):

@@ -305,7 +305,7 @@ class Task:
     def _own_measured(self, model: nn.Module, own: OwnEvaluation, split: str, examples: int | None) -> Measured:
         device = next(model.parameters()).device
         # Evaluations may draw random numbers, such as the episodes of a policy: each model gets the same ones.
-        with evaluating(model), isolated(Seed(0).at("evaluation"), device):
+        with in_mode(model, training=False), isolated(Seed(0).at("evaluation"), device):
             if split == "train":
                 return Measured({"loss": self._mean_loss(model, device, examples)}, math.nan)
             metrics = own.metrics(model, validation=split == "validation")
@@ -327,11 +327,14 @@ def _name(function: Any) -> str:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Generator[None]:
-    """Eval mode inside the block; then the mode of every module is restored."""
+def in_mode(model: nn.Module, *, training: bool) -> Generator[None]:
+    """Train or eval mode inside the block; then the mode of every module is restored."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        if training:
+            model.train()
+        else:
+            model.eval()
         yield
     finally:
         for module, mode in modes:
@@ -369,7 +372,7 @@ def predict(
     batch_size = batch_size or _fast_batch(data, device)
     outputs: list[Tensor] = []
     targets: list[Tensor] = []
-    with evaluating(model):
+    with in_mode(model, training=False):
         batches = data.in_order(batch_size if examples is None else min(batch_size, examples))
         for batch in first_of(batches, examples):
             inputs, target = batch_to(batch, device)
