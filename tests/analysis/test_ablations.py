@@ -15,7 +15,7 @@ from swamp.report.report_data import ReportData
 from swamp.runs.run_progress import Reporter
 from swamp.training import Seed, TensorData
 from swamp.training.data import BatchList, DatasetData
-from swamp.training.dropout import has_random_forward
+from swamp.training.dropout import draws_random
 from swamp.training.tokens import TokenData
 
 from .runs import StopAt, blind, run
@@ -135,7 +135,7 @@ def test_a_factor_that_does_not_apply_to_the_run_is_skipped(path, normed, task):
     assert plain.record("augmentation")["skipped"] == "its training data has no random augmentation"
     text = replace(here, run=replace(here.run, task=replace(here.run.task, train=_tokens())))
     assert text.record("augmentation")["skipped"] == "its training data has no random augmentation"
-    assert has_random_forward(normed, task, 8)
+    assert draws_random(normed, task, 8)
 
 
 def test_a_stopped_ablation_resumes_and_the_figure_shows_it(path):

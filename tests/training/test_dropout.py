@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swamp.training import Seed, Task, Training
-from swamp.training.dropout import DropoutMode, multipliers_from, uses_global_rng
+from swamp.training.dropout import DropoutMode, draws_random, multipliers_from
 from swamp.training.loop import fit
 from swamp.training.rng import isolated
 
@@ -167,7 +167,7 @@ def test_a_model_with_other_random_numbers_is_detected_without_side_effects(forw
             return forward(self.norm(inputs))
 
     net, before = Net().eval(), torch.get_rng_state()
-    assert uses_global_rng(net, task, 16) is expected
+    assert draws_random(net, task, 16, besides_dropout=True) is expected
     assert not net.training
     assert net.norm.num_batches_tracked == 0
     assert torch.equal(before, torch.get_rng_state())
@@ -187,7 +187,7 @@ def test_dropout_inside_composite_layers_of_torch_is_intercepted():
 
 def test_a_task_of_one_batch_can_be_checked():
     data = [(torch.ones(2, 6), torch.zeros(2, dtype=torch.long))]
-    assert not uses_global_rng(nn.Sequential(nn.Linear(6, 2)), Task.of(data, data), 4)
+    assert not draws_random(nn.Sequential(nn.Linear(6, 2)), Task.of(data, data), 4, besides_dropout=True)
 
 
 def test_other_random_numbers_are_seeded_by_step_so_that_a_resume_draws_the_same(task):

@@ -27,7 +27,7 @@ from swamp.runs.run_progress import Reporter
 from swamp.training import Seed, TensorData, Training
 from swamp.training.average import State, mean
 from swamp.training.data import BatchList
-from swamp.training.dropout import has_random_forward
+from swamp.training.dropout import draws_random
 from swamp.training.module_extra_state import as_tensors
 from swamp.training.rng import isolated
 from swamp.training.tokens import TokenData
@@ -181,7 +181,7 @@ class ParticleAblation:
             isinstance(train, BatchList | TokenData) or (isinstance(train, TensorData) and train.augment is None)
         ):
             return "its training data has no random augmentation"
-        if factor == "dropout" and not has_random_forward(self.run.model, self.run.task, self._training.batch_size):
+        if factor == "dropout" and not draws_random(self.run.model, self.run.task, self._training.batch_size):
             return "its network draws no random numbers"
         if factor == "head" and not hasattr(_last_layer(self.run.model)[1], "reset_parameters"):
             return "its last layer has no reset_parameters()"

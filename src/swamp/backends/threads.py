@@ -17,7 +17,7 @@ from swamp.errors import Diverged
 from swamp.model_copy import copied_model
 from swamp.training import Task, TensorData, TokenData, Training
 from swamp.training.data import BatchList
-from swamp.training.dropout import uses_global_rng
+from swamp.training.dropout import draws_random
 from swamp.training.optimizers import OptimizerFactory
 from swamp.training.snapshot import Snapshot
 
@@ -53,7 +53,7 @@ def unsupported_reason(model: nn.Module, task: Task, training: Training) -> str 
         return _binding_reason()
     if not isinstance(task.train, TensorData | TokenData | BatchList):
         return "examples are fetched one by one, with global random numbers, which only one training at a time may use."
-    if uses_global_rng(model, task, training.batch_size):
+    if draws_random(model, task, training.batch_size, besides_dropout=True):
         return "the model draws random numbers by other means than dropout, from torch's one global generator."
     return None
 

@@ -24,7 +24,7 @@ from swamp.model_copy import copied_model
 from swamp.training import Seed, Task, TokenData, Training
 from swamp.training.average import copied
 from swamp.training.data import BatchList, Data
-from swamp.training.dropout import uses_global_rng
+from swamp.training.dropout import draws_random
 from swamp.training.loop import train_loop
 from swamp.training.module_extra_state import as_tensors, is_extra_state
 from swamp.training.optimizers import OptimizerFactory, build_optimizer, has_modes
@@ -100,7 +100,7 @@ class Vmapped:
                 self._steps[training] = "gradients are accumulated to save memory, which a stack would not."
             elif not _equal_shapes(self.task.train):
                 self._steps[training] = "the batches it was given differ in shape."
-            elif uses_global_rng(self.model, self.task, training.batch_size):
+            elif draws_random(self.model, self.task, training.batch_size, besides_dropout=True):
                 reason = (
                     "the model draws random numbers by other means than dropout, from torch's one global generator."
                 )

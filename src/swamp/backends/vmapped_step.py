@@ -15,7 +15,7 @@ from swamp.backends.functional_optimizer import Update
 from swamp.batches import rows_of
 from swamp.model_copy import copied_model
 from swamp.training import Seed, Task, Training
-from swamp.training.dropout import DropoutMode, to_multiplier
+from swamp.training.dropout import DropoutMode, multipliers_from
 from swamp.training.loop import smoothed
 from swamp.training.rng import isolated
 from swamp.training.sam import ascent
@@ -54,7 +54,7 @@ class VmappedStep:
         self.training = training
         self.device = next(model.parameters()).device
         self.loss = smoothed(task.loss, training.label_smoothing)
-        self.shapes: dict[Any, list[tuple[tuple[int, ...], float, torch.dtype]]] = {}
+        self.shapes: dict[Any, list[tuple[tuple[int, ...], float, Tensor]]] = {}
         self.streams: list[torch.cuda.Stream] = []
         self._compiled: Compiled | None = None
         self.unused: frozenset[str] = frozenset()
@@ -180,19 +180,16 @@ class VmappedStep:
         found: list[list[Tensor]] = []
         generator = torch.Generator(self.device)
         for seed in seeds:
-            generator.manual_seed(seed)
-            drawn = [
-                (torch.empty(s, dtype=d, device=self.device).bernoulli_(k, generator=generator), k) for s, k, d in asked
-            ]
-            found.append([to_multiplier(dropout, kept) for dropout, kept in drawn])
+            draw = multipliers_from(generator.manual_seed(seed))
+            found.append([draw(*one) for one in asked])
         return [torch.stack(of_all) for of_all in zip(*found, strict=True)]
 
-    def _asked(self, inputs: Any) -> list[tuple[tuple[int, ...], float, torch.dtype]]:
-        """Record the dropout masks that one forward pass of one particle needs."""
-        asked: list[tuple[tuple[int, ...], float, torch.dtype]] = []
+    def _asked(self, inputs: Any) -> list[tuple[tuple[int, ...], float, Tensor]]:
+        """Record the dropout masks that one forward pass of one particle needs, as arguments of `Draw`."""
+        asked: list[tuple[tuple[int, ...], float, Tensor]] = []
 
         def record(shape: tuple[int, ...], kept: float, like: Tensor) -> Tensor:
-            asked.append((shape, kept, like.dtype))
+            asked.append((shape, kept, like.new_empty(0)))
             return torch.ones(shape, dtype=like.dtype, device=like.device)
 
         first = rows_of(gather_rows(inputs), 0)

@@ -60,14 +60,10 @@ def multipliers_from(generator: torch.Generator, rows: slice | None = None, tota
         whole = (total, *shape[1:]) if of_batch else shape
         # Contiguous, so that the mask does not depend on the memory format of the activations.
         mask = torch.empty(whole, dtype=like.dtype, device=like.device).bernoulli_(kept, generator=generator)
-        return to_multiplier(mask[rows] if of_batch else mask, kept)
+        mask = mask[rows] if of_batch else mask
+        return mask.div_(kept) if kept else mask
 
     return draw
-
-
-def to_multiplier(mask: Tensor, kept: float) -> Tensor:
-    """Divide a mask of zeros and ones by the keep probability, in place: the mean activation is unchanged."""
-    return mask.div_(kept) if kept else mask
 
 
 class DropoutStream:
@@ -103,18 +99,8 @@ def has_dropout_layer(model: nn.Module) -> bool:
     return any("Dropout" in type(module).__name__ for module in model.modules())
 
 
-def uses_global_rng(model: nn.Module, task: Task, batch_size: int) -> bool:
-    """Whether a forward pass in train mode draws random numbers other than dropout masks."""
-    return _random_sources(model, task, batch_size)[1]
-
-
-def has_random_forward(model: nn.Module, task: Task, batch_size: int) -> bool:
-    """Whether a forward pass in train mode draws random numbers: dropout masks or others."""
-    return any(_random_sources(model, task, batch_size))
-
-
-def _random_sources(model: nn.Module, task: Task, batch_size: int) -> tuple[bool, bool]:
-    """Whether a forward pass draws dropout masks, and whether it draws other random numbers."""
+def draws_random(model: nn.Module, task: Task, batch_size: int, *, besides_dropout: bool = False) -> bool:
+    """Whether a forward pass in train mode draws random numbers, or, `besides_dropout`, others than dropout masks."""
     fresh = copied_model(model).train()
     device = next(fresh.parameters()).device
     inputs, _ = batch_to(next(iter(task.train.in_order(min(batch_size, 8)))), device)
@@ -123,7 +109,8 @@ def _random_sources(model: nn.Module, task: Task, batch_size: int) -> tuple[bool
         before = _global_state(device)
         with DropoutMode(multipliers_from(generator)) as mode:
             task.forward(fresh, inputs)
-        return mode.used, before != _global_state(device)
+        others = before != _global_state(device)
+    return others if besides_dropout else mode.used or others
 
 
 def _global_state(device: torch.device) -> tuple[bytes, ...]:
