@@ -1,5 +1,6 @@
 """Gradients accumulated over parts of a batch are those of the whole batch."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -97,3 +98,17 @@ def test_accumulated_steps_with_ignored_targets_and_class_weights_are_those_of_t
         weights.append(fit(Tagger().double(), task, how, SEED).weights)
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=0, atol=1e-14)
+
+
+class Focal(nn.CrossEntropyLoss):
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        losses = F.cross_entropy(input, target, reduction="none")
+        return ((1 - (-losses).exp()) ** 2 * losses).mean()
+
+
+def test_a_subclass_of_a_loss_of_torch_keeps_its_own_formula():
+    losses = []
+    for count in (1, 4):
+        model, task, training = setting(count)
+        losses += fit(model, replace(task, loss=Focal()), replace(training, epochs=1), SEED).losses
+    assert losses[0] == pytest.approx(losses[1], abs=1e-12)

@@ -22,12 +22,13 @@ def sum_loss(loss: Any) -> SumLoss | None:
     With ignored targets or class weights, the mean of a batch is not the mean of the means of its parts.
 
     Args:
-        loss: `F.cross_entropy`, `F.nll_loss`, a functools.partial of them, `nn.CrossEntropyLoss` or `nn.NLLLoss`.
+        loss: `F.cross_entropy`, `F.nll_loss`, a functools.partial of them, `nn.CrossEntropyLoss` or `nn.NLLLoss`
+            themselves, no subclass.
     """
     options: dict[str, Any] = {}
     if isinstance(loss, functools.partial):
         options, loss = loss.keywords, cast("functools.partial[Any]", loss).func
-    elif isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
+    elif type(loss) in (nn.CrossEntropyLoss, nn.NLLLoss):  # a subclass may have another formula
         options = {"weight": loss.weight, "ignore_index": loss.ignore_index, "reduction": loss.reduction}
         if isinstance(loss, nn.CrossEntropyLoss):
             options["label_smoothing"] = loss.label_smoothing
