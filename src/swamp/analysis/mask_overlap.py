@@ -13,6 +13,7 @@ from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, Record
 from swamp.analysis.mask_training import MaskSource
 from swamp.analysis.run_data import RunData
 from swamp.masks import Mask
+from swamp.runs.read import read_mask, read_weights
 from swamp.training.average import State
 from swamp.training.metrics import spearman
 
@@ -105,21 +106,11 @@ def expected_overlap(a: Mask, b: Mask) -> float:
 
     In a layer of n weights, random masks with a and b active weights share a b / n on average. The Jaccard index of
     these averages is the expectation to first order in 1/n.
-
-    Raises:
-        MaskError: the masks are of different models.
     """
-    a.overlap(b)  # raises for masks of different models
     first, second = a.nnz_by_layer, b.nnz_by_layer
     both = sum(first[name] * second[name] / tensor.numel() for name, tensor in a.items() if tensor.numel())
     either = a.nnz + b.nnz - both
     return both / either if either else 1.0
-
-
-def overlap_by_layer(a: Mask, b: Mask) -> dict[str, float]:
-    """Jaccard index of each tensor of two masks; 1 if both are empty."""
-    a.overlap(b)  # raises for masks of different models
-    return {name: Mask({name: active}).overlap(Mask({name: b[name]})) for name, active in a.items()}
 
 
 def overlap(a: Mask, b: Mask) -> Record:
@@ -127,10 +118,13 @@ def overlap(a: Mask, b: Mask) -> Record:
 
     "above_chance" is (found - expected) / (1 - expected): 1 for equal masks, 0 on average for random ones, NaN if
     random masks are always equal.
+
+    Raises:
+        MaskError: the masks are of different models.
     """
     found, expected = a.overlap(b), expected_overlap(a, b)
     above = (found - expected) / (1 - expected) if expected < 1 else float("nan")
-    return {"jaccard": found, "expected": expected, "above_chance": above, "layers": overlap_by_layer(a, b)}
+    return {"jaccard": found, "expected": expected, "above_chance": above}
 
 
 def compare_masks(runs: Mapping[tuple[str, int], MaskSource], densities: Sequence[float]) -> Iterator[Record]:
@@ -161,8 +155,8 @@ def compare_two_masks(a: MaskSource, b: MaskSource, densities: Sequence[float]) 
         one, other = a.at(density), b.at(density)
         if one and other:
             cycles = one["cycle"], other["cycle"]
-            first, second = a.mask(cycles[0]), b.mask(cycles[1])
-            weights = a.weights(cycles[0]), b.weights(cycles[1])
+            first, second = read_mask(a.directory, cycles[0]), read_mask(b.directory, cycles[1])
+            weights = read_weights(a.directory, cycles[0]), read_weights(b.directory, cycles[1])
             whole = _overlap_and_signs(first, second, *weights)
             layers = {
                 name: _overlap_and_signs(Mask({name: active}), Mask({name: second[name]}), *weights)
@@ -175,7 +169,6 @@ def compare_two_masks(a: MaskSource, b: MaskSource, densities: Sequence[float]) 
 def _overlap_and_signs(a: Mask, b: Mask, weights_a: State, weights_b: State) -> Record:
     found = overlap(a, b)
     both = Mask({name: active & b[name] for name, active in a.items()})
-    del found["layers"]
     return {**found, "signs": equal_signs(both, weights_a, weights_b)}
 
 

@@ -16,9 +16,8 @@ from swamp.runs.checkpoints import RunStore
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import backend_for, executing, prepare
-from swamp.runs.read import TOLERANCE, open_with_cycles, read_weights, record_at
+from swamp.runs.read import TOLERANCE, open_with_cycles, record_at
 from swamp.runs.run_progress import Reporter
-from swamp.training.average import State
 
 _SHARED = ("task", "model", "data.", "plan.seed")
 """Settings that start with one of these must be equal in all runs."""
@@ -47,14 +46,6 @@ class MaskSource:
     def at(self, density: float) -> Mapping[str, Any] | None:
         """The record of the cycle with the nearest density; None if none is within TOLERANCE."""
         return record_at(self.records, density)
-
-    def mask(self, cycle: int) -> Mask:
-        """The mask of a cycle."""
-        return read_mask(self.directory, cycle)
-
-    def weights(self, cycle: int) -> State:
-        """The weights of the model of a cycle."""
-        return read_weights(self.directory, cycle)
 
     @property
     def name(self) -> str:
@@ -170,7 +161,7 @@ def train_masks(job: MaskTraining, out: Path, reporter: Reporter, stop: Event) -
     """
     config = job.trainer.config
     directory = RunDirectory(job.folder(out), f"{job.source.config.digest()}-{config.digest()}")
-    masks = {own: job.source.mask(its) for own, its in job.cycles.items()}
+    masks = {own: read_mask(job.source.directory, its) for own, its in job.cycles.items()}
     if all(_finished(directory, cycle, mask) for cycle, mask in masks.items()):
         yield from (read_record(directory, cycle) for cycle in masks)
         return
