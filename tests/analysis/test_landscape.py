@@ -11,7 +11,6 @@ from swamp.analysis.analysis_tasks import AnalysisSettings
 from swamp.analysis.landscape import evaluate_grid, grid_around, landscape_tasks, random_plane
 from swamp.analysis.point_evaluator import PointEvaluator
 from swamp.analysis.run_data import RunData
-from swamp.analysis.weight_space import masked_weights
 from swamp.errors import SwampError
 from swamp.masks import Mask
 from swamp.training import Seed, evaluate, with_reestimated_batchnorm
@@ -156,8 +155,3 @@ def test_too_few_particles_are_skipped_with_the_reason(tmp_path):
     records = {r["key"]: r for r in records_of(RunData.open(tmp_path / "run"), landscape_tasks, ALL)}
     assert "has 2 particles on disk; at least 3 are needed" in records["landscape/cycle-00"]["skipped"]
     assert "loss" in records["landscape/cycle-00/random"]
-
-
-def test_a_masked_ticket_is_zero_off_the_mask():
-    found = masked_weights(at(1.0, 2.0), {"weight": torch.tensor([[True, False]])})
-    assert found["weight"].tolist() == [[1, 0]]

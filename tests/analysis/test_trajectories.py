@@ -14,7 +14,7 @@ from swamp.analysis import interpolate_models
 from swamp.analysis.analysis_tasks import AnalysisSettings
 from swamp.analysis.run_data import RunData
 from swamp.analysis.trajectories import principal_components, stability_onset, trajectory_tasks
-from swamp.analysis.weight_space import ParameterSpace, euclidean_norm, masked_weights
+from swamp.analysis.weight_space import ParameterSpace, euclidean_norm
 from swamp.backends import Vmapped
 from swamp.errors import Interrupted, SwampError
 from swamp.files import load_tensors
@@ -23,6 +23,7 @@ from swamp.runs.directory import RunDirectory
 from swamp.runs.trajectory import TrajectoryWriter, read_trajectory
 from swamp.training import Seed
 from swamp.training.loop import fit
+from swamp.training.mask_updates import masked_state
 
 from .known_losses import TwoWeights, at
 from .runs import StopAt, assert_same_tensors, go, go_on, killed_after, records_of, tiny
@@ -113,7 +114,7 @@ def test_storing_trajectories_does_not_change_the_run(backend, tmp_path, monkeyp
 def test_points_are_the_weights_during_training(finished):
     run_data = RunData.open(finished)
     cycle = run_data.cycle(1)
-    run_data.model.load_state_dict(masked_weights(run_data.ticket.weights, cycle.mask))
+    run_data.model.load_state_dict(masked_state(run_data.ticket.weights, cycle.mask))
     taken = {}
 
     def watch(step, total, snapshot):
@@ -228,7 +229,7 @@ def test_the_record_of_a_cycle(finished):
     assert record["particles"][0]["between"] == [0] * 10
     taken = [read_trajectory(run_data.directory.trajectory(1, k)) for k in (0, 1)]
     space = ParameterSpace(run_data.model)
-    start = space.vector(masked_weights(run_data.ticket.weights, run_data.cycle(1).mask))
+    start = space.vector(masked_state(run_data.ticket.weights, run_data.cycle(1).mask))
     assert one["between"][4] == pytest.approx(euclidean_norm(space.vector(taken[1][20]) - space.vector(taken[0][20])))
     assert one["from_ticket"][4] == pytest.approx(euclidean_norm(space.vector(taken[1][20]) - start))
     assert 0 < sum(record["explained"]) <= 1

@@ -28,6 +28,7 @@ from swamp.masks import Mask
 from swamp.training import Seed
 from swamp.training.average import State
 from swamp.training.data import BatchList, Data
+from swamp.training.mask_updates import masked_state
 from swamp.training.metrics import spearman
 from swamp.training.module_extra_state import as_tensors
 
@@ -148,9 +149,8 @@ def seen_from_start(run: RunData, index: int, particles: Sequence[Particle], mas
     if start is None:
         return {"start": None, "angles": None, "to_ticket": None}
     name, weights = start
-    pruned = {key: weights[key].cpu() * active.to(weights[key].dtype).cpu() for key, active in mask.items()}
     states = [particle.weights for particle in particles]
-    products = inner_products([*states, _mean_in_float64(states, mask)], pruned, mask)
+    products = inner_products([*states, _mean_in_float64(states, mask)], masked_state(weights, mask), mask)
     lengths = to_list(products.diagonal().sqrt())
     return {
         "start": name,

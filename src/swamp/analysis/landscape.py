@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, first_middle_last
 from swamp.analysis.point_evaluator import PointEvaluator
 from swamp.analysis.run_data import RunData
-from swamp.analysis.weight_space import LinearCombination, ParameterSpace, euclidean_norm, masked_weights
+from swamp.analysis.weight_space import LinearCombination, ParameterSpace, euclidean_norm
 from swamp.errors import SwampError
 from swamp.training import Seed
 from swamp.training.average import State
+from swamp.training.mask_updates import masked_state
 
 GRID_SIZE = 13
 """Grid points along each axis."""
@@ -143,7 +144,7 @@ def _through_particles(run: RunData, evaluator: PointEvaluator, index: int) -> d
     models: dict[str, State] = {f"particle-{p.index}": p.weights for p in particles}
     models["mean"] = cycle.weights
     if run.ticket is not None:
-        models["ticket"] = masked_weights(run.ticket.weights, cycle.mask)
+        models["ticket"] = masked_state(run.ticket.weights, cycle.mask)
     projected = {name: plane.project(state) for name, state in models.items()}
     u, v = grid_around([(x, y) for name, (x, y, _) in projected.items() if name.startswith("particle")])
     return {

@@ -13,10 +13,11 @@ from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask
 from swamp.analysis.barriers import evaluate_segment
 from swamp.analysis.point_evaluator import PointEvaluator
 from swamp.analysis.run_data import RunData
-from swamp.analysis.weight_space import ParameterSpace, as_vector, euclidean_norm, masked_weights
+from swamp.analysis.weight_space import ParameterSpace, as_vector, euclidean_norm
 from swamp.errors import SwampError
 from swamp.runs.trajectory import read_trajectory
 from swamp.training.average import State
+from swamp.training.mask_updates import masked_state
 
 STABLE = 0.02
 """Error barrier below which two models count as connected: 2 points (Frankle et al. 2020)."""
@@ -123,7 +124,7 @@ def _of_cycle(run: RunData, settings: AnalysisSettings, evaluator: PointEvaluato
     models = {f"particle-{p.index}": p.weights for p in run.particles(index)}
     models["mean"] = cycle.weights
     if run.ticket is not None:
-        models["ticket"] = masked_weights(run.ticket.weights, cycle.mask)
+        models["ticket"] = masked_state(run.ticket.weights, cycle.mask)
     found = principal_components(space, [list(one.values()) for one in taken], list(models.values()))
     start = space.vector(models["ticket"]) if "ticket" in models else None
     steps, heights = _barriers(taken, cycle.weights, settings, evaluator) if len(taken) > 1 else ([], [])

@@ -1,6 +1,6 @@
 """Vectors in weight space: linear combinations of networks, inner products, distances and angles."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from swamp.errors import SwampError
 from swamp.training.average import State, is_inexact
+from swamp.training.snapshot import tied_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,20 +53,13 @@ class ParameterSpace:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        owners: dict[int, str] = {}
-        self.names: list[str] = []
-        self.shapes: dict[str, torch.Size] = {}
-        self._tied: dict[str, str] = {}
-        self._complex: set[str] = set()
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            if id(parameter) in owners:
-                self._tied[name] = owners[id(parameter)]
-            else:
-                owners[id(parameter)] = name
-                self.names.append(name)
-                self.shapes[name] = torch.Size([*parameter.shape, 2]) if parameter.is_complex() else parameter.shape
-                if parameter.is_complex():
-                    self._complex.add(name)
+        parameters = dict(model.named_parameters())
+        self.names, self._tied = list(parameters), tied_names(model)
+        self._complex = {name for name, parameter in parameters.items() if parameter.is_complex()}
+        self.shapes = {
+            name: torch.Size([*parameter.shape, 2]) if name in self._complex else parameter.shape
+            for name, parameter in parameters.items()
+        }
 
     def vector(self, state: State) -> Tensor:
         """The parameters in `state`, concatenated (n,)."""
@@ -83,14 +77,6 @@ def as_vector(tensor: Tensor) -> Tensor:
     """A tensor as a float64 vector (n,) on its device; a complex number has two coordinates."""
     flat = torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor.detach()
     return flat.to(torch.float64).reshape(-1)
-
-
-def masked_weights(state: State, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` with zeros off the mask. Of a ticket, these are the weights that a cycle's particles start from."""
-    return {
-        name: value.masked_fill(~mask[name].to(value.device), 0) if name in mask else value
-        for name, value in state.items()
-    }
 
 
 def euclidean_norm(vector: Tensor) -> float:
