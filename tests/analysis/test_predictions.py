@@ -25,7 +25,6 @@ from swamp.analysis.predictions import (
     standard_deviation,
 )
 from swamp.analysis.run_data import RunData, some_examples
-from swamp.errors import SwampError
 from swamp.training import Seed, Task, TensorData, evaluate
 from swamp.training.data import BatchList, sampled
 from swamp.training.metrics import mean_probability
@@ -162,11 +161,6 @@ def test_inputs_that_cannot_be_corrupted_are_skipped_with_the_reason(inputs, rea
     assert reason in corruption_unsupported_reason(inputs)
     data = BatchList([(inputs, torch.zeros(2))])
     assert reason in robustness(None, [], numbered([0, 1]), EvaluationInputs(data, AnalysisSettings()))["skipped"]
-
-
-def test_an_unknown_corruption_is_refused():
-    with pytest.raises(SwampError, match=r"unknown corruption 'blurr'.*blur"):
-        corrupt(BatchList([(torch.zeros(1, 2), torch.zeros(1))]), "blurr", 3, Seed(0))
 
 
 def test_a_task_without_classes_is_skipped_with_the_reason(finished):

@@ -70,7 +70,7 @@ def tasks_by_cycle(
         over_cycles: Computes the record over all cycles from theirs, which are read from disk: numbers that are not
             finite are None.
     """
-    indices = list(run.cycles_with_particles())
+    indices = run.cycles_with_particles()
 
     def over_all() -> Record:
         known = {one["key"]: one for one in read_analysis(run.directory) if one["settings"] == settings.__dict__}

@@ -157,7 +157,7 @@ def require_fit(model: nn.Module, state: State, what: str) -> None:
 def barrier_tasks(run: RunData, settings: AnalysisSettings) -> Iterator[AnalysisTask]:
     """Is there a barrier between the particles of a cycle, or between the means of consecutive cycles?"""
     evaluator = PointEvaluator(run.model, run.task, examples=settings.examples)
-    with_pairs = set(run.cycles_with_particles(2))
+    with_pairs = run.cycles_with_particles()
     for index in range(run.cycles):
         key = f"barriers/cycle-{index:02d}"
         if index + 1 < run.cycles:

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, first_middle_last
@@ -17,8 +16,10 @@ from swamp.masks import Mask
 from swamp.training import Seed, Task
 from swamp.training.average import State
 
-_TOP = 5
-"""Largest eigenvalues that are computed."""
+_TOP, _PRECISION = 5, 1e-4
+"""Largest eigenvalues that are computed, and their largest residual as a fraction of each: it bounds the error."""
+_MIN_PROBES, _TOLERANCE = 4, 0.1
+"""Least probes of the traces, and the relative standard error at which no more are added."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,12 @@ def curvature_at(
     *,
     examples: int = 500,
     seed: int = 0,
-    tolerance: float = 0.1,
-    min_probes: int = 4,
     max_probes: int = 16,
-    lanczos_runs: int = 1,
     lanczos_steps: int = 100,
-    precision: float = 1e-4,
 ) -> Curvature:
     """Trace, five largest eigenvalues and spectral density of the Hessian of the mean training loss.
 
-    Takes at most 2 * max_probes + lanczos_runs * lanczos_steps Hessian-vector products; each costs two to three
+    Takes at most 2 * max_probes + lanczos_steps Hessian-vector products; each costs two to three
     training passes. See `Hessian` for the mode of the network. `model` is not changed. Lanczos ends when the five
     largest eigenvalues have converged; where `lanczos_steps` are too few, only those that have converged are returned.
 
@@ -62,23 +59,18 @@ def curvature_at(
         weights: where the Hessian is taken.
         mask: marks the active weights for `Trace.active` (default: all).
         examples: number of training examples.
-        seed: seed of the probes and starting vectors.
-        tolerance: relative standard error of the traces at which no more probes are added.
-        min_probes: minimum number of probes of the trace.
+        seed: seed of the probes and of the starting vector.
         max_probes: maximum number of probes of the trace.
-        lanczos_runs: number of starting vectors for the spectrum.
-        lanczos_steps: maximum number of steps of each Lanczos run.
-        precision: largest residual of an eigenvalue, as a fraction of it; the residual bounds its error.
+        lanczos_steps: maximum number of steps of Lanczos.
 
     Raises:
         SwampError: the mask or weights do not fit the model.
     """
     hessian = Hessian(model, task, weights, mask, examples=examples)
-    trace = hutchinson(hessian, tolerance=tolerance, min_probes=min_probes, max_probes=max_probes, seed=seed)
-    seeds = (Seed(seed).at("curvature", "start", run) for run in range(lanczos_runs))
-    starts = torch.stack([random_signs(hessian.size, one) for one in seeds])
-    top = partial(top_eigenvalues, count=_TOP, tolerance=precision)
-    found = lanczos(hessian, starts.to(hessian.device), lanczos_steps, lambda runs: len(top(runs)) == _TOP)
+    trace = hutchinson(hessian, tolerance=_TOLERANCE, min_probes=_MIN_PROBES, max_probes=max_probes, seed=seed)
+    start = random_signs(hessian.size, Seed(seed).at("curvature", "start", 0)).to(hessian.device)
+    top = partial(top_eigenvalues, count=_TOP, tolerance=_PRECISION)
+    found = lanczos(hessian, start[None], lanczos_steps, lambda runs: len(top(runs)) == _TOP)
     return Curvature(trace, top(found), spectral_density(found))
 
 

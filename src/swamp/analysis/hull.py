@@ -72,9 +72,9 @@ def centroid(count: int, of: Sequence[int] | None = None) -> Coefficients:
     return tuple(1 / len(chosen) if n in chosen else 0.0 for n in range(count))
 
 
-def dirichlet_samples(samples: int, count: int, seed: Seed, concentration: float = 1.0) -> list[Coefficients]:
-    """Random points of the hull: uniform at a concentration of 1, nearer to the extreme points below 1."""
-    drawn = np.random.default_rng(seed.number()).dirichlet([concentration] * count, samples)
+def dirichlet_samples(samples: int, count: int, seed: Seed) -> list[Coefficients]:
+    """Random points of the hull, uniformly distributed."""
+    drawn = np.random.default_rng(seed.number()).dirichlet([1.0] * count, samples)
     return [tuple(row) for row in drawn.tolist()]
 
 

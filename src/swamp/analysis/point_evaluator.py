@@ -36,6 +36,7 @@ _BATCH = 256
 _SMALL = 2**17
 """Bytes of weights of a network with batch normalisation up to which a stack is faster on CPU."""
 _REFRESH_BATCH = 256
+"""The batch size of `reestimate_batchnorm`: stacked points get the statistics of single ones."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,7 @@ class PointEvaluator:
     def _single(self, point: Point) -> PointMetrics:
         load_state(self.model, _weights(point))
         if self.normed:
-            forward = self.task.forward
-            reestimate_batchnorm(
-                self.model, self.task.train, forward=forward, batch_size=_REFRESH_BATCH, examples=self.examples
-            )
+            reestimate_batchnorm(self.model, self.task.train, forward=self.task.forward, examples=self.examples)
         if self.task.own is not None:
             loss = self.task.evaluate(self.model, "train", self.examples).metrics["loss"]
             return PointMetrics(loss, self.task.error_on_held_out(self.model))

@@ -1,6 +1,5 @@
 """Read a run directory: its configuration, cycles, particles, ticket and task."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -92,9 +91,9 @@ class RunData:
             )
         return found
 
-    def cycles_with_particles(self, minimum: int = 2) -> Iterator[int]:
-        """Indices of the cycles that have at least `minimum` particles on disk."""
-        return (index for index in range(self.cycles) if len(self._stored_numbers(index)) >= minimum)
+    def cycles_with_particles(self) -> list[int]:
+        """Indices of the cycles that have two particles or more on disk."""
+        return [index for index in range(self.cycles) if len(self._stored_numbers(index)) > 1]
 
     def _stored_numbers(self, index: int) -> list[int]:
         """Numbers of the particles on disk; empty if any of them is missing."""

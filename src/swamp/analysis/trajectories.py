@@ -92,11 +92,11 @@ def _leading_components(products: Tensor, gram: Tensor, total: float) -> list[tu
     return found
 
 
-def stability_onset(steps: Sequence[int], barriers: Sequence[float], threshold: float = STABLE) -> int | None:
-    """The first of `steps` from which on all barriers are below the threshold; None if the last one is not."""
+def stability_onset(steps: Sequence[int], barriers: Sequence[float]) -> int | None:
+    """The first of `steps` from which on all barriers are below STABLE; None if the last one is not."""
     onset = None
     for step, barrier in zip(reversed(steps), reversed(barriers), strict=True):
-        if not barrier < threshold:
+        if not barrier < STABLE:
             break
         onset = step
     return onset

@@ -138,10 +138,10 @@ def plane_width(panel: Panel) -> float:
     return max(x) - min(x)
 
 
-def panels_of(title: str, x: Axis, y: Axis, marks: Iterable[Mark], *, equal: bool = False) -> list[Panel]:
+def panels_of(title: str, x: Axis, y: Axis, marks: Iterable[Mark]) -> list[Panel]:
     """A list with one panel; empty if there are no marks."""
     found = tuple(marks)
-    return [Panel(title, x, y, found, equal)] if found else []
+    return [Panel(title, x, y, found)] if found else []
 
 
 def figures_of(title: str, caption: str, panels: Iterable[Panel], tables: Iterable[Table] = ()) -> list[Figure]:
