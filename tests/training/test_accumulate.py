@@ -1,7 +1,10 @@
 """Gradients accumulated over parts of a batch are those of the whole batch."""
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from swamp.backends import Sequential, Ticket, TrainRequest, Vmapped
 from swamp.errors import SwampError
 from swamp.masks import Mask
 from swamp.training import Seed, Task, Training
+from swamp.training.dry_run import dry_run
 from swamp.training.loop import fit
 
 SEED = Seed(0)
@@ -112,3 +116,72 @@ def test_a_subclass_of_a_loss_of_torch_keeps_its_own_formula():
         model, task, training = setting(count)
         losses += fit(model, replace(task, loss=Focal()), replace(training, epochs=1), SEED).losses
     assert losses[0] == pytest.approx(losses[1], abs=1e-12)
+
+
+class Noisy(nn.Module):
+    """Draws random numbers other than dropout, as variational autoencoders do; records them."""
+
+    def __init__(self, *, in_eval_mode: bool = False) -> None:
+        super().__init__()
+        self.out = nn.Linear(6, 3).double()
+        self.in_eval_mode = in_eval_mode
+        self.drawn: list[torch.Tensor] = []
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if not (self.training or self.in_eval_mode):
+            return self.out(inputs)
+        self.drawn.append(torch.randn_like(inputs))
+        return self.out(inputs + self.drawn[-1])
+
+
+def test_the_parts_of_a_batch_draw_different_random_numbers():
+    def drawn(parts: int) -> list[torch.Tensor]:
+        _, task, training = setting(parts)
+        model = Noisy()
+        fit(model, task, replace(training, epochs=1), SEED)
+        return model.drawn
+
+    noise = torch.cat(drawn(2))
+    assert len(noise.unique(dim=0)) == len(noise) == 40
+    assert torch.equal(torch.cat(drawn(2)), noise)
+
+
+def test_ranks_draw_different_random_numbers_and_go_on_with_equal_ones():
+    class Rank:
+        def __init__(self, rows: slice) -> None:
+            self.share = rows
+
+        def shard_parameters(self, model: nn.Module) -> bool:
+            return False
+
+        def rows(self, examples: int) -> slice:
+            return self.share
+
+        def synchronised_batchnorm(self) -> AbstractContextManager[None]:
+            return nullcontext()
+
+        def all_reduce(self, tensors: Sequence[torch.Tensor]) -> None:
+            pass
+
+    def run(rows: slice) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        after: list[torch.Tensor] = []
+
+        class Watched(torch.optim.SGD):
+            def step(self, closure: Any = None) -> None:
+                after.append(torch.rand(3))  # an optimizer that adds noise adds the same in every rank
+
+        _, task, training = setting(1)
+        model = Noisy()
+        fit(model, task, replace(training, epochs=1), SEED, optimizer=partial(Watched, lr=0.1), shard=Rank(rows))
+        return torch.cat(model.drawn), after
+
+    (first, after), (second, after_second) = run(slice(0, 5)), run(slice(5, 10))
+    assert not torch.isin(first, second).any()
+    assert all(torch.equal(*pair) for pair in zip(after, after_second, strict=True))
+
+
+def test_a_model_that_draws_in_eval_mode_too_can_be_accumulated():
+    inputs = torch.randn(40, 6, generator=SEED.generator(), dtype=torch.float64)
+    task = Task.of((inputs, inputs[:, :3]), (inputs, inputs[:, :3]), loss=F.mse_loss)
+    training = Training(epochs=1, batch_size=10, grad_accum_steps=5)
+    dry_run(Noisy(in_eval_mode=True), task, training, prunable={"out.weight"})

@@ -70,7 +70,7 @@ class DropoutStream:
     """Random numbers in the forward passes of one training: a pure function of its seed and the step.
 
     Dropout uses a separate generator. Other random functions use torch's global generator, which is seeded at each step
-    if the training is `exclusive`.
+    if the training is `exclusive`, and for each part of a batch that is computed in parts.
     """
 
     def __init__(self, model: nn.Module, seed: int, device: torch.device, exclusive: bool) -> None:
@@ -83,8 +83,8 @@ class DropoutStream:
     @contextmanager
     def at(self, step: int, rows: slice | None, total: int) -> Generator[None]:
         """Context for the forward pass of one step, on `rows` (None: all) of a batch of `total` examples."""
-        if self.exclusive:
-            reseed_global(self.seed + step, self.device)
+        # Equal noise in all parts of a batch would raise the variance of its gradient.
+        self._reseed(step, 0 if rows is None else rows.start)
         if not (self.is_first or self.has_dropout):
             yield
             return
@@ -92,6 +92,15 @@ class DropoutStream:
         with DropoutMode(multipliers_from(self.generator, rows, total)) as mode:
             yield
         self.is_first, self.has_dropout = False, self.has_dropout or mode.used
+
+    def join(self, step: int) -> None:
+        """Give all ranks of a data-parallel step equal random numbers for what follows their forward passes."""
+        self._reseed(step, 0)
+
+    def _reseed(self, step: int, first_row: int) -> None:
+        if self.exclusive:
+            number = Seed(self.seed).at(step, first_row).number() if first_row else self.seed + step
+            reseed_global(number, self.device)
 
 
 def has_dropout_layer(model: nn.Module) -> bool:

@@ -266,6 +266,7 @@ class _ModelState:
             )
         if self.shard is not None:
             self._all_reduce(self.shard, loss)
+            self.dropout.join(step)
         if self.mask_gradients is not None:
             self.mask_gradients()
         return loss
