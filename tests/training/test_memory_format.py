@@ -3,12 +3,16 @@
 import copy
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import nn
 
+import swamp
+from swamp.analysis.point_evaluator import PointEvaluator
 from swamp.training import Seed, Task, TensorData, Training
 from swamp.training.loop import fit
 from swamp.training.memory_format import to_fastest_memory_format, to_memory_format_of
+from swamp.training.task import call_model
 
 
 def network() -> nn.Module:
@@ -17,15 +21,50 @@ def network() -> nn.Module:
 
 def test_images_go_channels_last_on_cpu_and_anything_else_stays():
     model = network()
-    assert to_fastest_memory_format(model, bfloat16=False) == torch.channels_last
+    data = TensorData(torch.randn(4, 3, 4, 4), torch.arange(4) % 2)
+    assert to_fastest_memory_format(model, data, call_model, bfloat16=False) == torch.channels_last
     assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
     images = torch.randn(2, 3, 4, 4)
     assert to_memory_format_of(model, images).is_contiguous(memory_format=torch.channels_last)
     plain = nn.Linear(3, 2)
-    assert to_fastest_memory_format(plain, bfloat16=False) == torch.contiguous_format
+    assert to_fastest_memory_format(plain, data, call_model, bfloat16=False) == torch.contiguous_format
     assert to_memory_format_of(plain, images) is images
     named = {"x": images}
     assert to_memory_format_of(model, named) is named
+
+
+class Viewed(nn.Sequential):
+    """Flattens its images by `view`, which takes contiguous ones only; in training only, where `late`."""
+
+    def __init__(self, late: bool = False) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Linear(16, 2))
+        self.late = late
+
+    def forward(self, x):
+        x = self[1](self[0](x))
+        return self[2](x.reshape(-1, 16) if self.late and not self.training else x.view(-1, 16))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_model_that_views_its_images_runs_and_stays_contiguous(late):
+    model, data = Viewed(late), TensorData(torch.randn(40, 3, 4, 4), torch.arange(40) % 2)
+    before, state = copy.deepcopy(model), torch.get_rng_state()
+    assert to_fastest_memory_format(model, data, call_model, bfloat16=False) == torch.contiguous_format
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.is_contiguous() for p in model.parameters())
+    task = Task(data, data, data)
+    pruned = swamp.prune(
+        before,
+        task,
+        sparsity=0.5,
+        cycles=1,
+        particles=2,
+        training=Training(epochs=2, batch_size=20),
+        barrier_threshold=1,
+    )
+    pruned.mask.require_zeros(pruned.model.state_dict())
+    landscape = PointEvaluator(model, task, examples=8)
+    assert landscape([model.state_dict()])[0].loss > 0
 
 
 def test_trained_weights_come_out_in_the_usual_order():

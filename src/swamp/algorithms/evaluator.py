@@ -63,7 +63,7 @@ class Evaluator:
         self.workers = _workers(model, task)
         for _ in range(self.workers):
             one = copied_model(model)
-            to_fastest_memory_format(one, bfloat16=False)
+            to_fastest_memory_format(one, task.train, task.forward, bfloat16=False)
             self.scratch.put(one)
 
     def map(self, work: Callable[[nn.Module, _T], R], items: Iterable[_T]) -> list[R]:

@@ -47,13 +47,13 @@ class Setup:
         self._check_sparsity()
         self.model = copied_model(model)
         """Scratch model: its weights change."""
-        to_fastest_memory_format(self.model, bfloat16=False)
         self.task = task.to(next(model.parameters()).device)
         if plan.score_name in SCORES_OF_OUTPUTS:
             self.task.require_outputs(f"the score {plan.score_name}")
         require_finite_start(self.model, self.task)
         self.has_unit_error = dry_run(self.model, self.task, training, prunable=set(self.dense))
         """Whether barriers, which are differences of errors, can be measured and judged."""
+        to_fastest_memory_format(self.model, task.train, task.forward, bfloat16=False)
         self.divergence = DivergencePolicy(plan, store)
         self.evaluator = Evaluator(model, self.task, plan.evaluation_examples, training.precision, store.check_stop)
         self.flops = FlopCounter.of(model, self.task)

@@ -157,7 +157,7 @@ def _model_at(model: nn.Module, task: Task, weights: State, mask: Mask | None, e
         mask.require_zeros(weights)
     scratch = copied_model(model)
     load_state(scratch, weights)
-    to_fastest_memory_format(scratch, bfloat16=False)
+    to_fastest_memory_format(scratch, task.train, task.forward, bfloat16=False)
     reestimate_batchnorm(scratch, task.train, forward=task.forward, examples=examples)
     return scratch.eval()
 

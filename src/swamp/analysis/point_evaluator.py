@@ -93,7 +93,7 @@ class PointEvaluator:
                 size -= self.first.size
                 self.at_once = max(1, min(_MAX_POINTS, most // max(1, size)))
         else:
-            to_fastest_memory_format(self.model, bfloat16=False)
+            to_fastest_memory_format(self.model, task.train, task.forward, bfloat16=False)
 
     def __call__(self, points: Iterable[Point]) -> list[PointMetrics]:
         """Loss and error at each of `points`, in order."""
@@ -125,7 +125,7 @@ class PointEvaluator:
         except (RuntimeError, ValueError, TypeError):
             # vmap does not support this forward pass: evaluate one by one from now on.
             self.at_once = 1
-            to_fastest_memory_format(self.model, bfloat16=False)
+            to_fastest_memory_format(self.model, self.task.train, self.task.forward, bfloat16=False)
             return [self._single(point) for point in points]
         return [self._metrics(own, targets) for own in outputs]
 

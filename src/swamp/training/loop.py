@@ -182,7 +182,11 @@ class _ModelState:
         self.device = next(model.parameters()).device
         sharded = shard is not None and shard.shard_parameters(model)
         bfloat16 = training.precision == "bfloat16"
-        self.memory_format = torch.contiguous_format if sharded else to_fastest_memory_format(model, bfloat16=bfloat16)
+        self.memory_format = (
+            torch.contiguous_format
+            if sharded
+            else to_fastest_memory_format(model, task.train, task.forward, bfloat16=bfloat16)
+        )
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.optimizer: Optimizer = (optimizer or partial(build_optimizer, training=training))(self.trainable)
         if has_modes(self.optimizer):
