@@ -271,3 +271,28 @@ def test_a_mask_of_nothing_holds_nothing() -> None:
         step(model, optimizer)
         masked()
     assert not bool((model.weight == 0).any())
+
+
+@pytest.mark.parametrize("faster", [False, True])
+def test_a_weight_that_is_unfrozen_inside_the_block_is_held(faster) -> None:
+    model = Sum(1.0, 1.0)
+    model.weight.requires_grad_(False)
+    optimizer = AdamW(model.parameters(), lr=0.1)
+    with (
+        hold_gradients(model, FIRST_PRUNED, optimizer)
+        if faster
+        else hold(model, FIRST_PRUNED, optimizer, only_backward=True)
+    ) as mask_gradients:
+        assert not model.weight.requires_grad
+        for frozen in (True, False, True, False):
+            model.weight.requires_grad_(not frozen)
+            if not frozen:
+                model.weight.sum().backward()
+                if mask_gradients is not None:
+                    mask_gradients()
+                assert model.weight.grad is not None
+                assert model.weight.grad.tolist() == [0.0, 1.0]
+            optimizer.step()
+            optimizer.zero_grad()
+    assert model.weight[0] == 0
+    assert model.weight[1] < 1

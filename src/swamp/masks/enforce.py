@@ -71,9 +71,10 @@ def hold(model: nn.Module, mask: Mask, optimizer: Any, *, only_backward: bool = 
     removals: list[Callable[[], None]] = []
     try:
         for weight, support in held:
-            if weight.requires_grad:
-                removals.append(weight.register_post_accumulate_grad_hook(support.mask_gradient).remove)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
-                support.mask_gradient(weight)
+            if not weight.is_floating_point() and not weight.is_complex():
+                continue
+            removals.append(_after_gradient(weight, support.mask_gradient))
+            support.mask_gradient(weight)
         if not (only_backward and len(chain) == 1 and preserves_zeros(chain[0])):
             removals += [around_step(one, zero_pruned, masked) for one in chain]
         # Momentum carried over a pruning event would push pruned weights away from zero at the first step.
@@ -96,23 +97,30 @@ def hold_gradients(model: nn.Module, mask: Mask, optimizer: torch.optim.Optimize
     """
     mask.apply_(model)
     parameters = dict(model.named_parameters())
-    held = [(parameters[name], active) for name, active in mask.items() if parameters[name].requires_grad]
+    held = [(parameters[name], active) for name, active in mask.items()]
     supports = [shard_like(active, weight, weight.dtype) for weight, active in held]
     _zero_pruned(
         _state_tensors(optimizer, [(weight, _Support(local_shard(active, weight))) for weight, active in held])
     )
 
     def mask_gradients() -> None:
-        gradients = [weight.grad for weight, _ in held if weight.grad is not None]
-        if gradients and len(gradients) == len(supports):
-            torch._foreach_mul_(gradients, supports)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-        else:
-            for (weight, _), support in zip(held, supports, strict=True):
-                if weight.grad is not None:
-                    weight.grad.mul_(support)
+        found = [(weight.grad, one) for (weight, _), one in zip(held, supports, strict=True) if weight.grad is not None]
+        if found:
+            torch._foreach_mul_(*map(list, zip(*found, strict=True)))  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
     yield mask_gradients
     _require_held(model, mask)
+
+
+def _after_gradient(weight: nn.Parameter, hook: Callable[[Tensor], None]) -> Callable[[], None]:
+    """Call `hook` after each backward pass, also if the weight is frozen now and trained later. Returns its removal."""
+    trained = weight.requires_grad
+    try:
+        # torch refuses hooks of frozen weights, but keeps them when a weight is frozen.
+        handle = weight.requires_grad_().register_post_accumulate_grad_hook(hook)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    finally:
+        weight.requires_grad_(trained)
+    return handle.remove  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def preserves_zeros(optimizer: torch.optim.Optimizer) -> bool:
