@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from swamp.backends.cuda_graph import CudaGraph
 from swamp.backends.functional_optimizer import FunctionalOptimizer, is_elementwise, is_functional
 from swamp.backends.sequential import ParticleJob
-from swamp.backends.vmapped_step import Tensors, VmappedStep
+from swamp.backends.vmapped_step import Stack, Tensors, VmappedStep
 from swamp.batches import Batch
 from swamp.errors import Diverged, Interrupted
 from swamp.model_copy import copied_model
@@ -52,10 +52,11 @@ class VmappedState:
         self.scratch = copied_model(job.model)
         self.weights, self.buffers = self._stacked([snapshot.weights for snapshot in snapshots])
         weights = self.weights
-        self.masks = {n: job.request.mask[m].to(weights[n]) for m in job.request.mask if (n := f"model.{m}") in weights}
+        masks = {n: job.request.mask[m].to(weights[n]) for m in job.request.mask if (n := f"model.{m}") in weights}
         self.previous_gradients = self._previous_gradients([snapshot.gradient for snapshot in snapshots])
         self.anchors = self._anchors([snapshot.anchor for snapshot in snapshots])
         self.penalty = torch.zeros((), dtype=torch.float64, device=step.device)
+        self.stack = Stack(masks, self.anchors, self.penalty, self.weights, self.buffers, self.previous_gradients)
         self.per_epoch = job.task.train.steps(job.request.training.batch_size)
         # The optimizers' parameters: the stacked weights themselves, or each particle's slices of them.
         self.one_optimizer, self.parameters = True, [[torch.nn.Parameter(weight) for weight in weights.values()]]
@@ -109,17 +110,7 @@ class VmappedState:
                 inputs = gather_rows(inputs)  # a CUDA graph copies its arguments
             self.fused_step(self.functional.next_numbers(), inputs, targets, dropout)
         else:
-            gradients, losses = self.arithmetic.gradients(
-                self.weights,
-                self.buffers,
-                self.masks,
-                self.previous_gradients,
-                self.anchors,
-                self.penalty,
-                inputs,
-                targets,
-                dropout,
-            )
+            gradients, losses = self.arithmetic.gradients(self.stack, inputs, targets, dropout)
             self._update(gradients)
             self.running_loss += losses
         self.losses_seen += 1
@@ -253,10 +244,9 @@ class VmappedState:
 
     def _fused_step(self, compiled: bool, on_gpu: bool) -> Callable[..., None]:
         assert self.functional is not None
-        changed = self.weights, self.buffers, self.previous_gradients, self.functional.state, self.running_loss
-        step = self.arithmetic.fused(self.functional.update, compiled=compiled)(
-            self.masks, self.anchors, self.penalty, *changed
-        )
+        state, losses = self.functional.state, self.running_loss
+        step = self.arithmetic.fused(self.functional.update, compiled=compiled)(self.stack, state, losses)
+        changed = self.weights, self.buffers, self.previous_gradients, state, losses
         return CudaGraph(step, tree_leaves(changed)) if on_gpu else step
 
     def _stacked_optimizer_state(self, states: Sequence[State]) -> Tensors:

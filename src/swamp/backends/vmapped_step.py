@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,19 @@ from swamp.training.sam import ascent
 from swamp.training.stacked import gather_rows
 
 Tensors = dict[str, Tensor]
+
+
+class Stack(NamedTuple):
+    """The tensors of N models, each with a leading dimension for the particle; a step changes the last three."""
+
+    masks: Tensors
+    anchors: Tensors
+    """Weights to which the penalty draws; the gradient of penalty / 2 |weight - anchor|^2 is added."""
+    penalty: Tensor
+    weights: Tensors
+    buffers: Tensors
+    previous: Tensors
+    """Gradients of the previous step, where s2-sam needs them."""
 
 
 class Network(nn.Module):
@@ -91,23 +104,12 @@ class VmappedStep:
         used = {name: gradient for name, gradient in gradients.items() if name not in self.unused}
         return {n: g * masks[n] if n in masks else g for n, g in used.items()}, losses, after
 
-    def gradients(
-        self,
-        weights: Tensors,
-        buffers: Tensors,
-        masks: Tensors,
-        previous: Tensors,
-        anchors: Tensors,
-        penalty: Tensor,
-        inputs: Any,
-        targets: Tensor,
-        dropout: list[Tensor],
-    ) -> tuple[Tensors, Tensor]:
+    def gradients(self, stack: Stack, inputs: Any, targets: Tensor, dropout: list[Tensor]) -> tuple[Tensors, Tensor]:
         """Gradients (particle, ...) for the optimizer, after SAM, clipping and penalty, and losses (particle,).
 
-        Buffers are updated in place. `previous` holds the gradients of the previous step where s2-sam needs them, and
-        is overwritten with the new ones. Weights with an anchor get the gradient of penalty / 2 |weight - anchor|^2.
+        Buffers and previous gradients of the stack are overwritten with the new ones.
         """
+        masks, anchors, penalty, weights, buffers, previous = stack
         inputs = gather_rows(inputs)
         there = self._perturbed(weights, previous) if self.training.uses_previous_gradient else weights
         gradients, losses, after = self._masked_gradients(there, buffers, masks, inputs, targets, dropout)
@@ -203,32 +205,17 @@ class VmappedStep:
         return asked
 
     def fused(self, update: Update, *, compiled: bool) -> Callable[..., Callable[..., None]]:
-        """A function (masks, anchors, penalty, tensors that change) -> (function of a batch that takes one step).
+        """A function (stack, optimizer state, sum of losses) -> (function of a batch that takes one step).
 
         The step includes the optimizer.
 
         compiled: compile at the first batch, with the first `update` that was given.
         """
 
-        def body(
-            masks: Tensors,
-            anchors: Tensors,
-            penalty: Tensor,
-            weights: Tensors,
-            buffers: Tensors,
-            previous: Tensors,
-            state: Any,
-            running_loss: Tensor,
-            numbers: Tensor,
-            inputs: Any,
-            targets: Tensor,
-            dropout: list[Tensor],
-        ) -> None:
-            gradients, losses = self.gradients(
-                weights, buffers, masks, previous, anchors, penalty, inputs, targets, dropout
-            )
+        def body(stack: Stack, state: Any, running_loss: Tensor, numbers: Tensor, *batch: Any) -> None:
+            gradients, losses = self.gradients(stack, *batch)
             running_loss.add_(losses)
-            update([weights[name] for name in gradients], [*gradients.values()], state, numbers)
+            update([stack.weights[name] for name in gradients], [*gradients.values()], state, numbers)
 
         if not compiled:
             return lambda *own: partial(body, *own)
