@@ -11,7 +11,8 @@ from torch import Tensor
 from swamp.backends.extra_state import with_state, without_state
 from swamp.errors import CorruptFile, SwampError
 from swamp.files import load_tensors, require_format, save_tensors
-from swamp.training.average import State, is_inexact, mean
+from swamp.training.average import State, mean
+from swamp.training.nan_checks import is_finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,14 +94,10 @@ def require_unbroken(particles: Sequence[Particle]) -> None:
     Infinities that are equal in all particles are allowed, such as a buffer that masks attention.
     """
     first = particles[0].weights
-    wrong = {name: p.index for p in particles for name, value in p.weights.items() if not _is_finite(value)}
+    wrong = {name: p.index for p in particles for name, value in p.weights.items() if not is_finite(value)}
     for name, index in wrong.items():
         if not all(torch.equal(first[name], particle.weights[name]) for particle in particles):
             raise SwampError(
                 f"particle {index} has NaN or infinity in {name!r}, and so would the mean. Leave this particle out, or "
                 "train it again with a smaller learning rate."
             )
-
-
-def _is_finite(value: Tensor) -> bool:
-    return not is_inexact(value) or bool(value.isfinite().all())

@@ -1,6 +1,7 @@
 """One optimizer step of N models: every tensor has a leading dimension for the particle."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -162,11 +163,8 @@ class VmappedStep:
         bfloat16 = self.training.precision == "bfloat16"
         # No cache of casts: a CUDA graph would replay steps with casts of old weights.
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16, cache_enabled=False):
-            if dropout:
-                given = iter(dropout)
-                with DropoutMode(lambda shape, kept, like: next(given)):
-                    outputs, after = functional_call(self.network, (weights, buffers), (inputs,))
-            else:
+            given = iter(dropout)
+            with DropoutMode(lambda shape, kept, like: next(given)) if dropout else nullcontext():
                 outputs, after = functional_call(self.network, (weights, buffers), (inputs,))
             loss = self.loss(outputs, targets)
         return loss, after

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import torch
@@ -122,13 +123,11 @@ def _cumulative(layers: list[NormLayer]) -> Generator[None]:
 
 
 def _counting() -> Callable[[Any, Any], None]:
-    calls = 0
+    calls = count(1)
 
     def before(layer: Any, args: Any) -> None:
-        nonlocal calls
         del args
-        calls += 1
-        layer.momentum = 1 / calls
+        layer.momentum = 1 / next(calls)
 
     return before
 

@@ -35,10 +35,10 @@ def require_finite(loss: float, step: int, training: Training, per_epoch: int, w
 
 def require_finite_weights(weights: State, step: int, training: Training, *, beside: State | None = None) -> None:
     """Raise Diverged, naming the first tensor that is not finite. beside: earlier state; its infinities are allowed."""
-    wrong = [name for name, weight in weights.items() if not _is_finite(weight)]
+    wrong = [name for name, weight in weights.items() if not is_finite(weight)]
     if beside is not None:
         # A buffer may contain infinities from the start, such as an attention mask.
-        wrong = [name for name in wrong if _is_finite(beside[name]) or bool(weights[name].isnan().any())]
+        wrong = [name for name in wrong if is_finite(beside[name]) or bool(weights[name].isnan().any())]
     if wrong:
         raise Diverged(
             f"the weights of {wrong[0]!r} are not finite after step {step}. Lower the learning rate."
@@ -59,7 +59,7 @@ def require_finite_memory(memory: Mapping[str, Tensor], names: Sequence[str], st
     """
     for key, tensor in memory.items():
         owner, _, kept = key.partition("/")
-        if owner.isdigit() and tensor.dim() and not _is_finite(tensor):
+        if owner.isdigit() and tensor.dim() and not is_finite(tensor):
             raise Diverged(
                 f"the optimizer's {kept} of {names[int(owner)]!r} is not finite after step {step}: a gradient was too "
                 "large for it. Lower the learning rate, or clip the gradient.",
@@ -81,7 +81,7 @@ def require_finite_start(model: nn.Module, task: Task) -> None:
 
 def require_finite_given(weights: State, what: str) -> None:
     """Raise SwampError, naming the tensors of `weights` that are NaN or infinite. what: description for the message."""
-    wrong = [name for name, weight in weights.items() if not _is_finite(weight)]
+    wrong = [name for name, weight in weights.items() if not is_finite(weight)]
     if wrong:
         first = weights[wrong[0]]
         count = int((~torch.isfinite(full_tensor(first))).sum())
@@ -121,7 +121,7 @@ def _named(inputs: Any) -> dict[str, Tensor]:
 
 def _rows(tensor: Tensor) -> list[int]:
     """Indices of the examples of a tensor that are not finite."""
-    if not is_inexact(tensor) or _is_finite(tensor):
+    if not is_inexact(tensor) or is_finite(tensor):
         return []
     rows = ~torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
     return [int(row) for row in rows.nonzero().flatten()]
@@ -140,7 +140,8 @@ def _try(model: nn.Module, task: Task, batch: Batch, what: str) -> None:
         raise SwampError(f"NaN or infinity in {what}. The loss of its batch is {float(loss)}. Correct or remove it.")
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor has no NaN and no infinity; integers have none."""
     return not is_inexact(tensor) or bool(torch.isfinite(full_tensor(tensor)).all())
 
 

@@ -189,9 +189,6 @@ class Task:
             >>> swamp.Task.custom(x, loss, evaluate)
             Task(train 64 examples; loss loss; evaluated by evaluate)
         """
-        for name, function in (("loss", loss), ("evaluate", evaluate), ("validate", validate)):
-            if not callable(function) and function is not None:
-                raise SwampError(f"{name} must be a function, got {type(function).__name__}.")
         own = OwnEvaluation(evaluate, validate, error, higher_is_better)
         return cls(
             as_opaque_data(train, steps_per_epoch),
