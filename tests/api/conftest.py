@@ -8,9 +8,9 @@ TRAINING = swamp.Training(epochs=4, batch_size=16, lr=0.1, swa_fraction=0.5)
 OPTIONS = {"sparsity": 0.75, "particles": 2, "prune_fraction": (0.5,), "barrier_threshold": 1.0, "training": TRAINING}
 
 
-def network(number: int = 0, width: int = 16) -> nn.Module:
+def network(number: int = 0, width: int = 16, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
     torch.manual_seed(number)
-    return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 3))
+    return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), activation(), nn.Linear(width, 3))
 
 
 def other_network() -> nn.Module:

@@ -11,12 +11,17 @@ import pytest
 import torch
 from tests.api.conftest import OPTIONS, TRAINING, examples, network
 from tests.runs.conftest import assert_same_outcome, in_child
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import swamp
+from swamp.api import origin, python_run
 from swamp.backends import Sequential
 from swamp.cli import main
 from swamp.errors import CorruptFile
 from swamp.files import load_tensors
+from swamp.scores import SCORES
 
 
 def pruned(path, **changes):
@@ -29,6 +34,11 @@ def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "run"
     pruned(path)
     return path
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    model[0].weight.requires_grad_(False)
+    return model
 
 
 def same(a: swamp.SparseModel, b: swamp.SparseModel) -> bool:
@@ -58,23 +68,19 @@ def test_the_same_call_again_reads_everything_from_disk(tmp_path, monkeypatch):
     assert [cycle.index for cycle in seen] == [0, 1, 2]
 
 
-class SignalsAt:
-    """A loss that sends a signal to this process in its step `at`."""
-
-    def __init__(self, at: int, number: int) -> None:
-        self.left, self.number = at, number
-        self.__qualname__ = self.__name__ = "cross_entropy"
-
-    def __call__(self, outputs, targets):
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), self.number)
-        return torch.nn.functional.cross_entropy(outputs, targets)
-
-
 def signalled(path, at: int, number: int):
-    task = replace(examples(), loss=SignalsAt(at, number))
-    return swamp.prune(network(), task, out=path, backend="sequential", **OPTIONS)
+    """The same call, in which this process gets a signal in its step `at`."""
+    steps = iter(range(1, at + 1))
+
+    def count(*_):
+        if next(steps, None) == at:
+            os.kill(os.getpid(), number)
+
+    hook = register_optimizer_step_pre_hook(count)
+    try:
+        return pruned(path)
+    finally:
+        hook.remove()
 
 
 @pytest.mark.slow
@@ -132,6 +138,16 @@ def test_a_handler_of_the_caller_stays_in_place_and_another_thread_can_prune(tmp
         ({"task": examples(number=1)}, r"task.train.digest"),
         ({"task": replace(examples(), validation=None)}, r"task.validation"),
         ({"task": replace(examples(), metrics={"accuracy": lambda a, b: 0.5})}, r"task.metrics"),
+        (
+            {"model": network(activation=nn.Tanh)},
+            r"model.modules.2: ReLU\(\) \w{8} -> Tanh\(\) \w{8}. To continue",
+        ),
+        ({"model": frozen(network())}, r"model.frozen: \[\] -> \['0.weight'\]. To continue"),
+        ({"task": replace(examples(), forward=lambda model, x: model(-x))}, r"task.functions.forward: call_model"),
+        (
+            {"task": replace(examples(), train=replace(examples().train, augment=lambda x, _: -x))},
+            r"task.functions.train augment: None -> <lambda> \w{8}. To continue",
+        ),
     ],
 )
 def test_another_call_is_refused_with_what_differs(tmp_path, change, message):
@@ -142,6 +158,55 @@ def test_another_call_is_refused_with_what_differs(tmp_path, change, message):
     with pytest.raises(swamp.SwampError, match=message):
         swamp.prune(given.pop("model"), given.pop("task"), out=path, **given)
     assert sorted(path.rglob("*")) == before
+
+
+def scaled_loss(scale: float):
+    return lambda outputs, targets: scale * F.cross_entropy(outputs, targets)
+
+
+def test_a_loss_of_the_same_name_is_refused_if_it_computes_something_else(tmp_path):
+    def run(loss):
+        return swamp.prune(network(), replace(examples(), loss=loss), out=tmp_path / "run", **OPTIONS)
+
+    run(scaled_loss(1.0))
+    run(scaled_loss(1.0))
+    with pytest.raises(swamp.SwampError, match=r"task.functions.loss: scaled_loss.<locals>.<lambda> (\w+) -> (?!.*\1)"):
+        run(scaled_loss(2.0))
+
+
+def test_a_score_of_the_same_name_is_refused_if_it_computes_something_else(tmp_path, monkeypatch):
+    def score(sign):
+        return lambda model, mask, context: {name: sign * model.get_parameter(name).abs() for name in mask}
+
+    monkeypatch.setitem(SCORES, "mine", score(1))
+    pruned(tmp_path / "run", score="mine")
+    monkeypatch.setitem(SCORES, "mine", score(-1))
+    with pytest.raises(swamp.SwampError, match="differs in score: "):
+        pruned(tmp_path / "run", score="mine")
+
+
+def test_a_directory_of_another_version_is_continued_without_comparing_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(origin, "__version__", "9")
+    pruned(tmp_path / "run")
+    monkeypatch.undo()
+    pruned(tmp_path / "run")  # entries that depend on versions are equal here; the next two differ
+    swamp.prune(network(activation=nn.Tanh), examples(), out=tmp_path / "run", backend="sequential", **OPTIONS)
+    with pytest.raises(swamp.SwampError, match=r"differs in model.frozen: \[\] -> \['0.weight'\]"):
+        swamp.prune(frozen(network()), examples(), out=tmp_path / "run", backend="sequential", **OPTIONS)
+
+
+def test_a_directory_that_lacks_the_entries_is_continued(tmp_path, monkeypatch):
+    described = origin.describe
+
+    def before(*given):
+        about = described(*given)
+        del about["versions"], about["task"]["functions"], about["model"]["modules"], about["model"]["frozen"]
+        return about
+
+    monkeypatch.setattr(python_run, "describe", before)
+    first = pruned(tmp_path / "run")
+    monkeypatch.undo()
+    assert same(first, pruned(tmp_path / "run"))
 
 
 def test_the_initial_weights_of_a_run_can_be_loaded_to_continue_it(tmp_path):

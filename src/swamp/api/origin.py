@@ -1,6 +1,7 @@
 """Origin of a run that was started from Python: what its model and task were, to recognise them in the next call."""
 
 import hashlib
+import platform
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from swamp import __version__
+from swamp.api.code_text import function_text, module_text, modules_of
 from swamp.backends import Backend
 from swamp.batches import tensors_of
 from swamp.files import digest
@@ -18,16 +21,27 @@ from swamp.training.module_extra_state import as_tensors
 from swamp.training.own_evaluation import ReturnedLoss
 
 _MOST_NAMES = 6
+_VERSIONED = ("model.modules", "task.functions", "score", "versions")
+"""Entries that depend on the versions of Python, torch and swamp: they are compared where these are equal. Directories
+of swamp 0.2.0 have none of them, and no "model.frozen"."""
+_MANY = ("model.parameters.", "model.modules.")
+"""Entries with one value for each parameter or module."""
 
 
 def describe(model: nn.Module, task: Task, backend: Backend | str | None) -> dict[str, Any]:
-    """Class, parameter shapes and digest of the initial weights of a model; sizes and digests of a task's data."""
+    """What a call trains, in plain values.
+
+    Of the model: its class, modules, parameter shapes and frozen parameters, and the digest of its initial weights. Of
+    the task: sizes and digests of its data, and its functions, see function_text.
+    """
     parameters = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     about: dict[str, Any] = {
         "model": {
             "class": qualified(type(model)),
             "weights": digest(as_tensors(model.state_dict())),
             "parameters": parameters,
+            "modules": {name or "model": module_text(module) for name, module in modules_of(model)},
+            "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
         },
         "task": {name: _describe_data(data) for name, data in task.splits.items()},
     }
@@ -36,6 +50,8 @@ def describe(model: nn.Module, task: Task, backend: Backend | str | None) -> dic
         about["task"]["metrics"] = sorted(task.metrics)
     else:
         about["task"]["evaluate"] = _name(task.own.evaluate)
+    about["task"]["functions"] = {name: function_text(one) for name, one in _functions(task).items()}
+    about["versions"] = {"python": platform.python_version(), "torch": torch.__version__, "swamp": __version__}
     inputs = _first_input(task)
     if inputs is not None:
         about["input"] = {"shape": list(inputs.shape[1:]), "dtype": str(inputs.dtype).removeprefix("torch.")}
@@ -47,6 +63,20 @@ def describe(model: nn.Module, task: Task, backend: Backend | str | None) -> dic
 def loss_name(task: Task) -> str:
     """Name of the function that computes the loss."""
     return _name(task.forward.loss if isinstance(task.forward, ReturnedLoss) else task.loss)
+
+
+def _functions(task: Task) -> dict[str, Any]:
+    """The functions of a task and of its data, by name."""
+    forward = task.forward.loss if isinstance(task.forward, ReturnedLoss) else task.forward
+    found = {"loss": task.loss, "forward": forward, "error": task.error, "combine": task.combine}
+    found |= {f"metrics/{name}": metric for name, metric in task.metrics.items()}
+    if task.own is not None:
+        # Its error may be the name of a metric.
+        found |= {f"own {name}": getattr(task.own, name) for name in ("evaluate", "validate", "error")}
+    for split, data in task.splits.items():
+        held = {name: getattr(data, name, None) for name in ("augment", "normalise", "collate", "to_batch", "source")}
+        found |= {f"{split} {name}": function for name, function in held.items() if callable(function)}
+    return {name: function for name, function in found.items() if function is not None}
 
 
 def example_inputs(about: Mapping[str, Any], examples: int = 8) -> Tensor | None:
@@ -63,12 +93,15 @@ def example_inputs(about: Mapping[str, Any], examples: int = 8) -> Tensor | None
 def origin_differences(before: Mapping[str, Any], now: Mapping[str, Any], initial: str) -> list[str]:
     """What differs between two origins, in words. initial: file with the initial weights of the first."""
     old, new = flattened(before), flattened(now)
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    shapes = [name for name in names if name.startswith("model.parameters.")]
-    found = [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if name not in shapes]
-    found += [f"{name}: {old.get(name)} -> {new.get(name)}" for name in shapes[:_MOST_NAMES]]
-    if len(shapes) > _MOST_NAMES:
-        found.append(f"{len(shapes) - _MOST_NAMES} more parameters")
+    versions = before.get("versions")
+    skipped = () if versions == now["versions"] else _VERSIONED if versions else (*_VERSIONED, "model.frozen")
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name) and not name.startswith(skipped)]
+    found = [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if not name.startswith(_MANY)]
+    for many in _MANY:
+        some = [name for name in names if name.startswith(many)]
+        found += [f"{name}: {old.get(name)} -> {new.get(name)}" for name in some[:_MOST_NAMES]]
+        if len(some) > _MOST_NAMES:
+            found.append(f"{len(some) - _MOST_NAMES} more {many.split('.')[1]}")
     if names == ["model.weights"]:
         return [
             "the initial weights: seed them (torch.manual_seed(0) before the model is built), or load those of the run "

@@ -19,6 +19,7 @@ from torch import nn
 from swamp.algorithms import Cycle, Plan, train_on
 from swamp.algorithms import loop as engine
 from swamp.algorithms.store import Store
+from swamp.api.code_text import function_text
 from swamp.api.origin import describe, loss_name, origin_differences
 from swamp.backends import Backend, Ticket
 from swamp.errors import Interrupted, SwampError
@@ -35,6 +36,7 @@ from swamp.runs.read import read_origin, write_config
 from swamp.runs.reference_origin import INITIAL
 from swamp.runs.run_progress import Reporter
 from swamp.runs.validation import check_disk_space
+from swamp.scores import SCORES
 from swamp.training import Task, Training
 from swamp.training.module_extra_state import as_tensors
 
@@ -82,8 +84,12 @@ class Job:
     @cached_property
     def origin(self) -> dict[str, Any]:
         """What the model and the task are, in plain values."""
-        mask = {} if self.mask is None else {"mask": self.mask.digest}
-        return json.loads(json.dumps({**describe(self.model, self.task, self.backend), **mask}))
+        about = describe(self.model, self.task, self.backend)
+        if self.mask is not None:
+            about["mask"] = self.mask.digest
+        if self.plan.score_name in SCORES:
+            about["score"] = function_text(SCORES[self.plan.score_name])
+        return json.loads(json.dumps(about))
 
     @property
     def fingerprint(self) -> str:
