@@ -1,5 +1,7 @@
 """Masks that are handed in: the loop trains them as its own."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -45,6 +47,28 @@ def test_what_cannot_be_trained_on_is_refused_before_training(mlp, task):
         train_on({9: mask}, ticket, mlp, task, PLAN, TRAINING)
     with pytest.raises(swamp.MaskError):
         train_on({1: swamp.Mask({"other": torch.ones(2, dtype=torch.bool)})}, ticket, mlp, task, PLAN, TRAINING)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"densities": (1, 0.5, 0.1)}, "densities has no effect: the mask is given"),
+        ({"score": "snip"}, "score has no effect: the mask is given"),
+        ({"training": replace(TRAINING, ema=0.9)}, "ema has no effect: swamp averages by SWA"),
+    ],
+)
+def test_retrain_refuses_what_it_does_not_use(mlp, task, options, message):
+    ticket, mask = swamp.Ticket(mlp.state_dict(), 0), swamp.Mask.ones(mlp)
+    with pytest.raises(swamp.SwampError, match=message):
+        swamp.retrain(mlp, task, ticket, mask, **{"training": TRAINING, **options})
+
+
+def test_a_given_mask_may_have_fewer_weights_than_the_network_has_layers(mlp, task):
+    one = {name: torch.zeros_like(value) for name, value in swamp.Mask.ones(mlp).items()}
+    one["0.weight"][0, 0] = True
+    ticket = swamp.Ticket(mlp.state_dict(), 0)
+    found = swamp.retrain(mlp, task, ticket, swamp.Mask(one), method="imp", training=TRAINING, backend="sequential")
+    assert found.mask.nnz == 1
 
 
 def test_retrain_makes_a_sparse_model_of_any_mask(mlp, task):

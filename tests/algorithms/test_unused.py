@@ -190,9 +190,12 @@ def test_a_given_option_that_the_method_ignores_is_refused_with_the_reason():
         ("lrr-ema", "lawa", "lrr-ema averages by EMA"),
         ("imp-sam", "sharpness", "imp-sam has its own"),
         ("swamp", "retrain", "swamp rewinds its weights"),
+        ("imp", "min_per_layer", "the mask is given"),
     ):
         with pytest.raises(swamp.SwampError, match=f"{option} has no effect: {why}"):
-            refuse_unused(replace(PLAN, method=method), TRAINING, ["seed", option])
+            refuse_unused(
+                replace(PLAN, method=method), TRAINING, ["seed", option], given_mask=option == "min_per_layer"
+            )
     assert refuse_unused(replace(PLAN, method="gmp", score="taylor"), TRAINING, ["score", "score_examples"]) == []
 
 
@@ -207,8 +210,39 @@ def test_options_that_methods_in_a_comparison_share_are_named():
 
 
 @pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"cycles": 3}, "the number of cycles and the sparsity set it"),
+        ({"densities": (1, 0.5)}, "the densities are given"),
+        ({"structure": "2:4"}, "the pattern sets the densities"),
+        ({"method": "one-shot"}, "one-shot prunes to each sparsity at once"),
+        ({"method": "cyclic", "cycles": 3}, "the number of cycles and the sparsity set it"),
+        ({"method": "cyclic"}, None),
+        ({"cycles": 2, "prune_fraction": (0.5, 0.6)}, None),
+    ],
+)
+def test_the_prune_fraction_is_unused_where_the_densities_follow_from_something_else(options, why):
+    plan = replace(PLAN, **options)
+    assert unused_options(plan, TRAINING).get("prune_fraction") == why
+    # No plan changes by an option that is unused.
+    other = [replace(plan, prune_fraction=(fraction,)) for fraction in (0.1, 0.3)] if why else []
+    assert len({(one.schedule(), one.training(TRAINING, 0).epochs) for one in other}) == bool(why)
+
+
+def test_the_step_at_which_the_particles_of_a_dynamic_method_separate_is_set_by_one_option():
+    together = replace(PLAN, method="rigl-swamp")
+    assert "ticket_epochs" not in unused_options(together, TRAINING)
+    apart = unused_options(replace(together, branch=0.5), TRAINING)
+    assert apart["ticket_epochs"] == "branch sets where the particles separate"
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            {"structure": "channel", "prune_output_layer": "yes"},
+            "prune_output_layer has no effect: the channels of the output layer are the outputs, which stay",
+        ),
         ({"method": "gmp", "dynamic": Dynamic(drop_fraction=0.1, update_interval=2)}, "drop_fraction has no effect"),
         ({"training": replace(TRAINING, ema=0.9)}, "ema has no effect: swamp averages by SWA"),
         ({"training": replace(TRAINING, sharpness="asam")}, "sharpness has no effect: sam, the radius, is 0"),
@@ -219,6 +253,7 @@ def test_a_call_is_refused_before_the_training(task, options, message):
         swamp.prune(network(), task, **{"training": TRAINING, **options})
 
 
-def test_a_call_names_an_option_that_it_does_not_use(task):
+@pytest.mark.parametrize("particles", [3, 4])
+def test_a_call_names_an_option_that_it_does_not_use(task, particles):
     with pytest.warns(UserWarning, match="particles has no effect: imp trains one particle"):
-        swamp.prune(network(), task, method="imp", particles=3, sparsity=0.5, cycles=1, training=TRAINING)
+        swamp.prune(network(), task, method="imp", particles=particles, sparsity=0.5, cycles=1, training=TRAINING)

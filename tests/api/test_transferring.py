@@ -1,5 +1,7 @@
 """swamp.transfer from Python: what it trains, and that its run directory is resumed and refused as others are."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.api.conftest import OPTIONS, TRAINING, examples, network
@@ -7,6 +9,7 @@ from tests.api.conftest import OPTIONS, TRAINING, examples, network
 import swamp
 from swamp.backends import Sequential
 from swamp.cli import main
+from swamp.training.mask_updates import Dynamic
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +59,22 @@ def test_wrong_options_are_refused(pruned):
         moved(path, keep="head")
     with pytest.raises(swamp.SwampError, match="densities has no effect: mask and initial weights are those"):
         moved(path, densities=(1, 0.5))
+    how = replace(TRAINING, lr_after_rewind="advance")
+    with pytest.raises(swamp.SwampError, match="lr_after_rewind has no effect: mask and initial weights are those"):
+        swamp.transfer(path, network(), examples(number=1), training=how)
+    with pytest.raises(swamp.SwampError, match="update_interval has no effect: the mask of imp does not change"):
+        moved(path, dynamic=Dynamic(update_interval=3))
     with pytest.raises(swamp.SwampError, match=r"0.weight \(16, 6\) -> \(4, 6\); 0.bias"):
         moved(path, network(width=4))
+
+
+def test_the_sparsity_of_a_sparse_model_is_the_one_of_its_mask(pruned):
+    path, sparse = pruned
+    with pytest.raises(swamp.SwampError, match=r"the sparse model has sparsity 0.75, not 0.5. Leave sparsity out"):
+        moved(sparse, sparsity=0.5)
+    with pytest.raises(swamp.SwampError, match=r"no cycle of sparsity 1. It has: 0, 0.5, 0.75"):
+        moved(path, sparsity=1)
+    assert moved(sparse, sparsity=0.75).mask == sparse.mask
 
 
 @pytest.mark.slow

@@ -78,7 +78,8 @@ def test_a_tracker_receives_losses_rates_cycles_figures_the_model_and_the_end(re
 def test_retraining_a_mask_is_tracked_too_and_has_the_same_bits(recorded, method, count):
     mask = prune().mask
     ticket = swamp.Ticket(network().state_dict(), 0)
-    how = {"training": OPTIONS["training"], "backend": "sequential", "particles": 2, "barrier_threshold": 1.0}
+    how = {"training": OPTIONS["training"], "backend": "sequential", "particles": count}
+    how |= {"barrier_threshold": 1.0} if count > 1 else {}
     plain, sparse = (
         swamp.retrain(network(), examples(), ticket, mask, method=method, **how, **more)
         for more in ({}, {"track": recorded})

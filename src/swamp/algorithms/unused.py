@@ -4,6 +4,8 @@ from collections.abc import Iterable
 
 from swamp.algorithms.plan import Plan
 from swamp.errors import SwampError
+from swamp.masks import NMPattern
+from swamp.masks.patterns import structure_named
 from swamp.training import Training
 
 _DATA_SCORES = ("snip", "taylor", "fisher", "grasp")
@@ -15,27 +17,33 @@ _SHARED = (
 )
 """Options that comparisons give to all their methods alike."""
 
-_FOUND_BY_SOURCE = (
-    *("cycles", "densities", "prune_fraction", "ticket_epochs", "score", "score_examples", "allocation", "structure"),
-    *("min_per_layer", "lr_after_rewind"),
+_FINDING_MASKS = (
+    *("cycles", "densities", "prune_fraction", "score", "score_examples", "allocation", "structure", "min_per_layer"),
 )
-"""Options of pruning, which a transfer does not use."""
+"""Options of pruning, which the training of a given mask does not use."""
 
 
-def unused_options(plan: Plan, training: Training) -> dict[str, str]:
+def unused_options(plan: Plan, training: Training, *, given_mask: bool = False) -> dict[str, str]:
     """Options that a run of this plan and training does not use, whatever their values.
+
+    Args:
+        plan: What is pruned.
+        training: How each particle is trained.
+        given_mask: Whether a given mask is trained, so that nothing is pruned.
 
     Returns:
         Field of `Plan`, `Dynamic`, `Training` or `RunConfig` -> why, as the end of a sentence about the option.
     """
     method, name = plan.spec, plan.method
-    dynamic, iterative = method.masks == "dynamic", method.masks == "iterative"
+    dynamic = method.masks == "dynamic"
     trains_several = method.multi_particle or method.ensemble or method.equal_cost
     by_swa, instead = method.swa and training.swa, "averages by SWA; to use another average, switch swa off"
     averages = method.combine == "mean" and max(plan.schedule().particles) > 1
-    begins = not method.independent or (dynamic and max(plan.schedule().particles) > 1)
+    # The particles of a dynamic method separate at the ticket's step, unless a branch says where.
+    begins = not method.independent or (dynamic and max(plan.schedule().particles) > 1 and not plan.branch)
     no_final_lr = f"{name} decays the learning rate to 0, without a constant rate at the end"
     ticket = f"the particles of {name} do not start from a ticket"
+    no_ticket = "branch sets where the particles separate" if dynamic and plan.branch else ticket
     alternates = method.grow == "all"
     no_growth = f"{name} grows {'all weights' if alternates else 'no weights'}"
     when = (
@@ -54,8 +62,12 @@ def unused_options(plan: Plan, training: Training) -> dict[str, str]:
             for name in ("max_particles", "wave", "least_gain")
         },
         "branch": (max(plan.schedule().particles) > 1, f"{name} trains one particle per cycle"),
-        "prune_fraction": (iterative or method.cyclic or plan.cycles > 0, f"{name} prunes to each sparsity at once"),
-        "ticket_epochs": (begins, ticket),
+        "prune_fraction": _prune_fraction(plan),
+        "prune_output_layer": (
+            plan.structure != "channel" or plan.prune_output_layer != "yes",
+            "the channels of the output layer are the outputs, which stay",
+        ),
+        "ticket_epochs": (begins, no_ticket),
         "score_examples": (plan.score_name in _DATA_SCORES, f"the score {plan.score_name} uses no training data"),
         "retrain": (method.start == "pruned", f"{name} rewinds its weights"),
         "retrain_epochs": (method.start == "pruned", f"{name} rewinds its weights"),
@@ -88,16 +100,34 @@ def unused_options(plan: Plan, training: Training) -> dict[str, str]:
     }
     unused = {option: why for option, (used, why) in found.items() if not used}
     if plan.transfer.source:
-        return unused | dict.fromkeys(_FOUND_BY_SOURCE, "mask and initial weights are those of the source")
+        of_source = (*_FINDING_MASKS, "ticket_epochs", "lr_after_rewind")
+        return unused | dict.fromkeys(of_source, "mask and initial weights are those of the source")
+    if given_mask:
+        unused |= dict.fromkeys(_FINDING_MASKS, "the mask is given")
     return unused | {"keep": "there is no source to keep it of"}
 
 
-def refuse_unused(plan: Plan, training: Training, given: Iterable[str]) -> list[str]:
+def _prune_fraction(plan: Plan) -> tuple[bool, str]:
+    """Whether the densities follow from the prune fraction, and what they follow from otherwise."""
+    if isinstance(structure_named(plan.structure), NMPattern):
+        return False, "the pattern sets the densities"
+    if plan.spec.cyclic and plan.schedule().densities[0] != 1:
+        return True, ""  # it trains by as many schedules as an iterative run has cycles
+    if plan.densities:
+        return False, "the densities are given"
+    if plan.cycles:
+        return len(plan.prune_fraction) > 1, "the number of cycles and the sparsity set it"
+    return plan.spec.masks == "iterative", f"{plan.method} prunes to each sparsity at once"
+
+
+def refuse_unused(plan: Plan, training: Training, given: Iterable[str], *, given_mask: bool = False) -> list[str]:
     """Raise SwampError for the first of the `given` options (their fields) that the run would ignore.
 
     Options that a comparison of methods gives to all of them are allowed; one sentence is returned for each.
+
+    given_mask: See `unused_options`.
     """
-    unused = unused_options(plan, training)
+    unused = unused_options(plan, training, given_mask=given_mask)
     found = {option: f"{option} has no effect: {unused[option]}." for option in given if option in unused}
     for option, sentence in found.items():
         if option not in _SHARED:

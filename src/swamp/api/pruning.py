@@ -34,7 +34,7 @@ from swamp.training import Task, Training
 from swamp.training.mask_updates import Dynamic
 
 _PARTICLES = 4
-"""The default of `prune`: not an option that was given."""
+"""The default of `prune` and `retrain`."""
 OnCycle = Callable[[Cycle], Any]
 """Called after each finished cycle."""
 
@@ -108,7 +108,7 @@ def prune(
     counts = (particles,) if isinstance(particles, str) or not isinstance(particles, Iterable) else tuple(particles)
     plan = Plan(method=method or "swamp", sparsity=sparsity, particles=cast(Any, counts), **cast(Any, options))
     how = training or Training()
-    given = _given(options, plan.particles, how)
+    given = given_options(options, how, particles=asked and plan.particles != (1,))
     named = {"particles": asked, "method": method is not None}
     fixed = [*given, *(name for name, is_given in named.items() if is_given)]
 
@@ -211,7 +211,7 @@ def retrain(
     ticket: Ticket,
     mask: Mask,
     *,
-    particles: int = 4,
+    particles: int = _PARTICLES,
     method: str = "swamp",
     training: Training | None = None,
     backend: Backend | str | None = None,
@@ -248,8 +248,12 @@ def retrain(
     epochs = ticket.steps / task.train.steps(how.batch_size)
     densities = (1.0, mask.density) if mask.density < 1 else (1.0,)
     index = len(densities) - 1
-    given: PlanOptions = {"ticket_epochs": epochs, **options, "densities": densities}
-    plan = Plan(method=method, particles=(particles,), **cast(Any, given))
+    # No layer needs a weight: the mask is as it is.
+    set_here = {"ticket_epochs": epochs, **options, "densities": densities, "min_per_layer": 0}
+    plan = Plan(method=method, particles=(particles,), **cast(Any, set_here))
+    given = given_options(options, how, particles=particles not in (1, _PARTICLES))
+    if notes := refuse_unused(plan, how, given, given_mask=True):
+        warnings.warn(" ".join(notes), stacklevel=3)
     trackers = chosen_trackers(track)
     reporter = _reporters(Job(model, task, plan, how, backend), None, live_progress() if progress else None, trackers)
     store = Store() if reporter is None else _ShownOnly(reporter)
@@ -294,16 +298,18 @@ def load_run(path: Path | str, model: nn.Module | None = None) -> SparseModel:
         raise SwampError(f"the model does not fit the run {path}: {final_line(error)}") from error
 
 
-def _given(options: PlanOptions, counts: tuple[Count, ...], training: Training) -> list[str]:
+def given_options(options: PlanOptions, training: Training, *, particles: bool) -> list[str]:
     """Names of the options that a call gives; of `training` those that differ from the defaults.
 
     One Training may serve methods with and without SWA, so that its options of SWA are not counted.
+
+    particles: Whether a number of particles is among them.
     """
     dynamic = options.get("dynamic")
     return [
         *(name for name in options if name != "dynamic"),
         *(changed_fields(dynamic) if isinstance(dynamic, Dynamic) else ()),
-        *(() if counts in ((1,), (_PARTICLES,)) else ("particles",)),
+        *(("particles",) if particles else ()),
         *(name for name in changed_fields(training) if not name.startswith("swa")),
     ]
 

@@ -10,12 +10,14 @@ from swamp.algorithms import Plan, SparseModel
 from swamp.algorithms.plan import Keep, Transfer
 from swamp.algorithms.sparse_model import PlanOptions
 from swamp.algorithms.unused import refuse_unused
-from swamp.api.pruning import job_cycles
+from swamp.api.pruning import given_options, job_cycles
 from swamp.api.python_run import Job
 from swamp.arguments import checked
 from swamp.backends import Backend
+from swamp.errors import SwampError
 from swamp.model_copy import copied_model
 from swamp.references import PYTHON_PREFIX
+from swamp.runs.read import same_density
 from swamp.runs.transfer import TransferSource, finished_records, transferred_from
 from swamp.tracking.tracker import Track
 from swamp.training import Task, Training
@@ -75,6 +77,11 @@ def transfer(
         ```
     """
     if isinstance(source, SparseModel):
+        if sparsity is not None and not same_density(source.mask.density, 1 - sparsity):
+            raise SwampError(
+                f"the sparse model has sparsity {source.sparsity:.4g}, not {sparsity:g}. Leave sparsity out, or give "
+                "the directory of a run with such a cycle."
+            )
         of_model = as_tensors(source.model.state_dict())
         found, name = TransferSource("the sparse model", source.mask, of_model, None, {}), f"{PYTHON_PREFIX}SparseModel"
     else:
@@ -82,7 +89,7 @@ def transfer(
         found, name = TransferSource.of_run(source, reached), str(source)
     kept, how = Transfer(name, keep), training or Training()
     plan = Plan(method, found.mask.sparsity, (particles,), transfer=kept, **cast(Any, options))
-    if notes := refuse_unused(plan, how, [*options, *(["particles"] if particles > 1 else [])]):
+    if notes := refuse_unused(plan, how, given_options(options, how, particles=particles > 1)):
         warnings.warn(" ".join(notes), stacklevel=3)
     taken = transferred_from(found, plan, model)
     started = copied_model(model)

@@ -134,9 +134,13 @@ def read_record(directory: RunDirectory, index: int) -> dict[str, Any]:
 
 def record_at(records: Sequence[Mapping[str, Any]], density: float) -> Mapping[str, Any] | None:
     """The record of the cycle with the nearest density; None if none is within TOLERANCE."""
-    apart = [(abs(record["density"]["prunable"] / density - 1), index) for index, record in enumerate(records)]
-    nearest = min(apart, default=(1.0, 0))
-    return records[nearest[1]] if nearest[0] <= TOLERANCE else None
+    nearest = min(records, key=lambda record: abs(record["density"]["prunable"] - density), default=None)
+    return nearest if nearest and same_density(nearest["density"]["prunable"], density) else None
+
+
+def same_density(found: float, wanted: float) -> bool:
+    """Whether two densities differ by TOLERANCE at most, relative to the wanted one."""
+    return abs(found - wanted) <= TOLERANCE * wanted
 
 
 def read_mask(directory: RunDirectory, index: int) -> Mask:
