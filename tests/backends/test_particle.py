@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from swamp.backends import Particle, Ticket
-from swamp.backends.particle import mean_of
+from swamp.backends.particle import mean_of, warn_if_equal
 from swamp.errors import SwampError
 
 PARTICLE = Particle(
@@ -47,6 +47,13 @@ def test_particles_that_do_not_belong_together_are_refused(what: str):
         mean_of([PARTICLE, replace(PARTICLE, **{what: "other"})])
     with pytest.raises(SwampError, match="no particle"):
         mean_of([])
+
+
+def test_equal_particles_are_warned_of_as_their_mean_is_that_of_one():
+    particles = [replace(with_weights(1, value), index=index) for index, value in enumerate((2, 3, 2, 2))]
+    with pytest.warns(UserWarning, match="particles 0, 2, 3 have the same weights.*job.number"):
+        warn_if_equal(particles)
+    warn_if_equal(particles[:2])
 
 
 def test_a_saved_particle_comes_back_whole(tmp_path: Path, same):

@@ -276,6 +276,66 @@ def test_what_the_trainer_would_not_do_is_refused(training, source, message, tas
         trained.train(TrainRequest(*arguments))
 
 
+def seeded() -> Any:
+    return DataLoader(TensorDataset(*tensors()), 8, shuffle=True, generator=torch.Generator().manual_seed(0))
+
+
+class Module(Net):
+    def train_dataloader(self) -> Any:
+        return seeded()
+
+
+class Data(lightning.LightningDataModule):
+    def train_dataloader(self) -> Any:
+        return {"one": seeded()}
+
+
+@pytest.mark.parametrize(("module", "data"), [(Module, None), (Net, lambda job: Data())])
+def test_a_generator_of_a_loader_is_refused_wherever_the_loader_comes_from(module, data, task, tmp_path):
+    model = module()
+    arguments = Ticket(model.state_dict(), 0), half(model), TRAINING, SEEDS
+    with pytest.raises(SwampError, match="omit the generator of the DataLoader"):
+        backend(model, task, lambda job: trainer_in(tmp_path), data).train(TrainRequest(*arguments))
+
+
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty")
+def test_seed_everything_in_make_changes_nothing(task, tmp_path, monkeypatch):
+    monkeypatch.setenv("PL_SEED_WORKERS", "0")
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+
+    def make(job: TrainJob) -> lightning.Trainer:
+        lightning.seed_everything(42, verbose=False)
+        return trainer_in(tmp_path)
+
+    model = net()
+    arguments = Ticket(model.state_dict(), 0), half(model), TRAINING, SEEDS
+    found, expected = (
+        backend(model, task, one, lambda job: loader()).train(TrainRequest(*arguments))
+        for one in (make, lambda job: trainer_in(tmp_path))
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(one.weights[name], value) for name, value in other.weights.items())
+    assert not torch.equal(found[0].weights["net.0.weight"], found[1].weights["net.0.weight"])
+
+
+def test_the_loss_of_accumulated_batches_is_their_mean(task, tmp_path):
+    model = net()
+    arguments = Ticket(model.state_dict(), 0), half(model), replace(TRAINING, lr=1e-9), SEEDS[:1]
+    model.options = {"lr": 1e-9}
+    losses = [
+        backend(
+            model,
+            task,
+            lambda job, parts=parts: trainer_in(tmp_path, accumulate_grad_batches=parts),
+            lambda job, parts=parts: DataLoader(TensorDataset(*tensors()), batch_size=8 // parts, shuffle=True),
+        )
+        .train(TrainRequest(*arguments))[0]
+        .losses[0]
+        for parts in (1, 4)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 class OfTwoRanks(TensorData):
     """The batches of two ranks together, as torch's DistributedSampler shares an epoch out."""
 

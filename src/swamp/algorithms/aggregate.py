@@ -10,7 +10,7 @@ from swamp.algorithms.method import Method
 from swamp.algorithms.particles import Trained
 from swamp.algorithms.plan import Plan
 from swamp.backends import Particle
-from swamp.backends.particle import mean_of, require_unbroken
+from swamp.backends.particle import mean_of, require_unbroken, warn_if_equal
 from swamp.masks import Mask
 from swamp.training.average import State, mean
 from swamp.training.mask_updates import prune_to_budget
@@ -40,6 +40,7 @@ def aggregate(trained: Trained, plan: Plan, evaluator: Evaluator) -> Average:
 def combined(particles: Sequence[Particle], method: Method, evaluator: Evaluator) -> tuple[State, bool]:
     """Combine particles by the method. Returns the weights, and whether they are an average of several models."""
     require_unbroken(particles)
+    warn_if_equal(particles)
     if method.combine == "mean" or len(particles) == 1:
         # mean_of requires one common mask.
         average = mean(p.weights for p in particles) if method.own_masks else mean_of(particles)

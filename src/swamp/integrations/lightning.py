@@ -6,13 +6,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils._pytree import tree_leaves
 
 from swamp.backends import CustomTrainer, TrainJob
 from swamp.errors import MaskError, SwampError
 from swamp.integrations.settings import environment_variable, mask_to_hold, require_batch_counts, require_supported
 from swamp.masks import Mask, Scope, hold
 from swamp.training import Task
+from swamp.training.rng import isolated
 
 try:
     from lightning.pytorch.callbacks import Callback
@@ -87,6 +88,13 @@ class HoldMask(Callback):
         self.held.pop_all().__exit__(type(exception), exception, exception.__traceback__)
 
 
+def _has_generator(loader: Any) -> bool:
+    """Whether the order of this DataLoader comes from a generator of its own."""
+    batches = getattr(loader, "batch_sampler", None)
+    parts = loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)
+    return any(getattr(part, "generator", None) is not None for part in parts)
+
+
 class _Steps(Callback):
     """Counts and averages steps, stops as planned, and optionally sets the learning rate."""
 
@@ -96,6 +104,8 @@ class _Steps(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         job, accumulated = self.job, trainer.accumulate_grad_batches
+        if any(map(_has_generator, tree_leaves(trainer.train_dataloader))):
+            raise SwampError("omit the generator of the DataLoader: each particle has its own batch order.")
         size = getattr(trainer.train_dataloader, "batch_size", None)
         batch = size * accumulated * trainer.world_size if size else job.training.batch_size
         require_batch_counts(batch, -(-int(trainer.num_training_batches) // accumulated), job.training, job.per_epoch)
@@ -116,7 +126,9 @@ class _Steps(Callback):
         loss = cast(Any, outputs)["loss"] if isinstance(outputs, Mapping) else outputs
         if not isinstance(loss, Tensor):
             raise SwampError("training_step must return the loss, or a dict with the key 'loss'.")
-        self.losses.append(loss.detach())
+        # Lightning divides the loss of automatic optimization by the number of accumulated batches.
+        parts = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+        self.losses.append(loss.detach() * parts)
         if trainer.global_step > self.job.step - self.job.first:
             self.job.stepped()
         if self.job.step >= self.job.last:
@@ -139,7 +151,8 @@ def backend(
         make: `job -> lightning.Trainer`. `job.name` is unique per particle, for its loggers and folder. The backend
             sets the number of steps.
         data: `job -> ` loaders for `Trainer.fit`, shuffled by the global generator, which is seeded per particle;
-            default: the module's own loaders.
+            default: the module's own loaders. It is seeded again before `fit`, so that `make` may call
+            `seed_everything`.
         rates: Whether swamp sets the learning rate (its schedule and constant SWA phase). False: the module's own
             schedule runs over the whole training.
 
@@ -160,12 +173,12 @@ def backend(
             raise SwampError("a module's own schedule cannot start in the middle: lr_after_rewind must be 'restart'.")
         trainer, steps = make(job), _Steps(job, rates)
         source = data(job) if data else None
-        if isinstance(source, DataLoader) and getattr(cast(Any, source).sampler, "generator", None) is not None:
-            raise SwampError("omit the generator of the DataLoader: each particle has its own batch order.")
         trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = -1, job.total - job.first
         trainer.callbacks += [HoldMask(job.mask), steps]
         # The seed of Lightning's DistributedSampler; by default 0, one order for all particles.
-        with environment_variable("PL_GLOBAL_SEED", str(job.number)):
+        own_order = environment_variable("PL_GLOBAL_SEED", str(job.number))
+        # Seeded again: `make` may have called seed_everything, which would give all particles one batch order.
+        with own_order, isolated(job.seed, next(job.model.parameters()).device):
             trainer.fit(job.model, source)
         return float(torch.stack(steps.losses).double().mean()) if steps.losses else 0.0
 
