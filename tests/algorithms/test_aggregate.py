@@ -1,5 +1,6 @@
 """Soups and pools: chosen on validation data, against the definition written out."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -82,6 +83,16 @@ def test_a_soup_of_one_is_the_best_particle_with_its_own_statistics(mlp, task):
     weights, averaged = combined(particles, method_named("swamp-greedy"), Evaluator(mlp, task, 100))
     assert weights is particles[1].weights
     assert not averaged
+
+
+@pytest.mark.parametrize("method", ["swamp-greedy", "imp-best"])
+@pytest.mark.parametrize("errors", [(math.nan, 0.3, 0.1), (0.3, math.nan, 0.1), (0.1, 0.3, math.nan)])
+def test_a_particle_whose_error_is_nan_is_never_the_best(mlp, task, monkeypatch, method, errors):
+    particles = [Particle(mlp.state_dict(), i, "t", "m", 0, 1, (0.0,), 0.0) for i in range(3)]
+    evaluator = Evaluator(mlp, task, 100)
+    found = iter([list(errors), [math.nan], [math.nan]])
+    monkeypatch.setattr(evaluator, "map", lambda *_: next(found))
+    assert combined(particles, method_named(method), evaluator)[0] is particles[errors.index(0.1)].weights
 
 
 @pytest.mark.parametrize("method", ["swamp", "swamp-greedy", "imp-best", "rigl-swamp"])

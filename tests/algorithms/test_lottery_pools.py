@@ -1,5 +1,6 @@
 """Lottery Pools on four numbers, with an error that is written down."""
 
+import math
 from typing import ClassVar
 
 import pytest
@@ -112,3 +113,22 @@ def test_every_cycle_comes_out_once_and_sees_two_on_either_side(length):
     assert [one.index for one in pools(measure, *run)] == list(range(length))
     seen = sum(0 < abs(one - other) <= 2 for one in range(length) for other in range(length))
     assert len(measure.tried) == length + 8 * seen
+
+
+class Undefined(Distance):
+    """The errors with these numbers are NaN."""
+
+    def __init__(self, *undefined: int) -> None:
+        super().__init__(1.0, 1.0, 1.0, 1.0)
+        self.undefined = undefined
+
+    def error(self, model):
+        found = super().error(model)
+        return math.nan if len(self.tried) - 1 in self.undefined else found
+
+
+@pytest.mark.parametrize("undefined", [0, 1])
+def test_an_error_that_is_nan_is_higher_than_all_others(undefined):
+    run = [cycle(0, 0.0, 0.0, 0.0, 0.0), cycle(1, 1.0, 1.0, 1.0, 1.0)]
+    first = next(iter(pools(Undefined(undefined), *run)))
+    assert torch.allclose(first.weights["w"], torch.full((4,), 0.7))

@@ -214,13 +214,15 @@ def test_the_learned_soup_is_not_worse_than_the_mean_and_ignores_losses_that_are
 
 def test_the_greedy_soup_adds_networks_that_do_not_raise_the_error():
     # Errors are 0.3, 0.1, 0.2, 0.4. Adding network 2 to 1 keeps the error; 0 raises it; 3 lowers it.
-    known = {(1, 2): 0.1, (0, 1, 2): 0.11, (1, 2, 3): 0.05}
+    known = {(1, 2): 0.1, (0, 1, 2): 0.11, (1, 2, 3): 0.05, (0, 1, 2, 3): 0.2}
     alone = (0.3, 0.1, 0.2, 0.4)
 
     def evaluate_at(places):
         taken = [tuple(n for n in range(4) if place[n]) for place in places]
         return [PointMetrics(9.0, alone[t[0]] if len(t) == 1 else known[t]) for t in taken]
 
+    assert greedy_soup(evaluate_at, 4) == (1, 2, 3)
+    alone = (math.nan, 0.1, 0.2, 0.4)
     assert greedy_soup(evaluate_at, 4) == (1, 2, 3)
 
 

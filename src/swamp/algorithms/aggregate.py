@@ -14,6 +14,7 @@ from swamp.backends.particle import mean_of, require_unbroken, warn_if_equal
 from swamp.masks import Mask
 from swamp.training.average import State, mean
 from swamp.training.mask_updates import prune_to_budget
+from swamp.training.metrics import comparable
 
 
 class Average(NamedTuple):
@@ -52,7 +53,7 @@ def combined(particles: Sequence[Particle], method: Method, evaluator: Evaluator
 
     single = [(particle.weights, particle.averaged > 1) for particle in particles]
     errors = evaluator.map(error, single)
-    order = sorted(range(len(particles)), key=lambda i: errors[i])
+    order = sorted(range(len(particles)), key=lambda i: comparable(errors[i]))
     best = order[0]
     if method.combine == "best":
         return single[best]

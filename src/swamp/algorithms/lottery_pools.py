@@ -11,6 +11,7 @@ from swamp.algorithms.store import Store
 from swamp.masks import Mask
 from swamp.training.average import State, interpolate
 from swamp.training.mask_updates import prune_to_budget
+from swamp.training.metrics import comparable
 
 REACH = 2
 """Neighbours on either side that are tried, nearest first."""
@@ -51,7 +52,8 @@ def _pooled(window: Sequence[Cycle], index: int, plan: Plan, evaluator: Evaluato
 
     def error(model: nn.Module, found: tuple[Mask, State]) -> float:
         mask, weights = found
-        return evaluator.error(evaluator.load(model, weights, mask, refresh_bn=True, examples=evaluator.examples))
+        loaded = evaluator.load(model, weights, mask, refresh_bn=True, examples=evaluator.examples)
+        return comparable(evaluator.error(loaded))
 
     best: tuple[Mask, State] = target.mask, target.weights
     (lowest,) = evaluator.map(error, [best])

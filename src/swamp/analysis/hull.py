@@ -29,7 +29,7 @@ from swamp.training import Seed
 from swamp.training.average import State
 from swamp.training.data import BatchList, Data
 from swamp.training.mask_updates import masked_state
-from swamp.training.metrics import spearman
+from swamp.training.metrics import comparable, spearman
 from swamp.training.module_extra_state import as_tensors
 
 SAMPLES = 20
@@ -205,7 +205,7 @@ def compare_soups(run: RunData, states: Sequence[State], settings: AnalysisSetti
         Hull(states, PointEvaluator(run.model, run.task, part, examples=len(part))) for part in parts
     )
     alone = choosing([extreme_point(n, count) for n in range(count)])
-    best = min(range(count), key=lambda n: alone[n].error)
+    best = min(range(count), key=lambda n: comparable(alone[n].error))
     taken, coefficients = greedy_soup(choosing, count), learned_soup(choosing, count)
     points = [centroid(count), extreme_point(best, count), centroid(count, taken), coefficients]
     mean, single, greedy, learned = map(_as_record, comparing(points))
@@ -233,7 +233,7 @@ def halves(data: Data, examples: int) -> tuple[BatchList, BatchList]:
 def greedy_soup(evaluate: EvaluatePoints, count: int) -> tuple[int, ...]:
     """Networks in a greedy soup, best first: a network is added if the error does not rise (Wortsman et al. 2022)."""
     alone = evaluate([extreme_point(n, count) for n in range(count)])
-    order = sorted(range(count), key=lambda n: alone[n].error)
+    order = sorted(range(count), key=lambda n: comparable(alone[n].error))
     taken, lowest = [order[0]], alone[order[0]].error
     for candidate in order[1:]:
         (found,) = evaluate([centroid(count, [*taken, candidate])])

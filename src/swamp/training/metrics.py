@@ -17,6 +17,11 @@ Combine = Callable[[Sequence[Tensor]], Tensor]
 """Outputs of several models on the same examples -> outputs of their ensemble."""
 
 
+def comparable(error: float) -> float:
+    """The error, infinity for NaN: every comparison with NaN is false, so that it would pass for the lowest."""
+    return math.inf if math.isnan(error) else error
+
+
 def _by_class(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs (n, classes) and class numbers (n,), from those of F.cross_entropy; ignored targets (-100) left out."""
     if targets.shape == outputs.shape:  # probabilities, such as one-hot targets
