@@ -154,3 +154,14 @@ def test_the_server_answers_with_the_outputs_of_the_network(run, tmp_path):
     finally:
         running.shutdown()
         running.server_close()
+
+
+@pytest.mark.slow
+def test_the_network_of_an_ensemble_is_named_as_its_first_member(capsys, tmp_path):
+    options = ["--method", "imp-ensemble", "--particles", 2, "--cycles", 1]
+    assert swamp("run", *TINY, *options, "--out", tmp_path / "run") == 0
+    assert "model.safetensors (the first of 2 members)" in " ".join(capsys.readouterr().out.split())
+    assert swamp("export", tmp_path / "run") == 0
+    assert "an ensemble of 2 members: this network is its first member" in " ".join(capsys.readouterr().err.split())
+    with pytest.warns(UserWarning, match="metrics are those of all members together"):
+        library.load_run(tmp_path / "run")

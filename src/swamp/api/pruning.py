@@ -26,7 +26,7 @@ from swamp.references import PYTHON_PREFIX
 from swamp.runs.budget import allot
 from swamp.runs.execute import prepare
 from swamp.runs.overview import Overview, overview
-from swamp.runs.read import open_with_cycles, read_cycle, read_origin
+from swamp.runs.read import open_with_cycles, read_cycle, read_origin, warn_of_first_member
 from swamp.runs.run_progress import ReportedProgress, Reporter, Reporters
 from swamp.tracking.tracker import Track, Tracker, chosen_trackers
 from swamp.tracking.tracking_reporter import TrackingReporter
@@ -269,14 +269,15 @@ def retrain(
 
 @checked
 def load_run(path: Path | str, model: nn.Module | None = None) -> SparseModel:
-    """The sparse model of a run directory: that of its last finished cycle.
+    """The sparse model of a run directory: that of its last finished cycle; of an ensemble, its first member.
 
     Args:
         path: Run directory, of `prune(..., out=...)` or of `swamp run`.
         model: Architecture, for a run of a model that is a Python object (default: built from the configuration).
 
     Returns:
-        A sparse copy of `model`, its mask, and the record of every finished cycle.
+        A sparse copy of `model`, its mask, and the record of every finished cycle. A warning says so where the metrics
+        of the record are those of an ensemble.
 
     Raises:
         SwampError: There is no finished cycle, or a file is damaged, or the model is missing or another one.
@@ -292,6 +293,7 @@ def load_run(path: Path | str, model: nn.Module | None = None) -> SparseModel:
         _, model = prepare(config)
     record = [read_cycle(directory, index) for index in range(directory.finished)]
     record[-1].mask.check(model)
+    warn_of_first_member(config, record[-1])
     try:
         return SparseModel.of(model, record)
     except RuntimeError as error:

@@ -27,7 +27,7 @@ from swamp.runs import read_cycle
 from swamp.runs.config import RunConfig
 from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import prepare
-from swamp.runs.read import open_with_cycles, read_origin
+from swamp.runs.read import open_with_cycles, read_origin, warn_of_first_member
 from swamp.runs.reference_origin import python_network
 from swamp.runtime import load
 from swamp.runtime.archive import read, save
@@ -146,6 +146,7 @@ def _program(source: ExportedSource, index: int) -> CheckedProgram:
     if not -finished <= index < finished:
         raise SwampError(f"{source.directory.path} has {finished} finished cycles; there is no cycle {index}.")
     cycle = read_cycle(source.directory, index % finished)
+    warn_of_first_member(source.config, cycle)
     load_state(source.model, cycle.weights)
     done = checked_program(bake_mask(source.model, cycle.mask), source.inputs)
     provenance = {

@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from swamp.algorithms.registry import method_named
 from swamp.algorithms.unused import refuse_unused
 from swamp.api.progress import LiveReporter, number
 from swamp.cli.session import Err, Out, parse, print_json, print_labelled, stoppable
@@ -169,11 +170,13 @@ def _print_summary(done: dict[str, Any], console: Console) -> None:
         density = part["density"]
         values = (number(part["test"][name], name) for name in names)
         table.add_row(label, f"{100 * part['sparsity']:.2f}", f"{100 * density['all']:.2f}", *values)
+    several = method_named(done["method"]).ensemble
+    members = f" (the first of {len(done['cycles'][-1]['particles'])} members)" if several else ""
     console.print()
     console.print(table)
     console.print(
         f"\n{done['seconds']:.0f} s of computation. "
-        f"Sparse weights for load_state_dict: {done['run']}/model.safetensors\n"
+        f"Sparse weights for load_state_dict: {done['run']}/model.safetensors{members}\n"
         f"Compare with other runs: swamp compare {quote(str(done['run']))} OTHER...",
         soft_wrap=True,
     )

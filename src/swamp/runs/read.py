@@ -163,6 +163,16 @@ def read_cycle(directory: RunDirectory, index: int) -> Cycle:
         raise CorruptFile(f"{directory.record(index)}: {error}") from error
 
 
+def warn_of_first_member(config: RunConfig, cycle: Cycle) -> None:
+    """Warn for an ensemble, of which a cycle has the weights of one member."""
+    if config.plan.spec.ensemble:
+        warnings.warn(
+            f"the run is an ensemble of {len(cycle.particles)} members: this network is its first member, and "
+            "the recorded metrics are those of all members together.",
+            stacklevel=4,
+        )
+
+
 def _mask_of(directory: RunDirectory, index: int, line: dict[str, Any]) -> Mask:
     path = directory.cycle(index) / "mask.safetensors"
     mask = Mask.load(path)
