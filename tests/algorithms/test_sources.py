@@ -192,6 +192,16 @@ def test_a_plan_with_an_unknown_retraining_or_none_of_the_examples_is_refused():
         replace(PLAN, dynamic=Dynamic(update_interval=0))
 
 
+@pytest.mark.parametrize("method", ["sms-swa", "lrr-swa", "swamp-late-carry"])
+@pytest.mark.parametrize("retrain", ["ft", "clr", "llr", "allr"])
+def test_a_retraining_that_leaves_nothing_to_average_is_refused_unless_averaging_is_off(mlp, task, method, retrain):
+    plan, training = replace(PLAN, method=method, retrain=retrain), Training(epochs=4, batch_size=16)
+    with pytest.raises(swamp.SwampError, match=f"{method} averages weights .* by {retrain} has no such part"):
+        swamp.cycles(mlp, task, plan, training, backend="sequential")
+    swamp.cycles(mlp, task, plan, replace(training, swa=False), backend="sequential")
+    swamp.cycles(mlp, task, replace(plan, retrain="lrw"), training, backend="sequential")
+
+
 def test_a_tail_of_cycles_that_do_not_divide_it_is_refused_before_training(mlp, task):
     with pytest.raises(swamp.SwampError, match="swa_cycles must divide the 2 epochs"):
         run(mlp, task, "sup-tickets", Training(epochs=4, batch_size=16, swa_fraction=0.5, swa_cycles=3))

@@ -117,5 +117,11 @@ class Setup:
             )
         if method.masks == "dynamic":
             method.mask_changes(plan.dynamic, self.training, self.per_epoch)
+        if self.training.swa and plan.retraining in ("ft", "clr", "llr", "allr"):
+            raise SwampError(
+                f"{plan.method} averages weights over the last part of each training, and a retraining by "
+                f"{plan.retraining} has no such part. Take retrain slr or lrw, switch the average off (swa=False), or "
+                "take a method without it, such as lrr or sms."
+            )
         if method.start == "pruned":
             retraining(self.training, plan.retraining, plan.retrain_epochs or training.epochs, 1.0)
