@@ -215,6 +215,19 @@ def test_retraining_that_cannot_be_is_refused_before_the_dense_training(mlp, tas
     assert not spy.calls
 
 
+def test_retraining_of_a_method_of_equal_cost_is_checked_with_the_epochs_that_it_has(mlp, task):
+    # 4 particles of 4 epochs, of which they train half apart: cycles of 9 epochs (4 * 14 of 14, and 31 + 3 of 14).
+    training, spy = replace(TRAINING, schedule_repeats=2, swa_fraction=0.0), Spy(mlp, task)
+    plan = replace(PLAN, method="sms-late", particles=(4,), sparsity=0.5, retrain_epochs=4, ticket_epochs=0)
+    with pytest.raises(swamp.SwampError, match="schedule_repeats must divide the 9 epochs"):
+        next(swamp.cycles(mlp, task, plan, replace(training, epochs=14), backend=spy))
+    assert not spy.calls
+    # 3 times as many as 3 do divide.
+    plan = replace(PLAN, method="lrr-long", particles=(2,), sparsity=0.5, retrain_epochs=3, ticket_epochs=0)
+    next(swamp.cycles(mlp, task, plan, training, backend=spy))
+    assert len(spy.calls) == 1
+
+
 @pytest.mark.slow_cases("96")
 @pytest.mark.parametrize(("most", "looked_at"), [(1000, 96), (40, 32), (10, 10)])
 def test_a_score_costs_the_gradients_it_takes_in_each_round(normed, task, most, looked_at):

@@ -71,6 +71,32 @@ def test_a_given_mask_may_have_fewer_weights_than_the_network_has_layers(mlp, ta
     assert found.mask.nnz == 1
 
 
+def test_retrain_trains_the_mask_of_all_zeros_of_a_model(mlp, task):
+    sparse = swamp.prune(mlp, task, sparsity=0.5, method="imp", cycles=1, training=TRAINING, backend="sequential").model
+    with torch.no_grad():
+        sparse[0].bias[3] = 0
+    mask, ticket = swamp.Mask.from_zeros(sparse), swamp.Ticket(mlp.state_dict(), 0)
+    assert "0.bias" in mask
+    how = {"method": "imp", "training": TRAINING, "backend": "sequential"}
+    found = swamp.retrain(mlp, task, ticket, mask, **how)
+    assert found.mask == mask
+    assert found.model[0].bias[3] == 0
+    one = swamp.Mask({"0.weight": mask["0.weight"]})
+    assert swamp.retrain(mlp, task, ticket, one, **how).mask == one
+    with pytest.raises(swamp.MaskError, match="names 'other', which Sequential does not have"):
+        swamp.retrain(mlp, task, ticket, swamp.Mask({"other": mask["0.weight"]}), **how)
+
+
+def test_a_given_ticket_may_be_later_than_the_end_of_a_training_that_restarts(mlp, task):
+    mask, steps = run(mlp, task, "imp")[-1].mask, 5 * task.train.steps(TRAINING.batch_size)
+    how = {"training": TRAINING, "method": "imp", "backend": "sequential"}
+    early, late = (swamp.retrain(mlp, task, swamp.Ticket(mlp.state_dict(), at), mask, **how) for at in (0, steps))
+    assert same(early.cycles[0], late.cycles[0])
+    how["training"] = replace(TRAINING, lr_after_rewind="advance")
+    with pytest.raises(swamp.SwampError, match="the ticket is taken after 5 epochs, the training has 4"):
+        swamp.retrain(mlp, task, swamp.Ticket(mlp.state_dict(), steps), mask, **how)
+
+
 def test_retrain_makes_a_sparse_model_of_any_mask(mlp, task):
     mask = run(mlp, task, "imp")[-1].mask
     before = {name: value.clone() for name, value in mlp.state_dict().items()}

@@ -108,6 +108,13 @@ def test_patterns_heed_capitals() -> None:
         Scope(exclude=("head.*",)).prunable(model)
 
 
+def test_a_name_with_the_characters_of_patterns_matches_itself():
+    model = nn.Sequential()
+    model.add_module("a[0]", nn.Linear(3, 3))
+    model.add_module("b", nn.Linear(3, 3))
+    assert list(Scope(exclude=("a[0].weight",)).prunable(model)) == ["b.weight"]
+
+
 def test_a_pattern_that_matches_nothing_is_refused_as_a_typing_error() -> None:
     model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4)))
     for scope in (Scope(include=("*.wieght",)), Scope(exclude=("0.*", "9.*"))):

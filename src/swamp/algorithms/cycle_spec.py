@@ -11,7 +11,7 @@ from swamp.backends import Ticket
 from swamp.errors import SwampError
 from swamp.masks import Mask
 from swamp.training import Training
-from swamp.training.retrain import norm_change, retraining
+from swamp.training.retrain import norm_change
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,5 @@ def _retrained(setup: Setup, index: int, previous: Cycle, mask: Mask) -> tuple[T
         for part in (previous.mask, {name: ~active for name, active in mask.items()})
     )
     change = norm_change(whole, removed, 1 - mask.nnz / previous.mask.nnz)
-    plan = setup.plan
-    epochs = plan.particle_epochs(index, setup.options.epochs)
-    training, epoch = retraining(setup.training_of(index), plan.retraining, epochs, change)
+    training, epoch = setup.retraining_of(index, change)
     return training, epoch * setup.per_epoch

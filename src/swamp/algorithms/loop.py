@@ -114,7 +114,8 @@ def train_on(
             "Take imp, swamp, or another method that rewinds."
         )
     store = store or Store()
-    setup = Setup(model, task, plan, training, choose_backend(model, task, plan, training, backend, store), store)
+    backend = choose_backend(model, task, plan, training, backend, store)
+    setup = Setup(model, task, plan, training, backend, store, given_ticket=True)
     named = [name for name, _ in model.named_parameters() if name in ticket.weights]
     require_finite_given({name: ticket.weights[name] for name in named}, "the ticket's weights")
     for index, mask in masks.items():

@@ -30,10 +30,21 @@ _FEW_EXAMPLES = 10
 
 
 class Setup:
-    """One run, ready to start. Raises SwampError where the plan, the weights or the data make it impossible."""
+    """One run, ready to start. Raises SwampError where the plan, the weights or the data make it impossible.
+
+    given_ticket: Whether the ticket is given, perhaps of a longer training.
+    """
 
     def __init__(
-        self, model: nn.Module, task: Task, plan: Plan, training: Training, backend: Backend, store: Store
+        self,
+        model: nn.Module,
+        task: Task,
+        plan: Plan,
+        training: Training,
+        backend: Backend,
+        store: Store,
+        *,
+        given_ticket: bool = False,
     ) -> None:
         self.plan, self.schedule = plan, plan.schedule()
         self.backend, self.store = backend, store
@@ -66,11 +77,19 @@ class Setup:
         self.batch = examples_per_step(task.train, training.batch_size)
         """Examples of one training step."""
         self.ticket_steps = plan.ticket_steps(self.per_epoch)
-        self._check_epochs(training)
+        self._check_epochs(training, given_ticket)
 
     def training_of(self, cycle: int) -> Training:
         """How the particles of this cycle are trained."""
         return self.plan.training(self.options, cycle)
+
+    def retraining_of(self, cycle: int, change: float) -> tuple[Training, int]:
+        """How carried weights are trained in this cycle, and the epoch of the schedule at which this starts.
+
+        change: See `swamp.training.retrain.norm_change`.
+        """
+        epochs = self.plan.particle_epochs(cycle, self.options.epochs)
+        return retraining(self.training_of(cycle), self.plan.retraining, epochs, change)
 
     def first_step(self, cycle: int) -> int:
         """Step at which the particles of this cycle start: the step of the ticket in a schedule of their length."""
@@ -97,16 +116,27 @@ class Setup:
                 "parametrisation (torch.nn.utils.parametrize.remove_parametrizations)."
             )
 
-    def _check_epochs(self, training: Training) -> None:
+    def _check_epochs(self, training: Training, given_ticket: bool) -> None:
         plan, method = self.plan, self.plan.spec
-        for trained in (self.training, self.training_of(len(self.schedule) - 1)):
-            trained.require_average(self.per_epoch)
+        if self.training.swa and plan.retraining in ("ft", "clr", "llr", "allr"):
+            raise SwampError(
+                f"{plan.method} averages weights over the last part of each training, and a retraining by "
+                f"{plan.retraining} has no such part. Take retrain slr or lrw, switch the average off (swa=False), or "
+                "take a method without it, such as lrr or sms."
+            )
+        # Cycles between these have the same number of particles, and train as long.
+        count = len(self.schedule)
+        for cycle in {*range(min(count, len(plan.particles) + 1)), count - 1}:
+            self.training_of(cycle).require_average(self.per_epoch)
+            if cycle and method.start == "pruned":
+                self.retraining_of(cycle, 1.0)[0].require_average(self.per_epoch)
         # The particles of a dynamic method separate at the ticket's step; other one-cycle methods have no ticket.
         separates = method.masks == "dynamic" and max(self.schedule.particles) > 1
         advances = training.lr_after_rewind == "advance"
+        inside = advances or not given_ticket
         shortest = min(training.epochs, plan.last_epochs or training.epochs) if advances else training.epochs
         latest = shortest * self.per_epoch - (separates or advances)
-        if self.ticket_steps > latest and (separates or not method.independent):
+        if self.ticket_steps > latest and inside and (separates or not method.independent):
             raise SwampError(
                 f"the ticket is taken after {plan.ticket_epochs:g} epochs, the training has {shortest}. "
                 "Take it earlier or train longer."
@@ -117,11 +147,3 @@ class Setup:
             )
         if method.masks == "dynamic":
             method.mask_changes(plan.dynamic, self.training, self.per_epoch)
-        if self.training.swa and plan.retraining in ("ft", "clr", "llr", "allr"):
-            raise SwampError(
-                f"{plan.method} averages weights over the last part of each training, and a retraining by "
-                f"{plan.retraining} has no such part. Take retrain slr or lrw, switch the average off (swa=False), or "
-                "take a method without it, such as lrr or sms."
-            )
-        if method.start == "pruned":
-            retraining(self.training, plan.retraining, plan.retrain_epochs or training.epochs, 1.0)

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack, cast
@@ -20,7 +20,7 @@ from swamp.backends import Backend, Progress, Ticket
 from swamp.backends.autotune import Choice
 from swamp.errors import SwampError, final_line
 from swamp.fields import changed_fields
-from swamp.masks import Mask
+from swamp.masks import Mask, Scope
 from swamp.masks.schedule import Count
 from swamp.references import PYTHON_PREFIX
 from swamp.runs.budget import allot
@@ -228,7 +228,8 @@ def retrain(
         model: Architecture; its weights stay as they are.
         task: Data, loss and metrics.
         ticket: Weights at which the particles start.
-        mask: Weights that are trained; all others are zero.
+        mask: Weights that are trained; all others of its parameters are zero. Without `include` and `exclude`, the
+            prunable parameters are the ones that it names.
         particles: Number of particles N.
         method: A method that rewinds to a ticket, such as "swamp" or "imp".
         training: See `prune`.
@@ -244,12 +245,14 @@ def retrain(
         SwampError: See `prune`; also for a method that does not rewind.
         Diverged: See `prune`.
     """
+    mask.check(model)
     how = training or Training()
     epochs = ticket.steps / task.train.steps(how.batch_size)
     densities = (1.0, mask.density) if mask.density < 1 else (1.0,)
     index = len(densities) - 1
     # No layer needs a weight: the mask is as it is.
-    set_here = {"ticket_epochs": epochs, **options, "densities": densities, "min_per_layer": 0}
+    set_here = {"ticket_epochs": epochs, **_scope_of(mask, model), **options}
+    set_here |= {"densities": densities, "min_per_layer": 0}
     plan = Plan(method=method, particles=(particles,), **cast(Any, set_here))
     given = given_options(options, how, particles=particles not in (1, _PARTICLES))
     if notes := refuse_unused(plan, how, given, given_mask=True):
@@ -298,6 +301,17 @@ def load_run(path: Path | str, model: nn.Module | None = None) -> SparseModel:
         return SparseModel.of(model, record)
     except RuntimeError as error:
         raise SwampError(f"the model does not fit the run {path}: {final_line(error)}") from error
+
+
+def _scope_of(mask: Mask, model: nn.Module) -> PlanOptions:
+    """The option by which the parameters of a mask are prunable; none where they are those of the default scope.
+
+    `Mask.from_zeros` covers vectors with zeros too.
+    """
+    with suppress(SwampError):
+        if Scope().prunable(model).keys() == mask.keys():
+            return {}
+    return {"include": tuple(mask)}
 
 
 def given_options(options: PlanOptions, training: Training, *, particles: bool) -> list[str]:

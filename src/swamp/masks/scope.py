@@ -290,4 +290,5 @@ def _all_names(model: nn.Module) -> dict[int, list[str]]:
 
 
 def _any_matches(names: list[str], patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+    # A name is a pattern of itself, also with characters of patterns, such as 'a[0].weight'.
+    return any(name == pattern or fnmatchcase(name, pattern) for name in names for pattern in patterns)
