@@ -37,6 +37,32 @@ def test_heads_of_torch_attention_lie_one_above_the_other():
     }
 
 
+class Fused(nn.Module):
+    """Query, key and value of width 4 in one layer, as in nanoGPT and GPT-2."""
+
+    num_heads = 2
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.c_attn = nn.Module()
+        self.c_attn.weight = nn.Parameter(weight)
+
+
+@pytest.mark.parametrize("layout", ["Linear", "Conv1D of GPT-2", "Conv1d"])
+def test_the_outputs_of_a_fused_layer_are_its_rows_or_those_of_gpt_2_its_columns(layout):
+    active = torch.ones(12, 4, dtype=torch.bool)
+    active[:2] = False  # the first head's queries
+    shaped = {"Linear": active, "Conv1D of GPT-2": active.t(), "Conv1d": active[..., None]}[layout]
+    found = head_densities(Fused(shaped.float()), Mask({"c_attn.weight": shaped}))
+    assert found == {"": pytest.approx([16 / 24, 1.0])}
+
+
+@pytest.mark.parametrize("shape", [(8, 4), (12,), (4, 8, 3)])
+def test_a_fused_layer_of_other_sizes_is_left_out(shape):
+    active = torch.ones(shape, dtype=torch.bool)
+    assert head_densities(Fused(active.float()), Mask({"c_attn.weight": active})) == {}
+
+
 def test_what_has_no_heads_is_left_out():
     model = nn.Sequential(nn.Linear(4, 4))
     assert head_densities(model, Mask.ones(model)) == {}

@@ -40,15 +40,24 @@ def _head_count(module: Any) -> int:
 
 
 def _rows(name: str, mask: Mask) -> list[Tensor]:
-    """The masks of query, key and value of the module `name`, each (outputs, inputs)."""
+    """The masks of query, key and value of the module `name`, each (outputs, inputs, ...)."""
     prefix = f"{name}." if name else ""
-    # GPT-2 stores the three side by side, inputs first; torch stacks them.
-    for fused, transposed in (("c_attn.weight", True), ("in_proj_weight", False)):
+    for fused in ("c_attn.weight", "in_proj_weight"):
         active = mask.get(prefix + fused)
-        if active is not None:
-            return list((active.t() if transposed else active).chunk(3))
+        if active is None or active.dim() < 2:
+            continue
+        if active.shape[0] == 3 * active.shape[1]:
+            return list(active.chunk(3))
+        if active.dim() == 2 and active.shape[1] == 3 * active.shape[0]:
+            return list(active.t().chunk(3))  # the Conv1D of GPT-2 stores its inputs first
+        return []  # query, key and value of other sizes
     for names in _SEPARATE:
-        found = [mask[full] for part in names for full in (prefix + part, f"{prefix}{part}.weight") if full in mask]
+        found = [
+            mask[full]
+            for part in names
+            for full in (prefix + part, f"{prefix}{part}.weight")
+            if full in mask and mask[full].dim()
+        ]
         if found:
             return found
     return []
