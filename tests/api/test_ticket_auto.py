@@ -97,6 +97,7 @@ def test_a_stopped_search_goes_on(mlp, task, monkeypatch, tmp_path):
         ({"method": "set-swamp"}, "set-swamp has no ticket: it starts from the initial weights"),
         ({"ticket": "late"}, "unknown ticket 'late'. Did you mean auto?"),
         ({"drop_fraction": 0.5}, "drop_fraction"),
+        ({"budget": 6.0}, 'a budget is spent in advance, and ticket="auto" costs what its search needs. Give one'),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_search(options, message, mlp, task, barriers):
@@ -109,9 +110,3 @@ def test_no_stable_ticket_is_told_with_what_to_try(mlp, task, monkeypatch):
     monkeypatch.setattr(rewind_search.InstabilityAnalysis, "barrier_at", lambda self, steps, repeat=0: 0.5)
     with pytest.raises(swamp.SwampError, match=r"no ticket up to step 16 .*Try a lower .* one of 32 is 3.1 points"):
         swamp.prune(mlp, task, ticket="auto", **PLAN)
-
-
-def test_a_budget_includes_the_ticket_that_was_found(mlp, task, barriers):
-    long = {"sparsity": 0.75, "backend": "sequential", "training": replace(HOW, epochs=20)}
-    found = swamp.prune(mlp, task, ticket="auto", method="imp", budget=6.0, **long)
-    assert found.cycles[-1].total.steps == pytest.approx(6 * 20 * task.train.steps(16), rel=0.03)

@@ -76,6 +76,7 @@ def test_the_ticket_is_found_before_the_run(tmp_path, capsys, monkeypatch):
         (["--budget", "soon"], "such as 12, or a time, such as 30min"),
         (["--budget", "9", "--particles", "auto"], "a budget is spent in advance"),
         (["--budget", "9", "--last-epochs", "3"], "a budget sets --last-epochs"),
+        (["--ticket", "auto", "--budget", "9"], "--ticket auto costs what its search needs. Give one of them"),
         (["--ticket", "auto", "--ticket-epochs", "2"], "--ticket auto finds --ticket-epochs"),
         (["--method", "imp", "--particles", "auto"], "imp trains one particle per cycle"),
         (["--particles", "automatic"], "particles"),

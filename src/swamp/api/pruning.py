@@ -71,7 +71,8 @@ def prune(
         budget: Cost of the whole call in dense trainings of `training.epochs` epochs, 2 or more. Numbers of cycles,
             particles and epochs follow from it, without those that are given.
         ticket: "auto": search first for the fewest steps after which copies of the network stay connected at the
-            sparsity of the first pruned cycle, at the cost of a few trainings; with `out`, no trial is repeated.
+            sparsity of the first pruned cycle. The search costs about six trials of three trainings, which no recorded
+            cost includes; with `out`, no trial is repeated. Not together with a budget.
         backend: What trains the particles: a backend, or its name, e.g. "threads" (default: the fastest by timing).
         out: Run directory, as `swamp run` makes it. After Ctrl-C, or a killed process, the same call continues and
             gives the same bits; `swamp compare` and `swamp report` read it (default: nothing is kept on disk).
@@ -111,13 +112,15 @@ def prune(
     given = given_options(options, how, particles=asked and plan.particles != (1,))
     named = {"particles": asked, "method": method is not None}
     fixed = [*given, *(name for name, is_given in named.items() if is_given)]
-
-    def allotted(plan: Plan) -> tuple[Plan, Training]:
-        found = None if budget is None else allot(plan, how, budget, fixed)
-        return (plan, how) if found is None else (found.plan, found.training)
-
-    plan_given, (plan, trained) = plan, allotted(plan)
-    if notes := refuse_unused(plan, trained, given):
+    if budget is not None:
+        if ticket == "auto":
+            raise SwampError(
+                'a budget is spent in advance, and ticket="auto" costs what its search needs. Give one of them; or '
+                "search first (swamp ticket), and give ticket_epochs."
+            )
+        allotted = allot(plan, how, budget, fixed)
+        plan, how = allotted.plan, allotted.training
+    if notes := refuse_unused(plan, how, given):
         warnings.warn(" ".join(notes), stacklevel=3)
     if ticket == "auto":
         if "ticket_epochs" in options:
@@ -125,11 +128,10 @@ def prune(
         # Only here: it imports the analyses.
         from swamp.api.ticket_search import plan_with_stable_ticket
 
-        job = Job(model, task, plan_given, how, backend)
-        found = plan_with_stable_ticket(job, None if out is None else Path(out), shown=progress)
-        plan, trained = allotted(found)
+        job = Job(model, task, plan, how, backend)
+        plan = plan_with_stable_ticket(job, None if out is None else Path(out), shown=progress)
     record: list[Cycle] = []
-    for cycle in cycles(model, task, plan, trained, backend=backend, out=out, progress=progress, track=track):
+    for cycle in cycles(model, task, plan, how, backend=backend, out=out, progress=progress, track=track):
         record.append(cycle)
         if on_cycle is not None:
             on_cycle(cycle)

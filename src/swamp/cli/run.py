@@ -49,7 +49,8 @@ class RunArgs:
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     ticket: Literal["given", "auto"] = "given"
     """given: the ticket is taken after --ticket-epochs. auto: after the fewest steps at which copies stay connected at
-    the sparsity of the first pruned cycle, which is searched first, at the cost of a few trainings: swamp ticket."""
+    the sparsity of the first pruned cycle, which is searched first, by about six trials of three
+    trainings that no recorded cost includes: see swamp ticket. Not together with --budget."""
     budget: str = ""
     """Cost of the whole run, in dense trainings of --epochs epochs, such as 12, or in time, such as 30min, measured
     before it starts. The numbers of cycles, particles and epochs follow, without those that you give."""
@@ -112,6 +113,11 @@ def _with_stable_ticket(given: RunArgs, options: Collection[str]) -> RunConfig:
     # Only here: it imports the analyses.
     from swamp.cli.find_ticket import with_stable_ticket
 
+    if given.budget:
+        raise SwampError(
+            "a budget is spent in advance, and --ticket auto costs what its search needs. Give one of them; or search "
+            "first (swamp ticket), and give --ticket-epochs."
+        )
     if "ticket_epochs" in options:
         raise SwampError("--ticket auto finds --ticket-epochs. Leave one of them out.")
     return with_stable_ticket(given.config, as_json=given.json, quiet=given.quiet)
