@@ -160,7 +160,9 @@ class Loaded:
         return len(X) // batch_size
 
     def shuffled(self, batch_size: int, seed: swamp.Seed, epoch: int, first: int = 0) -> Iterator[Any]:
-        return iter(chunks(lambda x, y: (x, y))[first:])
+        batches = chunks(lambda x, y: (x, y))
+        order = torch.randperm(len(batches), generator=seed.at(epoch).generator())
+        return (batches[int(number)] for number in order[first:])
 
     def in_order(self, batch_size: int) -> Iterator[Any]:
         return iter(chunks(lambda x, y: (x, y)))
