@@ -122,6 +122,11 @@ def shortened(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def plural(count: int, noun: str) -> str:
+    """The number and the noun, which is plural unless the number is 1."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 _FEW = 6
 """Names that are listed even if one of them is suggested."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from swamp.arguments import checked
-from swamp.errors import CorruptFile, MaskError, shortened
+from swamp.errors import CorruptFile, MaskError, plural, shortened
 from swamp.fields import check_value
 from swamp.files import digest, load_tensors, require_format, save_tensors
 from swamp.masks.dtensor import full_tensor, local_shard, to_local
@@ -122,7 +122,7 @@ class Mask(Mapping[str, Tensor]):
         return hash(self.digest)
 
     def __repr__(self) -> str:
-        layers = f"{len(self)} layer{'' if len(self) == 1 else 's'}"
+        layers = plural(len(self), "layer")
         return f"Mask({self.nnz:,} of {self.prunable:,} weights, sparsity {self.sparsity:.4f}, {layers})"
 
     def _repr_html_(self) -> str:

@@ -8,7 +8,7 @@ from itertools import combinations, groupby
 from statistics import fmean
 from typing import Any, Literal, cast
 
-from swamp.errors import SwampError, shortened, unknown
+from swamp.errors import SwampError, plural, shortened, unknown
 from swamp.report.cost import (
     DENSE,
     CostRank,
@@ -391,7 +391,7 @@ def _diverged_notes(labels: Sequence[str], runs: Sequence[RunRecord]) -> list[st
             yield f"{where} at learning rate {event['lr']:g}, {then}"
 
     return [
-        f"{label}: {_times(len(found), 'training')} diverged (loss or weights not finite): {shortened(found)}."
+        f"{label}: {plural(len(found), 'training')} diverged (loss or weights not finite): {shortened(found)}."
         for label, found in _by_label(labels, runs, diverged).items()
     ]
 
@@ -408,7 +408,7 @@ def _not_finite_notes(labels: Sequence[str], runs: Sequence[RunRecord], metric: 
                 yield f"cycle {cycle['cycle']}{name}"
 
     return [
-        f"{label}: {split} {metric} was NaN or infinite {_times(len(found), 'time')}, and so is a mean with it: "
+        f"{label}: {split} {metric} was NaN or infinite {plural(len(found), 'time')}, and so is a mean with it: "
         f"{shortened(found)}."
         for label, found in _by_label(labels, runs, not_finite).items()
     ]
@@ -423,7 +423,3 @@ def _by_label(
             for event in events(cycle):
                 found.setdefault(label, []).append(f"seed {run.config['seed']}, {event}")
     return found
-
-
-def _times(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"

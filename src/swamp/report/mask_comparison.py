@@ -23,7 +23,7 @@ from swamp.report.figure_description import (
 )
 from swamp.report.run_records import measured
 from swamp.report.statistics import Paired, ReportMetric, interval, paired
-from swamp.report.tables import Column, Table, TableCell, comparisons_note, difference_cell, sparsity_column
+from swamp.report.tables import Column, Table, comparisons_note, difference_cell, sparsity_column
 from swamp.runs.directory import replace_nonfinite
 
 _SPLITS = ("test", "validation")
@@ -180,13 +180,13 @@ class MaskByTraining:
 
     def _effects_table(self, split: str) -> Table:
         metric = ReportMetric(self.metric)
-        effects = {(e.name, e.row): e for e in self.effects() if e.split == split}
-        names = sorted({effect.name: effect.what for effect in effects.values()}.items(), key=lambda item: item[1])
-
-        def cell(name: str, row: int) -> TableCell:
-            return difference_cell(metric, effects[name, row].difference) if (name, row) in effects else "–"
-
-        columns: list[Column] = [(name, [cell(name, row) for row in range(len(self.densities))]) for name, _ in names]
+        effects = [effect for effect in self.effects() if effect.split == split]
+        found = {(effect.name, effect.row): effect.difference for effect in effects}
+        names = sorted({effect.name: effect.what for effect in effects}.items(), key=lambda item: item[1])
+        columns: list[Column] = [
+            (name, [difference_cell(metric, found.get((name, row))) for row in range(len(self.densities))])
+            for name, _ in names
+        ]
         unit = f"{split} {metric.name}" + (", in points" if metric.percent else "")
         return Table.of_columns(
             f"Effect of another mask, and of another training: {unit}, paired by seed (seeds)",

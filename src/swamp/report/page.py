@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from swamp.errors import SwampError
+from swamp.errors import SwampError, plural
 from swamp.files import write_atomic
 from swamp.report.comparison import Comparison, SparsityRow
 from swamp.report.figure_description import Figure, tables_of
@@ -27,6 +27,10 @@ from swamp.runs.config import flattened
 from swamp.runs.read import read_sessions
 
 _MOST_REASONS = 4
+_NOTHING: dict[str, Any] = dict.fromkeys(
+    ("notes", "sections", "missing", "missing_commands", "settings", "environments"), ()
+)
+"""The parts of a page that need a finished cycle."""
 _FACTS = ("time", "device", "processor", "cores", "threads", "platform", "python", "git")
 
 
@@ -84,20 +88,7 @@ def render(data: ReportData, *, live: bool = False) -> str:
 
 def render_waiting(path: Path, why: str) -> str:
     """Return the live page of a run that has nothing to show yet."""
-    none: tuple[Any, ...] = ()
-    return _page(
-        True,
-        title=str(path),
-        summary=[why],
-        notes=none,
-        runs=[str(path)],
-        sections=none,
-        missing=none,
-        missing_commands=none,
-        settings=none,
-        environments=none,
-        panels=[],
-    )
+    return _page(True, **_NOTHING, title=str(path), summary=[why], runs=[str(path)], panels=[])
 
 
 def summary_sentences(comparison: Comparison) -> list[str]:
@@ -132,11 +123,8 @@ def _against_dense(comparison: Comparison, row: SparsityRow, label: str) -> list
     if comparison.dense is None or not difference.n:
         return []
     dense = f"{metric.show(comparison.dense)}{' %' if metric.percent else ''}"
-    shared = (
-        ""
-        if values.keys() == comparison.dense_by_seed.keys()
-        else f", over {difference.n} common seed{'' if difference.n == 1 else 's'}"
-    )
+    same = values.keys() == comparison.dense_by_seed.keys()
+    shared = "" if same else f", over {plural(difference.n, 'common seed')}"
     relation = _relation(metric, difference.mean)
     return [f"That is {relation} the dense network ({comparison.dense_label}, {dense}){shared}."]
 

@@ -9,7 +9,7 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, cast
 
-from swamp.errors import CorruptFile, SwampError
+from swamp.errors import CorruptFile, SwampError, shortened
 from swamp.files import parse_json
 from swamp.runs import open_run
 from swamp.runs.config import ORIGIN, RunConfig, flattened
@@ -126,10 +126,9 @@ def _hint(path: Path) -> str:
     if not path.exists():
         return "It does not exist; check the path."
     inside = sorted(child.parent.name for child in path.glob(f"*/{CONFIG}"))
-    more = f" and {len(inside) - 5} more" if len(inside) > 5 else ""
     if not inside:
         return "Give the directory of one run."
-    return f"There are runs inside it: {', '.join(inside[:5])}{more}. (The folder of a study has a study.json.)"
+    return f"There are runs inside it: {shortened(inside, 5)}. (The folder of a study has a study.json.)"
 
 
 def _lines(metrics: Path) -> list[bytes]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from swamp.errors import plural
 from swamp.report.comparison import BEST, At, Comparison, CyclePoint, SparsityRow
 from swamp.report.cost import CostRank
 from swamp.report.statistics import Paired, ReportMetric
@@ -79,13 +80,15 @@ def comparisons_note(count: int, metric: ReportMetric) -> str:
     """How many paired comparisons a table makes, and how often an interval misses 0 by chance."""
     lower = " Lower is better." if metric.lower else ""
     return (
-        f"{_comparisons(count)} made, without correction for their number: if all differences were 0, about one "
-        f"interval in 20 would miss 0 by chance.{lower}"
+        f"{plural(count, 'comparison')} made, without correction for their number: if all differences were 0, about "
+        f"one interval in 20 would miss 0 by chance.{lower}"
     )
 
 
-def difference_cell(metric: ReportMetric, difference: Paired) -> Text:
+def difference_cell(metric: ReportMetric, difference: Paired | None) -> TableCell:
     """A paired difference with its interval and seeds; green if significantly better, red if significantly worse."""
+    if difference is None:
+        return "–"
     style = ("green" if (difference.mean < 0) == metric.lower else "red") if difference.excludes_zero else ""
     return Text(f"{metric.show_interval(difference.mean, difference.half, sign=True)} ({difference.n})", style=style)
 
@@ -189,7 +192,7 @@ def _ranking_table(comparison: Comparison, row: SparsityRow) -> Table:
         ("seeds", [str(row.cells[rank.label].n) for rank in ranks]),
         (unit.heading, [unit.show(rank.cost) for rank in ranks]),
         (metric.heading, [_marked(mean, "*" if rank.front else "") for mean, rank in zip(means, ranks, strict=True)]),
-        ("against the best\nat no more cost", [_difference_at_cost(metric, rank) for rank in ranks]),
+        ("against the best\nat no more cost", [difference_cell(metric, rank.difference) for rank in ranks]),
         ("which is", [rank.against or "–" for rank in ranks]),
     ]
     return Table.of_columns(
@@ -205,10 +208,6 @@ def _ranking_table(comparison: Comparison, row: SparsityRow) -> Table:
 def _unpaired_note(ranks: Sequence[CostRank]) -> str:
     pairs = [f"{rank.label} with {', '.join(rank.unpaired)}" for rank in ranks if rank.unpaired]
     return f" No common seed, not compared: {'; '.join(pairs)}." if pairs else ""
-
-
-def _difference_at_cost(metric: ReportMetric, rank: CostRank) -> TableCell:
-    return difference_cell(metric, rank.difference) if rank.difference else "–"
 
 
 def _by_sparsity(
@@ -248,8 +247,7 @@ def _marked(text: str, mark: str) -> Text:
 def _difference_to_baseline(comparison: Comparison, row: SparsityRow, label: str) -> TableCell:
     if comparison.baseline == BEST and label in row.best[:1]:
         return "best"
-    difference = row.differences.get(label)
-    return difference_cell(ReportMetric(comparison.metric), difference) if difference else "–"
+    return difference_cell(ReportMetric(comparison.metric), row.differences.get(label))
 
 
 def _results_note(comparison: Comparison) -> str:
@@ -273,13 +271,9 @@ def _ties_note(comparison: Comparison) -> str:
         return "Two common seeds are needed to test a difference to the best."
     few = f" {unsure} more had too few common seeds for a test." if unsure else ""
     return (
-        f"= : the paired 95 % interval of the difference to the best includes 0 ({_comparisons(len(pairs) - unsure)} "
-        f"made, without correction for their number).{few}"
+        f"= : the paired 95 % interval of the difference to the best includes 0 "
+        f"({plural(len(pairs) - unsure, 'comparison')} made, without correction for their number).{few}"
     )
-
-
-def _comparisons(count: int) -> str:
-    return f"{count} comparison{'' if count == 1 else 's'}"
 
 
 def _count(value: float) -> str:
