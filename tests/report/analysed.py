@@ -96,7 +96,7 @@ def _hull() -> dict[str, Any]:
             "mean": {"loss": 0.4, "error": 0.13},
             "best": {"particle": 2, "loss": 0.5, "error": 0.19},
             "greedy": {"taken": [0, 2], "loss": 0.4, "error": 0.128},
-            "learned": None,
+            "learned": {"coefficients": [None, None, None], "loss": None, "error": None},
         },
         "gain": 0.07,
     }

@@ -278,13 +278,6 @@ def test_commands_that_train_import_no_library_that_draws_and_a_comparison_no_py
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_suffix_that_cannot_be_drawn_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
-    comparison = example(tmp_path / "runs", 1, 1)
-    with pytest.raises(SwampError, match=r"unknown format 'gif'. Choose one of: pdf, png, svg"):
-        draw_comparison(comparison, [tmp_path / "a.gif"])
-    assert not (tmp_path / "a.gif").exists()
-
-
 @pytest.mark.parametrize("metric", ["accuracy", "nll"])
 def test_an_outlier_does_not_flatten_the_curves(tmp_path: Path, metric: str) -> None:
     comparison = example(tmp_path, metric=metric)

@@ -33,15 +33,15 @@ from swamp.training.rng import isolated
 from swamp.training.tokens import TokenData
 
 FACTORS = {
-    "none": "nothing: two copies that must end with equal weights, the control for all others",
-    "order": "the order of the batches",
-    "augmentation": "random data augmentation",
-    "dropout": "random numbers in forward passes",
-    "rate": "the learning rate, evenly spaced around the run's value",
-    "head": "the last layer, initialised again for each particle",
-    "all": "order, augmentation and dropout at once, as in a run",
+    "none": "nothing",
+    "order": "batch order",
+    "augmentation": "augmentation",
+    "dropout": "dropout",
+    "rate": "learning rate",
+    "head": "new head",
+    "all": "all, as in a run",
 }
-"""Name -> how the particles of an ablation differ."""
+"""Name -> what differs between the particles of an ablation, as figures and tables say it."""
 
 _STREAMS = {"order": ("order", "buckets"), "augmentation": ("augment", "loader"), "dropout": ("noise",)}
 

@@ -20,6 +20,8 @@ _COINCIDE = 0.04
 """The distance, relative to the width of a plane, up to which points have one label."""
 _MOST_TICKS = 7
 _MOST_ROWS = 120
+_FEW = 40
+"""The most points that have markers on their line."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,12 @@ class Curve:
     in_legend: bool = True
     labelled: bool = False
     """Whether the notes are drawn beside the points."""
+
+    @property
+    def marked(self) -> bool:
+        """Whether its points have markers."""
+        few = len(self.x) <= _FEW and self.color is not None and self.style != "steps"
+        return few or self.style in ("dots", "markers")
 
 
 @dataclass(frozen=True)
@@ -213,6 +221,11 @@ def interval_curve(
         notes=tuple(map(percent_sparse, densities)),
         **options,
     )
+
+
+def labelled_curve(name: str, x: Iterable[Number], y: Iterable[Number], notes: Iterable[str]) -> Curve:
+    """Black markers with their notes beside them, which need no entry in the legend."""
+    return Curve(name, tuple(x), tuple(y), None, "markers", notes=tuple(notes), in_legend=False, labelled=True)
 
 
 def level_line(name: str, level: float, densities: Sequence[float], *, in_legend: bool = True) -> Curve:

@@ -6,7 +6,6 @@ import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,10 +15,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from swamp.errors import unknown
 from swamp.files import write_atomic
 from swamp.report.figure_description import (
     BAND,
@@ -59,8 +57,6 @@ _BELOW_LABELS = 0.02
 """Inches between the labels of the x axis and the legend."""
 _MOST_LINES = 18
 """The most lines for the names of grey curves."""
-_FEW = 40
-"""The most points that have markers on their line."""
 _LABEL = 6.0
 """The font size of labels in points."""
 _OFFSETS = sorted(
@@ -79,14 +75,9 @@ def draw(figure: Figure, out: Path, suffix: str, *, wide: bool = False) -> None:
     Args:
         figure: the description.
         out: the file.
-        suffix: pdf, svg or png.
+        suffix: one of FORMATS.
         wide: a single panel is as wide as the page, not as a column, with its legend at the side.
-
-    Raises:
-        SwampError: another suffix.
     """
-    if suffix not in FORMATS:
-        raise unknown("format", suffix, FORMATS)
     image = io.BytesIO()
     with cast(Any, matplotlib).rc_context(_SETTINGS):
         drawn = _figure(figure, wide)
@@ -161,14 +152,13 @@ def _color(mark: Curve | BarChart) -> str:
 
 def _style(mark: Curve) -> dict[str, Any]:
     line, grey = _LINES[mark.style], mark.color is None
-    marked = not line or (len(mark.x) <= _FEW and not grey and mark.style != "steps")
     large = mark.style == "markers"
     return {
         "color": _color(mark),
         "linestyle": line or "none",
         "linewidth": 0.8 if grey and mark.style == "line" else 1.2,
         "drawstyle": "steps-post" if mark.style == "steps" else "default",
-        "marker": (_MARKERS[(mark.color or 0) % len(_MARKERS)] if line else "o") if marked else "",
+        "marker": (_MARKERS[(mark.color or 0) % len(_MARKERS)] if line else "o") if mark.marked else "",
         "markersize": _SIZES.get(mark.style, 3.0),
         "markeredgewidth": 0.6 if large else 0,
         "markeredgecolor": "white" if large else None,
@@ -217,7 +207,7 @@ def _scale(axes: Axes, panel: Panel) -> None:
         if ticks := ticks_of(axis, [value for curve in panel.curves for value in getattr(curve, which)]):
             own.set_major_locator(FixedLocator([at for at, _ in ticks]))
             own.set_minor_locator(NullLocator())
-            own.set_major_formatter(FuncFormatter(partial(_tick_text, dict(ticks))))
+            own.set_major_formatter(FixedFormatter([text for _, text in ticks]))
         if limits:
             axes.set(**{f"{which}lim": limits})
         own.set_label_text(axis.title, parse_math=False)
@@ -229,10 +219,6 @@ def _scale(axes: Axes, panel: Panel) -> None:
         axes.grid(False)
         axes.set_xticks([])
         axes.set_yticks([])
-
-
-def _tick_text(texts: Mapping[float, str], at: float, _: object = None) -> str:
-    return texts.get(at, "")
 
 
 def legend_entries(panel: Panel) -> dict[str, Any]:
@@ -339,4 +325,4 @@ def free_offset(
 
 
 def _array(values: Sequence[Number]) -> Any:
-    return np.array([math.nan if value is None else value for value in values], dtype=float)
+    return np.array(values, dtype=float)  # None becomes NaN

@@ -28,8 +28,6 @@ _EQUAL = {"scaleanchor": "x", "constrain": "domain"}
 _NO_TICKS = {"showticklabels": False, "showgrid": False, "zeroline": False, "ticks": ""}
 _NAME = 48
 """The most characters of a name."""
-_FEW = 40
-"""The most points that have markers on their line."""
 _LABEL_WIDTH, _LABEL_HEIGHT = 0.25, 0.07
 """The size of a label of ten characters, relative to the width of a plane."""
 
@@ -68,8 +66,6 @@ def _traces(mark: Mark, panel: Panel) -> Iterator[dict[str, Any]]:
 
 
 def _curve(mark: Curve, panel: Panel) -> dict[str, Any]:
-    lined = mark.style in _LINED
-    marked = not lined or (len(mark.x) <= _FEW and mark.color is not None and mark.style != "steps")
     pale = mark.style == "dots" and not mark.labelled
     color = _color(mark)
     trace: dict[str, Any] = {
@@ -77,7 +73,7 @@ def _curve(mark: Curve, panel: Panel) -> dict[str, Any]:
         "name": _escaped(_short(mark.name)),
         "x": _finite(mark.x),
         "y": _finite(mark.y),
-        "mode": "+".join(["lines"] * lined + ["markers"] * marked),
+        "mode": "+".join(["lines"] * (mark.style in _LINED) + ["markers"] * mark.marked),
         "marker": {"color": color, "size": _SIZES.get(mark.style, 6), "opacity": 0.75 if pale else 1},
         "line": {
             "color": color,

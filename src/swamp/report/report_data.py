@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from swamp.analysis.analysis_tasks import read_analysis
 from swamp.report.comparison import Comparison, compare
-from swamp.report.figure_description import Axis, Curve, interval_curve, sparsity_axis
+from swamp.report.figure_description import Axis, Curve, Number, interval_curve, sparsity_axis
 from swamp.report.run_records import RunRecord, as_float, label_runs, read_run
 from swamp.report.statistics import ReportMetric, drawn_interval
 
@@ -34,10 +34,6 @@ class RunAnalyses:
     name: str
     records: Mapping[str, Mapping[str, Any]]
 
-    def has(self, analysis: str) -> bool:
-        """Whether there is a record of the analysis."""
-        return any(key.split("/")[0] == analysis for key in self.records)
-
     def cycles(self, analysis: str, part: str = "") -> list[Mapping[str, Any]]:
         """The records `<analysis>/cycle-…/<part>` in the order of cycles, without those that have no values."""
         parts = ((key.split("/"), record) for key, record in self.records.items())
@@ -55,13 +51,15 @@ class RunAnalyses:
         found = [record for record in self.cycles(analysis, part) if key is None or record.get(key)]
         return found[-1] if found else None
 
-    def series(self, analysis: str, *path: str, part: str = "") -> Iterable[tuple[int, float, object]]:
-        """(cycle, sparsity, value) of each cycle; `path` holds the keys that lead to the value."""
+    def series(
+        self, analysis: str, *path: str, part: str = "", of: Callable[[Any], Number] | None = None
+    ) -> Iterable[tuple[int, float, object]]:
+        """(cycle, sparsity, value) of each cycle; `path` holds the keys that lead to it. of: applied to each value."""
         for record in self.cycles(analysis, part):
             value: Any = record
             for key in path:
                 value = cast("Mapping[str, Any]", value).get(key) if isinstance(value, Mapping) else None
-            yield record["cycle"], record["sparsity"], value
+            yield record["cycle"], record["sparsity"], of(value) if of else value
 
     def missing_reasons(self, analysis: str) -> list[str]:
         """The reasons why records of the analysis have no values, each once."""
@@ -107,7 +105,7 @@ class ReportData:
 
     def analysed(self, analysis: str) -> list[RunAnalyses]:
         """The runs that have a record of the analysis."""
-        return [run for run in self.runs if run.has(analysis)]
+        return [run for run in self.runs if any(key.split("/")[0] == analysis for key in run.records)]
 
     def one_per_label(self, analysis: str) -> list[RunAnalyses]:
         """The first analysed run of each label, at most four: it represents the other seeds."""

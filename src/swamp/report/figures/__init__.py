@@ -14,7 +14,7 @@ from swamp.report.figures.loss_landscape import (
     trajectory_figures,
 )
 from swamp.report.figures.mask_evolution import layer_figures, mask_figures
-from swamp.report.figures.outcome import accuracy_figures, cost_figures, particle_figures, prediction_figures
+from swamp.report.figures.outcome import accuracy_figure, cost_figures, particle_figures, prediction_figures
 from swamp.report.figures.spread import hull_figures, noise_figures
 from swamp.report.report_data import ReportData
 
@@ -39,7 +39,7 @@ class Section:
 
 
 SECTIONS: dict[str, Section] = {
-    "accuracy": Section("Accuracy against sparsity", accuracy_figures),
+    "accuracy": Section("Accuracy against sparsity", lambda data: [accuracy_figure(data.comparison)]),
     "particles": Section("Particles and their mean", particle_figures),
     "barrier": Section("Barriers", barrier_figures, "barriers"),
     "curvature": Section("Flatness", curvature_figures, "curvature"),

@@ -14,6 +14,7 @@ from swamp.report.figure_description import (
     Panel,
     Style,
     figures_of,
+    labelled_curve,
     level_line,
     panels_of,
     shown,
@@ -203,14 +204,10 @@ def _plane(run: RunAnalyses, record: Mapping[str, Any]) -> Panel:
         limits = None
     heatmap = Heatmap("error (%)", tuple(record["u"]), tuple(record["v"]), z, limits)
     points: Mapping[str, Any] = record.get("points") or {}
-    networks = _labelled(
+    networks = labelled_curve(
         "networks", [point[0] for point in points.values()], [point[1] for point in points.values()], points
     )
     return Panel(run.title(record), Axis(""), Axis(""), (heatmap, networks), equal=True)
-
-
-def _labelled(name: str, x: Iterable[Number], y: Iterable[Number], notes: Iterable[str]) -> Curve:
-    return Curve(name, tuple(x), tuple(y), None, "markers", notes=tuple(notes), in_legend=False, labelled=True)
 
 
 def trajectory_figures(data: ReportData) -> list[Figure]:
@@ -235,7 +232,7 @@ def _trajectory_plane(run: RunAnalyses, record: Mapping[str, Any]) -> Panel:
     known = [(x, y) for x, y in ends if x is not None and y is not None]
     if known:
         x, y = (fmean(side) for side in zip(*known, strict=True))
-        marks.append(_labelled("mean of their ends", [x], [y], ["mean"]))
+        marks.append(labelled_curve("mean of their ends", [x], [y], ["mean"]))
     shares: list[Number] = list(record.get("explained") or [])
     texts = [f"{100 * share:.0f} %" for share in shares if share is not None]
     axes = [

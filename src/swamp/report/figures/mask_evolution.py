@@ -1,7 +1,7 @@
 """Figures of the masks of one run: the density of its layers, and the changes from cycle to cycle."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from swamp.report.figure_description import Axis, Curve, Figure, Panel, figures_of, panels_of, percent_sparse
 from swamp.report.report_data import ReportData, RunAnalyses
@@ -39,12 +39,11 @@ def _layer_table(run: RunAnalyses, record: Mapping[str, Any]) -> Table:
     return Table(title, ("layer", "remaining (%)", "remaining weights", "weights", "dead units"), rows)
 
 
-def _dead_units(units: Any) -> str:
+def _dead_units(units: Mapping[str, int | None] | None) -> str:
     """The number of inputs that no weight reads, and of outputs that no weight feeds."""
-    if not isinstance(units, Mapping):
-        return "–" if units is None else str(units)
-    counts = cast("Mapping[str, Any]", units)
-    return ", ".join(f"{count} {name}" for name, count in counts.items() if count is not None)
+    if units is None:
+        return "–"
+    return ", ".join(f"{count} {name}" for name, count in units.items() if count is not None)
 
 
 def mask_figures(data: ReportData) -> list[Figure]:

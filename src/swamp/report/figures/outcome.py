@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, cast
 
@@ -23,18 +23,13 @@ from swamp.report.figure_description import (
     sparsity_axis,
 )
 from swamp.report.report_data import ReportData, RunAnalyses, color_of, highlighted, percent, values_at
-from swamp.report.statistics import ReportMetric, drawn_interval
+from swamp.report.statistics import ReportMetric, drawn_interval, mean_known
 from swamp.report.tables import comparison_tables, cost_table
 
 _MOST_PANELS = 6
 _KEY_WIDTH = 30
 """Characters in a line of the key."""
 _STYLES: dict[str, Style] = {"mean": "line", "ensemble": "dashed", "particles": "dotted"}
-
-
-def accuracy_figures(data: ReportData) -> list[Figure]:
-    """The metric against sparsity."""
-    return [accuracy_figure(data.comparison)]
 
 
 def accuracy_figure(comparison: Comparison, *, alone: bool = False) -> Figure:
@@ -51,8 +46,9 @@ def accuracy_figure(comparison: Comparison, *, alone: bool = False) -> Figure:
         marks.append(level_line(f"dense ({comparison.dense_label})", comparison.dense * metric.factor, densities))
     marks += [_means(comparison, label, label in colored) for label in comparison.labels]
     if alone:
-        marks += [_particles(comparison, label, in_legend=False) for label in colored if _several(comparison, label)]
-        if any(_several(comparison, label) for label in colored):
+        several = [label for label in colored if _averaged(comparison, label)]
+        marks += [_particles(comparison, label, in_legend=False) for label in several]
+        if several:
             marks.append(Curve("single particles", (), (), None, "dots"))
     title = f"{comparison.task}, {comparison.model}" if alone else ""
     return Figure(
@@ -68,7 +64,7 @@ def accuracy_figure(comparison: Comparison, *, alone: bool = False) -> Figure:
 def particle_figures(data: ReportData) -> list[Figure]:
     """Each method's particles beside their mean, and the gain of averaging."""
     comparison, metric = data.comparison, ReportMetric(data.comparison.metric)
-    several = [label for label in comparison.labels if _several(comparison, label)]
+    several = [label for label in comparison.labels if _averaged(comparison, label)]
     if not several:
         return []
     curves = [
@@ -214,10 +210,6 @@ def _averaged(comparison: Comparison, label: str) -> list[CyclePoint]:
     return [point for point in points if len(point.particles) > 1 and point.value is not None]
 
 
-def _several(comparison: Comparison, label: str) -> bool:
-    return bool(_averaged(comparison, label))
-
-
 def _particles(comparison: Comparison, label: str, *, in_legend: bool = True) -> Curve:
     factor, rows = ReportMetric(comparison.metric).factor, comparison.rows
     index, count = comparison.labels.index(label), len(comparison.labels)
@@ -255,8 +247,10 @@ def prediction_figures(data: ReportData) -> list[Figure]:
 def _ensemble(data: ReportData) -> list[Figure]:
     curves: list[Curve] = []
     for name, style in _STYLES.items():
-        curves += data.trend(lambda run, name=name: _accuracies(run, name), name, factor=100, style=style)
-    disagreement = data.trend(_disagreement, factor=100)
+        curves += data.trend(
+            lambda run, name=name: run.series("predictions", name, of=_accuracy_of), name, factor=100, style=style
+        )
+    disagreement = data.trend(lambda run: run.series("predictions", "disagreement", of=_mean_of_pairs), factor=100)
     return figures_of(
         "The mean beside the ensemble of its particles",
         "The ensemble needs N networks at inference, the mean one: the closer the mean is to the ensemble, the more of "
@@ -266,11 +260,6 @@ def _ensemble(data: ReportData) -> list[Figure]:
             *panels_of("Disagreement of two particles", data.axis, Axis("examples (%)"), disagreement),
         ],
     )
-
-
-def _accuracies(run: RunAnalyses, name: str) -> Iterator[tuple[int, float, object]]:
-    for cycle, sparsity, value in run.series("predictions", name):
-        yield cycle, sparsity, _accuracy_of(value)
 
 
 def _accuracy_of(value: Any) -> Number:
@@ -283,11 +272,9 @@ def _accuracy_of(value: Any) -> Number:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _disagreement(run: RunAnalyses) -> Iterator[tuple[int, float, object]]:
-    for record in run.cycles("predictions"):
-        matrix = values_at(record, "disagreement")
-        pairs = [row[j] for i, row in enumerate(matrix) for j in range(i) if row[j] is not None]
-        yield record["cycle"], record["sparsity"], fmean(pairs) if pairs else None
+def _mean_of_pairs(matrix: Sequence[Sequence[Number]] | None) -> Number:
+    """The mean of the known numbers below the diagonal."""
+    return mean_known([row[j] for i, row in enumerate(matrix or ()) for j in range(i)])
 
 
 def _corruptions(data: ReportData) -> list[Figure]:

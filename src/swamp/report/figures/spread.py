@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from swamp.analysis.ablations import FACTORS
 from swamp.report.figure_description import (
     Axis,
     BarChart,
@@ -16,6 +17,7 @@ from swamp.report.figure_description import (
     Number,
     Panel,
     figures_of,
+    labelled_curve,
     panels_of,
     percent_sparse,
     shown,
@@ -31,15 +33,6 @@ _HEIGHT = math.sqrt(3) / 2
 """The height of a triangle with sides of length 1."""
 _STRIPS = ("particles", "pairs", "random", "mean")
 _SOUPS = {"mean": "all, equally", "best": "best particle", "greedy": "greedy", "learned": "learned weights"}
-_SOURCES = {
-    "none": "nothing",
-    "order": "batch order",
-    "augmentation": "augmentation",
-    "dropout": "dropout",
-    "rate": "learning rate",
-    "head": "new head",
-    "all": "all, as in a run",
-}
 Value = Callable[[Mapping[str, Any]], Number]
 
 
@@ -81,10 +74,7 @@ def _triangle(run: RunAnalyses, record: Mapping[str, Any]) -> Panel:
     notes = {"particles": ("0", "1", "2"), "their mean": ("mean",)}
     marks = (
         Heatmap("error (%)", tuple(map(float, x)), tuple(map(float, y)), rows, limits),
-        *(
-            Curve(name, *at, None, "markers", notes=notes[name], in_legend=False, labelled=True)
-            for name, at in networks.items()
-        ),
+        *(labelled_curve(name, *at, notes[name]) for name, at in networks.items()),
     )
     return Panel(run.title(record), Axis("", limits=(-0.08, 1.08)), Axis("", limits=(-0.06, 1.0)), marks, equal=True)
 
@@ -125,8 +115,7 @@ def _soups(data: ReportData) -> list[Figure]:
     bars: list[BarChart] = []
     for run in data.one_per_label("hull"):
         if record := run.last_cycle("hull", key="soups"):
-            soups = record["soups"]
-            errors = {_SOUPS[name]: _soup_error(soups[name]) for name in _SOUPS if name in soups}
+            errors = {label: _points(record["soups"][name]["error"]) for name, label in _SOUPS.items()}
             bars.append(BarChart(run.title(record), tuple(errors), tuple(errors.values()), data.color(run.label)))
     return figures_of(
         "Soups: selected particles against the average of all",
@@ -136,16 +125,14 @@ def _soups(data: ReportData) -> list[Figure]:
     )
 
 
-def _soup_error(soup: Any) -> Number:
-    """The error of a soup in per cent; a plain number is the error itself."""
-    value = cast("Mapping[str, Any]", soup).get("error") if isinstance(soup, Mapping) else soup
-    return _points(value)
-
-
 def _shape(data: ReportData) -> list[Figure]:
     dimension = data.trend(lambda run: run.series("hull", "dimension"))
     distances = data.trend(lambda run: run.series("hull", "radius"), "to their mean")
-    distances += data.trend(_distance_to_ticket, "to the ticket", style="dashed")
+    distances += data.trend(
+        lambda run: run.series("hull", "to_ticket", "particles", of=lambda values: mean_known(values or ())),
+        "to the ticket",
+        style="dashed",
+    )
     gain = data.trend(lambda run: run.series("hull", "gain"), factor=100)
     figures = figures_of(
         "Spread of the particles",
@@ -158,11 +145,6 @@ def _shape(data: ReportData) -> list[Figure]:
         ],
     )
     return [replace(figure, tables=(*tables_of(figure), *_correlations(data))) for figure in figures]
-
-
-def _distance_to_ticket(run: RunAnalyses) -> Iterator[tuple[int, float, object]]:
-    for cycle, sparsity, value in run.series("hull", "to_ticket", "particles"):
-        yield cycle, sparsity, mean_known(cast("list[Number]", value)) if isinstance(value, list) else None
 
 
 def _correlations(data: ReportData) -> Iterator[Table]:
@@ -200,13 +182,13 @@ def noise_figures(data: ReportData) -> list[Figure]:
 
 def _last_sources(run: RunAnalyses) -> dict[str, Mapping[str, Any]]:
     """Source -> its record, at the last cycle that has one."""
-    each = {name: record for name in _SOURCES if (record := run.last_cycle("noise", name))}
+    each = {name: record for name in FACTORS if (record := run.last_cycle("noise", name))}
     last = max((record["cycle"] for record in each.values()), default=None)
     return {name: record for name, record in each.items() if record["cycle"] == last}
 
 
 def _source_bars(data: ReportData, run: RunAnalyses, records: Mapping[str, Mapping[str, Any]], column: str) -> BarChart:
-    labels = tuple(_SOURCES[name] for name in records)
+    labels = tuple(FACTORS[name] for name in records)
     values = tuple(map(_NOISE_VALUES[column], records.values()))
     return BarChart(_source_title(run, records), labels, values, data.color(run.label))
 
@@ -225,7 +207,7 @@ def noise_table(title: str, records: Sequence[Mapping[str, Any]], below: str = "
     """
     factors = [str(record["factor"]) for record in records]
     columns: list[Column] = [
-        ("differ in", [_SOURCES.get(factor, factor) for factor in factors]),
+        ("differ in", [FACTORS.get(factor, factor) for factor in factors]),
         ("particles", [str(record["particles"]) for record in records]),
         *((heading, [shown(value(record)) for record in records]) for heading, value in _NOISE_VALUES.items()),
     ]
