@@ -21,6 +21,7 @@ from swamp.report.cost import (
     rank_by_cost,
     run_cost,
 )
+from swamp.report.other_differences import other_differences, require_same_data
 from swamp.report.run_records import SPLITS, RunRecord, as_float, label_runs, measured, show
 from swamp.report.statistics import Paired, ReportMetric, interval, mean_known, paired
 from swamp.runs.directory import replace_nonfinite
@@ -168,14 +169,19 @@ def compare(
         The comparison. Cycles whose densities differ by at most 0.5 % share a row.
 
     Raises:
-        SwampError: the runs have several tasks or models, a run is given twice, or the metric, split, baseline or a
-            sparsity does not exist.
+        SwampError: the runs have several tasks, models or test sets, a run is given twice, or the metric, split,
+            baseline or a sparsity does not exist.
     """
     metric = metric_of(runs, metric, split)
     each, notes = label_runs(runs)
     labels = tuple(dict.fromkeys(each))
     first = _first(baseline, labels)
-    notes = [*notes, *_diverged_notes(each, runs), *_not_finite_notes(each, runs, metric, split)]
+    notes = [
+        *other_differences(each, runs),
+        *notes,
+        *_diverged_notes(each, runs),
+        *_not_finite_notes(each, runs, metric, split),
+    ]
     notes += _unpaired_notes(each, runs)
     points = _points(sorted(zip(each, runs, strict=True), key=lambda pair: pair[0] != first), metric, split)
     dense_label, dense_by_seed = _dense(points)
@@ -217,6 +223,7 @@ def metric_of(runs: Sequence[RunRecord], metric: str, split: str) -> str:
             raise SwampError(f"runs of different {key}s cannot share a table: {found}. Compare one {key} at a time.")
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
+    require_same_data(runs, split)
     there = (name for run in runs for cycle in run.cycles for name, _ in _measured(cycle, (split,)))
     known = [name.partition(".")[2] for name in dict.fromkeys(there)]
     if not known:

@@ -17,6 +17,10 @@ from swamp.runs.directory import PROVENANCE, RunDirectory
 
 SPLITS = ("train", "validation", "test")
 CONFIG, METRICS = "config.json", "metrics.jsonl"
+TASK_DATA = "task_data"
+"""Key of `RunRecord.config`: split -> type, size and digest of the data of a run from Python."""
+_MODEL_SIZE = "model_parameters"
+"""Key of `RunRecord.config`: the number of parameters of the model of a run from Python."""
 _COSTS = ("steps", "samples", "flops", "seconds", "sequential_steps")
 
 
@@ -56,8 +60,8 @@ def read_run(path: Path | str) -> RunRecord:
     metrics = path / METRICS
     lines = _lines(metrics)
     config = _config(path / CONFIG)
+    config |= _recorded(config.pop(ORIGIN, None))
     # A run directory that was written by hand states no provenance.
-    config.pop(ORIGIN, None)
     known = config.pop(PROVENANCE, None) is not None or any(PROVENANCE.encode() in line for line in lines)
     directory = open_run(path)[0] if known else RunDirectory(path)
     # The last cycle is finished a moment before its line is written; the file is never written empty.
@@ -110,8 +114,8 @@ def label_runs(runs: Sequence[RunRecord]) -> tuple[list[str], list[str]]:
         members = [index for index, label in enumerate(base) if label == name]
         fields = _fields_within_seeds([runs[index] for index in members])
         for index in members:
-            flat = _flat(runs[index])
-            labels[index] = ", ".join([name, *(f"{field}={_show(flat, field)}" for field in fields)])
+            flat = flat_settings(runs[index])
+            labels[index] = ", ".join([name, *(f"{field}={show_setting(flat, field)}" for field in fields)])
     return labels, _pooled(runs, labels)
 
 
@@ -120,6 +124,19 @@ def show(value: object) -> str:
     if isinstance(value, Mapping):
         value = cast(Mapping[str, Any], value).get("name", cast(object, value))
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def flat_settings(run: RunRecord) -> dict[str, Any]:
+    """The settings of a run by dotted name."""
+    # A setting that the run's version did not have yet counts with its default.
+    usual = RunConfig().to_json()
+    usual |= usual.pop("plan")
+    return flattened(usual) | flattened(run.config)
+
+
+def show_setting(flat: Mapping[str, object], key: str) -> str:
+    """One of the `flat_settings` as text."""
+    return show(flat[key]) if key in flat else "unset"
 
 
 def _hint(path: Path) -> str:
@@ -151,6 +168,16 @@ def _config(path: Path) -> dict[str, Any]:
     if not isinstance(config["seed"], int):
         raise SwampError(f"{path} has the seed {config['seed']!r}; expected a whole number.")
     return config
+
+
+def _recorded(origin: Any) -> dict[str, Any]:
+    """What a run from Python recorded of its data and its model; other runs name them."""
+    about = cast("dict[str, Any]", origin) if isinstance(origin, dict) else {}
+    task = cast("dict[str, Any]", about.get("task", {}))
+    if not (data := {split: task[split] for split in SPLITS if isinstance(task.get(split), dict)}):
+        return {}
+    shapes = cast("dict[str, list[int]]", about["model"]["parameters"])
+    return {TASK_DATA: data, _MODEL_SIZE: sum(map(math.prod, shapes.values()))}
 
 
 def _cycle(directory: RunDirectory, line: bytes, where: str) -> Mapping[str, Any]:
@@ -226,7 +253,9 @@ def _base_labels(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def _settings(run: RunRecord) -> str:
-    return json.dumps({key: value for key, value in run.config.items() if key != "seed"}, sort_keys=True)
+    return json.dumps(
+        {key: value for key, value in run.config.items() if key not in ("seed", TASK_DATA)}, sort_keys=True
+    )
 
 
 def _fields_within_seeds(runs: Sequence[RunRecord]) -> list[str]:
@@ -245,26 +274,17 @@ def _fields_within_seeds(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def _fields(runs: Iterable[RunRecord]) -> set[str]:
-    flats = [_flat(run) for run in runs]
+    flats = [flat_settings(run) for run in runs]
     keys = {key for flat in flats for key in flat} - {"seed"}
-    return {key for key in keys if len({_show(flat, key) for flat in flats}) > 1}
-
-
-def _flat(run: RunRecord) -> dict[str, Any]:
-    # A setting that the run's version did not have yet counts with its default.
-    usual = RunConfig().to_json()
-    usual |= usual.pop("plan")
-    return flattened(usual) | flattened(run.config)
-
-
-def _show(flat: Mapping[str, object], key: str) -> str:
-    return show(flat[key]) if key in flat else "unset"
+    return {key for key in keys if len({show_setting(flat, key) for flat in flats}) > 1}
 
 
 def _pooled(runs: Sequence[RunRecord], labels: Sequence[str]) -> list[str]:
     notes: list[str] = []
     for name in dict.fromkeys(labels):
         fields = _fields(run for run, label in zip(runs, labels, strict=True) if label == name)
+        # A program may split its data by the seed, as swamp run does.
+        fields -= {field for field in fields if field.startswith((f"{TASK_DATA}.train", f"{TASK_DATA}.validation"))}
         if fields:
             notes.append(f"The seeds of {name} also differ in {', '.join(sorted(fields))}; their mean is taken anyway.")
     return notes
