@@ -5,10 +5,10 @@ from typing import Any
 from swamp.algorithms.method import Method
 from swamp.errors import unknown
 
-_LATE = 0.25
-"""Fraction of a training that particles of late methods train apart: the usual length of SWA's tail."""
 _SWA: dict[str, Any] = {"constant_final_lr": True, "swa": True}
 _PARTICLES: dict[str, Any] = {"multi_particle": True, **_SWA}
+# The fraction of a training that particles train apart is the usual length of SWA's tail.
+_LATE: dict[str, Any] = {"branch": 0.25, "equal_cost": True}
 _ONCE: dict[str, Any] = {"masks": "once", "start": "pruned"}
 _RANDOM_ERK: dict[str, Any] = {"score": "random", "allocation": "erk"}
 _SET: dict[str, Any] = {"masks": "dynamic", "grow": "random", **_RANDOM_ERK}
@@ -20,30 +20,17 @@ _SWAMP = {
         "SWAMP with one particle while more than half of the weights remain", single_particle_above=0.5, **_PARTICLES
     ),
     "swamp-late": Method(
-        "SWAMP whose particles share the first part of each training, at the cost of SWAMP",
-        branch=_LATE,
-        equal_cost=True,
-        **_PARTICLES,
+        "SWAMP whose particles share the first part of each training, at the cost of SWAMP", **_LATE, **_PARTICLES
     ),
     "swamp-late-no-swa": Method(
-        "swamp-late with a decay to 0 and no averaging over steps",
-        multi_particle=True,
-        branch=_LATE,
-        equal_cost=True,
+        "swamp-late with a decay to 0 and no averaging over steps", multi_particle=True, **_LATE
     ),
-    "swamp-late-carry": Method(
-        "swamp-late whose mean continues, no rewinding",
-        start="pruned",
-        branch=_LATE,
-        equal_cost=True,
-        **_PARTICLES,
-    ),
+    "swamp-late-carry": Method("swamp-late whose mean continues, no rewinding", start="pruned", **_LATE, **_PARTICLES),
     "sms-late": Method(
         "sparse model soup whose particles share the first part of each training, at the cost of sms",
         multi_particle=True,
         start="pruned",
-        branch=_LATE,
-        equal_cost=True,
+        **_LATE,
     ),
     "swamp-no-swa": Method("mean of the last iterates of N particles (SWAMP without SWA)", multi_particle=True),
     "swamp-greedy": Method(
