@@ -55,50 +55,36 @@ def unused_options(plan: Plan, training: Training, *, given_mask: bool = False) 
     )
     at_intervals = dynamic and not alternates and not method.penalty
     no_penalty = f"{name} has no penalty that draws weights to sparse ones"
-    found = {
-        "particles": (trains_several, f"{name} trains one particle per cycle"),
-        **{
-            name: ("auto" in plan.particles, "particles is not auto")
-            for name in ("max_particles", "wave", "least_gain")
-        },
-        "branch": (max(plan.schedule().particles) > 1, f"{name} trains one particle per cycle"),
-        "prune_fraction": _prune_fraction(plan),
-        "prune_output_layer": (
-            plan.structure != "channel" or plan.prune_output_layer != "yes",
-            "the channels of the output layer are the outputs, which stay",
-        ),
-        "ticket_epochs": (begins, no_ticket),
-        "score_examples": (plan.score_name in _DATA_SCORES, f"the score {plan.score_name} uses no training data"),
-        "retrain": (method.start == "pruned", f"{name} rewinds its weights"),
-        "retrain_epochs": (method.start == "pruned", f"{name} rewinds its weights"),
-        "last_epochs": (not method.independent, f"{name} trains from the start for each sparsity"),
-        "update_interval": (at_intervals, when),
-        "dst_stop": (at_intervals, when),
-        "drop_fraction": (method.grow in ("random", "gradient"), no_growth),
-        "dual_interval": (method.penalty > 0, no_penalty),
-        "penalty": (method.penalty > 0, no_penalty),
-        "acdc_warmup": (alternates, f"{name} has no compressed and dense phases"),
-        "acdc_phase": (alternates, f"{name} has no compressed and dense phases"),
-        "acdc_final": (alternates, f"{name} has no compressed and dense phases"),
-        "barrier_points": (averages, f"{name} averages no particles that a barrier could separate"),
-        "barrier_threshold": (averages, f"{name} averages no particles that a barrier could separate"),
-        "lr_after_rewind": (not method.independent, ticket),
-        "schedule_repeats": (not method.cyclic, f"{name} sets the number of repeats"),
-        "swa_fraction": (method.constant_final_lr, no_final_lr),
-        "swa_lr": (method.constant_final_lr, no_final_lr),
-        "swa_cycles": (method.constant_final_lr, no_final_lr),
-        "swa": (method.swa, f"{name} does not average over the steps of a particle"),
-        "ema": (not by_swa and not method.lawa, f"{name} {instead if by_swa else 'averages by LAWA'}"),
-        "lawa": (not by_swa and not method.ema, f"{name} {instead if by_swa else 'averages by EMA'}"),
-        "sharpness": (
-            method.sharpness is None and training.sam > 0,
-            f"{name} has its own" if method.sharpness else "sam, the radius, is 0",
-        ),
-        "momentum": (training.optimizer == "sgd", f"{training.optimizer} has no such option here"),
-        "nesterov": (training.optimizer == "sgd", f"{training.optimizer} has no such option here"),
-        "trajectory_every": (not dynamic, f"trajectories of {name}, whose mask changes, are not stored"),
-    }
-    unused = {option: why for option, (used, why) in found.items() if not used}
+    no_barrier = f"{name} averages no particles that a barrier could separate"
+    no_sharpness = f"{name} has its own" if method.sharpness else "sam, the radius, is 0"
+    outputs_stay = "the channels of the output layer are the outputs, which stay"
+    trains_alone = f"{name} trains one particle per cycle"
+    rows: list[tuple[bool, str, tuple[str, ...]]] = [
+        (trains_several, trains_alone, ("particles",)),
+        ("auto" in plan.particles, "particles is not auto", ("max_particles", "wave", "least_gain")),
+        (max(plan.schedule().particles) > 1, trains_alone, ("branch",)),
+        (*_prune_fraction(plan), ("prune_fraction",)),
+        (plan.structure != "channel" or plan.prune_output_layer != "yes", outputs_stay, ("prune_output_layer",)),
+        (begins, no_ticket, ("ticket_epochs",)),
+        (plan.score_name in _DATA_SCORES, f"the score {plan.score_name} uses no training data", ("score_examples",)),
+        (method.start == "pruned", f"{name} rewinds its weights", ("retrain", "retrain_epochs")),
+        (not method.independent, f"{name} trains from the start for each sparsity", ("last_epochs",)),
+        (at_intervals, when, ("update_interval", "dst_stop")),
+        (method.grow in ("random", "gradient"), no_growth, ("drop_fraction",)),
+        (method.penalty > 0, no_penalty, ("dual_interval", "penalty")),
+        (alternates, f"{name} has no compressed and dense phases", ("acdc_warmup", "acdc_phase", "acdc_final")),
+        (averages, no_barrier, ("barrier_points", "barrier_threshold")),
+        (not method.independent, ticket, ("lr_after_rewind",)),
+        (not method.cyclic, f"{name} sets the number of repeats", ("schedule_repeats",)),
+        (method.constant_final_lr, no_final_lr, ("swa_fraction", "swa_lr", "swa_cycles")),
+        (method.swa, f"{name} does not average over the steps of a particle", ("swa",)),
+        (not by_swa and not method.lawa, f"{name} {instead if by_swa else 'averages by LAWA'}", ("ema",)),
+        (not by_swa and not method.ema, f"{name} {instead if by_swa else 'averages by EMA'}", ("lawa",)),
+        (method.sharpness is None and training.sam > 0, no_sharpness, ("sharpness",)),
+        (training.optimizer == "sgd", f"{training.optimizer} has no such option here", ("momentum", "nesterov")),
+        (not dynamic, f"trajectories of {name}, whose mask changes, are not stored", ("trajectory_every",)),
+    ]
+    unused = {option: why for used, why, options in rows if not used for option in options}
     if plan.transfer.source:
         of_source = (*_FINDING_MASKS, "ticket_epochs", "lr_after_rewind")
         return unused | dict.fromkeys(of_source, "mask and initial weights are those of the source")
