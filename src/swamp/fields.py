@@ -56,6 +56,14 @@ def check_fields(options: object) -> None:
             object.__setattr__(options, name, value)  # the dataclass may be frozen
 
 
+def check_at_least(options: object, least: int, *names: str) -> None:
+    """Raise SwampError for the first of these fields whose value is below `least`; None is no value."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise SwampError(f"{name} must be {least} or more, got {value}.")
+
+
 def with_tuples(kind: type[Any], values: Any) -> Any:
     """Plain values for a dataclass, from a file: a single value of a field that takes several becomes a tuple."""
     if not isinstance(values, dict):

@@ -7,7 +7,7 @@ from swamp.algorithms.method import Method
 from swamp.algorithms.registry import method_named
 from swamp.arguments import named_fields
 from swamp.errors import SwampError, unknown
-from swamp.fields import check_fields, html_table, short_repr
+from swamp.fields import check_at_least, check_fields, html_table, short_repr
 from swamp.masks import NMPattern, Schedule, Scope, densities_by_fraction, densities_to
 from swamp.masks.patterns import structure_named
 from swamp.masks.schedule import MAX_CYCLES, Count, particles_for
@@ -119,20 +119,14 @@ class Plan:
             (not 0 <= self.branch <= 1, "branch", "a fraction of the training in (0, 1], or 0 for the method's"),
             (not 0 <= self.cycles <= MAX_CYCLES, "cycles", f"0 or more, and {MAX_CYCLES} at most"),
             (not 0 <= self.ticket_epochs <= 1e9, "ticket_epochs", "0 or more, and a billion at most"),
-            ((self.min_per_layer or 0) < 0, "min_per_layer", "0 or more"),
-            (self.score_examples < 1, "score_examples", "1 or more"),
-            (self.retrain_epochs < 0, "retrain_epochs", "0 or more"),
-            (self.last_epochs < 0, "last_epochs", "0 or more"),
-            (self.barrier_points < 0, "barrier_points", "0 or more"),
-            (self.barrier_threshold < 0, "barrier_threshold", "0 or more"),
-            (self.evaluation_examples < 1, "evaluation_examples", "1 or more"),
-            (self.max_particles < 2, "max_particles", "2 or more"),
-            (self.wave < 1, "wave", "1 or more"),
-            (self.least_gain < 0, "least_gain", "0 or more"),
         ]
         for bad, name, expected in wrong:
             if bad:
                 raise SwampError(f"{name} must be {expected}, got {getattr(self, name)}.")
+        check_at_least(self, 0, "min_per_layer", "retrain_epochs", "last_epochs")
+        check_at_least(self, 0, "barrier_points", "barrier_threshold", "least_gain")
+        check_at_least(self, 1, "score_examples", "evaluation_examples", "wave")
+        check_at_least(self, 2, "max_particles")
         if "auto" in self.particles:
             self._check_auto()
         self.schedule()

@@ -21,6 +21,7 @@ from swamp.api.pace import duration
 from swamp.cli.session import Err, Out, beside, parse, print_json, print_labelled, stoppable
 from swamp.console import draws_bars
 from swamp.errors import Interrupted, SwampError, unknown
+from swamp.fields import check_at_least
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,8 @@ class AnalyzeArgs:
 def analyze_command(arguments: Sequence[str]) -> None:
     """swamp analyze RUN."""
     given = parse(AnalyzeArgs, "swamp analyze", arguments)
-    for name, minimum in {"examples": 2, "curvature_examples": 2, "curvature_particles": 0, "points": 2}.items():
-        if getattr(given, name) < minimum:
-            raise SwampError(f"{name} must be {minimum} or more, got {getattr(given, name)}.")
+    check_at_least(given, 2, "examples", "curvature_examples", "points")
+    check_at_least(given, 0, "curvature_particles")
     session, stop, started = _Session.of(given), Event(), time.monotonic()
     with stoppable(stop, session.console):
         try:

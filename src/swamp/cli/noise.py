@@ -17,7 +17,8 @@ from swamp.analysis.run_data import RunData
 from swamp.api.progress import LiveReporter
 from swamp.cli.session import Err, Out, parse, print_json, print_labelled, stoppable
 from swamp.console import draws_bars
-from swamp.errors import Interrupted, SwampError, unknown
+from swamp.errors import Interrupted, unknown
+from swamp.fields import check_at_least
 from swamp.runs.run_progress import Reporter
 
 
@@ -64,9 +65,7 @@ def noise_command(arguments: Sequence[str]) -> None:
     for name in given.only:
         if name not in FACTORS:
             raise unknown("factor", name, FACTORS)
-    for name in ("examples", "points"):
-        if getattr(given, name) < 2:
-            raise SwampError(f"{name} must be 2 or more, got {getattr(given, name)}.")
+    check_at_least(given, 2, "examples", "points")
     settings = AblationSettings(
         examples=given.examples, points=given.points, particles=given.particles, lr_spread=given.lr_spread
     )

@@ -15,6 +15,7 @@ from swamp.cli.session import Err, Out, parse, print_json, print_labelled, stopp
 from swamp.cli.study_progress import StudyProgress, counted, last_line
 from swamp.cli.workers import WorkerArgs, local_workers, stop_with_parent, submit, tell_faults, work_here
 from swamp.errors import Interrupted, SwampError, unknown
+from swamp.fields import check_at_least
 from swamp.recipes import STUDIES, configuration
 from swamp.runs.study import Study
 from swamp.runs.study_queue import RunState, StudyDirectory, is_study
@@ -58,8 +59,7 @@ def study_command(arguments: Sequence[str]) -> None:
         _worker(parse(WorkerArgs, "swamp study --worker", arguments[1:]))
         return
     given = parse(StudyArgs, "swamp study", arguments)
-    if given.workers < 0:
-        raise SwampError(f"workers must be 0 or more, got {given.workers}.")
+    check_at_least(given, 0, "workers")
     study = _joined(given.study, given.out)
     if given.retry:
         study.retry()

@@ -16,6 +16,7 @@ from swamp.cli.run import recipe_or_config
 from swamp.cli.session import Err, Out, parse, print_json, stoppable, warnings_to
 from swamp.cli.workers import WorkerArgs, local_workers, stop_with_parent, tell_faults
 from swamp.errors import Interrupted, SwampError, need, unknown
+from swamp.fields import check_at_least
 from swamp.recipes import RECIPES, STUDIES, configuration
 from swamp.report.statistics import ReportMetric
 from swamp.report.tables import Table, print_table
@@ -171,9 +172,8 @@ def _source(arguments: Sequence[str]) -> tuple[_Source, list[str]]:
 
 def _directory(given: TuneArgs, source: _Source, rest: Sequence[str]) -> tuple[TuningDirectory, str]:
     """The folder of the tuning, started or joined, and the storage. Raises every error of the options."""
-    for name, least in (("trials", 1), ("parallel", 0), ("grace", 0)):
-        if getattr(given, name) < least:
-            raise SwampError(f"{name} must be {least} or more, got {getattr(given, name)}.")
+    check_at_least(given, 1, "trials")
+    check_at_least(given, 0, "parallel", "grace")
     tuning = _tuning(given, source, rest)
     chosen_trackers(tuning.base.track)
     path = given.out or Path("tunings") / (source.name or tuning.name)

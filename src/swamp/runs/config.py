@@ -15,7 +15,7 @@ from swamp.algorithms.registry import method_named
 from swamp.backends import backend_named
 from swamp.datasets.problem import DataOptions
 from swamp.errors import SwampError
-from swamp.fields import check_fields, with_tuples
+from swamp.fields import check_at_least, check_fields, with_tuples
 from swamp.files import parse_json, read_text
 from swamp.runs.directory import PROVENANCE
 from swamp.training import Training
@@ -72,8 +72,7 @@ class RunConfig:
         if not 0 <= self.threads <= _MOST_THREADS:
             # The threading library ends the process if the system refuses to start a thread.
             raise SwampError(f"threads must be from 0 to {_MOST_THREADS}, got {self.threads}.")
-        if self.trajectory_every < 0:
-            raise SwampError(f"trajectory_every must be 0 or more, got {self.trajectory_every}.")
+        check_at_least(self, 0, "trajectory_every")
         if self.trajectory_every and self.keep_checkpoints != "particles":
             raise SwampError(
                 "trajectory_every saves trajectories of particles, but keep_checkpoints is means: leave one out."

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from swamp.arguments import named_fields
 from swamp.batches import batch_to
 from swamp.errors import SwampError
-from swamp.fields import check_fields
+from swamp.fields import check_at_least, check_fields
 from swamp.masks import Mask
 from swamp.masks.patterns import structure_named
 from swamp.training.average import State
@@ -59,11 +59,10 @@ class Dynamic:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_at_least(self, 1, "update_interval", "dual_interval")
         wrong = [
-            (self.update_interval < 1, "update_interval", "1 or more"),
             (not 0 < self.drop_fraction < 1, "drop_fraction", "in (0, 1)"),
             (not 0 < self.dst_stop <= 1, "dst_stop", "in (0, 1]"),
-            (self.dual_interval < 1, "dual_interval", "1 or more"),
             (not 0 < self.acdc_warmup < 1, "acdc_warmup", "in (0, 1)"),
             (not 0 < self.acdc_phase < 1, "acdc_phase", "in (0, 1)"),
             (not 0 < self.acdc_final < 1, "acdc_final", "in (0, 1)"),

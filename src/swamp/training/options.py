@@ -6,7 +6,7 @@ from typing import Literal
 
 from swamp.arguments import named_fields
 from swamp.errors import SwampError
-from swamp.fields import check_fields, html_table, short_repr
+from swamp.fields import check_at_least, check_fields, html_table, short_repr
 
 RateShape = Literal["cosine", "linear", "step", "constant"]
 AfterRewind = Literal["restart", "advance"]
@@ -86,25 +86,18 @@ class Training:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_at_least(self, 1, "epochs", "batch_size", "schedule_repeats")
+        check_at_least(self, 0, "weight_decay", "swa_cycles", "lawa", "sam", "penalty", "clip")
         wrong = [
-            (self.epochs < 1, "epochs", "1 or more"),
-            (self.batch_size < 1, "batch_size", "1 or more"),
             (not 1 <= self.grad_accum_steps <= self.batch_size, "grad_accum_steps", "from 1 to batch_size"),
             (self.lr <= 0, "lr", "above 0"),
             (not 0 <= self.momentum < 1, "momentum", "in [0, 1)"),
             (self.nesterov and not self.momentum, "momentum", "above 0 with nesterov"),
-            (self.weight_decay < 0, "weight_decay", "0 or more"),
             (not 0 <= self.warmup <= self.epochs, "warmup", "between 0 and epochs"),
-            (self.schedule_repeats < 1, "schedule_repeats", "1 or more"),
             (not 0 <= self.swa_fraction <= 1, "swa_fraction", "in [0, 1]"),
             (not 0 < self.swa_lr <= 1, "swa_lr", "in (0, 1], a fraction of lr"),
-            (self.swa_cycles < 0, "swa_cycles", "0 or more"),
             (not 0 <= self.ema < 1, "ema", "in [0, 1)"),
-            (self.lawa < 0, "lawa", "0 or more"),
             (self.lawa > 0 and self.ema > 0, "lawa", "0 with ema (each is an average)"),
-            (self.sam < 0, "sam", "0 or more"),
-            (self.penalty < 0, "penalty", "0 or more"),
-            (self.clip < 0, "clip", "0 or more"),
             (not 0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)"),
         ]
         for bad, name, expected in wrong:
