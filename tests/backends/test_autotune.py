@@ -143,7 +143,7 @@ def test_what_cannot_be_is_left_out_and_said(paced, image_task):
     auto, told = paced(model, image_task, sequential=0.1, threads=0.05, no_stack="it cannot.")
     run(auto, model)
     assert told[0].backend == "sequential"
-    assert "no threads: the model draws random numbers" in told[0].why
+    assert "no threads: the model, the loss, the optimizer or the augmentation draws random numbers" in told[0].why
     assert "not stacked: it cannot." in told[0].why
 
 

@@ -53,7 +53,7 @@ def stepping(job: TrainJob) -> float:
         job.state["steps"] = job.state.get("steps", 0) + 1
         with torch.no_grad():
             for name, parameter in job.model.named_parameters():
-                parameter += job.mask.get(name, 1)
+                parameter += job.mask.get(name, 1) * torch.rand(())
         job.stepped()
     job.state["seeds"] = [*job.state.get("seeds", []), job.number]
     return 0.0

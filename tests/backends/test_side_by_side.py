@@ -78,7 +78,12 @@ def assert_trained_alone(backend, model, task, reason):
 @pytest.mark.parametrize("kind", [Threads, Vmapped])
 def test_a_model_with_its_own_random_numbers_is_trained_sequentially_with_the_reason(kind, image_task):
     model = Drawing()
-    assert_trained_alone(kind(model, image_task), model, image_task, "the model draws random numbers")
+    assert_trained_alone(
+        kind(model, image_task),
+        model,
+        image_task,
+        "the model, the loss, the optimizer or the augmentation draws random numbers",
+    )
 
 
 def test_data_that_is_fetched_one_by_one_is_not_read_in_threads(mlp, image_task):

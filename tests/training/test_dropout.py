@@ -1,13 +1,17 @@
 """Dropout with a separate generator draws the numbers that torch would draw, and none from the global generator."""
 
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swamp.training import Seed, Task, Training
-from swamp.training.dropout import DropoutMode, draws_random, multipliers_from
-from swamp.training.loop import fit
+from swamp.training.dropout import DropoutMode, multipliers_from
+from swamp.training.loop import fit, uses_global_rng
 from swamp.training.rng import isolated
 
 
@@ -167,9 +171,36 @@ def test_a_model_with_other_random_numbers_is_detected_without_side_effects(forw
             return forward(self.norm(inputs))
 
     net, before = Net().eval(), torch.get_rng_state()
-    assert draws_random(net, task, 16, besides_dropout=True) is expected
+    assert uses_global_rng(net, task, Training(batch_size=16), None) is expected
     assert not net.training
     assert net.norm.num_batches_tracked == 0
+    assert torch.equal(before, torch.get_rng_state())
+
+
+class SGLD(torch.optim.SGD):
+    """Adds noise to the weights."""
+
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+        with torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                parameter.add_(torch.randn_like(parameter), alpha=0.01)
+
+
+@pytest.mark.parametrize("where", ["loss", "optimizer", "augmentation", "nowhere"])
+def test_random_numbers_of_a_training_step_beside_the_model_are_detected(where, task):
+    def noisy(inputs: Tensor, generator: torch.Generator) -> Tensor:
+        return inputs + torch.randn(inputs.shape, generator=None if where == "augmentation" else generator).to(inputs)
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs + (torch.randn_like(outputs) if where == "loss" else 0), targets)
+
+    drawing = replace(task, train=replace(task.train, augment=noisy), loss=loss)
+    optimizer = partial(SGLD, lr=0.1) if where == "optimizer" else None
+    model = nn.Linear(6, 3).to(task.train.inputs.dtype)
+    before = torch.get_rng_state()
+    training = Training(batch_size=16, grad_accum_steps=16)
+    assert uses_global_rng(model, drawing, training, optimizer) is (where != "nowhere")
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -187,7 +218,7 @@ def test_dropout_inside_composite_layers_of_torch_is_intercepted():
 
 def test_a_task_of_one_batch_can_be_checked():
     data = [(torch.ones(2, 6), torch.zeros(2, dtype=torch.long))]
-    assert not draws_random(nn.Sequential(nn.Linear(6, 2)), Task.of(data, data), 4, besides_dropout=True)
+    assert not uses_global_rng(nn.Sequential(nn.Linear(6, 2)), Task.of(data, data), Training(batch_size=4), None)
 
 
 def test_other_random_numbers_are_seeded_by_step_so_that_a_resume_draws_the_same(task):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from swamp.errors import SwampError
 from swamp.masks import Mask
@@ -114,6 +114,19 @@ def test_a_training_resumed_at_any_step_equals_one_never_interrupted(name: str, 
 
 def test_random_transforms_of_a_dataset_resume_too(small_task, small_net, same):
     task = replace(small_task, train=DatasetData(Noisy(small_task.train)))
+    assert_resumes_everywhere(task, TRAINING, lambda seed=0: small_net(rich=True, seed=seed), None, same)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_an_augmentation_that_draws_from_the_global_generators_resumes_too(in_memory, small_task, small_net, same):
+    def augment(inputs: Tensor, generator: torch.Generator) -> Tensor:
+        return inputs + 0.1 * torch.randn(inputs.shape, dtype=inputs.dtype) + np.random.rand()
+
+    examples = small_task.train
+    data = examples if in_memory else DatasetData(TensorDataset(examples.inputs, examples.targets))
+    task, before = replace(small_task, train=replace(data, augment=augment)), torch.get_rng_state()
+    next(task.train.shuffled(6, SEED, 0))
+    assert torch.equal(before, torch.get_rng_state())
     assert_resumes_everywhere(task, TRAINING, lambda seed=0: small_net(rich=True, seed=seed), None, same)
 
 

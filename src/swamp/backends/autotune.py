@@ -130,7 +130,7 @@ class Autotune:
             self.on_choice(choice)
 
     def _timed(self, request: TrainRequest, steps: int) -> tuple[Choice, Backend]:
-        model, task, _ = self.parts
+        model, task, optimizer = self.parts
         backends: dict[str, Backend] = {"sequential": self.sequential}
         times = {"sequential": seconds_a_step(self.sequential, request, 1)}
         total = steps * times["sequential"]
@@ -140,7 +140,7 @@ class Autotune:
         left_out: list[str] = []
         on_cpu = next(model.parameters()).device.type == "cpu"
         if on_cpu:
-            reason = unsupported_reason(model, task, request.training)
+            reason = unsupported_reason(model, task, request.training, optimizer)
             if reason is not None:
                 left_out.append(f"no threads: {reason}")
             elif cores() > 1:

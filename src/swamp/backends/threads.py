@@ -17,11 +17,16 @@ from swamp.errors import Diverged
 from swamp.model_copy import copied_model
 from swamp.training import Task, TensorData, TokenData, Training
 from swamp.training.data import BatchList
-from swamp.training.dropout import draws_random
+from swamp.training.loop import uses_global_rng
 from swamp.training.optimizers import OptimizerFactory
 from swamp.training.snapshot import Snapshot
 
 _BINDING = ("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
+
+GLOBAL_RNG = (
+    "the model, the loss, the optimizer or the augmentation draws random numbers by other means than dropout, from the "
+    "global generators, which only one training at a time may use."
+)
 
 
 class Threads:
@@ -39,7 +44,8 @@ class Threads:
     def train(self, request: TrainRequest) -> list[Particle]:
         """See Backend.train."""
         workers = min(request.places, cores())
-        reason = unsupported_reason(self.model, self.task, request.training) if request.places > 1 else None
+        parts = self.model, self.task, request.training, self.optimizer
+        reason = unsupported_reason(*parts) if request.places > 1 else None
         if reason:
             warnings.warn(f"particles are trained sequentially, not in threads: {reason}", stacklevel=2)
         if workers < 2 or reason:
@@ -47,14 +53,16 @@ class Threads:
         return _train_concurrently(ParticleJob(self.model, self.task, self.optimizer, request), workers)
 
 
-def unsupported_reason(model: nn.Module, task: Task, training: Training) -> str | None:
+def unsupported_reason(
+    model: nn.Module, task: Task, training: Training, optimizer: OptimizerFactory | None
+) -> str | None:
     """Why particles of this model cannot be trained in threads; None where they can, if there are several cores."""
     if cores() < 2:
         return _binding_reason()
     if not isinstance(task.train, TensorData | TokenData | BatchList):
         return "examples are fetched one by one, with global random numbers, which only one training at a time may use."
-    if draws_random(model, task, training.batch_size, besides_dropout=True):
-        return "the model draws random numbers by other means than dropout, from torch's one global generator."
+    if uses_global_rng(model, task, training, optimizer):
+        return GLOBAL_RNG
     return None
 
 

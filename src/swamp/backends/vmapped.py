@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from swamp.backends.base import TrainRequest
 from swamp.backends.particle import Particle
 from swamp.backends.sequential import ParticleJob, Sequential
+from swamp.backends.threads import GLOBAL_RNG
 from swamp.backends.ticket import Ticket
 from swamp.backends.vmapped_state import VmappedState
 from swamp.backends.vmapped_step import VmappedStep
@@ -24,8 +25,7 @@ from swamp.model_copy import copied_model
 from swamp.training import Seed, Task, TokenData, Training
 from swamp.training.average import copied
 from swamp.training.data import BatchList, Data
-from swamp.training.dropout import draws_random
-from swamp.training.loop import train_loop
+from swamp.training.loop import train_loop, uses_global_rng
 from swamp.training.module_extra_state import as_tensors, is_extra_state
 from swamp.training.optimizers import OptimizerFactory, build_optimizer, has_modes
 from swamp.training.snapshot import Snapshot
@@ -100,11 +100,8 @@ class Vmapped:
                 self._steps[training] = "gradients are accumulated to save memory, which a stack would not."
             elif not _equal_shapes(self.task.train):
                 self._steps[training] = "the batches it was given differ in shape."
-            elif draws_random(self.model, self.task, training.batch_size, besides_dropout=True):
-                reason = (
-                    "the model draws random numbers by other means than dropout, from torch's one global generator."
-                )
-                self._steps[training] = reason
+            elif uses_global_rng(self.model, self.task, training, self.optimizer):
+                self._steps[training] = GLOBAL_RNG
             elif has_modes((self.optimizer or partial(build_optimizer, training=training))(self.model.parameters())):
                 self._steps[training] = "the optimizer switches the weights between training and evaluation."
             else:

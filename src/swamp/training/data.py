@@ -1,7 +1,9 @@
 """Sources of batches. For every source the order is a pure function of the seed and the epoch."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, Protocol, Self, cast, runtime_checkable
 
 import torch
@@ -11,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate  # pyr
 from swamp.batches import Batch, as_batch, first_of, map_tensors, others_of, tensors_of
 from swamp.errors import SwampError, data_worker_died
 from swamp.training.augment import Augment
-from swamp.training.rng import Seed, isolated, permutation
+from swamp.training.rng import Seed, draws_global, isolated, permutation
 from swamp.training.streams import StreamData
 
 
@@ -42,6 +44,10 @@ class Data(Protocol):
         """The same data on `device`. Data that is not in memory stays as it is: each batch is moved when it is used."""
         del device
         return self
+
+
+_FEW = 8
+"""Examples with which an augmentation is tried."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,8 @@ class TensorData(Data):
             inputs, targets = self.gather(order[step * batch_size : (step + 1) * batch_size])
             if self.augment is not None:
                 # Seeded at each step: a run that is resumed within an epoch draws the same numbers.
-                inputs = self.augment(inputs, noise.manual_seed(base + step))
+                with _isolated_if(self.augment_draws, seed.at("augment", epoch, step), device):
+                    inputs = self.augment(inputs, noise.manual_seed(base + step))
             yield self.normalised(inputs), targets
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
@@ -117,6 +124,15 @@ class TensorData(Data):
         """The examples at `index` (int64)."""
         inputs, targets = self.gather(index.to(self.targets.device))
         return replace(self, inputs=inputs, targets=targets)
+
+    @cached_property
+    def augment_draws(self) -> bool:
+        """Whether `augment` draws from the global generators, not only from the one that it is given."""
+        if self.augment is None:
+            return False
+        device = self.targets.device
+        inputs, _ = self.gather(torch.arange(min(_FEW, len(self)), device=device))
+        return draws_global(partial(self.augment, inputs, torch.Generator(device)), device)
 
     def plain(self) -> "TensorData":
         """The same examples without augmentation."""
@@ -179,7 +195,8 @@ class DatasetData(Data):
         batches = self._load(chosen, seed.at("loader", epoch), first)
         for step, (inputs, targets) in enumerate(batches, first):
             if self.augment is not None:
-                inputs = self.augment(inputs, noise.manual_seed(base + step))
+                with _isolated_if(self.augment_draws, seed.at("augment", epoch, step), noise.device):
+                    inputs = self.augment(inputs, noise.manual_seed(base + step))
             yield self._normalised(inputs), targets
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
@@ -188,6 +205,15 @@ class DatasetData(Data):
         chosen = [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
         for inputs, targets in self._load(chosen, Seed(0).at("evaluation"), 0):
             yield self._normalised(inputs), targets
+
+    @cached_property
+    def augment_draws(self) -> bool:
+        """See `TensorData.augment_draws`."""
+        if self.augment is None:
+            return False
+        few = [list(range(min(_FEW, len(self))))]
+        inputs, _ = next(replace(self, workers=0)._load(few, Seed(0).at("probe"), 0))
+        return draws_global(partial(self.augment, inputs, torch.Generator()), torch.device("cpu"))
 
     def subset(self, index: Tensor) -> "DatasetData":
         """The examples at `index` (int64)."""
@@ -214,6 +240,10 @@ class DatasetData(Data):
         except (ConnectionError, EOFError) as error:
             # Raised when a worker process is killed while it sends a batch.
             raise data_worker_died(str(error) or type(error).__name__) from error
+
+
+def _isolated_if(draws: bool, seed: Seed, device: torch.device) -> AbstractContextManager[None]:
+    return isolated(seed, device) if draws else nullcontext()
 
 
 class _Batches(Dataset[Any]):

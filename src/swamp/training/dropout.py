@@ -1,13 +1,12 @@
 """Dropout with explicit random numbers: from a separate generator, or with precomputed masks for stacked models."""
 
 import math
-import random
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import FunctionType
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from swamp.batches import batch_to
 from swamp.model_copy import copied_model
-from swamp.training.rng import Seed, isolated, reseed_global
+from swamp.training.rng import Seed, draws_global, reseed_global
 from swamp.training.task import Task
 
 Draw = Callable[[tuple[int, ...], float, Tensor], Tensor]
@@ -108,23 +107,14 @@ def has_dropout_layer(model: nn.Module) -> bool:
     return any("Dropout" in type(module).__name__ for module in model.modules())
 
 
-def draws_random(model: nn.Module, task: Task, batch_size: int, *, besides_dropout: bool = False) -> bool:
-    """Whether a forward pass in train mode draws random numbers, or, `besides_dropout`, others than dropout masks."""
+def draws_random(model: nn.Module, task: Task, batch_size: int) -> bool:
+    """Whether a forward pass in train mode draws random numbers: dropout masks or others."""
     fresh = copied_model(model).train()
     device = next(fresh.parameters()).device
     inputs, _ = batch_to(next(iter(task.train.in_order(min(batch_size, 8)))), device)
-    generator = torch.Generator(device)
-    with isolated(Seed(0).at("probe"), device), torch.no_grad():
-        before = _global_state(device)
-        with DropoutMode(multipliers_from(generator)) as mode:
-            task.forward(fresh, inputs)
-        others = before != _global_state(device)
-    return others if besides_dropout else mode.used or others
-
-
-def _global_state(device: torch.device) -> tuple[bytes, ...]:
-    of_torch = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-    return of_torch.numpy().tobytes(), cast(Any, np.random.get_state())[1].tobytes(), repr(random.getstate()).encode()
+    with torch.no_grad(), DropoutMode(multipliers_from(torch.Generator(device))) as mode:
+        others = draws_global(partial(task.forward, fresh, inputs), device)
+    return mode.used or others
 
 
 def _dropout(mode: DropoutMode, inputs: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

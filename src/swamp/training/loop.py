@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, pairwise
 from typing import Any, Protocol, cast
@@ -14,11 +14,13 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from swamp.batches import Batch, batch_to, rows_of
-from swamp.errors import SwampError
+from swamp.errors import Diverged, SwampError
 from swamp.masks import Mask, hold, hold_gradients
 from swamp.masks.dtensor import full_tensor, gathered_copy, is_sharded, shard_like
 from swamp.masks.enforce import preserves_zeros
+from swamp.model_copy import copied_model
 from swamp.training.average import RunningMean, copied
+from swamp.training.data import TensorData, sampled
 from swamp.training.dropout import DropoutStream
 from swamp.training.memory_format import to_fastest_memory_format, to_memory_format
 from swamp.training.mixed_precision import Autocast
@@ -26,12 +28,15 @@ from swamp.training.module_extra_state import as_tensors, load_state
 from swamp.training.nan_checks import require_finite, require_finite_memory, require_finite_weights
 from swamp.training.optimizers import OptimizerFactory, build_optimizer, evaluation_weights, has_modes
 from swamp.training.options import Training
-from swamp.training.rng import Seed, isolated
+from swamp.training.rng import Seed, draws_global, isolated
 from swamp.training.sam import gradient_of, perturbed, second_gradient
 from swamp.training.shard import Shard
 from swamp.training.snapshot import LazySnapshot, Snapshot, epoch_mean, load_optimizer, optimizer_tensors
 from swamp.training.sum_loss import sum_loss
 from swamp.training.task import Loss, Task
+
+_FEW = 8
+"""Examples of the step that `uses_global_rng` takes."""
 
 
 class TrainState(Protocol):
@@ -159,6 +164,24 @@ def fit(
     # Averaged, hashed and stored weights are whole tensors in the usual memory format, whatever training used.
     weights = {name: full_tensor(value).contiguous() for name, value in weights.items()}
     return Fit(weights, averaged, max(start, last) - first, tuple(state.losses))
+
+
+def uses_global_rng(model: nn.Module, task: Task, training: Training, optimizer: OptimizerFactory | None) -> bool:
+    """Whether a training step draws from the global generators, which only one training at a time may use.
+
+    The model, the loss, the optimizer and the augmentation may; dropout and augmentation with the given generator do
+    not. A step on a few examples is taken with a copy of the model.
+    """
+    few = replace(task, train=sampled(task.train, _FEW))
+    short = replace(training, batch_size=min(_FEW, training.batch_size), grad_accum_steps=1)
+    model = copied_model(model)
+
+    def step() -> None:
+        with suppress(Diverged):
+            fit(model, few, short, Seed(0).at("probe"), last=1, optimizer=optimizer, exclusive=False)
+
+    augmented = isinstance(task.train, TensorData) and task.train.augment_draws
+    return augmented or draws_global(step, next(model.parameters()).device)
 
 
 class _ModelState:

@@ -2,9 +2,10 @@
 
 import hashlib
 import random
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -90,3 +91,16 @@ def reseed_global(number: int, device: torch.device) -> None:
         # torch seeds the current GPU, which may not be the GPU of the model.
         with torch.cuda.device(device):
             torch.cuda.manual_seed(number)
+
+
+def draws_global(call: Callable[[], Any], device: torch.device) -> bool:
+    """Whether `call` draws from the global generators of torch, NumPy or Python, which stay as they were."""
+    with isolated(Seed(0).at("probe"), device):
+        before = _global_state(device)
+        call()
+        return before != _global_state(device)
+
+
+def _global_state(device: torch.device) -> tuple[bytes, ...]:
+    of_torch = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    return of_torch.numpy().tobytes(), cast(Any, np.random.get_state())[1].tobytes(), repr(random.getstate()).encode()
