@@ -157,3 +157,18 @@ def test_survivors_are_bit_equal_to_the_ticket_when_a_trainer_gets_them(mlp, ima
             assert torch.equal(value[alive], ticket.weights[name][alive])
             assert int(value[~alive].count_nonzero()) == 0
     assert len(given) == 3
+
+
+def test_a_model_in_evaluation_mode_is_trained_in_training_mode(mlp, task):
+    modes = []
+
+    def train(job):
+        modes.append(job.model.training)
+        for _ in range(job.steps):
+            job.stepped()
+        return 0.0
+
+    backend = CustomTrainer(mlp.eval(), task, train)
+    backend.train(TrainRequest(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), Training(epochs=1), [(0, Seed(0))]))
+    assert modes == [True]
+    assert not mlp.training

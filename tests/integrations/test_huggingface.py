@@ -343,3 +343,18 @@ def test_zeros_are_kept_in_bfloat16(optim, sparse, tmp_path):
     assert Mask.from_zeros(sparse, Scope()) == half(sparse)
     assert all(value.dtype == torch.float32 for value in sparse.state_dict().values())
     assert not torch.equal(sparse.state_dict()["classifier.weight"], before["classifier.weight"])
+
+
+def test_a_training_after_an_interrupted_one_is_held_once(sparse, tmp_path):
+    class Stops(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    held = HoldMask()
+    trainer = Trainer(sparse, arguments(tmp_path), train_dataset=examples(), callbacks=[held, Stops()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.remove_callback(Stops)
+    trainer.train()
+    assert held.steps == trainer.state.global_step
+    assert not any(p._post_accumulate_grad_hooks for p in sparse.parameters())

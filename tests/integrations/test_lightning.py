@@ -374,3 +374,19 @@ def test_two_ranks_under_ddp_train_what_one_would_with_their_batches_together(tm
             assert torch.equal(ranks[0][index].weights[name], ranks[1][index].weights[name]), name
             assert torch.allclose(ranks[0][index].weights[name], value, rtol=0, atol=1e-12), name
     assert not torch.equal(library[0].weights["net.0.weight"], library[1].weights["net.0.weight"])
+
+
+def test_a_dense_module_with_a_mask_can_be_saved_before_training_and_its_frozen_layers_trained_later(tmp_path):
+    class Unfreezes(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            pl_module.net[0].weight.requires_grad_(trainer.current_epoch == 1)
+
+    model = net()
+    mask, trainer = half(model), trainer_in(tmp_path, callbacks=[HoldMask(half(model)), Unfreezes()])
+    model.net[0].weight.requires_grad_(False)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "dense.ckpt")
+    before = model.net[0].weight.detach().clone()
+    trainer.fit(model, loader())
+    assert Mask.from_zeros(model) == mask
+    assert not torch.equal(model.net[0].weight, before * mask["net.0.weight"])

@@ -117,3 +117,14 @@ def test_a_moving_average_of_short_floats_moves_by_less_than_their_steps():
     # By steps of less than 1 bfloat16 would stay at 256.
     assert float(running.partial()["w"]) > 257.9
     assert (float(running.mean()["w"]), int(running.mean()["n"])) == (258, 258)
+
+
+def test_means_that_go_on_from_one_partial_mean_leave_it_as_it_was():
+    earlier = RunningMean()
+    earlier.add({"w": torch.tensor([2.0])})
+    partial = earlier.partial()
+    for _ in range(2):
+        later = RunningMean(partial, earlier.count)
+        later.add({"w": torch.tensor([4.0])})
+        assert later.mean() == {"w": torch.tensor([3.0])}
+    assert partial["w"].tolist() == [2.0]

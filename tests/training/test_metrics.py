@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from swamp.training.metrics import pearson, spearman, unexplained_variance
+from swamp.training.metrics import pearson, perplexity, spearman, unexplained_variance
 
 LINE, SQUARES = torch.tensor([1.0, 2, 3, 4]), torch.tensor([1.0, 4, 9, 16])
 
@@ -32,3 +32,8 @@ def test_an_undefined_correlation_is_what_the_caller_asks_for(correlation, vecto
 def test_unexplained_variance_by_hand():
     assert unexplained_variance(SQUARES, SQUARES) == 0
     assert unexplained_variance(torch.full((4,), float(SQUARES.mean())), SQUARES) == pytest.approx(1)
+
+
+def test_the_perplexity_of_a_hopeless_model_is_infinite():
+    assert perplexity(torch.full((2, 3), -math.log(5.0)), torch.zeros(2)) == pytest.approx(5.0)
+    assert perplexity(torch.full((2, 3), -1000.0), torch.zeros(2)) == math.inf

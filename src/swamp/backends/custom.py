@@ -59,7 +59,7 @@ class TrainJob:
         """Start at the weights and the running mean of a trunk; its optimizer state is the trainer's, in `state`."""
         load_state(self.model, snapshot.weights)
         like, decay = self.model.state_dict(), self.training.decay
-        self.mean = RunningMean(copied(snapshot.mean), snapshot.averaged, like, decay=decay)
+        self.mean = RunningMean(snapshot.mean, snapshot.averaged, like, decay=decay)
 
     @property
     def name(self) -> str:
@@ -158,6 +158,8 @@ class CustomTrainer:
         own = TrainJob(model, request.mask, training, seed, first, last, per_epoch, state, on_step)
         if trunk is not None:
             own.continue_from(trunk.snapshot)
+        # Pretrained models come in evaluation mode, in which Lightning would train them.
+        model.train()
         with isolated(seed, next(model.parameters()).device):
             loss: Any = self.function(own)
         if not isinstance(loss, float | int):

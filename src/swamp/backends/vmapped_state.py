@@ -73,7 +73,7 @@ class VmappedState:
         self.fused_step = self._fused_step(compiled, on_gpu) if self.functional else None
         like = as_tensors(self.scratch.state_dict())
         decay = job.request.training.decay
-        self.means = [RunningMean(copied(s.mean), s.averaged, like=like, decay=decay) for s in snapshots]
+        self.means = [RunningMean(s.mean, s.averaged, like=like, decay=decay) for s in snapshots]
         self.losses = [list(snapshot.losses) for snapshot in snapshots]
         self.losses_seen = snapshots[0].losses_seen
         self.taken, self.rate = snapshots[0].step, math.nan

@@ -1,7 +1,7 @@
 """Hugging Face's Trainer: a callback that keeps a sparse model's zeros, and a backend with the user's own Trainer."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -52,10 +52,15 @@ class HoldMask(TrainerCallback):
 
     def __init__(self, mask: Mask | None = None, scope: Scope | None = None) -> None:
         self.mask, self.scope = mask, scope
-        self.held, self.holding, self.steps = ExitStack(), mask, 0
+        self.held, self.steps = ExitStack(), 0
+        self.holding: Mask | None = None
+        """The mask, once it is applied."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Hold the model with the Trainer's optimizer."""
+        # An earlier training may have ended by an exception, before on_train_end.
+        with suppress(MaskError):
+            self.held.close()
         model, stepping = kwargs["model"], kwargs["optimizer"]
         kind = str(getattr(getattr(stepping, "accelerator_state", None), "distributed_type", "NO"))
         self.holding = mask_to_hold(self.mask, model, self.scope, next((n for n in _SHARDED if n in kind), ""))

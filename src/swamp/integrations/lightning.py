@@ -51,7 +51,9 @@ class HoldMask(Callback):
 
     def __init__(self, mask: Mask | None = None, scope: Scope | None = None) -> None:
         self.mask, self.scope = mask, scope
-        self.held, self.holding = ExitStack(), mask
+        self.held = ExitStack()
+        self.holding: Mask | None = None
+        """The mask, once it is applied."""
         self.optimizer: torch.optim.Optimizer | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:

@@ -44,7 +44,7 @@ def pretrained(name: str, shape: tuple[int, ...], classes: int, tokens: Tokens) 
         raise SwampError(f"{name} accepts at most {longest} tokens, and length is {shape[0]}; lower --length.")
     model.config.pad_token_id = tokens.padding
     model.config.use_cache = False
-    return model
+    return model.train()
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class RunningMean:
         self, total: State | None = None, count: int = 0, like: State | None = None, *, decay: float = 0.0
     ) -> None:
         self.count, self.decay = count, decay
-        self._mean: dict[str, Tensor] = dict(total or {})
+        self._mean = copied(total or {})
         self._infinite = {name for name, tensor in self._mean.items() if _has_infinity(tensor)}
         self._types = {name: tensor.dtype for name, tensor in (like or {}).items()}
 

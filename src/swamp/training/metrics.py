@@ -129,9 +129,12 @@ def bits_per_byte(outputs: Tensor, targets: Tensor) -> float:
 
 
 def perplexity(outputs: Tensor, targets: Tensor) -> float:
-    """exp of the mean negative log probability per token."""
+    """exp of the mean negative log probability per token; infinity above the largest number."""
     del targets
-    return math.exp(float(-outputs.double().mean()))
+    try:
+        return math.exp(float(-outputs.double().mean()))
+    except OverflowError:
+        return math.inf
 
 
 def wrong_tokens(outputs: Tensor, targets: Tensor) -> float:

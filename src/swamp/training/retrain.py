@@ -6,9 +6,9 @@ from typing import Literal
 from swamp.training.options import Training
 
 Retraining = Literal["slr", "lrw", "ft", "clr", "llr", "allr"]
-"""slr: the whole schedule, scaled to the number of epochs. lrw: the last epochs of the schedule. ft: its last rate,
-constant. clr: 10 % warm-up, then one cosine. llr: linear from the peak to 0. allr: as llr, with a peak that depends on
-the change of the norm and the number of epochs."""
+"""slr: the whole schedule, scaled to the number of epochs. lrw: the last epochs of the schedule. ft: its rate at the
+start of its last epoch, constant. clr: 10 % warm-up, then one cosine. llr: linear from the peak to 0. allr: as llr,
+with a peak that depends on the change of the norm and the number of epochs."""
 
 
 def retraining(training: Training, how: Retraining, epochs: int, change: float) -> tuple[Training, int]:
