@@ -331,3 +331,32 @@ def test_a_loss_of_another_library_is_read_from_its_output():
     for backend in ("sequential", "vmapped"):
         found = swamp.prune(Labelled(), task, sparsity=0.5, particles=2, cycles=1, training=HOW, backend=backend)
         assert found.cycles[-1].metrics.test["accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("backend", ["sequential", "vmapped"])
+def test_the_stream_of_a_particle_ends_with_its_training(backend):
+    alive: list[int] = []
+
+    class Counted(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            alive.append(1)
+            try:
+                while True:
+                    yield torch.ones(6), 1
+            finally:
+                alive.pop()
+
+    task = swamp.Task.of(train=Counted(), test=(torch.ones(8, 6), torch.ones(8).long()), steps_per_epoch=4)
+    counts: list[int] = []
+    swamp.prune(
+        nn.Linear(6, 3),
+        task,
+        sparsity=0.5,
+        cycles=2,
+        particles=2,
+        backend=backend,
+        training=swamp.Training(epochs=2, batch_size=8),
+        on_cycle=lambda cycle: counts.append(len(alive)),
+    )
+    assert counts == [counts[0]] * 3
+    assert counts[0] <= 1  # of the ticket, whose training stops early

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import swamp
 from swamp.errors import Diverged, Interrupted, SwampError
 from swamp.masks import Mask
 from swamp.training import Seed, Task, TensorData, Training
@@ -381,3 +382,29 @@ def test_a_weight_that_one_process_alone_used_has_a_gradient_on_all():
     assert torch.equal(first["never.weight"], before["never.weight"])
     assert not torch.equal(first["low.weight"], before["low.weight"])
     assert not torch.equal(first["high.weight"], before["high.weight"])
+
+
+@pytest.mark.parametrize("options", [{}, {"clip": 1.0}, {"optimizer": "adamw"}, {"sam": 0.1}], ids=str)
+def test_an_embedding_with_sparse_gradients_is_trained_as_one_with_dense_ones(options):
+    tokens, targets = torch.randint(0, 20, (40, 5), generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
+
+    def trained(sparse: bool):
+        class Bag(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.embedding, self.output = nn.Embedding(20, 4, sparse=sparse), nn.Linear(4, 3)
+
+            def forward(self, x):
+                return self.output(self.embedding(x).mean(1))
+
+        with isolated(Seed(0)):
+            model = Bag()
+        task = swamp.Task.of(train=(tokens, targets), test=(tokens, targets))
+        training = Training(epochs=2, batch_size=10, lr=0.1, **options)
+        plan = {"include": ("*weight",), "min_per_layer": 2, "barrier_threshold": 1}
+        found = swamp.prune(model, task, sparsity=0.5, cycles=1, particles=2, training=training, **plan)
+        assert model.embedding.sparse == sparse
+        return found.model.state_dict()
+
+    dense = trained(False)
+    assert all(torch.equal(value, dense[name]) for name, value in trained(True).items())

@@ -23,6 +23,7 @@ from swamp.training.dry_run import dry_run
 from swamp.training.flops import FlopCounter, examples_per_step
 from swamp.training.memory_format import to_fastest_memory_format
 from swamp.training.nan_checks import require_finite_start
+from swamp.training.optimizers import use_dense_gradients
 from swamp.training.retrain import retraining
 from swamp.training.tokens import TokenData
 
@@ -58,6 +59,7 @@ class Setup:
         self._check_sparsity()
         self.model = copied_model(model)
         """Scratch model: its weights change."""
+        use_dense_gradients(self.model)
         self.task = task.to(next(model.parameters()).device)
         if plan.score_name in SCORES_OF_OUTPUTS:
             self.task.require_outputs(f"the score {plan.score_name}")

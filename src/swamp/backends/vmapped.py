@@ -5,10 +5,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from swamp.backends.base import TrainRequest
 from swamp.backends.particle import Particle
@@ -17,7 +16,7 @@ from swamp.backends.threads import GLOBAL_RNG
 from swamp.backends.ticket import Ticket
 from swamp.backends.vmapped_state import VmappedState
 from swamp.backends.vmapped_step import VmappedStep
-from swamp.batches import as_batch, tensors_of
+from swamp.batches import Batch, as_batch, tensors_of
 from swamp.errors import Diverged, first_line
 from swamp.files import digest
 from swamp.masks import Mask
@@ -30,6 +29,7 @@ from swamp.training.module_extra_state import as_tensors, is_extra_state
 from swamp.training.optimizers import OptimizerFactory, build_optimizer, has_modes
 from swamp.training.snapshot import Snapshot
 from swamp.training.stacked import stacked_batches
+from swamp.training.streams import close_streams
 
 _Member = tuple[int, Seed]
 """A particle's index and seed."""
@@ -119,12 +119,11 @@ class Vmapped:
             with warnings.catch_warnings():
                 # Which operations torch cannot batch is nothing that a user could act on.
                 warnings.filterwarnings("ignore", "There is a performance drop")
-                batch = _first_batch(self.task, 8, 2, step.device)
-                several = stacked_batches(self.task.train, 8, [Seed(0)] * 2, 0, 0, step.device)
-                if not step.find_unused(islice(several, 3)):
+                batches = _first_batches(self.task, 8, 2, step.device, 3)
+                if not step.find_unused(batches):
                     return "some of its weights have a gradient on some batches only, and a stack has one set of them."
                 state = VmappedState(step, job, seeds, [fresh, fresh], compiled=False)
-                state.step(0, 0.0, batch)
+                state.step(0, 0.0, batches[0])
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
             return f"its forward pass cannot be stacked ({first_line(error)})"
         if _extra_state(step) != extra:
@@ -169,6 +168,8 @@ class Vmapped:
                     del snapshots[n]
                 else:
                     snapshots[n] = state.snapshot(n - places.start)
+        if last == request.training.epochs * per_epoch:
+            close_streams(self.task.train, request.training.batch_size, (seed for _, seed in members.values()))
         return found
 
     def _try_compiling(self, job: ParticleJob, step: VmappedStep, stack: Sequence[_Member], start: Snapshot) -> None:
@@ -178,7 +179,9 @@ class Vmapped:
             with warnings.catch_warnings():
                 # The compiler's warnings about its own parts are nothing that a user could act on.
                 warnings.simplefilter("ignore")
-                scratch.step(0, 0.0, _first_batch(self.task, job.request.training.batch_size, len(stack), step.device))
+                size = job.request.training.batch_size
+                (batch,) = _first_batches(self.task, size, len(stack), step.device, 1)
+                scratch.step(0, 0.0, batch)
         except Exception as error:  # Whatever a compiler raises, training goes on without it.
             if _out_of_memory(error):
                 raise
@@ -234,9 +237,11 @@ def _equal_shapes(data: Data) -> bool:
     return True
 
 
-def _first_batch(task: Task, size: int, particles: int, device: torch.device) -> tuple[Any, Tensor]:
-    """One batch of the training data for each particle, the same for all."""
-    return next(stacked_batches(task.train, size, [Seed(0)] * particles, 0, 0, device))
+def _first_batches(task: Task, size: int, particles: int, device: torch.device, count: int) -> list[Batch]:
+    """The first `count` batches of the training data for each particle, the same for all."""
+    found = [*islice(stacked_batches(task.train, size, [Seed(0)] * particles, 0, 0, device), count)]
+    close_streams(task.train, size, [Seed(0)])
+    return found
 
 
 def _out_of_memory(error: BaseException) -> bool:

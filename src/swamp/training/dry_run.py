@@ -18,6 +18,7 @@ from swamp.training.memory_format import to_memory_format_of
 from swamp.training.metrics import accuracy
 from swamp.training.options import Training
 from swamp.training.rng import Seed, isolated
+from swamp.training.streams import close_streams
 from swamp.training.sum_loss import sum_loss
 from swamp.training.task import Task, in_mode, joined
 
@@ -187,7 +188,9 @@ def _training_batch(data: Data, size: int) -> Batch:
     """An augmented batch of training data, of about `size` examples."""
     if isinstance(data, BatchList):
         return _cut(max(data.batches, key=lambda batch: len(batch[1])), size)
-    return _cut(next(iter(sampled(data, size).shuffled(size, _SEED, 0))), size)
+    found = _cut(next(iter(sampled(data, size).shuffled(size, _SEED, 0))), size)
+    close_streams(data, size, [_SEED])
+    return found
 
 
 def _two(data: Data, model: nn.Module) -> Batch:

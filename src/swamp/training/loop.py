@@ -26,12 +26,19 @@ from swamp.training.memory_format import to_fastest_memory_format, to_memory_for
 from swamp.training.mixed_precision import Autocast
 from swamp.training.module_extra_state import as_tensors, load_state
 from swamp.training.nan_checks import require_finite, require_finite_memory, require_finite_weights
-from swamp.training.optimizers import OptimizerFactory, build_optimizer, evaluation_weights, has_modes
+from swamp.training.optimizers import (
+    OptimizerFactory,
+    build_optimizer,
+    evaluation_weights,
+    has_modes,
+    use_dense_gradients,
+)
 from swamp.training.options import Training
 from swamp.training.rng import Seed, draws_global, isolated
 from swamp.training.sam import gradient_of, perturbed, second_gradient
 from swamp.training.shard import Shard
 from swamp.training.snapshot import LazySnapshot, Snapshot, epoch_mean, load_optimizer, optimizer_tensors
+from swamp.training.streams import close_streams
 from swamp.training.sum_loss import sum_loss
 from swamp.training.task import Loss, Task
 
@@ -155,6 +162,8 @@ def fit(
     with isolated(seed, state.device) if exclusive else nullcontext(), state.held(mask):
         model.train()
         train_loop(state, training, state.per_epoch, start, last, last)
+        if last == state.total:
+            close_streams(task.train, training.batch_size, [seed])
         # Before the mask is checked, which would take a NaN among the pruned weights for a mask that was not kept.
         state.require_finite(max(start, last))
         state.end()
@@ -210,6 +219,7 @@ class _ModelState:
             if sharded
             else to_fastest_memory_format(model, task.train, task.forward, bfloat16=bfloat16)
         )
+        use_dense_gradients(model)
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.optimizer: Optimizer = (optimizer or partial(build_optimizer, training=training))(self.trainable)
         if has_modes(self.optimizer):

@@ -62,6 +62,13 @@ def build_optimizer(parameters: Iterable[nn.Parameter], training: Training) -> O
         ) from error
 
 
+def use_dense_gradients(model: nn.Module) -> None:
+    """Let the embeddings of `model` have dense gradients: masks, clipping and most optimizers take no sparse ones."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            module.sparse = False
+
+
 def _begin_momentum(sgd: Optimizer, args: Any, kwargs: Any) -> None:
     """Momentum zero for weights that get their first gradient after the others, where the fused step would fail."""
     del args, kwargs

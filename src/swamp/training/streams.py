@@ -1,6 +1,6 @@
 """Streams: training data that are read in order and may have no end."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from typing import Any
@@ -84,7 +84,7 @@ class StreamData:
     def shuffled(self, batch_size: int, seed: Seed, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, without the first `first` batches."""
         steps = self.steps(batch_size)
-        position, key = epoch * steps + first, (seed.root, seed.path, seed.borrowed, batch_size)
+        position, key = epoch * steps + first, _key(batch_size, seed)
         at, batches = self._live.pop(key, (-1, iter(())))
         if at != position:
             batches = self._batches(batch_size, seed)
@@ -97,6 +97,10 @@ class StreamData:
                 yield batch
         finally:
             self._live[key] = position, batches
+
+    def close(self, batch_size: int, seed: Seed) -> None:
+        """End the stream of `seed`, with its buffer and its worker processes: its training is over."""
+        self._live.pop(_key(batch_size, seed), None)
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """The first batches of the stream, as many as an epoch has at most, not shuffled."""
@@ -133,6 +137,18 @@ class StreamData:
                 yield batch
             if empty:
                 raise SwampError(f"the stream {type(self.source).__name__} gave no batch in pass {number}.")
+
+
+def close_streams(data: Any, batch_size: int, seeds: Iterable[Seed]) -> None:
+    """End the streams of these seeds, if `data` are or wrap a stream."""
+    stream = getattr(data, "data", data)
+    if isinstance(stream, StreamData):
+        for seed in seeds:
+            stream.close(batch_size, seed)
+
+
+def _key(batch_size: int, seed: Seed) -> tuple[Any, ...]:
+    return (seed.root, seed.path, seed.borrowed, batch_size)
 
 
 def _buffered(items: Iterator[Any], size: int, seed: Seed) -> Iterator[Any]:
