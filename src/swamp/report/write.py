@@ -53,11 +53,16 @@ def write_comparison(
     paths.append(folder / "comparison.md")
     write_atomic(paths[0], comparison_csv(comparison).encode())
     write_json(paths[1], comparison.to_json() | ({} if made_by is None else {"made_by": dict(made_by)}))
-    figure = accuracy_figure(comparison, alone=True) if at == "sparsity" else equal_cost_figure(comparison)
-    for path in paths[2:4]:
-        draw(figure, path, path.suffix[1:], wide=True)
+    draw_comparison(comparison, paths[2:4], at=at)
     write_atomic(paths[4], comparison_markdown(comparison, at=at).encode())
     return paths
+
+
+def draw_comparison(comparison: Comparison, files: Sequence[Path], *, at: At = "sparsity") -> None:
+    """Draw the metric against sparsity, or against cost with a panel per sparsity, into each of the files."""
+    figure = accuracy_figure(comparison, alone=True) if at == "sparsity" else equal_cost_figure(comparison)
+    for file in files:
+        draw(figure, file, file.suffix[1:].lower(), wide=True)
 
 
 def write_finding(finding: MaskByTraining | MaskOverlaps, folder: Path, name: str, command: str) -> list[Path]:
