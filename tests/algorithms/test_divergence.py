@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import swamp
 from swamp.algorithms.ensembles import member_seed
@@ -174,6 +175,23 @@ def test_with_dynamic_masks_the_others_restart_without_a_diverged_particle(mlp, 
     trunk = poisoned(task, [ROOT.at("cycle", 0, "trunk")], epoch=0)
     with pytest.raises(swamp.Diverged, match="No particle is left"):
         list(swamp.cycles(mlp, trunk, plan, TRAINING, backend="sequential"))
+
+
+@pytest.mark.parametrize(("method", "policy"), [("rigl-swamp", "restart"), ("set-swamp", "drop")])
+@pytest.mark.parametrize("who", [("trunk",), ("particle", 0), ("particle", 2)])
+def test_with_dynamic_masks_the_cost_has_all_steps_of_all_attempts(mlp, task, poisoned, method, policy, who):
+    # Without the trunk nothing could go on: it is always trained again.
+    policy = "restart" if who == ("trunk",) else policy
+    plan = replace(PLAN, method=method, densities=(0.5,), on_divergence=policy)
+    spoilt = poisoned(task, [ROOT.at("cycle", 0, *who)], epoch=0 if who == ("trunk",) else 2)
+    steps = []
+    hook = register_optimizer_step_post_hook(lambda *_: steps.append(1))
+    try:
+        with pytest.warns(UserWarning, match="diverged"):
+            (record,) = swamp.cycles(mlp, spoilt, plan, TRAINING, backend="sequential")
+    finally:
+        hook.remove()
+    assert record.cost.steps == len(steps)
 
 
 def test_gradients_that_grow_weights_and_are_not_finite_make_no_mask(mlp, task, loses_its_gradient, poisoned):

@@ -52,6 +52,8 @@ class Divergence:
     why: str
     again: float | None
     """Peak learning rate of the restart; None: the particle was left out of the mean."""
+    others: int = 0
+    """Steps of the other particles that were trained again with it, because they share its changing masks."""
 
     @property
     def sentence(self) -> str:

@@ -41,8 +41,10 @@ class DivergencePolicy:
         """Numbers of the particles of a cycle, out of `count`, that are not dropped."""
         return [i for i in range(count) if not (self.policy == "drop" and self.count(cycle, i))]
 
-    def record(self, cycle: int | None, index: int, count: int, lr: float, first: int, error: Diverged) -> None:
-        """Keep that a training with learning rate `lr`, started at step `first`, diverged.
+    def record(
+        self, cycle: int | None, index: int, count: int, lr: float, first: int, error: Diverged, others: int = 0
+    ) -> None:
+        """Keep that a training with learning rate `lr`, started at step `first`, diverged. others: see Divergence.
 
         Raises Diverged where the run cannot continue.
         """
@@ -50,7 +52,7 @@ class DivergencePolicy:
             raise error
         retry_lr = lr / 2 if self.policy == "restart" else None
         reason = str(error).removeprefix(f"particle {index}: ")
-        divergence = Divergence(cycle, index, lr, error.steps - first, reason, retry_lr)
+        divergence = Divergence(cycle, index, lr, error.steps - first, reason, retry_lr, others)
         self.divergences.append(divergence)
         self.store.keep_divergence(divergence)
         self._raise_if_final(cycle, index, count, error)

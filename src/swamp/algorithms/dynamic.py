@@ -72,6 +72,8 @@ class _DynamicTraining:
             split = self.total - self.plan.steps_apart(index, setup.options.epochs, self.total)
         self.split = split if len(self.members) > 1 else 0
         """Steps of the trunk that all particles share before they separate."""
+        self.reached: dict[int, int] = {}
+        """Index -> last step of each particle that is trained."""
         dynamic = self.plan.dynamic
         self.end = dynamic.end(self.training, self.per_epoch)
         self.changes = self.method.mask_changes(dynamic, self.training, self.per_epoch)
@@ -114,8 +116,9 @@ class _DynamicTraining:
             particles, masks = [particle for particle, _ in pruned], tuple(mask for _, mask in pruned)
         for particle in particles:
             self.store.progress(index, count).on_finished(particle)
-        # Diverged trainings were paid for too.
-        lost = sum(one.steps for one in self.setup.divergence.of(index))
+        # Diverged trainings were paid for too, and with each the whole cycle.
+        diverged = self.setup.divergence.of(index)
+        lost = sum(one.steps + one.others for one in diverged)
         samples = self._running_mean(phase).mean() if self.sampled else None
         steps = self.split + count * (self.total - self.split) + lost
         step_flops = self.setup.flops.training_step(self.spec.mask, self.training)
@@ -130,7 +133,7 @@ class _DynamicTraining:
             tuple(self.notes),
             projected=bool(self.method.penalty),
             # The trunk is not `trunk`: a particle counts its steps from the beginning.
-            sequential_steps=self.total + lost,
+            sequential_steps=self.total + sum(one.steps for one in diverged),
         )
 
     def _first_phase(self) -> Phase:
@@ -154,7 +157,8 @@ class _DynamicTraining:
         groups = [(phase.masks[0], seeds)] if shared else [(phase.masks[i], [seeds[i]]) for i in range(count)]
         snapshots = dict(zip(indices, phase.snapshots, strict=False))
         inner = self.store.progress(self.index, count, keep=False)
-        progress = _PartProgress(inner, snapshots, stop, self.total, self._on_diverged)
+        self.reached = dict.fromkeys(indices, phase.step)
+        progress = _PartProgress(inner, snapshots, stop, self.total, self.reached, self._on_diverged)
         training = replace(self.training, swa=False, ema=0.0, lawa=0) if self.sampled else self.training
         particles: list[Particle] = []
         for mask, members in groups:
@@ -165,7 +169,8 @@ class _DynamicTraining:
     def _on_diverged(self, index: int, error: Diverged) -> None:
         """Raise _RestartCycle if the plan allows it, else `error`."""
         count = len(self.members) if error.steps > self.split else 1
-        self.setup.divergence.record(self.index, index, count, self.training.lr, 0, error)
+        others = sum(step - self.split for member, step in self.reached.items() if member != index)
+        self.setup.divergence.record(self.index, index, count, self.training.lr, 0, error, others)
         raise _RestartCycle
 
     def _next_phase(self, phase: Phase, step: int, snapshots: tuple[Snapshot, ...], began: float) -> Phase:
@@ -295,15 +300,17 @@ class _PartProgress(ForwardingProgress):
         snapshots: Mapping[int, Snapshot],
         stop: int,
         total: int,
+        reached: dict[int, int],
         diverged: Callable[[int, Diverged], None],
     ) -> None:
         super().__init__(inner)
-        self.snapshots, self.diverged = snapshots, diverged
+        self.snapshots, self.reached, self.diverged = snapshots, reached, diverged
         self.stop, self.total = stop, total
         self.taken: dict[int, Snapshot] = {}
 
     def on_step(self, index: int, step: int, total: int, snapshot: Callable[[], Snapshot]) -> None:
         """Pass it on to `inner`, as a step of the whole training."""
+        self.reached[index] = step
         if step == self.stop:
             self.taken[index] = snapshot()
         self.inner.on_step(index, step, self.total, snapshot)
