@@ -18,6 +18,7 @@ from swamp.training.snapshot import Snapshot
 
 _T = TypeVar("_T")
 _PARTS = ("weights", "optimizer", "mean", "gradient", "anchor")
+_NUMBERS = ("step", "averaged", "losses", "running_loss", "losses_seen")
 
 
 def save_snapshot(path: Path, snapshot: Snapshot, provenance: Mapping[str, str]) -> None:
@@ -90,28 +91,14 @@ def _flat(snapshot: Snapshot) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     for part in _PARTS:
         tensors.update({f"{part}/{name}": value for name, value in getattr(snapshot, part).items()})
-    return tensors, {
-        "step": snapshot.step,
-        "averaged": snapshot.averaged,
-        "losses": snapshot.losses,
-        "running_loss": snapshot.running_loss,
-        "losses_seen": snapshot.losses_seen,
-    }
+    return tensors, {name: getattr(snapshot, name) for name in _NUMBERS}
 
 
 def _snapshot(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> Snapshot:
-    return Snapshot(
-        numbers["step"],
-        _below(tensors, "weights/"),
-        _below(tensors, "optimizer/"),
-        _below(tensors, "mean/"),
-        numbers["averaged"],
-        tuple(numbers["losses"]),
-        numbers["running_loss"],
-        numbers["losses_seen"],
-        _below(tensors, "gradient/"),
-        _below(tensors, "anchor/"),
-    )
+    parts: dict[str, Any] = {part: _below(tensors, f"{part}/") for part in _PARTS}
+    own: dict[str, Any] = {name: numbers[name] for name in _NUMBERS}
+    own["losses"] = tuple(own["losses"])
+    return Snapshot(**parts, **own)
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
