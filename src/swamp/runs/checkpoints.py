@@ -216,12 +216,8 @@ class RunStore(Store):
     def phase(self, cycle: int) -> Phase | None:
         """The particles of a cycle with dynamic masks, from disk."""
         path = self.directory.phase(cycle)
-
-        def read() -> Phase:
-            self.directory.verify_owner(path)
-            return load_phase(path)
-
-        return unless_damaged([path], read, "Continuing without it: the cycle starts again.")
+        again = "Continuing without it: the cycle starts again."
+        return unless_damaged([path], lambda: self.directory.load(path, load_phase), again)
 
     def keep_phase(self, cycle: int, phase: Phase, *, due: bool = False) -> None:
         """Write a phase if it is `due`, or `snapshot_seconds` after the last write."""

@@ -6,11 +6,11 @@ import json
 import math
 import os
 import socket
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from swamp.backends.ticket import TRUNK
 from swamp.errors import CorruptFile, RunLocked, SwampError
@@ -25,6 +25,7 @@ from swamp.files import (
     write_atomic,
 )
 
+_T = TypeVar("_T")
 FORMAT = 1
 """Format number of run directories. It increases when a version writes files that the previous one cannot read."""
 PROVENANCE = "provenance"
@@ -156,6 +157,12 @@ class RunDirectory:
     def verify_owner(self, path: Path) -> None:
         """Raise CorruptFile unless the safetensors file `path` was written for this run and relative path."""
         verify_owner(str(path), load_metadata(path), self.provenance(path))
+
+    def load(self, path: Path, read: Callable[[Path], _T]) -> _T:
+        """`read(path)`. Raises CorruptFile unless the safetensors file was written for this run and relative path."""
+        found = read(path)
+        self.verify_owner(path)
+        return found
 
     @contextmanager
     def locked(self) -> Generator[None]:

@@ -195,8 +195,7 @@ def _require_digest(path: Path, found: str, expected: object) -> None:
 def read_particle(directory: RunDirectory, cycle: int, index: int) -> Particle:
     """A finished particle."""
     path = directory.particle(cycle, index)
-    particle = Particle.load(path)
-    directory.verify_owner(path)
+    particle = directory.load(path, Particle.load)
     if particle.index != index:
         raise CorruptFile(f"{path} is particle {particle.index} of its cycle, moved or copied to another path.")
     return particle
@@ -204,9 +203,7 @@ def read_particle(directory: RunDirectory, cycle: int, index: int) -> Particle:
 
 def read_ticket(directory: RunDirectory) -> Ticket:
     """The ticket."""
-    ticket = Ticket.load(directory.ticket)
-    directory.verify_owner(directory.ticket)
-    return ticket
+    return directory.load(directory.ticket, Ticket.load)
 
 
 def unless_damaged(paths: Sequence[Path], read: Callable[[], _T], again: str) -> _T | None:

@@ -211,12 +211,7 @@ class RunProgress(ReportedProgress):
         """The trunk on disk; None if there is none, or it is damaged: it is trained again."""
         assert self.cycle is not None
         file = self.directory.trunk(self.cycle)
-
-        def read() -> Trunk:
-            self.directory.verify_owner(file)
-            return load_trunk(file)
-
-        return unless_damaged([file], read, _RESTARTED)
+        return unless_damaged([file], lambda: self.directory.load(file, load_trunk), _RESTARTED)
 
     def load_snapshot(self, index: int) -> Snapshot | None:
         """The snapshot on disk; None if there is none, or it or its trajectory is damaged: training starts again."""
@@ -226,8 +221,7 @@ class RunProgress(ReportedProgress):
             path = directory.trajectory(self.cycle, index)
 
         def read() -> Snapshot:
-            directory.verify_owner(file)
-            snapshot = load_snapshot(file)
+            snapshot = directory.load(file, load_snapshot)
             if path and (begins := load_metadata(file).get("trajectory")):
                 self._require_whole(path, int(begins), snapshot.step)
                 self.begins[index] = begins

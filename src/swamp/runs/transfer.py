@@ -122,7 +122,8 @@ def transferred(plan: Plan, model: nn.Module, directory: RunDirectory | None = N
     if directory is not None:
         again = "It is taken from the source again."
         ticket = unless_damaged([directory.ticket], lambda: read_ticket(directory), again)
-        mask = unless_damaged([_mask_file(directory)], lambda: _read_mask(directory), again)
+        file = _mask_file(directory)
+        mask = unless_damaged([file], lambda: directory.load(file, Mask.load), again)
         if ticket and mask and [ticket.id, mask.digest] == [about.get("start"), about.get("mask")]:
             return Transferred(ticket, mask, about)
     found = transferred_from(TransferSource.of_run(plan.transfer.source, plan.sparsity), plan, model)
@@ -222,9 +223,3 @@ def _random(shape: torch.Size, density: float, seed: Seed) -> Tensor:
 
 def _mask_file(directory: RunDirectory) -> Path:
     return directory.path / "transfer.safetensors"
-
-
-def _read_mask(directory: RunDirectory) -> Mask:
-    mask = Mask.load(_mask_file(directory))
-    directory.verify_owner(_mask_file(directory))
-    return mask
