@@ -17,9 +17,11 @@ from swamp.model_copy import copied_model
 from swamp.training import Task, TensorData, TokenData, with_reestimated_batchnorm
 from swamp.training.average import State, copied
 from swamp.training.data import BatchList
+from swamp.training.dropout import draws_random
 from swamp.training.memory_format import to_fastest_memory_format
 from swamp.training.module_extra_state import load_state
 from swamp.training.options import Precision
+from swamp.training.rng import Seed, isolated
 from swamp.training.snapshot import tied_names
 
 _T = TypeVar("_T")
@@ -80,7 +82,9 @@ class Evaluator:
         if self.workers == 1:
             return [one(item) for item in items]
         threads = torch.get_num_threads()
-        with ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        pool = ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(threads,))
+        # The threads seed and restore the global generators at the same time, and draw nothing from them.
+        with isolated(Seed(0).at("evaluation")), pool:
             return list(pool.map(one, items))
 
     def load(
@@ -136,6 +140,8 @@ def _workers(model: nn.Module, task: Task) -> int:
     concurrent = task.own is None and all(
         isinstance(data, TensorData | TokenData | BatchList) for data in task.splits.values()
     )
-    if not on_cpu or not concurrent:
+    workers = max(1, cores() // torch.get_num_threads())
+    if not on_cpu or not concurrent or workers == 1:
         return 1
-    return max(1, cores() // torch.get_num_threads())
+    # The global generators are seeded for each evaluation, which only one at a time may use.
+    return 1 if draws_random(model, task, 8, training=False) else workers

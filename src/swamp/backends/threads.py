@@ -19,6 +19,7 @@ from swamp.training import Task, TensorData, TokenData, Training
 from swamp.training.data import BatchList
 from swamp.training.loop import uses_global_rng
 from swamp.training.optimizers import OptimizerFactory
+from swamp.training.rng import Seed, isolated
 from swamp.training.snapshot import Snapshot
 
 _BINDING = ("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
@@ -88,7 +89,9 @@ def _train_concurrently(job: ParticleJob, workers: int) -> list[Particle]:
     own = replace(
         job, request=replace(job.request, progress=locked), exclusive=False, concurrent=min(workers, len(seeds))
     )
-    with ThreadPoolExecutor(workers, "particle", initializer=torch.set_num_threads, initargs=(each,)) as pool:
+    pool = ThreadPoolExecutor(workers, "particle", initializer=torch.set_num_threads, initargs=(each,))
+    # What the threads try in `isolated` blocks of their own, at the same time, would else end in another state.
+    with isolated(Seed(0).at("threads")), pool:
         futures = [pool.submit(own.train, index, seed) for index, seed in seeds]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)

@@ -15,6 +15,7 @@ from swamp.batches import batch_to
 from swamp.model_copy import copied_model
 from swamp.training.data import Data, mixed_batches
 from swamp.training.memory_format import to_memory_format_of
+from swamp.training.rng import Seed, isolated
 from swamp.training.task import Forward, call_model, in_mode
 
 _POWER_ITERATIONS = 50
@@ -94,7 +95,7 @@ def reestimate_batchnorm(
     if not layers:
         return
     device = next(layers[0].buffers()).device
-    with in_mode(model, training=False), _cumulative(layers):
+    with in_mode(model, training=False), _cumulative(layers), isolated(Seed(0).at("batchnorm"), device):
         for layer in layers:
             layer.reset_running_stats()
             layer.train()

@@ -107,9 +107,9 @@ def has_dropout_layer(model: nn.Module) -> bool:
     return any("Dropout" in type(module).__name__ for module in model.modules())
 
 
-def draws_random(model: nn.Module, task: Task, batch_size: int) -> bool:
-    """Whether a forward pass in train mode draws random numbers: dropout masks or others."""
-    fresh = copied_model(model).train()
+def draws_random(model: nn.Module, task: Task, batch_size: int, *, training: bool = True) -> bool:
+    """Whether a forward pass in train or eval mode draws random numbers: dropout masks or others."""
+    fresh = copied_model(model).train(training)
     device = next(fresh.parameters()).device
     inputs, _ = batch_to(next(iter(task.train.in_order(min(batch_size, 8)))), device)
     with torch.no_grad(), DropoutMode(multipliers_from(torch.Generator(device))) as mode:

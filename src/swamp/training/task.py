@@ -344,6 +344,9 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """The model's outputs and the targets of the examples of `data`, in order, in eval mode.
 
+    A model that draws random numbers in eval mode draws the same ones in each call: the global generators are seeded
+    and restored afterwards.
+
     Args:
         model: Runs on the device it is on; the train or eval mode of its modules is restored.
         task: Its `forward` calls the model.
@@ -369,7 +372,7 @@ def predict(
     batch_size = batch_size or _fast_batch(data, device)
     outputs: list[Tensor] = []
     targets: list[Tensor] = []
-    with in_mode(model, training=False):
+    with in_mode(model, training=False), isolated(Seed(0).at("evaluation"), device):
         batches = data.in_order(batch_size if examples is None else min(batch_size, examples))
         for batch in first_of(batches, examples):
             inputs, target = batch_to(batch, device)
