@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import nn
 
 import swamp
 from swamp.algorithms import METHODS, Cost
@@ -226,6 +227,16 @@ def test_retraining_of_a_method_of_equal_cost_is_checked_with_the_epochs_that_it
     plan = replace(PLAN, method="lrr-long", particles=(2,), sparsity=0.5, retrain_epochs=3, ticket_epochs=0)
     next(swamp.cycles(mlp, task, plan, training, backend=spy))
     assert len(spy.calls) == 1
+
+
+@pytest.mark.filterwarnings("ignore:FLOPs count every weight once")
+def test_scores_of_a_network_that_normalises_by_the_batch_alone(task):
+    untracked = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16, track_running_stats=False), nn.Linear(16, 3))
+    (cycle,) = run(untracked, task, "grasp")
+    assert cycle.cost.flops > 0
+    for method in ("synflow", "one-shot-fisher"):
+        with pytest.raises(swamp.SwampError, match=r"one example at a time, and '1' \(BatchNorm1d\) normalises by the"):
+            run(untracked, task, method, sparsity=0.5)
 
 
 @pytest.mark.slow_cases("96")

@@ -21,6 +21,7 @@ from swamp.backends import Sequential
 from swamp.cli import main
 from swamp.errors import CorruptFile
 from swamp.files import load_tensors
+from swamp.runs import open_run
 from swamp.scores import SCORES
 
 
@@ -51,6 +52,18 @@ def test_the_result_is_that_of_the_call_without_a_directory(tmp_path):
     kept = pruned(tmp_path / "run")
     assert same(plain, kept)
     assert same(plain, swamp.load_run(tmp_path / "run", network(number=1)))
+
+
+def test_a_run_with_a_score_of_ones_own_is_read_where_the_score_is_not_known(tmp_path, monkeypatch):
+    monkeypatch.setitem(SCORES, "mine", SCORES["magnitude"])
+    kept = pruned(tmp_path / "run", score="mine")
+    assert same(kept, pruned(tmp_path / "run", score="mine"))
+    monkeypatch.delitem(SCORES, "mine")
+    assert same(kept, swamp.load_run(tmp_path / "run", network(number=1)))
+    _, config = open_run(tmp_path / "run")
+    assert config.plan.score == "python:mine"
+    with pytest.raises(swamp.SwampError, match="unknown score 'mine'"):
+        next(swamp.cycles(network(), examples(), config.plan, config.training))
 
 
 def test_a_run_that_lacks_a_record_is_not_loaded_as_one_of_fewer_cycles(whole, tmp_path):

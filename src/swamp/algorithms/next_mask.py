@@ -117,5 +117,6 @@ class Pruner:
         """Outputs of the network, which GraSP takes for classes."""
         device = next(self.model.parameters()).device
         with torch.no_grad(), isolated(Seed(0).at("classes"), device):
-            inputs, _ = batch_to(next(iter(self.task.train.in_order(1))), device)
+            # A whole batch: BatchNorm without running statistics refuses a single example.
+            inputs, _ = batch_to(next(iter(self.task.train.in_order(self.batch_size))), device)
             return self.task.forward(self.model.eval(), inputs).shape[-1]

@@ -11,6 +11,7 @@ from swamp.fields import check_at_least, check_fields, html_table, short_repr
 from swamp.masks import NMPattern, Schedule, Scope, densities_by_fraction, densities_to
 from swamp.masks.patterns import structure_named
 from swamp.masks.schedule import MAX_CYCLES, Count, particles_for
+from swamp.references import PYTHON_PREFIX
 from swamp.scores import score_named
 from swamp.training import Training
 from swamp.training.mask_updates import Dynamic
@@ -106,7 +107,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        score_named(self.score_name)
+        if not self.score.startswith(PYTHON_PREFIX):  # as config.json has it: reading a run needs no score
+            score_named(self.score_name)
         if self.retrain and self.retrain not in get_args(Retraining):
             raise unknown("retrain", self.retrain, get_args(Retraining))
         if (self.retrain or self.retrain_epochs) and self.spec.start != "pruned":

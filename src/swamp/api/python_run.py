@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
@@ -36,7 +36,7 @@ from swamp.runs.read import read_origin, write_config
 from swamp.runs.reference_origin import INITIAL
 from swamp.runs.run_progress import Reporter
 from swamp.runs.validation import check_disk_space
-from swamp.scores import SCORES
+from swamp.scores import SCORES, recorded_score
 from swamp.training import Task, Training
 from swamp.training.module_extra_state import as_tensors
 
@@ -72,7 +72,7 @@ class Job:
             recipe="python",
             task=f"{PYTHON_PREFIX}{loss_name(self.task)}",
             model=f"{PYTHON_PREFIX}{type(self.model).__name__}",
-            plan=self.plan,
+            plan=replace(self.plan, score=self.plan.score and recorded_score(self.plan.score)),
             training=self.training,
             device=str(next(self.model.parameters()).device),
             backend=named,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,18 @@ def _normalised_by_batch(model: nn.Module) -> list[_BatchNorm | _InstanceNorm]:
     found = [layer for layer in model.modules() if isinstance(layer, _BatchNorm | _InstanceNorm) and layer.training]
     model.eval()
     return found
+
+
+def refuse_batch_statistics(model: nn.Module, score: str) -> None:
+    """Raise SwampError for BatchNorm layers that normalise by the batch in eval mode: `score` has single examples."""
+    modules: dict[str, nn.Module] = dict(cast(Any, model).named_modules())
+    for name, layer in modules.items():
+        if isinstance(layer, _BatchNorm) and layer.running_mean is None:
+            raise SwampError(
+                f"the score {score} evaluates one example at a time, and {name!r} ({type(layer).__name__}) normalises "
+                "by the batch, as it has no running statistics (track_running_stats=False). Choose another score, e.g. "
+                "snip or magnitude."
+            )
 
 
 def scored_weights(model: nn.Module, mask: Mask) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from swamp.scores.context import (
     check_loss,
     gradient,
     pruned_copy,
+    refuse_batch_statistics,
     scored_weights,
     some_batches,
     square,
@@ -40,8 +41,9 @@ def fisher(model: nn.Module, mask: Mask, context: ScoringContext) -> dict[str, T
         Name to float64 scores of the weight's shape.
 
     Raises:
-        SwampError: Without data, and for a loss that is not finite.
+        SwampError: Without data, for BatchNorm without running statistics, and for a loss that is not finite.
     """
+    refuse_batch_statistics(model, "fisher")
     with pruned_copy(model, mask, context.generator) as copied:
         weights = scored_weights(copied, mask)
         sums = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}

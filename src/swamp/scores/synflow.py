@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from swamp.errors import SwampError, shortened
 from swamp.masks import Mask
-from swamp.scores.context import ScoringContext, all_batches, gradient, pruned_copy, scored_weights
+from swamp.scores.context import (
+    ScoringContext,
+    all_batches,
+    gradient,
+    pruned_copy,
+    refuse_batch_statistics,
+    scored_weights,
+)
 
 
 def synflow(model: nn.Module, mask: Mask, context: ScoringContext) -> dict[str, Tensor]:
@@ -28,8 +35,8 @@ def synflow(model: nn.Module, mask: Mask, context: ScoringContext) -> dict[str, 
         Name to float64 scores of the weight's shape.
 
     Raises:
-        SwampError: For complex weights, for inputs that are not a float tensor, and for a flow that is infinite or
-            zero everywhere.
+        SwampError: For complex weights, for BatchNorm without running statistics, for inputs that are not a float
+            tensor, and for a flow that is infinite or zero everywhere.
     """
     imaginary = [name for name, parameter in model.named_parameters() if parameter.is_complex()]
     if imaginary:
@@ -37,6 +44,7 @@ def synflow(model: nn.Module, mask: Mask, context: ScoringContext) -> dict[str, 
             f"synflow is defined for real weights, and {shortened(imaginary)} are complex. Choose another score, e.g. "
             "snip or magnitude."
         )
+    refuse_batch_statistics(model, "synflow")
     with pruned_copy(model, mask, context.generator) as copied:
         copied.double()
         with torch.no_grad():
