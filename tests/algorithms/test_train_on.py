@@ -8,7 +8,7 @@ import torch
 import swamp
 from swamp.algorithms.loop import train_on
 
-from .conftest import PLAN, TRAINING, Tickets, run, same
+from .conftest import PLAN, TRAINING, Spy, Tickets, run, same
 
 
 def ticket_of(mlp, task) -> swamp.Ticket:
@@ -95,6 +95,28 @@ def test_a_given_ticket_may_be_later_than_the_end_of_a_training_that_restarts(ml
     how["training"] = replace(TRAINING, lr_after_rewind="advance")
     with pytest.raises(swamp.SwampError, match="the ticket is taken after 5 epochs, the training has 4"):
         swamp.retrain(mlp, task, swamp.Ticket(mlp.state_dict(), steps), mask, **how)
+
+
+def test_retraining_a_dense_mask_is_cycle_1_and_costs_no_ticket(mlp, task):
+    ticket = ticket_of(mlp, task)
+    sparse = {name: active.clone() for name, active in swamp.Mask.ones(mlp).items()}
+    sparse["0.weight"][0, 0] = False
+    how, spies = {"method": "imp", "training": TRAINING}, [Spy(mlp, task), Spy(mlp, task)]
+    masks = swamp.Mask.ones(mlp), swamp.Mask(sparse)
+    dense, other = (
+        swamp.retrain(mlp, task, ticket, mask, backend=spy, **how).cycles[0]
+        for mask, spy in zip(masks, spies, strict=True)
+    )
+    assert (dense.mask.density, dense.index, other.index) == (1, 1, 1)
+    # The seeds determine the batch orders.
+    assert [call[3] for call in spies[0].calls] == [call[3] for call in spies[1].calls]
+    steps = TRAINING.epochs * task.train.steps(TRAINING.batch_size)
+    assert [dense.cost.steps, dense.cost.sequential_steps, other.cost.steps] == [steps] * 3
+
+
+def test_the_dense_mask_of_a_run_costs_no_ticket_that_it_did_not_train(mlp, task):
+    (dense,) = train_on({0: swamp.Mask.ones(mlp)}, ticket_of(mlp, task), mlp, task, PLAN, TRAINING)
+    assert dense.cost.steps == sum(particle.steps for particle in dense.particles)
 
 
 def test_retrain_makes_a_sparse_model_of_any_mask(mlp, task):

@@ -28,12 +28,14 @@ class CycleSpec:
     """Cost of the cycles that this one is made from."""
     scoring_flops: float = 0.0
     """Floating-point operations of finding the mask."""
+    trained_ticket: bool = False
+    """Whether this run trained the ticket: the cost of the cycle includes it."""
 
 
 def first_spec(setup: Setup, index: int, ticket: Ticket) -> CycleSpec:
     """The dense cycle, or a cycle of a method that needs no other cycle."""
     if not setup.plan.spec.independent:
-        return CycleSpec(ticket, setup.dense, setup.training_of(index), setup.first_step(index))
+        return CycleSpec(ticket, setup.dense, setup.training_of(index), setup.first_step(index), trained_ticket=True)
     training = setup.training_of(index)
     if setup.plan.spec.masks == "dynamic" and setup.plan.spec.grow in ("nothing", "all"):
         return CycleSpec(ticket, setup.dense, training)

@@ -33,8 +33,7 @@ def evaluate_cycle(
 ) -> Cycle:
     """The record of a cycle: metrics, barriers and cost of its averaged particles. began: perf_counter at its start."""
     plan, method, mask = setup.plan, setup.plan.spec, average.mask
-    first = index == 0 and not method.independent
-    divergences = (*(setup.divergence.of(None) if first else ()), *setup.divergence.of(index))
+    divergences = (*(setup.divergence.of(None) if spec.trained_ticket else ()), *setup.divergence.of(index))
     empty_layers = empty_layer_warning(spec.mask, mask) if method.masks == "dynamic" else None
     notes = [*dict.fromkeys([*spec.notes, *trained.notes, *filter(None, [empty_layers])])]
     if index == 0 and not setup.has_unit_error and plan.most_particles > 1 and method.combine == "mean":
@@ -48,7 +47,7 @@ def evaluate_cycle(
     load_state(setup.model, models.average.state)
     steps, flops = trained.steps, trained.flops + spec.scoring_flops
     sequential = trained.sequential_steps * spec.training.passes
-    if first:
+    if spec.trained_ticket:
         ticket_steps = setup.ticket_steps + sum(one.steps for one in setup.divergence.of(None))
         steps += ticket_steps
         sequential += ticket_steps

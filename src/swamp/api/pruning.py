@@ -1,5 +1,6 @@
 """The public calls that prune a model: with a run directory, progress, and a function called after each cycle."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
@@ -250,8 +251,8 @@ def retrain(
     mask.check(model)
     how = training or Training()
     epochs = ticket.steps / task.train.steps(how.batch_size)
-    densities = (1.0, mask.density) if mask.density < 1 else (1.0,)
-    index = len(densities) - 1
+    # The largest number below 1 stands for a dense mask: densities of a plan fall.
+    densities, index = (1.0, min(mask.density, math.nextafter(1.0, 0.0))), 1
     # No layer needs a weight: the mask is as it is.
     set_here = {"ticket_epochs": epochs, **_scope_of(mask, model), **options}
     set_here |= {"densities": densities, "min_per_layer": 0}
