@@ -113,6 +113,43 @@ def test_a_training_resumed_at_any_step_has_the_same_bits_and_keeps_its_zeros(fo
         assert all(torch.equal(rest.weights[key], value) for key, value in whole.weights.items())
 
 
+@pytest.mark.parametrize("kind", [swamp.backends.Sequential, swamp.backends.Vmapped])
+def test_groups_keep_the_ratios_of_their_learning_rates(kind):
+    def factory(parameters):
+        frozen, *others = parameters
+        return torch.optim.SGD(
+            [{"params": [frozen], "lr": 0.0}, {"params": others[:3], "lr": 0.1}, {"params": others[3:]}]
+        )
+
+    def trained(optimizer, snapshots=None):
+        model, task = problem()
+        start = {name: value.clone() for name, value in model.state_dict().items()}
+        ticket, seeds = swamp.backends.Ticket(start, 0), [(0, swamp.Seed(1)), (1, swamp.Seed(2))]
+        request = swamp.backends.TrainRequest(ticket, swamp.Mask.ones(model), TRAINING, seeds, last=1)
+        (particle, _) = kind(model, task, optimizer).train(request)
+        return {name: particle.weights[name] - start[name] for name, _ in model.named_parameters()}
+
+    found, whole = trained(factory), trained(lambda parameters: torch.optim.SGD(parameters))
+    # The default rate of SGD, 0.001, is a hundredth of the largest.
+    ratios = [0.0, 1.0, 1.0, 1.0, 0.01, 0.01]
+    for (name, change), ratio in zip(found.items(), ratios, strict=True):
+        torch.testing.assert_close(change, ratio * whole[name], rtol=1e-3, atol=1e-6)
+
+
+def test_a_resumed_training_has_the_ratios_of_the_new_optimizer_and_the_same_bits(folder):
+    def factory(parameters):
+        first, *others = parameters
+        return torch.optim.AdamW([{"params": [first], "lr": 0.02}, {"params": others, "lr": 0.1}])
+
+    model, task = problem()
+    taken = []
+    training = replace(TRAINING, schedule="cosine")
+    whole = fit(model, task, training, swamp.Seed(1), optimizer=factory, on_step=lambda *step: taken.append(step[2]()))
+    again, _ = problem()
+    rest = fit(again, task, training, swamp.Seed(1), optimizer=factory, resume=taken[3])
+    assert all(torch.equal(rest.weights[key], value) for key, value in whole.weights.items())
+
+
 def test_a_schedule_free_optimizer_is_averaged_and_ends_in_its_evaluation_mode(folder):
     made = []
 

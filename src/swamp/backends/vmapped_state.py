@@ -21,7 +21,7 @@ from swamp.training.average import State, copied
 from swamp.training.loop import Fit
 from swamp.training.module_extra_state import as_tensors, load_state
 from swamp.training.nan_checks import require_finite, require_finite_memory, require_finite_weights
-from swamp.training.optimizers import build_optimizer
+from swamp.training.optimizers import build_optimizer, rate_ratios, set_rate
 from swamp.training.snapshot import LazySnapshot, Snapshot, epoch_mean, load_optimizer, optimizer_tensors
 from swamp.training.stacked import gather_rows, stacked_batches
 
@@ -99,8 +99,7 @@ class VmappedState:
     def step(self, step: int, rate: float, batch: Batch) -> None:
         """See TrainState.step; all particles are updated at once."""
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            set_rate(optimizer, rate, self.rate_ratios)
         if self.anchors:
             self.penalty.fill_(self.job.request.training.penalty_at(step, self.per_epoch))
         inputs, targets = batch
@@ -229,6 +228,7 @@ class VmappedState:
         if job.optimizer is None:
             optimizer = build(self.parameters[0])
             if is_elementwise(optimizer):
+                self.rate_ratios = rate_ratios(optimizer)
                 load_optimizer(optimizer, self._stacked_optimizer_state(states))
                 return [optimizer]
         # A user's factory may group weights by their shapes, and must see the shapes of one model.
@@ -238,6 +238,7 @@ class VmappedState:
             for place in range(len(self.members))
         ]
         separate = [build(parameters) for parameters in self.parameters]
+        self.rate_ratios = rate_ratios(separate[0])
         for optimizer, state in zip(separate, states, strict=True):
             load_optimizer(optimizer, state)
         return separate

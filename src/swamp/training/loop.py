@@ -31,6 +31,8 @@ from swamp.training.optimizers import (
     build_optimizer,
     evaluation_weights,
     has_modes,
+    rate_ratios,
+    set_rate,
     use_dense_gradients,
 )
 from swamp.training.options import Training
@@ -222,6 +224,7 @@ class _ModelState:
         use_dense_gradients(model)
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.optimizer: Optimizer = (optimizer or partial(build_optimizer, training=training))(self.trainable)
+        self.rate_ratios = rate_ratios(self.optimizer)
         if has_modes(self.optimizer):
             cast(Any, self.optimizer).train()
         self.per_epoch = task.train.steps(training.batch_size)
@@ -257,8 +260,7 @@ class _ModelState:
 
     def step(self, step: int, rate: float, batch: Batch) -> None:
         batch, self.rate = batch_to(batch, self.device), rate
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate, self.rate_ratios)
         loss = self._sam_backward(step, batch) if self.training.sam else self._backward(step, batch)
         if self.training.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)

@@ -15,7 +15,8 @@ from swamp.references import is_reference, resolve
 from swamp.training.options import Training
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-"""Parameters -> optimizer. The schedule sets its learning rate before every step."""
+"""Parameters -> optimizer. The schedule sets its learning rate before every step: that of its fastest parameter group;
+other groups keep the ratios to it with which the optimizer was built."""
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], training: Training) -> Optimizer:
@@ -153,6 +154,19 @@ def _referenced(parameters: list[nn.Parameter], training: Training) -> Optimizer
             "function (parameters, lr) that returns one."
         )
     return made
+
+
+def rate_ratios(optimizer: Optimizer) -> list[float]:
+    """Learning rate of each parameter group of a new optimizer, as a fraction of the largest one."""
+    rates = [float(group.get("lr", 1.0)) for group in optimizer.param_groups]
+    largest = max(rates)
+    return [rate / largest if largest else 1.0 for rate in rates]
+
+
+def set_rate(optimizer: Optimizer, rate: float, ratios: Sequence[float]) -> None:
+    """Set the learning rate of the fastest parameter group; `ratios` are those of `rate_ratios`."""
+    for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
+        group["lr"] = rate * ratio
 
 
 def has_modes(optimizer: Optimizer) -> bool:
