@@ -342,7 +342,7 @@ def test_the_stream_of_a_particle_ends_with_its_training(backend):
             alive.append(1)
             try:
                 while True:
-                    yield torch.ones(6), 1
+                    yield torch.rand(6), 1
             finally:
                 alive.pop()
 
