@@ -140,11 +140,10 @@ class StreamData:
 
 
 def close_streams(data: Any, batch_size: int, seeds: Iterable[Seed]) -> None:
-    """End the streams of these seeds, if `data` are or wrap a stream."""
-    stream = getattr(data, "data", data)
-    if isinstance(stream, StreamData):
+    """End the streams of these seeds, if `data` are a stream."""
+    if isinstance(data, StreamData):
         for seed in seeds:
-            stream.close(batch_size, seed)
+            data.close(batch_size, seed)
 
 
 def _key(batch_size: int, seed: Seed) -> tuple[Any, ...]:
