@@ -55,13 +55,9 @@ def call(function: Callable[..., Any], reference: str, what: str, offered: Mappi
 
     Raises SwampError, with the error's type and line, if the function fails or needs something else.
     """
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        parameters = ()
-    keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    given = {one.name: offered[one.name] for one in parameters if one.kind in keyword and one.name in offered}
-    needed = [one.name for one in parameters if one.default is one.empty and one.kind in keyword]
+    parameters = parameters_of(function)
+    given = {name: offered[name] for name in parameters if name in offered}
+    needed = [name for name, one in parameters.items() if one.default is one.empty]
     if lacking := [name for name in needed if name not in given]:
         raise SwampError(
             f"{what} {reference}: the function needs {', '.join(lacking)}; it is called with those that it has "
@@ -73,6 +69,16 @@ def call(function: Callable[..., Any], reference: str, what: str, offered: Mappi
         raise
     except Exception as error:  # code of the user may raise anything
         raise SwampError(f"{what} {reference}: {_told(error)}") from error
+
+
+def parameters_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters that `call` can give, by name."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}
+    keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name: one for name, one in parameters.items() if one.kind in keyword}
 
 
 def source_digest(reference: str, what: str) -> str:

@@ -222,8 +222,14 @@ def test_strong_augmentation_changes_contrast_and_fills_a_square_with_the_mean()
         (["--labelled", "9"], r"leave 8 for training after 1 are held out for validation, fewer than the 10 classes"),
         (["--labelled", "-1"], "labelled is -1; expected a number of training examples"),
         (["--objective", "fixmach"], "unknown objective 'fixmach'. Did you mean fixmatch"),
-        (["--task", "digits", "--labelled", "40"], "labelled and objective have no effect on digits; they are for"),
-        (["--task", "digits-clusters", "--objective", "fixmatch"], "have no effect on digits-clusters"),
+        (
+            ["--task", "digits", "--labelled", "40"],
+            "--labelled has no effect: digits does not read it; tasks that do: digits-few-labels, ",
+        ),
+        (
+            ["--task", "digits-clusters", "--objective", "fixmatch"],
+            "--objective has no effect: digits-clusters does not read it",
+        ),
     ],
 )
 def test_labels_and_losses_that_cannot_be_had_are_refused_before_any_work(options, message, capsys, tmp_path):

@@ -22,9 +22,10 @@ from swamp.api.ticket_search import (
 )
 from swamp.cli.run import recipe_or_config
 from swamp.cli.session import Err, Out, parse, print_json, stoppable
+from swamp.datasets import refuse_unread
 from swamp.errors import SwampError
 from swamp.report.figures.loss_landscape import instability as instability_figure
-from swamp.runs.config import RunConfig
+from swamp.runs.config import RunConfig, changed_options
 from swamp.runs.directory import write_json
 from swamp.runs.execute import backend_for, executing, prepare
 
@@ -82,6 +83,7 @@ def ticket_command(arguments: Sequence[str]) -> None:
     """swamp ticket [RECIPE] [options]."""
     default, rest = recipe_or_config(arguments)
     given = parse(TicketArgs, "swamp ticket", rest, TicketArgs(default), TICKET_HELP)
+    refuse_unread(given.config.task, changed_options(default, given.config))
     if given.out is not None and given.out.exists():
         raise SwampError(f"{given.out} already exists. Choose another --out, or delete it.")
     instability, trials, found = _searched(given)

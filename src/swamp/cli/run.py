@@ -16,7 +16,7 @@ from swamp.algorithms.registry import method_named
 from swamp.algorithms.unused import refuse_unused
 from swamp.api.progress import LiveReporter, number
 from swamp.cli.session import Err, Out, parse, print_json, print_labelled, stoppable
-from swamp.datasets import task_named
+from swamp.datasets import refuse_unread, task_named
 from swamp.errors import SwampError
 from swamp.fields import with_option_names
 from swamp.recipes import configuration, for_task
@@ -125,7 +125,9 @@ def _with_stable_ticket(given: RunArgs, options: Collection[str]) -> RunConfig:
 
 def run_configured(default: RunConfig, config: RunConfig, path: Path, *, as_json: bool, quiet: bool) -> dict[str, Any]:
     """Run `config`, which options changed from `default`, in a new directory; print its summary, and return it."""
-    for note in refuse_unused(config.plan, config.training, changed_options(default, config)):
+    given = changed_options(default, config)
+    refuse_unread(config.task, given)
+    for note in refuse_unused(config.plan, config.training, given):
         print_labelled(Err, "warning:", "yellow", with_option_names(note))
     chosen_trackers(config.track)  # raises before anything is shown
     with _progress(as_json, quiet) as (shown, stop), tracked(shown, config, path) as reporter:

@@ -15,12 +15,13 @@ import tyro
 from swamp.cli.run import recipe_or_config
 from swamp.cli.session import Err, Out, parse, print_json, stoppable, warnings_to
 from swamp.cli.workers import WorkerArgs, local_workers, stop_with_parent, tell_faults
+from swamp.datasets import refuse_unread
 from swamp.errors import Interrupted, SwampError, need, unknown
 from swamp.fields import check_at_least
 from swamp.recipes import RECIPES, STUDIES, configuration
 from swamp.report.statistics import ReportMetric
 from swamp.report.tables import Table, print_table
-from swamp.runs.config import RunConfig
+from swamp.runs.config import RunConfig, changed_options
 from swamp.runs.execute import prepare
 from swamp.runs.run_progress import Reporter
 from swamp.runs.study import Study
@@ -194,6 +195,8 @@ def _tuning(given: TuneArgs, source: _Source, rest: Sequence[str]) -> TuningPlan
         raise SwampError("give --method or --methods, not both.")
     methods = (given.config.plan.method,) if "--method" in flags or not methods else methods
     config = replace(given.config, plan=replace(given.config.plan, method=methods[0]))
+    in_study = (name.rpartition(".")[2] for name in source.fixed)
+    refuse_unread(config.task, [*in_study, *changed_options(source.given.config, config)])
     ranges = [*source.ranges, *(parse_range(text, config) for text in given.search)]
     for index, one in enumerate(ranges):
         where = f"on the command line (--{one.option})" if f"--{one.option}" in flags else source.fixed.get(one.field)

@@ -1,19 +1,20 @@
 """Ready-made tasks and networks."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
 from functools import partial
 
 from torch import nn
 
 from swamp.datasets import agents, arrays, bundled, cifar, cloning, fashion, images, text, time_series, unlabelled
-from swamp.datasets.problem import DataOptions, LabelOptions, Problem
+from swamp.datasets.problem import DataOptions, LabelOptions, Problem, TextOptions
 from swamp.datasets.referenced import referenced_network, referenced_problem
 from swamp.datasets.text import GLUE_TASKS
-from swamp.errors import SwampError, unknown
+from swamp.errors import SwampError, shortened, unknown
+from swamp.fields import changed_fields
 from swamp.models import build_network
 from swamp.models.language import is_pretrained
-from swamp.references import PYTHON_PREFIX, is_reference
+from swamp.references import PYTHON_PREFIX, is_reference, parameters_of, resolve
 from swamp.training.rng import Seed
 
 __all__ = ["build_problem"]
@@ -65,6 +66,30 @@ TASKS: dict[str, TaskBuilder] = {
 """Name -> builder; `swamp list tasks` prints the first line of its docstring."""
 
 _FEW_LABELS = ("digits-few-labels", "fashion-few-labels", "cifar-10-few-labels")
+_TABLES = ("text-folder", "text-folder-number", *GLUE_TASKS)
+_TEXTS = ("movie-reviews", "movie-reviews-rating", "movie-reviews-text", "text-folder-text", *_TABLES)
+_IN_FILES = (
+    *("csv", "csv-number", "npz", "npz-number", "image-folder", "text-folder-text", *_TABLES, "series"),
+    *("italy-power-demand", "arrow-head", "basic-motions", "tiny-imagenet", "cifar-10", "cifar-100"),
+    *("cifar-10-few-labels", "fashion-mnist", "fashion-reduction", "fashion-few-labels", "fashion-views"),
+)
+_AUGMENTED = (
+    *("mnist1d", "mnist1d-10k", "mnist1d-shifted", "digits", "digits-reduction", "digits-clusters", "fashion-mnist"),
+    *("fashion-reduction", "fashion-views", "cifar-10", "cifar-100", "tiny-imagenet", "image-folder", *_FEW_LABELS),
+)
+READ_BY: dict[str, tuple[str, ...]] = {
+    "folder": _IN_FILES,
+    "augment": _AUGMENTED,
+    "workers": ("image-folder",),
+    "tokenizer": _TEXTS,
+    "length": _TEXTS,
+    "columns": (*_TABLES, "text-folder-text"),
+    "label": ("csv", "csv-number", *_TABLES),
+    "neutral": ("movie-reviews",),
+    "labelled": _FEW_LABELS,
+    "objective": _FEW_LABELS,
+}
+"""Field of the data options -> tasks that read it. Others are read by all, or refused by the task itself."""
 
 
 def task_named(name: str) -> TaskBuilder:
@@ -81,6 +106,29 @@ def task_named(name: str) -> TaskBuilder:
     if name not in TASKS:
         raise unknown("task", name, TASKS)
     return TASKS[name]
+
+
+def unread_options(task: str) -> dict[str, str]:
+    """Fields of the data options that a task does not read, and why, as the end of a sentence about the option."""
+    if is_reference(task):
+        taken = parameters_of(resolve(task, "task"))
+        every = [one.name for kind in (DataOptions, TextOptions, LabelOptions) for one in fields(kind)]
+        names = () if "options" in taken else [name for name in every if name not in taken]
+        through = {name: "folder" if name == "folder" else "options" for name in names}
+        return {name: f"the function {task} has no parameter {parameter!r}" for name, parameter in through.items()}
+    return {
+        name: f"{task} does not read it; tasks that do: {shortened(tasks, 9)}"
+        for name, tasks in READ_BY.items()
+        if task not in tasks
+    }
+
+
+def refuse_unread(task: str, given: Iterable[str]) -> None:
+    """Raise SwampError for the first of the `given` options (their fields) that `task` does not read."""
+    unread = unread_options(task)
+    for name in given:
+        if name in unread:
+            raise SwampError(f"{name} has no effect: {unread[name]}. Leave it out, or choose another --task.")
 
 
 def build_problem(task: str, model: str, options: DataOptions, seed: Seed) -> Problem:
@@ -107,8 +155,8 @@ def build_problem(task: str, model: str, options: DataOptions, seed: Seed) -> Pr
         options = replace(options, text=replace(options.text, tokenizer=model))
     build = task_named(task)
     # A task of the user's own function may use any option.
-    if options.labels != LabelOptions() and task in TASKS and task not in _FEW_LABELS:
-        raise SwampError(f"labelled and objective have no effect on {task}; they are for {', '.join(_FEW_LABELS)}.")
+    if task in TASKS:
+        refuse_unread(task, changed_fields(options.labels))
     problem = build(options, seed)
     if options.classes and not problem.chosen:
         raise SwampError(f"the task {task} has no choice of classes. Leave classes out.")

@@ -12,7 +12,7 @@ import msgspec
 
 from swamp.algorithms.registry import method_named
 from swamp.algorithms.unused import unused_options
-from swamp.datasets import task_named
+from swamp.datasets import task_named, unread_options
 from swamp.errors import SwampError, unknown
 from swamp.fields import RENAMED, check_fields, with_tuples
 from swamp.files import read_text
@@ -104,8 +104,11 @@ class Study:
                 raise SwampError(f"{where}: {name!r} cannot be the name of a run, which names a directory. ({origin})")
             origins[name] = origin
             found[name] = config = self._configuration(options, recipe, f"{where}: run {name!r}")
+            given = [*resolved_options(self.settings, where, varied=False), *options]
             unused = unused_options(config.plan, config.training)
-            for option in [*resolved_options(self.settings, where, varied=False), *options]:
+            if any(option.startswith("data.") for option in given):
+                unused |= unread_options(config.task)
+            for option in given:
                 # The methods of a study share options: one run that uses an option is enough.
                 why = unused.get(option.rpartition(".")[2], "")
                 effects[option] = why and effects.get(option, why)
