@@ -69,10 +69,25 @@ def test_data_sorted_by_class_give_the_statistics_of_shuffled_data(stored: str):
     assert torch.allclose(fresh.norm.running_var, inputs.var(0), rtol=0.05)
 
 
-def test_a_small_batch_in_the_middle_is_left_out_alone():
-    sizes = [INPUTS[:4], INPUTS[4:6], INPUTS[6:10]]
-    fresh: Any = with_reestimated_batchnorm(Net(), as_data([(part, torch.zeros(len(part))) for part in sizes]))
-    assert_statistics(fresh.norm, [sizes[0], sizes[2]])
+@pytest.mark.parametrize("sizes", [(4, 2, 4), (5, 4, 2), (2, 5, 4), (4, 4, 3)])
+def test_batches_of_different_sizes_count_by_their_examples_without_an_incomplete_last_one(sizes: tuple[int, ...]):
+    parts = INPUTS[: sum(sizes)].split(sizes)
+    fresh: Any = with_reestimated_batchnorm(Net(), as_data([(part, torch.zeros(len(part))) for part in parts]))
+    kept = [part for number, part in enumerate(parts) if number < 2 or len(part) >= sizes[0]]
+    assert torch.allclose(fresh.norm.running_mean, torch.cat(kept).mean(0), rtol=1e-13, atol=0)
+    variance = sum(len(part) * part.var(0) for part in kept) / sum(map(len, kept))
+    assert torch.allclose(fresh.norm.running_var, variance, rtol=1e-13, atol=0)
+
+
+def test_a_layer_that_is_called_twice_has_the_mean_of_its_calls():
+    class Twice(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(x) + self.norm(2 * x))
+
+    parts = INPUTS[:9].split([5, 4])
+    batches = [(part, torch.zeros(len(part))) for part in (*parts, parts[0])]
+    fresh: Any = with_reestimated_batchnorm(Twice(), as_data(batches))
+    assert torch.allclose(fresh.norm.running_mean, 1.5 * torch.cat([*parts, parts[0]]).mean(0), rtol=1e-13, atol=0)
 
 
 def test_data_is_not_augmented():

@@ -1,8 +1,9 @@
 """Re-estimation of the running statistics of normalisation layers, needed for averaged weights."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from itertools import count
+from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -11,12 +12,13 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.utils.parametrize import ParametrizationList
 
-from swamp.batches import batch_to
+from swamp.batches import Batch, batch_to
 from swamp.model_copy import copied_model
-from swamp.training.data import Data, mixed_batches
+from swamp.training.data import Data, DatasetData, TensorData, mixed_batches
 from swamp.training.memory_format import to_memory_format_of
 from swamp.training.rng import Seed, isolated
 from swamp.training.task import Forward, call_model, in_mode
+from swamp.training.tokens import TokenData
 
 _POWER_ITERATIONS = 50
 
@@ -64,13 +66,13 @@ def with_reestimated_batchnorm(
 def reestimate_batchnorm(
     model: nn.Module, data: Data, *, forward: Forward = call_model, batch_size: int = 256, examples: int | None = None
 ) -> None:
-    """Re-estimate running statistics of batch and instance normalisation in place: the uniform mean over batches.
+    """Re-estimate running statistics of batch and instance normalisation in place: the mean over batches.
 
     The statistics are reset, then one pass in a fixed random order follows, without augmentation and dropout: batches
-    of sorted data would each show one class, and too small a variance. An incomplete last batch is left out, because it
-    would count as much as a full one. Statistics that training does not change are left as they are: see
-    `batchnorm_layers`. The singular vectors of spectral_norm, whose mean has another norm than 1, are found again by
-    power iteration.
+    of sorted data would each show one class, and too small a variance. An incomplete last batch is left out. Batches of
+    the user's own, which may differ in size, count by their examples. Statistics that training does not change are left
+    as they are: see `batchnorm_layers`. The singular vectors of spectral_norm, whose mean has another norm than 1, are
+    found again by power iteration.
 
     Args:
         model: The model; its modes and momenta are restored.
@@ -95,26 +97,49 @@ def reestimate_batchnorm(
     if not layers:
         return
     device = next(layers[0].buffers()).device
-    with in_mode(model, training=False), _cumulative(layers), isolated(Seed(0).at("batchnorm"), device):
+    own_sizes = not isinstance(data, TensorData | DatasetData | TokenData)
+    size = _Size()
+    with (
+        in_mode(model, training=False),
+        _cumulative(layers, size, weighted=own_sizes),
+        isolated(Seed(0).at("batchnorm"), device),
+    ):
         for layer in layers:
             layer.reset_running_stats()
             layer.train()
         first_size = 0
-        for batch in mixed_batches(data, batch_size, examples):
+        for batch, is_last in _with_last(mixed_batches(data, batch_size, examples)):
             inputs, targets = batch_to(batch, device)
-            first_size = first_size or len(targets)
-            if len(targets) >= first_size:
+            size.examples = len(targets)
+            first_size = first_size or size.examples
+            if size.examples >= first_size or (own_sizes and not is_last):
                 forward(model, to_memory_format_of(model, inputs))
 
 
+def _with_last(batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """Each batch, and whether it is the last one."""
+    for batch, following in pairwise(chain(batches, [None])):
+        if batch is not None:
+            yield batch, following is None
+
+
+@dataclass
+class _Size:
+    """Examples of the batch that is computed."""
+
+    examples: int = 0
+
+
 @contextmanager
-def _cumulative(layers: list[NormLayer]) -> Generator[None]:
-    """Inside the block running statistics are the uniform mean over the calls of each layer."""
+def _cumulative(layers: list[NormLayer], size: _Size, *, weighted: bool) -> Generator[None]:
+    """Inside the block running statistics are the mean over the calls of each layer, `weighted` by their examples."""
     momenta = [layer.momentum for layer in layers]
-    handles = [layer.register_forward_pre_hook(_counting()) for layer in layers if isinstance(layer, _InstanceNorm)]
+    # Without momentum BatchNorm computes the uniform mean; InstanceNorm would not change.
+    counted = [layer for layer in layers if weighted or isinstance(layer, _InstanceNorm)]
+    handles = [layer.register_forward_pre_hook(_counting(size)) for layer in counted]
     try:
         for layer in layers:
-            layer.momentum = None  # BatchNorm then computes the cumulative mean; InstanceNorm would not change
+            layer.momentum = None
         yield
     finally:
         for handle in handles:
@@ -123,12 +148,14 @@ def _cumulative(layers: list[NormLayer]) -> Generator[None]:
             layer.momentum = momentum
 
 
-def _counting() -> Callable[[Any, Any], None]:
-    calls = count(1)
+def _counting(size: _Size) -> Callable[[Any, Any], None]:
+    seen = 0
 
     def before(layer: Any, args: Any) -> None:
+        nonlocal seen
         del args
-        layer.momentum = 1 / next(calls)
+        seen += size.examples
+        layer.momentum = size.examples / seen
 
     return before
 
