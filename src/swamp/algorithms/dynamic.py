@@ -111,8 +111,8 @@ class _DynamicTraining:
         # A particle knows the seconds of its last part only.
         particles = [replace(particle, seconds=phase.seconds / count) for particle in particles]
         if self.method.penalty:
-            phase = replace(phase, flops=phase.flops + self._change_flops(phase.masks, 1))
             pruned = [self._pruned_particle(particle) for particle in particles]
+            phase = replace(phase, flops=phase.flops + self._change_flops(phase.masks, 1, self.total))
             particles, masks = [particle for particle, _ in pruned], tuple(mask for _, mask in pruned)
         for particle in particles:
             self.store.progress(index, count).on_finished(particle)
@@ -187,8 +187,8 @@ class _DynamicTraining:
         if (step in self.changes and not self.method.penalty) or starts_lr_cycle:
             if self.method.own_masks and len(snapshots) > len(masks):
                 masks = masks * len(snapshots)
-            flops += self._change_flops(masks, len(snapshots))
-            masks = self._changed_masks(masks, snapshots, step)
+            before, masks = masks, self._changed_masks(masks, snapshots, step)
+            flops += self._change_flops(before, len(snapshots), step)
             snapshots = tuple(
                 masked_snapshot(one, masks[i % len(masks)], self.trainable, self.setup.evaluator.ties)
                 for i, one in enumerate(snapshots)
@@ -205,7 +205,7 @@ class _DynamicTraining:
         setup, (snapshot,) = self.setup, phase.snapshots
         seed, ties = self.seed.at("score", phase.step), setup.evaluator.ties
         found = dual_update(snapshot, phase.dual, setup.pruner, self.spec.mask, self.nnz, seed, self.trainable, ties)
-        flops = phase.flops + self._change_flops(phase.masks, 1)
+        flops = phase.flops + self._change_flops(phase.masks, 1, phase.step)
         return replace(phase, snapshots=(found.snapshot,), dual=found.dual, flops=flops)
 
     def _pruned_particle(self, particle: Particle) -> tuple[Particle, Mask]:
@@ -274,13 +274,13 @@ class _DynamicTraining:
         """Seed of the batch order of a particle, or of the trunk before the particles separate."""
         return self.seed.at("trunk") if count == 1 < len(self.members) else self.seed.at("particle", index)
 
-    def _change_flops(self, masks: tuple[Mask, ...], count: int) -> float:
-        """FLOPs of one mask update: of the scores, or as counted in RigL.
+    def _change_flops(self, masks: tuple[Mask, ...], count: int, step: int) -> float:
+        """FLOPs of the update of `masks` after `step`, which is done: of the scores, or as counted in RigL.
 
         RigL: a sparse forward pass, sparse gradients of the activations and dense gradients of the weights.
         """
         if self.method.grow == "nothing" or (self.method.grow == "all" and masks[0] == self.setup.dense):
-            return sum(self.setup.pruner.scoring_flops(mask) for mask in masks)
+            return sum(self.setup.pruner.scoring_flops(mask, self.seed.at("score", step)) for mask in masks)
         if self.method.grow in ("random", "all"):
             return 0.0
         own, flops = [masks[i % len(masks)] for i in range(count)], self.setup.flops

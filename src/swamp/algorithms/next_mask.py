@@ -13,15 +13,18 @@ from swamp.masks import Mask
 from swamp.masks.floor import Slices
 from swamp.masks.pruning import empty_layer_warning, pruned_mask
 from swamp.scores import ScoringContext, score_named
+from swamp.scores.context import some_batches
 from swamp.scores.grasp import PER_CLASS
 from swamp.training import Seed, Task
 from swamp.training.average import State
+from swamp.training.data import BatchList
 from swamp.training.flops import FlopCounter
 from swamp.training.module_extra_state import load_state
 from swamp.training.rng import isolated
 
-_PASSES = {"snip": 1, "taylor": 1, "fisher": 1, "grasp": 3, "synflow": 1}
-"""Gradients that a score takes of every example; GraSP's Hessian-vector product counts as two."""
+_PASSES = {"magnitude": 0, "random": 0, "snip": 1, "taylor": 1, "fisher": 1, "grasp": 3, "synflow": 1}
+"""Gradients that a score takes of every example; GraSP's Hessian-vector product counts as two. Scores of the user count
+as one gradient of each example that they read."""
 
 
 class Pruned(NamedTuple):
@@ -53,6 +56,8 @@ class Pruner:
         self.model, self.task, self.plan, self.flops = model, task, plan, flops
         self.batch_size = batch_size
         self.score = score_named(plan.score_name)
+        self.read = 0
+        """Training examples that the last scoring read, at most `plan.score_examples` in a pass."""
 
     def prune(self, mask: Mask, weights: State, nnz: int, seed: Seed) -> Pruned:
         """Shrink `mask` to `nnz` weights by their scores at `weights`; what the record notes is a warning too."""
@@ -67,8 +72,9 @@ class Pruner:
         load_state(self.model, weights)
         smaller, flops, note = mask, 0.0, None
         for number in range(1, rounds + 1):
+            self.read = 0
             scores = self.score(self.model, smaller, self._context(seed))
-            flops += self.scoring_flops(smaller)
+            flops += self.scoring_flops(smaller, seed)
             smaller, note = pruned_mask(
                 smaller,
                 scores,
@@ -86,7 +92,11 @@ class Pruner:
         device = next(self.model.parameters()).device
 
         def batches() -> Iterator[Batch]:
-            return (batch_to(batch, device) for batch in self.task.train.shuffled(self.batch_size, seed, 0))
+            before, seen = self.read, 0
+            for batch in self.task.train.shuffled(self.batch_size, seed, 0):
+                seen += len(batch[1])
+                self.read = before + min(seen, self.plan.score_examples)
+                yield batch_to(batch, device)
 
         return ScoringContext(
             seed.generator(),
@@ -96,18 +106,28 @@ class Pruner:
             examples=self.plan.score_examples,
         )
 
-    def scoring_flops(self, mask: Mask) -> float:
-        """FLOPs of computing the scores once. A gradient costs three forward passes, as in training."""
-        return 3 * _PASSES.get(self.plan.score_name, 0) * self._examples() * self.flops.forward(mask)
+    def scoring_flops(self, mask: Mask, seed: Seed) -> float:
+        """FLOPs of computing the scores once. A gradient costs three forward passes, as in training.
 
-    def _examples(self) -> int:
+        seed: of the order of the batches. Scores that are none of swamp's were computed before.
+        """
+        gradients = (
+            _PASSES[self.plan.score_name] * self._examples(seed) if self.plan.score_name in _PASSES else self.read
+        )
+        return 3 * gradients * self.flops.forward(mask)
+
+    def _examples(self, seed: Seed) -> int:
         """Training examples that the score takes gradients of."""
         train, most = self.task.train, self.plan.score_examples
         match self.plan.score_name:
+            case "magnitude" | "random":
+                return 0
             case "synflow":
                 return 1
             case "grasp":
                 return PER_CLASS * self._outputs()
+            case name if isinstance(train, BatchList):
+                return sum(len(targets) for _, targets in some_batches(self._context(seed), name))
             case _:
                 batch = min(self.batch_size, len(train))
                 # Whole batches; a first batch that is too large is cut.

@@ -8,7 +8,7 @@ from swamp.masks import NMPattern
 from swamp.masks.patterns import structure_named
 from swamp.training import Training
 
-_DATA_SCORES = ("snip", "taylor", "fisher", "grasp")
+_SCORES_WITHOUT_DATA = ("magnitude", "random", "synflow")
 
 _SHARED = (
     *("particles", "max_particles", "wave", "least_gain"),
@@ -59,6 +59,7 @@ def unused_options(plan: Plan, training: Training, *, given_mask: bool = False) 
     no_sharpness = f"{name} has its own" if method.sharpness else "sam, the radius, is 0"
     outputs_stay = "the channels of the output layer are the outputs, which stay"
     trains_alone = f"{name} trains one particle per cycle"
+    reads_data = plan.score_name not in _SCORES_WITHOUT_DATA
     rows: list[tuple[bool, str, tuple[str, ...]]] = [
         (trains_several, trains_alone, ("particles",)),
         ("auto" in plan.particles, "particles is not auto", ("max_particles", "wave", "least_gain")),
@@ -66,7 +67,7 @@ def unused_options(plan: Plan, training: Training, *, given_mask: bool = False) 
         (*_prune_fraction(plan), ("prune_fraction",)),
         (plan.structure != "channel" or plan.prune_output_layer != "yes", outputs_stay, ("prune_output_layer",)),
         (begins, no_ticket, ("ticket_epochs",)),
-        (plan.score_name in _DATA_SCORES, f"the score {plan.score_name} uses no training data", ("score_examples",)),
+        (reads_data, f"the score {plan.score_name} uses no training data", ("score_examples",)),
         (method.start == "pruned", f"{name} rewinds its weights", ("retrain", "retrain_epochs")),
         (not method.independent, f"{name} trains from the start for each sparsity", ("last_epochs",)),
         (at_intervals, when, ("update_interval", "dst_stop")),
