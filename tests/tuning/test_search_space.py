@@ -2,6 +2,7 @@
 
 import re
 
+import msgspec
 import pytest
 
 from swamp.errors import SwampError
@@ -34,7 +35,7 @@ def test_a_range_is_read_as_it_is_written(given, expected):
     found = parse_range(given, CONFIG)
     assert found == expected
     assert parse_range(str(found), CONFIG) == found
-    assert SearchRange.from_json(found.to_json()) == found
+    assert msgspec.convert(msgspec.to_builtins(found), SearchRange) == found
 
 
 def test_a_file_may_give_a_list_or_a_table():

@@ -3,10 +3,8 @@
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
-
-import msgspec
 
 from swamp.errors import SwampError, shortened
 from swamp.runs.config import RunConfig
@@ -58,15 +56,6 @@ class SearchRange:
         low, high = self.ends
         step = "" if self.step is None else f":step={self.step:.6g}"
         return f"{self.option}={low:.6g}..{high:.6g}{':log' if self.log else ''}{step}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self) | {"choices": list(self.choices)}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "SearchRange":
-        """Inverse of `to_json`."""
-        return msgspec.convert(values, cls)
 
 
 def parse_range(given: str, config: RunConfig) -> SearchRange:

@@ -4,10 +4,12 @@ import hashlib
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
+
+import msgspec
 
 from swamp.algorithms.unused import unused_options
 from swamp.errors import CorruptFile, SwampError, shortened, unknown
@@ -89,29 +91,14 @@ class TuningPlan:
         return self.grace or max(2, -(-cycles // 3))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "base": self.base.to_json(),
-            "methods": list(self.methods),
-            "search": [one.to_json() for one in self.search],
-            "metric": self.metric,
-            "higher": self.higher,
-            "early_stopping": self.early_stopping,
-            "grace": self.grace,
-        }
+        """Plain values, as JSON returns them."""
+        return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "TuningPlan":
         """Inverse of `to_json`."""
-        return cls(
-            RunConfig.from_json(values["base"]),
-            tuple(values["methods"]),
-            tuple(SearchRange.from_json(one) for one in values["search"]),
-            values["metric"],
-            values["higher"],
-            values["early_stopping"],
-            values["grace"],
-        )
+        base = RunConfig.from_json(values["base"])  # names unknown fields
+        return replace(msgspec.convert(values, cls), base=base)
 
     @cached_property
     def digest(self) -> str:
@@ -206,7 +193,7 @@ class TuningDirectory:
         try:
             tuning = TuningPlan.from_json(values["tuning"])
             return cls(path, tuning, values["storage"], values["trials"], values["identity"])
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
             raise CorruptFile(
                 f"{file} is damaged: an entry is missing or wrong ({error}). Restore the file."
             ) from error
