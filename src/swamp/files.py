@@ -73,21 +73,31 @@ def sign(handle: int, name: str) -> None:
 
 
 @contextlib.contextmanager
-def one_at_a_time(path: Path) -> Generator[None]:
-    """Exclusive lock on the file `path` inside the block; other processes wait without a timeout.
+def lock_file(path: Path, what: str) -> Generator[int]:
+    """The handle of a lock file, which is created if needed and closed after the block: that ends its lock.
 
-    Raises SwampError if the file cannot be created.
+    Raises SwampError if it cannot be created; `what` names its folder there.
     """
     try:
         make_folder(path.parent)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise SwampError(f"cannot write to the folder {path.parent}: {error.strerror}.") from error
+        raise SwampError(f"cannot write to {what} {path.parent}: {error.strerror}.") from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        yield handle
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: Path) -> Generator[None]:
+    """Exclusive lock on the file `path` inside the block; other processes wait without a timeout.
+
+    Raises SwampError if the file cannot be created.
+    """
+    with lock_file(path, "the folder") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def remove_unfinished(path: Path) -> None:

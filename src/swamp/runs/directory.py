@@ -16,7 +16,7 @@ from swamp.backends.ticket import TRUNK
 from swamp.errors import CorruptFile, RunLocked, SwampError
 from swamp.files import (
     load_metadata,
-    make_folder,
+    lock_file,
     newer,
     parse_json,
     read_text,
@@ -170,12 +170,7 @@ class RunDirectory:
 
         Raises RunLocked if another process has the lock, and SwampError for a directory that cannot be written.
         """
-        try:
-            make_folder(self.path)
-            handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise SwampError(f"cannot write to the run directory {self.path}: {error.strerror}.") from error
-        try:
+        with lock_file(self.path / "lock", "the run directory") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -186,8 +181,6 @@ class RunDirectory:
             sign(handle, f"{os.getpid()} on {socket.gethostname()}\n")
             remove_unfinished(self.path)
             yield
-        finally:
-            os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -18,7 +18,7 @@ import msgspec
 from swamp.algorithms import Plan
 from swamp.algorithms.registry import method_named
 from swamp.errors import CorruptFile, Interrupted, RunLocked, SwampError, as_swamp_error, shortened
-from swamp.files import make_folder, one_at_a_time, remove_unfinished, sign
+from swamp.files import lock_file, one_at_a_time, remove_unfinished, sign
 from swamp.runs.budget import total_epochs
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, add_checksum, read_json, verify_checksum, write_json
@@ -127,19 +127,11 @@ class StudyDirectory:
 
         This is not the run's lock, which `start` and `resume` take later, after they have read the data.
         """
-        claim = self._claim(name)
-        try:
-            make_folder(claim.parent)
-            handle = os.open(claim, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise SwampError(f"cannot write to the run directory {claim.parent}: {error.strerror}.") from error
-        try:
+        with lock_file(self._claim(name), "the run directory") as handle:
             got = _exclusively(handle)
             if got:
                 sign(handle, worker_name())
             yield got
-        finally:
-            os.close(handle)
 
     def holder(self, name: str) -> str:
         """The worker that has claimed the run, as HOST:PID; empty if none has."""
