@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
 from threading import Event
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tyro
 
@@ -18,7 +18,7 @@ from swamp.errors import Interrupted, SwampError, unknown
 from swamp.fields import check_at_least
 from swamp.recipes import STUDIES, configuration
 from swamp.runs.study import Study
-from swamp.runs.study_queue import RunState, StudyDirectory, is_study
+from swamp.runs.study_queue import RunState, RunStatus, StudyDirectory, is_study
 from swamp.tracking.tracker import chosen_trackers
 
 _LOOK_SECONDS = 0.25
@@ -156,11 +156,8 @@ def _outcome(study: StudyDirectory, states: Sequence[RunState]) -> dict[str, Any
         if state.state == "finished":
             done = study.summary(state.name)
             runs[state.name] |= {key: done[key] for key in ("sparsity", "test", "seconds")}
-    counts = {name: sum(state.state == name for state in states) for name in _STATES}
+    counts = {name: sum(state.state == name for state in states) for name in get_args(RunStatus)}
     return {**counts, "runs": runs}
-
-
-_STATES = ("finished", "failed", "running", "waiting")
 
 
 def _print_outcome(study: StudyDirectory, states: Sequence[RunState], jobs: list[str], comparison: list[str]) -> None:

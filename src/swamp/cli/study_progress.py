@@ -4,7 +4,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,7 +14,7 @@ from rich.table import Table
 from swamp.api.display import LOG_SECONDS
 from swamp.api.pace import duration
 from swamp.console import draws_bars
-from swamp.runs.study_queue import RunState, StudyDirectory
+from swamp.runs.study_queue import RunState, RunStatus, StudyDirectory
 
 _MOST_ROWS = 12
 
@@ -115,7 +115,7 @@ class StudyProgress(LiveTable):
 def counted(states: Sequence[RunState]) -> str:
     """Number of runs in each state, e.g. '3 finished, 1 failed, 2 running, 6 waiting'."""
     counts = Counter(state.state for state in states)
-    return ", ".join(f"{counts[name]} {name}" for name in ("finished", "failed", "running", "waiting") if counts[name])
+    return ", ".join(f"{counts[name]} {name}" for name in get_args(RunStatus) if counts[name])
 
 
 def last_line(text: str) -> str:

@@ -11,7 +11,6 @@ from typing import Any, Literal, cast
 import msgspec
 
 from swamp.algorithms import Plan
-from swamp.algorithms.registry import method_named
 from swamp.backends import backend_named
 from swamp.datasets.problem import DataOptions
 from swamp.errors import SwampError
@@ -131,7 +130,7 @@ class RunConfig:
 
     def name(self) -> str:
         """A directory name: recipe, method, particles, seed, fingerprint."""
-        method = method_named(self.plan.method)
+        method = self.plan.spec
         several = method.multi_particle or method.ensemble or method.equal_cost
         number = "auto" if "auto" in self.plan.particles else self.plan.most_particles
         count = f"-{number}" if several else ""

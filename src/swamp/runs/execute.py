@@ -16,7 +16,6 @@ from torch import nn
 from swamp.algorithms import Cycle, ensemble
 from swamp.algorithms.backend_choice import backend_of
 from swamp.algorithms.loop import cycles, train_on
-from swamp.algorithms.registry import method_named
 from swamp.algorithms.store import Store
 from swamp.backends import Backend, Sequential, Ticket
 from swamp.backends.autotune import Choice
@@ -321,7 +320,7 @@ def _cycles(
         mask = taken.mask if taken else Mask.ones(model, plan.scope)
         ticket = taken.ticket if taken else Ticket(model.state_dict(), 0)
         return train_on({0: mask}, ticket, model, task, plan, training, backend=backend, store=store)
-    if method_named(plan.method).ensemble:
+    if plan.spec.ensemble:
         initial = partial(initial_network, config, problem)
         return ensemble(initial, task, plan, training, backend=backend, store=store)
     return cycles(model, task, plan, training, backend=backend, store=store)

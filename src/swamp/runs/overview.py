@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from swamp.algorithms.registry import method_named
 from swamp.datasets.environments import Agent
 from swamp.masks import Mask
 from swamp.runs.config import RunConfig
@@ -52,7 +51,7 @@ def overview(
     cycle_steps, ticket_steps = _steps(config, per_epoch)
     particle_steps = tuple(each * per_epoch for each in epochs)
     test = "" if task.test is None else f", {len(task.test):,} for test"
-    ensemble = f", {plan.most_particles} members" if method_named(plan.method).ensemble else ""
+    ensemble = f", {plan.most_particles} members" if plan.spec.ensemble else ""
     chosen = ", as many as pay" if any(map(plan.adaptive, range(len(schedule)))) else ""
     fewest = [plan.first_wave(cycle) for cycle in range(len(schedule))]
     number = _range([*fewest, *schedule.particles])
@@ -80,7 +79,7 @@ def _range(numbers: Sequence[int]) -> str:
 def _steps(config: RunConfig, per_epoch: int) -> tuple[tuple[int, ...], int]:
     """Optimizer steps of each cycle, and of the ticket. per_epoch: steps of an epoch."""
     plan = config.plan
-    runs = plan.most_particles if method_named(plan.method).ensemble else 1
+    runs = plan.most_particles if plan.spec.ensemble else 1
     trained: list[int] = []
     for cycle in range(len(plan.schedule())):
         count = plan.first_wave(cycle)

@@ -15,8 +15,6 @@ from typing import Any, Literal, cast
 
 import msgspec
 
-from swamp.algorithms import Plan
-from swamp.algorithms.registry import method_named
 from swamp.errors import CorruptFile, Interrupted, RunLocked, SwampError, as_swamp_error, shortened
 from swamp.files import lock_file, one_at_a_time, remove_unfinished, sign
 from swamp.runs.budget import total_epochs
@@ -247,23 +245,19 @@ def _exclusively(handle: int) -> bool:
     return False
 
 
-def _cycle_epochs(plan: Plan, epochs: int) -> list[tuple[int, float]]:
-    """(particles, epochs of all of them together) of every cycle. epochs: those of `Training`."""
-    return [(count, plan.cycle_epochs(cycle, epochs)) for cycle, count in enumerate(plan.schedule().particles)]
-
-
 def _epochs_done(run: RunDirectory, config: RunConfig) -> float:
     """Epochs of the particles that are finished."""
-    if method_named(config.plan.method).ensemble:
+    if config.plan.spec.ensemble:
         return sum(_of_one(run.member(index), config) for index in range(config.plan.most_particles))
-    if method_named(config.plan.method).pools:
+    if config.plan.spec.pools:
         return _of_one(run.member(0), config)
     return _of_one(run, config)
 
 
 def _of_one(run: RunDirectory, config: RunConfig) -> float:
     done = 0.0
-    for cycle, (count, epochs) in enumerate(_cycle_epochs(config.plan, config.training.epochs)):
+    for cycle, count in enumerate(config.plan.schedule().particles):
+        epochs = config.plan.cycle_epochs(cycle, config.training.epochs)
         if run.record(cycle).exists():
             done += epochs
             continue

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import msgspec
 
 from swamp.algorithms.unused import unused_options
-from swamp.errors import CorruptFile, SwampError, shortened, unknown
+from swamp.errors import CorruptFile, SwampError, shortened
 from swamp.files import make_folder, one_at_a_time, remove_unfinished
 from swamp.runs.budget import at_equal_cost, cost_of
 from swamp.runs.config import RunConfig, result_settings
@@ -128,8 +128,6 @@ class TuningPlan:
 
 def check_tuning(tuning: TuningPlan) -> None:
     """Raise SwampError for a tuning in which a method or range is not possible, before any work."""
-    if tuning.early_stopping not in get_args(EarlyStopping):
-        raise unknown("early stopping", tuning.early_stopping, get_args(EarlyStopping))
     if not tuning.methods or len(set(tuning.methods)) < len(tuning.methods):
         raise SwampError(f"methods must name each method once, got {', '.join(tuning.methods) or 'none'}.")
     for method in tuning.methods:
