@@ -6,7 +6,16 @@ import pytest
 import torch
 from scipy import stats
 
-from swamp.training.metrics import pearson, perplexity, spearman, unexplained_variance
+from swamp.training.metrics import (
+    binary_nll,
+    mean_label_probability,
+    mean_probability,
+    nll,
+    pearson,
+    perplexity,
+    spearman,
+    unexplained_variance,
+)
 
 LINE, SQUARES = torch.tensor([1.0, 2, 3, 4]), torch.tensor([1.0, 4, 9, 16])
 
@@ -37,3 +46,13 @@ def test_unexplained_variance_by_hand():
 def test_the_perplexity_of_a_hopeless_model_is_infinite():
     assert perplexity(torch.full((2, 3), -math.log(5.0)), torch.zeros(2)) == pytest.approx(5.0)
     assert perplexity(torch.full((2, 3), -1000.0), torch.zeros(2)) == math.inf
+
+
+def test_an_ensemble_of_sure_models_has_a_finite_likelihood():
+    sure, targets = torch.tensor([[40.0], [-40.0], [-900.0]]), torch.tensor([[1.0], [0.0], [0.0]])
+    torch.testing.assert_close(mean_label_probability([sure, sure]), sure.double())
+    assert binary_nll(mean_label_probability([sure, sure]), targets) < 1e-17
+    # The mean of the probabilities 1 - 4e-18 and 1/2.
+    torch.testing.assert_close(mean_label_probability([sure[:1], 0 * sure[:1]]), torch.tensor([[3.0]]).double().log())
+    classes = torch.tensor([[800.0, 0.0]])
+    assert nll(mean_probability([classes, classes]), torch.tensor([1])) == pytest.approx(800)

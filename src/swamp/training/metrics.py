@@ -68,7 +68,11 @@ def mean_probability(outputs: Sequence[Tensor]) -> Tensor:
     total = outputs[0].double().softmax(1)
     for logits in outputs[1:]:
         total = total + logits.double().softmax(1)
-    return (total / len(outputs)).log()
+    found = (total / len(outputs)).log()
+    if not bool(found.isinf().any()):
+        return found
+    # Probabilities below 1e-323 round to zero, and their logarithm to infinity.
+    return torch.stack([logits.double().log_softmax(1) for logits in outputs]).logsumexp(0) - math.log(len(outputs))
 
 
 CLASSIFICATION: Mapping[str, Metric] = {"accuracy": accuracy, "nll": nll, "ece": ece}
@@ -163,7 +167,11 @@ def binary_nll(outputs: Tensor, targets: Tensor) -> float:
 
 def mean_label_probability(outputs: Sequence[Tensor]) -> Tensor:
     """Logits of the mean probability of each label over several models, from their logits."""
-    return torch.stack([one.double().sigmoid() for one in outputs]).mean(0).logit()
+    logits = torch.stack([one.double() for one in outputs])
+    found = logits.sigmoid().mean(0).logit()
+    # Of models that are sure, the mean probability rounds to 1, and its logit to infinity.
+    exact = F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)
+    return torch.where(found.isinf(), exact, found)
 
 
 BINARY: Mapping[str, Metric] = {"accuracy": binary_accuracy, "nll": binary_nll}
