@@ -18,7 +18,13 @@ from swamp.errors import SwampError, unknown
 _MOST = 2**63
 _LARGEST = 3.4e38
 """A larger number is infinite in float32, the arithmetic of the weights."""
-_KINDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_KINDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Mapping: "a mapping",
+}
 
 RENAMED = {
     "accumulate": "grad_accum_steps",

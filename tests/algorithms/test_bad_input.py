@@ -1,6 +1,8 @@
 """Everything that cannot be is refused before a single step is trained."""
 
+import copy
 import math
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -68,6 +70,17 @@ def test_a_plan_that_cannot_be_is_refused_before_training(mlp, task, options, me
 def test_a_model_without_weights_to_prune_is_refused(task):
     with pytest.raises(swamp.SwampError, match="nothing to prune"):
         attempt(nn.BatchNorm1d(6), task)
+
+
+def test_a_model_without_values_or_whose_copies_cannot_be_trained_is_refused(mlp, task):
+    with pytest.raises(swamp.SwampError, match="Identity has nothing to prune: none of its 0 parameters"):
+        swamp.prune(nn.Identity(), task, training=TRAINING)
+    with pytest.raises(swamp.SwampError, match=r"2.bias have no values: they are on the meta device"):
+        attempt(copy.deepcopy(mlp).to("meta"), task)
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        scripted = torch.jit.script(mlp)
+        with pytest.raises(swamp.SwampError, match=r"copies of a scripted or traced module \(torch.jit\) cannot"):
+            attempt(scripted, task)
 
 
 def test_averaging_without_a_tail_is_refused_but_only_where_a_method_averages(mlp, task):

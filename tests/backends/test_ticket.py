@@ -112,3 +112,18 @@ def test_files_that_are_damaged_or_no_tickets_are_refused(tmp_path: Path, mlp, t
     Mask.ones(mlp).save(path)
     with pytest.raises(SwampError, match="not a ticket"):
         Ticket.load(path)
+
+
+@pytest.mark.parametrize(
+    ("weights", "steps", "message"),
+    [
+        (nn.Linear(2, 2), 0, r"weights must be a state dict, got Linear. Make one with model.state_dict"),
+        (None, 0, "weights must be a state dict, got NoneType"),
+        ({}, "3", "steps must be a whole number, got '3'"),
+        ({}, 1.5, "steps must be a whole number, got 1.5"),
+        ({}, -1, "steps must be 0 or more, got -1"),
+    ],
+)
+def test_what_is_no_ticket_is_refused(weights: Any, steps: Any, message: str) -> None:
+    with pytest.raises(SwampError, match=message):
+        Ticket(weights, steps)

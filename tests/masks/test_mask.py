@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from swamp.errors import MaskError
+from swamp.errors import MaskError, SwampError
 from swamp.masks import Mask, Scope
 
 
@@ -80,6 +80,27 @@ def test_from_zeros_reads_the_support_of_a_sparse_model(model: nn.Module) -> Non
 def test_a_mask_is_made_of_bool_tensors_only(dtype: torch.dtype) -> None:
     with pytest.raises(MaskError, match=f"'w' is {dtype}"):
         Mask({"ok": bits(1), "w": torch.ones(2, dtype=dtype)})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda mask: Mask({"w": [[True]]}), "a mask consists of bool tensors; 'w' is a list"),
+        (lambda mask: Mask(None), "tensors must be a mapping, got None"),
+        (lambda mask: mask.overlap("x"), r"other must be a swamp.Mask, got 'x'"),
+        (lambda mask: mask.issubset(None), r"other must be a swamp.Mask, got None"),
+        (lambda mask: mask.check(None), r"model must be a torch.nn.Module, got None"),
+        (lambda mask: mask.save(None), "path must be a path, or text, got None"),
+        (lambda mask: mask.require_zeros({}), "the mask names '0.weight', which is not among the weights"),
+    ],
+)
+def test_what_is_no_mask_model_or_path_is_named(call, message: str, mask: Mask) -> None:
+    with pytest.raises(SwampError, match=message):
+        call(mask)
+
+
+def test_a_model_without_parameters_has_no_pruned_ones(mask: Mask) -> None:
+    assert mask.density_of_all(nn.ReLU()) == 1
 
 
 def test_a_mask_does_not_change_with_the_tensors_it_was_made_of() -> None:

@@ -180,3 +180,25 @@ def test_an_unknown_structure_or_allocation_comes_with_suggestions() -> None:
         prune_mask(full(w=2), {"w": torch.ones(2)}, 1, structure="2-4")
     with pytest.raises(SwampError, match="unknown allocation"):
         prune_mask(full(w=2), {"w": torch.ones(2)}, 1, allocation="layerwise")
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (None, "scores must be a mapping, got None"),
+        ({"w": [1.0, 2.0]}, "the score of 'w' is a list; expected a tensor of real numbers"),
+        ({"w": torch.ones(2, dtype=torch.bool)}, "the score of 'w' is torch.bool; expected"),
+        ({"w": torch.ones(2, dtype=torch.complex64)}, "the score of 'w' is torch.complex64; expected"),
+    ],
+)
+def test_scores_of_another_kind_are_refused(scores, message: str) -> None:
+    with pytest.raises(SwampError, match=message):
+        prune_mask(Mask({"w": torch.ones(2, dtype=torch.bool)}), scores, 1)
+
+
+def test_a_count_that_is_no_whole_number_and_a_mask_of_nothing_are_refused() -> None:
+    with pytest.raises(SwampError, match=r"nnz must be a whole number, got 1.5"):
+        prune_mask(Mask({"w": torch.ones(2, dtype=torch.bool)}), {"w": torch.ones(2)}, 1.5)  # pyright: ignore[reportArgumentType]
+    for structure in ("unstructured", "channel", "2:4"):
+        with pytest.raises(SwampError, match="the mask names no tensor"):
+            prune_mask(Mask({}), {}, 0, structure=structure)

@@ -117,3 +117,9 @@ def test_an_orthogonal_layer_trains_although_its_original_starts_with_zeros() ->
 def test_a_lazy_layer_is_refused_with_what_to_do() -> None:
     with pytest.raises(SwampError, match="has no shape yet"):
         Mask.from_zeros(nn.Sequential(nn.LazyLinear(3)))
+
+
+def test_a_parameter_without_a_shape_has_no_zeros_to_read():
+    model = nn.Sequential(nn.Linear(2, 2), nn.LazyBatchNorm1d())
+    with pytest.raises(SwampError, match=r"'1.weight' has no shape yet. Run the model on one batch"):
+        Mask.from_zeros(model)

@@ -52,5 +52,6 @@ def choose_backend(
         if not hasattr(backend, "train"):
             raise SwampError(f"backend must be a name or an object with the method train, got {backend!r}.")
         return backend
+    plan.scope.prunable(model)  # a model without parameters is refused before its optimizer is
     build_optimizer(model.parameters(), training)  # an impossible optimizer is refused before any training
     return backend_of(backend or "auto", model, task, plan, choice=store.choice(), on_choice=store.keep_choice)

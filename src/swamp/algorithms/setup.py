@@ -10,7 +10,7 @@ from swamp.algorithms.next_mask import Pruner
 from swamp.algorithms.plan import Plan
 from swamp.algorithms.store import Store
 from swamp.backends import Backend, Ticket
-from swamp.errors import SwampError
+from swamp.errors import SwampError, shortened
 from swamp.masks import Mask
 from swamp.masks.floor import least_weights
 from swamp.masks.parametrized import slices_of
@@ -50,6 +50,11 @@ class Setup:
         self.plan, self.schedule = plan, plan.schedule()
         self.backend, self.store = backend, store
         self.dense = Mask.ones(model, plan.scope)
+        if empty := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
+            raise SwampError(
+                f"{shortened(empty)} have no values: they are on the meta device. Give the model its weights first "
+                "(model.to_empty and load_state_dict)."
+            )
         if isinstance(task.train, TensorData | TokenData | DatasetData) and len(task.train) < _FEW_EXAMPLES:
             warnings.warn(f"the task has {len(task.train)} training examples: too few to learn from.", stacklevel=2)
         if message := plan.scope.warning(model):

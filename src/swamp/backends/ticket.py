@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from swamp.arguments import named_fields
 from swamp.backends.extra_state import copied_state, encoded, with_state, without_state
-from swamp.errors import CorruptFile
+from swamp.errors import CorruptFile, SwampError
+from swamp.fields import check_value
 from swamp.files import digest, load_tensors, require_format, save_tensors
 from swamp.training.average import copied
 from swamp.training.snapshot import Snapshot
@@ -31,6 +32,12 @@ class Ticket:
     """Extra state with which every particle starts, see CustomTrainer."""
 
     def __post_init__(self) -> None:
+        if not isinstance(cast(Any, self.weights), Mapping):
+            kind = type(self.weights).__name__
+            raise SwampError(f"weights must be a state dict, got {kind}. Make one with model.state_dict().")
+        check_value("steps", int, self.steps)
+        if self.steps < 0:
+            raise SwampError(f"steps must be 0 or more, got {self.steps}.")
         object.__setattr__(self, "weights", copied(self.weights))
         object.__setattr__(self, "state", copied_state(self.state))
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -45,9 +46,11 @@ class Mask(Mapping[str, Tensor]):
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        wrong = [name for name, tensor in tensors.items() if tensor.dtype != torch.bool]
-        if wrong:
-            raise MaskError(f"a mask consists of bool tensors; {wrong[0]!r} is {tensors[wrong[0]].dtype}.")
+        check_value("tensors", Mapping, tensors)
+        for name, tensor in tensors.items():
+            kind = tensor.dtype if isinstance(cast(Any, tensor), Tensor) else f"a {type(tensor).__name__}"
+            if kind != torch.bool:
+                raise MaskError(f"a mask consists of bool tensors; {name!r} is {kind}.")
         self._tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
     @classmethod
@@ -180,7 +183,7 @@ class Mask(Mapping[str, Tensor]):
     def density_of_all(self, model: nn.Module) -> float:
         """Parameters that are not pruned over all parameters of `model`, biases and embeddings included."""
         total = sum(parameter.numel() for parameter in model.parameters())
-        return (total - self.prunable + self.nnz) / total
+        return (total - self.prunable + self.nnz) / total if total else 1.0
 
     def issubset(self, other: "Mask") -> bool:
         """Whether every weight active here is active in `other`. Raises MaskError for a mask of another model."""
@@ -208,6 +211,7 @@ class Mask(Mapping[str, Tensor]):
         """A copy of the mask on another device."""
         return Mask({name: tensor.to(device) for name, tensor in self.items()})
 
+    @checked
     def check(self, model: nn.Module) -> None:
         """Raise MaskError unless every name is a parameter of `model` with the same shape."""
         parameters = dict(model.named_parameters())
@@ -237,6 +241,8 @@ class Mask(Mapping[str, Tensor]):
         """Raise MaskError if a pruned weight is not zero: the check before every save and evaluation."""
         # Sorted: `full_tensor` needs the same order in all processes, and the order of names in a file may differ.
         for name in sorted(self):
+            if name not in weights:
+                raise MaskError(f"the mask names {name!r}, which is not among the weights.")
             tensor, weight = self[name], full_tensor(weights[name]).detach()
             # Not a product: inf * 0 is NaN, so that an active weight that is not finite would count.
             nonzero = int(((weight != 0) & ~tensor.to(weight.device)).count_nonzero())
@@ -246,6 +252,7 @@ class Mask(Mapping[str, Tensor]):
                     "applied: an optimizer that was not passed to swamp.hold, or a step outside the `with` block."
                 )
 
+    @checked
     def save(self, path: Path | str, about: Mapping[str, str] | None = None) -> None:
         """Write the mask to a safetensors file, one bit per weight.
 
@@ -282,6 +289,7 @@ class Mask(Mapping[str, Tensor]):
         return mask
 
     def _require_same_shapes(self, other: "Mask") -> None:
+        check_value("other", Mask, other)
         shapes = {name: tensor.shape for name, tensor in self.items()}
         if shapes != {name: tensor.shape for name, tensor in other.items()}:
             raise MaskError("the two masks belong to different models: their names or shapes differ.")

@@ -2,11 +2,13 @@
 
 import warnings
 from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from swamp.errors import SwampError
+from swamp.fields import check_value
 from swamp.masks.allocation import allocation_named
 from swamp.masks.floor import Slices, floor_of
 from swamp.masks.mask import Mask
@@ -78,6 +80,9 @@ def pruned_mask(
     slices: Slices = EMPTY,
 ) -> tuple[Mask, str | None]:
     """Like `prune_mask`, but return the text of the warning instead of issuing it."""
+    if not mask:
+        raise SwampError("the mask names no tensor, so that there is nothing to prune.")
+    check_value("nnz", int, nnz)
     pattern = structure_named(structure)
     pattern.check_allocation(allocation)
     _check_scores(mask, scores)
@@ -101,9 +106,14 @@ def empty_layer_warning(before: Mask, after: Mask) -> str | None:
 
 
 def _check_scores(mask: Mask, scores: Mapping[str, Tensor]) -> None:
+    check_value("scores", Mapping, scores)
     for name, active in mask.items():
         if name not in scores:
             raise SwampError(f"there is no score for {name!r}; a score must rank every tensor of the mask.")
+        score = cast(Any, scores[name])
+        if not isinstance(score, Tensor) or score.is_complex() or score.dtype == torch.bool:
+            kind = score.dtype if isinstance(score, Tensor) else f"a {type(score).__name__}"
+            raise SwampError(f"the score of {name!r} is {kind}; expected a tensor of real numbers.")
         if scores[name].shape != active.shape:
             raise SwampError(
                 f"the score of {name!r} has shape {tuple(scores[name].shape)}, the mask {tuple(active.shape)}; "

@@ -28,6 +28,8 @@ def masks_from_zeros(model: nn.Module, scope: Scope | None) -> dict[str, Tensor]
     for name, weight in model.named_parameters():
         if name not in chosen and (scope is not None or id(weight) in computing):
             continue
+        if isinstance(weight, UninitializedParameter):
+            raise SwampError(f"{name!r} has no shape yet. Run the model on one batch before reading its zeros.")
         active = weight.detach() != 0
         row = padding.get(id(weight))
         if row is not None:

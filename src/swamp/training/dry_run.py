@@ -144,7 +144,12 @@ def _check_training(model: nn.Module, task: Task, training: Training, prunable: 
         )
     with _failing("the gradient of the loss failed on two training examples", "Correct the model or the loss."):
         loss.backward()  # pyright: ignore[reportUnknownMemberType]
-    reached = [name for name, p in model.named_parameters() if name in prunable and p.grad is not None]
+    reached = [name for name, p in model.named_parameters() if name in prunable and p.is_leaf and p.grad is not None]
+    if prunable and not reached and any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise SwampError(
+            "no prunable weight gets a gradient: copies of a scripted or traced module (torch.jit) cannot be trained. "
+            "Give the module that it was made from."
+        )
     if prunable and not reached:
         raise SwampError(
             f"the loss depends on none of the prunable weights {shortened(sorted(prunable))}. Name those that it "
