@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from torch import nn
 
 from swamp.algorithms import Cost, Cycle, Plan
 from swamp.algorithms.cycle import SplitMetrics
@@ -28,7 +29,7 @@ class Distance:
         self.goal, self.tried, self.judgements = torch.tensor(goal), [], []
 
     def map(self, work, items):
-        return [work(None, item) for item in items]
+        return [work(nn.Module(), item) for item in items]
 
     def load(self, model, weights, mask, *, refresh_bn, examples):
         assert refresh_bn
@@ -89,6 +90,13 @@ def test_neighbours_that_do_not_help_are_left_out_with_their_cost():
     assert found[1].weights is AXES[1].weights
     assert found[2].weights["w"].tolist() == pytest.approx([0.7, 0, 0, 0])
     assert [one.total.steps for one in found[1:3]] == [20, 30]
+
+
+def test_the_density_of_attention_heads_is_the_one_of_the_pooled_mask(monkeypatch):
+    monkeypatch.setattr("swamp.algorithms.lottery_pools.head_densities", lambda _, mask: {"w": mask["w"].tolist()})
+    measure = Distance(0.0, 0.5, 0.0, 0.0)
+    _, found = pools(measure, cycle(0, 0.0, 1.0, 0.1, 0.1), cycle(1, 0.2, 0.0, 0.0, 0.0, kept=(1, 0, 0, 0)))
+    assert found.heads == {"w": [False, True, False, False]}
 
 
 def test_a_neighbour_that_changes_nothing_is_not_taken():

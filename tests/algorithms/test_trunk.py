@@ -135,6 +135,7 @@ def test_a_trunk_that_diverges_is_trained_again_and_its_particles_at_its_rate(ml
     with pytest.warns(UserWarning, match="Cycle 1, the trunk, diverged") as told:
         record = list(swamp.cycles(mlp, spoilt, plan, TRAINING, backend=Sequential(mlp, spoilt), store=store))
     assert "particle" not in str(told[0].message).partition("diverged")[0]
+    assert "trunk" not in str(told[0].message).partition("diverged")[2]
     assert [(one.cycle, one.particle, one.again) for one in store.broken] == [(1, TRUNK, 0.05)]
     # The particles go on at half the rate, and a particle's own divergence would halve it once more.
     usual = list(swamp.cycles(mlp, task, plan, TRAINING, backend=Sequential(mlp, task)))

@@ -53,6 +53,17 @@ def test_the_same_call_again_reads_it_from_disk_and_another_one_is_refused(prune
     assert moved(path, model, out=out).mask == first.mask
 
 
+def test_a_transfer_goes_on_with_its_source_named_from_another_folder(pruned, tmp_path, monkeypatch):
+    path, _ = pruned
+    out = tmp_path / "run"
+    monkeypatch.chdir(path.parent)
+    first = moved(path.name, out=out)
+    monkeypatch.chdir(tmp_path)
+    assert moved(path, out=out).mask == first.mask
+    with pytest.raises(swamp.SwampError, match=r"another run.*model.weights"):
+        moved(path, out=out, sparsity=0.5)
+
+
 def test_wrong_options_are_refused(pruned):
     path, _ = pruned
     with pytest.raises(swamp.SwampError, match="keep"):

@@ -51,7 +51,7 @@ class DivergencePolicy:
         if self.policy == "stop":
             raise error
         retry_lr = lr / 2 if self.policy == "restart" else None
-        reason = str(error).removeprefix(f"particle {index}: ")
+        reason = str(error).removeprefix(whose(index))
         divergence = Divergence(cycle, index, lr, error.steps - first, reason, retry_lr, others)
         self.divergences.append(divergence)
         self.store.keep_divergence(divergence)
@@ -61,7 +61,7 @@ class DivergencePolicy:
     def check(self, cycle: int | None, count: int) -> None:
         """Raise Diverged if a divergence, perhaps of an earlier session, ends the run."""
         for one in self.of(cycle):
-            self._raise_if_final(cycle, one.particle, count, Diverged(f"particle {one.particle}: {one.why}"))
+            self._raise_if_final(cycle, one.particle, count, Diverged(f"{whose(one.particle)}{one.why}"))
 
     def _raise_if_final(self, cycle: int | None, index: int, count: int, error: Diverged) -> None:
         if self.policy == "restart" and self.count(cycle, index) > RESTARTS:
@@ -71,6 +71,11 @@ class DivergencePolicy:
         # Without the trunk there is nothing that the particles could start from.
         if self.policy == "drop" and (index == TRUNK or len({one.particle for one in self.of(cycle)}) >= count):
             raise Diverged(f"{error} No particle is left to go on with.", error.steps)
+
+
+def whose(index: int) -> str:
+    """How the message of a divergence begins."""
+    return "the trunk: " if index == TRUNK else f"particle {index}: "
 
 
 def restart_seed(seed: Seed, times: int) -> Seed:

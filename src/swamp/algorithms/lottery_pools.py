@@ -9,6 +9,7 @@ from swamp.algorithms.evaluator import Evaluation, Evaluator
 from swamp.algorithms.plan import Plan
 from swamp.algorithms.store import Store
 from swamp.masks import Mask
+from swamp.masks.heads import head_densities
 from swamp.training.average import State, interpolate
 from swamp.training.mask_updates import prune_to_budget
 from swamp.training.metrics import comparable
@@ -75,10 +76,11 @@ def _pooled(window: Sequence[Cycle], index: int, plan: Plan, evaluator: Evaluato
 def _record(target: Cycle, best: tuple[Mask, State], used: Sequence[Cycle], evaluator: Evaluator) -> Cycle:
     mask, weights = best
 
-    def evaluation(model: nn.Module, state: State) -> Evaluation:
-        return evaluator.evaluate(model, state, mask, refresh_bn=len(used) > 1, with_error=False)
+    def evaluation(model: nn.Module, state: State) -> tuple[Evaluation, dict[str, list[float]]]:
+        found = evaluator.evaluate(model, state, mask, refresh_bn=len(used) > 1, with_error=False)
+        return found, head_densities(model, mask)
 
-    (found,) = evaluator.map(evaluation, [weights])
+    ((found, heads),) = evaluator.map(evaluation, [weights])
     # The total cost of the sparsest model used includes that of all denser ones.
     total = max((cycle.total for cycle in used), key=lambda cost: cost.steps)
     return Cycle(
@@ -94,4 +96,5 @@ def _record(target: Cycle, best: tuple[Mask, State], used: Sequence[Cycle], eval
         total,
         target.warnings,
         divergences=target.divergences,
+        heads=heads,
     )

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from swamp.algorithms.cycle import Divergence, Wave
 from swamp.algorithms.cycle_spec import CycleSpec
-from swamp.algorithms.divergence import DivergencePolicy, reduced_lr, restart_seed
+from swamp.algorithms.divergence import DivergencePolicy, reduced_lr, restart_seed, whose
 from swamp.algorithms.setup import Setup
 from swamp.algorithms.waves import Waves
 from swamp.backends import Particle, Progress, Ticket, TrainRequest
@@ -242,5 +242,5 @@ class _TrunkProgress(ForwardingProgress):
 
     def on_diverged(self, index: int, error: Diverged) -> None:
         """Record it. Raises Diverged where the run cannot continue."""
-        named = Diverged(str(error).replace(f"particle {TRUNK}: ", "the trunk: "), error.steps)
+        named = Diverged(str(error).replace(f"particle {TRUNK}: ", whose(TRUNK)), error.steps)
         self.policy.record(self.cycle, index, 1, self.lr, self.first, named)

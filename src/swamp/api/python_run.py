@@ -123,7 +123,10 @@ def _directory(job: Job, out: Path) -> RunDirectory:
     if not config.model.startswith(PYTHON_PREFIX):
         raise SwampError(f"{out} holds a run of the command line. Continue it with: swamp resume {quote(str(out))}")
     initial = str(out / INITIAL)
-    other = [*differences(config, job.config), *origin_differences(origin, job.origin, initial)]
+    # The origin says what was transferred; its directory may have moved, or be named from another folder.
+    transfer = replace(job.plan.transfer, source=job.plan.transfer.source and config.plan.transfer.source)
+    ours = replace(job.config, plan=replace(job.config.plan, transfer=transfer))
+    other = [*differences(config, ours), *origin_differences(origin, job.origin, initial)]
     if other:
         raise SwampError(
             f"{out} holds another run. This call differs in {'; '.join(other)}. To continue that run, call with the "

@@ -183,7 +183,7 @@ def allot(plan: Plan, training: Training, budget: float, given: Collection[str] 
             return Allotment(*found, budget, dense)
     raise SwampError(
         f"a budget of {budget:g} dense trainings of {dense} epochs cannot be divided into whole epochs within "
-        f"{100 * BUDGET_TOLERANCE:.0f} %. Take a larger budget, or more epochs per training (--epochs)."
+        f"{100 * BUDGET_TOLERANCE:.0f} %. Take a larger budget, or more epochs per training."
     )
 
 
