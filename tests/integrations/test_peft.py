@@ -158,3 +158,23 @@ def test_what_cannot_be_masked_is_refused_before_training() -> None:
     dora = adapted(base, ["0"], use_dora=True)
     with pytest.raises(SwampError, match=r"'base_model.model.0' .* is not a plain LoRA"), masked_adapters(dora, mask):
         pass
+
+
+def test_what_would_not_be_masked_inside_the_block_is_refused() -> None:
+    base, mask = sparse(perceptron())
+    model = adapted(base, ["0"])
+    model.eval()
+    with masked_adapters(model, mask):
+        before = model(X)
+        model.merge_adapter()
+        with pytest.raises(SwampError, match=r"merged inside masked_adapters.*merge\(model, mask\)"):
+            model(X)
+        model.unmerge_adapter()
+        model.add_adapter("third", peft.LoraConfig(r=2, target_modules=["0"]))
+        torch.testing.assert_close(model(X), before)
+        model.set_adapter("third")
+        with pytest.raises(SwampError, match="the adapter 'third' was added inside masked_adapters"):
+            model(X)
+        for names in (["default"] * 32, ["third"] + ["__base__"] * 31):
+            with pytest.raises(SwampError, match="adapter_names mixes several adapters in a batch"):
+                model(X, adapter_names=names)

@@ -61,6 +61,7 @@ def masked_adapters(model: nn.Module, mask: Mask | None = None) -> Generator[Non
 
     Raises:
         SwampError: For other adapters on a pruned layer: variants as DoRA, convolutions, embeddings, other tuners.
+            Inside the block: for adapters that are added or merged there, and for batches of several adapters.
 
     Examples:
         ```python
@@ -169,7 +170,7 @@ def _require_plain_lora(name: str, layer: Any) -> None:
 
 def _corrected(layer: Any, active: Tensor) -> list[Any]:
     inputs: dict[str, Tensor] = {}
-    pruned = ~active
+    pruned, hooked = ~active, dict(layer.lora_A.items())
 
     def remember(adapter: str) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -177,7 +178,26 @@ def _corrected(layer: Any, active: Tensor) -> list[Any]:
 
         return hook
 
-    def correct(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    def require_correctable(options: dict[str, Any]) -> None:
+        if options.get("adapter_names") is not None:
+            raise SwampError(
+                "adapter_names mixes several adapters in a batch, which masked_adapters cannot correct. Call the model "
+                "for each adapter by itself, after set_adapter(name)."
+            )
+        if layer.merged:
+            raise SwampError(
+                "the adapters were merged inside masked_adapters, so that they change pruned weights too. Leave the "
+                "block first, and merge by swamp.integrations.peft.merge(model, mask)."
+            )
+        added = [n for n in layer.active_adapters if n in layer.lora_A and layer.lora_A[n] is not hooked.get(n)]
+        if added:
+            raise SwampError(
+                f"the adapter {added[0]!r} was added inside masked_adapters, which would not mask it. Add it before "
+                "the block."
+            )
+
+    def correct(module: nn.Module, args: Any, options: dict[str, Any], output: Tensor) -> Tensor:
+        require_correctable(options)
         for adapter, given in inputs.items():
             change: Tensor = layer.get_delta_weight(adapter)
             change = change * pruned.to(change.device)
@@ -186,5 +206,5 @@ def _corrected(layer: Any, active: Tensor) -> list[Any]:
         inputs.clear()
         return output
 
-    own = [factor.register_forward_pre_hook(remember(adapter)) for adapter, factor in layer.lora_A.items()]
-    return [*own, layer.register_forward_hook(correct)]
+    own = [factor.register_forward_pre_hook(remember(adapter)) for adapter, factor in hooked.items()]
+    return [*own, layer.register_forward_hook(correct, with_kwargs=True)]
