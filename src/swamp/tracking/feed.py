@@ -3,9 +3,9 @@
 import threading
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any
 
 from swamp.tracking.tracker import TrackedRun, Tracker
@@ -29,9 +29,9 @@ class Feed:
 
     def __init__(self, name: str, tracker: Tracker, run: TrackedRun, on_started: Callable[[str], None]) -> None:
         self.name, self.tracker, self.run, self.on_started = name, tracker, run, on_started
-        self.waiting = deque[Callable[[], Any]]()
-        self.changed = threading.Condition()
-        self.closed = self.lost = False
+        self.waiting = SimpleQueue[Callable[[], Any] | None]()
+        """Calls in order; None: there are no more."""
+        self.lost = False
         self.points = self.left_out = 0
         # A daemon: a tracker that never returns does not keep the program from ending.
         self.thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
@@ -42,43 +42,33 @@ class Feed:
         if self.lost:
             return
         self.points += point
-        if point and len(self.waiting) >= MOST_WAITING:
+        if point and self.waiting.qsize() >= MOST_WAITING:
             self.left_out += 1
             return
-        with self.changed:
-            self.waiting.append(call)
-            self.changed.notify()
+        self.waiting.put(call)
 
     def close(self, until: float) -> None:
         """Wait until all calls are made, at most until the time `until` of `time.monotonic`."""
-        with self.changed:
-            self.closed = True
-            self.changed.notify()
+        self.waiting.put(None)
         self.thread.join(max(0.0, until - time.monotonic()))
         if self.thread.is_alive():
-            self._give_up(f"{len(self.waiting)} calls were still waiting when the run ended.")
+            waiting = max(0, self.waiting.qsize() - 1)  # without the None
+            self._give_up(f"{waiting} calls were still waiting when the run ended.")
         elif self.left_out and not self.lost:
             _warn(f"tracker {self.name}: it was too slow for {self.left_out:,} of {self.points:,} points; left out.")
 
     def _work(self) -> None:
         try:
             self.on_started(self.tracker.start(self.run))
-            while (call := self._next()) is not None:
+            while (call := self.waiting.get()) is not None and not self.lost:
                 call()
         except Exception as error:  # whatever a library raises: the run must go on
             self._give_up(str(error).strip() or type(error).__name__)
-
-    def _next(self) -> Callable[[], Any] | None:
-        with self.changed:
-            while not self.waiting and not self.closed:
-                self.changed.wait()
-            return self.waiting.popleft() if self.waiting else None
 
     def _give_up(self, why: str) -> None:
         if self.lost:
             return
         self.lost = True
-        self.waiting.clear()
         if isinstance(self.tracker, TrackerProcess):
             self.tracker.kill()
             why = f"{why} (Its output: {self.run.folder / self.name}.log)"
