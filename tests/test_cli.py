@@ -209,7 +209,7 @@ def test_list_prints_each_name_of_the_registry_with_its_summary(what, capsys):
         (["run", *TINY, "--particles", "0"], "particles must be 1 or more"),
         (["run", *TINY, "--optimizer", "sdg"], "unknown optimizer 'sdg'. Did you mean"),
         (["run", *TINY, "--exclude", "*"], "nothing to prune"),
-        (["run", *TINY, "--structure", "2:5"], "groups of 5"),
+        (["run", "digits-mlp", "--structure", "2:5"], "groups of 5"),
         (["run", *TINY, "--structure", "2:4", "--allocation", "erk"], "'erk' has no effect"),
         (["run", *TINY, "--ticket-epochs", "9"], "the training has 2"),
         (["run", *TINY, "--method", "imp-ensemble", "--sparsity", "0.9999"], "would keep 0 of"),

@@ -14,6 +14,7 @@ from torch import nn
 import swamp
 from swamp.algorithms import METHODS
 from swamp.algorithms.ensembles import ensemble
+from swamp.algorithms.plan import Transfer
 from swamp.algorithms.unused import refuse_unused, unused_options
 from swamp.training import Seed, Training
 from swamp.training.mask_updates import Dynamic
@@ -229,6 +230,34 @@ def test_the_prune_fraction_is_unused_where_the_densities_follow_from_something_
     assert len({(one.schedule(), one.training(TRAINING, 0).epochs) for one in other}) == bool(why)
 
 
+@pytest.mark.parametrize(
+    ("options", "unused"),
+    [
+        ({"densities": (1, 0.4)}, {"sparsity": "the densities are given", "cycles": "the densities are given"}),
+        ({"structure": "2:4"}, {"sparsity": "the pattern sets the densities"}),
+        ({"include": ("0*",), "prune_output_layer": "yes"}, {"prune_output_layer": "include names the parameters to"}),
+        ({"transfer": Transfer("run")}, {}),
+        ({}, {}),
+    ],
+)
+def test_options_that_another_option_replaces_are_unused(options, unused):
+    plan = replace(PLAN, **options)
+    names = ("sparsity", "cycles", "prune_output_layer")
+    found = {name: why for name, why in unused_options(plan, TRAINING).items() if name in names}
+    found.pop("cycles", None) if "transfer" in options else None
+    assert found.keys() == unused.keys()
+    for name, why in unused.items():
+        with pytest.raises(swamp.SwampError, match=rf"^{name} has no effect: {why}[^.]*\. Leave it out\.$"):
+            refuse_unused(plan, TRAINING, [name])
+
+
+def test_the_rate_of_a_tail_of_no_length_is_named():
+    none = replace(TRAINING, swa_fraction=0.0, swa=False, swa_lr=0.2)
+    assert refuse_unused(PLAN, none, ["swa_lr"]) == [
+        "swa_lr has no effect: swa_fraction is 0, so that no constant rate ends the training."
+    ]
+
+
 def test_the_step_at_which_the_particles_of_a_dynamic_method_separate_is_set_by_one_option():
     together = replace(PLAN, method="rigl-swamp")
     assert "ticket_epochs" not in unused_options(together, TRAINING)
@@ -244,6 +273,7 @@ def test_the_step_at_which_the_particles_of_a_dynamic_method_separate_is_set_by_
             "prune_output_layer has no effect: the channels of the output layer are the outputs, which stay",
         ),
         ({"method": "gmp", "dynamic": Dynamic(drop_fraction=0.1, update_interval=2)}, "drop_fraction has no effect"),
+        ({"sparsity": 0.5, "densities": (1, 0.1)}, "sparsity has no effect: the densities are given"),
         ({"training": replace(TRAINING, ema=0.9)}, "ema has no effect: swamp averages by SWA"),
         ({"training": replace(TRAINING, sharpness="asam")}, "sharpness has no effect: sam, the radius, is 0"),
     ],

@@ -82,7 +82,8 @@ class Plan:
     """Smallest number of weights that remain in each layer (0: layers may become empty; default: a layer that would
     lose all its weights keeps the best one of each output channel)."""
     include: tuple[str, ...] = ()
-    """Patterns of parameter names to prune, instead of the weights of all layers."""
+    """Patterns of parameter names to prune, instead of the weights of all layers; with their biases where a pattern
+    matches these: 'hidden*.weight' leaves them out."""
     exclude: tuple[str, ...] = ()
     """Patterns of parameter names to leave dense."""
     prune_output_layer: Literal["auto", "yes", "no"] = "auto"

@@ -57,6 +57,7 @@ def unused_options(plan: Plan, training: Training, *, given_mask: bool = False) 
     no_penalty = f"{name} has no penalty that draws weights to sparse ones"
     no_barrier = f"{name} averages no particles that a barrier could separate"
     no_sharpness = f"{name} has its own" if method.sharpness else "sam, the radius, is 0"
+    taken, asked = plan.transfer.source != "", plan.prune_output_layer == "yes"
     outputs_stay = "the channels of the output layer are the outputs, which stay"
     trains_alone = f"{name} trains one particle per cycle"
     reads_data = plan.score_name not in _SCORES_WITHOUT_DATA
@@ -65,7 +66,10 @@ def unused_options(plan: Plan, training: Training, *, given_mask: bool = False) 
         ("auto" in plan.particles, "particles is not auto", ("max_particles", "wave", "least_gain")),
         (max(plan.schedule().particles) > 1, trains_alone, ("branch",)),
         (*_prune_fraction(plan), ("prune_fraction",)),
-        (plan.structure != "channel" or plan.prune_output_layer != "yes", outputs_stay, ("prune_output_layer",)),
+        (taken or not plan.densities, "the densities are given", ("sparsity", "cycles")),
+        (taken or not _by_pattern(plan), "the pattern sets the densities", ("sparsity",)),
+        (not plan.include or not asked, "include names the parameters to prune", ("prune_output_layer",)),
+        (plan.structure != "channel" or not asked, outputs_stay, ("prune_output_layer",)),
         (begins, no_ticket, ("ticket_epochs",)),
         (reads_data, f"the score {plan.score_name} uses no training data", ("score_examples",)),
         (method.start == "pruned", f"{name} rewinds its weights", ("retrain", "retrain_epochs")),
@@ -78,6 +82,7 @@ def unused_options(plan: Plan, training: Training, *, given_mask: bool = False) 
         (not method.independent, ticket, ("lr_after_rewind",)),
         (not method.cyclic, f"{name} sets the number of repeats", ("schedule_repeats",)),
         (method.constant_final_lr, no_final_lr, ("swa_fraction", "swa_lr", "swa_cycles")),
+        (training.swa_fraction > 0, "swa_fraction is 0, so that no constant rate ends the training", ("swa_lr",)),
         (method.swa, f"{name} does not average over the steps of a particle", ("swa",)),
         (not by_swa and not method.lawa, f"{name} {instead if by_swa else 'averages by LAWA'}", ("ema",)),
         (not by_swa and not method.ema, f"{name} {instead if by_swa else 'averages by EMA'}", ("lawa",)),
@@ -86,7 +91,7 @@ def unused_options(plan: Plan, training: Training, *, given_mask: bool = False) 
         (not dynamic, f"trajectories of {name}, whose mask changes, are not stored", ("trajectory_every",)),
     ]
     unused = {option: why for used, why, options in rows if not used for option in options}
-    if plan.transfer.source:
+    if taken:
         of_source = (*_FINDING_MASKS, "ticket_epochs", "lr_after_rewind")
         return unused | dict.fromkeys(of_source, "mask and initial weights are those of the source")
     if given_mask:
@@ -94,9 +99,13 @@ def unused_options(plan: Plan, training: Training, *, given_mask: bool = False) 
     return unused | {"keep": "there is no source to keep it of"}
 
 
+def _by_pattern(plan: Plan) -> bool:
+    return isinstance(structure_named(plan.structure), NMPattern)
+
+
 def _prune_fraction(plan: Plan) -> tuple[bool, str]:
     """Whether the densities follow from the prune fraction, and what they follow from otherwise."""
-    if isinstance(structure_named(plan.structure), NMPattern):
+    if _by_pattern(plan):
         return False, "the pattern sets the densities"
     if plan.spec.cyclic and plan.schedule().densities[0] != 1:
         return True, ""  # it trains by as many schedules as an iterative run has cycles
@@ -118,5 +127,6 @@ def refuse_unused(plan: Plan, training: Training, given: Iterable[str], *, given
     found = {option: f"{option} has no effect: {unused[option]}." for option in given if option in unused}
     for option, sentence in found.items():
         if option not in _SHARED:
-            raise SwampError(f"{sentence} Leave it out, or choose another method (swamp list methods).")
+            other = ", or choose another method (swamp list methods)" if plan.method in unused[option] else ""
+            raise SwampError(f"{sentence} Leave it out{other}.")
     return list(found.values())

@@ -34,6 +34,8 @@ from swamp.tracking.tracking_reporter import TrackingReporter
 from swamp.training import Task, Training
 from swamp.training.mask_updates import Dynamic
 
+_SPARSITY = 0.95
+"""The default of `prune`, which does not count as given."""
 _PARTICLES = 4
 """The default of `prune` and `retrain`."""
 OnCycle = Callable[[Cycle], Any]
@@ -45,7 +47,7 @@ def prune(
     model: nn.Module,
     task: Task,
     *,
-    sparsity: float = 0.95,
+    sparsity: float = _SPARSITY,
     particles: Count | Sequence[Count] | None = None,
     method: str | None = None,
     training: Training | None = None,
@@ -121,7 +123,7 @@ def prune(
             )
         allotted = allot(plan, how, budget, fixed)
         plan, how = allotted.plan, allotted.training
-    if notes := refuse_unused(plan, how, given):
+    if notes := refuse_unused(plan, how, [*given, *(["sparsity"] if sparsity != _SPARSITY else [])]):
         warnings.warn(" ".join(notes), stacklevel=3)
     if ticket == "auto":
         if "ticket_epochs" in options:
