@@ -65,8 +65,10 @@ def test_retrain_refuses_what_it_does_not_use(mlp, task, options, message):
 
 def test_a_given_mask_may_have_fewer_weights_than_the_network_has_layers(mlp, task):
     one = {name: torch.zeros_like(value) for name, value in swamp.Mask.ones(mlp).items()}
-    one["0.weight"][0, 0] = True
     ticket = swamp.Ticket(mlp.state_dict(), 0)
+    with pytest.raises(swamp.SwampError, match="the mask has no active weight"):
+        swamp.retrain(mlp, task, ticket, swamp.Mask(one))
+    one["0.weight"][0, 0] = True
     found = swamp.retrain(mlp, task, ticket, swamp.Mask(one), method="imp", training=TRAINING, backend="sequential")
     assert found.mask.nnz == 1
 

@@ -251,6 +251,8 @@ def retrain(
         Diverged: See `prune`.
     """
     mask.check(model)
+    if not mask.nnz:
+        raise SwampError("the mask has no active weight, so that there is nothing to train.")
     how = training or Training()
     epochs = ticket.steps / task.train.steps(how.batch_size)
     # The largest number below 1 stands for a dense mask: densities of a plan fall.
