@@ -167,3 +167,15 @@ def test_an_option_that_a_comparison_gives_to_all_methods_is_named(tmp_path, cap
     ]
     cli.main(["run", "digits-mlp", "--method", "imp", "--particles", "3", *small, "--out", str(tmp_path / "run")])
     assert "warning: --particles has no effect: imp trains one particle per cycle." in capsys.readouterr().err
+
+
+def test_the_last_table_has_one_definition_of_sparsity(tmp_path, capsys):
+    out = tmp_path / "run"
+    options = ["--model", "mlp-8", "--method", "imp", "--densities", "1", "0.5", "--epochs", "1", "--examples", "64"]
+    cli.main(["run", "digits-mlp", *options, "--backend", "sequential", "--quiet", "--out", str(out)])
+    table = capsys.readouterr().out.splitlines()
+    assert "sparsity %  of all %" in next(line for line in table if "test accuracy" in line)
+    rows = {words[0]: words[1:3] for line in table if (words := line.split()) and words[0] in ("dense", "sparse")}
+    of_all = json.loads((out / "summary.json").read_text())["density"]["all"]
+    assert rows == {"dense": ["0.00", "0.00"], "sparse": ["50.00", f"{100 * (1 - of_all):.2f}"]}
+    assert 0.4 < 1 - of_all < 0.5

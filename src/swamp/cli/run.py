@@ -170,19 +170,20 @@ def _print_summary(done: dict[str, Any], console: Console) -> None:
     """Print the metrics of a finished run, beside the dense network, and its directory."""
     table = Table(title=f"{done['method']}: {done['run']}", title_justify="left", box=None, pad_edge=False)
     names = list(done["test"])
-    for heading in ("", "sparsity %", "of all weights %", *(f"test {name}" for name in names)):
+    for heading in ("", "sparsity %", "of all %", *(f"test {name}" for name in names)):
         table.add_column(heading, justify="right")
     for label, part in (("dense", done["dense"]), ("sparse", done)):
         if part is None:
             continue
-        density = part["density"]
+        of_all = 1 - part["density"]["all"]
         values = (number(part["test"][name], name) for name in names)
-        table.add_row(label, f"{100 * part['sparsity']:.2f}", f"{100 * density['all']:.2f}", *values)
+        table.add_row(label, f"{100 * part['sparsity']:.2f}", f"{100 * of_all:.2f}", *values)
     several = method_named(done["method"]).ensemble
     members = f" (the first of {len(done['cycles'][-1]['particles'])} members)" if several else ""
     console.print()
     console.print(table)
     console.print(
+        "Sparsity: zeros in the prunable weights; of all: in all parameters.\n"
         f"\n{done['seconds']:.0f} s of computation. "
         f"Sparse weights for load_state_dict: {done['run']}/model.safetensors{members}\n"
         f"Compare with other runs: swamp compare {quote(str(done['run']))} OTHER...",
