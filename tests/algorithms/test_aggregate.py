@@ -88,7 +88,8 @@ def test_a_soup_of_one_is_the_best_particle_with_its_own_statistics(mlp, task):
 @pytest.mark.parametrize("method", ["swamp-greedy", "imp-best"])
 @pytest.mark.parametrize("errors", [(math.nan, 0.3, 0.1), (0.3, math.nan, 0.1), (0.1, 0.3, math.nan)])
 def test_a_particle_whose_error_is_nan_is_never_the_best(mlp, task, monkeypatch, method, errors):
-    particles = [Particle(mlp.state_dict(), i, "t", "m", 0, 1, (0.0,), 0.0) for i in range(3)]
+    states = [{name: value + i for name, value in mlp.state_dict().items()} for i in range(3)]
+    particles = [Particle(state, i, "t", "m", 0, 1, (0.0,), 0.0) for i, state in enumerate(states)]
     evaluator = Evaluator(mlp, task, 100)
     found = iter([list(errors), [math.nan], [math.nan]])
     monkeypatch.setattr(evaluator, "map", lambda *_: next(found))
