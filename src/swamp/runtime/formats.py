@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from swamp.batches import tensors_of
 from swamp.errors import SwampError, need
 from swamp.files import digest, load_tensors, save_tensors, write_atomic
-from swamp.runtime.archive import is_sparse, read, save
+from swamp.runtime.archive import is_sparse, save
 from swamp.runtime.dense import DenseNetwork
 from swamp.runtime.kernels import to_csr_tensor
 from swamp.runtime.program import Program
@@ -159,13 +159,8 @@ def read_csr(path: Path | str) -> dict[str, Tensor]:
     return stored
 
 
-def _to_sparse(program: Program, path: Path) -> None:
-    save(program, path)
-    read(path)
-
-
 WRITERS: Mapping[str, tuple[Callable[[Program, Path], None], str]] = {
-    "sparse": (_to_sparse, ".safetensors"),
+    "sparse": (save, ".safetensors"),
     "dense": (to_dense, ".dense.safetensors"),
     "csr": (to_csr, ".csr.safetensors"),
     "onnx": (to_onnx, ".onnx"),

@@ -3,7 +3,7 @@
 import math
 import operator
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -158,6 +158,8 @@ class _Translation:
         """Place in the arguments -> name of the input."""
         self.size_names: dict[str, str] = {}
         """Symbol of torch.export -> name of a size."""
+        self.examples: dict[str, int] = {}
+        """Symbol of torch.export -> the size in the example, where a dimension has just this size."""
         self.keeps_strides = any("as_strided" in str(node.target) for node in exported.graph.nodes)
 
     def program(self) -> Program:
@@ -238,23 +240,16 @@ class _Translation:
         symbol = str(symbols[0])
         # torch.export gives each dimension a symbol of its own, until the code of the network needs two to be equal.
         self.size_names.setdefault(symbol, name)
+        if str(expression) == symbol:
+            self.examples[symbol] = int(size.node.hint)
         return str(expression).replace(symbol, self.size_names[symbol])
 
     def _size(self, symbol: str) -> Size:
         limits = {str(key): value for key, value in self.exported.range_constraints.items()}.get(symbol)
         low, high = (int(limits.lower), limits.upper) if limits is not None else (1, math.inf)
         maximum = int(high) if high < 2**60 else None
-        example = self._example_of(symbol)
         # torch.export tells 0 and 1 from other sizes, but hardly any network does.
-        return Size(1 if low <= 2 else low, maximum, example)
-
-    def _example_of(self, symbol: str) -> int:
-        for node in self.exported.graph.nodes:
-            if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor):
-                for size in node.meta["val"].shape:
-                    if not isinstance(size, int) and str(size.node.expr) == symbol:
-                        return int(size.node.hint)
-        return 2
+        return Size(1 if low <= 2 else low, maximum, self.examples.get(symbol, 2))
 
     def _state(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
         """Name in the state dict -> name in the program, where tied tensors have one name."""
@@ -297,7 +292,7 @@ class _Translation:
         base, _, overload = name.rpartition(".")
         if base in _CHECKS:
             return None
-        before, after = _shape_in(node), _shape(node.meta.get("val"))
+        before, after = _shape(_source(node)), _shape(node.meta.get("val"))
         if self._is_identity(base, node, args, before, after):
             first = args[0]
             return (first, None) if base == "native_dropout" else first
@@ -324,7 +319,7 @@ class _Translation:
             # A copy changes the strides, which only as_strided can see: views are reshapes in a program.
             return not self.keeps_strides
         if base in _SAME_SHAPE and before is not None and before == after:
-            return base != "slice" or _step(args) == 1
+            return base != "slice" or len(args) < 5 or args[4] == 1
         if base in ("to", "_to_copy", "type_as"):
             source, value = _source(node), node.meta.get("val")
             return isinstance(source, Tensor) and isinstance(value, Tensor) and source.dtype == value.dtype
@@ -363,8 +358,7 @@ class _Translation:
 
 def _operator_name(target: Any) -> str:
     if type(target).__name__ == "OpOverload":
-        name = str(target)
-        return name.removeprefix("aten.")
+        return str(target).removeprefix("aten.")
     module = {"_operator": "operator"}.get(getattr(target, "__module__", ""), getattr(target, "__module__", ""))
     return f"{module}.{getattr(target, '__name__', target)}"
 
@@ -384,17 +378,9 @@ def _source(node: fx.Node) -> Any:
     return first.meta.get("val") if isinstance(first, fx.Node) else None
 
 
-def _shape_in(node: fx.Node) -> tuple[str, ...] | None:
-    return _shape(_source(node))
-
-
 def _shape(value: Any) -> tuple[str, ...] | None:
     """The shape of a traced tensor, with its symbols as text."""
     return tuple(str(size) for size in value.shape) if isinstance(value, Tensor) else None
-
-
-def _step(args: Sequence[Any]) -> Any:
-    return args[4] if len(args) > 4 else 1
 
 
 def _flattened_from(before: tuple[str, ...] | None, after: tuple[str, ...] | None) -> int | None:
