@@ -88,7 +88,7 @@ def test_a_file_that_is_cut_short_altered_or_of_another_version_is_refused(file,
     with pytest.raises(SwampError, match="does not match its own checksum"):
         read(broken)
     save_tensors(broken, tensors, {**metadata, "format": "swamp-sparse-3"})
-    with pytest.raises(SwampError, match=r"'swamp-sparse-3'.*reads 'swamp-sparse-2'"):
+    with pytest.raises(SwampError, match="format 'swamp-sparse-3', this one reads up to 'swamp-sparse-2'"):
         read(broken)
     with pytest.raises(SwampError, match="does not exist"):
         swamp.load(tmp_path / "nothing")

@@ -422,6 +422,23 @@ def test_caches_are_left_out_by_name_and_other_objects_are_refused(tmp_path):
     assert not (tmp_path / "y.safetensors").exists()
 
 
+class WholeMean(nn.Module):
+    """Means without dimensions, of an image and of a signal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 2, 3), nn.Linear(2, 2)
+
+    def forward(self, x):
+        y = self.a(x)
+        return y.mean() + self.b(y.mean((2, 3))) + y.flatten(2).mean(dim=[])
+
+
+def test_means_without_dimensions_are_exported(tmp_path):
+    model, x = built(WholeMean, 0.5), numbers(3, 1, 6, 6)
+    assert difference(outputs_of(exported(model, tmp_path, x), x), outputs_of(model, x)) < 1e-5
+
+
 class Graph(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -615,7 +632,7 @@ def test_sizes_are_known_from_probes_and_never_stored():
     assert program.inputs[0].shape == ("batch", 7, 8)
     layers = [node for node in program.nodes if node.op == "linear"]
     assert [program.shape_of(node.name) for node in layers] == [(None, 6), (None, 7, 3)]
-    assert program.value_of(layers[0].name).shapes == ((14, 6), (21, 6), (35, 6))
+    assert program.values[layers[0].name].shapes == ((14, 6), (21, 6), (35, 6))
 
 
 class Scattering(nn.Module):
@@ -636,7 +653,7 @@ def test_shapes_are_known_again_after_one_that_depends_on_numbers_and_kept_by_re
     (scatter,) = [node for node in program.nodes if node.op == "scatter_add"]
     (layer,) = [node for node in program.nodes if node.op == "linear"]
     assert program.shape_of(scatter.name) == (None, 4)
-    assert program.value_of(layer.name) is None
+    assert layer.name not in program.values
     recurrent = trace(built(lambda: Recurrent(nn.LSTM), 0.5), numbers(4, 7, 4))
     rewritten = remove_dead_units(fold_batchnorm(recurrent))
     assert {name: rewritten.shape_of(name) for name in rewritten.node_by_name} == {

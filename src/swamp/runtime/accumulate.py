@@ -14,18 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from swamp.runtime.activations import IDENTITY, Activation
-from swamp.runtime.arena import (
-    GATHER,
-    MAX,
-    SUM,
-    ArenaView,
-    BufferLayout,
-    ImageShape,
-    Ints,
-    RegionBuilder,
-    extent_shape,
-    scalars,
-)
+from swamp.runtime.arena import GATHER, MAX, SUM, ArenaView, BufferLayout, ImageShape, Ints, RegionBuilder, scalars
 from swamp.runtime.program import Node, Program, as_pair
 from swamp.runtime.regions import Extent
 
@@ -73,11 +62,6 @@ class CsrOffsets:
         zeros = np.zeros(count, np.int64)
         starts = np.arange(count + 1)
         return cls(SUM, starts, np.arange(count), zeros, zeros, scale, bias, source=source, elementwise=True)
-
-    @classmethod
-    def identity(cls, channels: int, source: str) -> "CsrOffsets":
-        """Copy each channel."""
-        return cls.per_channel(np.ones(channels), np.zeros(channels), source)
 
     def needs_phases(self, block: int, simd_width: int) -> bool:
         """Whether the input must be split into phases, one image for each remainder of (row, column) modulo the stride.
@@ -163,9 +147,7 @@ def linear_offsets(weight: Tensor, bias: Tensor | None, offsets: Ints, source: s
 
 def convolution_offsets(program: Program, node: Node, image: Extent, output: Extent) -> CsrOffsets:
     """The sums of a convolution, without entries that read only padding."""
-    signal = node.op == "conv1d"
-    defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-    given = defaults | dict(zip(defaults, node.args[3:], strict=False)) | dict(node.kwargs)
+    signal, given = node.op == "conv1d", node.arguments
     values = program.tensors[node.args[1].name].detach().numpy()
     values = values[:, :, None] if signal else values
     (sy, sx), (py, px), (ly, lx) = (as_pair(given[name]) for name in ("stride", "padding", "dilation"))
@@ -190,11 +172,9 @@ def _reads_image(shift: Ints, stride: int, size: int, output: int) -> Any:
 
 def pooling_offsets(node: Node, image: Extent) -> CsrOffsets:
     """The sums or maxima of max_pool2d and avg_pool2d."""
-    source = node.args[0].name
-    kernel = as_pair(node.args[1])
-    stride = as_pair(node.args[2]) if len(node.args) > 2 and node.args[2] not in ([], None) else kernel
-    padding = as_pair(node.args[3]) if len(node.args) > 3 else (0, 0)
-    dilation = as_pair(node.args[4]) if node.op == "max_pool2d" and len(node.args) > 4 else (1, 1)
+    source, given = node.args[0].name, node.arguments
+    kernel, padding, dilation = (as_pair(given.get(name, 1)) for name in ("kernel_size", "padding", "dilation"))
+    stride = as_pair(given["stride"] or kernel)
     ys, xs = (np.arange(size) * step - pad for size, step, pad in zip(kernel, dilation, padding, strict=True))
     count = len(ys) * len(xs)
     channels = np.arange(image[0])
@@ -223,18 +203,10 @@ class PendingAccumulate:
     """Whether the sum is multiplied by the residual, in place of adding it."""
     act: Activation = IDENTITY
 
-    @classmethod
-    def of(cls, csr: CsrOffsets, extent: Extent, name: str, **fused: Any) -> "PendingAccumulate":
-        """The sum that computes the value of the node `name`. fused: residual, gate, act."""
-        return cls(csr, extent_shape(extent), name, name, **fused)
 
+class Emission:
+    """The kernel steps of a sum with its fused residual and activation."""
 
-def emit_accumulate(builder: RegionBuilder, pending: PendingAccumulate) -> None:
-    """Emit the kernel steps of a sum with its fused residual and activation, and register the view of its value."""
-    _Emission(builder, pending).emit()
-
-
-class _Emission:
     def __init__(self, builder: RegionBuilder, pending: PendingAccumulate) -> None:
         self.builder, self.pending, self.csr = builder, pending, pending.csr
         self.block, self.simd_width = builder.block, builder.simd_width
@@ -248,14 +220,13 @@ class _Emission:
         """Whether the kernel slides over an image (a convolution or pooling)."""
 
     def emit(self) -> None:
+        """Emit the steps, and register the view of the value that they compute."""
         builder, pending, csr = self.builder, self.pending, self.csr
         source = builder.view(csr.source) if csr.offsets is not None else builder.image(csr.source)
         residual = builder.image(pending.residual) if pending.residual is not None else None
         if self.one_number and csr.elementwise and source.strides == (1, 1, 1) and self._emit_flat(source, residual):
             return
         source, pitch = self._prepared(source)
-        if not self.block % self.simd_width:
-            pitch = 0
         layout = builder.layout(pending.shape, dense=self.gathers)
         layout = layout.with_pitch(pitch if self.slides else 0, self.simd_width)
         target = ArenaView.whole(builder.arena.allocate(layout))
@@ -423,14 +394,7 @@ class _Emission:
         return runs["runs"] * (vectors + 2 * -(-vectors // 8))
 
     def _part_tables(
-        self,
-        starts: Ints,
-        offsets: Ints,
-        weights: NDArray[Any],
-        bias: NDArray[Any],
-        channels: int,
-        *,
-        chained: bool = False,
+        self, starts: Ints, offsets: Ints, weights: NDArray[Any], bias: NDArray[Any], channels: int, *, chained: bool
     ) -> dict[str, int]:
         """Store the tables of weights and offsets, with `channels` output channels in a slice; return their addresses.
 

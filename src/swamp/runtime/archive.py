@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from swamp.errors import SwampError
-from swamp.files import digest, load_tensors, parse_json, save_tensors
+from swamp.files import digest, load_tensors, parse_json, require_format, save_tensors
 from swamp.runtime.operators import is_random
 from swamp.runtime.program import Input, Node, Outputs, Program, Ref, Size, size_in
 
@@ -97,11 +97,7 @@ def read(path: Path | str) -> Program:
             f"{path} is not an exported network but {_kind_of(metadata)}: it has weights and no graph. Load it into "
             "its model with load_state_dict, and export that with swamp.export(model, path, example)."
         )
-    if metadata["format"] != _FORMAT:
-        raise SwampError(
-            f"{path} has the format {metadata.get('format')!r}, and this version of swamp reads {_FORMAT!r}. "
-            "Export the run again, or install the version that wrote the file."
-        )
+    require_format(Path(path), metadata, _FORMAT, "an exported network")
     if metadata.get("digest") != digest(stored):
         raise SwampError(
             f"{path} is damaged: its content does not match its own checksum. Export again, or restore it."
@@ -111,7 +107,7 @@ def read(path: Path | str) -> Program:
         _check_claims(description, Path(path).stat().st_size)
         tensors = {**_sparse_tensors(description["sparse"], stored), **_rest(description["rest"], stored["rest"])}
         program = _program_from_json(description["program"], {name: tensors[name] for name in description["order"]})
-        program.compute_shapes()
+        _ = program.values  # computed now: shapes that do not fit are an error of the file
         return program
     except _ERRORS as error:
         raise SwampError(f"{path} is damaged: its description is invalid ({error}). Export again.") from error

@@ -22,7 +22,7 @@ from swamp.runtime.archive import tensor_bytes
 from swamp.runtime.dense import DenseNetwork
 from swamp.runtime.formats import Call, onnx_call, to_onnx
 from swamp.runtime.gpu import in_dtype
-from swamp.runtime.kernels import CsrExecutor
+from swamp.runtime.kernels import CsrNetwork
 from swamp.runtime.network import SparseNetwork
 from swamp.runtime.program import LAYERS, Program
 from swamp.runtime.rewrite import fold_batchnorm
@@ -76,7 +76,7 @@ def measure_size(program: Program, path: Path) -> NetworkSize:
     dense_flops = flops = 0
     for node in program.nodes:
         name = node.args[1].name if node.op in LAYERS else ""
-        value = program.value_of(node.name)
+        value = program.values.get(node.name)
         if name in program.tensors and value is not None:
             weight = program.tensors[name]
             # The outputs of a linear layer are its last dimension, those of a convolution the one after the batch.
@@ -205,7 +205,7 @@ def _torch_compile(program: Program, batch: int, onnx: Path) -> tuple[Call, str]
 
 
 def _torch_csr(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:
-    return CsrExecutor(fold_batchnorm(program)), "sparse linear layers"
+    return CsrNetwork(fold_batchnorm(program)).execute, "sparse linear layers"
 
 
 def _onnxruntime(program: Program, batch: int, onnx: Path) -> tuple[Call, str]:

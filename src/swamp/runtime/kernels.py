@@ -25,14 +25,13 @@ from torch import Tensor
 from swamp.errors import SwampError
 from swamp.files import write_atomic
 from swamp.runtime.arena import LINE
+from swamp.runtime.dense import DenseNetwork
 from swamp.runtime.lowering import LoweredRegion, lower
 from swamp.runtime.program import Node, Program, Ref, Values, torch_call
 from swamp.runtime.regions import FusedRegion, partition
 
 SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", "-lm")
-_OPENMP = (("-fopenmp",), ())
-"""Compiler flags to try in turn. Apple's compiler has no OpenMP; without it, the kernels use one thread."""
 
 # Compiling
 
@@ -55,13 +54,11 @@ def kernel_library() -> Any:
         CompilerError: There is no compiler, it fails, or no folder can be used.
     """
     compiler = _compiler()
-    for openmp in _OPENMP:
-        try:
-            return _load_library(_compiled(compiler, (*_FLAGS, *openmp, *_added_flags())))
-        except CompilerError:
-            if openmp == _OPENMP[-1]:
-                raise
-    raise AssertionError
+    try:
+        return _load_library(_compiled(compiler, (*_FLAGS, "-fopenmp", *_added_flags())))
+    except CompilerError:
+        # Apple's compiler has no OpenMP; without it, the kernels use one thread.
+        return _load_library(_compiled(compiler, (*_FLAGS, *_added_flags())))
 
 
 def _added_flags() -> list[str]:
@@ -97,9 +94,10 @@ def _compiled(compiler: str, flags: tuple[str, ...]) -> Path:
             return path
         except SwampError:
             continue
+    tried = " and ".join(map(str, _cache_folders()))
     raise CompilerError(
-        f"the compiled kernels need a folder that only you can write to, and none of {_listed_folders()} is one; set "
-        "SWAMP_CACHE to such a folder."
+        f"the compiled kernels need a folder that only you can write to, and none of {tried} is one; set SWAMP_CACHE "
+        "to such a folder."
     )
 
 
@@ -123,10 +121,6 @@ def _cache_folders() -> list[Path]:
     # Another user may have created a folder of this name in /tmp before: see `_is_private`.
     temporary = Path(tempfile.gettempdir()) / f"swamp-{os.getuid() if hasattr(os, 'getuid') else 0}"
     return [folder.expanduser() / "kernels" for folder in (Path(chosen) if chosen else default, temporary)]
-
-
-def _listed_folders() -> str:
-    return " and ".join(map(str, _cache_folders()))
 
 
 def _is_usable(folder: Path) -> bool:
@@ -260,7 +254,7 @@ class RegionExecutor:
         region = self.region
         inputs: list[Tensor] = [values[name].contiguous() for name in region.inputs]
         lead = self._check(inputs)
-        outputs = [self._output(name, lead) for name in region.outputs]
+        outputs = [torch.empty((*lead, *region.trailing[name]), dtype=torch.float32) for name in region.outputs]
         self.rows = self.rows or lead.numel()
         lowered = self.lowered
         threads = 1 if self.config.one_thread else torch.get_num_threads()
@@ -298,23 +292,13 @@ class RegionExecutor:
                 )
         return leads[0]
 
-    def _output(self, name: str, lead: torch.Size) -> Tensor:
-        return torch.empty((*lead, *self.region.trailing[name]), dtype=torch.float32)
 
-
-class CsrExecutor:
-    """Executes the linear layers of a program as sparse matrix products of torch, on machines without a compiler."""
+class CsrNetwork(DenseNetwork):
+    """A program whose linear layers are sparse matrix products of torch, for machines without a compiler."""
 
     def __init__(self, program: Program) -> None:
-        self.program = program
-        self.calls = [_csr_call(node, program) if node.op == "linear" else torch_call(node) for node in program.nodes]
-
-    def __call__(self, inputs: Sequence[Tensor]) -> Any:
-        """The output of the network."""
-        values = self.program.start(inputs)
-        for call in self.calls:
-            call(values)
-        return self.program.result(values)
+        super().__init__(program)
+        self._calls = [(node, _csr_call(node, program) if node.op == "linear" else call) for node, call in self._calls]
 
 
 def to_csr_tensor(matrix: Tensor) -> Tensor:

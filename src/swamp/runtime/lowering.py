@@ -7,24 +7,17 @@ import numpy as np
 
 from swamp.runtime.accumulate import (
     CsrOffsets,
+    Emission,
     PendingAccumulate,
     convolution_offsets,
-    emit_accumulate,
     linear_offsets,
     pooling_offsets,
 )
 from swamp.runtime.activations import ACTIVATIONS, IDENTITY, activation_of
 from swamp.runtime.arena import MEAN, NORM, SUM, ArenaView, Ints, RegionBuilder, extent_shape, scalars
 from swamp.runtime.bounds import check_bounds
-from swamp.runtime.program import Node, Program, Ref
-from swamp.runtime.regions import (
-    CONVOLUTIONS,
-    FusedRegion,
-    activations,
-    channel_constant,
-    slice_arguments,
-    spread_operand,
-)
+from swamp.runtime.program import Node, Program
+from swamp.runtime.regions import CONVOLUTIONS, FusedRegion, activations, channel_constant, spread_operand
 from swamp.runtime.rewrite import batchnorm_scale_and_shift
 
 
@@ -73,7 +66,7 @@ class _Lowering:
 
     def _emit_pending(self, name: str) -> None:
         if name in self.pending:
-            emit_accumulate(self.builder, self.pending.pop(name))
+            Emission(self.builder, self.pending.pop(name)).emit()
 
     def _borders(self) -> dict[tuple[int, int], tuple[int, int]]:
         """Border for each image size (rows, columns): the largest that any reader of such an image needs.
@@ -105,11 +98,12 @@ class _Lowering:
         """The sums that copy each channel of the value `name`."""
         channels = self.region.extents[node.name][0]
         if (channels,) not in self.shared:
-            self.shared[(channels,)] = CsrOffsets.identity(channels, "")
+            self.shared[(channels,)] = CsrOffsets.per_channel(np.ones(channels), np.zeros(channels), "")
         self._accumulate(node, replace(self.shared[(channels,)], source=name), **fused)
 
     def _accumulate(self, node: Node, csr: CsrOffsets, **fused: Any) -> None:
-        self.pending[node.name] = PendingAccumulate.of(csr, self.region.extents[node.name], node.name, **fused)
+        shape = extent_shape(self.region.extents[node.name])
+        self.pending[node.name] = PendingAccumulate(csr, shape, node.name, node.name, **fused)
 
     # One method for each operator in regions._CHECKS.
 
@@ -134,17 +128,9 @@ class _Lowering:
         self._accumulate(node, CsrOffsets.per_channel(scale.numpy(), bias.numpy(), node.args[0].name))
 
     def _layer_norm(self, node: Node) -> None:
-        defaults: list[Any] = [None, None, 1e-5]
-        gain, shift, epsilon = [*node.args[2:5], *defaults[len(node.args) - 2 :]]
-        self._normalise(node, gain, shift, epsilon=float(epsilon), centred=True)
-
-    def _rms_norm(self, node: Node) -> None:
-        gain, epsilon = (*node.args[2:], None, None)[:2]
-        epsilon = float(np.finfo(np.float32).eps) if epsilon is None else epsilon
-        self._normalise(node, gain, None, epsilon=epsilon, centred=False)
-
-    def _normalise(self, node: Node, *refs: Ref | None, epsilon: float, centred: bool) -> None:
-        """A LayerNorm, or without centring an RMSNorm. refs: gain and shift."""
+        """A LayerNorm, or an RMSNorm, which is not centred and has no bias."""
+        given, refs = node.arguments, (node.arguments.get(name) for name in ("weight", "bias"))
+        epsilon = float(np.finfo(np.float32).eps if given["eps"] is None else given["eps"])
         name, builder = node.args[0].name, self.builder
         source = builder.image(name)
         gain, shift = (None if ref is None else self.program.tensors[ref.name].detach().numpy() for ref in refs)
@@ -156,8 +142,10 @@ class _Lowering:
         fields = {"in": source.offset, "in_channel": source.strides[0], "channels": source.shape[0]}
         fields |= {"out": target.offset, "out_channel": target.strides[0], "length": self.block}
         fields |= {name: builder.pin(table) for name, table in tables.items()}
-        builder.emit(node.name, op=NORM, scalars=scalars(epsilon, float(centred)), **fields)
+        builder.emit(node.name, op=NORM, scalars=scalars(epsilon, float(node.op == "layer_norm")), **fields)
         builder.mark_read(name)
+
+    _rms_norm = _layer_norm
 
     def _mul(self, node: Node) -> None:
         constant = channel_constant(self.program, node, self.region.extents[node.name])
@@ -246,7 +234,7 @@ class _Lowering:
 
     def _slice(self, node: Node) -> None:
         name = node.args[0].name
-        axis, start, end, stride = slice_arguments(node)
+        axis, start, end, stride = (node.arguments[name] for name in ("dim", "start", "end", "step"))
         before, after = self.region.extents[name], self.region.extents[node.name]
         if before[1:] == after[1:]:
             first, *_ = range(before[0])[start:end]

@@ -17,7 +17,7 @@ from swamp.runtime.archive import read
 from swamp.runtime.checks import differing_nodes
 from swamp.runtime.dense import DenseNetwork, ExportedNetwork
 from swamp.runtime.gpu import GpuNetwork
-from swamp.runtime.kernels import CompilerError, CsrExecutor, KernelConfig, KernelExecutor, kernel_library
+from swamp.runtime.kernels import CompilerError, CsrNetwork, KernelConfig, KernelExecutor, kernel_library
 from swamp.runtime.program import BATCH, LAYERS, Program, torch_call
 from swamp.runtime.recurrent import original_node, unroll_recurrences
 from swamp.runtime.regions import fallback_ops
@@ -121,7 +121,7 @@ class SparseNetwork(ExportedNetwork):
             kernel_library()
         except CompilerError as error:
             warnings.warn(str(error), stacklevel=4)
-            executors: dict[str, Executor] = {"csr": CsrExecutor(self.program), **dense}
+            executors: dict[str, Executor] = {"csr": CsrNetwork(self.program).execute, **dense}
             seconds = _least_seconds(executors, inputs)
         else:
             program = self.in_kernels

@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -61,16 +62,27 @@ def resolve_operator(target: str) -> Callable[..., Any]:
     return function
 
 
+@cache
+def _defaults(target: str) -> dict[str, Any]:
+    """Parameter of an operator of torch -> its default; None for one without a default."""
+    return {one.name: one.default_value for one in cast(Any, resolve_operator(target))._schema.arguments}
+
+
+def arguments_of(target: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameter of an operator of torch -> its argument in a call, or its default; in the order of the schema."""
+    defaults = _defaults(target)
+    return {**defaults, **dict(zip(defaults, args, strict=False)), **kwargs}
+
+
 def is_random(target: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether an operator gives other results in each call. With dropout inside, only if the dropout is active."""
     function = resolve_operator(target)
     if torch.Tag.nondeterministic_seeded not in getattr(function, "tags", ()):
         return False
-    names = [argument.name for argument in cast(Any, function)._schema.arguments]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    if "train" in names:
-        return bool(given.get("train")) and given.get("dropout", given.get("p", 0)) != 0
-    return "dropout_p" not in names or given.get("dropout_p", 0) != 0
+    given = arguments_of(target, args, kwargs)
+    if "train" in given:
+        return bool(given["train"]) and given.get("dropout", given.get("p", 0)) != 0
+    return given.get("dropout_p") != 0
 
 
 def _is_pure(name: str, function: Any) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from swamp.errors import SwampError
-from swamp.runtime.operators import resolve_operator
+from swamp.runtime.operators import arguments_of, resolve_operator
 
 Shape = tuple[int | None, ...]
 """Sizes of a tensor; None for a size that varies, such as the batch size."""
@@ -58,6 +58,11 @@ class Node:
     def reads(self) -> list[str]:
         """Names of all values that the node reads."""
         return referenced(self.args) + referenced(self.kwargs)
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """Parameter of the operator of torch -> its argument, or its default."""
+        return arguments_of(self.target, self.args, self.kwargs)
 
 
 @dataclass(frozen=True)
@@ -218,14 +223,6 @@ class Program:
         """
         return _values(self)
 
-    def compute_shapes(self) -> None:
-        """Compute `values`. Raises ValueError if one would take more than a gigabyte for two examples."""
-        _ = self.values
-
-    def value_of(self, name: str) -> TensorInfo | None:
-        """Dtype and shapes of a value, if it is a tensor and they are known."""
-        return self.values.get(name)
-
     def shape_of(self, name: str) -> Shape | None:
         """The shape of a value, if it is a tensor and known."""
         value = self.values.get(name)
@@ -233,17 +230,13 @@ class Program:
 
     def bias_of(self, layer: Node) -> Tensor | None:
         """The bias of a linear or convolutional node."""
-        ref = layer.args[2] if len(layer.args) > 2 else layer.kwargs.get("bias")
+        ref = layer.arguments["bias"]
         return None if ref is None else self.tensors[ref.name]
 
-    def example_sizes(self, batch: int | None = None) -> dict[str, int]:
-        """Size name -> its number in the example; the number of examples is `batch`."""
-        sizes = {name: size.example for name, size in self.sizes.items()}
-        return sizes | ({BATCH: batch} if batch is not None and BATCH in sizes else {})
-
-    def example_inputs(self, batch: int | None = None, seed: int = 0) -> tuple[Tensor, ...]:
+    def example_inputs(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
         """Random inputs with `batch` examples each."""
-        return tuple(one.example(self.example_sizes(batch), seed) for one in self.inputs)
+        sizes = {name: batch if name == BATCH else size.example for name, size in self.sizes.items()}
+        return tuple(one.example(sizes, seed) for one in self.inputs)
 
     def check_inputs(self, inputs: Sequence[Any]) -> int:
         """Return the number of examples (1 if the network has no batch).
@@ -274,13 +267,9 @@ class Program:
             SwampError: An argument is missing, unknown, given twice, nested differently, or not a tensor and another
                 value than in the example of the export.
         """
-        if not kwargs and len(args) == len(self.inputs) == len(self.arguments):
-            return (
-                list(args) if all(isinstance(one, Ref) for one in self.arguments.values()) else self._matched(args, {})
-            )
-        return self._matched(args, kwargs)
-
-    def _matched(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        whole = not kwargs and len(args) == len(self.arguments)
+        if whole and all(isinstance(one, Ref) for one in self.arguments.values()):
+            return list(args)
         names = list(self.arguments)
         if len(args) > len(names):
             raise SwampError(
@@ -363,13 +352,9 @@ def _leaves(stated: Any, given: Any, place: str) -> list[Any]:
 
 def referenced(argument: Any) -> list[str]:
     """Names of all values that an argument refers to, in order, with repetitions."""
-    if isinstance(argument, Ref):
-        return [argument.name]
-    if isinstance(argument, Mapping):
-        return [name for inner in cast("Mapping[str, Any]", argument).values() for name in referenced(inner)]
-    if isinstance(argument, list | tuple):
-        return [name for inner in cast("list[Any]", argument) for name in referenced(inner)]
-    return []
+    found: list[str] = []
+    map_refs(argument, lambda ref: found.append(ref.name))
+    return found
 
 
 def map_refs(argument: Any, change: Callable[[Any], Any], kind: type = Ref) -> Any:

@@ -84,7 +84,7 @@ class _Recurrence:
         data, states, parameters, has_biases, layers, _, _, bidirectional, batch_first = node.args
         refs: tuple[Ref, ...] = tuple(states) if isinstance(states, list) else (states,)  # pyright: ignore
         count, directions = 4 if has_biases else 2, 2 if bidirectional else 1
-        shape, value = program.shape_of(data.name), program.value_of(data.name)
+        shape, value = program.shape_of(data.name), program.values.get(data.name)
         steps = shape[1 if batch_first else 0] if shape is not None and len(shape) == 3 else None
         whole = len(parameters) == count * layers * directions  # with projections there are more
         constant = all(ref.name in program.tensors for ref in parameters)
@@ -143,22 +143,19 @@ class _Unroller:
         """The hidden state after each step in one direction of one layer, and the last states."""
         size = self._hidden_size(number)
         input_weight, hidden_weight, *biases = self.layer.parameters[number]
-        inputs, hidden = (self._bias_by_gate(biases[one] if biases else None) for one in range(2))
-        if self.layer.kind == "gru":
-            # The reset gate multiplies W h + b of the candidate, so this b cannot join the bias of the inputs.
-            inputs, hidden = _summed_biases(inputs, hidden, 2), [None, None, hidden[2]]
-        else:
-            inputs, hidden = _summed_biases(inputs, hidden, self.gates), [None] * self.gates
+        width = self.gates * size
+        inputs, hidden = (self.tensors[ref.name] for ref in biases) if biases else torch.zeros(2, width)
+        # The reset gate of a GRU multiplies W h + b of the candidate, so this b cannot join the bias of the inputs.
+        apart = 2 * size if self.layer.kind == "gru" else width
+        joint = torch.cat([inputs[:apart] + hidden[:apart], inputs[apart:]])
         # Named by the node: layers that share a weight may have biases of their own.
         prefix = f"{self.layer.node.name}/{number}"
-        bias = None if inputs[0] is None else self._stored(f"{prefix}/bias", torch.cat(inputs))  # pyright: ignore
-        projected = self.add("linear.default", data, input_weight, *([bias] if bias else []))
-        width = self.gates * size
+        bias = [self._stored(f"{prefix}/bias", joint)] if biases else []
+        projected = self.add("linear.default", data, input_weight, *bias)
         flat = self.add("reshape.default", projected, [-1, self.layer.steps * width])
         layers: list[list[Any]] = []
-        weights = torch.split(self.tensors[hidden_weight.name], size)
-        for gate, (weight, shift) in enumerate(zip(weights, hidden, strict=True)):
-            shifts = [] if shift is None else [self._stored(f"{prefix}/bias{gate}", shift)]
+        for gate, weight in enumerate(torch.split(self.tensors[hidden_weight.name], size)):
+            shifts = [self._stored(f"{prefix}/bias{gate}", hidden[apart:])] if biases and gate * size >= apart else []
             layers.append([self._stored(f"{prefix}/weight{gate}", weight.contiguous()), *shifts])
         # All that a step computes has the shape of the hidden state.
         step_info = TensorInfo(torch.float32, tuple((batch, size) for batch in self.layer.batches))
@@ -177,20 +174,9 @@ class _Unroller:
             found[time] = states[0]
         return [found[time] for time in range(self.layer.steps)], states
 
-    def _bias_by_gate(self, bias: Ref | None) -> list[Tensor | None]:
-        if bias is None:
-            return [None] * self.gates
-        return list(torch.chunk(self.tensors[bias.name], self.gates))
-
     def _stored(self, name: str, tensor: Tensor) -> Ref:
         self.tensors[name] = tensor
         return Ref(name)
-
-
-def _summed_biases(inputs: Sequence[Tensor | None], hidden: Sequence[Tensor | None], gates: int) -> list[Tensor | None]:
-    """The biases of the inputs, with those of the hidden state added for the first gates."""
-    added = [a if a is None or b is None else a + b for a, b in zip(inputs, hidden, strict=True)]
-    return [*added[:gates], *inputs[gates:]]
 
 
 # One step: (add a node, products of the inputs by gate, [weight, bias] of the hidden state by gate, states) -> states.

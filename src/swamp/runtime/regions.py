@@ -49,7 +49,7 @@ def partition(program: Program, dense: Iterable[str] = ()) -> list[FusedRegion |
     excluded = {*dense, *program.in_torch}
     ready = {one.name for one in program.inputs} | set(program.tensors)
     remaining = list(program.nodes)
-    parts: list[list[Node] | Node] = []
+    parts: list[FusedRegion | Node] = []
     while remaining:
         before = len(remaining)
         remaining, fallback = _take(remaining, ready, partial(_is_fallback, program, excluded))
@@ -57,13 +57,13 @@ def partition(program: Program, dense: Iterable[str] = ()) -> list[FusedRegion |
         extents: dict[str, Extent] = {}
         remaining, fused = _take(remaining, ready, partial(_joins, program, excluded, extents))
         if any(node.op in LAYERS for node in fused):
-            parts.append(fused)
+            parts.append(_region(program, fused, extents))
         else:
             parts += fused
         if len(remaining) == before:
             # No region can start with the next node: torch executes it.
             excluded.add(next(node.name for node in remaining if set(node.reads) <= ready))
-    return [_region(program, part) if isinstance(part, list) else part for part in parts]
+    return parts
 
 
 def fallback_ops(program: Program) -> list[str]:
@@ -77,7 +77,16 @@ def _is_fallback(program: Program, excluded: set[str], node: Node) -> bool:
 
 
 def _joins(program: Program, excluded: set[str], extents: dict[str, Extent], node: Node) -> bool:
-    return node.name not in excluded and _add_extents(program, node, extents)
+    """Whether the node can join a region with these extents; if so, add the extents of the node's values."""
+    found = None if node.name in excluded else _extents(program, node, extents)
+    if found is None or any(extents.get(name, extent) != extent for name, extent in found.items()):
+        return False
+    # All values of a region have the same leading dimensions, because a kernel call has one number of examples.
+    known = islice(extents.items(), 1)
+    if len({_lead(program, name, extent) for name, extent in (*known, *found.items())}) > 1:
+        return False
+    extents.update(found)
+    return True
 
 
 def _take(nodes: list[Node], ready: set[str], fits: Callable[[Node], bool]) -> tuple[list[Node], list[Node]]:
@@ -96,23 +105,14 @@ def _take(nodes: list[Node], ready: set[str], fits: Callable[[Node], bool]) -> t
     return remaining, taken
 
 
-def _region(program: Program, nodes: list[Node]) -> FusedRegion:
+def _region(program: Program, nodes: list[Node], extents: dict[str, Extent]) -> FusedRegion:
     names = {node.name for node in nodes}
-    extents: dict[str, Extent] = {}
-    for node in nodes:
-        _add_extents(program, node, extents)
     inputs = [name for node in nodes for name in activations(node) if name not in names]
     read_elsewhere = {name for node in program.nodes if node.name not in names for name in node.reads}
     read_elsewhere.update(referenced(program.output))
     outputs = [node.name for node in nodes if node.name in read_elsewhere]
-    trailing = {name: _trailing(program, name, extents[name]) for name in outputs}
+    trailing = {name: program.values[name].shapes[0][1 if len(extents[name]) == 3 else -1 :] for name in outputs}
     return FusedRegion(tuple(nodes), tuple(dict.fromkeys(inputs)), tuple(outputs), extents, trailing)
-
-
-def _trailing(program: Program, name: str, extent: Extent) -> tuple[int, ...]:
-    shape = program.shape_of(name)
-    assert shape is not None
-    return (extent[0], extent[2]) if len(extent) == len(shape) == 3 else extent
 
 
 def activations(node: Node) -> list[str]:
@@ -124,31 +124,15 @@ def activations(node: Node) -> list[str]:
 def channel_constant(program: Program, node: Node, extent: Extent) -> NDArray[Any] | None:
     """The constant by which a node multiplies each channel, or that it adds; None if the operand is no constant."""
     operand = node.args[1]
-    if isinstance(operand, int | float):
-        constant = np.full(extent[0], operand, np.float64)
-    else:
+    if not isinstance(operand, int | float):
         return None
+    constant = np.full(extent[0], operand, np.float64)
     return 1 / constant if node.op == "div" else constant
-
-
-def _add_extents(program: Program, node: Node, extents: dict[str, Extent]) -> bool:
-    """Whether the node can join a region with these extents; if so, add the extents of the node's values."""
-    found = _extents(program, node, extents)
-    if found is None or any(extents.get(name, extent) != extent for name, extent in found.items()):
-        return False
-    # All values of a region have the same leading dimensions, because a kernel call has one number of examples.
-    known = islice(extents.items(), 1)
-    if len({_lead(program, name, extent) for name, extent in (*known, *found.items())}) > 1:
-        return False
-    extents.update(found)
-    return True
 
 
 def _lead(program: Program, name: str, extent: Extent) -> tuple[tuple[int, ...], ...]:
     """The leading dimensions of a value, which enumerate examples, in each probe of the program."""
-    value = program.value_of(name)
-    assert value is not None
-    return tuple(shape[:1] if len(extent) == 3 else shape[:-1] for shape in value.shapes)
+    return tuple(shape[:1] if len(extent) == 3 else shape[:-1] for shape in program.values[name].shapes)
 
 
 def _extents(program: Program, node: Node, extents: dict[str, Extent]) -> dict[str, Extent] | None:
@@ -181,7 +165,7 @@ def _input_and_result(program: Program, node: Node, extents: dict[str, Extent]) 
 
 def _is_float32(program: Program, node: Node) -> bool:
     """Whether the result and all tensors that the node reads are float32."""
-    values = [program.value_of(name) for name in (node.name, *node.reads)]
+    values = [program.values.get(name) for name in (node.name, *node.reads)]
     return all(value is not None and value.dtype == torch.float32 for value in values)
 
 
@@ -206,9 +190,12 @@ def _linear(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent]
 
 def _convolution(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
     before, after = _image(shape), _image(program.shape_of(node.name))
-    named_padding = any(isinstance(argument, str) for argument in node.args)
     # An image without a batch dimension has fewer dimensions.
-    fits = _has_weight(program, node) and not named_padding and len(shape) == int(node.op[4]) + 2
+    fits = (
+        _has_weight(program, node)
+        and not isinstance(node.arguments["padding"], str)
+        and len(shape) == int(node.op[4]) + 2
+    )
     return (before, after) if before and after and fits else None
 
 
@@ -222,18 +209,17 @@ def _pool(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] |
     before, after = _image(shape), _image(program.shape_of(node.name))
     if not before or not after or len(shape) != 4:
         return None
-    padding, *options = node.args[3:] or (0,)
-    padded = any(as_pair(padding))
+    given = node.arguments
+    padded = any(as_pair(given["padding"]))
     if node.op == "max_pool2d":
         # The kernels pad with zeros instead of -inf: equal only if no input is negative, that is after a ReLU.
         producer = program.node_by_name.get(node.args[0].name)
         act = None if producer is None else activation_of(producer)
         positive = act is not None and act.code == CLAMP and act.low >= 0
-        fits = (not padded or positive) and not any(options[1:2])
+        fits = not padded or positive
     else:
-        ceil_mode, count_include_pad, divisor = options[:1], options[1:2], options[2:3]
-        fits = not any(ceil_mode) and not (padded and count_include_pad == [False]) and divisor in ([], [None])
-    return (before, after) if fits and not node.kwargs else None
+        fits = (given["count_include_pad"] or not padded) and given["divisor_override"] is None
+    return (before, after) if fits and not given["ceil_mode"] else None
 
 
 def _adaptive(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
@@ -243,12 +229,12 @@ def _adaptive(program: Program, node: Node, shape: Shape) -> tuple[Extent, Exten
 
 def _mean(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
     before = _image(shape)
-    stated = cast("list[int]", node.args[1]) if isinstance(node.args[1], list) else []
-    axes = sorted(axis % len(shape) for axis in stated)
-    if not before or axes != list(range(2, len(shape))) or node.kwargs:
+    given = node.arguments
+    stated = given.get("dim")  # x.mean() has none
+    axes = sorted(axis % len(shape) for axis in cast("list[int]", stated)) if isinstance(stated, list) else []
+    if not before or axes != list(range(2, len(shape))) or given["dtype"] is not None:
         return None
-    keep_dimensions = node.args[2:3] == (True,)
-    return before, (before[0], 1, 1) if keep_dimensions else (before[0],)
+    return before, (before[0], 1, 1) if given["keepdim"] else (before[0],)
 
 
 def _flatten(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
@@ -257,15 +243,8 @@ def _flatten(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent
     return (before, (math.prod(before),)) if before and whole else None
 
 
-def slice_arguments(node: Node) -> tuple[Any, Any, Any, Any]:
-    """(dimension, start, end, step) of a slice."""
-    defaults: list[Any] = [0, None, None, 1]
-    axis, start, end, step = [*node.args[1:], *defaults[len(node.args) - 1 :]]
-    return axis, start, end, step
-
-
 def _slice(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
-    axis, start, end, stride = slice_arguments(node)
+    axis, start, end, stride = (node.arguments[name] for name in ("dim", "start", "end", "step"))
     result = program.shape_of(node.name) or ()
     of_channels = _of_channels(shape, axis)
     if of_channels is not None:
@@ -339,7 +318,7 @@ def spread_operand(program: Program, node: Node) -> str | None:
 
 def _layer_norm(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:
     extent = _vector(shape)
-    tables = node.args[2 : 4 if node.op == "layer_norm" else 3]
+    tables = [node.arguments.get(name) for name in ("weight", "bias")]
     constant = all(ref is None or ref.name in program.tensors for ref in tables)
     return (extent, extent) if extent and list(node.args[1]) == [shape[-1]] and constant and not node.kwargs else None
 

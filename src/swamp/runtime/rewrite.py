@@ -83,7 +83,7 @@ def _with_constants(program: Program) -> Program:
     budget = _MOST_CONSTANTS * sum(tensor.numel() * tensor.itemsize for tensor in program.tensors.values())
     nodes: list[Node] = []
     for node in program.nodes:
-        value = program.value_of(node.name)
+        value = program.values.get(node.name)
         known = value is not None and set(node.reads) <= set(tensors)
         cost = math.prod(value.shapes[0]) * value.dtype.itemsize if value is not None else 0
         if not known or cost > budget:
@@ -137,7 +137,7 @@ def _with_norm(program: Program, layer: Node, norm: Node, tensors: dict[str, Ten
     scale, mean, shift = batchnorm_scale_and_shift(norm, tensors)
     weight_name = layer.args[1].name
     weight = tensors[weight_name]
-    ref = layer.args[2] if len(layer.args) > 2 else None
+    ref = layer.arguments["bias"]
     bias = torch.zeros_like(mean) if ref is None else tensors[ref.name].double()
     bias_name = f"{weight_name}.folded_bias"
     tensors[weight_name] = (weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
@@ -210,7 +210,7 @@ def _inverse_root_mean_square(program: Program, data: str, name: str) -> float |
 
 def _is_wide(program: Program, name: str) -> bool:
     """Whether a value has at least the precision of float32: in half precision, rewriting changes results visibly."""
-    value = program.value_of(name)
+    value = program.values.get(name)
     return value is not None and value.dtype in (torch.float32, torch.float64)
 
 
@@ -315,7 +315,7 @@ def _has_own_weight(program: Program, node: Node) -> bool:
     """Whether the node is a layer without groups that shares no parameter with another node."""
     if node.op not in _UNIT_LAYERS or node.kwargs or not isinstance(node.args[1], Ref):
         return False
-    groups = node.args[6] if len(node.args) > 6 else 1
+    groups = node.arguments.get("groups", 1)
     names = [ref.name for ref in node.args[1:3] if ref is not None]
     return groups == 1 and all(name in program.tensors and program.use_counts[name] == 1 for name in names)
 
@@ -367,5 +367,5 @@ def _constants(program: Program, pair: _LayerPair) -> Tensor:
 
 
 def _padding(convolution: Node) -> tuple[int, int]:
-    padding: Any = convolution.args[4] if len(convolution.args) > 4 else 0
+    padding = convolution.arguments["padding"]
     return (1, 1) if isinstance(padding, str) else as_pair(padding)
