@@ -4,7 +4,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from types import NoneType
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
@@ -63,15 +63,24 @@ class CommandOption:
         return f"{self.name}{self.short and f', {self.short}'} {self.kind}".rstrip()
 
 
-def print_help(command: str, given: Any, shown: OptionGroups | None = None) -> None:
+def print_help(
+    command: str,
+    given: Any,
+    shown: OptionGroups | None = None,
+    *,
+    defaults: bool = True,
+    texts: Mapping[str, str] | None = None,
+) -> None:
     """Print the help of a command: its description with examples, and its options.
 
     Args:
         command: The command, with its argument if it takes the options of `swamp run` but no recipe.
         given: Dataclass with the options of the command; or an instance of it, whose values are printed as defaults.
         shown: Options to print; without it, all of them.
+        defaults: Whether the values of `given` are printed.
+        texts: Field -> text in place of its own.
     """
-    options = list(command_options(given))
+    options = [replace(one, text=(texts or {}).get(one.field, one.text)) for one in command_options(given)]
     arguments = [option for option in options if not option.name.startswith("--")]
     named = [option for option in options if option not in arguments]
     Out.print(f"usage: {usage_of(command, options)}", soft_wrap=True, markup=False)
@@ -89,7 +98,7 @@ def print_help(command: str, given: Any, shown: OptionGroups | None = None) -> N
         groups = {heading: [by_field[name] for name in names] for heading, names in shown.items()}
     for heading, listed in groups.items():
         if listed:
-            _print_options(heading, listed)
+            _print_options(heading, listed, defaults)
     if shown is not None:
         hidden = len(options) - sum(map(len, groups.values()))
         Out.print(f"\n{hidden} more options: --help-all shows all.")
@@ -103,12 +112,12 @@ def usage_of(command: str, options: Sequence[CommandOption]) -> str:
     return " ".join([command, *(["[RECIPE]"] if recipe else []), *arguments, *rest])
 
 
-def _print_options(heading: str, options: Sequence[CommandOption]) -> None:
+def _print_options(heading: str, options: Sequence[CommandOption], defaults: bool) -> None:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(width=min(max(len(option.usage) for option in options), _WIDEST) + 2, overflow="fold")
     table.add_column()
     for option in options:
-        text = f"{option.text} (default: {option.default})" if option.default else option.text
+        text = f"{option.text} (default: {option.default})" if defaults and option.default else option.text
         table.add_row(Text(f"  {option.usage}", style="bold"), Text(text))
     Out.print(f"\n{heading}", style="bold")
     Out.print(table)

@@ -1,5 +1,6 @@
 """swamp transfer."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from swamp.algorithms.plan import Plan, Transfer
+from swamp.cli.help import print_help
 from swamp.cli.run import option_value, run_configured
 from swamp.cli.session import parse
 from swamp.datasets import task_named
@@ -35,7 +37,7 @@ class TransferArgs:
     the same density. A hidden layer that does not fit is refused. The result is a run like others: resume, compare,
     report and export work on it. Its costs are those of the training on the target.
 
-    All options of swamp run are available.
+    All options of swamp run are available. Their defaults follow from source and target: add both to --help to see them.
     """
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
@@ -49,6 +51,7 @@ class TransferArgs:
     """Show no progress."""
 
 
+_TEXTS = {"sparsity": "Sparsity of the cycle of the source to transfer"}
 TRANSFER_HELP = {
     "Source": ("keep", "sparsity", "cycle"),
     "Target": ("task", "classes", "model", "examples"),
@@ -61,10 +64,15 @@ TRANSFER_HELP = {
 def transfer_command(arguments: Sequence[str]) -> None:
     """swamp transfer SOURCE [options]."""
     usage, rest = "swamp transfer SOURCE", list(arguments)
-    if not {"-h", "--help", "--help-all"}.isdisjoint(rest):
-        parse(TransferArgs, usage, rest, TransferArgs(configuration("", "", "")), TRANSFER_HELP)
     source = rest.pop(0) if rest and not rest[0].startswith("-") else ""
     task = option_value(rest, "--task")
+    if not {"-h", "--help", "--help-all"}.isdisjoint(rest):
+        # The defaults are known with both: they are those of the source and of the target.
+        known = bool(source and task)
+        default = transfer_configuration(source, task, option_value(rest, "--model")) if known else configuration()
+        shown = None if "--help-all" in rest else TRANSFER_HELP
+        print_help(usage, TransferArgs(default), shown, defaults=known, texts=_TEXTS)
+        sys.exit(0)
     if not source or not task:
         missing = "the directory of a finished run" if not source else "the task to transfer to (--task)"
         raise SwampError(f"give {missing}, e.g.: swamp transfer runs/imp --task digits")
