@@ -9,6 +9,7 @@ import pytest
 
 from swamp.errors import SwampError
 from swamp.report.comparison import Comparison, compare
+from swamp.report.cost import cost_unit
 from swamp.report.page import summary_sentences
 from swamp.report.run_records import RunRecord, read_run
 from swamp.report.tables import comparison_markdown
@@ -244,3 +245,9 @@ def test_the_summary_compares_over_the_seeds_that_both_have(tmp_path: Path) -> N
     assert summary_sentences(compare([*runs[:2], *alone]))[1:] == [
         "It has no common seed with imp, so that the two are not compared."
     ]
+
+
+def test_the_unit_says_that_a_dense_training_includes_its_ticket(tmp_path: Path) -> None:
+    found = run(tmp_path / "run", [cycle(0, 1.0, 0.9)])
+    said = "the cheapest one-particle cycle at density 1, its ticket included"
+    assert all(said in cost_unit([found], parallel=parallel).meaning for parallel in (False, True))

@@ -37,7 +37,7 @@ class TransferArgs:
     the same density. A hidden layer that does not fit is refused. The result is a run like others: resume, compare,
     report and export work on it. Its costs are those of the training on the target.
 
-    All options of swamp run are available. Their defaults follow from source and target: add both to --help to see them.
+    All options of swamp run are available. Their defaults follow from SOURCE and TARGET: add --help to such a line.
     """
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]

@@ -79,7 +79,7 @@ class CostUnit:
     @property
     def meaning(self) -> str:
         """The definition of the unit, in sentences."""
-        reference = "the cheapest one-particle cycle at density 1"
+        reference = "the cheapest one-particle cycle at density 1, its ticket included"
         unrelated = "No run trained one dense particle, so costs are absolute."
         if self.measure == "flops":
             counted = "floating-point operations, without multiplications by zero"
@@ -122,6 +122,8 @@ class CostRank:
 
 def cost_unit(runs: Iterable[RunRecord], *, parallel: bool = False) -> CostUnit:
     """FLOPs if those of every cycle are known, else steps; relative to the cheapest dense one-particle cycle.
+
+    The record of that cycle includes the training of a ticket, where the method has one.
 
     parallel: the time of training instead, where the particles of a cycle train at the same time.
     """
