@@ -65,7 +65,7 @@ from swamp.runs.config import RunConfig
 from swamp.runs.run_progress import Reporter, TrainingStep
 from swamp.runs.study import Study
 from swamp.scores import SCORES
-from swamp.training import Seed, TensorData, Training
+from swamp.training import Seed, Training
 from swamp.training.optimizers import torch_optimizers
 from values import OTHERS, TEXT, any_value, flags, flat_fields, typed, words
 
@@ -215,7 +215,8 @@ def fuzz_task(options: DataOptions, seed: Seed) -> Problem:
     """Forty images of three classes."""
     images = torch.randn(52, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(52) % 3
-    return in_memory(TensorData(images[:40], targets[:40]), TensorData(images[40:], targets[40:]), 3, options, seed)
+    arrays = images[:40], targets[:40], images[40:], targets[40:]
+    return in_memory(arrays, 3, options, seed, lambda inputs, generator: inputs)
 
 
 TASKS["fuzz"] = fuzz_task
