@@ -133,6 +133,8 @@ def test_report_and_figure_write_the_files_they_name(run, tmp_path, capsys):
     assert "Did you mean accuracy" in capsys.readouterr().err
     assert swamp("figure", run, "--which", "hull", "-o", tmp_path / "h.pdf") == 2
     assert "--only hull" in capsys.readouterr().err
+    assert swamp("figure", run, "--format", "svg", "-o", tmp_path / "h.png") == 2
+    assert "--format is svg, and" in capsys.readouterr().err
     assert swamp("figure", run, "-o", tmp_path / "h.gif") == 2
     assert swamp("report") == 2
     assert swamp("watch", run, "--port", "70000") == 2

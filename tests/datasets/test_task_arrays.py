@@ -28,6 +28,14 @@ def csv(path, rows, header=None):
     return path
 
 
+@pytest.mark.parametrize(("sign", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_a_table_with_other_separators_is_refused_by_their_name(tmp_path, sign, name):
+    for rows in ([["a", "b"], ["1,5", "0"]], [["a", "b"], ["1", "0"]], [["1", "0"], ["2", "1"]]):
+        (tmp_path / "a.csv").write_text("\n".join(map(sign.join, rows)))
+        with pytest.raises(SwampError, match=f"has {name} between its cells; separate them with commas"):
+            problem("csv", tmp_path / "a.csv")
+
+
 @pytest.mark.parametrize(
     "names", [("inputs", "targets"), ("x", "y"), ("X", "Y"), ("data", "labels"), ("images", "label"), ("features", "y")]
 )

@@ -20,7 +20,7 @@ from swamp.errors import Interrupted
 from swamp.runs.execute import resume, start
 from swamp.runs.run_progress import Reporter, Reporters, TrainingStep
 from swamp.tracking import feed, tracking_reporter
-from swamp.tracking.tracker import Tracker
+from swamp.tracking.tracker import Tracker, chosen_trackers
 from swamp.tracking.tracking_reporter import TrackingReporter, tracked
 
 
@@ -96,6 +96,12 @@ def test_retraining_refuses_what_is_no_tracker_before_any_work():
     ticket, mask = swamp.Ticket(network().state_dict(), 0), prune().mask
     with pytest.raises(swamp.SwampError, match="Did you mean tensorboard"):
         swamp.retrain(network(), examples(), ticket, mask, track="tensorbord")
+
+
+def test_a_text_without_a_name_is_refused():
+    with pytest.raises(swamp.SwampError, match="track=',' names no tracker"):
+        chosen_trackers(",")
+    assert chosen_trackers("") == ()
 
 
 def test_the_learning_rate_is_that_of_the_step(recorded):

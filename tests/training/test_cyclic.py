@@ -140,8 +140,10 @@ def test_latest_weights_of_one_sample_are_refused_before_training():
 @pytest.mark.parametrize(("options", "per_epoch"), [({"epochs": 4}, 1), ({"epochs": 8, "swa_cycles": 1}, 5)])
 def test_an_average_of_one_sample_is_refused_before_training(options, per_epoch):
     training = Training(**options)
-    with pytest.raises(SwampError, match=r"SWA would average 1 sample.*two samples or more"):
+    with pytest.raises(SwampError, match=r"SWA would average 1 sample.*two samples or more") as found:
         training.require_average(per_epoch)
+    assert "batch_size lower" in str(found.value)
+    assert ("swa_cycles to 0" in str(found.value)) == ("swa_cycles" in options)
     replace(training, swa=False).require_average(per_epoch)
 
 

@@ -107,7 +107,10 @@ def figure_command(arguments: Sequence[str]) -> None:
 
     if given.which not in SECTIONS:
         raise unknown("figure", given.which, SECTIONS)
-    suffix = given.format or (given.out.suffix[1:].lower() if given.out else "") or "pdf"
+    named = given.out.suffix[1:].lower() if given.out else ""
+    if given.format and named in FORMATS and named != given.format:
+        raise SwampError(f"--format is {given.format}, and {given.out} is named as {named}. Leave one of them out.")
+    suffix = given.format or named or "pdf"
     if suffix not in FORMATS:
         raise unknown("format", suffix, FORMATS)
     out = given.out or Path(f"{given.which}.{suffix}")

@@ -172,7 +172,11 @@ def _rows(path: Path) -> tuple[list[str], list[list[str]]]:
     header = rows.pop(0) if rows and not any(map(_is_number, rows[0])) else []
     if not rows:
         raise SwampError(f"{path} has no rows.")
-    width = len(header or rows[0])
+    first = header or rows[0]
+    width = len(first)
+    for sign, name in ((";", "semicolons"), ("\t", "tabs")):
+        if width == 1 and sign in first[0]:
+            raise SwampError(f"{path} has {name} between its cells; separate them with commas.")
     for number, row in enumerate(rows, 2 if header else 1):
         if len(row) != width:
             raise SwampError(f"{path}, line {number} has {len(row)} cells, expected {width}.")

@@ -83,7 +83,10 @@ def chosen_trackers(track: Track) -> tuple[str | Tracker, ...]:
     given: list[Any] = [track] if isinstance(track, str) or not isinstance(track, Sequence) else [*track]
     found: list[Any] = []
     for one in given:
-        found += [name.strip() for name in one.split(",") if name.strip()] if isinstance(one, str) else [one]
+        names = [name.strip() for name in one.split(",") if name.strip()] if isinstance(one, str) else [one]
+        if one and not names:
+            raise SwampError(f"track={one!r} names no tracker. Choose from {', '.join(TRACKERS)}.")
+        found += names
     for one in found:
         _check(one)
     return tuple(dict.fromkeys(found))

@@ -180,8 +180,9 @@ class Training:
         if self.swa:
             raise SwampError(
                 f"SWA would average {samples} sample: {found} and swa_cycles={self.swa_cycles}. An average needs two "
-                "samples or more: set epochs or swa_fraction higher (two epochs at the end are enough), swa_cycles to "
-                "0 or to 2 or more, or swa to False."
+                "samples or more: set epochs or swa_fraction higher (two epochs at the end are enough), batch_size "
+                f"lower{', swa_cycles to 0 or to 2 or more,' if self.swa_cycles else ''} or swa=False; or take "
+                'method="imp", which averages nothing.'
             )
         if self.lawa:
             raise SwampError(
