@@ -91,7 +91,9 @@ def test_the_steps_of_retraining_are_announced(method, epochs, retrain, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize(("structure", "density"), [("2:4", 0.5), ("1:4", 0.25), ("4:8", 0.5), ("channel", 0.25)])
 def test_run_prunes_in_the_pattern_asked_for(structure, density, tmp_path, capsys):
-    assert swamp("run", *TINY, "--structure", structure, "--out", tmp_path / "run", "--json") == 0
+    tiny = [*TINY]
+    tiny[tiny.index("--sparsity") + 1] = str(1 - density)
+    assert swamp("run", *tiny, "--structure", structure, "--out", tmp_path / "run", "--json") == 0
     done = json.loads(capsys.readouterr().out)
     mask = Mask.load(tmp_path / "run" / "mask.safetensors")
     if structure == "channel":

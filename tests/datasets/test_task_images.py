@@ -151,6 +151,8 @@ def test_each_batch_is_augmented_by_a_stream_of_its_own(pictures: Path, seed: Se
         return images
 
     noting = replace(cast(DatasetData, train), augment=note)
+    assert not noting.augment_draws
+    streams.clear()
     batches(noting, seed)
     batches(noting, seed, epoch=1)
     assert len(set(streams)) == len(streams) == 6

@@ -1,5 +1,6 @@
 """Options that a method does not use: refused, or named, where they are given."""
 
+import math
 from collections.abc import Iterable
 
 from swamp.algorithms.plan import Plan
@@ -59,6 +60,7 @@ def unused_options(plan: Plan, training: Training, *, given_mask: bool = False) 
     no_sharpness = f"{name} has its own" if method.sharpness else "sam, the radius, is 0"
     taken, asked = plan.transfer.source != "", plan.prune_output_layer == "yes"
     outputs_stay = "the channels of the output layer are the outputs, which stay"
+    reached = math.isclose(plan.sparsity, 1 - plan.schedule().densities[-1])
     trains_alone = f"{name} trains one particle per cycle"
     reads_data = plan.score_name not in _SCORES_WITHOUT_DATA
     rows: list[tuple[bool, str, tuple[str, ...]]] = [
@@ -66,8 +68,9 @@ def unused_options(plan: Plan, training: Training, *, given_mask: bool = False) 
         ("auto" in plan.particles, "particles is not auto", ("max_particles", "wave", "least_gain")),
         (max(plan.schedule().particles) > 1, trains_alone, ("branch",)),
         (*_prune_fraction(plan), ("prune_fraction",)),
-        (taken or not plan.densities, "the densities are given", ("sparsity", "cycles")),
-        (taken or not _by_pattern(plan), "the pattern sets the densities", ("sparsity",)),
+        (taken or reached or not plan.densities, "the densities are given", ("sparsity",)),
+        (taken or not plan.densities, "the densities are given", ("cycles",)),
+        (taken or reached or not _by_pattern(plan), "the pattern sets the densities", ("sparsity",)),
         (not plan.include or not asked, "include names the parameters to prune", ("prune_output_layer",)),
         (plan.structure != "channel" or not asked, outputs_stay, ("prune_output_layer",)),
         (begins, no_ticket, ("ticket_epochs",)),
