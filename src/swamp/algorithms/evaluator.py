@@ -63,10 +63,11 @@ class Evaluator:
         self.scratch: SimpleQueue[nn.Module] = SimpleQueue()
         self.ties = tied_names(model)
         self.workers = _workers(model, task)
-        for _ in range(self.workers):
-            one = copied_model(model)
-            to_fastest_memory_format(one, task.train, task.forward, bfloat16=False)
-            self.scratch.put(one)
+        # Converted once: the format is tried by forward passes, and copies have it.
+        fastest = copied_model(model)
+        to_fastest_memory_format(fastest, task.train, task.forward, bfloat16=False)
+        for number in range(self.workers):
+            self.scratch.put(copied_model(fastest) if number else fastest)
 
     def map(self, work: Callable[[nn.Module, _T], R], items: Iterable[_T]) -> list[R]:
         """`work(scratch model, item)` for every item, as many at once as there are free cores."""

@@ -24,7 +24,7 @@ from swamp.training.flops import FlopCounter, examples_per_step
 from swamp.training.memory_format import to_fastest_memory_format
 from swamp.training.nan_checks import require_finite_start
 from swamp.training.optimizers import use_dense_gradients
-from swamp.training.retrain import retraining
+from swamp.training.retrain import WITHOUT_TAIL, retraining
 from swamp.training.tokens import TokenData
 
 _FEW_EXAMPLES = 10
@@ -125,7 +125,7 @@ class Setup:
 
     def _check_epochs(self, training: Training, given_ticket: bool) -> None:
         plan, method = self.plan, self.plan.spec
-        if self.training.swa and plan.retraining in ("ft", "clr", "llr", "allr"):
+        if self.training.swa and plan.retraining in WITHOUT_TAIL:
             raise SwampError(
                 f"{plan.method} averages weights over the last part of each training, and a retraining by "
                 f"{plan.retraining} has no such part. Take retrain slr or lrw, switch the average off (swa=False), or "

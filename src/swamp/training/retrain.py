@@ -9,6 +9,8 @@ Retraining = Literal["slr", "lrw", "ft", "clr", "llr", "allr"]
 """slr: the whole schedule, scaled to the number of epochs. lrw: the last epochs of the schedule. ft: its rate at the
 start of its last epoch, constant. clr: 10 % warm-up, then one cosine. llr: linear from the peak to 0. allr: as llr,
 with a peak that depends on the change of the norm and the number of epochs."""
+WITHOUT_TAIL: tuple[Retraining, ...] = ("ft", "clr", "llr", "allr")
+"""Schedules that have no part at a constant rate, over which SWA could average."""
 
 
 def retraining(training: Training, how: Retraining, epochs: int, change: float) -> tuple[Training, int]:
