@@ -124,6 +124,14 @@ def test_random_directions_have_the_norm_of_each_filter_on_the_support_of_the_ma
     assert all(torch.equal(value, state[name]) for name, value in plane.at(0.0, 0.0).weights().items())
 
 
+def test_random_directions_of_complex_weights_have_the_norm_of_each_filter():
+    model = nn.Linear(3, 2, bias=False, dtype=torch.complex64)
+    state = model.state_dict()
+    there = random_plane(model, state, {}, Seed(0)).at(1.0, 0.0).weights()["weight"] - state["weight"]
+    assert there.is_complex()
+    assert torch.allclose(there.abs().square().sum(1), state["weight"].abs().square().sum(1), rtol=1e-4)
+
+
 def test_the_records_of_a_run(finished):
     run_data = RunData.open(finished)
     records = {r["key"]: r for r in records_of(run_data, landscape_tasks, ALL)}

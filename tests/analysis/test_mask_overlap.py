@@ -85,6 +85,13 @@ def test_signs_and_ranks_are_those_of_active_weights():
     assert magnitude_correlation(alive, ticket, weights) == pytest.approx(0.8)
 
 
+def test_a_complex_weight_has_the_signs_of_both_parts():
+    alive = mask(a=[1, 1, 1, 0])
+    one = {"a": torch.tensor([1 + 2j, 1 - 1j, 3 + 0j, 0j])}
+    other = {"a": torch.tensor([2 + 1j, 1 + 1j, 1 + 0j, 1j])}
+    assert equal_signs(alive, one, other) == 2 / 3
+
+
 def test_expected_overlap_is_the_average_over_random_masks():
     one, other = mask(a=[1, 1, 0, 0, 0, 0], b=[1, 1, 1, 0]), mask(a=[0, 0, 1, 1, 1, 0], b=[0, 0, 1, 1])
     # Expected in both: 2 * 3 / 6 + 3 * 2 / 4 = 2.5, of 5 + 5 - 2.5 in either.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from swamp.analysis.analysis_tasks import AnalysisSettings, AnalysisTask, first_middle_last
 from swamp.analysis.point_evaluator import PointEvaluator
 from swamp.analysis.run_data import RunData
-from swamp.analysis.weight_space import LinearCombination, ParameterSpace, euclidean_norm
+from swamp.analysis.weight_space import LinearCombination, ParameterSpace, as_vector, euclidean_norm
 from swamp.errors import SwampError
 from swamp.training import Seed
 from swamp.training.average import State
@@ -98,7 +98,7 @@ def random_plane(model: nn.Module, state: State, mask: Mapping[str, Tensor], see
 
     def direction() -> Tensor:
         parts = [_filter_normalised(state[name], mask.get(name), generator) for name in space.names]
-        return torch.cat([part.reshape(-1) for part in parts])
+        return torch.cat([as_vector(part) for part in parts])
 
     return Plane(space, state, direction(), direction())
 

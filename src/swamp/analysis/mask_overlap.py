@@ -91,8 +91,11 @@ def fraction_kept(before: Cycle, after: Cycle) -> float:
 
 
 def equal_signs(mask: Mask, weights: State, others: State) -> float:
-    """Fraction of the active weights with the same sign in `weights` and `others`; zero counts as a third sign."""
-    same = sum(int((weights[n].sign() == others[n].sign())[active].count_nonzero()) for n, active in mask.items())
+    """Fraction of the active weights with the same sign in `weights` and `others`; zero counts as a third sign.
+
+    The signs of both parts of a complex weight must be equal.
+    """
+    same = sum(int(_equal_sign(weights[n], others[n])[active].count_nonzero()) for n, active in mask.items())
     return same / mask.nnz if mask.nnz else float("nan")
 
 
@@ -170,6 +173,12 @@ def _overlap_and_signs(a: Mask, b: Mask, weights_a: State, weights_b: State) -> 
     found = overlap(a, b)
     both = Mask({name: active & b[name] for name, active in a.items()})
     return {**found, "signs": equal_signs(both, weights_a, weights_b)}
+
+
+def _equal_sign(one: Tensor, other: Tensor) -> Tensor:
+    if one.is_complex():
+        return (torch.view_as_real(one).sign() == torch.view_as_real(other).sign()).all(-1)
+    return one.sign() == other.sign()
 
 
 def _empty_slices(active: Tensor, axis: int) -> int:
