@@ -202,7 +202,7 @@ def compare_soups(run: RunData, states: Sequence[State], settings: AnalysisSetti
     count = len(states)
     parts = halves(run.task.held_out, settings.examples)
     choosing, comparing = (
-        Hull(states, PointEvaluator(run.model, run.task, part, examples=len(part))) for part in parts
+        Hull(states, PointEvaluator(run.model, run.task, part, examples=settings.examples)) for part in parts
     )
     alone = choosing([extreme_point(n, count) for n in range(count)])
     best = min(range(count), key=lambda n: comparable(alone[n].error))
