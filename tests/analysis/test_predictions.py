@@ -151,7 +151,8 @@ def test_reduced_contrast_moves_each_example_to_its_mean():
 @pytest.mark.parametrize(
     ("inputs", "reason"),
     [
-        ({"ids": torch.zeros(2, 3)}, "mapping (ids)"),
+        ({"ids": torch.zeros(2, 3)}, "a dict, not a tensor"),
+        ((torch.zeros(2, 3), torch.zeros(2, 3)), "a tuple, not a tensor"),
         (torch.zeros(2, 3, dtype=torch.long), "torch.int64"),
         (torch.zeros(2, 1, 2, 3, 4), "(1, 2, 3, 4) is not a signal"),
         (torch.zeros(2), "() is not a signal"),

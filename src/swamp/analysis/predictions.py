@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -155,9 +155,8 @@ def robustness(mean: nn.Module | None, particles: Sequence[nn.Module], task: Tas
 
 def corruption_unsupported_reason(inputs: Any) -> str | None:
     """Why a batch of inputs cannot be corrupted; None if it can."""
-    if isinstance(inputs, Mapping):
-        names = ", ".join(map(str, cast("Mapping[str, Any]", inputs)))
-        return f"the inputs are a mapping ({names}), not images or signals."
+    if not isinstance(inputs, Tensor):
+        return f"the inputs are a {type(inputs).__name__}, not a tensor of images or signals."
     if not inputs.is_floating_point():
         return f"the inputs are {inputs.dtype}; noise needs floating point."
     if not 2 <= inputs.dim() <= 4:
