@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from swamp.analysis.point_evaluator import PointEvaluator
 from swamp.analysis.weight_space import LinearCombination
 from swamp.training import Seed, evaluate, with_reestimated_batchnorm
 from swamp.training.average import interpolate
+from swamp.training.data import BatchList
 from swamp.training.rng import isolated
 from swamp.training.streams import StreamData
 
@@ -37,9 +39,26 @@ def states(model: nn.Module, count: int) -> list[dict]:
     return [interpolate(*others, k / (count - 1)) for k in range(count)]
 
 
-@pytest.mark.parametrize("kind", ["mlp", "normed", "unstackable"])
+class Noisy(nn.Module):
+    """Draws random numbers in eval mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(6, 3)
+
+    def forward(self, inputs):
+        return torch.nn.functional.dropout(self.inner(inputs), 0.1)
+
+
+def spectral() -> nn.Module:
+    with isolated(Seed(0).at("init")):
+        return nn.Sequential(spectral_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize("kind", ["mlp", "normed", "unstackable", "spectral"])
 def test_points_have_the_loss_and_error_of_their_models(kind, task, request):
-    model = Unstackable() if kind == "unstackable" else request.getfixturevalue(kind)
+    own = {"unstackable": Unstackable, "spectral": spectral}
+    model = own[kind]() if kind in own else request.getfixturevalue(kind)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     points = states(model, 7)
     values = PointEvaluator(model, task)(
@@ -144,3 +163,23 @@ def test_statistics_from_a_stream_read_the_given_number_of_examples(normed, task
     for state, value in zip(points, stacked, strict=True):
         [alone] = evaluator([state])
         assert value.loss == pytest.approx(alone.loss, rel=1e-5)
+
+
+def test_statistics_from_batches_of_unequal_sizes_count_every_example(normed, task):
+    inputs, targets = task.train.inputs, task.train.targets
+    parts = zip(
+        inputs.split([7, 5, 6, 4, len(inputs) - 22]), targets.split([7, 5, 6, 4, len(inputs) - 22]), strict=True
+    )
+    batches = replace(task, train=BatchList(list(parts)))
+    points = states(normed, 3)
+    for state, value in zip(points, PointEvaluator(normed, batches)(points), strict=True):
+        normed.load_state_dict(state)
+        found = evaluate(with_reestimated_batchnorm(normed, batches.train), task, task.validation)
+        assert value.loss == pytest.approx(found["nll"], rel=1e-5)
+
+
+def test_the_global_generator_is_not_touched(task):
+    model = Noisy()
+    before = torch.get_rng_state()
+    PointEvaluator(model, task)([model.state_dict()] * 2)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -19,10 +19,11 @@ from swamp.batches import batch_to, first_of
 from swamp.model_copy import copied_model
 from swamp.training import Task, predict
 from swamp.training.average import State
-from swamp.training.batchnorm import batchnorm_layers, reestimate_batchnorm
-from swamp.training.data import Data, mixed_batches, sampled
+from swamp.training.batchnorm import batchnorm_layers, reestimate_batchnorm, spectral_norms, statistics_batches
+from swamp.training.data import Data, sampled
 from swamp.training.memory_format import to_fastest_memory_format
 from swamp.training.module_extra_state import as_tensors, load_state
+from swamp.training.rng import Seed, isolated
 
 Point = State | LinearCombination
 """Weights, or a linear combination of networks that is computed when it is evaluated."""
@@ -77,13 +78,14 @@ class PointEvaluator:
         self.model, self.task, self.examples = copied_model(model), task, examples
         self.data = sampled(task.held_out if data is None else data, examples)
         self.device = next(model.parameters()).device
-        self.normed = bool(batchnorm_layers(model))
+        spectral = bool(spectral_norms(model))
+        self.normed = spectral or bool(batchnorm_layers(model))
         convolutional = any(parameter.dim() > 2 for parameter in model.parameters())
         size = sum(value.numel() * value.element_size() for value in as_tensors(model.state_dict()).values())
         most = _MAX_BYTES.get(self.device.type, 2**28)
         # On CPU, convolutions and large networks with batch normalisation are slower as a stack.
         slow = self.device.type == "cpu" and (convolutional or (self.normed and size > _SMALL))
-        slow = slow or task.own is not None
+        slow = slow or task.own is not None or spectral
         self.at_once = 1 if slow else max(1, min(_MAX_POINTS, most // max(1, size)))
         self.first: FirstLayer | None = None
         if self.at_once > 1:
@@ -106,7 +108,8 @@ class PointEvaluator:
     def _first_layer(self) -> FirstLayer | None:
         try:
             inputs, _ = batch_to(next(iter(self.data.in_order(1))), self.device)
-            return FirstLayer.of(self.network, inputs)
+            with isolated(Seed(0).at("evaluation"), self.device):
+                return FirstLayer.of(self.network, inputs)
         except (RuntimeError, ValueError, TypeError):
             return None
 
@@ -151,28 +154,27 @@ class PointEvaluator:
         own = {id(buffer) for layer in layers for buffer in (layer.running_mean, layer.running_var)}
         tracked = [name for name, buffer in stack.network.named_buffers() if id(buffer) in own]
         total = {name: torch.zeros_like(before[name]) for name in tracked}
-        count, first = 0, 0
+        seen, first = 0.0, 0
         try:
             for layer in layers:
                 # The statistics of each batch replace the previous ones; the mean is computed here.
                 layer.train()
                 layer.momentum = 1.0
-            for number, batch in enumerate(mixed_batches(self.task.train, _REFRESH_BATCH, self.examples)):
+            for number, batch in enumerate(statistics_batches(self.task.train, _REFRESH_BATCH, self.examples)):
                 inputs, targets = batch_to(batch, self.device)
                 first = first or len(targets)
-                if len(targets) < first:
-                    continue
+                weight = len(targets) / first
                 # The forward pass writes into buffers: each batch starts from a copy.
                 stack.buffers = {name: value.clone() for name, value in before.items()}
                 after = stack.run(("training", number), inputs)[1]
-                count += 1
+                seen += weight
                 for name, value in total.items():
-                    value += after[name]
+                    value += weight * after[name]
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.eval()
                 layer.momentum = momentum
-        stack.buffers = before | {name: value / count for name, value in total.items()}
+        stack.buffers = before | {name: value / seen for name, value in total.items()}
 
     def _metrics(self, outputs: Tensor, targets: Tensor) -> PointMetrics:
         return PointMetrics(float(self.task.loss(outputs, targets)), self.task.error_of(outputs, targets))

@@ -39,7 +39,7 @@ def batchnorm_layers(model: nn.Module) -> list[NormLayer]:
         return [layer for layer in tracking if layer.training]
 
 
-def _spectral_norms(model: nn.Module) -> list[ParametrizationList]:
+def spectral_norms(model: nn.Module) -> list[ParametrizationList]:
     """Weights with a spectral norm, which is estimated by power iteration in train mode."""
     lists = [module for module in model.modules() if isinstance(module, ParametrizationList)]
     return [one for one in lists if any(hasattr(part, "n_power_iterations") for part in one)]
@@ -55,7 +55,7 @@ def with_reestimated_batchnorm(
     model: nn.Module, data: Data, *, forward: Forward = call_model, batch_size: int = 256, examples: int | None = None
 ) -> nn.Module:
     """`reestimate_batchnorm` on a copy of `model`. Returns `model` itself if training changes no statistics."""
-    if not batchnorm_layers(model) and not _spectral_norms(model):
+    if not (batchnorm_layers(model) or spectral_norms(model)):
         return model
     fresh = copied_model(model)
     reestimate_batchnorm(fresh, data, forward=forward, batch_size=batch_size, examples=examples)
@@ -89,7 +89,7 @@ def reestimate_batchnorm(
         >>> model.running_mean, model.running_var
         (tensor([2.]), tensor([2.]))
     """
-    for weight in _spectral_norms(model):
+    for weight in spectral_norms(model):
         with in_mode(weight, training=True):
             for _ in range(_POWER_ITERATIONS):
                 weight()
@@ -97,30 +97,34 @@ def reestimate_batchnorm(
     if not layers:
         return
     device = next(layers[0].buffers()).device
-    own_sizes = not isinstance(data, TensorData | DatasetData | TokenData)
     size = _Size()
     with (
         in_mode(model, training=False),
-        _cumulative(layers, size, weighted=own_sizes),
+        _cumulative(layers, size, weighted=_own_sizes(data)),
         isolated(Seed(0).at("batchnorm"), device),
     ):
         for layer in layers:
             layer.reset_running_stats()
             layer.train()
-        first_size = 0
-        for batch, is_last in _with_last(mixed_batches(data, batch_size, examples)):
+        for batch in statistics_batches(data, batch_size, examples):
             inputs, targets = batch_to(batch, device)
             size.examples = len(targets)
-            first_size = first_size or size.examples
-            if size.examples >= first_size or (own_sizes and not is_last):
-                forward(model, to_memory_format_of(model, inputs))
+            forward(model, to_memory_format_of(model, inputs))
 
 
-def _with_last(batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
-    """Each batch, and whether it is the last one."""
-    for batch, following in pairwise(chain(batches, [None])):
-        if batch is not None:
-            yield batch, following is None
+def statistics_batches(data: Data, batch_size: int, examples: int | None) -> Iterator[Batch]:
+    """The batches of `reestimate_batchnorm`: `mixed_batches` without an incomplete last one."""
+    first_size = 0
+    for batch, following in pairwise(chain(mixed_batches(data, batch_size, examples), [None])):
+        assert batch is not None
+        first_size = first_size or len(batch[1])
+        if len(batch[1]) >= first_size or (_own_sizes(data) and following is not None):
+            yield batch
+
+
+def _own_sizes(data: Data) -> bool:
+    """Whether the batches are the user's own, which may differ in size."""
+    return not isinstance(data, TensorData | DatasetData | TokenData)
 
 
 @dataclass
