@@ -1,5 +1,6 @@
 """The barrier, by hand on numbers and by design on networks."""
 
+import math
 import sys
 
 import pytest
@@ -38,6 +39,15 @@ def test_only_a_barrier_above_the_threshold_warns_and_the_number_is_said():
     assert "cycle 3" in text
     assert "3.4 points" in text
     assert "ticket_epochs" in text
+
+
+@pytest.mark.parametrize(
+    ("ends", "average", "inner"), [([0.1, 0.1], 0.1, [0.2, math.nan]), ([0.1, 0.1], math.nan, [0.2])]
+)
+def test_an_error_that_is_not_a_number_makes_the_barrier_unknown_and_warns(ends, average, inner):
+    found = barrier(ends, average, inner)
+    assert found.above(0.02)
+    assert "is unknown: the error of a particle" in (found.warning(0, 0.5, 0.02) or "")
 
 
 def test_an_unstable_ticket_is_warned_of_and_recorded(mlp, task):

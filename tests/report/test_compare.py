@@ -38,6 +38,11 @@ def test_means_differences_particles_and_barrier_are_the_ones_worked_out_by_hand
     assert comparison.dense == pytest.approx(0.6)
 
 
+def test_a_barrier_that_was_not_finite_is_unknown(tmp_path: Path) -> None:
+    unknown = cycle(0, 0.5, 0.9, (0.8, 0.9), barrier={"pair": None, "mean": -0.1})
+    assert compare([read_run(write_run(tmp_path / "run", [unknown], method="swamp"))]).points[0].barrier is None
+
+
 def test_the_label_counts_the_most_particles_of_any_cycle(tmp_path: Path) -> None:
     plus = run(tmp_path / "a", [cycle(0, 1.0, 0.9), cycle(1, 0.8, 0.9, (0.9,) * 4)], method="swamp+")
     assert compare([plus]).labels == ("swamp+ (4)",)

@@ -10,6 +10,7 @@ from swamp.backends.ticket import TRUNK
 from swamp.errors import SwampError
 from swamp.masks import Mask
 from swamp.training.average import State
+from swamp.training.metrics import highest
 
 Metrics = dict[str, float]
 
@@ -75,18 +76,21 @@ class Barrier:
     """E(mean of all particles) - mean of their errors: negative where averaging helps."""
 
     def above(self, threshold: float) -> bool:
-        """Whether either barrier is higher than `threshold`."""
-        return max(self.pair, self.mean) > threshold
+        """Whether either barrier is higher than `threshold`, or NaN."""
+        return not highest([self.pair, self.mean]) <= threshold
 
     def warning(self, cycle: int, sparsity: float, threshold: float) -> str | None:
-        """The warning to show if a barrier is higher than `threshold`, else None."""
+        """The warning to show if a barrier is higher than `threshold`, or NaN, else None."""
         if not self.above(threshold):
             return None
+        higher = highest([self.pair, self.mean])
+        barrier = f"cycle {cycle} (sparsity {sparsity:.4f}): the error barrier between particles is"
+        if math.isnan(higher):
+            return f"{barrier} unknown: the error of a particle, or of a network between them, is not finite."
         return (
-            f"cycle {cycle} (sparsity {sparsity:.4f}): the error barrier between particles is "
-            f"{100 * max(self.pair, self.mean):.1f} points, above {100 * threshold:.1f}. Their mean may be worse than "
-            "each of them: the ticket is not stable at this sparsity. Take it later (ticket_epochs), prune less a "
-            "cycle (prune_fraction) or lower the learning rate."
+            f"{barrier} {100 * higher:.1f} points, above {100 * threshold:.1f}. Their mean may be worse than each of "
+            "them: the ticket is not stable at this sparsity. Take it later (ticket_epochs), prune less a cycle "
+            "(prune_fraction) or lower the learning rate."
         )
 
 

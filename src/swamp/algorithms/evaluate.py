@@ -22,6 +22,7 @@ from swamp.masks.heads import head_densities
 from swamp.masks.pruning import empty_layer_warning
 from swamp.training.average import State, interpolate
 from swamp.training.batchnorm import batchnorm_layers
+from swamp.training.metrics import highest
 from swamp.training.module_extra_state import load_state
 
 _BARRIER_BN_EXAMPLES = 2048
@@ -142,9 +143,10 @@ def barrier(ends: Sequence[float], average: float, inner: Sequence[float]) -> Ba
         average: Error of their mean.
         inner: Errors at points between the first two particles.
 
-    All errors, those of `ends` too, must be measured with BatchNorm statistics re-estimated for each point.
+    All errors, those of `ends` too, must be measured with BatchNorm statistics re-estimated for each point. A barrier
+    is NaN if one of its errors is.
     """
-    worst = max([*ends[:2], *inner])
+    worst = highest([*ends[:2], *inner])
     return Barrier(worst - (ends[0] + ends[1]) / 2, average - sum(ends) / len(ends))
 
 

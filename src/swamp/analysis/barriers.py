@@ -1,6 +1,5 @@
 """Loss and error barriers on the straight segment between two models (linear mode connectivity)."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from swamp.errors import SwampError, shortened
 from swamp.training import Task
 from swamp.training.average import State
 from swamp.training.data import Data
+from swamp.training.metrics import highest
 from swamp.training.module_extra_state import as_tensors, is_extra_state
 
 MAX_PARTICLES_FOR_ALL_PAIRS = 4
@@ -208,6 +208,5 @@ def _chord(values: Sequence[float], coefficients: Sequence[float]) -> list[float
 
 
 def _max_height(values: Sequence[float], baseline: Sequence[float]) -> float:
-    """The largest height above the baseline; NaN if any is NaN (Python's max may ignore a NaN)."""
-    heights = [value - below for value, below in zip(values, baseline, strict=True)]
-    return math.nan if any(map(math.isnan, heights)) else max(heights)
+    """The largest height above the baseline; NaN if any is NaN."""
+    return highest([value - below for value, below in zip(values, baseline, strict=True)])

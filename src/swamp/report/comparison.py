@@ -281,7 +281,7 @@ def _point(label: str, run: RunRecord, cycle: Mapping[str, Any], row: int, name:
     for key in dict.fromkeys(key for particle in particles for key in particle):
         metrics[f"particles.{key}"] = fmean(particle[key] for particle in particles if key in particle)
     barrier: Mapping[str, object] = cycle.get("barrier") or {}
-    barriers = (as_float(value) for value in barrier.values())
+    barriers = [as_float(value) for value in barrier.values()]
     return CyclePoint(
         label=label,
         seed=int(run.config["seed"]),
@@ -292,7 +292,8 @@ def _point(label: str, run: RunRecord, cycle: Mapping[str, Any], row: int, name:
         value=metrics.get(name),
         n=len(particles),
         particles=tuple(particle[name] for particle in particles if name in particle),
-        barrier=max((height for height in barriers if height is not None), default=None),
+        # null: NaN.
+        barrier=None if None in barriers else max(cast("list[float]", barriers), default=None),
         steps=cycle["steps"],
         samples=cycle["samples"],
         flops=cycle["flops"],

@@ -22,6 +22,11 @@ def comparable(error: float) -> float:
     return math.inf if math.isnan(error) else error
 
 
+def highest(values: Sequence[float]) -> float:
+    """The largest of `values`; NaN if any is NaN, which Python's max may ignore."""
+    return math.nan if any(map(math.isnan, values)) else max(values)
+
+
 def _by_class(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs (n, classes) and class numbers (n,), from those of F.cross_entropy; ignored targets (-100) left out."""
     if targets.shape == outputs.shape:  # probabilities, such as one-hot targets
