@@ -56,6 +56,19 @@ def test_a_model_that_keeps_its_features_can_be_copied_after_use(form: str) -> N
     assert torch.equal(copied_model(model)(X), output)
 
 
+def test_a_copy_that_builds_the_model_anew_leaves_the_global_generator() -> None:
+    class Rebuilt(nn.Linear):
+        def __deepcopy__(self, memo: Any) -> "Rebuilt":
+            copy = Rebuilt(self.in_features, self.out_features)
+            copy.load_state_dict(self.state_dict())
+            return copy
+
+    model = Rebuilt(8, 3)
+    before = torch.get_rng_state()
+    assert torch.equal(copied_model(model).weight, model.weight)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_used_model_is_pruned_and_left_as_it_is() -> None:
     model = Keeps("tensor")
     model(X)

@@ -1,6 +1,8 @@
 """Each public name of a module, and each module, has one meaning in the whole package."""
 
 import ast
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -36,3 +38,8 @@ def test_no_two_modules_have_the_same_name():
     paths = [path for path in sorted(PACKAGE.rglob("*.py")) if not path.stem.startswith("__")]
     twice = {path.stem for path in paths if sum(other.stem == path.stem for other in paths) > 1}
     assert twice <= MODULES
+
+
+def test_fetching_a_name_draws_nothing_from_the_global_generators():
+    code = "import random, swamp; state = random.getstate(); swamp.prune; assert random.getstate() == state"
+    subprocess.run([sys.executable, "-c", code], check=True)

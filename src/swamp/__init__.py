@@ -1,6 +1,8 @@
 """swamp: sparse weight averaging with multiple particles, for iterative magnitude pruning in PyTorch."""
 
+import random
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -88,10 +90,19 @@ def __getattr__(name: str) -> Any:
     # A name is fetched when it is asked for: who only loads an exported network imports nothing of training.
     for room, names in _ROOMS.items():
         if name == room:
-            return import_module(f"swamp.{room}")
+            return _imported(room)
         if name in names:
-            return getattr(import_module(f"swamp.{room}"), name)
+            return getattr(_imported(room), name)
     raise AttributeError(f"module 'swamp' has no attribute {name!r}")
+
+
+def _imported(room: str) -> ModuleType:
+    # rich, which progress uses, draws from Python's global generator when it is imported.
+    state = random.getstate()
+    try:
+        return import_module(f"swamp.{room}")
+    finally:
+        random.setstate(state)
 
 
 def __dir__() -> list[str]:

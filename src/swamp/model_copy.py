@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from swamp.errors import SwampError
@@ -37,10 +38,12 @@ def copied_model(model: M) -> M:
     for module in model.modules():
         for tensor in _leftovers(vars(module), 0):
             memo[id(tensor)] = tensor.detach().clone()
-    try:
-        return copy.deepcopy(model, {**memo})
-    except Exception as error:
-        raise _refusal(model, memo, error) from error
+    # A __deepcopy__ that builds the model anew draws its initial weights from the global generator.
+    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
+        try:
+            return copy.deepcopy(model, {**memo})
+        except Exception as error:
+            raise _refusal(model, memo, error) from error
 
 
 def _leftovers(value: Any, depth: int) -> Iterator[Tensor]:
