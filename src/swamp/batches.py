@@ -162,12 +162,20 @@ def as_batch(batch: Any) -> Batch:
     parts: Any = batch
     if isinstance(batch, tuple | list) and len(parts) >= 2:
         return (parts[0] if len(parts) == 2 else tuple(parts[:-1])), _targets(parts[-1])
-    raise SwampError(f"a batch must be (inputs, targets) or a dict with labels, got {_described(parts)}. {_ANY_FORM}")
+    raise SwampError(
+        f"a batch must be (inputs, targets) or a dict with labels, got {_described(parts)}. All examples at once are "
+        f"given as a tuple of tensors, (inputs, targets). {_ANY_FORM}"
+    )
 
 
 def _targets(targets: Any) -> Tensor:
     if not isinstance(targets, Tensor):
         raise SwampError(f"the targets of a batch must be one tensor, got {_described(targets)}. {_ANY_FORM}")
+    if not targets.dim():
+        raise SwampError(
+            "the targets of a batch must be a tensor (examples, ...), got a single number. Single examples in a list "
+            f"are given as DataLoader(examples). {_ANY_FORM}"
+        )
     return targets
 
 

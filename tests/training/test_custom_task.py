@@ -88,6 +88,7 @@ SOURCES: dict[str, tuple[Any, int | None]] = {
     "a DataLoader with a collate function": (
         DataLoader(
             TensorDataset(X, Y),
+            batch_size=16,
             collate_fn=lambda e: {"x": torch.stack([x for x, _ in e]), "y": torch.stack([y for _, y in e])},
         ),
         None,

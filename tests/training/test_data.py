@@ -229,6 +229,8 @@ class Stream(IterableDataset[Any]):
         (({}, TARGETS), "inputs must be a tensor"),
         ((INPUTS.numpy(), TARGETS.numpy()), "a batch must be"),
         ([INPUTS, TARGETS], "a batch must be"),
+        ([(INPUTS[0], TARGETS[0])], "must be a tensor (examples, ...), got a single number"),
+        ([*BATCHES[:2], (INPUTS[:0], TARGETS[:0])], "batch 2 of 3 has no examples"),
         ([{"x": INPUTS}], "needs 'labels', 'label' or 'targets'; this one has"),
         ((INPUTS[:3], TARGETS), "the inputs have 3 examples, the targets 10"),
         ((INPUTS[:0], TARGETS[:0]), "0 examples"),
@@ -248,6 +250,19 @@ def test_unsupported_sources_are_refused_before_training(source: Any, message: s
     with pytest.raises(SwampError) as error:
         as_data(source)
     assert message in str(error.value)
+
+
+def test_a_stream_with_a_length_is_evaluated_to_its_end():
+    class Sized(Stream):
+        def __iter__(self) -> Iterator[Any]:
+            return zip(INPUTS, TARGETS, strict=True)
+
+        def __len__(self) -> int:
+            return len(TARGETS)
+
+    data = as_data(Sized())
+    assert [targets.tolist() for _, targets in data.in_order(4)] == [part.tolist() for part in TARGETS.split(4)]
+    assert data.steps(4) == len([*data.shuffled(4, Seed(0), 0)]) == 2
 
 
 def test_an_iterable_is_read_as_batches_into_memory():

@@ -57,6 +57,20 @@ class Setup:
             )
         if isinstance(task.train, TensorData | TokenData | DatasetData) and len(task.train) < _FEW_EXAMPLES:
             warnings.warn(f"the task has {len(task.train)} training examples: too few to learn from.", stacklevel=2)
+        given = getattr(task.train, "loader_batch_size", None)
+        if given not in (None, training.batch_size):
+            warnings.warn(
+                f"the DataLoader of the training data has batch_size={given}, which is not used: batches have "
+                f"Training.batch_size={training.batch_size} examples.",
+                stacklevel=2,
+            )
+        if isinstance(task.loss, nn.Module) and any(one.requires_grad for one in task.loss.parameters()):
+            warnings.warn(
+                f"the loss {type(task.loss).__name__} has parameters that require a gradient, and they are not "
+                "trained: only those of the model are. Make them parameters of the model, and compute the loss there "
+                "or by Task.custom; or freeze them.",
+                stacklevel=2,
+            )
         if message := plan.scope.warning(model):
             warnings.warn(message, stacklevel=2)
         self.slices = slices_of(model)

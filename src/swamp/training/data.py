@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Protocol, Self, cast, runtime_checkable
 
@@ -62,6 +62,7 @@ class TensorData(Data):
         targets: Tensor (n, ...).
         augment: (inputs, generator) -> inputs; applied in training only, before `normalise`.
         normalise: Stored inputs of a batch -> inputs of the model (None: unchanged).
+        loader_batch_size: Batch size of the DataLoader that the examples are from; it is not used.
 
     Raises:
         SwampError: There are no examples, or the lengths differ.
@@ -79,6 +80,7 @@ class TensorData(Data):
     targets: Tensor
     augment: Augment | None = None
     normalise: Callable[[Any], Any] | None = None
+    loader_batch_size: int | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         parts = _tensors(self.inputs)
@@ -161,6 +163,7 @@ class DatasetData(Data):
         workers: Processes that read examples (0: read in this process).
         augment: (inputs, generator) -> inputs of a batch; applied in training only, before `normalise`.
         normalise: Inputs of a batch -> inputs of the model (None: unchanged).
+        loader_batch_size: See `TensorData`.
 
     Raises:
         SwampError: There are no examples.
@@ -177,6 +180,7 @@ class DatasetData(Data):
     workers: int = 0
     augment: Augment | None = None
     normalise: Callable[[Any], Any] | None = None
+    loader_batch_size: int | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not len(self):
@@ -276,8 +280,9 @@ class BatchList(Data):
     def __post_init__(self) -> None:
         if not len(self.batches):
             raise SwampError("the data set is empty: 0 batches were given, at least one is needed.")
-        for batch in self.batches:
-            as_batch(batch)
+        for number, batch in enumerate(self.batches):
+            if not len(as_batch(batch)[1]):
+                raise SwampError(f"batch {number} of {len(self.batches)} has no examples. Leave it out.")
 
     def __len__(self) -> int:
         return sum(len(as_batch(batch)[1]) for batch in self.batches)

@@ -28,9 +28,9 @@ def as_data(source: Any, steps_per_epoch: int | None = None) -> Data:
 
     Args:
         source: Tensors (inputs, targets), or (inputs, more inputs, ..., targets); a DataLoader, of which the dataset,
-            collate function and number of workers are used, but not the order; a Dataset; an IterableDataset, alone or
-            in a DataLoader; an iterable of batches, which is read into memory once; or `Data`, which is returned
-            unchanged.
+            collate function and number of workers are used, but not the order and the batch size; a Dataset; an
+            IterableDataset, alone or in a DataLoader; an iterable of batches, which is read into memory once; or
+            `Data`, which is returned unchanged.
         steps_per_epoch: Batches in an epoch, for a stream.
 
     Returns:
@@ -158,11 +158,13 @@ def _of_loader(loader: "DataLoader[Any]", steps_per_epoch: int | None, to_batch:
             "torch.utils.data.Subset for a part of it, or list(loader) for batches as they are."
         )
     if cast(Any, loader).collate_fn is default_collate and type(loader.dataset) is TensorDataset:
-        return _in_memory(loader.dataset, to_batch)
-    return DatasetData(loader.dataset, _Collate(cast(Any, loader).collate_fn, to_batch), loader.num_workers)
+        found = _in_memory(loader.dataset, to_batch)
+    else:
+        found = DatasetData(loader.dataset, _Collate(cast(Any, loader).collate_fn, to_batch), loader.num_workers)
+    return replace(found, loader_batch_size=loader.batch_size)
 
 
-def _in_memory(dataset: TensorDataset, to_batch: Callable[[Any], Batch]) -> Data:
+def _in_memory(dataset: TensorDataset, to_batch: Callable[[Any], Batch]) -> TensorData | DatasetData:
     # The same batches, with one gather per batch in place of one read per example.
     tensors: Any = dataset.tensors
     if to_batch is as_batch and len(tensors) >= 2:

@@ -53,7 +53,8 @@ class StreamData:
         if self.steps_per_epoch is None and self._length() is None:
             raise SwampError(
                 f"a stream ({type(self.source).__name__}) has no length: give steps_per_epoch, the number of batches "
-                "in an epoch; or list(DataLoader(dataset, batch_size=...)) for data that fit in memory."
+                "in an epoch of training data; or list(DataLoader(dataset, batch_size=...)) for data that fit in "
+                "memory, and for test and validation data."
             )
         if self.steps_per_epoch is not None and self.steps_per_epoch < 1:
             raise SwampError(f"steps_per_epoch must be at least 1, got {self.steps_per_epoch}.")
@@ -73,7 +74,11 @@ class StreamData:
         """Batches in one epoch of `shuffled`."""
         if self.steps_per_epoch is not None:
             return self.steps_per_epoch
-        return max(1, (self._length() or 0) // (1 if self.collate is None else batch_size))
+        return max(1, (self._length() or 0) // self._size(batch_size))
+
+    def _size(self, batch_size: int) -> int:
+        """Items of the source in a batch."""
+        return 1 if self.collate is None else batch_size
 
     def batch_examples(self, batch_size: int) -> int:
         """Examples in a batch: of the first batch, where the stream yields batches."""
@@ -103,8 +108,12 @@ class StreamData:
         self._live.pop(_key(batch_size, seed), None)
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """The first batches of the stream, as many as an epoch has at most, not shuffled."""
-        return first_of(islice(self._batches(batch_size, None), self.steps(batch_size)), self.examples)
+        """The first batches of the stream, as many as an epoch has at most, not shuffled.
+
+        Where the length tells how many these are, an incomplete last batch is among them.
+        """
+        steps = self.steps_per_epoch or max(1, -(-(self._length() or 0) // self._size(batch_size)))
+        return first_of(islice(self._batches(batch_size, None), steps), self.examples)
 
     def to(self, device: torch.device) -> "StreamData":
         """The same stream: each batch is moved to the device when it is used."""
@@ -129,8 +138,9 @@ class StreamData:
             source: Any = self.source
             items: Iterator[Any] = iter(source(order.number()) if by_seed else source)
             if shuffle and not by_seed:
-                items = _buffered(items, _BUFFER * (1 if self.collate is None else batch_size), order)
-            batches = items if self.collate is None else _collated(items, batch_size, self.collate)
+                items = _buffered(items, _BUFFER * self._size(batch_size), order)
+            drop = shuffle or self.steps_per_epoch is not None
+            batches = items if self.collate is None else _collated(items, batch_size, self.collate, drop=drop)
             empty = True
             for batch in batches:
                 empty = False
@@ -165,10 +175,12 @@ def _buffered(items: Iterator[Any], size: int, seed: Seed) -> Iterator[Any]:
         yield buffer[int(place)]
 
 
-def _collated(items: Iterator[Any], batch_size: int, collate: Callable[[list[Any]], Any]) -> Iterator[Any]:
-    """Batches of examples; an incomplete last batch is dropped, unless it is the only one."""
+def _collated(
+    items: Iterator[Any], batch_size: int, collate: Callable[[list[Any]], Any], *, drop: bool
+) -> Iterator[Any]:
+    """Batches of examples. drop: leave out an incomplete last batch, unless it is the only one."""
     first = True
     while part := list(islice(items, batch_size)):
-        if len(part) == batch_size or first:
+        if len(part) == batch_size or first or not drop:
             yield collate(part)
         first = False
