@@ -127,6 +127,53 @@ def test_a_state_dict_that_cannot_be_loaded_is_refused():
     refused(Renamed(), swamp.Task.of((X, Y), (X, Y)), "does not fit its own load_state_dict")
 
 
+def test_a_state_dict_without_a_trained_parameter_is_refused():
+    class Partial(Counting):
+        def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            return {name: value for name, value in super().state_dict(*args, **kwargs).items() if "bias" not in name}
+
+        def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+            return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    refused(Partial(), swamp.Task.of((X, Y), (X, Y)), r"state_dict\(\) has no layer.bias")
+
+
+def test_batches_of_the_user_are_tried_whole():
+    class GraphLayer(Counting):
+        def forward(self, *inputs: Tensor) -> Tensor:
+            nodes, adjacency = inputs
+            return self.change(self.layer(adjacency @ nodes))
+
+    graph = [((X, torch.eye(len(X))), Y)]
+    task, how = swamp.Task.of(graph, graph), swamp.Training(epochs=4)
+    assert swamp.prune(GraphLayer(), task, sparsity=0.5, method="imp", cycles=1, training=how).sparsity == 0.5
+
+
+def test_a_batch_size_of_a_dataloader_that_is_not_used_is_named():
+    train = DataLoader(TensorDataset(X, Y), batch_size=8, shuffle=True)
+    with pytest.warns(UserWarning, match=r"has batch_size=8, which is not used: .*Training.batch_size=16"):
+        short(Counting(), swamp.Task.of(train, (X, Y)))
+    short(Counting(), swamp.Task.of(DataLoader(TensorDataset(X, Y), batch_size=16), train))
+
+
+def test_parameters_of_the_loss_that_stay_untrained_are_named():
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3))
+
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return F.cross_entropy(outputs * self.scale, targets)
+
+    with pytest.warns(UserWarning, match="the loss Scaled has parameters that require a gradient"):
+        short(Counting(), swamp.Task.of((X, Y), (X, Y), loss=Scaled()))
+    short(Counting(), swamp.Task.of((X, Y), (X, Y), loss=Scaled().requires_grad_(False)))
+
+
+def test_a_regression_with_targets_of_another_shape_is_refused():
+    refused(Counting(1), swamp.Task.of((X, X[:, 0]), (X, X[:, 0]), loss=F.mse_loss), r"outputs \(2, 1\), got \(2,\)")
+
+
 def normed() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
 

@@ -18,7 +18,7 @@ from swamp.training.memory_format import to_memory_format_of
 from swamp.training.metrics import accuracy
 from swamp.training.options import Training
 from swamp.training.rng import Seed, isolated
-from swamp.training.streams import close_streams
+from swamp.training.streams import StreamData, close_streams
 from swamp.training.sum_loss import sum_loss
 from swamp.training.task import Task, in_mode, joined
 
@@ -45,7 +45,7 @@ def dry_run(model: nn.Module, task: Task, training: Training, *, prunable: set[s
     model = copied_model(model)
     device = next(model.parameters()).device
     with isolated(_SEED, device):
-        _check_state_dict(model)
+        _check_state_dict(model, prunable)
         errors = [_check_own(model, task)] if task.own is not None else _check_splits(model, task, joint)
         _check_training(model, task, training, prunable)
     named = task.error is not None or (task.own is not None and task.own.error is not None)
@@ -58,9 +58,16 @@ def dry_run(model: nn.Module, task: Task, training: Training, *, prunable: set[s
     return inside or task.error_scale is not None
 
 
-def _check_state_dict(model: nn.Module) -> None:
+def _check_state_dict(model: nn.Module, prunable: set[str]) -> None:
+    state = model.state_dict()
     with _failing("the model's state_dict() does not fit its own load_state_dict()", "Correct these two methods."):
-        model.load_state_dict(model.state_dict())
+        model.load_state_dict(state)
+    changed = {name for name, parameter in model.named_parameters() if parameter.requires_grad} | prunable
+    if missing := sorted(changed - state.keys()):
+        raise SwampError(
+            f"the model's state_dict() has no {shortened(missing)}, so that what is trained would be lost. It must "
+            "have the names of named_parameters(): correct it, or its hooks."
+        )
 
 
 def _check_splits(model: nn.Module, task: Task, joint: bool) -> list[float]:
@@ -68,7 +75,7 @@ def _check_splits(model: nn.Module, task: Task, joint: bool) -> list[float]:
     errors: list[float] = []
     for split, data in task.splits.items():
         inputs, targets = _two(data, model)
-        where = f"two examples of the {split} data"
+        where = f"{_few(data)} of the {split} data"
         advice = f"Check the model and forward=...; {_CUSTOM}."
         failed = f"the model failed on {where} ({_shapes(inputs)})"
         with in_mode(model, training=False), torch.no_grad(), _failing(failed, advice):
@@ -136,13 +143,13 @@ def _check_training(model: nn.Module, task: Task, training: Training, prunable: 
         return loss
 
     batch = _training_batch(task.train, 2)
-    loss = loss_of(batch, "two examples of the training data")
+    loss = loss_of(batch, f"{_few(task.train)} of the training data")
     if not loss.requires_grad:
         raise SwampError(
             "the loss does not depend on any weight that requires a gradient: it was detached, computed under "
             "torch.no_grad(), or all weights are frozen."
         )
-    with _failing("the gradient of the loss failed on two training examples", "Correct the model or the loss."):
+    with _failing(f"the gradient of the loss failed on {_few(task.train)} of the training data", "Correct it."):
         loss.backward()  # pyright: ignore[reportUnknownMemberType]
     reached = [name for name, p in model.named_parameters() if name in prunable and p.is_leaf and p.grad is not None]
     if prunable and not reached and any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
@@ -192,19 +199,29 @@ def _check_parts(model: nn.Module, task: Task, training: Training, loss_of: Call
 def _training_batch(data: Data, size: int) -> Batch:
     """An augmented batch of training data, of about `size` examples."""
     if isinstance(data, BatchList):
-        return _cut(max(data.batches, key=lambda batch: len(batch[1])), size)
-    found = _cut(next(iter(sampled(data, size).shuffled(size, _SEED, 0))), size)
+        return max(data.batches, key=lambda batch: len(batch[1]))
+    found = _cut(next(iter(sampled(data, size).shuffled(size, _SEED, 0))), size, data)
     close_streams(data, size, [_SEED])
     return found
 
 
 def _two(data: Data, model: nn.Module) -> Batch:
-    return batch_to(_cut(next(iter(sampled(data, 2).in_order(2))), 2), next(model.parameters()).device)
+    return batch_to(_cut(next(iter(sampled(data, 2).in_order(2))), 2, data), next(model.parameters()).device)
 
 
-def _cut(batch: Batch, size: int) -> Batch:
+def _cut(batch: Batch, size: int, data: Data) -> Batch:
     inputs, targets = batch
-    return (rows_of(inputs, slice(size)), targets[:size]) if can_split(inputs) else batch
+    cut = can_split(inputs) and not _has_own_batches(data)
+    return (rows_of(inputs, slice(size)), targets[:size]) if cut else batch
+
+
+def _has_own_batches(data: Data) -> bool:
+    """Whether the batches are the user's: rows of a graph's adjacency matrix cannot be left out."""
+    return isinstance(data, BatchList) or (isinstance(data, StreamData) and data.collate is None)
+
+
+def _few(data: Data) -> str:
+    return "a batch" if _has_own_batches(data) else "two examples"
 
 
 def _number(call: Callable[[], Any], what: str, shapes: str, advice: str) -> float:

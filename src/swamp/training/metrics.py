@@ -108,7 +108,13 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 def rmse(outputs: Tensor, targets: Tensor) -> float:
-    """Root of the mean squared error, in the unit of the targets."""
+    """Root of the mean squared error, in the unit of the targets. Raises SwampError if the shapes differ."""
+    if outputs.shape != targets.shape:
+        raise SwampError(
+            f"a regression needs targets of the shape of the outputs {tuple(outputs.shape)}, got "
+            f"{tuple(targets.shape)}: the difference of the two would be that of every output and every target. "
+            "Reshape one of them, such as targets[:, None]."
+        )
     return math.sqrt(F.mse_loss(outputs.double(), targets.double()))
 
 
