@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,11 +111,18 @@ def test_glue_has_its_columns_and_classes_and_its_validation_is_the_test(tmp_pat
         ({"train": ROWS}, "expected train and test .or validation., got train"),
         ({"train": [{"words": "a", "label": 1}], "test": ROWS}, "no text column found among words, label.*--columns"),
         ({"train": [{"text": "a", "kind": 1}], "test": ROWS}, "no label column"),
-        ({"train": [{"text": " ", "label": 1}], "test": ROWS}, "train.jsonl: 1 of 1 texts are empty"),
+        (
+            {"train": [{"text": " ", "label": 1}], "test": ROWS},
+            "train.jsonl: example 0 .* has no text or number in column 'text'",
+        ),
         ({"train": [{"text": "\ud800", "label": 1}], "test": ROWS}, "train.jsonl, line 1 .*half of a character"),
         ({"train": ROWS, "test": [{"text": "a", "label": "?"}]}, "test.jsonl: example 0 .* has the label '.'"),
         ({"train": [{"text": "a", "label": -1}], "test": ROWS}, "the label -1 is negative"),
-        ({"train": [ROWS[0], {"text": "a"}], "test": ROWS}, "example 1 .* has no value in column 'label'"),
+        ({"train": [ROWS[0], {"text": "a"}], "test": ROWS}, "example 1 .* has no text or number in column 'label'"),
+        ({"train": [ROWS[0], {"text": "a", "label": " "}], "test": ROWS}, "example 1 .* in column 'label'"),
+        ({"train": [ROWS[0], {"text": "a", "label": float("nan")}], "test": ROWS}, "example 1 .* in column 'label'"),
+        ({"train": [{"text": "a", "label": [0, 1]}], "test": ROWS}, "example 0 .* in column 'label'"),
+        ({"train": [{"text": "a", "label": 0}] * 2, "test": [{"text": "a", "label": 0}]}, "have the same class"),
         ({"train": ROWS, "test": []}, "test.jsonl has no rows"),
     ],
 )
@@ -137,6 +145,56 @@ def test_a_number_that_is_none_is_named(tmp_path: Path):
     rows = [{"text": "a", "label": "high"}]
     with pytest.raises(SwampError, match=r"example 0 .* has 'high', expected a number"):
         build("text-folder-number", write(tmp_path, ".csv", {"train": rows, "test": rows}))
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["text,label", "a,0", "well, b,1"], "example 1 .* has more fields than there are columns"),
+        (["text,label", "a,0", '"b,1', "c,0"], "unexpected end of data"),
+        (["text,text,label", "a,b,0", "c,d,1"], "has 2 columns 'text'"),
+    ],
+)
+def test_csv_files_whose_rows_run_together_are_refused(tmp_path: Path, lines: list[str], message: str):
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(SwampError, match=message):
+        build("text-folder", DataOptions(folder=str(tmp_path), validation=0))
+
+
+def test_a_label_that_the_training_data_do_not_have_is_no_class_number(tmp_path: Path):
+    rows = [{"text": "a", "label": label} for label in (10, 20)]
+    with pytest.raises(SwampError, match="has the label '1', the classes are 10, 20"):
+        build("text-folder", write(tmp_path, ".csv", {"train": rows, "test": [{"text": "a", "label": 1}]}))
+
+
+def test_labels_with_leading_zeros_are_names(tmp_path: Path):
+    rows = [{"text": "a", "label": label} for label in ("01", "02")]
+    assert build("text-folder", write(tmp_path, ".csv", {"train": rows, "test": rows})).classes == 2
+
+
+def test_long_texts_and_a_byte_order_mark_are_read(tmp_path: Path):
+    rows = [{"text": "a" * 200_000, "label": 0}, {"text": "b", "label": 1}]
+    write(tmp_path, ".csv", {"train": rows})
+    (tmp_path / "test.jsonl").write_text('\ufeff{"text": "a", "label": 1}')
+    problem = build("text-folder", DataOptions(folder=str(tmp_path), validation=0))
+    assert [len(data) for data in (problem.task.train, problem.task.test)] == [2, 1]
+    assert csv.field_size_limit() == 131_072
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("text-folder", TextOptions(columns=("text", "label")), "'label' is the label, and cannot be among"),
+        ("text-folder-text", TextOptions(columns=("text", "label")), "reads one column of text, got text and label"),
+        ("text-folder", TextOptions(tokenizer="words"), "no word occurs twice .*use the tokenizer .bytes."),
+    ],
+)
+def test_columns_and_tokenizers_that_do_not_fit_are_refused(tmp_path: Path, name: str, text: TextOptions, message: str):
+    rows = [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
+    options = write(tmp_path, ".csv", {"train": rows, "test": rows})
+    with pytest.raises(SwampError, match=message):
+        build(name, replace(options, text=text))
 
 
 def test_a_row_with_too_many_fields_does_not_hide_what_is_wrong(tmp_path: Path):

@@ -135,7 +135,10 @@ def tokenizer_named(name: str, texts: Texts) -> Tokenizer:
     if name == "bytes":
         return Words()
     if name == "words":
-        return Words.of([*texts.first, *(texts.second or ())])
+        words = Words.of([*texts.first, *(texts.second or ())])
+        if not words.known:
+            raise SwampError('no word occurs twice in the training text; use the tokenizer "bytes".')
+        return words
     return HuggingTokenizer.named(name)
 
 

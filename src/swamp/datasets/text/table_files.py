@@ -2,7 +2,8 @@
 
 import csv
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -23,6 +24,8 @@ _PARTS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev
 _ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _TEXT = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"))
 _SINGLE = ("text", "sentence", "review", "content")
+_EXTRA = ""
+"""Key of the fields beyond the column names, as all names are text."""
 _LABEL = ("label", "labels", "target", "class", "score", "rating", "stars")
 
 
@@ -38,12 +41,19 @@ class TextTable:
             raise SwampError(f"{self.where} has no rows; expected at least one example.")
 
     def column(self, name: str) -> list[Any]:
-        """The values of a column. Raises SwampError if a row has none."""
+        """The values of a column, texts and numbers. Raises SwampError if a row has none, or more than the columns."""
         if name not in self.rows[0]:
             raise SwampError(f"{self.where} has no column {name!r}; it has {shortened(list(self.rows[0]))}.")
-        missing = [place for place, row in enumerate(self.rows) if row.get(name) is None]
-        if missing:
-            raise SwampError(f"{self.where}: example {missing[0]} (from 0) has no value in column {name!r}.")
+        for place, row in enumerate(self.rows):
+            value = row.get(name)
+            nothing = value is None or value != value or not str(value).strip()
+            if nothing or isinstance(value, list | dict):
+                raise SwampError(f"{self.where}: example {place} (from 0) has no text or number in column {name!r}.")
+            if _EXTRA in row:
+                raise SwampError(
+                    f"{self.where}: example {place} (from 0) has more fields than there are columns. Put texts that "
+                    "contain commas in quotation marks."
+                )
         return [row[name] for row in self.rows]
 
 
@@ -87,10 +97,15 @@ def read_table(path: Path) -> TextTable:
         else:
             # The .tsv files of GLUE do not quote: a quotation mark is an ordinary character.
             quoting = csv.QUOTE_NONE if path.suffix == ".tsv" else csv.QUOTE_MINIMAL
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                # Fields beyond the column names go under an empty name, as all names are text.
-                separator = "\t" if path.suffix == ".tsv" else ","
-                rows = list(csv.DictReader(file, delimiter=separator, quoting=quoting, restkey=""))
+            separator = "\t" if path.suffix == ".tsv" else ","
+            with path.open(encoding="utf-8-sig", newline="") as file, _long_fields():
+                # Strict: a quotation mark that is never closed would make one field of all that follows.
+                reader = csv.DictReader(file, delimiter=separator, quoting=quoting, restkey=_EXTRA, strict=True)
+                rows = list(reader)
+            names = list(reader.fieldnames or ())
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise SwampError(f"{path} has {names.count(twice)} columns {twice!r}. Rename the others.")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SwampError(f"{path} cannot be read ({error}); expected a complete file in UTF-8.") from error
     except ValueError as error:  # pyarrow's errors
@@ -119,15 +134,29 @@ def from_tables(
         **({} if validation is None else {"validation": validation}),
     }
     if goal == "next token":
+        if len(columns) > 1 and options.text.columns:
+            raise SwampError(f"{task} reads one column of text, got {' and '.join(columns)}. Name one of them.")
         texts = {part: _texts(table, columns[:1], torch.zeros(len(table.rows))) for part, table in chosen.items()}
         return language(texts["train"], texts["test"], options, seed, texts.get("validation"))
     label = label_of(tables["train"], options.text)
+    if label in columns:
+        raise SwampError(f"{task}: the column {label!r} is the label, and cannot be among the text columns.")
     if goal == "number":
         texts = {part: _texts(table, columns, _numbers(table, label)) for part, table in chosen.items()}
         return regression(texts["train"], texts["test"], options, seed, texts.get("validation"))
     classes = _classes(tables["train"].column(label), names)
-    texts = {part: _texts(table, columns, _labels(table, label, classes)) for part, table in chosen.items()}
+    texts = {part: _texts(table, columns, _labels(table, label, classes, names)) for part, table in chosen.items()}
     return classification(texts["train"], texts["test"], len(classes), options, seed, texts.get("validation"))
+
+
+@contextmanager
+def _long_fields() -> Generator[None]:
+    """Inside the block, fields of a CSV file may have more than the default limit of 131,072 characters."""
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def columns_of(table: TextTable, options: TextOptions) -> tuple[str, ...]:
@@ -153,7 +182,7 @@ def label_of(table: TextTable, options: TextOptions) -> str:
 
 def _json_rows(path: Path) -> list[TextRow]:
     rows: list[TextRow] = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -186,7 +215,7 @@ def _classes(labels: Iterable[Any], names: Sequence[str]) -> list[str]:
     found = {_label_text(label) for label in labels}
     if negative := sorted(label for label in found if re.fullmatch(r"-\d+", label)):
         raise SwampError(f"the label {negative[0]} is negative; expected class names, or numbers from 0. Correct it.")
-    if all(label.isdecimal() for label in found):
+    if all(re.fullmatch(r"0|[1-9][0-9]*", label) for label in found):
         # A class may have no examples; but a largest label of twice the number of labels is a mistake.
         numbers = sorted(int(label) for label in found)
         if numbers[-1] < 2 * len(numbers):
@@ -194,16 +223,18 @@ def _classes(labels: Iterable[Any], names: Sequence[str]) -> list[str]:
     return sorted(found)
 
 
-def _labels(table: TextTable, label: str, classes: Sequence[str]) -> torch.Tensor:
-    numbers = {name: number for number, name in enumerate(classes)}
+def _labels(table: TextTable, label: str, classes: Sequence[str], names: Sequence[str]) -> torch.Tensor:
+    """Class numbers. Labels are the classes, or the numbers of classes with given names."""
+    numbers = {str(number): number for number in range(len(names))}
+    numbers |= {name: number for number, name in enumerate(classes)}
     found = [_label_text(value) for value in table.column(label)]
     for place, value in enumerate(found):
-        if value not in numbers and value not in map(str, range(len(classes))):
+        if value not in numbers:
             raise SwampError(
                 f"{table.where}: example {place} (from 0) has the label {value!r}, the classes are "
                 f"{shortened(list(classes))}. Correct it, or remove the example."
             )
-    return torch.tensor([numbers[value] if value in numbers else int(value) for value in found])
+    return torch.tensor([numbers[value] for value in found])
 
 
 def _numbers(table: TextTable, label: str) -> torch.Tensor:
