@@ -83,6 +83,15 @@ def test_bytes_are_images_between_0_and_1(tmp_path, images, shape):
     assert float(inputs.min()) == float(inputs.max()) == 1
 
 
+def test_images_of_any_type_get_their_channels_first(tmp_path):
+    images = RNG.random((9, 5, 6, 3), np.float32)
+    np.savez(tmp_path / "a.npz", x=images, y=np.arange(9) % 2)
+    made = problem("npz", tmp_path / "a.npz", validation=0)
+    assert made.shape == (3, 5, 6)
+    found = torch.cat([made.task.train.inputs, made.task.test.inputs])
+    assert set(found[:, 1, 2, 3].tolist()) == set(images[:, 2, 3, 1].tolist())
+
+
 def test_features_are_standardised_by_the_training_examples_alone(tmp_path):
     made = problem("npz", np.savez(tmp_path / "a.npz", x=X, y=Y) or tmp_path / "a.npz")
     inputs = torch.cat([batch[0] for batch in made.task.train.in_order(8)])
@@ -97,6 +106,21 @@ def test_a_table_has_its_classes_in_the_last_column_with_or_without_a_header(tmp
     assert (made.shape, made.classes) == ((4,), 2)
     # Classes are numbered in alphabetical order.
     assert float((made.task.train.targets == 0).float().mean()) == pytest.approx(Y.mean(), abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("header", "kinds"),
+    [
+        (["0", "1", "2", "3", "4"], [0, 1]),  # as pandas names the columns of an array
+        (["900.5", "901", "901.5", "902", "yield"], [0, 1]),
+        (["900.5", "901", "901.5", "902", "class"], ["low", "high"]),
+        (["900.5", "901", "901.5", "902", "species"], ["low", "high"]),
+    ],
+)
+def test_the_names_of_columns_may_be_numbers(tmp_path, header, kinds):
+    table = csv(tmp_path / "t.csv", [[*x, kinds[y]] for x, y in zip(X, Y, strict=True)], header)
+    made = problem("csv", table, text=TextOptions(label=header[-1]) if "species" in header else TextOptions())
+    assert (made.classes, made.available) == (2, 48)
 
 
 def test_the_label_is_a_common_name_or_the_one_given(tmp_path):
@@ -149,6 +173,29 @@ def test_numbers_are_predicted_one_or_several(tmp_path):
         ("csv", lambda path: path.write_text("a,b\n"), "has no rows"),
         ("csv", lambda path: path.write_bytes(b"\xff\xfe\x00"), "cannot be read as a CSV file"),
         ("csv", lambda path: path.write_text("1\n2\n3\n"), "has one column"),
+        ("csv", lambda path: path.write_text("a,b\n1,0\n2,\n3,1\n"), "line 3 has no label in column b"),
+        ("csv", lambda path: path.write_text("1,0\n2,nan\n3,1\n"), "line 2 has no label in column 1"),
+        ("csv", lambda path: path.write_text(",a,b\n0,1,0\n1,2,1\n"), "column 0 .* has no name, as an index"),
+        ("csv", lambda path: path.write_text('1,0\n1,"1\n2,0\n'), "unexpected end of data"),
+        ("csv", lambda path: path.write_text("x,y,label\n1,2,0\n1,2,1\n"), "has the columns y and label, each of"),
+        ("csv", lambda path: path.write_text("1e39,0\n1,1\n"), "the cell is '1e39', expected a finite number"),
+        ("npz", lambda path: np.savez(path, x=X, y=np.where(Y, 1, np.nan)), "targets of train are missing"),
+        ("npz", lambda path: np.savez(path, x=X, y=np.array(["", "a"])[Y]), "targets of train are missing"),
+        ("npz", lambda path: np.savez(path, x=X, y=Y + 0j), "the targets of train have the type complex128"),
+        ("npz", lambda path: np.savez(path, x=X, y=0 * Y), "all examples have the same class"),
+        ("npz", lambda path: np.savez(path, data=X, images=X, y=Y), "arrays data and images may both be the inputs"),
+        ("npz", lambda path: np.savez(path, x=X, y=np.array(1)), "needs inputs and targets of equal length"),
+        ("npz", lambda path: np.savez(path, x=X[:, :0], y=Y), r"train in .* is empty: .* shapes \(60, 0\)"),
+        (
+            "npz-number",
+            lambda path: np.savez(path, x_train=X, y_train=Y, x_test=X[:0], y_test=Y[:0]),
+            r"test in .* is empty: .* shapes \(0, 4\) and \(0,\)",
+        ),
+        (
+            "npz-number",
+            lambda path: np.savez(path, x_train=X, y_train=X, x_test=X, y_test=X[:, :2]),
+            "the targets of the splits differ in shape",
+        ),
         ("csv", lambda path: None, "there is no file or folder"),
     ],
 )

@@ -1,7 +1,6 @@
 """Your own numbers: arrays of NumPy in .npz files, and tables in CSV files."""
 
 import csv
-import math
 import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ Arrays = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 """Inputs (n, ...) and targets (n,) or (n, k)."""
 
 _TEST_SHARE = 0.2
+_LARGEST = float(np.finfo(np.float32).max)
 _SPLITS = {"train": "train", "training": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 _INPUTS = ("inputs", "input", "x", "data", "images", "features")
 _TARGETS = ("targets", "target", "y", "labels", "label", "classes")
@@ -35,7 +35,7 @@ def npz(options: DataOptions, seed: Seed) -> Problem:
     """Your own arrays, --folder FILE.npz with inputs and classes (or x and y; x_train, x_test ...).
 
     A folder has train.npz, test.npz and, if you like, val.npz. Without test arrays, a fifth of the examples is drawn
-    for the test, the same for all seeds. Arrays of uint8 are images (n, H, W) or (n, H, W, C), or (n, C, H, W).
+    for the test, the same for all seeds. Images are (n, H, W, C) or (n, C, H, W); of uint8 also (n, H, W).
     Raises SwampError for missing, unequal or pickled arrays.
     """
     return class_problem(*_parts("npz", ".npz", options, _read_npz), options, seed, Normalise((0.0,), (1.0,)))
@@ -49,9 +49,9 @@ def npz_number(options: DataOptions, seed: Seed) -> Problem:
 def csv_table(options: DataOptions, seed: Seed) -> Problem:
     """Your own table of numbers, --folder FILE.csv; --label names the column of the class.
 
-    Without --label it is the column named target, label ..., or the last one. A folder has train.csv, test.csv and, if
-    you like, val.csv. Inputs are standardised by the training examples.
-    Raises SwampError for cells that are no numbers, with line and column.
+    Without --label it is the column named target, label ..., or the last one. The first line may have the names of the
+    columns. A folder has train.csv, test.csv and, if you like, val.csv. Inputs are standardised by the training
+    examples. Raises SwampError for cells that are no numbers, with line and column.
     """
     return class_problem(*_parts("csv", ".csv", options, _csv_reader(options)), options, seed)
 
@@ -90,6 +90,10 @@ def _parts(
         parts = dict(read(path))
     else:
         raise SwampError(f"{task}: there is no file or folder {path}.")
+    for part, arrays in parts.items():
+        if not all(array.size for array in arrays):
+            sizes = " and ".join(str(array.shape) for array in arrays)
+            raise SwampError(f"{task}: {part} in {path} is empty: its inputs and targets have the shapes {sizes}.")
     if "test" not in parts:
         if len(parts["train"][1]) < 3:
             raise SwampError(f"{task}: {path} has {len(parts['train'][1])} examples; at least 3 are needed.")
@@ -110,18 +114,25 @@ def with_test(task: str, inputs: np.ndarray[Any, Any], targets: np.ndarray[Any, 
 
 def _read_npz(path: Path) -> dict[str, Arrays]:
     found: dict[str, dict[str, Any]] = {}
+    taken: dict[tuple[str, str], list[str]] = {}
     try:
         with np.load(path, allow_pickle=False) as file:
             names = list(cast("Sequence[str]", file.files))
             for name in names:
                 part, kind = _kind(name)
                 if kind:
-                    found.setdefault(part, {})[kind] = np.asarray(file[name])
+                    taken.setdefault((part, kind), []).append(name)
+                    found.setdefault(part, {})[kind] = np.atleast_1d(file[name])
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise SwampError(
             f"{path} cannot be read as .npz ({error}). Write it with numpy.savez(path, inputs=..., targets=...), with "
             "arrays of numbers."
         ) from error
+    for (part, kind), several in taken.items():
+        if len(several) > 1:
+            raise SwampError(
+                f"{path}: the arrays {' and '.join(several)} may both be the {kind} of {part}. Keep one of them."
+            )
     for part, arrays in found.items():
         if len(arrays) < 2 or len(arrays["inputs"]) != len(arrays["targets"]):
             sizes = {kind: array.shape for kind, array in arrays.items()}
@@ -147,7 +158,7 @@ def _csv_reader(options: DataOptions) -> Callable[[Path], dict[str, Arrays]]:
         raise SwampError("the tasks csv and csv-number use all columns but the label. Leave columns out.")
 
     def read(path: Path) -> dict[str, Arrays]:
-        header, rows = _rows(path)
+        header, rows = _rows(path, options.text.label)
         place = _label_place(path, header, len(rows[0]), options.text.label)
         kept = [column for column in range(len(rows[0])) if column != place]
         if not kept:
@@ -157,35 +168,62 @@ def _csv_reader(options: DataOptions) -> Callable[[Path], dict[str, Arrays]]:
             [_cell(path, first + number, header, column, row[column]) for column in kept]
             for number, row in enumerate(rows)
         ]
+        for number, row in enumerate(rows):
+            if row[place].strip().lower() in ("", "nan"):
+                raise SwampError(
+                    f"{path}, line {first + number} has no label in column {header[place] if header else place}."
+                )
         return {"train": (np.asarray(inputs, np.float32), _column([row[place] for row in rows]))}
 
     return read
 
 
-def _rows(path: Path) -> tuple[list[str], list[list[str]]]:
-    """The header, empty if the first line has numbers, and the other lines."""
+def _rows(path: Path, label: str) -> tuple[list[str], list[list[str]]]:
+    """The header, empty if the first line is an example, and the other lines."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
+            # Strict: a quotation mark that is never closed would make one cell of all that follows.
+            rows = [row for row in csv.reader(file, strict=True) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SwampError(f"{path} cannot be read as a CSV file ({error}).") from error
-    header = rows.pop(0) if rows and not any(map(_is_number, rows[0])) else []
+        raise SwampError(
+            f"{path} cannot be read as a CSV file ({error}); expected a complete file in UTF-8."
+        ) from error
     if not rows:
         raise SwampError(f"{path} has no rows.")
-    first = header or rows[0]
-    width = len(first)
+    width = len(rows[0])
     for sign, name in ((";", "semicolons"), ("\t", "tabs")):
-        if width == 1 and sign in first[0]:
+        if width == 1 and sign in rows[0][0]:
             raise SwampError(f"{path} has {name} between its cells; separate them with commas.")
-    for number, row in enumerate(rows, 2 if header else 1):
+    for number, row in enumerate(rows, 1):
         if len(row) != width:
             raise SwampError(f"{path}, line {number} has {len(row)} cells, expected {width}.")
+    header = rows.pop(0) if _is_header(rows, label) else []
+    if not rows:
+        raise SwampError(f"{path} has no rows.")
+    if not all(name.strip() for name in header):
+        raise SwampError(
+            f"{path}: column {[bool(name.strip()) for name in header].index(False)} (from 0) has no name, as an index "
+            "that pandas wrote. Remove it (to_csv(index=False)), or name it."
+        )
     return header, rows
+
+
+def _is_header(rows: Sequence[Sequence[str]], label: str) -> bool:
+    """Whether the first line has the names of the columns, some of which may be numbers, such as wavelengths."""
+    first, *others = rows
+    named = [place for place, name in enumerate(first) if not _is_number(name)]
+    if not named:  # as pandas names the columns of an array
+        return len(first) > 2 and list(first) == [str(place) for place in range(len(first))]
+    labels = [place for place in named if first[place].strip().lower() in (*_TARGETS[:5], "class", label.lower())]
+    last = named == [len(first) - 1] and bool(others) and all(_is_number(row[-1]) for row in others)
+    return len(named) == len(first) or bool(labels) or last
 
 
 def _label_place(path: Path, header: Sequence[str], width: int, label: str) -> int:
     names = [name.strip() for name in header]
     if label:
+        if names.count(label) > 1:
+            raise SwampError(f"{path} has {names.count(label)} columns {label!r}. Rename the others than the label.")
         if label in names:
             return names.index(label)
         if label.isdecimal() and not header and int(label) < width:
@@ -194,11 +232,15 @@ def _label_place(path: Path, header: Sequence[str], width: int, label: str) -> i
             f"columns {shortened(names, 20)}" if header else f"no header; name a column by its number, 0 to {width - 1}"
         )
         raise SwampError(f"{path} has {have}; there is no column {label!r} for --label.")
-    return next((place for place, name in enumerate(names) if name.lower() in _TARGETS[:5]), width - 1)
+    usual = [place for place, name in enumerate(names) if name.lower() in _TARGETS[:5]]
+    if len(usual) > 1:
+        found = " and ".join(names[place] for place in usual)
+        raise SwampError(f"{path} has the columns {found}, each of which may be the label. Name it: --label NAME.")
+    return usual[0] if usual else width - 1
 
 
 def _cell(path: Path, line: int, header: Sequence[str], column: int, text: str) -> float:
-    if not _is_number(text) or not math.isfinite(float(text)):
+    if not _is_number(text) or not abs(float(text)) <= _LARGEST:
         name = header[column] if header else column
         what = "is empty" if not text.strip() else f"is {text.strip()[:40]!r}"
         raise SwampError(
@@ -231,6 +273,14 @@ def class_problem(
     axes: tuple[int, ...] = (0,),
 ) -> Problem:
     """The problem of arrays with classes. axes: of the inputs, over which their mean and deviation are taken."""
+    for part, (_, targets) in parts.items():
+        if targets.dtype.kind not in "fiubUS":
+            raise SwampError(f"{task}: the targets of {part} have the type {targets.dtype}, expected numbers or text.")
+        missing = targets == targets.dtype.type() if targets.dtype.kind in "US" else ~np.isfinite(targets)
+        if count := int(missing.sum()):
+            raise SwampError(
+                f"{task}: {count} of {len(targets)} targets of {part} are missing: empty, NaN or infinite."
+            )
     names = np.unique(np.concatenate([targets.reshape(-1) for _, targets in parts.values()]))
     first = parts["train"][1]
     if first.ndim > 1 and first.shape[1:] != (1,):
@@ -260,6 +310,9 @@ def number_problem(task: str, parts: Mapping[str, Arrays], options: DataOptions,
             raise SwampError(f"{task}: the targets of {name} must be finite numbers. Remove the other examples.")
         values = torch.as_tensor(targets.astype(np.float32))
         sets[name] = TensorData(_inputs(inputs), values.flatten() if values[0].numel() == 1 else values)
+    shapes = {name: tuple(data.targets.shape[1:]) for name, data in sets.items()}
+    if len(set(shapes.values())) > 1:
+        raise SwampError(f"{task}: the targets of the splits differ in shape: {shapes}.")
     outputs = sets["train"].targets[0].numel()
 
     def build(*data: Any) -> Task:
@@ -277,9 +330,11 @@ def _inputs(array: np.ndarray[Any, Any]) -> Tensor:
         raise SwampError(f"the inputs have the type {array.dtype}, expected numbers.")
     if array.dtype == np.uint8 and array.ndim == 3:
         return torch.from_numpy(array[:, None].copy())  # pyright: ignore[reportUnknownMemberType]
-    if array.dtype == np.uint8 and array.ndim == 4:
+    if array.ndim == 4:
         last = array.shape[-1] in (1, 3, 4) and array.shape[1] not in (1, 3, 4)
-        return torch.from_numpy((array.transpose(0, 3, 1, 2) if last else array).copy())  # pyright: ignore[reportUnknownMemberType]
+        array = array.transpose(0, 3, 1, 2) if last else array
+    if array.ndim == 4 and array.dtype == np.uint8:
+        return torch.from_numpy(array.copy())  # pyright: ignore[reportUnknownMemberType]
     values = torch.as_tensor(array.astype(np.float32))
     return values[:, None] if values.dim() == 1 else values
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from swamp.datasets.environments import Agent
 from swamp.errors import SwampError
@@ -113,6 +114,9 @@ class Problem:
             a network that does not fit the task.
         chosen: The classes of the data that `DataOptions.classes` names; empty: all.
         agent: For reinforcement learning, what trains the model in place of batches of the task.
+
+    Raises:
+        SwampError: A classification has one class.
     """
 
     task: Task
@@ -123,6 +127,10 @@ class Problem:
     adapt: Callable[[nn.Module], nn.Module] | None = None
     chosen: tuple[int, ...] = ()
     agent: Agent | None = None
+
+    def __post_init__(self) -> None:
+        if self.classes == 1 and self.task.loss is F.cross_entropy:
+            raise SwampError("all examples have the same class; a classification needs two classes or more.")
 
 
 def split_index(count: int, options: DataOptions, seed: Seed) -> tuple[Tensor, Tensor | None]:
