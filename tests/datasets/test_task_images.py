@@ -122,6 +122,38 @@ def test_pictures_of_any_size_become_64_x_64(pictures: Path, seed: Seed):
     torch.testing.assert_close(images[3, :, 9, 9], torch.tensor([1.3069, -1.6856, -1.6476]), atol=1e-3, rtol=0)
 
 
+def test_a_photograph_is_turned_upright(pictures: Path):
+    path = pictures / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the stored first row is the right edge
+    image = Image.new("L", (64, 64))
+    image.paste(255, (0, 0, 64, 16))
+    image.save(path, exif=exif)
+    found = images_module.read_fitted(path, 64)
+    assert found[0, :, 56].float().mean() > 250
+    assert found[0, :, 40].float().mean() < 5
+
+
+@pytest.mark.parametrize(("mode", "ending"), [("I;16", "png"), ("I", "tif"), ("F", "tif")])
+def test_images_of_more_than_8_bits_are_refused_as_they_would_be_clipped(
+    pictures: Path, seed: Seed, mode: str, ending: str
+):
+    Image.new(mode, (8, 8), 1).save(pictures / "train" / "cat" / f"deep.{ending}")
+    with pytest.raises(SwampError, match=f"deep.{ending} .*more than 8 bits, mode {mode}: scale them"):
+        task_named("image-folder")(DataOptions(folder=str(pictures)), seed)
+
+
+def test_images_in_subfolders_and_of_every_format_count(pictures: Path, seed: Seed):
+    draw(pictures / "train" / "cat" / "more" / "a.png", 3)
+    draw(pictures / "train" / "cat" / ".hidden" / "b.png", 3)
+    draw(pictures / "train" / "dog" / "c.jp2", 3)
+    task = task_named("image-folder")(DataOptions(folder=str(pictures), validation=0), seed).task
+    assert len(task.train) == 14
+    (pictures / "train" / "dog" / "phone.HEIC").write_bytes(b"ftypheic")
+    with pytest.raises(SwampError, match=r"phone.HEIC is not a complete image"):
+        task_named("image-folder")(DataOptions(folder=str(pictures)), seed)
+
+
 def test_no_picture_is_both_trained_on_and_held_out(pictures: Path, seed: Seed):
     task = task_named("image-folder")(DataOptions(folder=str(pictures), validation=0.5), seed).task
     train, held_out = (cast(DatasetData, data).dataset for data in (task.train, task.validation))

@@ -25,31 +25,53 @@ Labelled = list[tuple[Path, int]]
 
 _SIDE = 64
 _IMAGENET = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+_UNREAD = (".heic", ".heif", ".jxl")
+"""Endings of images that Pillow cannot read: such files are refused, not skipped."""
 
 
 def read_image(path: Path) -> Tensor:
     """(3, H, W) uint8 in the stored size. Raises SwampError for a file that is not a complete image."""
-    return _tensor(_open(path, lambda image: image.convert("RGB")))
+    return _tensor(_open(path, lambda image: _eight_bits(image).convert("RGB")))
 
 
 def read_fitted(path: Path, size: int) -> Tensor:
-    """(3, size, size) uint8: the largest centred square, resized. Raises SwampError for a file that is not an image."""
-    fit = need("PIL.ImageOps", "swamp[images]").fit
+    """(3, size, size) uint8: the largest centred square, resized and upright, as its EXIF orientation says.
+
+    Raises SwampError for a file that is not an image.
+    """
+    operations = need("PIL.ImageOps", "swamp[images]")
     bilinear = need("PIL.Image", "swamp[images]").Resampling.BILINEAR
-    return _tensor(_open(path, lambda image: fit(image.convert("RGB"), (size, size), bilinear)))
+
+    def fitted(image: Any) -> Any:
+        upright = operations.exif_transpose(_eight_bits(image))
+        return operations.fit(upright.convert("RGB"), (size, size), bilinear)
+
+    return _tensor(_open(path, fitted))
 
 
 def check_images(paths: list[Path]) -> None:
     """Read the headers only, to find files that are not images before training."""
     for path in paths:
-        _open(path, lambda image: image.size)
+        _open(path, _eight_bits)
+
+
+def _eight_bits(image: Any) -> Any:
+    # Pillow clips values above 255 when it converts such images.
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"its pixels have more than 8 bits, mode {image.mode}: scale them to 0 - 255")
+    return image
 
 
 def image_paths(folder: Path) -> list[Path]:
-    """The image files directly in `folder`, sorted by name; hidden and other files are skipped."""
-    names = [entry.name for entry in _entries(folder) if entry.is_file()]
-    return [folder / name for name in names if name.lower().endswith(_ENDINGS)]
+    """The image files in `folder` and its subfolders, sorted by name; hidden and other files are skipped."""
+    endings = (*need("PIL.Image", "swamp[images]").registered_extensions(), *_UNREAD)
+    found: list[Path] = []
+    for entry in _entries(folder):
+        if entry.is_dir():
+            found += image_paths(folder / entry.name)
+        elif entry.is_file() and entry.name.lower().endswith(endings):
+            found.append(folder / entry.name)
+    return found
 
 
 def class_folders(folder: Path) -> list[str]:
