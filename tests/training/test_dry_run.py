@@ -1,6 +1,7 @@
 """The dry run: what does not fit is refused before the first training step, by a message with the shapes."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -229,6 +230,39 @@ def test_the_default_metrics_fit_the_loss(loss: Any, targets: Tensor, out: int, 
 
 def test_one_output_for_classes_is_refused():
     refused(Counting(1), swamp.Task.of((X, Y), (X, Y), loss=lambda o, t: o.mean()), "one output per class")
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize(("wrong", "span"), [(3, "0 to 3"), (-1, "-1 to 2")])
+def test_class_numbers_beside_the_outputs_are_refused_wherever_they_are(split: str, wrong: int, span: str):
+    data: dict[str, Any] = dict.fromkeys(("train", "validation", "test"), (X, Y))
+    task = swamp.Task.of(**data | {split: (X, torch.where(torch.arange(48) == 40, wrong, Y))})
+    refused(Counting(), task, f"3 outputs, for the classes 0 to 2, and the class numbers of the {split} .* from {span}")
+    listed = list(DataLoader(TensorDataset(X, torch.where(torch.arange(48) == 40, wrong, Y)), 12))
+    refused(Counting(), swamp.Task.of(**data | {split: listed}), f"the class numbers of the {split} .* from {span}")
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float32])
+def test_class_numbers_of_another_type_are_refused(dtype: torch.dtype):
+    refused(Counting(), swamp.Task.of((X, Y.to(dtype)), (X, Y)), r"class numbers are int64, .* Give targets.long\(\)")
+
+
+def test_batches_of_one_example_before_batchnorm_are_refused():
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    with pytest.raises(SwampError, match="the loss failed on an example of the training data"):
+        swamp.prune(model, swamp.Task.of((X, Y), (X, Y)), sparsity=0.5, training=swamp.Training(epochs=1, batch_size=1))
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(ignore_index=7), partial(F.cross_entropy, ignore_index=7)])
+def test_metrics_leave_out_what_the_loss_ignores(loss: Any):
+    outputs = torch.tensor([[5.0, 0], [0, 5], [5, 0], [0, 5]])
+    targets = torch.tensor([0, 1, 1, 7])
+    task = swamp.Task.of((outputs, targets), (outputs, targets), loss=loss)
+    plain = swamp.Task.of((outputs[:3], targets[:3]), (outputs[:3], targets[:3]))
+    for name, metric in task.metrics.items():
+        assert metric(outputs, targets) == plain.metrics[name](outputs[:3], targets[:3])
+    one_hot = F.one_hot(targets.clamp(max=1), 2).float()
+    assert task.metrics["accuracy"](outputs, one_hot) == 0.75
 
 
 def test_segmentation_is_measured_by_pixel_without_ignored_ones():

@@ -15,7 +15,7 @@ from swamp.model_copy import copied_model
 from swamp.training.data import BatchList, Data, sampled
 from swamp.training.loop import smoothed
 from swamp.training.memory_format import to_memory_format_of
-from swamp.training.metrics import accuracy
+from swamp.training.metrics import CLASSIFICATION, accuracy, default_metrics, ignored_target
 from swamp.training.options import Training
 from swamp.training.rng import Seed, isolated
 from swamp.training.streams import StreamData, close_streams
@@ -83,6 +83,7 @@ def _check_splits(model: nn.Module, task: Task, joint: bool) -> list[float]:
         _check_outputs(outputs, targets, where)
         if isinstance(data, BatchList):
             joined([batch[1][:0] for batch in data.batches], "targets")
+        _check_targets(task, data, outputs, targets, where)
         shapes = f"outputs {_shape(outputs)} and targets {_shape(targets)} of {where}"
         for name, metric in task.metrics.items():
             if metric is accuracy and outputs.shape[-1:] == (1,):
@@ -120,6 +121,27 @@ def _check_outputs(outputs: Any, targets: Tensor, where: str) -> None:
         )
 
 
+def _check_targets(task: Task, data: Data, outputs: Tensor, targets: Tensor, where: str) -> None:
+    """Whether all class numbers in memory are below the outputs: torch would fail where it meets another."""
+    known = default_metrics(task.loss)
+    metrics = (task.metrics if known is None else known.metrics).keys()
+    if metrics != CLASSIFICATION.keys() or outputs.dim() < 2 or outputs.shape[1] < 2 or targets.shape == outputs.shape:
+        return
+    if targets.dtype not in (torch.int64, torch.uint8):
+        raise SwampError(
+            f"class numbers are int64, and the targets of {where} are {_shape(targets)}. Give targets.long(), "
+            "probabilities in the shape of the outputs, or another loss."
+        )
+    parts = [batch[1] for batch in data.batches] if isinstance(data, BatchList) else [getattr(data, "targets", targets)]
+    active = torch.cat([part[part != ignored_target(task.loss)] for part in parts])
+    low, high = (int(active.min()), int(active.max())) if len(active) else (0, 0)
+    if low < 0 or high >= outputs.shape[1]:
+        raise SwampError(
+            f"the model has {outputs.shape[1]} outputs, for the classes 0 to {outputs.shape[1] - 1}, and the class "
+            f"numbers of {where.partition(' of ')[2]} are from {low} to {high}."
+        )
+
+
 def _check_own(model: nn.Module, task: Task) -> float:
     """The user's evaluation of the untrained model. Returns its error."""
     with _failing("evaluate(model) or validate(model) failed on the untrained model", "Correct it."):
@@ -142,8 +164,9 @@ def _check_training(model: nn.Module, task: Task, training: Training, prunable: 
             raise SwampError(f"the loss must be one number, a scalar tensor, and it is {found} for {what}.")
         return loss
 
-    batch = _training_batch(task.train, 2)
-    loss = loss_of(batch, f"{_few(task.train)} of the training data")
+    size = min(2, training.batch_size)
+    batch = _training_batch(task.train, size)
+    loss = loss_of(batch, f"{_few(task.train) if size == 2 else 'an example'} of the training data")
     if not loss.requires_grad:
         raise SwampError(
             "the loss does not depend on any weight that requires a gradient: it was detached, computed under "

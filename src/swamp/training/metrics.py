@@ -198,6 +198,20 @@ class DefaultMetrics(NamedTuple):
     combine: Combine
 
 
+def ignored_target(loss: Any) -> int:
+    """The class number that a cross-entropy leaves out: `ignore_index` of the loss, or -100."""
+    while isinstance(loss, functools.partial):
+        found = cast("functools.partial[Any]", loss)
+        if "ignore_index" in found.keywords:
+            return found.keywords["ignore_index"]
+        loss = found.func
+    return getattr(loss, "ignore_index", -100)
+
+
+def _ignoring(metric: Metric, ignored: int, outputs: Tensor, targets: Tensor) -> float:
+    return metric(outputs, targets if targets.is_floating_point() else targets.masked_fill(targets == ignored, -100))
+
+
 def default_metrics(loss: Any) -> DefaultMetrics | None:
     """The default metrics for a loss: of torch.nn.functional, a module of torch.nn, or a functools.partial of one.
 
@@ -205,13 +219,15 @@ def default_metrics(loss: Any) -> DefaultMetrics | None:
         Classification for cross-entropy, independent labels for binary cross-entropy with logits, and regression for
         squared, absolute and Huber errors; None for any other loss.
     """
+    ignored = ignored_target(loss)
     while isinstance(loss, functools.partial):
         loss = cast("functools.partial[Any]", loss).func
     name = loss.__name__ if hasattr(loss, "__name__") else type(loss).__name__
     if not str(getattr(loss, "__module__", type(loss).__module__)).startswith("torch."):
         return None
     if name in ("cross_entropy", "CrossEntropyLoss", "nll_loss", "NLLLoss"):
-        return DefaultMetrics(CLASSIFICATION, None, mean_probability)
+        metrics = {name: functools.partial(_ignoring, metric, ignored) for name, metric in CLASSIFICATION.items()}
+        return DefaultMetrics(CLASSIFICATION if ignored == -100 else metrics, None, mean_probability)
     if name in ("binary_cross_entropy_with_logits", "BCEWithLogitsLoss"):
         return DefaultMetrics(BINARY, None, mean_label_probability)
     # MSELoss and mse_loss -> mse

@@ -48,6 +48,10 @@ def as_data(source: Any, steps_per_epoch: int | None = None) -> Data:
     if isinstance(source, Data):
         return source
     parts: Any = source
+    if isinstance(source, tuple) and any(isinstance(part, np.ndarray) for part in parts):
+        raise SwampError(
+            "the data are arrays of NumPy: convert them, as in (torch.from_numpy(x), torch.from_numpy(y))."
+        )
     if isinstance(source, tuple) and len(parts) >= 2 and isinstance(parts[-1], Tensor):
         return TensorData(parts[0] if len(parts) == 2 else parts[:-1], parts[-1])
     found = _from_torch(source, steps_per_epoch, as_batch)
