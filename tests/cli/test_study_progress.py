@@ -2,7 +2,7 @@
 
 import io
 
-from swamp.cli.study_progress import StudyProgress, counted
+from swamp.cli.study_progress import StudyProgress, counted, failures
 from swamp.console import plain_console
 from swamp.runs.study_queue import RunState, StudyDirectory
 
@@ -66,6 +66,19 @@ def test_without_a_terminal_a_line_every_30_seconds_has_the_runs_the_rate_and_th
         "1 running, 2 waiting; 5 of 30 epochs, 0.167 epochs/s, about 2 min 30 s left",
         "1 running, 2 waiting; 5 of 30 epochs, 0.0833 epochs/s, about 5 min 00 s left",
     ]
+
+
+def test_runs_that_fail_alike_share_one_message(tmp_path):
+    named = {name: f"no GPU. Try {tmp_path}/{name}/config.json" for name in "abc"} | {"d": "no data"}
+    failed = [RunState(name, "failed", error=text) for name, text in named.items()]
+    text = shown(tmp_path, [[RunState(name, "waiting") for name in "abcd"], failed], terminal=False)
+    assert text.splitlines()[1:] == [
+        f"[1/4] a failed: no GPU. Try {tmp_path}/a/config.json",
+        "[2/4] b failed as a did",
+        "[3/4] c failed as a did",
+        "[4/4] d failed: no data",
+    ]
+    assert failures(failed) == [(named["a"], ["a", "b", "c"]), ("no data", ["d"])]
 
 
 def test_a_run_that_fails_after_some_epochs_leaves_the_rate_of_the_others(tmp_path):

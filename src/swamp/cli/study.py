@@ -12,9 +12,9 @@ import tyro
 
 from swamp.cli.compare import made_by_of
 from swamp.cli.session import Err, Out, parse, print_json, print_labelled, stoppable
-from swamp.cli.study_progress import StudyProgress, counted, last_line
+from swamp.cli.study_progress import StudyProgress, counted, failures
 from swamp.cli.workers import WorkerArgs, local_workers, stop_with_parent, submit, tell_faults, work_here
-from swamp.errors import Interrupted, SwampError, unknown
+from swamp.errors import Interrupted, SwampError, shortened, unknown
 from swamp.fields import check_at_least
 from swamp.recipes import STUDIES, configuration
 from swamp.runs.study import Study
@@ -74,7 +74,7 @@ def study_command(arguments: Sequence[str]) -> None:
         _print_outcome(study, states, jobs, written)
     failed = [state.name for state in states if state.state == "failed"]
     if failed:
-        error = SwampError(f"{len(failed)} of {len(states)} runs failed: {', '.join(failed)}. Try again with --retry.")
+        error = SwampError(f"{len(failed)} of {len(states)} runs failed: {shortened(failed)}. Try again with --retry.")
         error.exit_code = 3
         raise error
 
@@ -165,10 +165,10 @@ def _print_outcome(study: StudyDirectory, states: Sequence[RunState], jobs: list
         Out.print(text, soft_wrap=True)
 
     say(f"\n{study.path}: {counted(states)}")
+    for text, names in failures(states):
+        say(f"  {', '.join(names)} failed: {text}")
     for state in states:
-        if state.state == "failed":
-            say(f"  {state.name} failed: {last_line(state.error)}")
-        elif state.state == "running":
+        if state.state == "running":
             say(f"  {state.name}: worker {state.worker} ({state.done:g} of {state.total:g} epochs)")
     if jobs:
         say(f"submitted: {' '.join(jobs)}. Show the progress: swamp study {quote(str(study.path))} --workers 0")

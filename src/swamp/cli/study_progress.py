@@ -69,9 +69,10 @@ class StudyProgress(LiveTable):
                 self.console.print(f"{len(ended)} of {len(states)} runs ended earlier and are not repeated.")
         for state in ended:
             if state.name not in self.printed:
+                before = self.printed.copy()
                 self.printed.add(state.name)
                 place = f"[{len(self.printed):{len(str(len(states)))}d}/{len(states)}]"
-                self.console.print(f"{place} {self._line(state)}", soft_wrap=True)
+                self.console.print(f"{place} {self._line(state, before, states)}", soft_wrap=True)
         if self.live:
             self.live.update(self._drawing(states), refresh=True)
         elif len(ended) < len(states) and self.clock() - self.logged >= LOG_SECONDS:
@@ -79,9 +80,12 @@ class StudyProgress(LiveTable):
             done, total = self._epochs(states)
             self.console.print(f"{counted(states)}; {done:g} of {total:g} epochs, {self._pace(states)}", soft_wrap=True)
 
-    def _line(self, state: RunState) -> str:
+    def _line(self, state: RunState, before: set[str], states: Sequence[RunState]) -> str:
+        """What is printed of a run that ended. before: the runs that ended before it."""
         if state.state == "failed":
-            return f"{state.name} failed: {last_line(state.error)}"
+            text, names = next(group for group in failures(states) if state.name in group[1])
+            earlier = next((name for name in names if name in before), None)
+            return f"{state.name} failed as {earlier} did" if earlier else f"{state.name} failed: {text}"
         done = self.study.summary(state.name)
         return f"{state.name}: sparsity {100 * done['sparsity']:.2f} %, test {reached(done)}, {done['seconds']:.1f} s"
 
@@ -116,6 +120,16 @@ def counted(states: Sequence[RunState]) -> str:
     """Number of runs in each state, e.g. '3 finished, 1 failed, 2 running, 6 waiting'."""
     counts = Counter(state.state for state in states)
     return ", ".join(f"{counts[name]} {name}" for name in get_args(RunStatus) if counts[name])
+
+
+def failures(states: Sequence[RunState]) -> list[tuple[str, list[str]]]:
+    """Each message of failed runs, once, with the names of these runs."""
+    groups: dict[str, list[RunState]] = {}
+    for state in states:
+        if state.state == "failed":
+            # Messages that name the directory of the run differ in nothing else.
+            groups.setdefault(last_line(state.error).replace(f"/{state.name}/", "/"), []).append(state)
+    return [(last_line(alike[0].error), [state.name for state in alike]) for alike in groups.values()]
 
 
 def last_line(text: str) -> str:
