@@ -91,6 +91,12 @@ def test_what_does_not_fit_is_refused(sparse, folder, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps({**config, "architecture": damaged}))
         with pytest.raises(swamp.SwampError, match=r"config\.json has no complete architecture.*such as \[1, 8, 8\]"):
             from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "record": {"cycle": 3}}))
+    with pytest.raises(swamp.SwampError, match=r"config\.json: the record of a cycle is damaged \(KeyError: 'density'"):
+        from_pretrained(tmp_path, network())
+    with pytest.raises(swamp.SwampError, match="is not empty, or the working folder"):
+        save_pretrained(sparse, ".", method="swamp")
     with pytest.raises(swamp.SwampError, match="no model of swamp"):
         push_to_hub(tmp_path / "none", "me/x")
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 from torch import nn
 
 from swamp.algorithms import Cycle, SparseModel
-from swamp.errors import SwampError, final_line, first_line, need
+from swamp.errors import CorruptFile, SwampError, final_line, first_line, need
 from swamp.files import load_tensors, parse_json, read_text, save_tensors, write_atomic
 from swamp.masks import Mask
 from swamp.model_copy import copied_model
@@ -123,8 +123,9 @@ def save_pretrained(
         ```
     """
     model, path = sparse.model, Path(folder)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise SwampError(f"{path} is not empty. Choose a new folder, or empty it.")
+    # The folder is replaced as a whole: a process that works in it would be left in a deleted one.
+    if path.exists() and (not path.is_dir() or any(path.iterdir()) or path.samefile(Path())):
+        raise SwampError(f"{path} is not empty, or the working folder. Choose a new folder.")
     sparse.mask.require_zeros(dict(model.named_parameters()))
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -192,8 +193,11 @@ def from_pretrained(folder: Path | str, model: nn.Module | None = None) -> Spars
         load_state(found, weights)
     except RuntimeError as error:
         raise SwampError(f"the model does not fit the weights in {path}: {final_line(error)}") from error
-    record = config.get("record")
-    return SparseModel(found, mask, (Cycle.from_json(record, mask, weights),) if record else ())
+    try:
+        cycles = (Cycle.from_json(config["record"], mask, weights),) if config.get("record") else ()
+    except SwampError as error:
+        raise CorruptFile(f"{path / _CONFIG}: {error}") from error
+    return SparseModel(found, mask, cycles)
 
 
 def push_to_hub(folder: Path | str, repository: str, *, private: bool = False, token: str | None = None) -> str:

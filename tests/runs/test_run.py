@@ -15,10 +15,11 @@ from swamp.algorithms.loop import cycles
 from swamp.backends import Autotune, Ticket
 from swamp.backends.autotune import CANDIDATES, Choice
 from swamp.datasets.problem import DataOptions
-from swamp.errors import Interrupted, SwampError
+from swamp.errors import CorruptFile, Interrupted, SwampError
 from swamp.files import load_tensors
 from swamp.masks import Mask, Scope
 from swamp.runs import execute, open_run
+from swamp.runs.checkpoints import RunStore
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, write_json
 from swamp.runs.environment import environment
@@ -117,6 +118,13 @@ def test_an_earlier_choice_is_a_name_and_a_wrong_one_is_refused():
     assert replace(tiny(), backend="auto:vmapped").backend == "auto:vmapped"
     with pytest.raises(SwampError, match=r"unknown backend 'auto:vmaped'\. Did you mean auto:vmapped"):
         replace(tiny(), backend="auto:vmaped")
+
+
+def test_a_choice_of_the_backend_that_lacks_an_entry_is_refused_by_the_name_of_its_file(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.write(directory.backend, {"backend": "threads"})
+    with pytest.raises(CorruptFile, match=r"backend\.json is damaged: this is not a record.*delete it and resume"):
+        RunStore(directory, Reporter(), Event()).choice()
 
 
 def test_only_means_are_kept_where_asked(config, tmp_path):

@@ -17,12 +17,12 @@ from swamp.analysis.hull import gain_of_mean, size_of
 from swamp.analysis.point_evaluator import PointEvaluator
 from swamp.analysis.run_data import RunData
 from swamp.backends import Backend, Particle, Ticket, TrainRequest
-from swamp.backends.autotune import Choice
 from swamp.errors import SwampError
 from swamp.model_copy import copied_model
 from swamp.runs.checkpoints import RunStore
 from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import executing
+from swamp.runs.read import read_choice
 from swamp.runs.run_progress import Reporter
 from swamp.training import Seed, TensorData, Training
 from swamp.training.average import State, mean
@@ -202,11 +202,10 @@ class ParticleAblation:
     @cached_property
     def _backend(self) -> Backend:
         """The backend of the run: another one would round differently."""
-        run, chosen = self.run, self.run.directory.backend
+        run = self.run
         if run.problem.agent is not None:
             raise SwampError("ablations change the order of batches, and an agent is trained by its own experience.")
-        choice = Choice.from_json(run.directory.read(chosen)) if chosen.exists() else None
-        return backend_of(run.config.backend, run.model, run.task, run.config.plan, choice=choice)
+        return backend_of(run.config.backend, run.model, run.task, run.config.plan, choice=read_choice(run.directory))
 
     def _directory(self, factor: str) -> RunDirectory:
         """The directory for finished particles, which is deleted when all particles of a factor are trained."""

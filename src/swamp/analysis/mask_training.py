@@ -8,7 +8,6 @@ from threading import Event
 from typing import Any
 
 from swamp.algorithms.loop import train_on
-from swamp.backends.autotune import Choice
 from swamp.errors import SwampError
 from swamp.masks import Mask
 from swamp.runs import read_mask, read_record, read_ticket
@@ -16,7 +15,7 @@ from swamp.runs.checkpoints import RunStore
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import backend_for, executing, prepare
-from swamp.runs.read import TOLERANCE, open_with_cycles, record_at
+from swamp.runs.read import TOLERANCE, open_with_cycles, read_choice, record_at
 from swamp.runs.run_progress import Reporter
 
 _SHARED = ("task", "model", "data.", "plan.seed")
@@ -234,5 +233,5 @@ def _finished(directory: RunDirectory, cycle: int, mask: Mask) -> bool:
 
 def _copy_backend_choice(trainer: RunDirectory, cells: RunDirectory) -> None:
     """Use the backend of the trainer's run: another backend would round differently."""
-    if trainer.backend.exists() and not cells.backend.exists():
-        cells.write(cells.backend, Choice.from_json(trainer.read(trainer.backend)).to_json())
+    if (choice := read_choice(trainer)) and not cells.backend.exists():
+        cells.write(cells.backend, choice.to_json())

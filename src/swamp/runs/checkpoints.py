@@ -18,7 +18,15 @@ from swamp.errors import CorruptFile, Interrupted, SwampError
 from swamp.files import digest, load_metadata, load_tensors, quarantine, save_tensors, write_atomic
 from swamp.masks import Mask
 from swamp.runs.directory import RunDirectory, read_json
-from swamp.runs.read import read_cycle, read_particle, read_record, read_ticket, unless_damaged, write_backend
+from swamp.runs.read import (
+    read_choice,
+    read_cycle,
+    read_particle,
+    read_record,
+    read_ticket,
+    unless_damaged,
+    write_backend,
+)
 from swamp.runs.run_progress import Reporter, RunProgress
 from swamp.runs.snapshot_files import load_phase, save_phase, save_trunk
 from swamp.runs.trajectory import TrajectoryWriter
@@ -68,9 +76,8 @@ class RunStore(Store):
 
     def choice(self) -> Choice | None:
         """The backend that an earlier session chose. A resumed run uses it again, as backends round differently."""
-        path = self.directory.backend
         try:
-            return Choice.from_json(self.directory.read(path)) if path.exists() else None
+            return read_choice(self.directory)
         except CorruptFile as error:
             raise CorruptFile(
                 f"{error} It states the backend, and backends round differently. Without a copy of it, delete it and "

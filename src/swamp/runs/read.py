@@ -10,6 +10,7 @@ from torch import Tensor
 
 from swamp.algorithms import Cycle
 from swamp.backends import Particle, Ticket
+from swamp.backends.autotune import Choice
 from swamp.errors import CorruptFile, SwampError
 from swamp.files import digest, load_metadata, load_tensors, quarantine
 from swamp.masks import Mask
@@ -161,6 +162,18 @@ def read_cycle(directory: RunDirectory, index: int) -> Cycle:
         return Cycle.from_json(line, mask, weights)
     except SwampError as error:
         raise CorruptFile(f"{directory.record(index)}: {error}") from error
+
+
+def read_choice(directory: RunDirectory) -> Choice | None:
+    """The backend that timing chose for a run; None where nothing was chosen."""
+    path = directory.backend
+    if not path.exists():
+        return None
+    values = directory.read(path)
+    try:
+        return Choice.from_json(values)
+    except SwampError as error:
+        raise CorruptFile(f"{path} is damaged: {error} Restore it from a copy.") from error
 
 
 def warn_of_first_member(config: RunConfig, cycle: Cycle) -> None:

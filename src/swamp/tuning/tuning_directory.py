@@ -195,6 +195,8 @@ class TuningDirectory:
             raise CorruptFile(
                 f"{file} is damaged: an entry is missing or wrong ({error}). Restore the file."
             ) from error
+        except SwampError as error:
+            raise SwampError(f"{file}: {error}") from error
 
     @classmethod
     def join(cls, path: Path, tuning: TuningPlan, storage: str, trials: int) -> "TuningDirectory":
