@@ -120,8 +120,9 @@ def test_a_directory_that_cannot_be_created_is_named(tmp_path: Path) -> None:
 
 def test_a_directory_in_place_of_the_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").mkdir()
-    with pytest.raises(SwampError, match="could not write"):
-        write_atomic(tmp_path / "file", b"data")
+    for folder in (tmp_path / "file", Path(), Path("/")):
+        with pytest.raises(SwampError, match=r"could not write .*: it is a folder"):
+            write_atomic(folder, b"data")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"], "litter"
 
 
@@ -352,4 +353,6 @@ def test_what_has_no_end_or_is_nested_too_deep_is_no_json(tmp_path):
         with pytest.raises(ValueError, match="nested too deep"):
             parse_json(text)
     (tmp_path / "file").write_text("é")
+    assert read_text(tmp_path / "file") == "é"
+    (tmp_path / "file").write_text("é", encoding="utf-8-sig")  # as some editors save it
     assert read_text(tmp_path / "file") == "é"

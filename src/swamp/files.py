@@ -36,6 +36,8 @@ def write_atomic(path: Path, data: bytes) -> None:
 
     Raises SwampError if it cannot be written; the old file stays.
     """
+    if path.is_dir():
+        raise SwampError(f"could not write {path}: it is a folder. Give the path of a file.")
     # Not tempfile.mkstemp: its files are readable by the user only, and a run directory is often shared.
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -224,12 +226,12 @@ def quarantine(path: Path) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file. Raises OSError, and ValueError if it is not UTF-8 or longer than 256 MiB."""
+    """The text of a file, without a byte order mark. Raises OSError, and ValueError if not UTF-8 or over 256 MiB."""
     with path.open("rb") as file:
         data = file.read(_MOST_TEXT + 1)
     if len(data) > _MOST_TEXT:
         raise ValueError(f"it is longer than {_MOST_TEXT >> 20} MiB")
-    return data.decode()
+    return data.decode("utf-8-sig")
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -326,6 +326,7 @@ def test_without_a_stable_step_the_error_says_what_to_try(capsys, tmp_path):
         (["--at-sparsity", "1"], "must lie in"),
         (["--method", "snip"], "has no ticket"),
         (["--resolution", "2"], "resolution in"),
+        (["--threshold", "0"], "threshold must be above 0"),
     ],
 )
 def test_bad_input_gets_a_message_before_any_training(arguments, message, capsys):

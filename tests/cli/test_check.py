@@ -46,7 +46,10 @@ def test_every_option_refuses_what_its_help_does_not_offer(command):
     [
         (["run", "digits-mlp", "--epochs", "many"], "--epochs must be a whole number, got 'many'."),
         (["run", "digits-mlp", "--epochs", "2.0"], "--epochs must be a whole number, got '2.0'."),
-        (["run", "digits-mlp", "--lr", "--seed", "1"], "--lr needs a value: a number."),
+        (["run", "digits-mlp", "--lr", "--seed", "1"], "--lr needs a value: a finite number."),
+        (["ticket", "--latest-epochs", "inf"], "--latest-epochs must be a finite number, got 'inf'."),
+        (["benchmark", "x", "--seconds", "nan"], "--seconds must be a finite number, got 'nan'."),
+        (["benchmark", "x", "--threads", "100000"], "threads must be from 0 to 1024, got 100000."),
         (["run", "digits-mlp", "--particles", "2", "atuo"], "a whole number or auto, got 'atuo'. Did you mean auto?"),
         (["run", "digits-mlp", "other"], "unexpected argument 'other'. Usage: swamp run [RECIPE] [OPTIONS]"),
         (["run", "--lr-after-rewind", "restat"], "one of restart, advance, got 'restat'. Did you mean restart?"),

@@ -7,6 +7,7 @@ import pytest
 from swamp.errors import SwampError
 from swamp.report.comparison import compare
 from swamp.report.run_records import RunRecord, read_run
+from swamp.report.write import free_folder
 
 from .runs import cycle, write_run
 
@@ -222,3 +223,11 @@ def test_the_lowest_is_best_by_the_name_of_any_metric(metric, tmp_path):
             measured = {**cycle(0, 1.0, 0.5), "test": {metric: value}}
             runs.append(read_run(write_run(tmp_path / f"{method}{seed}", [measured], method=method, seed=seed)))
     assert compare(runs).rows[0].best == ("swamp",)
+
+
+def test_another_comparison_is_written_beside_the_one_in_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("compare.json").write_text('{"made_by": {"runs": 1}}')
+    assert free_folder(Path(), {"runs": 1}) == Path()
+    assert free_folder(Path(), {"runs": 2}) == tmp_path / "here-2"

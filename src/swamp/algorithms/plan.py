@@ -126,7 +126,7 @@ class Plan:
         for bad, name, expected in wrong:
             if bad:
                 raise SwampError(f"{name} must be {expected}, got {getattr(self, name)}.")
-        check_at_least(self, 0, "min_per_layer", "retrain_epochs", "last_epochs")
+        check_at_least(self, 0, "seed", "min_per_layer", "retrain_epochs", "last_epochs")
         check_at_least(self, 0, "barrier_points", "barrier_threshold", "least_gain")
         check_at_least(self, 1, "score_examples", "evaluation_examples", "wave")
         check_at_least(self, 2, "max_particles")

@@ -73,7 +73,7 @@ def search_rewind_step(
             this one included.
 
     Raises:
-        SwampError: last < 0, or resolution is not in [0, 1).
+        SwampError: last < 0, resolution is not in [0, 1), or threshold is not above 0.
 
     Examples:
         >>> found = search_rewind_step(lambda step, repeat: 0.0 if step >= 17 else 0.1, 1000, resolution=0)
@@ -82,6 +82,8 @@ def search_rewind_step(
     """
     if last < 0 or not 0 <= resolution < 1:
         raise SwampError(f"last must be 0 or more and resolution in [0, 1), got {last} and {resolution}.")
+    if not threshold > 0:
+        raise SwampError(f"threshold must be above 0, got {threshold}.")
     trials: list[RewindTrial] = []
 
     def stable(steps: int, left: int, repeat: int = 0) -> bool:

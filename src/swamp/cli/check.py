@@ -1,13 +1,14 @@
 """Check the arguments of a command before they are parsed: one message says what was given, and what is expected."""
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 
 from swamp.cli.help import CommandOption, usage_of
 from swamp.errors import SwampError
 from swamp.fields import RENAMED
 
-_EXPECTED = {"INT": "a whole number", "FLOAT": "a number", "TEXT": "a text", "PATH": "a path"}
+_EXPECTED = {"INT": "a whole number", "FLOAT": "a finite number", "TEXT": "a text", "PATH": "a path"}
 
 
 def check_arguments(arguments: Sequence[str], command: str, options: Sequence[CommandOption]) -> None:
@@ -88,7 +89,7 @@ def _is(value: str, kind: str) -> bool:
     if kind not in ("INT", "FLOAT"):
         return kind in _EXPECTED or value == kind
     try:
-        (int if kind == "INT" else float)(value)
+        number = int(value) if kind == "INT" else float(value)
     except ValueError:
         return False
-    return True
+    return kind == "INT" or math.isfinite(number)

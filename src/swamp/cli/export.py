@@ -24,7 +24,7 @@ from swamp.errors import SwampError, unknown
 from swamp.files import write_atomic
 from swamp.references import PYTHON_PREFIX
 from swamp.runs import read_cycle
-from swamp.runs.config import RunConfig
+from swamp.runs.config import MOST_THREADS, RunConfig
 from swamp.runs.directory import RunDirectory
 from swamp.runs.execute import prepare
 from swamp.runs.read import open_with_cycles, read_origin, warn_of_first_member
@@ -191,8 +191,10 @@ def benchmark_command(arguments: Sequence[str]) -> None:
     """swamp benchmark FILE."""
     args = parse(BenchmarkArgs, "swamp benchmark", arguments)
     batches = _batches(args.batch)
-    if args.threads < 0 or not args.seconds > 0:
-        raise SwampError(f"threads must be 0 or more and seconds above 0, got {args.threads} and {args.seconds}.")
+    if not 0 <= args.threads <= MOST_THREADS:
+        raise SwampError(f"threads must be from 0 to {MOST_THREADS}, got {args.threads}.")
+    if not args.seconds > 0:
+        raise SwampError(f"seconds must be above 0, got {args.seconds}.")
     program = read(args.file)
     before = torch.get_num_threads()
     torch.set_num_threads(args.threads or before)

@@ -20,7 +20,8 @@ from swamp.runs.directory import write_json
 
 def free_folder(folder: Path, made_by: Mapping[str, Any]) -> Path:
     """`folder`, or the first of folder-2, folder-3 ... that holds no comparison of other runs or options."""
-    names = (folder if number == 1 else folder.with_name(f"{folder.name}-{number}") for number in count(1))
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    names = (folder if number == 1 else named.with_name(f"{named.name}-{number}") for number in count(1))
     return next(name for name in names if _made_by(name) in (None, dict(made_by)))
 
 
@@ -28,7 +29,7 @@ def _made_by(folder: Path) -> Any:
     """The runs and options of the comparison in a folder; None if it holds none, False if they are not known."""
     try:
         return json.loads((folder / "compare.json").read_text()).get("made_by", False)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, AttributeError):
         return False

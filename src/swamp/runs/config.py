@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -13,13 +13,14 @@ import msgspec
 from swamp.algorithms import Plan
 from swamp.backends import backend_named
 from swamp.datasets.problem import DataOptions
-from swamp.errors import SwampError
-from swamp.fields import check_at_least, check_fields, with_tuples
+from swamp.errors import SwampError, unknown
+from swamp.fields import RENAMED, check_at_least, check_fields, with_tuples
 from swamp.files import parse_json, read_text
 from swamp.runs.directory import PROVENANCE
 from swamp.training import Training
 
-_MOST_THREADS = 1024
+MOST_THREADS = 1024
+"""The threading library ends the process if the system refuses to start a thread."""
 
 ORIGIN = "origin"
 """Key of config.json for what is not a setting: the source of models, tasks and optimizers that are not swamp's."""
@@ -68,9 +69,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not 0 <= self.threads <= _MOST_THREADS:
-            # The threading library ends the process if the system refuses to start a thread.
-            raise SwampError(f"threads must be from 0 to {_MOST_THREADS}, got {self.threads}.")
+        if not 0 <= self.threads <= MOST_THREADS:
+            raise SwampError(f"threads must be from 0 to {MOST_THREADS}, got {self.threads}.")
         check_at_least(self, 0, "trajectory_every")
         if self.trajectory_every and self.keep_checkpoints != "particles":
             raise SwampError(
@@ -96,10 +96,7 @@ class RunConfig:
             config = msgspec.convert(with_tuples(cls, values), cls)
         except (msgspec.ValidationError, UnicodeEncodeError) as error:
             raise SwampError(f"invalid configuration: {error} ('$' is the top level).") from error
-        known = flattened(config.to_json())
-        for name in flattened(values):
-            if name not in known:
-                raise SwampError(f"the configuration has an unknown field {name!r}; fields are {', '.join(known)}.")
+        _require_known(values, config.to_json())
         return config
 
     @classmethod
@@ -173,6 +170,29 @@ def changed_options(before: RunConfig, after: RunConfig) -> list[str]:
     """Names of the fields that differ, without the name of the part that they belong to."""
     old, new = flattened(before.to_json()), flattened(after.to_json())
     return [name.rpartition(".")[2] for name in new if old[name] != new[name]]
+
+
+def _require_known(values: Mapping[str, Any], known: Mapping[str, Any], path: tuple[str, ...] = ()) -> None:
+    """Raise SwampError for the first field of nested `values` that `known` does not have there."""
+    for name, value in values.items():
+        if name in known:
+            if isinstance(known[name], dict):
+                _require_known(value, known[name], (*path, name))
+            continue
+        last = name.rpartition(".")[2]
+        every = flattened(RunConfig().to_json())
+        places = [field for field in every if field.rpartition(".")[2] == RENAMED.get(last, last)]
+        if not places:
+            raise SwampError(f"invalid configuration: {unknown('field', '.'.join((*path, name)), every)}")
+        *above, field = places[0].split(".")
+        raise SwampError(
+            f'invalid configuration: unknown field "{name}" in {_place(path)}. '
+            f'Did you mean "{field}" in {_place(above)}?'
+        )
+
+
+def _place(path: Sequence[str]) -> str:
+    return f'"{".".join(path)}"' if path else "the outermost object"
 
 
 def flattened(values: Any, prefix: str = "") -> dict[str, Any]:
