@@ -112,6 +112,15 @@ def test_runs_may_start_from_several_recipes(tmp_path):
         ('[runs."a/b"]\nseed = 1', "'a/b' cannot be the name of a run"),
         ("[runs.comparison]\nseed = 1", "'comparison' cannot be the name of a run"),
         ("[grid", "is not TOML"),
+        ("[grid]\n", r"has no run: give \[grid\] options"),
+        ("[runs.a]\nmethods = 1", r"unknown option 'methods'. Did you mean method or threads or model\?"),
+        ("[runs.a]\nswa_fractoin = 1", r"Did you mean swa-fraction"),
+        ('[compare]\nbasline = "imp"', r"\[compare\]: unknown option 'basline'. Did you mean baseline"),
+        ('[compare]\nsplit = "tset"', r"Invalid enum value 'tset'.*compare.split"),
+        (
+            "[grid]\nseed = [0, 1]\n[runs.again]\nseed = 1",
+            r"seed1 and again are the same run: \[grid\] with plan.seed = 1, and \[runs.again\] with plan.seed = 1",
+        ),
     ],
 )
 def test_what_a_study_cannot_be_is_refused_with_the_place(text, message, tmp_path):

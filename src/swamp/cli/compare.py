@@ -10,7 +10,7 @@ import tyro
 from swamp.cli.session import Out, parse, print_json
 from swamp.errors import SwampError
 from swamp.runs.directory import RunDirectory
-from swamp.runs.study import BESIDE_RUNS, CompareOptions
+from swamp.runs.study import BESIDE_RUNS, CompareOptions, Split
 from swamp.runs.study_queue import StudyDirectory, is_study
 
 
@@ -31,7 +31,7 @@ class CompareArgs:
     whose runs are given). If it holds a comparison of other runs or options, -2, -3 ... is appended."""
     metric: str = ""
     """accuracy, nll or ece; for text also pearson, rmse, bits_per_byte ... (default: the first metric of the runs)."""
-    split: Literal["test", "validation", "train"] = "test"
+    split: Split = "test"
     """Part of the data that the metric was measured on."""
     baseline: str | None = None
     """Method to compare the others with (default: imp, if it is among the runs); best: the best at each sparsity."""

@@ -3,10 +3,10 @@
 import itertools
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -19,6 +19,7 @@ from swamp.files import read_text
 from swamp.runs.config import RunConfig, flattened
 
 Options = Mapping[str, Any]
+Split = Literal["test", "validation", "train"]
 Recipe = Callable[[str, str, str], RunConfig]
 """(recipe, task, model), each empty where it is not set -> the configuration that the other options change."""
 
@@ -32,7 +33,7 @@ class CompareOptions:
     """How the finished runs of a study are compared: options of `swamp compare`."""
 
     metric: str = ""
-    split: str = "test"
+    split: Split = "test"
     baseline: str | None = None
     sparsities: tuple[float, ...] = ()
 
@@ -79,21 +80,27 @@ class Study:
                 error = unknown("key", key, known)
                 raise SwampError(f"{where}: {error} (Options of runs belong under [settings], [grid] or [runs.NAME].)")
         try:
-            return msgspec.convert(with_tuples(cls, dict(values)), cls)
+            study = msgspec.convert(with_tuples(cls, dict(values)), cls)
         except msgspec.ValidationError as error:
             raise SwampError(f"{where} does not fit: {error} ('$' is the whole file).") from error
+        options = [one.name for one in fields(CompareOptions)]
+        for key in values.get("compare", {}):
+            if key not in options:
+                raise SwampError(f"{where}, [compare]: {unknown('option', key, options)}")
+        return study
 
     def configurations(self, recipe: Recipe, where: str) -> dict[str, RunConfig]:
         """Name -> configuration of all runs; single runs are last.
 
-        Raises SwampError, naming the run, for an unknown option or invalid value, for two runs with the same name, and
-        if there is no run.
+        Raises SwampError, naming the run, for an unknown option or invalid value, for two runs with the same name or
+        the same settings, and if there is no run.
         """
         if self.search:
             raise SwampError(f"{where} has ranges under [search], which swamp tune searches: swamp tune {where}")
         found: dict[str, RunConfig] = {}
         origins: dict[str, str] = {}
-        effects: dict[str, str] = {}
+        alike: dict[RunConfig, str] = {}
+        given: list[tuple[dict[str, Any], RunConfig]] = []
         for name, options, origin in self._named(where):
             if name in origins:
                 raise SwampError(
@@ -101,9 +108,27 @@ class Study:
                     "Give the runs different names with `name`, e.g. name = '{method}-{lr}-{seed}'."
                 )
             if not names_a_run(name):
-                raise SwampError(f"{where}: {name!r} cannot be the name of a run, which names a directory. ({origin})")
+                raise SwampError(
+                    f"{where}: {name!r} cannot be the name of a run, which names a directory: use letters from a to z, "
+                    f"digits and _ . , + = - (at most 200, not {' or '.join(BESIDE_RUNS)}). ({origin})"
+                )
             origins[name] = origin
             found[name] = config = self._configuration(options, recipe, f"{where}: run {name!r}")
+            given.append((options, config))
+            first = alike.setdefault(replace(config, recipe=""), name)
+            if first != name:
+                raise SwampError(
+                    f"{where}: {first} and {name} are the same run: {origins[first]}, and {origin}. Leave one out."
+                )
+        if not found:
+            raise SwampError(f"{where} has no run: give [grid] options with at least one value each, or [runs.NAME].")
+        self._refuse_unused(given, where)
+        return found
+
+    def _refuse_unused(self, runs: Sequence[tuple[Options, RunConfig]], where: str) -> None:
+        """Raise SwampError for an option that no run uses. runs: the options of each run, and its configuration."""
+        effects: dict[str, str] = {}
+        for options, config in runs:
             given = [*resolved_options(self.settings, where, varied=False), *options]
             unused = unused_options(config.plan, config.training)
             if any(option.startswith("data.") for option in given):
@@ -115,9 +140,6 @@ class Study:
         for option, why in effects.items():
             if why:
                 raise SwampError(f"{where}: {option} has no effect in any run: {why}. Leave it out.")
-        if not found:
-            raise SwampError(f"{where} has no run: give [grid] options with at least one value each, or [runs.NAME].")
-        return found
 
     def to_tune(self, recipe: Recipe, where: str) -> tuple[RunConfig, tuple[str, ...]]:
         """What `swamp tune` starts from: the configuration of [settings], and the methods of [grid].
@@ -145,6 +167,8 @@ class Study:
     def _named(self, where: str) -> Iterator[tuple[str, dict[str, Any], str]]:
         grids = [self.grid] if isinstance(self.grid, dict) else self.grid
         for number, grid in enumerate(grids, 1):
+            if not grid:
+                continue
             place = "[grid]" if len(grids) == 1 else f"grid {number}"
             options = resolved_options(grid, f"{where}, {place}", varied=True)
             for name, value in options.items():
@@ -232,7 +256,8 @@ def field_of_option(given: str, where: str) -> str:
     if not meant and (last := name.rpartition(".")[2]) in RENAMED:
         raise SwampError(f"{where}: unknown option {given!r}. Did you mean {RENAMED[last]}?")
     if not meant:
-        raise SwampError(f"{where}: {unknown('option', given, [*known, *(f.rpartition('.')[2] for f in known)])}")
+        short = {field.rpartition(".")[2].replace("_", "-") for field in known}
+        raise SwampError(f"{where}: {unknown('option', given, known if '.' in given else short)}")
     return meant[0]
 
 
