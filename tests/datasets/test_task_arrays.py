@@ -207,6 +207,18 @@ def test_a_file_that_cannot_be_used_is_refused_with_the_place(tmp_path, task, wr
         problem(task, path)
 
 
+@pytest.mark.parametrize("header", [["b", "a", "kind"], ["a", "c", "kind"], None])
+def test_files_with_other_columns_or_another_order_are_refused(tmp_path, header):
+    rows = [[1, 2, 0], [3, 4, 1]]
+    csv(tmp_path / "train.csv", rows, ["a", "b", "kind"])
+    csv(tmp_path / "test.csv", rows, header)
+    with pytest.raises(SwampError, match=r"test.csv has the inputs .*train.csv has a, b. Give both the same columns"):
+        problem("csv", tmp_path, validation=0)
+    csv(tmp_path / "test.csv", [[0, 1, 2]], ["kind", "a", "b"])
+    made = problem("csv", tmp_path, validation=0, text=TextOptions(label="kind"))
+    assert made.task.test.inputs.tolist() == [[1, 2]]
+
+
 def test_a_missing_path_a_wrong_label_and_a_folder_without_files_are_refused(tmp_path):
     with pytest.raises(SwampError, match=r"name your file or folder: --folder FILE.npz"):
         problem("npz", "")

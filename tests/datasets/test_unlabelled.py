@@ -108,6 +108,11 @@ def test_centres_are_parameters_near_the_codes_and_equal_in_every_call(short):
     assert set(problem.task.evaluate(first, "test").metrics) == {"loss", "accuracy", "nmi", "ari"}
 
 
+def test_fewer_examples_than_clusters_are_refused():
+    with pytest.raises(SwampError, match="has 9 training examples for 10 clusters"):
+        build_problem("digits-clusters", "autoencoder-16-4", DataOptions(examples=9), Seed(0))
+
+
 def test_the_target_of_clustering_sharpens_the_shares():
     centres = torch.tensor([[0.0], [2.0]])
     shares = reduction.soft_clusters(torch.tensor([[0.0], [1.0]]), centres)

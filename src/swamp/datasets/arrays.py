@@ -157,12 +157,21 @@ def _csv_reader(options: DataOptions) -> Callable[[Path], dict[str, Arrays]]:
     if options.text.columns:
         raise SwampError("the tasks csv and csv-number use all columns but the label. Leave columns out.")
 
+    first_file: list[tuple[Path, list[str]]] = []
+
     def read(path: Path) -> dict[str, Arrays]:
         header, rows = _rows(path, options.text.label)
         place = _label_place(path, header, len(rows[0]), options.text.label)
         kept = [column for column in range(len(rows[0])) if column != place]
         if not kept:
             raise SwampError(f"{path} has one column; expected inputs and a label.")
+        names = [header[column].strip() for column in kept if header]
+        first_file.append((path, names))
+        if names != first_file[0][1]:
+            raise SwampError(
+                f"{path} has the inputs {shortened(names) or '(no header)'}, and {first_file[0][0]} has "
+                f"{shortened(first_file[0][1]) or '(no header)'}. Give both the same columns in the same order."
+            )
         first = 2 if header else 1
         inputs = [
             [_cell(path, first + number, header, column, row[column]) for column in kept]

@@ -433,5 +433,8 @@ def smoothed(loss: Loss, smoothing: float) -> Loss:
     if not smoothing:
         return loss
     if loss is not F.cross_entropy:
-        raise SwampError("label smoothing is defined for the cross-entropy; set label_smoothing=0 for another loss.")
+        raise SwampError(
+            "label_smoothing belongs to the loss F.cross_entropy. Set it to 0, or smooth in a loss of your own, such as "
+            "nn.CrossEntropyLoss(label_smoothing=0.1)."
+        )
     return partial(F.cross_entropy, label_smoothing=smoothing)

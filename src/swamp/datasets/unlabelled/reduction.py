@@ -126,6 +126,8 @@ def clustering(problem: Problem, name: str, seed: Seed) -> Problem:
     """
     train, test, validation = images_of(problem, name)
     plain, classes = without_labels(train), problem.classes
+    if len(train) < classes:
+        raise SwampError(f"{name} has {len(train)} training examples for {classes} clusters; take as many or more.")
 
     def adapt(network: nn.Module) -> nn.Module:
         return with_centres(_encoder(name, network), plain, classes, seed.at("clusters"))
