@@ -434,7 +434,7 @@ def smoothed(loss: Loss, smoothing: float) -> Loss:
         return loss
     if loss is not F.cross_entropy:
         raise SwampError(
-            "label_smoothing belongs to the loss F.cross_entropy. Set it to 0, or smooth in a loss of your own, such as "
-            "nn.CrossEntropyLoss(label_smoothing=0.1)."
+            "label_smoothing belongs to the loss F.cross_entropy. Set it to 0, or smooth in a loss of your own, such "
+            "as nn.CrossEntropyLoss(label_smoothing=0.1)."
         )
     return partial(F.cross_entropy, label_smoothing=smoothing)
