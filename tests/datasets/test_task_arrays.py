@@ -108,6 +108,12 @@ def test_a_table_has_its_classes_in_the_last_column_with_or_without_a_header(tmp
     assert float((made.task.train.targets == 0).float().mean()) == pytest.approx(Y.mean(), abs=0.2)
 
 
+def test_classes_that_look_like_a_name_are_no_header(tmp_path):
+    table = csv(tmp_path / "t.csv", [[*x, "yn"[y]] for x, y in zip(X, Y, strict=True)])
+    assert problem("csv", table).available == 48
+    assert problem("csv", table, text=TextOptions(label="4")).available == 48
+
+
 @pytest.mark.parametrize(
     ("header", "kinds"),
     [
@@ -168,6 +174,7 @@ def test_numbers_are_predicted_one_or_several(tmp_path):
         ("csv", lambda path: path.write_text("a,b,label\n1,x,0\n"), "column b: the cell is 'x', expected"),
         ("csv", lambda path: path.write_text("1,2,0\n1,nan,0\n"), "column 1: the cell is 'nan', expected"),
         ("csv", lambda path: path.write_text("1,2,0\n1,,0\n"), "line 2, column 1: the cell is empty"),
+        ("csv", lambda path: path.write_text("1,,0\n1,2,0\n"), "line 1, column 1: the cell is empty"),
         ("csv", lambda path: path.write_text("1,2,0\n1,0\n"), "line 2 has 2 cells, expected 3"),
         ("csv", lambda path: path.write_text(""), "has no rows"),
         ("csv", lambda path: path.write_text("a,b\n"), "has no rows"),

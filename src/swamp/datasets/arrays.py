@@ -223,7 +223,10 @@ def _is_header(rows: Sequence[Sequence[str]], label: str) -> bool:
     named = [place for place, name in enumerate(first) if not _is_number(name)]
     if not named:  # as pandas names the columns of an array
         return len(first) > 2 and list(first) == [str(place) for place in range(len(first))]
-    labels = [place for place in named if first[place].strip().lower() in (*_TARGETS[:5], "class", label.lower())]
+    usual = (*_TARGETS[:5], "class", label.lower() or "class")
+    # A name stands in the first line only; y and n may be classes.
+    labels = [place for place in named if first[place].strip().lower() in usual]
+    labels = [place for place in labels if all(row[place] != first[place] for row in others)]
     last = named == [len(first) - 1] and bool(others) and all(_is_number(row[-1]) for row in others)
     return len(named) == len(first) or bool(labels) or last
 
