@@ -1,7 +1,9 @@
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -140,6 +142,29 @@ def test_a_loss_that_is_not_a_number_names_the_particle(mlp, image_task):
         CustomTrainer(copy.deepcopy(mlp), image_task, train).train(
             TrainRequest(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS[1:])
         )
+
+
+def test_a_number_of_numpy_is_a_loss(mlp, image_task):
+    def train(work: TrainJob) -> float:
+        return np.float32(plain_loop(image_task)(work))
+
+    request = TrainRequest(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS[:1])
+    (particle,) = CustomTrainer(mlp, image_task, train).train(request)
+    assert type(particle.losses[0]) is float
+
+
+def test_a_trainer_that_may_move_its_model_to_the_gpu_has_the_gpu_seeded(mlp, image_task, monkeypatch):
+    devices: list[str] = []
+
+    def isolated(seed: Seed, device: torch.device) -> nullcontext[None]:
+        devices.append(device.type)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("swamp.backends.custom.isolated", isolated)
+    request = TrainRequest(Ticket(mlp.state_dict(), 0), Mask.ones(mlp), TRAINING, SEEDS[:1])
+    CustomTrainer(mlp, image_task, plain_loop(image_task)).train(request)
+    assert devices == ["cuda"]
 
 
 def test_survivors_are_bit_equal_to_the_ticket_when_a_trainer_gets_them(mlp, image_task, two_thirds, ticket_of):

@@ -4,9 +4,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Real
 from types import MappingProxyType
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from swamp.backends.base import TrainRequest
@@ -160,9 +162,12 @@ class CustomTrainer:
             own.continue_from(trunk.snapshot)
         # Pretrained models come in evaluation mode, in which Lightning would train them.
         model.train()
-        with isolated(seed, next(model.parameters()).device):
+        # The function may move a model on the CPU to the GPU.
+        start = next(model.parameters()).device
+        device = torch.device("cuda") if start.type == "cpu" and torch.cuda.is_available() else start
+        with isolated(seed, device):
             loss: Any = self.function(own)
-        if not isinstance(loss, float | int):
+        if not isinstance(loss, Real):  # NumPy's numbers too
             raise SwampError(
                 f"the trainer must return the mean training loss, a number, and it returned a {type(loss).__name__}."
             )
