@@ -61,6 +61,11 @@ def test_a_task_without_accuracy_must_name_its_error():
     assert Task(data, data).error_of(LOGITS, TARGETS) == 0.5
 
 
+def test_a_loss_that_was_not_created_is_refused():
+    with pytest.raises(SwampError, match="the loss is the class MSELoss"):
+        Task.of((LOGITS, LOGITS), (LOGITS, LOGITS), loss=nn.MSELoss)
+
+
 def test_choices_are_made_on_validation_data_and_never_on_the_test():
     parts = [(torch.zeros(n, 1), torch.zeros(n)) for n in (1, 2, 3)]
     assert len(Task.of(*parts).held_out) == 3

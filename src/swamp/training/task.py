@@ -116,6 +116,9 @@ class Task:
     def __post_init__(self) -> None:
         if self.error_scale is not None and not (math.isfinite(self.error_scale) and self.error_scale > 0):
             raise SwampError(f"error_scale must be a positive number, got {self.error_scale!r}.")
+        loss: Any = self.loss
+        if isinstance(loss, type):
+            raise SwampError(f"the loss is the class {loss.__name__}. Create one: loss={loss.__name__}(...)")
         defaults = default_metrics(self.loss) or DefaultMetrics(CLASSIFICATION, None, mean_probability)
         # The dataclass is frozen; these defaults depend on another field.
         if self.metrics is _DEFAULT_METRICS and self.own is None:
