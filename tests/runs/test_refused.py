@@ -15,6 +15,7 @@ from torch import nn
 
 from swamp.algorithms import Plan
 from swamp.backends import Ticket
+from swamp.datasets.problem import DataOptions
 from swamp.errors import CorruptFile, Diverged, Interrupted, SwampError
 from swamp.runs import execute, open_run
 from swamp.runs.config import RunConfig
@@ -22,6 +23,7 @@ from swamp.runs.directory import RunDirectory, write_json
 from swamp.runs.execute import start
 from swamp.runs.read import read_cycle, read_particle, read_record, write_config
 from swamp.runs.validation import check_disk_space
+from swamp.training import Training
 
 from .conftest import StopAt, assert_same_outcome, go, go_on, in_child, tiny
 
@@ -97,6 +99,23 @@ def test_resuming_with_a_changed_configuration_is_refused(finished, tmp_path, fi
     ):
         go_on(copy)
     assert getattr(RunConfig.load(copy / "config.json").training, field) == value
+
+
+def test_resuming_with_other_data_in_the_users_file_is_refused(tmp_path):
+    rows = [f"{number % 7},{number % 5},{number % 2}" for number in range(40)]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(rows))
+    training = Training(epochs=2, batch_size=8, lr=0.05)
+    plan = replace(tiny().plan, sparsity=0.5)
+    config = tiny(task="csv", plan=plan, training=training, data=DataOptions(folder=str(table)), recipe="")
+    stop = Event()
+    with pytest.raises(Interrupted):
+        start(config, tmp_path / "run", StopAt(3, stop), stop)
+    table.write_text("\n".join(["9,9,1", *rows[1:]]))
+    with pytest.raises(SwampError, match=r"cannot be continued: the data in .*table.csv were changed since this run"):
+        go_on(tmp_path / "run")
+    table.write_text("\n".join(rows))
+    go_on(tmp_path / "run")
 
 
 def test_resuming_with_the_configuration_of_another_run_is_refused(finished, tmp_path):

@@ -1,22 +1,19 @@
 """Origin of a run that was started from Python: what its model and task were, to recognise them in the next call."""
 
-import hashlib
 import platform
 from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from swamp import __version__
 from swamp.api.code_text import function_text, module_text, modules_of
 from swamp.backends import Backend
-from swamp.batches import tensors_of
 from swamp.files import digest
 from swamp.runs.config import flattened
-from swamp.training import Task, TensorData
-from swamp.training.data import Data
+from swamp.runs.reference_origin import describe_data
+from swamp.training import Task
 from swamp.training.module_extra_state import as_tensors
 from swamp.training.own_evaluation import ReturnedLoss
 
@@ -43,7 +40,7 @@ def describe(model: nn.Module, task: Task, backend: Backend | str | None) -> dic
             "modules": {name or "model": module_text(module) for name, module in modules_of(model)},
             "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
         },
-        "task": {name: _describe_data(data) for name, data in task.splits.items()},
+        "task": {name: describe_data(data) for name, data in task.splits.items()},
     }
     about["task"]["loss"] = loss_name(task)
     if task.own is None:
@@ -113,24 +110,6 @@ def origin_differences(before: Mapping[str, Any], now: Mapping[str, Any], initia
 def qualified(kind: type) -> str:
     """Module and name of a class."""
     return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _describe_data(data: Data) -> dict[str, Any]:
-    about: dict[str, Any] = {"type": type(data).__name__, "examples": len(data)}
-    if isinstance(data, TensorData):
-        named = {f"inputs/{name}": value for name, value in tensors_of(data.inputs).items()}
-        about["digest"] = digest({**named, "targets": data.targets})
-    else:
-        about["digest"] = _digest_of_batch(next(iter(data.in_order(min(32, len(data))))))
-    return about
-
-
-def _digest_of_batch(batch: Any) -> str:
-    # The first batch stands for data that may not fit in memory.
-    leaves = _pytree.tree_leaves(batch)
-    tensors = {str(place): leaf for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
-    others = [repr(leaf) for leaf in leaves if isinstance(leaf, str | bytes | int | float | bool)]
-    return hashlib.sha256(f"{digest(tensors)} {others}".encode()).hexdigest()[:16]
 
 
 def _first_input(task: Task) -> Tensor | None:

@@ -110,9 +110,9 @@ def _run(directory: RunDirectory, config: RunConfig, reporter: Reporter, stop: E
             wait_until_prepared(coordinator)
             if new:
                 transfer = {TRANSFER: dict(taken.about)} if taken else {}
-                write_config(directory, config, {**reference_origin(config, model), **transfer})
+                write_config(directory, config, {**reference_origin(config, model, problem.task), **transfer})
             else:
-                verify_references(directory, config, model)
+                verify_references(directory, config, model, problem.task)
             if taken is not None:
                 taken.keep(directory)
             if coordinator is not None:

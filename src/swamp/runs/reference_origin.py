@@ -1,12 +1,15 @@
-"""Models, tasks and optimizers of the user: what config.json records of them, and how a command finds them again."""
+"""Code and data of the user: what config.json records of them, and how a command finds them again."""
 
+import hashlib
 import warnings
 from dataclasses import replace
 from shlex import quote
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree
 
+from swamp.batches import tensors_of
 from swamp.datasets.problem import Problem
 from swamp.datasets.referenced import referenced_network
 from swamp.errors import SwampError, final_line
@@ -15,28 +18,38 @@ from swamp.references import PYTHON_PREFIX, is_reference, source_digest
 from swamp.runs.config import RunConfig
 from swamp.runs.directory import RunDirectory
 from swamp.runs.read import read_origin
+from swamp.training import Task, TensorData
+from swamp.training.data import Data
 from swamp.training.module_extra_state import as_tensors, load_state
 
 INITIAL = "initial.safetensors"
 """File of a run that was started from Python: the weights of the model that was passed."""
 
 
-def reference_origin(config: RunConfig, model: nn.Module) -> dict[str, Any]:
-    """Digests of the files of the functions, and of the initial weights; empty for a run without such functions."""
+def reference_origin(config: RunConfig, model: nn.Module, task: Task) -> dict[str, Any]:
+    """Digests of the user's data; and of the files of the user's functions, and the initial weights with these."""
+    data = {name: describe_data(data) for name, data in task.splits.items()} if config.data.folder else {}
+    of_data = {"data": data} if data else {}
     named = {"model": config.model, "task": config.task, "optimizer": config.training.optimizer}
     own = {what: name for what, name in named.items() if is_reference(name)}
     if not own:
-        return {}
+        return of_data
     sources = {what: {"name": name, "source": source_digest(name, what)} for what, name in own.items()}
-    return {**sources, "initial_weights": digest(as_tensors(model.state_dict()))}
+    return {**of_data, **sources, "initial_weights": digest(as_tensors(model.state_dict()))}
 
 
-def verify_references(directory: RunDirectory, config: RunConfig, model: nn.Module) -> None:
+def verify_references(directory: RunDirectory, config: RunConfig, model: nn.Module, task: Task) -> None:
     """Warn of functions whose file was changed since the run began.
 
-    Raises SwampError if the initial weights differ from those with which the run began.
+    Raises SwampError if the user's data or the initial weights differ from those with which the run began.
     """
-    before, now = read_origin(directory), reference_origin(config, model)
+    before, now = read_origin(directory), reference_origin(config, model, task)
+    if "data" in before and before["data"] != now["data"]:
+        raise SwampError(
+            f"{directory.path} cannot be continued: the data in {config.data.folder} were changed since this run "
+            "began. Put the former data back, or start another run with: "
+            f"swamp run --config {quote(str(directory.config))} --out NEW"
+        )
     functions = {what: now[what] for what in ("model", "task", "optimizer") if what in now}
     changed = [f"{what} {own['name']}" for what, own in functions.items() if own != before.get(what)]
     files = f"the file of {' and of '.join(changed)} was changed since this run began"
@@ -48,6 +61,25 @@ def verify_references(directory: RunDirectory, config: RunConfig, model: nn.Modu
         )
     if changed:
         warnings.warn(f"{files}: the rest of the run uses the new code.", stacklevel=2)
+
+
+def describe_data(data: Data) -> dict[str, Any]:
+    """Type, number of examples and digest of the data of a split; of data not in memory, of their first batch."""
+    about: dict[str, Any] = {"type": type(data).__name__, "examples": len(data)}
+    if isinstance(data, TensorData):
+        named = {f"inputs/{name}": value for name, value in tensors_of(data.inputs).items()}
+        about["digest"] = digest({**named, "targets": data.targets})
+    else:
+        about["digest"] = _digest_of_batch(next(iter(data.in_order(min(32, len(data))))))
+    return about
+
+
+def _digest_of_batch(batch: Any) -> str:
+    # The first batch stands for data that may not fit in memory.
+    leaves = _pytree.tree_leaves(batch)
+    tensors = {str(place): leaf for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
+    others = [repr(leaf) for leaf in leaves if isinstance(leaf, str | bytes | int | float | bool)]
+    return hashlib.sha256(f"{digest(tensors)} {others}".encode()).hexdigest()[:16]
 
 
 def with_references(directory: RunDirectory, config: RunConfig, model: str, task: str) -> RunConfig:

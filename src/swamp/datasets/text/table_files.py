@@ -51,8 +51,8 @@ class TextTable:
                 raise SwampError(f"{self.where}: example {place} (from 0) has no text or number in column {name!r}.")
             if _EXTRA in row:
                 raise SwampError(
-                    f"{self.where}: example {place} (from 0) has more fields than there are columns. Put texts that "
-                    "contain commas in quotation marks."
+                    f"{self.where}: example {place} (from 0) has more fields than there are columns. Quote texts "
+                    "that contain the separator, or remove the fields."
                 )
         return [row[name] for row in self.rows]
 
