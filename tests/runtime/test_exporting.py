@@ -422,6 +422,29 @@ def test_caches_are_left_out_by_name_and_other_objects_are_refused(tmp_path):
     assert not (tmp_path / "y.safetensors").exists()
 
 
+class Biases(nn.Module):
+    """Biases that are inputs, computed, or one number for all outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c, self.norm = nn.Linear(4, 8), nn.Conv1d(1, 2, 3), nn.BatchNorm1d(8)
+        self.one = nn.Parameter(torch.ones(1))
+
+    def forward(self, x, bias):
+        first, second = self.a.bias.chunk(2)
+        y = self.norm(functional.linear(x, self.a.weight, bias)) + functional.linear(x, self.a.weight, self.one).relu()
+        y = functional.linear(y.relu(), self.a.weight.T, first) - second
+        return functional.conv1d(y[:, None], self.c.weight, y.sum()[None].expand(2))
+
+
+def test_a_bias_that_is_no_vector_of_the_network_stays_outside_the_kernels():
+    model, given = built(Biases, 0.5), (numbers(3, 4), numbers(8, seed=2))
+    program = fold_batchnorm(trace(model, given))
+    for block in (1, 16):
+        found = KernelExecutor(program, KernelConfig(block))(given)
+        assert difference(found, outputs_of(model, given)) < 1e-5
+
+
 class WholeMean(nn.Module):
     """Means without dimensions, of an image and of a signal."""
 

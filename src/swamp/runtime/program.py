@@ -228,6 +228,18 @@ class Program:
         value = self.values.get(name)
         return None if value is None else value.shape
 
+    def has_constant_parameters(self, layer: Node) -> bool:
+        """Whether the weight of a linear or convolutional node is a tensor of the program, and its bias, if any.
+
+        Others are computed, or are inputs.
+        """
+        weight, bias = (layer.arguments[name] for name in ("weight", "bias"))
+        if not isinstance(weight, Ref) or weight.name not in self.tensors:
+            return False
+        # torch also takes one bias for all outputs, and one for each example.
+        rows = self.tensors[weight.name].shape[:1]
+        return bias is None or (bias.name in self.tensors and self.tensors[bias.name].shape == rows)
+
     def bias_of(self, layer: Node) -> Tensor | None:
         """The bias of a linear or convolutional node."""
         ref = layer.arguments["bias"]

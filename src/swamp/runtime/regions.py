@@ -200,9 +200,9 @@ def _convolution(program: Program, node: Node, shape: Shape) -> tuple[Extent, Ex
 
 
 def _has_weight(program: Program, node: Node) -> bool:
-    weight = program.tensors.get(node.args[1].name) if isinstance(node.args[1], Ref) else None
     # torch states shapes for layers whose weight has more dimensions, and fails when it executes them.
-    return weight is not None and weight.dim() == (2 if node.op == "linear" else int(node.op[4]) + 2)
+    dimensions = 2 if node.op == "linear" else int(node.op[4]) + 2
+    return program.has_constant_parameters(node) and program.tensors[node.args[1].name].dim() == dimensions
 
 
 def _pool(program: Program, node: Node, shape: Shape) -> tuple[Extent, Extent] | None:

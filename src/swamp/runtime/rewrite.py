@@ -123,7 +123,7 @@ def _with_folded_norms(program: Program) -> Program:
                 return Ref(layer.name)
         # BatchNorm has statistics of dimension 1, which holds the outputs only in a batch of vectors or images.
         batched = _is_wide(program, node.name) and len(program.shape_of(node.name) or ()) == _BATCHED.get(node.op)
-        if batched and node.args[1].name in program.tensors and program.use_counts[node.args[1].name] == 1:
+        if batched and program.has_constant_parameters(node) and program.use_counts[node.args[1].name] == 1:
             foldable[node.name] = node
         return node
 
@@ -313,11 +313,10 @@ def _axis_after(node: Node, axis: int, dimensions: int) -> int | None:
 
 def _has_own_weight(program: Program, node: Node) -> bool:
     """Whether the node is a layer without groups that shares no parameter with another node."""
-    if node.op not in _UNIT_LAYERS or node.kwargs or not isinstance(node.args[1], Ref):
+    if node.op not in _UNIT_LAYERS or node.kwargs or not program.has_constant_parameters(node):
         return False
     groups = node.arguments.get("groups", 1)
-    names = [ref.name for ref in node.args[1:3] if ref is not None]
-    return groups == 1 and all(name in program.tensors and program.use_counts[name] == 1 for name in names)
+    return groups == 1 and all(program.use_counts[ref.name] == 1 for ref in node.args[1:3] if ref is not None)
 
 
 def _without_dead_units(program: Program, pair: _LayerPair) -> Program:
