@@ -13,7 +13,7 @@ import swamp
 from swamp.errors import SwampError
 from swamp.runtime import checks, network, state_dict
 from swamp.runtime.checks import difference, differing_nodes
-from swamp.runtime.flat_model import call_arguments
+from swamp.runtime.flat_model import FlatModel, call_arguments
 from swamp.runtime.kernels import KernelConfig, KernelExecutor
 from swamp.runtime.program import Outputs
 from swamp.runtime.regions import partition
@@ -479,8 +479,6 @@ def test_other_sizes_than_the_batch_vary_if_they_are_named(tmp_path):
     for nodes, count in ((10, 30), (12, 7), (40, 100)):
         given = (numbers(nodes, 8), edges[:, :1].repeat(1, count))
         assert difference(outputs_of(network, given), outputs_of(model, given)) < 1e-4
-    with pytest.raises(SwampError, match="dynamic names the input 'nothing'; the inputs are x, edges"):
-        trace(model, (numbers(10, 8), edges), dynamic={"nothing": {0: "nodes"}})
     with pytest.raises(SwampError, match=r"dimension 1 of 'x' cannot vary: the code of the network fixes it to 8"):
         trace(model, (numbers(10, 8), edges), dynamic={"x": {1: "features"}})
 
@@ -563,6 +561,48 @@ def test_a_batch_size_that_the_program_does_not_cover_is_refused_at_the_call(tmp
     assert difference(network(numbers(5, 4)), outputs_of(model, numbers(5, 4))) < 1e-4
     with pytest.raises(SwampError, match="takes a size 'batch' of 2 or more, got 1"):
         network(numbers(1, 4))
+
+
+class Lengths(nn.Module):
+    """Treats one token, and five examples or more, in another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.a(x)
+        y = y - y.mean(1, keepdim=True) if x.shape[1] > 1 else y
+        return y if x.shape[0] < 5 else 2 * y
+
+
+def test_a_size_other_than_the_batch_that_the_program_does_not_cover_is_refused_at_the_call(tmp_path):
+    model = built(Lengths, 0.5)
+    network = exported(model, tmp_path, numbers(3, 6, 4), dynamic={"x": {0: "batch", 1: "tokens"}})
+    for size in ((1, 2, 4), (4, 9, 4)):
+        assert difference(network(numbers(*size)), outputs_of(model, numbers(*size))) < 1e-4
+    with pytest.raises(SwampError, match="takes a size 'tokens' of 2 or more, got 1"):
+        network(numbers(3, 1, 4))
+    with pytest.raises(SwampError, match="takes a size 'batch' of 1 or more, at most 4, got 5"):
+        network(numbers(5, 6, 4))
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "message"),
+    [
+        ({"x": [0]}, r"dynamic must be as in .*, got {'x': \[0\]}"),
+        ({"y": {0: "n"}}, "dynamic names the input 'y'; the inputs are x"),
+        ({"x": {-1: "n"}}, "dynamic names dimension -1 of 'x', which has 3 dimensions"),
+        ({"x": {3: "n"}}, "dynamic names dimension 3 of 'x', which has 3 dimensions"),
+        ({"x": {0: "n-1"}}, "dynamic names a size 'n-1'"),
+        ({"x": {0: torch.export.Dim("n")}}, "dynamic names a size Dim"),
+        ({"x": {0: "n", 1: "n"}}, "gives the name 'n' to sizes that differ in the example, 2 and 3"),
+        ({"x": {2: "n"}}, "dimension 2 of 'x' is 1 in the example, which torch.export takes as fixed"),
+    ],
+)
+def test_names_of_sizes_that_mean_nothing_are_refused(dynamic, message):
+    with pytest.raises(SwampError, match=message):
+        FlatModel(Lengths(), torch.ones(2, 3, 1)).dynamic_shapes(dynamic)
 
 
 @pytest.mark.slow

@@ -12,13 +12,14 @@ from swamp.batches import tensors_of
 from swamp.errors import SwampError
 from swamp.runtime.dense import DenseNetwork
 from swamp.runtime.kernels import CompilerError, KernelConfig, KernelExecutor, RegionExecutor, kernel_library
-from swamp.runtime.program import BATCH, Program, torch_call
+from swamp.runtime.program import Program, torch_call
 from swamp.runtime.recurrent import original_node, unroll_recurrences
 from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
 
 RELATIVE_TOLERANCE = 1e-4
 """Largest difference, relative to the largest number of the tensor, that rounding in float32 explains."""
-_BATCHES = (1, 2, 5)
+_SIZES = (1, 2, 5)
+"""Sizes at which programs are compared, in each dimension that varies."""
 _BLOCKS = (1, 16)
 """Examples in a block: single examples have kernels of their own."""
 
@@ -56,8 +57,8 @@ def compared_program(
 ) -> tuple[Program, float]:
     """Compare a program with the network that it was traced from, and what the kernels compute with both.
 
-    The inputs of the example and random ones at three batch sizes are used. A kernel region whose result differs is
-    noted in the program, and torch will execute it.
+    The inputs of the example are used, and random ones with three numbers for each size that varies. A kernel region
+    whose result differs is noted in the program, and torch will execute it.
 
     Args:
         program: What `trace` returned.
@@ -73,12 +74,12 @@ def compared_program(
     compact = remove_dead_units(fold_batchnorm(program))
     dense = DenseNetwork(compact).eval()
     largest = 0.0
-    cases: dict[int | None, Sequence[Tensor]] = {None: inputs}
-    if BATCH in program.sizes:
-        least = program.sizes[BATCH].minimum
-        cases |= {size: program.example_inputs(size, seed=size) for size in _BATCHES if size >= least}
+    cases: list[tuple[str, int, Sequence[Tensor]]] = [("", 0, inputs)]
+    for name, size in program.sizes.items():
+        numbers = [n for n in _SIZES if size.minimum <= n <= (size.maximum or n)]
+        cases += [(name, number, program.inputs_of_size(name, number, seed=number)) for number in numbers]
     used: list[tuple[Sequence[Tensor], Any]] = []
-    for size, given in cases.items():
+    for name, number, given in cases:
         with torch.no_grad():
             try:
                 expected = network([tensor.clone() for tensor in given])
@@ -90,15 +91,15 @@ def compared_program(
             except Exception:
                 found = None
         differs = difference(found, expected)
-        if differs > RELATIVE_TOLERANCE and size == 1:
-            # Code for a batch can treat a single example in another way, for instance with squeeze().
-            sizes = {**program.sizes, BATCH: replace(program.sizes[BATCH], minimum=2)}
+        if differs > RELATIVE_TOLERANCE and number == 1:
+            # The code of a network can treat a size of 1 in another way, for instance with squeeze().
+            sizes = {**program.sizes, name: replace(program.sizes[name], minimum=2)}
             program, compact = replace(program, sizes=sizes), replace(compact, sizes=sizes)
             continue
         if not differs <= RELATIVE_TOLERANCE:
             raise SwampError(
                 f"the outputs of the exported program differ from those of the network by {differs:.2g} of their "
-                f"largest number{f' at batch size {size}' if size else ''}, more than rounding can explain; nothing "
+                f"largest number{f' at {name} size {number}' if name else ''}, more than rounding can explain; nothing "
                 "was written. Does the network keep numbers from call to call, or depend on the batch size?"
             )
         largest = max(largest, differs)

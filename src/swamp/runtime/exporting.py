@@ -71,7 +71,7 @@ def export(
     """Write a sparse network to a file that `swamp.load` executes, without the classes it was written with.
 
     Before anything is written, the outputs of the file's program and of the kernels are compared with those of the
-    network, for the example and for random inputs at three batch sizes.
+    network, for the example and for random inputs with three numbers for each size that varies.
 
     Args:
         model: The network, or what `swamp.prune` returned. It is not changed.
@@ -80,7 +80,8 @@ def export(
             arguments). Numbers, text and None in it stay as they are in the exported network.
         mask: The active weights. Default: those of the result, or all weights that are not zero.
         dynamic: Input -> its dimensions that vary from call to call, with a name for each size, for instance
-            {"input_ids": {0: "batch", 1: "tokens"}}. Default: the batch, in dimension 0 of the inputs.
+            {"input_ids": {0: "batch", 1: "tokens"}}; equal names are equal sizes. Default: the batch, in dimension 0
+            of the inputs.
         values: Type of the weights in the file: float32, or bfloat16 (rounded, half the size).
         provenance: JSON values to store with the network, such as its accuracy.
 

@@ -111,11 +111,40 @@ class FlatModel(nn.Module):
             first = next((len(tensor) for tensor in self.tensors.values() if tensor.dim()), 0)
             varying = {name: {0: auto} if t.dim() and len(t) == first else {} for name, t in self.tensors.items()}
         else:
-            unknown = sorted(set(dynamic) - set(self.tensors))
-            if unknown:
-                raise SwampError(f"dynamic names the input {unknown[0]!r}; the inputs are {', '.join(self.tensors)}.")
+            self._check_dynamic(dynamic)
             varying = {name: dict.fromkeys(dynamic.get(name, {}), auto) for name in self.tensors}
         return {"tensors": tuple(varying.values())}
+
+    def _check_dynamic(self, dynamic: VaryingSizes) -> None:
+        """Raises SwampError if it names no input, dimension or size, or gives one name to sizes that differ."""
+        parts: list[Any] = [dynamic, *dynamic.values()] if isinstance(cast("Any", dynamic), Mapping) else [dynamic]
+        if not all(isinstance(part, Mapping) for part in parts):
+            raise SwampError(f"dynamic must be as in {{'x': {{0: 'batch', 1: 'tokens'}}}}, got {dynamic!r}.")
+        unknown = sorted(set(dynamic) - set(self.tensors))
+        if unknown:
+            raise SwampError(f"dynamic names the input {unknown[0]!r}; the inputs are {', '.join(self.tensors)}.")
+        sizes: dict[str, int] = {}
+        named: list[tuple[str, Any, Any]] = [(place, *pair) for place, part in dynamic.items() for pair in part.items()]
+        for place, axis, name in named:
+            shape = tuple(self.tensors[place].shape)
+            if type(axis) is not int or not 0 <= axis < len(shape):
+                raise SwampError(
+                    f"dynamic names dimension {axis!r} of {place!r}, which has {len(shape)} dimensions, counted from 0."
+                )
+            if not (isinstance(name, str) and name.isidentifier()):
+                raise SwampError(
+                    f"dynamic names a size {name!r}; use text of letters, digits and underscores, such as 'tokens'."
+                )
+            if shape[axis] < 2:
+                raise SwampError(
+                    f"dimension {axis} of {place!r} is {shape[axis]} in the example, which torch.export takes as "
+                    "fixed; give an example in which it is 2 or more."
+                )
+            if sizes.setdefault(name, shape[axis]) != shape[axis]:
+                raise SwampError(
+                    f"dynamic gives the name {name!r} to sizes that differ in the example, {sizes[name]} and "
+                    f"{shape[axis]}."
+                )
 
 
 def call_arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -116,7 +116,7 @@ class Input:
         return torch.as_tensor(numbers).to(self.dtype)
 
 
-_SIZE = re.compile(r"(?:(\d+)\*)?([A-Za-z_]\w*)(?: ?\+ ?(\d+))?")
+_SIZE = re.compile(r"(?:(\d+)\*)?([^\W\d]\w*)(?: ?\+ ?(\d+))?")
 
 
 def size_in(stated: int | str, sizes: Mapping[str, int]) -> int:
@@ -247,7 +247,11 @@ class Program:
 
     def example_inputs(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
         """Random inputs with `batch` examples each."""
-        sizes = {name: batch if name == BATCH else size.example for name, size in self.sizes.items()}
+        return self.inputs_of_size(BATCH, batch, seed)
+
+    def inputs_of_size(self, name: str, number: int, seed: int = 0) -> tuple[Tensor, ...]:
+        """Random inputs in which the size `name` is `number`, and the others are those of the example."""
+        sizes = {other: number if other == name else size.example for other, size in self.sizes.items()}
         return tuple(one.example(sizes, seed) for one in self.inputs)
 
     def check_inputs(self, inputs: Sequence[Any]) -> int:
