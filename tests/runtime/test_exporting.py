@@ -1,6 +1,7 @@
 """swamp.export: any network that torch.export takes leaves with the same outputs, or is refused by one line."""
 
 import dataclasses
+import warnings
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch.nn import functional
 import swamp
 from swamp.errors import SwampError
 from swamp.runtime import checks, network, state_dict
+from swamp.runtime.benchmark import benchmark
 from swamp.runtime.checks import difference, differing_nodes
 from swamp.runtime.flat_model import FlatModel, call_arguments
 from swamp.runtime.kernels import KernelConfig, KernelExecutor
@@ -561,6 +563,67 @@ def test_a_batch_size_that_the_program_does_not_cover_is_refused_at_the_call(tmp
     assert difference(network(numbers(5, 4)), outputs_of(model, numbers(5, 4))) < 1e-4
     with pytest.raises(SwampError, match="takes a size 'batch' of 2 or more, got 1"):
         network(numbers(1, 4))
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "message"),
+    [
+        (nn.Linear(4, 2), torch.ones(2, 5), "Linear cannot be called with the example .mat1 and mat2 shapes"),
+        (nn.Linear(4, 2), torch.ones(2, 4, dtype=torch.long), "the network cannot be called with the example"),
+        (nn.Linear(4, 2).double(), torch.ones(2, 4), "the network cannot be called with the example"),
+        (nn.Linear(4, 2), torch.ones(0, 4), "the example has a batch of 0"),
+        (nn.Linear(4, 2), None, "the example has no tensor"),
+    ],
+)
+def test_an_example_that_the_network_does_not_take_is_refused(model, example, message, tmp_path):
+    with pytest.raises(SwampError, match=message):
+        swamp.export(model, tmp_path / "x.safetensors", example)
+    assert not list(tmp_path.iterdir())
+
+
+def test_modules_without_a_signature_and_masks_of_other_types_are_refused(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        scripted = torch.jit.script(nn.Linear(4, 2))
+        with pytest.raises(SwampError, match="give the module that was scripted or traced"):
+            swamp.export(scripted, tmp_path / "x.safetensors", numbers(2, 4))
+    with pytest.raises(SwampError, match=r"mask must be a swamp\.Mask, got dict"):
+        swamp.export(nn.Linear(4, 2), tmp_path / "x.safetensors", numbers(2, 4), {"weight": torch.ones(2, 4)})
+
+
+@pytest.mark.slow
+def test_a_transformer_encoder_with_padding_is_exported_without_nested_tensors(tmp_path):
+    hidden = torch.tensor([[False] * 6, [False] * 2 + [True] * 4])
+    given = {"src": numbers(2, 6, 16), "src_key_padding_mask": hidden}
+
+    model = built(lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), 1), 0.5)
+    with pytest.raises(SwampError, match="needs enable_nested_tensor=False"):
+        swamp.export(model, tmp_path / "x.safetensors", given)
+    model.enable_nested_tensor = model.use_nested_tensor = False
+    assert difference(exported(model, tmp_path, given)(**given), outputs_of(model, given)) < 1e-4
+
+
+class Bags(nn.Module):
+    """Takes the first index of each bag: they must be in order, and the first is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.head = nn.EmbeddingBag(20, 8), nn.Linear(8, 2)
+
+    def forward(self, ids, starts):
+        return self.head(self.bag(ids, starts))
+
+
+def test_a_network_that_takes_no_random_inputs_is_timed_with_those_of_the_first_call(tmp_path):
+    model, given = built(Bags, 0.5), (IDS.flatten(), torch.tensor([0, 3, 3, 8]))
+    network = exported(model, tmp_path, given)
+    assert network.tuned == {}
+    with pytest.raises(SwampError, match=r"cannot be executed with these inputs, 24 examples .offsets"):
+        network(given[0], given[1] + 1)
+    assert difference(network(*given), outputs_of(model, given)) < 1e-5
+    assert list(network.tuned) == [24]
+    with pytest.raises(SwampError, match="cannot be measured with 4 random inputs"):
+        benchmark(network.program, [4], ["torch"], seconds=0.01)
 
 
 class Lengths(nn.Module):

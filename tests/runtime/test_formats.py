@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -142,6 +143,16 @@ def test_a_benchmark_measures_each_runtime_at_each_batch_size(program):
 def test_an_unknown_runtime_is_refused(program):
     with pytest.raises(SwampError, match="no runtime 'tflite'"):
         benchmark(program, (1,), ("tflite",))
+
+
+def test_a_benchmark_counts_one_example_where_the_batch_is_fixed_and_refuses_other_batches(program):
+    whole = trace(built(lambda: torch.nn.Linear(4, 2), 0.5), numbers(3, 4), dynamic={})
+    with pytest.warns(UserWarning, match="the sizes of the inputs are fixed: one call is measured, as one example"):
+        (latency,) = benchmark(whole, (1, 32), ("torch",), seconds=0.01)
+    assert latency.batch == 1
+    few = replace(program, sizes={"batch": replace(program.sizes["batch"], maximum=9)})
+    with pytest.raises(SwampError, match="at most 9, got 32"):
+        benchmark(few, (32,), ("torch",), seconds=0.01)
 
 
 def test_flops_count_two_for_each_weight_and_position(program, tmp_path):

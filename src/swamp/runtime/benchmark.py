@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swamp.errors import SwampError
+from swamp.errors import SwampError, first_line
 from swamp.runtime.archive import tensor_bytes
 from swamp.runtime.dense import DenseNetwork
 from swamp.runtime.formats import Call, onnx_call, to_onnx
 from swamp.runtime.gpu import in_dtype
 from swamp.runtime.kernels import CsrNetwork
 from swamp.runtime.network import SparseNetwork
-from swamp.runtime.program import LAYERS, Program
+from swamp.runtime.program import BATCH, LAYERS, Program
 from swamp.runtime.rewrite import fold_batchnorm
 
 SWAMP = "swamp"
@@ -110,21 +110,37 @@ def benchmark(
         One latency for each runtime and batch size.
 
     Raises:
-        SwampError: A runtime does not exist or is not installed.
+        SwampError: A runtime does not exist or is not installed, or the network does not take a batch size or random
+            inputs.
     """
     chosen = tuple(runtimes) or tuple(name for name, (package, _) in RUNTIMES.items() if find_spec(package))
     for name in chosen:
         if name not in RUNTIMES or not find_spec(RUNTIMES[name][0]):
             raise SwampError(f"there is no runtime {name!r} here. Supported, if installed: {', '.join(RUNTIMES)}.")
+    if BATCH not in program.sizes:
+        warnings.warn("the sizes of the inputs are fixed: one call is measured, as one example.", stacklevel=2)
+        batches = [1]
     latencies: list[Latency] = []
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         onnx = Path(folder) / "model.onnx"
         if {"onnxruntime", "openvino", "openvino bf16"} & set(chosen):
             to_onnx(program, onnx)
         for batch in batches:
+            _require_executable(program, batch)
             calls = {name: RUNTIMES[name][1](program, batch, onnx) for name in chosen}
             latencies += _measured(calls, program.example_inputs(batch), batch, seconds)
     return latencies
+
+
+def _require_executable(program: Program, batch: int) -> None:
+    inputs = program.example_inputs(batch)
+    program.check_inputs(inputs)
+    try:
+        DenseNetwork(program).eval().execute(inputs)
+    except Exception as error:
+        raise SwampError(
+            f"this network cannot be measured with {batch} random inputs ({first_line(error)})."
+        ) from error
 
 
 def _measured(

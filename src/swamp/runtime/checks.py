@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from swamp.batches import tensors_of
-from swamp.errors import SwampError
+from swamp.errors import SwampError, first_line
 from swamp.runtime.dense import DenseNetwork
 from swamp.runtime.kernels import CompilerError, KernelConfig, KernelExecutor, RegionExecutor, kernel_library
 from swamp.runtime.program import Program, torch_call
@@ -69,7 +69,7 @@ def compared_program(
         The program, and the largest relative difference of its outputs.
 
     Raises:
-        SwampError: The outputs of the program differ from those of the network.
+        SwampError: The network does not take the example, or the outputs of the program differ from its outputs.
     """
     compact = remove_dead_units(fold_batchnorm(program))
     dense = DenseNetwork(compact).eval()
@@ -84,7 +84,9 @@ def compared_program(
             try:
                 expected = network([tensor.clone() for tensor in given])
             # The network itself may not take this batch size, or these numbers.
-            except Exception:
+            except Exception as error:
+                if not name:
+                    raise SwampError(f"the network cannot be called with the example ({first_line(error)}).") from error
                 continue
             try:
                 found = dense.execute([tensor.clone() for tensor in given])
@@ -100,7 +102,8 @@ def compared_program(
             raise SwampError(
                 f"the outputs of the exported program differ from those of the network by {differs:.2g} of their "
                 f"largest number{f' at {name} size {number}' if name else ''}, more than rounding can explain; nothing "
-                "was written. Does the network keep numbers from call to call, or depend on the batch size?"
+                "was written. Does the network keep numbers from call to call, depend on the batch size, or use nested "
+                "tensors? nn.TransformerEncoder with a padding mask needs enable_nested_tensor=False."
             )
         largest = max(largest, differs)
         used.append((given, expected))

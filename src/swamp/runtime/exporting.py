@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -103,6 +103,8 @@ def export(
     """
     if not isinstance(model, nn.Module):
         model, mask = _of_result(model, mask)
+    if not isinstance(cast("Any", mask), Mask | None):
+        raise SwampError(f"mask must be a swamp.Mask, got {type(mask).__name__}: swamp.Mask(tensors) makes one.")
     done = checked_program(bake_mask(model, mask), example, dynamic=dynamic)
     if provenance is not None:
         done = replace(done, program=replace(done.program, provenance=json.loads(json.dumps(dict(provenance)))))

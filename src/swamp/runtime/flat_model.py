@@ -35,6 +35,10 @@ class FlatModel(nn.Module):
         self.arguments, tensors = self._plain_arguments(args, kwargs)
         self.tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         """Input name -> tensor of the example."""
+        if not self.tensors:
+            raise SwampError(
+                "the example has no tensor; give what the network is called with, such as a batch of inputs."
+            )
         self.record = _Record()
         # In the order of the signature, which is that of the tensors.
         self.call = args, {name: kwargs[name] for name in self.arguments if name in kwargs}
@@ -108,7 +112,11 @@ class FlatModel(nn.Module):
         """For torch.export: which dimensions of the inputs may vary."""
         auto: Any = torch.export.Dim.AUTO  # pyright: ignore
         if dynamic is None:
-            first = next((len(tensor) for tensor in self.tensors.values() if tensor.dim()), 0)
+            first = next((len(tensor) for tensor in self.tensors.values() if tensor.dim()), None)
+            if first == 0:
+                raise SwampError(
+                    "the example has a batch of 0, which torch.export takes as fixed; give 2 or more rows."
+                )
             varying = {name: {0: auto} if t.dim() and len(t) == first else {} for name, t in self.tensors.items()}
         else:
             self._check_dynamic(dynamic)
@@ -165,7 +173,12 @@ _CONTAINERS = (
 
 def _bound(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Parameter name -> argument, or its default. A default that a program cannot state is text."""
-    signature = inspect.signature(model.forward)
+    try:
+        signature = inspect.signature(model.forward)
+    except ValueError as error:
+        raise SwampError(
+            f"the arguments of {type(model).__name__} cannot be read; give the module that was scripted or traced."
+        ) from error
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:

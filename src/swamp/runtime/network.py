@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -52,14 +53,19 @@ class Tuning:
     dense_layers: tuple[str, ...]
 
 
+class _InvalidInputsError(SwampError):
+    """The network cannot be executed with inputs of this size, or with these numbers."""
+
+
 class SparseNetwork(ExportedNetwork):
     """An exported network for inference on the CPU in float32. It is called like the network that was traced.
 
     For each batch size in `batch`, several methods are timed, and the fastest is kept: the kernels with different block
     sizes, dense execution by torch, and kernels with some layers dense. Other batch sizes use the method of the next
-    smaller one. What is kept has computed the same as torch: a region of the kernels that differs runs in torch, with a
-    warning. Concurrent calls are executed one by one. Without a C compiler, a warning is issued, and CSR products
-    of torch are timed in place of the kernels.
+    smaller one. They are timed with random inputs; if the network takes none of these (because indices must be in
+    order, for instance), with the inputs of the first call. What is kept has computed the same as torch: a region of
+    the kernels that differs runs in torch, with a warning. Concurrent calls are executed one by one. Without a C
+    compiler, a warning is issued, and CSR products of torch are timed in place of the kernels.
 
     Args:
         program: What `trace` or `read` returned.
@@ -83,10 +89,13 @@ class SparseNetwork(ExportedNetwork):
         self._executors: dict[int, Executor] = {}
         # Without a size that varies, or with others than the batch, there is one case.
         for size in sorted(set(sizes) if BATCH in program.sizes else {1}):
-            self._tune(size)
+            with suppress(_InvalidInputsError):
+                self._tune(size, self.program.example_inputs(size))
 
     def execute(self, inputs: Sequence[Tensor], batch: int) -> Any:
         """The output for inputs in the order of the program."""
+        if not self._executors:
+            self._tune(batch, inputs)
         smaller = [tuned for tuned in self._executors if tuned <= batch]
         return self._executors[max(smaller) if smaller else min(self._executors)](inputs)
 
@@ -106,14 +115,13 @@ class SparseNetwork(ExportedNetwork):
         """Operators that torch executes between the kernels, as "module: operator"."""
         return fallback_ops(self.in_kernels)
 
-    def _tune(self, size: int) -> None:
-        inputs = self.program.example_inputs(size)
+    def _tune(self, size: int, inputs: Sequence[Tensor]) -> None:
         try:
             self.dense.execute(inputs)
         # The program may come from a file, and torch raises errors of any type.
         except Exception as error:
-            raise SwampError(
-                f"the exported network cannot be executed with batch size {size} ({first_line(error)})."
+            raise _InvalidInputsError(
+                f"the exported network cannot be executed with these inputs, {size} examples ({first_line(error)})."
             ) from error
         dense: dict[str, Executor] = {"dense": self.dense.execute}
         dense_layers: tuple[str, ...] = ()
@@ -144,7 +152,7 @@ class SparseNetwork(ExportedNetwork):
         wrong = differing_nodes(chosen, inputs) if isinstance(chosen, KernelExecutor) else set[str]()
         if wrong:
             self.in_kernels = replace(self.in_kernels, in_torch=self.in_kernels.in_torch | wrong)
-            self._tune(size)
+            self._tune(size, inputs)
             return
         self.tuned[size] = Tuning(size, method, seconds, modules)
         self._executors[size] = chosen

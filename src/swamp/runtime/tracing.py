@@ -111,6 +111,11 @@ def _exported(flat: FlatModel, shapes: Any) -> Any:
         raise
     except Exception as error:
         reason = first_line(error)
+        try:
+            with torch.no_grad():
+                flat(*(tensor.clone() for tensor in flat.tensors.values()))
+        except Exception as own:
+            raise SwampError(f"{type(model).__name__} cannot be called with the example ({first_line(own)}).") from own
         raise SwampError(
             f"torch.export cannot follow {type(model).__name__} ({reason}). An export needs a forward pass whose path "
             "does not depend on the values of its inputs."
@@ -188,7 +193,8 @@ class _Translation:
         sizes = {name: self._size(symbol) for symbol, name in reversed(self.size_names.items())}
         outputs = self._translated(exported.graph, exported.graph_module)
         kinds = [one.kind.name for one in signature.output_specs]
-        changed = [one.target for one in signature.output_specs if one.kind.name == "BUFFER_MUTATION"]
+        mutated = [one.target for one in signature.output_specs if one.kind.name == "BUFFER_MUTATION"]
+        changed = [name.removeprefix("model.") for name in mutated]
         if changed:
             warnings.warn(
                 f"the network changes its buffers {shortened(changed)} in each call; the exported network does not.",
