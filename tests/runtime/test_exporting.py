@@ -592,6 +592,7 @@ def test_modules_without_a_signature_and_masks_of_other_types_are_refused(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_a_transformer_encoder_with_padding_is_exported_without_nested_tensors(tmp_path):
     hidden = torch.tensor([[False] * 6, [False] * 2 + [True] * 4])
     given = {"src": numbers(2, 6, 16), "src_key_padding_mask": hidden}

@@ -12,6 +12,7 @@ from torch import nn
 
 from swamp.runtime import kernels
 from swamp.runtime.arena import FIELDS
+from swamp.runtime.checks import difference
 from swamp.runtime.dense import DenseNetwork
 from swamp.runtime.kernels import KernelConfig, KernelExecutor, kernel_library
 from swamp.runtime.lowering import lower
@@ -404,6 +405,18 @@ def test_activations_of_numbers_that_are_not_finite(block, act):
     expected = torch.tensor([float("nan"), float("inf"), 0, 0])
     assert outputs.equal(outputs[:1].expand(20, 4)) or outputs[:, 0].isnan().all()
     assert torch.allclose(outputs, expected.expand(20, 4), equal_nan=True)
+
+
+@pytest.mark.parametrize("block", [1, 16])
+@pytest.mark.parametrize("act", [nn.Tanh, nn.ELU, nn.GELU, nn.SiLU])
+def test_activations_of_small_numbers_keep_their_digits(block, act):
+    model = built(lambda: nn.Sequential(nn.Linear(4, 8, bias=False), act()), 0.5)
+    program = traced(model, numbers(2, 4))
+    for scale in (1e-20, 1e-5, 0.1):
+        inputs = numbers(5, 4) * scale
+        with torch.no_grad():
+            found = KernelExecutor(program, KernelConfig(block))([inputs])
+            assert difference(found, model(inputs)) < 1e-5
 
 
 def test_more_examples_than_a_block_need_no_larger_arena():

@@ -81,15 +81,24 @@ static inline vec clamped(vec v, float low, float high) {
     return blend(v > zero + high, zero + high, v);
 }
 
-/* exp of numbers below 0: 2^n times a polynomial. */
-static inline vec exp_negative(vec x) {
+/* exp(x) - 1 and exp(x) of numbers below 0: 2^n times a polynomial. Without the subtraction of 1, which would leave
+   little of numbers near 0. */
+static inline vec exp_minus_1(vec x, vec *whole) {
     x = blend(x < (vec){0} - 87.0f, (vec){0} - 87.0f, x);
     vec scaled = x * 1.44269504f - 0.5f;
     ivec n = __builtin_convertvector(scaled, ivec);
     vec r = x - __builtin_convertvector(n, vec) * 0.69314718f;
-    vec p = 1.0f + r * (1.0f + r * (0.5f + r * (1.6666667e-1f + r * (4.1666667e-2f +
+    vec p = r * (1.0f + r * (0.5f + r * (1.6666667e-1f + r * (4.1666667e-2f +
                                         r * (8.3333333e-3f + r * 1.3888889e-3f)))));
-    return p * (vec)((n + 127) << 23);
+    vec power = (vec)((n + 127) << 23);
+    *whole = (1.0f + p) * power;
+    return p * power + (power - 1.0f);
+}
+
+static inline vec exp_negative(vec x) {
+    vec whole;
+    exp_minus_1(x, &whole);
+    return whole;
 }
 
 static inline vec absolute(vec x) { return blend(x < (vec){0}, -x, x); }
@@ -113,15 +122,18 @@ static inline vec normal_cdf(vec x) {
 static inline vec gated(vec x, vec part) { return blend(x < (vec){0} - 80.0f, (vec){0}, x * part); }
 
 static __attribute__((noinline)) vec curved(const step *s, vec v) {
-    vec zero = {0};
+    vec zero = {0}, whole, small;
     switch (s->act) {
     case LEAKY: return blend(v < zero, v * s->low, v);
-    case ELU: return blend(v < zero, s->low * (exp_negative(v) - 1.0f), v);
+    case ELU: return blend(v < zero, s->low * exp_minus_1(v, &whole), v);
     case GELU: return gated(v, normal_cdf(v));
     case GELU_TANH: return gated(v, sigmoid(1.5957691f * (v + 0.044715f * v * v * v)));
     case SILU: return gated(v, sigmoid(v));
     case SIGMOID: return sigmoid(v);
-    case TANH: return 2.0f * sigmoid(2.0f * v) - 1.0f;
+    case TANH:
+        small = exp_minus_1(-2.0f * absolute(v), &whole);
+        small = small / (1.0f + whole);
+        return blend(v < zero, small, -small);
     case HARDSIGMOID: return clamped(v + 3.0f, 0, 6) / 6.0f;
     default: return v * clamped(v + 3.0f, 0, 6) / 6.0f; /* HARDSWISH */
     }
