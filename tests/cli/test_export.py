@@ -98,9 +98,12 @@ def test_other_formats_cycles_and_values(run, capsys, tmp_path):
         (["--to", "onxx"], "unknown format 'onxx'. Did you mean onnx"),
         (["--to", "dense", "--values", "bfloat16"], "is only available for the sparse format"),
         (["--cycle", "7"], "there is no cycle 7"),
+        (["--to", "dense", "--out", "{run}/model.safetensors"], "model.safetensors is a file of the run"),
+        (["--out", "{run}/../run/config.json"], "config.json is a file of the run"),
     ],
 )
 def test_unsupported_options_are_refused(run, arguments, message, capsys):
+    arguments = [one.format(run=run) for one in arguments]
     assert swamp("export", run, *arguments) == 2
     assert message in " ".join(capsys.readouterr().err.split())
 

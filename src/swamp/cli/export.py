@@ -87,11 +87,13 @@ def export_command(arguments: Sequence[str]) -> None:
             f"--compact removes channels, and {args.to} cannot store weights of other shapes. Use --to onnx or "
             "--to pt2, or leave --compact out."
         )
+    write, ending = WRITERS[name]
+    out = args.out or args.run / f"export{ending}"
+    if out.resolve() in {path.resolve() for path in RunDirectory(args.run).files}:
+        raise SwampError(f"{out} is a file of the run, which an export does not change; choose another --out.")
     with warnings_to(Err):
         done = _program(exported_source(args), args.cycle)
         program = done.program
-        write, ending = WRITERS[name]
-        out = args.out or args.run / f"export{ending}"
         if name == "sparse":
             save(program, out, values=getattr(torch, args.values))
             program = read(out)

@@ -87,6 +87,12 @@ class RunDirectory:
         """Diverged trainings, and how each was handled."""
         return self.path / "divergences.json"
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files above, which lie in the run directory itself."""
+        state = (self.config, self.metrics, self.environment, self.backend, self.summary, self.divergences)
+        return (*state, self.model, self.mask, self.ticket)
+
     def cycle(self, index: int) -> Path:
         """Folder of one cycle."""
         return self.path / f"cycle-{index:02d}"
