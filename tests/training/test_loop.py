@@ -95,7 +95,7 @@ def test_label_smoothing_is_that_of_the_cross_entropy(small_task, small_net):
 
 
 def test_label_smoothing_of_another_loss_is_refused(small_task, small_net):
-    with pytest.raises(SwampError, match="label_smoothing belongs to the loss F.cross_entropy"):
+    with pytest.raises(SwampError, match=r"label_smoothing belongs to the loss F\.cross_entropy"):
         fit(small_net(), replace(small_task, loss=nn.MSELoss()), replace(PLAIN, label_smoothing=0.1), SEED)
 
 
