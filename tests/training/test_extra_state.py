@@ -113,3 +113,17 @@ def test_state_that_training_does_not_change_is_trained_as_a_stack(small_task, r
     other = Keeping(None)
     load_state(other, particles[0].weights)
     assert other.kept == {"classes": ["a", "b"]}
+
+
+def test_a_model_that_counts_its_steps_is_not_trained_as_a_stack(small_task):
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.steps = nn.Linear(4, 3).double(), 0
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.steps += self.training
+            return self.layer(inputs) * (1 + self.steps)
+
+    reason = Vmapped(Counting(), small_task, compiled=False).step(TWO_EPOCHS)
+    assert reason == "training changes extra state or attributes of its modules, of which a stack has one set for all."

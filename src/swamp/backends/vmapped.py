@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import nn
@@ -114,7 +115,7 @@ class Vmapped:
         request = TrainRequest(Ticket(self.model.state_dict(), 0), Mask({}), training, seeds, last=1)
         job = ParticleJob(self.model, self.task, None, request)
         fresh = _first_snapshot(job)
-        extra = _extra_state(step)
+        before = _python_state(step)
         try:
             with warnings.catch_warnings():
                 # Which operations torch cannot batch is nothing that a user could act on.
@@ -126,8 +127,8 @@ class Vmapped:
                 state.step(0, 0.0, batches[0])
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
             return f"its forward pass cannot be stacked ({first_line(error)})"
-        if _extra_state(step) != extra:
-            return "training changes the extra state of its modules, of which a stack has one for all particles."
+        if _python_state(step) != before:
+            return "training changes extra state or attributes of its modules, of which a stack has one set for all."
         return step
 
     def _train_stack(
@@ -221,10 +222,15 @@ def _finished(job: ParticleJob, state: VmappedState, seconds: float) -> dict[int
     return found
 
 
-def _extra_state(step: VmappedStep) -> str:
-    """Fingerprint of the extra state of the step's network."""
-    state = as_tensors(step.network.model.state_dict())
-    return digest({name: value for name, value in state.items() if is_extra_state(name)})
+def _python_state(step: VmappedStep) -> tuple[str, list[dict[str, Any]]]:
+    """The extra state of the step's network, and numbers and text in attributes of its modules, such as a counter."""
+    model = step.network.model
+    state = as_tensors(model.state_dict())
+    attributes = [
+        {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str)}
+        for module in model.modules()
+    ]
+    return digest({name: value for name, value in state.items() if is_extra_state(name)}), attributes
 
 
 def _equal_shapes(data: Data) -> bool:
