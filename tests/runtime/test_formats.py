@@ -112,6 +112,15 @@ def test_all_outputs_of_an_onnx_graph_are_compared(tmp_path, monkeypatch):
     assert not (tmp_path / "y.onnx").exists()
 
 
+@pytest.mark.slow
+def test_a_network_that_onnx_runtime_cannot_execute_is_refused(tmp_path):
+    pytest.importorskip("onnxscript")
+    program = trace(built(lambda: torch.nn.Linear(4, 2).bfloat16(), 0.5), numbers(2, 4).bfloat16())
+    with pytest.raises(SwampError, match=r"cannot be written as ONNX .*; export to another format"):
+        formats.to_onnx(program, tmp_path / "x.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 class _InFloat32(torch.nn.Module):
     """Names float32 between its layers."""
 

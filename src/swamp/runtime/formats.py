@@ -4,7 +4,8 @@ import gzip
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from swamp.batches import tensors_of
-from swamp.errors import SwampError, need
+from swamp.errors import SwampError, first_line, need
 from swamp.files import digest, load_tensors, save_tensors, write_atomic
 from swamp.runtime.archive import is_sparse, save
 from swamp.runtime.dense import DenseNetwork
@@ -29,14 +30,14 @@ Call = Callable[[Sequence[Tensor]], Any]
 def to_onnx(program: Program, path: Path) -> None:
     """Write a dense ONNX graph for any batch size, with BatchNorm folded; compressed if the path ends in .gz.
 
-    Raises SwampError if swamp[export] is not installed, or if ONNX Runtime computes other outputs than torch (by more
-    than 1e-4). In this case nothing is written.
+    Raises SwampError if swamp[export] is not installed, if ONNX has no such network, or if ONNX Runtime computes other
+    outputs than torch (by more than 1e-4). In this case nothing is written.
     """
     need("onnxruntime", _EXTRA)
     need("onnxscript", _EXTRA)
     network = _Flat(program)
     inputs = program.example_inputs(2)
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
+    with _refusing("ONNX"), tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         file = Path(folder) / "model.onnx"
         untyped: Any = torch.onnx
@@ -85,11 +86,23 @@ def onnx_call(model: bytes | str, options: Callable[[Any], None] = lambda option
 def to_pt2(program: Program, path: Path) -> None:
     """Write a dense program of torch.export, which `torch.export.load` reads."""
     network = _Flat(program)
-    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+    with _refusing("pt2"), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         shapes = (_dynamic_shapes(program),)
         exported = torch.export.export(network, program.example_inputs(2), dynamic_shapes=shapes, strict=False)
         torch.export.save(exported, Path(folder) / "model.pt2")
-        write_atomic(path, (Path(folder) / "model.pt2").read_bytes())
+        data = (Path(folder) / "model.pt2").read_bytes()
+    write_atomic(path, data)
+
+
+@contextmanager
+def _refusing(kind: str) -> Generator[None]:
+    """Raises SwampError for errors of exporters, which are of any type."""
+    try:
+        yield
+    except Exception as error:
+        raise SwampError(
+            f"this network cannot be written as {kind} ({first_line(error)}); export to another format."
+        ) from error
 
 
 class _Flat(nn.Module):
