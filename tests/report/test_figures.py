@@ -290,9 +290,21 @@ def test_an_outlier_does_not_flatten_the_curves(tmp_path: Path, metric: str) -> 
     assert high - low < 0.2
 
 
+def test_a_figure_is_laid_out_once_for_all_its_files(tmp_path, monkeypatch) -> None:
+    laid_out: list[Figure] = []
+    renderer = sys.modules[_figure.__module__]
+    monkeypatch.setattr(renderer, "_figure", lambda figure, wide: (laid_out.append(figure), _figure(figure, wide))[1])
+    draw_comparison(example(tmp_path / "runs", methods=1, seeds=1), [tmp_path / "a.svg", tmp_path / "a.png"])
+    assert len(laid_out) == 1
+    assert (tmp_path / "a.svg").read_bytes().startswith(BEGINNINGS["svg"])
+    assert (tmp_path / "a.png").read_bytes().startswith(BEGINNINGS["png"])
+
+
 def test_density_ticks_are_round_in_a_wide_range_and_the_densities_in_a_narrow_one() -> None:
     assert density_ticks([1.0, 0.8, 0.1]) == [0.1, 0.2, 0.5, 1.0]
     assert density_ticks([1.0, 0.8, 0.64]) == [0.64, 0.8, 1.0]
+    # Whole numbers of weights: 5.02 % for 5 %.
+    assert density_ticks([1.0, 0.2, 0.0502]) == [0.05, 0.1, 0.2, 0.5, 1.0]
 
 
 def test_names_with_dollar_signs_and_a_lone_dense_point_can_be_drawn(tmp_path: Path) -> None:

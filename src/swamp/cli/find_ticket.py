@@ -91,7 +91,7 @@ def ticket_command(arguments: Sequence[str]) -> None:
     from swamp.report.matplotlib_renderer import draw
 
     picture = trials.folder / "barrier.svg"
-    draw(instability_figure(list(trials), instability.per_epoch, given.threshold), picture, "svg")
+    draw(instability_figure(list(trials), instability.per_epoch, given.threshold), [picture])
     done: dict[str, Any] = _summary(given, instability, found) | {"picture": str(picture)}
     if given.out is not None and found.steps is not None:
         write_json(given.out, _with_ticket(given.config, found.steps / instability.per_epoch).to_json())

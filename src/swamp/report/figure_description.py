@@ -171,8 +171,11 @@ def sparsity_axis(densities: Sequence[float], *, with_density: bool = False) -> 
 
 
 def density_ticks(densities: Sequence[float]) -> list[float]:
-    """1, 2 and 5 times powers of ten within the range; the densities themselves if these are fewer than three."""
-    most, least = max(densities) * 1.001, min(densities) / 1.001
+    """1, 2 and 5 times powers of ten within the range; the densities themselves if these are fewer than three.
+
+    A tick may lie 1 % outside: whole numbers of weights give 5.02 % for a density of 5 %.
+    """
+    most, least = max(densities) * 1.01, min(densities) / 1.01
     powers = range(math.floor(math.log10(least)), 1)
     ticks = [round(step * 10.0**power, 12) for power in powers for step in (1, 2, 5)]
     inside = [tick for tick in ticks if least <= tick <= most]

@@ -69,20 +69,21 @@ _SETTINGS = {"font.size": 8, "pdf.fonttype": 42, "svg.fonttype": "none", "svg.ha
 _UNDATED = {"pdf": {"CreationDate": None, "Producer": None}, "svg": {"Date": None}, "png": {}}
 
 
-def draw(figure: Figure, out: Path, suffix: str, *, wide: bool = False) -> None:
-    """Draw a figure into a file, which is complete or not written at all.
+def draw(figure: Figure, files: Sequence[Path], suffix: str = "", *, wide: bool = False) -> None:
+    """Draw a figure into files, each complete or not written at all.
 
     Args:
         figure: the description.
-        out: the file.
-        suffix: one of FORMATS.
+        files: where to write it.
+        suffix: one of FORMATS (default: by the name of each file).
         wide: a single panel is as wide as the page, not as a column, with its legend at the side.
     """
-    image = io.BytesIO()
     with cast(Any, matplotlib).rc_context(_SETTINGS):
         drawn = _figure(figure, wide)
-        drawn.savefig(image, format=suffix, dpi=300, metadata=cast(Any, _UNDATED[suffix]))
-    write_atomic(out, image.getvalue())
+        for file in files:
+            image, kind = io.BytesIO(), suffix or file.suffix[1:].lower()
+            drawn.savefig(image, format=kind, dpi=300, metadata=cast(Any, _UNDATED[kind]))
+            write_atomic(file, image.getvalue())
 
 
 def _figure(figure: Figure, wide: bool) -> matplotlib.figure.Figure:

@@ -62,8 +62,7 @@ def write_comparison(
 def draw_comparison(comparison: Comparison, files: Sequence[Path], *, at: At = "sparsity") -> None:
     """Draw the metric against sparsity, or against cost with a panel per sparsity, into each of the files."""
     figure = accuracy_figure(comparison, alone=True) if at == "sparsity" else equal_cost_figure(comparison)
-    for file in files:
-        draw(figure, file, file.suffix[1:].lower(), wide=True)
+    draw(figure, files, wide=True)
 
 
 def write_finding(finding: MaskByTraining | MaskOverlaps, folder: Path, name: str, command: str) -> list[Path]:
@@ -72,8 +71,7 @@ def write_finding(finding: MaskByTraining | MaskOverlaps, folder: Path, name: st
     write_json(paths[0], finding.to_json())
     text = "\n".join(map(markdown, finding.tables()))
     write_atomic(paths[1], f"{text}\nMade by: `{command}`\n".encode())
-    for path in paths[2:]:
-        draw(finding.figure(), path, path.suffix[1:])
+    draw(finding.figure(), paths[2:])
     return paths
 
 
@@ -100,7 +98,7 @@ def draw_figure(paths: Sequence[Path], which: str, out: Path, suffix: str, *, me
         raise SwampError(f"there is nothing to draw for {which}: {why}")
     files = [out, *(out.with_name(f"{out.stem}-{n}{out.suffix}") for n in range(2, len(figures) + 1))]
     for figure, file in zip(figures, files, strict=True):
-        draw(figure, file, suffix)
+        draw(figure, [file], suffix)
     return files
 
 
@@ -111,5 +109,5 @@ def draw_run(run: Path, folder: Path) -> dict[str, Path]:
         for number, figure in enumerate(section.build(data) if section.analysis is None else [], 1):
             numbered = name if number == 1 else f"{name}-{number}"
             drawn[numbered] = folder / f"{numbered}.png"
-            draw(figure, drawn[numbered], "png")
+            draw(figure, [drawn[numbered]])
     return drawn

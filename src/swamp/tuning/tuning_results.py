@@ -73,8 +73,7 @@ def write_results(directory: TuningDirectory, results: Sequence[MethodResult]) -
         from swamp.tuning.tuning_figure import tuning_figure
 
         pictures = [directory.path / f"tuning.{suffix}" for suffix in ("png", "svg")]
-        for picture in pictures:
-            draw(tuning_figure(tuning, results), picture, picture.suffix[1:])
+        draw(tuning_figure(tuning, results), pictures)
     return {"configs": configs, "tables": [table], "pictures": pictures}
 
 
