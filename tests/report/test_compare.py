@@ -3,11 +3,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from swamp.api.origin import describe
 from swamp.errors import SwampError
 from swamp.report.comparison import compare
 from swamp.report.run_records import RunRecord, read_run
 from swamp.report.write import free_folder
+from swamp.training import Task
 
 from .runs import cycle, write_run
 
@@ -231,3 +234,24 @@ def test_another_comparison_is_written_beside_the_one_in_the_working_folder(tmp_
     Path("compare.json").write_text('{"made_by": {"runs": 1}}')
     assert free_folder(Path(), {"runs": 1}) == Path()
     assert free_folder(Path(), {"runs": 2}) == tmp_path / "here-2"
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_better_direction_is_that_of_the_task(tmp_path: Path, higher: bool) -> None:
+    def energy(path: str, value: float, method: str) -> RunRecord:
+        at = cycle(0, 0.5, 0.9) | {"test": {"energy": value, "loss": value}}
+        return run(tmp_path / path, [at], method=method, origin={"higher_is_better": higher})
+
+    runs = [energy("a", 1.0, "imp"), energy("b", 2.0, "swamp")]
+    found = compare(runs)
+    assert found.lower_is_better is not higher
+    assert found.rows[0].best == (("swamp",) if higher else ("imp",))
+    # It is said of the first metric alone.
+    assert compare(runs, metric="loss").rows[0].best == ("imp",)
+
+
+def test_a_run_records_the_direction_that_its_task_states() -> None:
+    data, model = torch.zeros(4, 2), torch.nn.Linear(2, 1)
+    for higher in (True, False, None):
+        task = Task.custom(data, lambda m, b: m(b).sum(), lambda m: {"energy": 0.0}, higher_is_better=higher)
+        assert describe(model, task, None).get("higher_is_better") is higher

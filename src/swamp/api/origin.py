@@ -12,13 +12,13 @@ from swamp.api.code_text import function_text, module_text, modules_of
 from swamp.backends import Backend
 from swamp.files import digest
 from swamp.runs.config import flattened
-from swamp.runs.reference_origin import describe_data
+from swamp.runs.reference_origin import describe_data, direction
 from swamp.training import Task
 from swamp.training.module_extra_state import as_tensors
 from swamp.training.own_evaluation import ReturnedLoss
 
 _MOST_NAMES = 6
-_VERSIONED = ("model.modules", "task.functions", "score", "versions")
+_VERSIONED = ("model.modules", "task.functions", "score", "versions", "higher_is_better")
 """Entries that depend on the versions of Python, torch and swamp: they are compared where these are equal. Directories
 of swamp 0.2.0 have none of them, and no "model.frozen"."""
 _MANY = ("model.parameters.", "model.modules.")
@@ -42,6 +42,7 @@ def describe(model: nn.Module, task: Task, backend: Backend | str | None) -> dic
         },
         "task": {name: describe_data(data) for name, data in task.splits.items()},
     }
+    about |= direction(task)
     about["task"]["loss"] = loss_name(task)
     if task.own is None:
         about["task"]["metrics"] = sorted(task.metrics)

@@ -58,15 +58,18 @@ def cross_command(arguments: Sequence[str]) -> None:
     if not given.runs:
         raise SwampError("no run was given. Give two or more with one seed, e.g.: swamp cross runs/imp-0 runs/swamp-0")
     command = shlex.join(["swamp", "cross", *arguments])
-    metric, labels, runs = _labelled(given)
+    metric, lower, labels, runs = _labelled(given)
     rows = shared_densities(runs, given.sparsities)
     cells = _trained(given, runs, rows, command)
-    _finish(MaskByTraining.of(cells, labels, rows, metric), given, "cross", command)
+    _finish(MaskByTraining.of(cells, labels, rows, metric, lower), given, "cross", command)
 
 
-def _labelled(given: CrossArgs) -> tuple[str, list[str], dict[int, dict[str, MaskSource]]]:
-    """The metric, the labels (imp first), and seed -> label -> run, for seeds with two or more runs."""
-    from swamp.report.comparison import metric_of
+def _labelled(given: CrossArgs) -> tuple[str, bool, list[str], dict[int, dict[str, MaskSource]]]:
+    """The metric, whether lower is better, the labels (imp first), and seed -> label -> run.
+
+    Seeds with one run are left out.
+    """
+    from swamp.report.comparison import lower_better, metric_of
 
     runs = _chosen(given)
     metric = metric_of(runs, given.metric, "test")
@@ -85,7 +88,7 @@ def _labelled(given: CrossArgs) -> tuple[str, list[str], dict[int, dict[str, Mas
         )
     order = [label for label in order if any(label in paths for paths in several.values())]
     sources = {seed: {label: MaskSource.open(path) for label, path in paths.items()} for seed, paths in several.items()}
-    return metric, order, sources
+    return metric, lower_better(runs, metric), order, sources
 
 
 def _trained(

@@ -114,6 +114,7 @@ class Comparison:
     task: str
     model: str
     metric: str
+    lower_is_better: bool
     split: str
     labels: tuple[str, ...]
     baseline: str
@@ -134,7 +135,12 @@ class Comparison:
     @property
     def heading(self) -> str:
         """The split and the metric with its unit: `test accuracy (%)`."""
-        return f"{self.split} {ReportMetric(self.metric).heading}"
+        return f"{self.split} {self.report_metric.heading}"
+
+    @property
+    def report_metric(self) -> ReportMetric:
+        """The metric, and whether lower is better."""
+        return ReportMetric(self.metric, self.lower_is_better)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that JSON can hold; numbers that are not finite become None."""
@@ -173,6 +179,7 @@ def compare(
             baseline or a sparsity does not exist.
     """
     metric = metric_of(runs, metric, split)
+    lower = lower_better(runs, metric)
     each, notes = label_runs(runs)
     labels = tuple(dict.fromkeys(each))
     first = _first(baseline, labels)
@@ -188,11 +195,12 @@ def compare(
     points = _at(points, sparsities)
     unit = cost_unit(runs, parallel=at == "equal-time")
     by_row = groupby(sorted(points, key=lambda point: point.row), key=lambda point: point.row)
-    rows = tuple(_row(list(group), labels, baseline or first, ReportMetric(metric), unit) for _, group in by_row)
+    rows = tuple(_row(list(group), labels, baseline or first, ReportMetric(metric, lower), unit) for _, group in by_row)
     return Comparison(
         task=show(runs[0].config["task"]),
         model=show(runs[0].config["model"]),
         metric=metric,
+        lower_is_better=lower,
         split=split,
         labels=labels,
         baseline=baseline or first,
@@ -234,6 +242,15 @@ def metric_of(runs: Sequence[RunRecord], metric: str, split: str) -> str:
     if metric and metric not in known:
         raise unknown("metric", metric, known)
     return metric or ("accuracy" if "accuracy" in known else known[0])
+
+
+def lower_better(runs: Sequence[RunRecord], metric: str) -> bool:
+    """Whether a lower value is better: as the task says of its first metric, else judged by the name."""
+    for run in runs:
+        measured_first = next((name for name, _ in _measured(run.cycles[0], ("test", "validation"))), "")
+        if run.higher_is_better is not None and measured_first.partition(".")[2] == metric:
+            return not run.higher_is_better
+    return ReportMetric(metric).lower
 
 
 def _first(baseline: str | None, labels: Sequence[str]) -> str:

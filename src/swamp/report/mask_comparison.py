@@ -67,10 +67,17 @@ class MaskByTraining:
     """(split, row, masks, training) -> seed -> value."""
     cost: Mapping[tuple[str, str], tuple[int, float]]
     """(masks, training) -> steps and seconds of all its cells."""
+    lower_is_better: bool | None = None
+    """Of the metric (None: judged by its name)."""
 
     @classmethod
     def of(
-        cls, cells: Sequence[Mapping[str, Any]], labels: Sequence[str], rows: Sequence[float], metric: str
+        cls,
+        cells: Sequence[Mapping[str, Any]],
+        labels: Sequence[str],
+        rows: Sequence[float],
+        metric: str,
+        lower_is_better: bool | None = None,
     ) -> "MaskByTraining":
         """Collect the cells that `cross_train` returns.
 
@@ -79,6 +86,7 @@ class MaskByTraining:
             labels: the labels of the runs.
             rows: the density of each row.
             metric: the metric to collect.
+            lower_is_better: of the metric (None: judged by its name).
         """
         values: dict[tuple[str, int, str, str], dict[int, float]] = {}
         cost: dict[tuple[str, str], tuple[int, float]] = {}
@@ -89,7 +97,7 @@ class MaskByTraining:
             for split in _SPLITS:
                 if (value := measured(record[split] or {}, metric)) is not None:
                     values.setdefault((split, cell["row"], *pair), {})[cell["seed"]] = value
-        return cls(tuple(labels), tuple(rows), metric, values, cost)
+        return cls(tuple(labels), tuple(rows), metric, values, cost, lower_is_better)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -115,7 +123,7 @@ class MaskByTraining:
 
     def figure(self) -> Figure:
         """A panel per training with a curve for each run's masks, and one with the effects of other masks."""
-        metric, axis = ReportMetric(self.metric), sparsity_axis(self.densities)
+        metric, axis = ReportMetric(self.metric, self.lower_is_better), sparsity_axis(self.densities)
         zero = level_line("0", 0.0, self.densities, in_legend=False)
         unit = Axis("points" if metric.percent else metric.heading)
         changes = [*self._effect_curves(metric)]
@@ -159,7 +167,7 @@ class MaskByTraining:
         return replace_nonfinite({**whole, "cells": cells, "effects": effects, "cost": cost})
 
     def _cells_table(self, split: str) -> Table:
-        metric = ReportMetric(self.metric)
+        metric = ReportMetric(self.metric, self.lower_is_better)
         columns: list[Column] = [
             (
                 f"masks of {masks}\ntrained by {training}",
@@ -179,7 +187,7 @@ class MaskByTraining:
         return f"{metric.show_interval(*interval(found))} ({len(found)})" if found else "–"
 
     def _effects_table(self, split: str) -> Table:
-        metric = ReportMetric(self.metric)
+        metric = ReportMetric(self.metric, self.lower_is_better)
         effects = [effect for effect in self.effects() if effect.split == split]
         found = {(effect.name, effect.row): effect.difference for effect in effects}
         names = sorted({effect.name: effect.what for effect in effects}.items(), key=lambda item: item[1])

@@ -97,7 +97,7 @@ def summary_sentences(comparison: Comparison) -> list[str]:
     row = _summarised_row(comparison, label)
     if row is None:
         return [f"No run measured {comparison.metric} on the {comparison.split} split at any sparsity."]
-    metric, cell = ReportMetric(comparison.metric), row.cells[label]
+    metric, cell = comparison.report_metric, row.cells[label]
     unit = " %" if metric.percent else ""
     seeds = f" (mean ± 95 % interval, {cell.n} seeds)" if math.isfinite(cell.half) else " (one seed)"
     sentences = [
@@ -116,7 +116,7 @@ def summary_sentences(comparison: Comparison) -> list[str]:
 
 def _against_dense(comparison: Comparison, row: SparsityRow, label: str) -> list[str]:
     """The difference to the dense network, over the seeds that both have; nothing without such a seed."""
-    metric, number = ReportMetric(comparison.metric), comparison.rows.index(row)
+    metric, number = comparison.report_metric, comparison.rows.index(row)
     here = [point for point in comparison.points if (point.label, point.row) == (label, number)]
     values = {point.seed: point.value for point in here if point.value is not None}
     difference = paired(values, comparison.dense_by_seed)

@@ -11,7 +11,7 @@ from swamp.analysis.analysis_tasks import read_analysis
 from swamp.report.comparison import Comparison, compare
 from swamp.report.figure_description import Axis, Curve, Number, interval_curve, sparsity_axis
 from swamp.report.run_records import RunRecord, as_float, label_runs, read_run
-from swamp.report.statistics import ReportMetric, drawn_interval
+from swamp.report.statistics import drawn_interval
 
 MOST_RUNS = 4
 """The most runs that have figures of their own: their cycles, trajectories and landscapes."""
@@ -154,7 +154,7 @@ def highlighted(comparison: Comparison) -> tuple[str, ...]:
     """All methods; of more than eight, the baseline and the methods that beat most others, mean over sparsities."""
     if len(comparison.labels) <= _MOST_COLORED:
         return comparison.labels
-    sign = -1 if ReportMetric(comparison.metric).lower else 1
+    sign = -1 if comparison.report_metric.lower else 1
     beaten: dict[str, list[float]] = {label: [] for label in comparison.labels}
     for row in comparison.rows:
         for label, cell in row.cells.items():

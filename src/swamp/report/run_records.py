@@ -35,6 +35,8 @@ class RunRecord:
     config: Mapping[str, Any]
     """The fields of the run's configuration; the fields of its plan (method, seed ...) are at the top level."""
     cycles: tuple[Mapping[str, Any], ...]
+    higher_is_better: bool | None = None
+    """Of the first metric, as its task says (None: judged by its name)."""
 
     @property
     def path(self) -> Path:
@@ -60,7 +62,9 @@ def read_run(path: Path | str) -> RunRecord:
     metrics = path / METRICS
     lines = _lines(metrics)
     config = _config(path / CONFIG)
-    config |= _recorded(config.pop(ORIGIN, None))
+    origin = config.pop(ORIGIN, None)
+    about = cast("dict[str, Any]", origin) if isinstance(origin, dict) else {}
+    config |= _recorded(about)
     # A run directory that was written by hand states no provenance.
     known = config.pop(PROVENANCE, None) is not None or any(PROVENANCE.encode() in line for line in lines)
     directory = open_run(path)[0] if known else RunDirectory(path)
@@ -76,7 +80,7 @@ def read_run(path: Path | str) -> RunRecord:
             raise _damaged(f"{metrics}, line {number}", f"cycle {two['cycle']} comes after cycle {one['cycle']}")
     if config.get("test_data") is False:
         cycles = [*map(_without_test, cycles)]
-    return RunRecord(directory, config, tuple(cycles))
+    return RunRecord(directory, config, tuple(cycles), about.get("higher_is_better"))
 
 
 def _without_test(cycle: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,9 +174,8 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _recorded(origin: Any) -> dict[str, Any]:
+def _recorded(about: Mapping[str, Any]) -> dict[str, Any]:
     """What a run from Python recorded of its data and its model; other runs name them."""
-    about = cast("dict[str, Any]", origin) if isinstance(origin, dict) else {}
     task = cast("dict[str, Any]", about.get("task", {}))
     if not (data := {split: task[split] for split in SPLITS if isinstance(task.get(split), dict)}):
         return {}

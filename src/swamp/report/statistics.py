@@ -75,11 +75,13 @@ class ReportMetric:
     """A metric by name: its unit, its decimals, and whether lower is better."""
 
     name: str
+    lower_is_better: bool | None = None
+    """None: judged by its name."""
 
     @property
     def lower(self) -> bool:
-        """Whether lower is better, judged by its name."""
-        return lower_is_better(self.name)
+        """Whether lower is better."""
+        return lower_is_better(self.name) if self.lower_is_better is None else self.lower_is_better
 
     @property
     def percent(self) -> bool:

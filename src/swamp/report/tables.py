@@ -173,7 +173,7 @@ def _results_table(comparison: Comparison, methods_down: bool) -> Table:
 
 def _differences_table(comparison: Comparison, methods_down: bool) -> Table:
     """Paired differences to the baseline, or to each sparsity's best."""
-    metric = ReportMetric(comparison.metric)
+    metric = comparison.report_metric
     others = [label for label in comparison.labels if label != comparison.baseline]
     unit = f"{comparison.split} {metric.name}" + (", in points" if metric.percent else "")
     to = "each sparsity's best" if comparison.baseline == BEST else comparison.baseline
@@ -184,7 +184,7 @@ def _differences_table(comparison: Comparison, methods_down: bool) -> Table:
 
 def _ranking_table(comparison: Comparison, row: SparsityRow) -> Table:
     """The methods of one sparsity by cost, each compared with the best method that costs no more."""
-    metric, ranks, unit = ReportMetric(comparison.metric), row.cost_ranking, comparison.unit
+    metric, ranks, unit = comparison.report_metric, row.cost_ranking, comparison.unit
     means = [metric.show_interval(row.cells[rank.label].mean, row.cells[rank.label].half) for rank in ranks]
     compared = sum(rank.difference is not None for rank in ranks)
     columns: list[Column] = [
@@ -234,7 +234,7 @@ def _result_cell(comparison: Comparison, row: SparsityRow, label: str) -> TableC
     if label not in row.cells:
         return "–  "
     cell = row.cells[label]
-    text = ReportMetric(comparison.metric).show_interval(cell.mean, cell.half)
+    text = comparison.report_metric.show_interval(cell.mean, cell.half)
     if cell.n < comparison.costs[label].seeds:
         text += f" ({cell.n})"
     return _marked(text, "*" if label in row.best else "=" if label in row.tied else "")
@@ -247,7 +247,7 @@ def _marked(text: str, mark: str) -> Text:
 def _difference_to_baseline(comparison: Comparison, row: SparsityRow, label: str) -> TableCell:
     if comparison.baseline == BEST and label in row.best[:1]:
         return "best"
-    return difference_cell(ReportMetric(comparison.metric), row.differences.get(label))
+    return difference_cell(comparison.report_metric, row.differences.get(label))
 
 
 def _results_note(comparison: Comparison) -> str:

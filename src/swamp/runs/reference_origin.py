@@ -26,6 +26,12 @@ INITIAL = "initial.safetensors"
 """File of a run that was started from Python: the weights of the model that was passed."""
 
 
+def direction(task: Task) -> dict[str, bool]:
+    """Whether a larger first metric is better, for reports; empty where its name decides."""
+    higher = None if task.own is None else task.own.higher_is_better
+    return {} if higher is None else {"higher_is_better": higher}
+
+
 def reference_origin(config: RunConfig, model: nn.Module, task: Task) -> dict[str, Any]:
     """Digests of the user's data; and of the files of the user's functions, and the initial weights with these."""
     data = {name: describe_data(data) for name, data in task.splits.items()} if config.data.folder else {}
@@ -35,7 +41,7 @@ def reference_origin(config: RunConfig, model: nn.Module, task: Task) -> dict[st
     if not own:
         return of_data
     sources = {what: {"name": name, "source": source_digest(name, what)} for what, name in own.items()}
-    return {**of_data, **sources, "initial_weights": digest(as_tensors(model.state_dict()))}
+    return {**of_data, **sources, "initial_weights": digest(as_tensors(model.state_dict())), **direction(task)}
 
 
 def verify_references(directory: RunDirectory, config: RunConfig, model: nn.Module, task: Task) -> None:

@@ -23,7 +23,7 @@ from swamp.report.figure_description import (
     sparsity_axis,
 )
 from swamp.report.report_data import ReportData, RunAnalyses, color_of, highlighted, percent, values_at
-from swamp.report.statistics import ReportMetric, drawn_interval, mean_known
+from swamp.report.statistics import drawn_interval, mean_known
 from swamp.report.tables import comparison_tables, cost_table
 
 _MOST_PANELS = 6
@@ -34,7 +34,7 @@ _STYLES: dict[str, Style] = {"mean": "line", "ensemble": "dashed", "particles": 
 
 def accuracy_figure(comparison: Comparison, *, alone: bool = False) -> Figure:
     """The metric against sparsity, a curve per method. alone: with the particles, and a title in the panel."""
-    metric = ReportMetric(comparison.metric)
+    metric = comparison.report_metric
     colored = highlighted(comparison)
     densities = [row.density for row in comparison.rows]
     cells = [cell for row in comparison.rows for cell in row.cells.values()]
@@ -63,7 +63,7 @@ def accuracy_figure(comparison: Comparison, *, alone: bool = False) -> Figure:
 
 def particle_figures(data: ReportData) -> list[Figure]:
     """Each method's particles beside their mean, and the gain of averaging."""
-    comparison, metric = data.comparison, ReportMetric(data.comparison.metric)
+    comparison, metric = data.comparison, data.comparison.report_metric
     several = [label for label in comparison.labels if _averaged(comparison, label)]
     if not several:
         return []
@@ -86,7 +86,7 @@ def particle_figures(data: ReportData) -> list[Figure]:
 
 def cost_figures(data: ReportData) -> list[Figure]:
     """The metric against the cost of a model."""
-    comparison, metric = data.comparison, ReportMetric(data.comparison.metric)
+    comparison, metric = data.comparison, data.comparison.report_metric
     curves: list[Curve] = []
     for label in comparison.labels:
         rows = [row for row in comparison.rows if label in row.cells]
@@ -140,7 +140,7 @@ def equal_cost_figure(comparison: Comparison) -> Figure:
 
 
 def _cost_panel(comparison: Comparison, row: SparsityRow) -> Panel:
-    metric = ReportMetric(comparison.metric)
+    metric = comparison.report_metric
     places = {
         rank.label: (rank.cost, metric.factor * row.cells[rank.label].mean)
         for rank in row.cost_ranking
@@ -199,9 +199,7 @@ def _means(comparison: Comparison, label: str, colored: bool) -> Curve:
     # A grey curve has no band.
     means = [(cell.mean, _band(cell) if colored else math.nan) for cell in (row.cells[label] for row in rows)]
     color = color_of(comparison, label) if colored else None
-    return interval_curve(
-        label, [row.density for row in rows], means, color, factor=ReportMetric(comparison.metric).factor
-    )
+    return interval_curve(label, [row.density for row in rows], means, color, factor=comparison.report_metric.factor)
 
 
 def _averaged(comparison: Comparison, label: str) -> list[CyclePoint]:
@@ -211,7 +209,7 @@ def _averaged(comparison: Comparison, label: str) -> list[CyclePoint]:
 
 
 def _particles(comparison: Comparison, label: str, *, in_legend: bool = True) -> Curve:
-    factor, rows = ReportMetric(comparison.metric).factor, comparison.rows
+    factor, rows = comparison.report_metric.factor, comparison.rows
     index, count = comparison.labels.index(label), len(comparison.labels)
     # The dots of several methods are drawn side by side.
     aside = (rows[-1].density / rows[0].density) ** (0.006 * (index - count / 2) * min(1, 8 / count))
@@ -236,7 +234,7 @@ def _gain(comparison: Comparison, label: str) -> Curve:
     densities = [comparison.rows[row].density for row in sorted(at)]
     gains = [drawn_interval(at[row]) for row in sorted(at)]
     color = color_of(comparison, label)
-    return interval_curve(label, densities, gains, color, factor=ReportMetric(comparison.metric).factor)
+    return interval_curve(label, densities, gains, color, factor=comparison.report_metric.factor)
 
 
 def prediction_figures(data: ReportData) -> list[Figure]:
