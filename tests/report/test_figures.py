@@ -300,6 +300,16 @@ def test_a_figure_is_laid_out_once_for_all_its_files(tmp_path, monkeypatch) -> N
     assert (tmp_path / "a.png").read_bytes().startswith(BEGINNINGS["png"])
 
 
+@pytest.mark.parametrize(("at", "off", "drawn"), [((0, 0), 0.1, True), ((0, 0), 3.0, False), ((9, 0), 0.0, False)])
+def test_a_network_far_from_the_plane_is_not_drawn_on_it(tmp_path, at, off, drawn) -> None:
+    run = write_run(tmp_path / "run", [cycle(0, 0.5, 0.9, (0.9, 0.8))], method="swamp")
+    plane = {"u": [-1.0, 1.0], "v": [-1.0, 1.0], "loss": [[0.1] * 2] * 2, "error": [[0.1] * 2] * 2}
+    points = {"points": {"mean": [0, 0], "ticket": list(at)}, "off_plane": {"mean": 0.0, "ticket": off}}
+    write_analysis(run, [{"key": "landscape/cycle-00", "settings": {}, "cycle": 0, "sparsity": 0.5, **plane, **points}])
+    (figure,) = SECTIONS["landscape"].build(ReportData.read([run]))
+    assert figure.panels[0].curves[0].notes == (("mean", "ticket") if drawn else ("mean",))
+
+
 def test_density_ticks_are_round_in_a_wide_range_and_the_densities_in_a_narrow_one() -> None:
     assert density_ticks([1.0, 0.8, 0.1]) == [0.1, 0.2, 0.5, 1.0]
     assert density_ticks([1.0, 0.8, 0.64]) == [0.64, 0.8, 1.0]

@@ -175,7 +175,9 @@ _LANDSCAPES = {
     "": (
         "The basin of the particles",
         "Contours of the error on the plane through particles. Averaging needs particles and mean in one basin without "
-        "a ridge between them; it helps if the mean is nearer to the middle of the basin than they are.",
+        "a ridge between them; it helps if the mean is nearer to the middle of the basin than they are. Networks are "
+        "drawn at their nearest point of the plane; one that is farther off than the plane is wide, often the ticket, "
+        "is left out.",
     ),
     "random": (
         "Around the mean, in random directions",
@@ -203,11 +205,16 @@ def _plane(run: RunAnalyses, record: Mapping[str, Any]) -> Panel:
     if limits and limits[0] >= limits[1]:
         limits = None
     heatmap = Heatmap("error (%)", tuple(record["u"]), tuple(record["v"]), z, limits)
-    points: Mapping[str, Any] = record.get("points") or {}
-    networks = labelled_curve(
-        "networks", [point[0] for point in points.values()], [point[1] for point in points.values()], points
-    )
+    points = {name: at for name, at in (record.get("points") or {}).items() if _on_plane(record, name, at)}
+    networks = labelled_curve("networks", [x for x, _ in points.values()], [y for _, y in points.values()], points)
     return Panel(run.title(record), Axis(""), Axis(""), (heatmap, networks), equal=True)
+
+
+def _on_plane(record: Mapping[str, Any], name: str, at: Sequence[float]) -> bool:
+    """Whether a network is drawn: inside the plane, and no farther from it than it is wide."""
+    u, v = record["u"], record["v"]
+    off_plane: Mapping[str, float] = record.get("off_plane") or {}
+    return u[0] <= at[0] <= u[-1] and v[0] <= at[1] <= v[-1] and off_plane.get(name, 0.0) <= u[-1] - u[0]
 
 
 def trajectory_figures(data: ReportData) -> list[Figure]:
