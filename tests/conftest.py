@@ -102,8 +102,13 @@ def uncompiled_graph(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Empty files in place of pictures, of which each takes a second to draw."""
+
+    def empty(figure, files, *_, **__) -> None:
+        for file in files:
+            file.write_bytes(b"")
+
     for module in ("write", "matplotlib_renderer"):  # in this order: the first imports the real one of the second
-        monkeypatch.setattr(f"swamp.report.{module}.draw", lambda figure, out, suffix, **_: out.write_bytes(b""))
+        monkeypatch.setattr(f"swamp.report.{module}.draw", empty)
 
 
 @pytest.fixture
