@@ -122,6 +122,15 @@ def test_the_ends_have_the_loss_and_error_of_the_stored_models(records, finished
         assert record["error"][end] == pytest.approx(1 - measured["accuracy"], abs=1e-9)
 
 
+def test_a_record_names_the_particles_that_were_kept(finished, monkeypatch):
+    run_data = RunData.open(finished)
+    kept = [run_data.particle(1, number) for number in (0, 2)]
+    monkeypatch.setattr(RunData, "require_particles", lambda *_: kept)
+    tasks = barrier_tasks(run_data, AnalysisSettings(examples=20, points=2))
+    (task,) = [task for task in tasks if task.key == "barriers/cycle-01/particles"]
+    assert task.compute()["between"] == ["particle-0", "particle-2"]
+
+
 def test_pairs_are_symmetric_and_contain_the_barrier_of_the_first_two(records, finished):
     record = records["barriers/cycle-02/particles"]
     pairs = record["pairs"]

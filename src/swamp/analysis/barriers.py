@@ -183,7 +183,8 @@ def _between_means(run: RunData, settings: AnalysisSettings, evaluator: PointEva
 def _between_particles(
     run: RunData, settings: AnalysisSettings, evaluator: PointEvaluator, index: int
 ) -> dict[str, Any]:
-    states = tuple(particle.weights for particle in run.require_particles(index))
+    particles = run.require_particles(index)
+    states = tuple(particle.weights for particle in particles)
     all_pairs = len(states) <= MAX_PARTICLES_FOR_ALL_PAIRS
     pairs = [*combinations(range(len(states)), 2)] if all_pairs else [(0, 1)]
     # The first pair is plotted, so it has all points; a quarter of them is enough for the height of the others.
@@ -197,7 +198,8 @@ def _between_particles(
     return {
         "cycle": index,
         "sparsity": run.cycle(index).sparsity,
-        "between": ["particle-0", "particle-1"],
+        # Numbers have gaps where diverged particles were left out.
+        "between": [f"particle-{particle.index}" for particle in particles[:2]],
         **found[0].to_json(),
         "pairs": heights if all_pairs else None,
     }

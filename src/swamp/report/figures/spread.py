@@ -130,7 +130,7 @@ def _shape(data: ReportData) -> list[Figure]:
     distances = data.trend(lambda run: run.series("hull", "radius"), "to their mean")
     distances += data.trend(
         lambda run: run.series("hull", "to_ticket", "particles", of=lambda values: mean_known(values or ())),
-        "to the ticket",
+        "to their start",
         style="dashed",
     )
     gain = data.trend(lambda run: run.series("hull", "gain"), factor=100)
