@@ -205,7 +205,8 @@ def _plane(run: RunAnalyses, record: Mapping[str, Any]) -> Panel:
     if limits and limits[0] >= limits[1]:
         limits = None
     heatmap = Heatmap("error (%)", tuple(record["u"]), tuple(record["v"]), z, limits)
-    points = {name: at for name, at in (record.get("points") or {}).items() if _on_plane(record, name, at)}
+    known: Mapping[str, Sequence[float]] = record.get("points") or {}
+    points = {name: at for name, at in known.items() if _on_plane(record, name, at)}
     networks = labelled_curve("networks", [x for x, _ in points.values()], [y for _, y in points.values()], points)
     return Panel(run.title(record), Axis(""), Axis(""), (heatmap, networks), equal=True)
 
