@@ -15,6 +15,7 @@ from swamp.errors import CorruptFile, Interrupted
 from swamp.runs import open_run
 from swamp.runs.config import RunConfig
 from swamp.runs.directory import RunDirectory
+from swamp.runs.read import write_config
 from swamp.runs.run_progress import Reporter
 from swamp.runs.study_queue import StudyDirectory, work, worker_name
 
@@ -123,6 +124,18 @@ def test_a_failed_run_is_recorded_and_skipped_until_it_is_retried(tmp_path):
     assert states(mended) == ["failed", "finished", "finished"]
     assert mended.retry() == ["wild"]
     assert not (study.path / "good" / "failed.json").exists()
+
+
+def test_a_run_that_began_takes_settings_beside_the_result_from_the_changed_study(tmp_path):
+    timed = replace(seeded(0)["seed0"], backend="auto:threads")
+    means = replace(timed, keep_checkpoints="means")
+    write_config(RunDirectory(tmp_path / "s" / "a", timed.digest()), timed)
+    for backend, there in (("auto", means), ("sequential", replace(means, backend="sequential"))):
+        config = replace(means, backend=backend)
+        study, stop = StudyDirectory.join(tmp_path / "s", {"a": config}), Event()
+        with pytest.raises(Interrupted):
+            work(study, lambda *run, stop=stop: StopAt(5, stop), stop)
+        assert RunConfig.load(study.run("a").config) == there
 
 
 def test_a_fault_of_the_program_costs_one_run_and_its_traceback_is_kept(tmp_path, monkeypatch):

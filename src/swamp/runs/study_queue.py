@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from shlex import quote
 from threading import Event
@@ -15,13 +15,14 @@ from typing import Any, Literal, cast
 
 import msgspec
 
+from swamp.backends.autotune import CHOSEN
 from swamp.errors import CorruptFile, Interrupted, RunLocked, SwampError, as_swamp_error, shortened
 from swamp.files import lock_file, one_at_a_time, remove_unfinished, sign
 from swamp.runs.budget import total_epochs
 from swamp.runs.config import RunConfig, differences
 from swamp.runs.directory import RunDirectory, add_checksum, read_json, verify_checksum, write_json
 from swamp.runs.execute import resume, start
-from swamp.runs.read import open_run
+from swamp.runs.read import open_run, read_origin, write_config
 from swamp.runs.run_progress import Reporter
 from swamp.runs.study import CompareOptions, names_a_run
 
@@ -313,16 +314,26 @@ def _settle(study: StudyDirectory, name: str, reporter: ReporterOf, stop: Event)
 
 def _execute(study: StudyDirectory, name: str, reporter: ReporterOf, stop: Event) -> None:
     run, config = study.run(name), study.runs[name]
-    _require_own(study, name)
+    begun = run.config.exists()
+    if begun:
+        _update_config(run.path, config)
     with reporter(config, run.path) as shown:
-        if run.config.exists():
+        if begun:
             resume(run.path, shown, stop)
         else:
             start(config, run.path, shown, stop)
 
 
-def _require_own(study: StudyDirectory, name: str) -> None:
-    run = study.run(name)
-    other = differences(RunConfig.load(run.config), study.runs[name]) if run.config.exists() else []
-    if other:
-        raise SwampError(f"{run.path} holds another run than the study's ({'; '.join(other)}). Move it away.")
+def _update_config(path: Path, config: RunConfig) -> None:
+    """Write settings that the study changed since the run began, such as its device, into the run's config.json.
+
+    Raises SwampError if the run has other settings that decide the result.
+    """
+    directory, before = open_run(path)
+    if other := differences(before, config):
+        raise SwampError(f"{path} holds another run than the study's ({'; '.join(other)}). Move it away.")
+    if config.backend == "auto" and before.backend.startswith(CHOSEN):
+        config = replace(config, backend=before.backend)
+    if config != before:
+        with directory.locked():
+            write_config(directory, config, read_origin(directory))
