@@ -15,7 +15,7 @@ from threading import Event
 
 import pytest
 
-from swamp.cli.workers import StudyJob, shares, submit
+from swamp.cli.workers import StudyJob, local_workers, shares, submit
 from swamp.errors import SwampError
 from swamp.recipes import STUDIES, configuration
 from swamp.runs.run_progress import Reporter
@@ -195,6 +195,15 @@ def test_bad_input_gets_a_clear_message_and_exit_code_2(arguments, message, tmp_
     monkeypatch.setattr("os.read", lambda *_: b"")
     assert swamp("study", *arguments) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_without_workers_nothing_is_written(tmp_path, capsys):
+    with local_workers("study", tmp_path / "of-others", 0, [], wait=False):
+        pass
+    assert not any(tmp_path.iterdir())
+    StudyDirectory.join(tmp_path / "s", {})
+    assert swamp("study", tmp_path / "s", "--out", tmp_path / "t") == 2
+    assert "is the folder of a study, which cannot have another --out" in capsys.readouterr().err
 
 
 def test_without_submitit_the_message_says_how_to_get_it(finished, monkeypatch):

@@ -223,6 +223,10 @@ def test_too_little_disk_space_is_said_before_training(config, tmp_path, monkeyp
     with pytest.raises(SwampError, match=r"needs up to .* MB .*keep_checkpoints=\"means\""):
         go(config, tmp_path / "run")
     assert not (tmp_path / "run" / "ticket.safetensors").exists()
+    with pytest.raises(SwampError, match=r"choose another directory\.$"):
+        go(replace(config, keep_checkpoints="means"), tmp_path / "run")
+    with pytest.raises(SwampError, match=r"or keep fewer trajectory points with trajectory_every\.$"):
+        go(replace(config, trajectory_every=1), tmp_path / "run")
 
 
 def test_the_space_of_trajectories_is_that_of_the_steps_that_particles_take_alone(tmp_path, monkeypatch):

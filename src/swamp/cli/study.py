@@ -81,8 +81,11 @@ def study_command(arguments: Sequence[str]) -> None:
 
 def _joined(given: str, out: Path | None) -> StudyDirectory:
     path = Path(given)
-    if (is_study(path) or (path.is_dir() and given not in STUDIES)) and out is None:
-        return StudyDirectory.open(path)
+    if is_study(path) or (path.is_dir() and given not in STUDIES):
+        if out is None or out.resolve() == path.resolve():
+            return StudyDirectory.open(path)
+        if given not in STUDIES:
+            raise SwampError(f"{given} is the folder of a study, which cannot have another --out. Give its TOML file.")
     if path.suffix == ".toml" or path.is_file():
         study, name = Study.load(path), path.stem
     elif given in STUDIES:

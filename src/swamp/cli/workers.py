@@ -92,7 +92,8 @@ def local_workers(
         environment: Additional environment variables.
     """
     folder = path / _LOGS
-    folder.mkdir(parents=True, exist_ok=True)
+    if count:  # without workers, the progress of a study is shown that others may not write
+        folder.mkdir(parents=True, exist_ok=True)
     line = [sys.executable, "-m", "swamp", command, "--worker", str(path), *(["--wait"] if wait else [])]
     workers = Workers([], [])
     try:

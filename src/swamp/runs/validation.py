@@ -154,8 +154,10 @@ def check_disk_space(directory: RunDirectory, config: RunConfig, model: nn.Modul
     needed = max(0, total - existing)
     free = shutil.disk_usage(directory.path).free
     if needed > free:
-        fewer = ", or fewer trajectory points with trajectory_every" if config.trajectory_every else ""
+        fewer = 'keep less with keep_checkpoints="means"' if config.keep_checkpoints == "particles" else ""
+        if config.trajectory_every:
+            fewer = "keep fewer trajectory points with trajectory_every"
         raise SwampError(
             f"the run needs up to {needed / 1e6:,.2f} MB in {directory.path} and {free / 1e6:,.2f} MB are free. "
-            f'Free some space, choose another directory, or keep less with keep_checkpoints="means"{fewer}.'
+            f"Free some space, or choose another directory{fewer and ', or '}{fewer}."
         )
