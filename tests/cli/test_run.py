@@ -19,6 +19,8 @@ from swamp.runs.config import RunConfig
 from swamp.runs.execute import prepare
 from swamp.runs.study import Study
 
+from .command import swamp
+
 OFFLINE = ["mnist1d", "mnist1d-10k", "digits", "movie-reviews", "movie-reviews-rating", "movie-reviews-text"]
 
 
@@ -93,6 +95,17 @@ def test_the_settings_of_a_task_fit_its_data(task):
 def test_digits_are_trained_by_their_own_recipe_with_all_their_examples():
     assert started("--task", "digits") == RECIPES["digits-mlp"]()
     assert len(prepare(started("--task", "digits"))[0].task.train) == 1294
+
+
+def test_of_several_tasks_the_last_one_decides_the_settings_too():
+    assert started("--task", "mnist1d", "--task=digits") == RECIPES["digits-mlp"]()
+
+
+def test_ranks_that_the_environment_announces_only_in_part_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert swamp("run", "digits-mlp", "--out", tmp_path / "run") == 2
+    assert "Start them with torchrun, or unset WORLD_SIZE" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_folder_of_texts_is_used_whole(tmp_path):

@@ -17,6 +17,8 @@ from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPri
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.rendezvous import rendezvous  # pyright: ignore[reportUnknownVariableType]
 
+from swamp.errors import SwampError
+
 _T = TypeVar("_T")
 _SIOCGIFADDR = 0x8915
 
@@ -44,9 +46,16 @@ def first_host() -> str:
 def connect_store(seconds: float, check: Callable[[], None]) -> tuple[Any, int, int]:
     """The store that torchrun describes in the environment, the rank of this process, and the number of ranks.
 
-    check: called while waiting; may raise. Raises RuntimeError if no store answers within `seconds`.
+    check: called while waiting; may raise. Raises RuntimeError if no store answers within `seconds`, and SwampError if
+    the environment describes none.
     """
-    store, rank, size = _in_thread(lambda: next(rendezvous("env://", timeout=timedelta(seconds=seconds))), check)
+    try:
+        store, rank, size = _in_thread(lambda: next(rendezvous("env://", timeout=timedelta(seconds=seconds))), check)
+    except ValueError as error:
+        raise SwampError(
+            f"WORLD_SIZE={world_size()} announces several ranks, which cannot be connected ({error}). Start them with "
+            "torchrun, or unset WORLD_SIZE for one process."
+        ) from error
     return PrefixStore(f"swamp/{restarts()}", store), rank, size
 
 

@@ -223,25 +223,27 @@ def _joined(arguments: Sequence[str], option: str) -> list[str]:
 def _taken(rest: list[str], option: str, what: str) -> list[str]:
     """Remove `option VALUE` and `option=VALUE` from the arguments; returns the values."""
     values: list[str] = []
-    while (index := _index(rest, option)) is not None:
-        value = option_value(rest[index:], option)
+    while places := _places(rest, option):
+        value = _value_at(rest, places[0])
         if not value:
             raise SwampError(f"{option} needs {what}.")
-        del rest[index : index + (1 if "=" in rest[index] else 2)]
+        del rest[places[0] : places[0] + (1 if "=" in rest[places[0]] else 2)]
         values.append(value)
     return values
 
 
 def option_value(rest: Sequence[str], option: str) -> str:
-    """The value of `option` among the arguments; empty if it is not given or has no value."""
-    index = _index(rest, option)
-    if index is None:
-        return ""
+    """The last value of `option` among the arguments, as in their parser; empty if not given or without a value."""
+    places = _places(rest, option)
+    return _value_at(rest, places[-1]) if places else ""
+
+
+def _value_at(rest: Sequence[str], index: int) -> str:
     if "=" in rest[index]:
         return rest[index].partition("=")[2]
     following = rest[index + 1] if index + 1 < len(rest) else ""
     return "" if following.startswith("-") else following
 
 
-def _index(rest: Sequence[str], option: str) -> int | None:
-    return next((i for i, word in enumerate(rest) if word == option or word.startswith(f"{option}=")), None)
+def _places(rest: Sequence[str], option: str) -> list[int]:
+    return [index for index, word in enumerate(rest) if word == option or word.startswith(f"{option}=")]
