@@ -75,21 +75,25 @@ class Barrier:
     mean: float
     """E(mean of all particles) - mean of their errors: negative where averaging helps."""
 
+    @property
+    def higher(self) -> float:
+        """The higher of the two barriers; NaN if either is."""
+        return highest([self.pair, self.mean])
+
     def above(self, threshold: float) -> bool:
         """Whether either barrier is higher than `threshold`, or NaN."""
-        return not highest([self.pair, self.mean]) <= threshold
+        return not self.higher <= threshold
 
     def warning(self, cycle: int, sparsity: float, threshold: float) -> str | None:
         """The warning to show if a barrier is higher than `threshold`, or NaN, else None."""
         if not self.above(threshold):
             return None
-        higher = highest([self.pair, self.mean])
         barrier = f"cycle {cycle} (sparsity {sparsity:.4f}): the error barrier between particles is"
-        if math.isnan(higher):
+        if math.isnan(self.higher):
             return f"{barrier} unknown: the error of a particle, or of a network between them, is not finite."
         return (
-            f"{barrier} {100 * higher:.1f} points, above {100 * threshold:.1f}. Their mean may be worse than each of "
-            "them: the ticket is not stable at this sparsity. Take it later (ticket_epochs), prune less a cycle "
+            f"{barrier} {100 * self.higher:.1f} points, above {100 * threshold:.1f}. Their mean may be worse than each "
+            "of them: the ticket is not stable at this sparsity. Take it later (ticket_epochs), prune less a cycle "
             "(prune_fraction) or lower the learning rate."
         )
 

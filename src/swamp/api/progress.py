@@ -13,7 +13,6 @@ from swamp.backends.autotune import Choice
 from swamp.console import plain_console
 from swamp.runs.overview import Overview
 from swamp.runs.run_progress import Reporter, TrainingStep
-from swamp.training.metrics import highest
 
 
 class LiveReporter(Reporter):
@@ -97,7 +96,7 @@ def _line(cycle: Cycle) -> str:
     name = "accuracy" if "accuracy" in cycle.metrics.test else next(iter(cycle.metrics.test))
     members = [particle.metrics.test[name] for particle in cycle.particles]
     inside = number(sum(members) / len(members), name) if len(members) > 1 else "-"
-    height = f"{100 * highest([cycle.barrier.pair, cycle.barrier.mean]):.2f}" if cycle.barrier else "-"
+    height = f"{100 * cycle.barrier.higher:.2f}" if cycle.barrier else "-"
     test = number(cycle.metrics.test[name], name)
     seconds = cycle.cost.seconds
     return f"{cycle.index:5d}  {100 * cycle.sparsity:6.2f} %  {test:>8}  {inside:>10}  {height:>8}  {seconds:8.1f}"
