@@ -108,6 +108,15 @@ def test_ranks_that_the_environment_announces_only_in_part_are_refused(tmp_path,
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "two"), ("RANK", ""), ("LOCAL_WORLD_SIZE", "0")])
+def test_a_variable_of_torchrun_that_is_no_number_is_named(monkeypatch, capsys, tmp_path, name, value):
+    monkeypatch.setenv("WORLD_SIZE", "2" if name == "RANK" else "1")
+    monkeypatch.setenv(name, value)
+    assert swamp("run", "digits-mlp", "--backend", "threads", "--out", tmp_path / "run") == 2
+    assert f"{name} is {value!r}, expected a whole number" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 def test_a_folder_of_texts_is_used_whole(tmp_path):
     config = started("--task", "text-folder")
     assert (config.model, config.training.optimizer) == ("encoder-2-64", "adamw")

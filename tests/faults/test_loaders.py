@@ -21,7 +21,7 @@ def little_memory():
     resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("little_memory")
 @pytest.mark.fast_cases(8)
 @pytest.mark.parametrize("name", list(LOADERS))

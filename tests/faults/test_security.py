@@ -97,7 +97,7 @@ def test_the_canary_would_sing(tmp_path):
     assert (tmp_path / "canary").exists()
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", list(LOADERS))
 def test_no_loader_runs_what_a_pickle_asks_for(name, tmp_path):
     canary = tmp_path / "canary"

@@ -255,9 +255,10 @@ def test_the_last_unfinished_particle_resumes_in_threads_to_the_same_bits(finish
             sleep(0.01)
         return train(self, index, seed)
 
-    with monkeypatch.context() as inside, pytest.raises(Interrupted):
+    with monkeypatch.context() as inside:
         inside.setattr(ParticleJob, "train", last_alone)
-        start(config, run, StopAfter(finished, run, stop), stop)
+        with pytest.raises(Interrupted):
+            start(config, run, StopAfter(finished, run, stop), stop)
     assert sum(RunDirectory(run).particle(0, i).exists() for i in range(3)) == finished
     go_on(run)
     assert_same_outcome(tmp_path / "whole", run)

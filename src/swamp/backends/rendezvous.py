@@ -17,25 +17,11 @@ from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPri
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.rendezvous import rendezvous  # pyright: ignore[reportUnknownVariableType]
 
+from swamp.backends.rank_variables import restarts, world_size
 from swamp.errors import SwampError
 
 _T = TypeVar("_T")
 _SIOCGIFADDR = 0x8915
-
-
-def world_size() -> int:
-    """Number of processes of this job: 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def rank() -> int:
-    """Rank of this process: rank 0 runs the cycle loop, prints and writes."""
-    return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
-
-
-def restarts() -> int:
-    """How often torchrun has started this job again after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def first_host() -> str:

@@ -12,6 +12,7 @@ from torch import nn
 
 from swamp.backends.base import ForwardingProgress, Progress, TrainRequest
 from swamp.backends.particle import Particle
+from swamp.backends.rank_variables import local_size
 from swamp.backends.sequential import ParticleJob, Sequential
 from swamp.errors import Diverged
 from swamp.model_copy import copied_model
@@ -70,7 +71,7 @@ def unsupported_reason(
 def cores() -> int:
     """Processor cores that this process may use; ranks on one machine share its cores equally."""
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, mine // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, mine // local_size())
 
 
 def _binding_reason() -> str | None:

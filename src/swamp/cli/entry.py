@@ -60,7 +60,11 @@ def exit_codes() -> Generator[None]:
         if isinstance(stream, io.TextIOWrapper):
             # A file name may not be valid text; printing it must not end a run.
             stream.reconfigure(errors="backslashreplace")
-    with _only_rank_0_prints():
+    try:
+        printing = _only_rank_0_prints()
+    except SwampError as error:
+        _end(error)
+    with printing:
         try:
             try:
                 yield
@@ -121,9 +125,10 @@ def _only_rank_0_prints() -> AbstractContextManager[None]:
     """Under torchrun, rank 0 prints for all ranks."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return nullcontext()
+    from swamp.backends.rank_variables import rank
     from swamp.runs.ranks import only_rank_0_prints
 
-    return only_rank_0_prints()
+    return only_rank_0_prints(rank())
 
 
 def _refuse_long(given: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from swamp.algorithms import Plan
 from swamp.algorithms.unused import unused_options
 from swamp.backends import Sequential, Ticket, TrainRequest
 from swamp.backends.autotune import seconds_a_step
-from swamp.backends.rendezvous import world_size
+from swamp.backends.rank_variables import world_size
 from swamp.errors import SwampError
 from swamp.masks import Mask
 from swamp.runs.config import RunConfig

@@ -10,7 +10,8 @@ from shlex import quote
 from threading import Event
 
 from swamp.backends.coordinator import Coordinator, JobEnded, Member
-from swamp.backends.rendezvous import close_process_group, rank, restarts, world_size
+from swamp.backends.rank_variables import restarts, world_size
+from swamp.backends.rendezvous import close_process_group
 from swamp.errors import Interrupted, RankFailed, as_swamp_error
 from swamp.runs.config import RunConfig
 from swamp.runs.environment import facts
@@ -22,14 +23,14 @@ def restarted() -> bool:
 
 
 @contextmanager
-def only_rank_0_prints() -> Generator[None]:
-    """Context of a command under torchrun: the output of the other ranks is discarded."""
+def only_rank_0_prints(rank: int) -> Generator[None]:
+    """Context of a command of this rank under torchrun: the output of the ranks other than 0 is discarded."""
     if world_size() == 1:
         yield
         return
     try:
         with ExitStack() as stack:
-            if rank() > 0:
+            if rank > 0:
                 nowhere = stack.enter_context(Path(os.devnull).open("w"))
                 stack.enter_context(redirect_stdout(nowhere))
                 stack.enter_context(redirect_stderr(nowhere))

@@ -9,7 +9,7 @@ from torch import nn
 
 from swamp.backends.coordinator import Coordinator
 from swamp.backends.data_parallel import can_shard
-from swamp.backends.rendezvous import world_size
+from swamp.backends.rank_variables import local_rank, world_size
 from swamp.datasets.problem import Problem
 from swamp.errors import SwampError, first_line
 from swamp.runs.config import RunConfig, differences
@@ -29,7 +29,7 @@ def device_named(name: str) -> torch.device:
     """The device of that name, or this rank's GPU of several. Raises SwampError if it cannot be used."""
     if name in ("auto", "cuda") and torch.cuda.is_available() and world_size() > 1:
         # One GPU per rank of this host; more ranks than GPUs share them.
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        return torch.device("cuda", local_rank() % torch.cuda.device_count())
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
