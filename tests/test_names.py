@@ -6,6 +6,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
+
 import swamp
 
 PACKAGE = Path(swamp.__file__).parent
@@ -26,6 +28,7 @@ def public_names(source: str) -> set[str]:
     return {name for name in names if not name.startswith("_")}
 
 
+@pytest.mark.slow
 def test_no_public_name_is_defined_in_two_modules():
     modules: dict[str, list[str]] = defaultdict(list)
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -40,6 +43,7 @@ def test_no_two_modules_have_the_same_name():
     assert twice <= MODULES
 
 
+@pytest.mark.slow
 def test_fetching_a_name_draws_nothing_from_the_global_generators():
     code = "import random, swamp; state = random.getstate(); swamp.prune; assert random.getstate() == state"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -212,6 +212,7 @@ def test_flattened_images_and_adaptive_means(block):
     assert_same(mean, numbers(6, 2, 6, 5), block)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_a_transformer_layer_runs_in_the_kernels_except_its_attention(block, norm_first):

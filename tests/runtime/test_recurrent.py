@@ -53,7 +53,7 @@ def agrees(model: nn.Module, program: Program, *inputs: torch.Tensor) -> None:
         assert difference(KernelExecutor(program, KernelConfig(block))(inputs), expected) < 1e-5
 
 
-@pytest.mark.slow_cases("tanh", "relu", "{'bias': False}")
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "options",

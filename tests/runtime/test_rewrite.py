@@ -144,6 +144,7 @@ class Tokens(nn.Module):
         return self.last(y.mean(-1)) if self.reader == "mean" else self.last(y)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("reader", ["norm", "flatten", "conv1d", "mean", "linear"])
 def test_dead_features_of_tokens(reader):
     model = built(lambda: Tokens(reader), 0.3)

@@ -334,6 +334,7 @@ def test_a_loss_of_another_library_is_read_from_its_output():
         assert found.cycles[-1].metrics.test["accuracy"] > 0.5
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("backend", ["sequential", "vmapped"])
 def test_the_stream_of_a_particle_ends_with_its_training(backend):
     alive: list[int] = []
