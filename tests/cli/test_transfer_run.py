@@ -57,7 +57,7 @@ def test_help_has_the_defaults_of_the_transfer_or_none(source, capsys):
     assert not re.search(r"\(default: (?!by --sparsity|runs/)", general)
     assert swamp("transfer", source, "--task", "digits", "--help") == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "--sparsity FLOAT Sparsity of the cycle of the source to transfer (default: 0.75)" in shown
+    assert "--sparsity FLOAT Sparsity of the source's cycle to transfer. (default: 0.75)" in shown
     assert re.search(r"--method TEXT [^(]*\(default: imp\)", shown)
     assert re.search(r"--model TEXT [^(]*\(default: mlp-16\)", shown)
 

@@ -145,6 +145,15 @@ def test_one_seed_has_no_intervals_and_no_ties(tmp_path: Path) -> None:
     shown = text(costly(tmp_path, seeds=1))
     assert line(shown, "b") == ["b", "89.70", "79.80", "*", "1.00"]
     assert "Two common seeds are needed to test a difference to the best" in " ".join(shown.split())
+    assert "n = 1 seed each" in shown
+    assert "Two common seeds are needed for an interval." in shown
+    assert "comparisons made" not in shown
+
+
+def test_one_method_has_no_note_on_the_best(tmp_path: Path) -> None:
+    shown = text(example(tmp_path, 1))
+    assert "n = 3 seeds each." in shown
+    assert "best" not in shown
 
 
 def test_the_best_nll_is_the_lowest_with_methods_in_rows(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ class Barrier:
             return f"{barrier} unknown: the error of a particle, or of a network between them, is not finite."
         return (
             f"{barrier} {100 * self.higher:.1f} points, above {100 * threshold:.1f}. Their mean may be worse than each "
-            "of them: the ticket is not stable at this sparsity. Take it later (ticket_epochs), prune less a cycle "
+            "of them: the ticket is not stable at this sparsity. Take it later (ticket_epochs), prune less per cycle "
             "(prune_fraction) or lower the learning rate."
         )
 

@@ -52,15 +52,16 @@ class Plan:
     max_particles: int = 8
     """Largest number of particles of a cycle with particles auto."""
     wave: int = 1
-    """Particles that are trained at the same time with particles auto; the first wave has two at least."""
+    """Particles that are trained at the same time with particles auto; the first wave has at least two."""
     least_gain: float = 0.01
-    """With particles auto, the smallest fall of the loss for which another particle is trained, as a fraction of it; in
-    the last cycle, whose model remains, a twentieth of that."""
+    """With particles auto: another particle is trained if it is predicted to lower the validation loss by at least this
+    fraction of it; in the last cycle, by a twentieth of this fraction."""
     branch: float = 0.0
-    """Fraction of each training that the particles train apart, after a trunk that they share and that is trained once
-    (0: the method's, mostly 1, which means no trunk)."""
+    """Fraction of each training in which the particles are separate; the part before it, the trunk, is trained once for
+    all of them (0: the method's fraction, mostly 1, which means no trunk)."""
     cycles: int = 0
-    """Number of pruning steps (0: derived from the prune fraction; 1 for methods that need no earlier cycle)."""
+    """Number of pruning steps after the dense cycle (0: derived from the prune fraction; 1 for methods that need no
+    earlier cycle)."""
     prune_fraction: tuple[float, ...] = (0.2,)
     """Fraction of the remaining weights to prune per cycle; several numbers give one value per cycle."""
     densities: tuple[float, ...] = ()
@@ -93,7 +94,7 @@ class Plan:
     retrain_epochs: int = 0
     """Epochs of methods that continue from pruned weights (0: as many as the dense network)."""
     last_epochs: int = 0
-    """Epochs of the last cycle, whose model remains (0: as many as the others)."""
+    """Epochs of the last cycle, which gives the final model (0: as many as the others)."""
     dynamic: Dynamic = field(default_factory=Dynamic)
     transfer: Transfer = field(default_factory=Transfer)
     on_divergence: OnDivergence = "restart"

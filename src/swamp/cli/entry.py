@@ -33,12 +33,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "noise": ("noise", "train particles that differ in one source of randomness: which one makes averaging work?"),
     "cross": ("cross", "train the masks of runs by each other's training: is it the mask, or the training?"),
     "report": ("report", "write one HTML page on runs: accuracy, cost, analyses"),
-    "watch": ("report", "serve this page to this machine while a run continues"),
-    "figure": ("report", "draw one figure of the page for a paper"),
+    "watch": ("report", "serve the report of runs in progress to this machine"),
+    "figure": ("report", "draw one figure of the report for a paper"),
     "export": ("export", "write the sparse network of a run as one small file, as ONNX, or as another format"),
     "share": ("share", "write the sparse model of a run to a folder for the Hugging Face Hub, and upload it"),
     "benchmark": ("export", "measure an exported file here: size, speed beside dense runtimes, accuracy"),
-    "list": ("listing", "list recipes, tasks, models, methods, scores, backends, studies or analyses"),
+    "list": ("listing", "list recipes, tasks, models, methods and other choices"),
     "completion": ("completion", "print a script that completes commands and options in bash, zsh or fish"),
 }
 """Command -> module of swamp.cli with the function COMMAND_command and the dataclass CommandArgs; and a summary.

@@ -20,7 +20,7 @@ from swamp.analysis.run_data import RunData
 from swamp.api.origin import example_inputs
 from swamp.cli.session import Err, Out, parse, print_json, warnings_to
 from swamp.datasets.problem import Problem
-from swamp.errors import SwampError, unknown
+from swamp.errors import SwampError, plural, unknown
 from swamp.files import write_atomic
 from swamp.references import PYTHON_PREFIX
 from swamp.runs import read_cycle
@@ -218,7 +218,7 @@ def benchmark_command(arguments: Sequence[str]) -> None:
         print_json(results)
         return
     _print(args.file, size, accuracy, latencies)
-    Out.print(f"{threads} threads; load average of the machine {load_average:.1f}")
+    Out.print(f"{plural(threads, 'thread')}; load average of the machine {load_average:.1f}")
 
 
 def _batches(text: str) -> list[int]:
@@ -264,7 +264,7 @@ def _print(path: Path, size: NetworkSize, accuracy: dict[str, Any] | None, laten
         f"{path}:\n"
         f"{size.active:,} of {size.parameters:,} parameters are active, {size.flops:,} of {size.dense_flops:,} FLOPs\n"
         f"{size.file_bytes:,} bytes: 1/{size.dense_bytes / size.file_bytes:.1f} of dense float32, "
-        f"1/{size.compressed_bytes / size.file_bytes:.1f} of that compressed",
+        f"1/{size.compressed_bytes / size.file_bytes:.1f} of the compressed dense file",
         soft_wrap=True,
     )
     if accuracy is not None:

@@ -48,12 +48,12 @@ class RunArgs:
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     ticket: Literal["given", "auto"] = "given"
-    """given: the ticket is taken after --ticket-epochs. auto: after the fewest steps at which copies stay connected at
-    the sparsity of the first pruned cycle, which is searched first, by about six trials of three
-    trainings that no recorded cost includes: see swamp ticket. Not together with --budget."""
+    """given: the ticket is taken after --ticket-epochs. auto: a search before the run finds the earliest ticket that is
+    stable at the sparsity of the first pruned cycle: about six trials of three trainings, which no recorded cost
+    includes. See swamp ticket. Not together with --budget."""
     budget: str = ""
-    """Cost of the whole run, in dense trainings of --epochs epochs, such as 12, or in time, such as 30min, measured
-    before it starts. The numbers of cycles, particles and epochs follow, without those that you give."""
+    """Cost of the whole run: a number of dense trainings of --epochs epochs, such as 12, or a time, such as 30min, for
+    which the speed is measured first. It sets the numbers of cycles, particles and epochs that you do not give."""
     out: Path | None = None
     """Run directory (default: runs/NAME; the name is made from the settings)."""
     json: bool = False

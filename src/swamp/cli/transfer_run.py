@@ -51,7 +51,7 @@ class TransferArgs:
     """Show no progress."""
 
 
-_TEXTS = {"sparsity": "Sparsity of the cycle of the source to transfer"}
+_TEXTS = {"sparsity": "Sparsity of the source's cycle to transfer."}
 TRANSFER_HELP = {
     "Source": ("keep", "sparsity", "cycle"),
     "Target": ("task", "classes", "model", "examples"),

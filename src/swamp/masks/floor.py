@@ -31,9 +31,9 @@ class Floor(NamedTuple):
         if not self.layers:
             return None
         return (
-            f"{shortened(list(self.layers))} would lose all weights by the scores alone: the best weights stay, one of "
-            "each output channel where so many can be kept. Choose a lower sparsity, another allocation (erk), a "
-            "minimum of weights per layer (min_per_layer; 0 allows empty layers), or exclude the layer."
+            f"{shortened(list(self.layers))} would lose all weights by the scores alone. The best weight of each "
+            "output channel is kept, as far as the sparsity allows. Choose a lower sparsity, another allocation (erk), "
+            "a minimum of weights per layer (min_per_layer; 0 allows empty layers), or exclude the layer."
         )
 
 

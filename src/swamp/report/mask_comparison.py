@@ -199,7 +199,7 @@ class MaskByTraining:
         return Table.of_columns(
             f"Effect of another mask, and of another training: {unit}, paired by seed (seeds)",
             [sparsity_column(self.densities), *columns],
-            comparisons_note(len(effects), metric),
+            comparisons_note([effect.difference for effect in effects], metric),
         )
 
     def _curves(self, metric: ReportMetric, training: str) -> Iterator[Curve]:

@@ -76,12 +76,14 @@ def cost_table(comparison: Comparison) -> Table:
     return Table.of_columns("Cost of a whole run, and of its last model, mean over seeds", columns, below)
 
 
-def comparisons_note(count: int, metric: ReportMetric) -> str:
+def comparisons_note(differences: Sequence[Paired], metric: ReportMetric) -> str:
     """How many paired comparisons a table makes, and how often an interval misses 0 by chance."""
     lower = " Lower is better." if metric.lower else ""
+    if all(difference.n < 2 for difference in differences):
+        return f"Two common seeds are needed for an interval.{lower}"
     return (
-        f"{plural(count, 'comparison')} made, without correction for their number: if all differences were 0, about "
-        f"one interval in 20 would miss 0 by chance.{lower}"
+        f"{plural(len(differences), 'comparison')} made, without correction for their number: if all differences were "
+        f"0, about one interval in 20 would miss 0 by chance.{lower}"
     )
 
 
@@ -179,14 +181,15 @@ def _differences_table(comparison: Comparison, methods_down: bool) -> Table:
     to = "each sparsity's best" if comparison.baseline == BEST else comparison.baseline
     title = f"Difference to {to}, paired by seed: {unit} (seeds)"
     columns, keys = _by_sparsity(comparison, others, _difference_to_baseline, methods_down)
-    return Table.of_columns(title, columns, comparisons_note(comparison.comparisons, metric), keys)
+    made = [difference for row in comparison.rows for difference in row.differences.values()]
+    return Table.of_columns(title, columns, comparisons_note(made, metric), keys)
 
 
 def _ranking_table(comparison: Comparison, row: SparsityRow) -> Table:
     """The methods of one sparsity by cost, each compared with the best method that costs no more."""
     metric, ranks, unit = comparison.report_metric, row.cost_ranking, comparison.unit
     means = [metric.show_interval(row.cells[rank.label].mean, row.cells[rank.label].half) for rank in ranks]
-    compared = sum(rank.difference is not None for rank in ranks)
+    compared = [rank.difference for rank in ranks if rank.difference is not None]
     columns: list[Column] = [
         ("method", [rank.label for rank in ranks]),
         ("seeds", [str(row.cells[rank.label].n) for rank in ranks]),
@@ -254,14 +257,16 @@ def _results_note(comparison: Comparison) -> str:
     counts = {label: cost.seeds for label, cost in comparison.costs.items()}
     same = len(set(counts.values())) == 1
     listed = "; ".join(f"{label}: {count}" for label, count in counts.items())
-    seeds = f"n = {next(iter(counts.values()))} seeds each" if same else f"n seeds: {listed}"
+    seeds = f"n = {plural(next(iter(counts.values())), 'seed')} each" if same else f"n seeds: {listed}"
     fewer = any(cell.n < counts[label] for row in comparison.rows for label, cell in row.cells.items())
-    return (
-        f"{seeds}{', (n) where fewer' if fewer else ''}. Not measured: –. *: best of its sparsity, compared "
-        "with each other method over the seeds that both have. "
-        f"{_ties_note(comparison)}\n"
-        "Sparsity is the share of zeros in the prunable weights; of all: in all parameters."
-    )
+    notes = [f"{seeds}{', (n) where fewer' if fewer else ''}."]
+    if len(comparison.labels) > 1:
+        notes += [
+            "Not measured: –. *: best of its sparsity, compared with each other method over the seeds that both have.",
+            _ties_note(comparison),
+        ]
+    sparsity = "Sparsity is the share of zeros in the prunable weights; of all: in all parameters."
+    return f"{' '.join(notes)}\n{sparsity}"
 
 
 def _ties_note(comparison: Comparison) -> str:

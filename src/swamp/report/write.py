@@ -94,8 +94,8 @@ def draw_figure(paths: Sequence[Path], which: str, out: Path, suffix: str, *, me
     section = SECTIONS[which]
     figures = section.build(ReportData.read(paths, metric=metric))
     if not figures:
-        why = f"make it with: {section.made_by(paths[0])}" if section.analysis else section.needs
-        raise SwampError(f"there is nothing to draw for {which}: {why}")
+        why = f". Run first: {section.made_by(paths[0])}" if section.analysis else f": {section.needs}"
+        raise SwampError(f"there is nothing to draw for {which}{why}")
     files = [out, *(out.with_name(f"{out.stem}-{n}{out.suffix}") for n in range(2, len(figures) + 1))]
     for figure, file in zip(figures, files, strict=True):
         draw(figure, [file], suffix)

@@ -31,7 +31,7 @@ class RunConfig:
     """All settings of a pruning run: task, model, pruning plan, training, data, machine."""
 
     recipe: str = "custom"
-    """Recipe, or task, that the settings started from. See `swamp list recipes`."""
+    """Recipe, or task, from which the settings start. See `swamp list recipes`."""
     task: str = "mnist1d"
     """Data set, see `swamp list tasks`; or package.module:function, or file.py:function, that returns a swamp.Task."""
     model: str = "lenet-300-100"

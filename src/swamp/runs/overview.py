@@ -63,7 +63,8 @@ def overview(
         f"model {config.model}: {parameters:,} parameters, {100 * prunable / parameters:.1f} % prunable",
         f"method {plan.method}: {len(schedule)} cycles to {100 * (1 - schedule.densities[-1]):.2f} % sparsity, "
         f"{number} particle{'s' if number != '1' else ''} per cycle{ensemble}{chosen}",
-        f"training: {config.training.optimizer}, lr {config.training.lr:g}, {_range(epochs)} epochs per particle, "
+        f"training: {config.training.optimizer}, lr {config.training.lr:g}, {_range(epochs)} "
+        f"epoch{'s' if max(epochs) > 1 else ''} per particle, "
         f"{'at least ' if chosen else ''}{sum(cycle_steps) + ticket_steps:,} steps in all",
     )
     # A forward pass costs a third of a training step with as many examples.
