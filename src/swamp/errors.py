@@ -3,6 +3,8 @@
 import difflib
 import errno
 import importlib
+import inspect
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -120,6 +122,15 @@ def _lines(error: BaseException) -> list[str]:
 def shortened(names: Sequence[str], most: int = 6) -> str:
     """The first `most` names, and the number of those left out."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def warn(message: str) -> None:
+    """Issue a UserWarning at the line outside swamp that led to it."""
+    frame = inspect.currentframe()
+    level = 1
+    while frame and frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "swamp":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def plural(count: int, noun: str) -> str:

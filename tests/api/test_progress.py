@@ -183,3 +183,9 @@ def test_retrain_shows_its_progress(monkeypatch):
     how = {"training": OPTIONS["training"], "barrier_threshold": 1.0, "backend": "sequential", "particles": 2}
     swamp.retrain(network(), examples(), ticket, sparse.mask, progress=True, **how)
     assert "75.00 %" in file.getvalue()
+
+
+def test_a_warning_of_a_run_names_the_line_that_called_swamp():
+    with pytest.warns(UserWarning, match="barrier between particles") as caught:
+        swamp.prune(network(), examples(), **(OPTIONS | {"barrier_threshold": 0.0}))
+    assert {one.filename for one in caught} == {__file__}

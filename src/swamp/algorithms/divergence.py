@@ -1,13 +1,12 @@
 """Trainings that diverge, i.e. get a loss or weights that are not finite: restarted, dropped, or the end of the run."""
 
-import warnings
 from dataclasses import replace
 
 from swamp.algorithms.cycle import Divergence
 from swamp.algorithms.plan import Plan
 from swamp.algorithms.store import Store
 from swamp.backends.ticket import TRUNK
-from swamp.errors import Diverged
+from swamp.errors import Diverged, warn
 from swamp.training import Seed, Training
 
 RESTARTS = 3
@@ -56,7 +55,7 @@ class DivergencePolicy:
         self.divergences.append(divergence)
         self.store.keep_divergence(divergence)
         self._raise_if_final(cycle, index, count, error)
-        warnings.warn(divergence.sentence, stacklevel=2)
+        warn(divergence.sentence)
 
     def check(self, cycle: int | None, count: int) -> None:
         """Raise Diverged if a divergence, perhaps of an earlier session, ends the run."""

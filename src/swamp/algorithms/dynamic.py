@@ -1,7 +1,6 @@
 """Particles whose masks change while they train: SET, RigL, gradual pruning, AC/DC, SAFE, and SWAMP with them."""
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from swamp.algorithms.setup import Setup
 from swamp.algorithms.store import Phase
 from swamp.backends import CustomTrainer, Particle, Progress, TrainRequest
 from swamp.backends.base import ForwardingProgress
-from swamp.errors import Diverged, Interrupted, SwampError
+from swamp.errors import Diverged, Interrupted, SwampError, warn
 from swamp.masks import Mask
 from swamp.training import RunningMean, Seed
 from swamp.training.average import State, copied, mean
@@ -254,7 +253,7 @@ class _DynamicTraining:
         # Of AC/DC the last mask alone remains.
         for note in pruned.notes if self.method.grow != "all" or step == self.changes[-1] else ():
             if note not in self.notes:
-                warnings.warn(note, stacklevel=2)
+                warn(note)
                 self.notes.append(note)
         return pruned.mask
 

@@ -1,7 +1,6 @@
 """Evaluation of a cycle: metrics of its particles and of its model, and the error barriers between them."""
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from swamp.algorithms.evaluator import Evaluation, Evaluator
 from swamp.algorithms.particles import Trained
 from swamp.algorithms.setup import Setup
 from swamp.backends import Particle
+from swamp.errors import warn
 from swamp.masks import Mask
 from swamp.masks.heads import head_densities
 from swamp.masks.pruning import empty_layer_warning
@@ -43,7 +43,7 @@ def evaluate_cycle(
     models = evaluate_models(setup.model, setup.evaluator, trained.particles, trained.masks, average, points)
     warning = models.barrier and models.barrier.warning(index, mask.sparsity, plan.barrier_threshold)
     if warning:
-        warnings.warn(warning, stacklevel=2)
+        warn(warning)
         notes.append(warning)
     load_state(setup.model, models.average.state)
     steps, flops = trained.steps, trained.flops + spec.scoring_flops

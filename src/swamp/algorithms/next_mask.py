@@ -1,6 +1,5 @@
 """Pruner: from weights to the next, smaller mask."""
 
-import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ from torch import nn
 
 from swamp.algorithms.plan import Plan
 from swamp.batches import Batch, batch_to
+from swamp.errors import warn
 from swamp.masks import Mask
 from swamp.masks.floor import Slices
 from swamp.masks.pruning import empty_layer_warning, pruned_mask
@@ -63,7 +63,7 @@ class Pruner:
         """Shrink `mask` to `nnz` weights by their scores at `weights`; what the record notes is a warning too."""
         pruned = self.pruned(mask, weights, nnz, seed)
         for note in pruned.notes:
-            warnings.warn(note, stacklevel=2)
+            warn(note)
         return pruned
 
     def pruned(self, mask: Mask, weights: State, nnz: int, seed: Seed) -> Pruned:

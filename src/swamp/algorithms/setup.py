@@ -1,7 +1,5 @@
 """Setup: the objects that every cycle of a run uses, created and validated before the first training step."""
 
-import warnings
-
 from torch import nn
 
 from swamp.algorithms.divergence import DivergencePolicy
@@ -10,7 +8,7 @@ from swamp.algorithms.next_mask import Pruner
 from swamp.algorithms.plan import Plan
 from swamp.algorithms.store import Store
 from swamp.backends import Backend, Ticket
-from swamp.errors import SwampError, shortened
+from swamp.errors import SwampError, shortened, warn
 from swamp.masks import Mask
 from swamp.masks.floor import least_weights
 from swamp.masks.parametrized import slices_of
@@ -56,23 +54,21 @@ class Setup:
                 "(model.to_empty and load_state_dict)."
             )
         if isinstance(task.train, TensorData | TokenData | DatasetData) and len(task.train) < _FEW_EXAMPLES:
-            warnings.warn(f"the task has {len(task.train)} training examples: too few to learn from.", stacklevel=2)
+            warn(f"the task has {len(task.train)} training examples: too few to learn from.")
         given = getattr(task.train, "loader_batch_size", None)
         if given not in (None, training.batch_size):
-            warnings.warn(
+            warn(
                 f"the DataLoader of the training data has batch_size={given}, which is not used: batches have "
-                f"Training.batch_size={training.batch_size} examples.",
-                stacklevel=2,
+                f"Training.batch_size={training.batch_size} examples."
             )
         if isinstance(task.loss, nn.Module) and any(one.requires_grad for one in task.loss.parameters()):
-            warnings.warn(
+            warn(
                 f"the loss {type(task.loss).__name__} has parameters that require a gradient, and they are not "
                 "trained: only those of the model are. Make them parameters of the model, and compute the loss there "
-                "or by Task.custom; or freeze them.",
-                stacklevel=2,
+                "or by Task.custom; or freeze them."
             )
         if message := plan.scope.warning(model):
-            warnings.warn(message, stacklevel=2)
+            warn(message)
         self.slices = slices_of(model)
         """Slices of parametrised weights that need an active weight."""
         self._check_sparsity()

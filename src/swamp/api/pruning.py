@@ -1,7 +1,6 @@
 """The public calls that prune a model: with a run directory, progress, and a function called after each cycle."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from swamp.api.python_run import Job, stored_cycles
 from swamp.arguments import checked
 from swamp.backends import Backend, Progress, Ticket
 from swamp.backends.autotune import Choice
-from swamp.errors import SwampError, final_line
+from swamp.errors import SwampError, final_line, warn
 from swamp.fields import changed_fields
 from swamp.masks import Mask, Scope
 from swamp.masks.schedule import Count
@@ -124,7 +123,7 @@ def prune(
         allotted = allot(plan, how, budget, fixed)
         plan, how = allotted.plan, allotted.training
     if notes := refuse_unused(plan, how, [*given, *(["sparsity"] if sparsity != _SPARSITY else [])]):
-        warnings.warn(" ".join(notes), stacklevel=3)
+        warn(" ".join(notes))
     if ticket == "auto":
         if "ticket_epochs" in options:
             raise SwampError('ticket="auto" finds ticket_epochs. Leave one of them out.')
@@ -263,7 +262,7 @@ def retrain(
     plan = Plan(method=method, particles=(particles,), **cast(Any, set_here))
     given = given_options(options, how, particles=particles not in (1, _PARTICLES))
     if notes := refuse_unused(plan, how, given, given_mask=True):
-        warnings.warn(" ".join(notes), stacklevel=3)
+        warn(" ".join(notes))
     trackers = chosen_trackers(track)
     reporter = _reporters(Job(model, task, plan, how, backend), None, live_progress() if progress else None, trackers)
     store = Store() if reporter is None else _ShownOnly(reporter)

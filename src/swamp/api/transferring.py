@@ -1,6 +1,5 @@
 """The public call that trains what a pruned network has learnt on another task."""
 
-import warnings
 from pathlib import Path
 from typing import Any, Unpack, cast
 
@@ -14,7 +13,7 @@ from swamp.api.pruning import given_options, job_cycles
 from swamp.api.python_run import Job
 from swamp.arguments import checked
 from swamp.backends import Backend
-from swamp.errors import SwampError
+from swamp.errors import SwampError, warn
 from swamp.model_copy import copied_model
 from swamp.references import PYTHON_PREFIX
 from swamp.runs.read import same_density
@@ -90,7 +89,7 @@ def transfer(
     kept, how = Transfer(name, keep), training or Training()
     plan = Plan(method, found.mask.sparsity, (particles,), transfer=kept, **cast(Any, options))
     if notes := refuse_unused(plan, how, given_options(options, how, particles=particles > 1)):
-        warnings.warn(" ".join(notes), stacklevel=3)
+        warn(" ".join(notes))
     taken = transferred_from(found, plan, model)
     started = copied_model(model)
     load_state(started, taken.ticket.weights)

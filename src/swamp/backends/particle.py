@@ -1,6 +1,5 @@
 """Particle: one trained copy of a ticket on a mask, and the mean of several."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from swamp.backends.extra_state import with_state, without_state
-from swamp.errors import CorruptFile, SwampError, shortened
+from swamp.errors import CorruptFile, SwampError, shortened, warn
 from swamp.files import load_tensors, require_format, save_tensors
 from swamp.training.average import State, mean
 from swamp.training.nan_checks import is_finite
@@ -94,11 +93,10 @@ def warn_if_equal(particles: Sequence[Particle]) -> None:
     first, *others = particles
     equal = [p.index for p in others if all(torch.equal(first.weights[n], value) for n, value in p.weights.items())]
     if equal:
-        warnings.warn(
+        warn(
             f"particles {shortened([str(index) for index in (first.index, *equal)])} have the same weights, bit for "
             "bit, so that averaging them changes nothing. Either nothing is random in this training, or a trainer of "
-            "your own seeds it itself: each particle needs its own seed, job.number.",
-            stacklevel=2,
+            "your own seeds it itself: each particle needs its own seed, job.number."
         )
 
 

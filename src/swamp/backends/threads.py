@@ -1,7 +1,6 @@
 """Particles trained concurrently, one thread each: for networks whose kernels take longer than the interpreter."""
 
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -14,7 +13,7 @@ from swamp.backends.base import ForwardingProgress, Progress, TrainRequest
 from swamp.backends.particle import Particle
 from swamp.backends.rank_variables import local_size
 from swamp.backends.sequential import ParticleJob, Sequential
-from swamp.errors import Diverged
+from swamp.errors import Diverged, warn
 from swamp.model_copy import copied_model
 from swamp.training import Task, TensorData, TokenData, Training
 from swamp.training.data import BatchList
@@ -49,7 +48,7 @@ class Threads:
         parts = self.model, self.task, request.training, self.optimizer
         reason = unsupported_reason(*parts) if request.places > 1 else None
         if reason:
-            warnings.warn(f"particles are trained sequentially, not in threads: {reason}", stacklevel=2)
+            warn(f"particles are trained sequentially, not in threads: {reason}")
         if workers < 2 or reason:
             return Sequential(self.model, self.task, self.optimizer).train(request)
         return _train_concurrently(ParticleJob(self.model, self.task, self.optimizer, request), workers)

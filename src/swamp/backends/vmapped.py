@@ -18,7 +18,7 @@ from swamp.backends.ticket import Ticket
 from swamp.backends.vmapped_state import VmappedState
 from swamp.backends.vmapped_step import VmappedStep
 from swamp.batches import Batch, as_batch, tensors_of
-from swamp.errors import Diverged, first_line
+from swamp.errors import Diverged, first_line, warn
 from swamp.files import digest
 from swamp.masks import Mask
 from swamp.model_copy import copied_model
@@ -73,7 +73,7 @@ class Vmapped:
         job = ParticleJob(self.model, self.task, self.optimizer, request)
         step = self.step(request.training)
         if isinstance(step, str):
-            warnings.warn(f"particles are trained sequentially, not stacked: {step}", stacklevel=2)
+            warn(f"particles are trained sequentially, not stacked: {step}")
             return Sequential(self.model, self.task, self.optimizer).train(request)
         fixed = bool(request.progress.places)
         members = {index if fixed else place: (index, seed) for place, (index, seed) in enumerate(request.seeds)}
@@ -88,10 +88,7 @@ class Vmapped:
                 if not _out_of_memory(error) or len(places) == 1:
                     raise
                 self._largest = (len(places) + 1) // 2
-                warnings.warn(
-                    f"{len(places)} particles do not fit in memory at once; going on with {self._largest}.",
-                    stacklevel=2,
-                )
+                warn(f"{len(places)} particles do not fit in memory at once; going on with {self._largest}.")
         return [particle for place in members if (particle := found[place]) is not None]
 
     def step(self, training: Training) -> VmappedStep | str:
@@ -190,7 +187,7 @@ class Vmapped:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             if "InvalidCxxCompiler" in reason:
                 reason = "there is no C++ compiler. With one it is several times faster (on Debian: apt install g++)."
-            warnings.warn(f"the stacked step runs uncompiled: {reason}", stacklevel=2)
+            warn(f"the stacked step runs uncompiled: {reason}")
 
 
 class MultiStream(Vmapped):

@@ -1,13 +1,12 @@
 """Pruning: compute the next, smaller mask from scores."""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from swamp.errors import SwampError
+from swamp.errors import SwampError, warn
 from swamp.fields import check_value
 from swamp.masks.allocation import allocation_named
 from swamp.masks.floor import Slices, floor_of
@@ -65,7 +64,7 @@ def prune_mask(
         slices=slices,
     )
     if message:
-        warnings.warn(message, stacklevel=2)
+        warn(message)
     return smaller
 
 

@@ -1,12 +1,10 @@
 """Which zeros of a model are pruned weights, and which come from its initialisation."""
 
-import warnings
-
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from swamp.errors import SwampError, shortened
+from swamp.errors import SwampError, shortened, warn
 from swamp.masks.parametrized import parametrized_tensors, require_plain_weights
 from swamp.masks.scope import Scope
 
@@ -43,10 +41,9 @@ def masks_from_zeros(model: nn.Module, scope: Scope | None) -> dict[str, Tensor]
     if nothing is not None and not found:
         raise nothing
     if initial:
-        warnings.warn(
+        warn(
             f"{shortened(initial)} consist of zeros and require a gradient: they count as initialised to zero, not as "
-            "pruned, and are left free to train. If they are pruned, pass their mask (swamp.Mask.load).",
-            stacklevel=3,
+            "pruned, and are left free to train. If they are pruned, pass their mask (swamp.Mask.load)."
         )
     return found
 

@@ -1,6 +1,5 @@
 """Floating-point operations (FLOPs) per example, for the active weights."""
 
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from swamp.batches import batch_to
-from swamp.errors import first_line
+from swamp.errors import first_line, warn
 from swamp.masks import Mask
 from swamp.model_copy import copied_model
 from swamp.training.data import BatchList, Data
@@ -79,9 +78,7 @@ class FlopCounter:
                 total, found = trace_flops(fresh, run)
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
             reason = first_line(error)
-            warnings.warn(
-                f"FLOPs count every weight once: the forward pass of one example failed ({reason}).", stacklevel=2
-            )
+            warn(f"FLOPs count every weight once: the forward pass of one example failed ({reason}).")
             matrices = [name for name, parameter in fresh.named_parameters() if parameter.dim() > 1]
             return cls({name: torch.ones((), dtype=torch.float64) for name in matrices}, sizes)
         uses = {name: times / examples for name, times in found.items()}
