@@ -85,7 +85,8 @@ def test_one_dense_training_is_the_cheapest_dense_cycle_of_one_particle(tmp_path
     ]
     assert compare(runs).unit.dense == 100
     alone = compare(runs[2:]).unit
-    assert (alone.dense, alone.heading, alone.show(2.5e12)) == (None, "TFLOP", "2.5")
+    assert (alone.dense, alone.heading, alone.show(2.5)) == (None, "TFLOP", "2.5")
+    assert alone.of(compare(runs[2:3]).costs["swamp (2)"]) == pytest.approx(50e-12)
 
 
 def test_one_run_without_flops_makes_steps_the_unit_of_all_costs(tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ class CostUnit:
     def of(self, cost: ModelCost) -> float | None:
         """A cost in this unit; None where its FLOPs are unknown."""
         spent: float | None = getattr(cost, self.measure)
-        return spent if spent is None or self.dense is None else spent / self.dense
+        scale = self.dense or (1e12 if self.measure == "flops" else 1)
+        return None if spent is None else spent / scale
 
     @property
     def heading(self) -> str:
@@ -73,7 +74,7 @@ class CostUnit:
         if value is None:
             return "–"
         if self.dense is None:
-            return f"{value / 1e12:,.4g}" if self.measure == "flops" else f"{value:,.0f}"
+            return f"{value:,.4g}" if self.measure == "flops" else f"{value:,.0f}"
         return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
 
     @property
