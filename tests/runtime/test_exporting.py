@@ -520,6 +520,47 @@ class Unsteady(nn.Module):
         return functional.dropout(y, 0.5) if self.kind == "dropout" else y + torch.randn_like(y)
 
 
+class Imaginary(nn.Module):
+    """Conjugates and negatives, which torch keeps as views with a flag."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        z = torch.fft.fft(x).conj()
+        return self.b(self.a(z.imag).relu()), torch.view_as_real(z.resolve_conj())
+
+
+def test_conjugates_and_negatives_are_those_of_the_network(tmp_path):
+    model, x = built(Imaginary, 0.5), numbers(4, 8)
+    network = exported(model, tmp_path, x)
+    assert difference(network(x), outputs_of(model, x)) < 1e-4
+
+
+def test_kernels_read_a_lazily_negated_input_with_its_sign():
+    model, flagged = built(lambda: nn.Linear(8, 3), 0.5), torch._neg_view(numbers(4, 8))
+    program = fold_batchnorm(trace(model, numbers(4, 8)))
+    for block in (1, 16):
+        found = KernelExecutor(program, KernelConfig(block))([flagged])
+        assert difference(found, outputs_of(model, flagged)) < 1e-4
+
+
+class Quantised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.act = nn.Linear(4, 4), nn.RReLU()
+
+    def forward(self, x):
+        weight = torch.fake_quantize_per_tensor_affine(self.a.weight, 0.05, 0, -128, 127)
+        return self.act(functional.linear(x, weight, self.a.bias))
+
+
+def test_simulated_quantisation_and_rrelu_without_training_are_exported(tmp_path):
+    model, x = built(Quantised, 0.5), numbers(3, 4)
+    assert difference(exported(model, tmp_path, x)(x), outputs_of(model, x)) < 1e-4
+
+
 class Deciding(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x

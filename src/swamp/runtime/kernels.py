@@ -252,7 +252,8 @@ class RegionExecutor:
     def __call__(self, values: Values) -> None:
         """Execute the region on its inputs in `values`, and add its outputs to `values`."""
         region = self.region
-        inputs: list[Tensor] = [values[name].contiguous() for name in region.inputs]
+        # The negative of a tensor can be a view with a flag, which the memory does not show.
+        inputs: list[Tensor] = [values[name].resolve_neg().contiguous() for name in region.inputs]
         lead = self._check(inputs)
         outputs = [torch.empty((*lead, *region.trailing[name]), dtype=torch.float32) for name in region.outputs]
         self.rows = self.rows or lead.numel()

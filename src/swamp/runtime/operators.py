@@ -80,6 +80,8 @@ def is_random(target: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bo
     if torch.Tag.nondeterministic_seeded not in getattr(function, "tags", ()):
         return False
     given = arguments_of(target, args, kwargs)
+    if "training" in given:
+        return bool(given["training"])
     if "train" in given:
         return bool(given["train"]) and given.get("dropout", given.get("p", 0)) != 0
     return given.get("dropout_p") != 0
@@ -91,4 +93,4 @@ def _is_pure(name: str, function: Any) -> bool:
         return False
     internal = name.startswith("_") and not name.startswith(_INTERNAL)
     makes = name in FACTORIES or any("Tensor" in str(argument.type) for argument in schema.arguments)
-    return makes and not internal and not any(part in name for part in _EXCLUDED)
+    return makes and not internal and not any(part in name.removeprefix("fake_quantize") for part in _EXCLUDED)

@@ -122,7 +122,10 @@ def _exported(flat: FlatModel, shapes: Any) -> Any:
         ) from error
 
 
-_IDENTITIES = ("clone", "detach", "alias", "lift", "lift_fresh", "lift_fresh_copy", "contiguous", "resolve_conj")
+_IDENTITIES = (
+    *("clone", "detach", "alias", "lift", "lift_fresh", "lift_fresh_copy", "contiguous"),
+    *("resolve_conj", "resolve_neg"),
+)
 """Operators that return their input."""
 _DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout")
 _SAME_SHAPE = ("slice", "expand", "reshape", "view", "_unsafe_view", "view_copy", "expand_copy", "repeat", "flatten")
@@ -138,6 +141,8 @@ _UNINITIALISED = {
     "new_empty.default": "new_zeros.default",
 }
 _PUBLIC_NAMES = {
+    "_conj": "conj_physical",
+    "_neg_view": "neg",
     "_unsafe_index": "index",
     "__and__": "bitwise_and",
     "__or__": "bitwise_or",
@@ -145,7 +150,7 @@ _PUBLIC_NAMES = {
     "__lshift__": "bitwise_left_shift",
     "__rshift__": "bitwise_right_shift",
 }
-"""Internal names of operators, and the names under which torch documents the same."""
+"""Internal names of operators, and the names under which torch documents the same values."""
 _PLACES = ("device", "pin_memory", "non_blocking")
 """Arguments that say where a tensor is; a program runs where its inputs are."""
 
