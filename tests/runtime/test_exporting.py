@@ -606,6 +606,25 @@ def test_a_batch_size_that_the_program_does_not_cover_is_refused_at_the_call(tmp
         network(numbers(1, 4))
 
 
+class Nearest(nn.Module):
+    """torch.cdist has another formula from 26 rows on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.centres = nn.Linear(4, 3), nn.Parameter(torch.ones(2, 3))
+
+    def forward(self, x):
+        return torch.cdist(self.a(x), self.centres)
+
+
+@pytest.mark.parametrize(("rows", "limits"), [(4, "1 to 25"), (32, "26 or more")])
+def test_limits_of_the_batch_size_are_told_at_the_export(rows, limits, tmp_path):
+    model = built(Nearest, 0.5)
+    with pytest.warns(UserWarning, match=f"takes batches of {limits} examples only"):
+        network = exported(model, tmp_path, numbers(rows, 4))
+    assert difference(network(numbers(rows, 4)), model(numbers(rows, 4)).detach()) < 1e-4
+
+
 @pytest.mark.parametrize(
     ("model", "example", "message"),
     [
@@ -683,7 +702,8 @@ class Lengths(nn.Module):
 
 def test_a_size_other_than_the_batch_that_the_program_does_not_cover_is_refused_at_the_call(tmp_path):
     model = built(Lengths, 0.5)
-    network = exported(model, tmp_path, numbers(3, 6, 4), dynamic={"x": {0: "batch", 1: "tokens"}})
+    with pytest.warns(UserWarning, match="takes batches of 1 to 4 examples only"):
+        network = exported(model, tmp_path, numbers(3, 6, 4), dynamic={"x": {0: "batch", 1: "tokens"}})
     for size in ((1, 2, 4), (4, 9, 4)):
         assert difference(network(numbers(*size)), outputs_of(model, numbers(*size))) < 1e-4
     with pytest.raises(SwampError, match="takes a size 'tokens' of 2 or more, got 1"):

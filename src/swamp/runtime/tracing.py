@@ -196,6 +196,14 @@ class _Translation:
                 raise SwampError(f"{node.name!r} is not a tensor; an exported network takes and holds only tensors.")
         inputs = self._with_fixed_batch(inputs)
         sizes = {name: self._size(symbol) for symbol, name in reversed(self.size_names.items())}
+        batch = sizes.get(BATCH)
+        if batch is not None and (batch.minimum > 1 or batch.maximum is not None):
+            limits = f"{batch.minimum} or more" if batch.maximum is None else f"{batch.minimum} to {batch.maximum}"
+            warnings.warn(
+                f"the exported network takes batches of {limits} examples only: the network does something else with "
+                f"other numbers than the {batch.example} of the example.",
+                stacklevel=4,
+            )
         outputs = self._translated(exported.graph, exported.graph_module)
         kinds = [one.kind.name for one in signature.output_specs]
         mutated = [one.target for one in signature.output_specs if one.kind.name == "BUFFER_MUTATION"]
