@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 import swamp
 from swamp.algorithms import METHODS, ensemble
-from swamp.backends import Sequential
+from swamp.backends import Sequential, Vmapped
 from swamp.backends.ticket import TRUNK, Trunk
 from swamp.training import Seed
 from swamp.training.average import mean
 from swamp.training.loop import fit
 
-from .conftest import PLAN, TRAINING, Tickets, fresh_mlp, run, same
+from .conftest import PLAN, SHORT, TRAINING, Tickets, exact, fresh_mlp, run, same
 
 LATE = [name for name, method in METHODS.items() if method.branch < 1]
 ROOT = Seed(PLAN.seed)
@@ -122,6 +122,16 @@ def test_a_cycle_is_the_mean_of_particles_trained_by_hand_from_one_trunk(mlp, ta
     parts = [trained(i, first=12, resume=ends[0]).weights for i in range(3)]
     assert all(torch.equal(store.trunks[1].snapshot.weights[name], value) for name, value in ends[0].weights.items())
     assert all(torch.equal(record[1].weights[name], value) for name, value in mean(parts).items())
+
+
+def test_a_stack_of_particles_starts_at_a_trunk_too(mlp, task):
+    model, task = exact(mlp, task)
+    plan = replace(PLAN, method="swamp-late", particles=(2,), densities=(1.0,), ticket_epochs=0)
+    backends = Sequential(model, task), Vmapped(model, task, compiled=False)
+    one, other = (next(swamp.cycles(model, task, plan, SHORT, backend=backend)) for backend in backends)
+    assert one.trunk == other.trunk > 0
+    for name, value in one.weights.items():
+        torch.testing.assert_close(other.weights[name], value, rtol=0, atol=1e-10)
 
 
 def _sizes(layer) -> tuple[int, ...]:

@@ -75,7 +75,8 @@ class Vmapped:
         if isinstance(step, str):
             warn(f"particles are trained sequentially, not stacked: {step}")
             return Sequential(self.model, self.task, self.optimizer).train(request)
-        fixed = bool(request.progress.places)
+        # One training may be that of a trunk, whose index is no place.
+        fixed = request.progress.places > 1
         members = {index if fixed else place: (index, seed) for place, (index, seed) in enumerate(request.seeds)}
         size, start = request.places, 0
         found: dict[int, Particle | None] = {}
