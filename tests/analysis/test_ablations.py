@@ -162,6 +162,9 @@ def test_runs_and_settings_that_do_not_fit_are_refused(path, tmp_path):
         ablation(path, cycle=9)
     with pytest.raises(SwampError, match="do not start from a ticket"):
         ablation(run(tmp_path / "lrr", method="lrr", particles=1))
+    trunk = run(tmp_path / "trunk", method="swamp-late", particles=2)
+    with pytest.raises(SwampError, match=r"cycle 1 .* share the first part of their training"):
+        ablation(trunk)
     for wrong in ({"particles": 1}, {"lr_spread": 1.0}):
         with pytest.raises(SwampError, match="must"):
             AblationSettings(**wrong)

@@ -90,6 +90,11 @@ class ParticleAblation:
             raise SwampError(
                 f"cycle {self.cycle} is not finished: {path} has finished cycles 0 to {self.run.cycles - 1}."
             )
+        if plan.apart(self.cycle, self.run.config.training.epochs) < 1:
+            raise SwampError(
+                f"the particles of cycle {self.cycle} of {path} share the first part of their training, and "
+                "ablations separate them at the ticket. Give a run without --branch, of swamp for example."
+            )
 
     def tasks(self, factors: Sequence[str]) -> Iterator[AnalysisTask]:
         """One task per factor."""
