@@ -20,6 +20,7 @@ CONFIG = configuration("mnist1d-mlp")
         ("training.lr=1e-2..1", SearchRange("training.lr", 0.01, 1.0)),
         ("learning_rate=0.1..0.2", SearchRange("training.lr", 0.1, 0.2)),
         ("swa-fraction=0.1..0.52:step=0.1", SearchRange("training.swa_fraction", 0.1, 0.5, step=0.1)),
+        ("warmup=0.8..4.4:step=0.3", SearchRange("training.warmup", 0.8, 4.4, step=0.3)),
         ("particles=2..6", SearchRange("plan.particles", 2.0, 6.0, whole=True)),
         ("particles=2,4,8", SearchRange("plan.particles", choices=(2, 4, 8))),
         ("min-per-layer=0,1", SearchRange("plan.min_per_layer", choices=(0, 1))),

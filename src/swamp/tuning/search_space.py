@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from swamp.errors import SwampError, shortened
@@ -144,7 +145,9 @@ def _of_table(field: str, table: Mapping[str, Any], where: str) -> SearchRange:
     if step is not None and (log or not 0 < step <= high - low):
         raise SwampError(f"{where}: step must lie between 0 and {high - low:g}, and cannot be combined with log.")
     if step is not None:
-        high = low + step * math.floor((high - low) / step + 1e-9)
+        # In decimal numbers, as Optuna counts: 0.8 + 12 * 0.3 is below 4.4 in binary ones.
+        first, each = Decimal(str(low)), Decimal(str(step))
+        high = float(first + each * ((Decimal(str(high)) - first) // each))
     return SearchRange(field, float(low), float(high), kind is int, log, step)
 
 
