@@ -62,6 +62,8 @@ def make_folder(folder: Path) -> None:
     """Create `folder` and its missing parents, synced to disk. Raises OSError if that fails."""
     if folder.is_dir():
         return
+    if folder.exists():
+        raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, not a folder")
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     _sync_directory(folder.parent)

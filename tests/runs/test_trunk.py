@@ -7,6 +7,7 @@ from threading import Event
 import pytest
 
 from swamp.algorithms import Plan
+from swamp.backends import ticket
 from swamp.errors import Interrupted
 from swamp.runs.config import RunConfig
 from swamp.runs.directory import RunDirectory
@@ -51,6 +52,17 @@ def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(step, whole, tmp_path
     assert len(steps.seen) == TICKET + 2 * (TRUNK + 2 * APART) - step, "steps were taken twice"
     assert not list(run.rglob("unfinished*"))
     assert (run / "cycle-01" / "trunk.safetensors").exists()
+
+
+def test_snapshots_left_by_a_kill_right_after_the_ticket_or_the_trunk_are_deleted(whole, tmp_path):
+    run, stop, directory = tmp_path / "run", Event(), RunDirectory(tmp_path / "run")
+    with pytest.raises(Interrupted):
+        start(late(), run, StopAt(55, stop), stop)
+    for left in (directory.snapshot(None, 0), directory.snapshot(0, ticket.TRUNK)):
+        left.write_bytes(directory.snapshot(0, 0).read_bytes())
+    resume(run, Reporter(), Event())
+    assert_same_outcome(whole[0], run)
+    assert not list(run.rglob("unfinished*"))
 
 
 @pytest.mark.slow

@@ -62,7 +62,10 @@ class RunStore(Store):
 
     def ticket(self) -> Ticket | None:
         """The ticket on disk."""
-        return unless_damaged([self.directory.ticket], lambda: read_ticket(self.directory), _TRAINED)
+        ticket = unless_damaged([self.directory.ticket], lambda: read_ticket(self.directory), _TRAINED)
+        if ticket is not None:  # a run killed right after it wrote the ticket left its snapshot
+            self.directory.snapshot(None, 0).unlink(missing_ok=True)
+        return ticket
 
     def keep_ticket(self, ticket: Ticket) -> None:
         """Write the ticket, then delete its snapshot."""
@@ -127,7 +130,7 @@ class RunStore(Store):
         self.directory.phase(cycle.index).unlink(missing_ok=True)
         # Particles beyond a barrier are in no record.
         trained = cycle.waves[-1].trained if cycle.waves else 0
-        for index in {*range(trained), *(particle.index for particle in cycle.particles)}:
+        for index in {TRUNK, *range(trained), *(particle.index for particle in cycle.particles)}:
             self.directory.snapshot(cycle.index, index).unlink(missing_ok=True)
             if not self.keep_particles:
                 self.directory.particle(cycle.index, index).unlink(missing_ok=True)
