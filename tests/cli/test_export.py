@@ -108,11 +108,16 @@ def test_unsupported_options_are_refused(run, arguments, message, capsys):
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_benchmark_of_another_file_is_refused(run, capsys):
+def test_a_benchmark_of_another_file_is_refused(run, capsys, tmp_path):
     assert swamp("benchmark", run / "model.safetensors") == 2
     assert "is not an exported network but a plain state dict" in capsys.readouterr().err
     assert swamp("benchmark", run / "export.safetensors", "--batch", "1,x") == 2
     assert "is not a list of batch sizes" in capsys.readouterr().err
+    assert swamp("benchmark", run / "export.safetensors", "--out", run) == 2
+    assert "is a folder. Give the path of a file." in capsys.readouterr().err
+    (tmp_path / "config.json").touch()
+    assert swamp("benchmark", tmp_path) == 2
+    assert "has no exported network. Write one with: swamp export" in capsys.readouterr().err
 
 
 def test_the_table_of_a_benchmark_fits_80_columns_and_each_row_is_one_line():

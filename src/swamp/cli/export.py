@@ -34,6 +34,7 @@ from swamp.runtime.archive import read, save
 from swamp.runtime.benchmark import SWAMP, Latency, NetworkSize, benchmark, best_dense, measure_size
 from swamp.runtime.exporting import CheckedProgram, checked_program
 from swamp.runtime.formats import WRITERS
+from swamp.runtime.network import exported_file
 from swamp.runtime.program import Program
 from swamp.runtime.rewrite import fold_batchnorm, remove_dead_units
 from swamp.runtime.tracing import bake_mask
@@ -171,7 +172,7 @@ class BenchmarkArgs:
     """
 
     file: tyro.conf.Positional[Path]
-    """A file that swamp export wrote, in the sparse format."""
+    """A file that swamp export wrote, in the sparse format; or a run directory with export.safetensors."""
     batch: str = "1,32,128"
     """Batch sizes."""
     runtimes: tuple[str, ...] = ()
@@ -197,27 +198,30 @@ def benchmark_command(arguments: Sequence[str]) -> None:
         raise SwampError(f"threads must be from 0 to {MOST_THREADS}, got {args.threads}.")
     if not args.seconds > 0:
         raise SwampError(f"seconds must be above 0, got {args.seconds}.")
-    program = read(args.file)
+    if args.out is not None and args.out.is_dir():
+        raise SwampError(f"--out {args.out} is a folder. Give the path of a file.")
+    file = exported_file(args.file)
+    program = read(file)
     before = torch.get_num_threads()
     torch.set_num_threads(args.threads or before)
     try:
         with warnings_to(Err):
             latencies = benchmark(program, batches, args.runtimes, args.seconds)
             has_run = "config" in program.provenance and not _is_python(program.provenance["config"])
-            accuracy = _accuracy(args.file, program) if args.accuracy and has_run else None
+            accuracy = _accuracy(file, program) if args.accuracy and has_run else None
         load_average = os.getloadavg()[0]
         threads = torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
-    size = measure_size(program, args.file)
-    results: dict[str, Any] = {"file": str(args.file), "size": asdict(size), "accuracy": accuracy, "threads": threads}
+    size = measure_size(program, file)
+    results: dict[str, Any] = {"file": str(file), "size": asdict(size), "accuracy": accuracy, "threads": threads}
     results |= {"load": load_average, "latencies": [_row(one, latencies) for one in latencies]}
     if args.out is not None:
         write_atomic(args.out, (json.dumps(results, indent=1) + "\n").encode())
     if args.json:
         print_json(results)
         return
-    _print(args.file, size, accuracy, latencies)
+    _print(file, size, accuracy, latencies)
     Out.print(f"{plural(threads, 'thread')}; load average of the machine {load_average:.1f}")
 
 

@@ -211,7 +211,7 @@ def load(
     sizes, place = _batch_sizes(batch), _device(device)
     if place.type == "cpu" and dtype != torch.float32:
         raise SwampError(f"on CPU exported networks compute in float32, got dtype {dtype}; omit dtype.")
-    program = read(_file(Path(path)))
+    program = read(exported_file(Path(path)))
     if place.type != "cpu":
         return GpuNetwork(program, place, dtype, batch=max(sizes))
     return DenseNetwork(fold_batchnorm(program)).eval() if dense else SparseNetwork(program, batch=sizes)
@@ -224,8 +224,8 @@ def _batch_sizes(batch: int | Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
-def _file(path: Path) -> Path:
-    """The exported file: the path itself, or that in a run directory."""
+def exported_file(path: Path) -> Path:
+    """The exported file: the path itself, or that in a run directory. Raises SwampError for another directory."""
     if path.is_dir() and not (path / "config.json").exists() and not (path / "export.safetensors").exists():
         raise SwampError(f"{path} is a directory without an exported network, and no run of swamp. Give another path.")
     if path.is_dir() and not (path / "export.safetensors").exists():
