@@ -140,6 +140,7 @@ def test_trials_in_another_format_are_refused(tmp_path):
         ("sqlite://", "would be forgotten"),
         ("://", "is no address of a database"),
         ("text.txt/x", "cannot write the storage"),
+        ("text.txt/x.db", "cannot write the storage"),
     ],
 )
 def test_what_is_no_storage_is_refused(tmp_path, monkeypatch, storage, message):
@@ -149,6 +150,13 @@ def test_what_is_no_storage_is_refused(tmp_path, monkeypatch, storage, message):
     with pytest.raises(StorageError, match=message):
         open_storage(storage)
     assert Path("text.db").read_text() == Path("text.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["trials.db", "trials.journal"])
+def test_the_folder_of_a_storage_is_created(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(optuna_studies, "WAITS", ())
+    assert open_storage(str(tmp_path / "new" / name)).get_all_studies() == []
+    assert (tmp_path / "new" / name).exists()
 
 
 def test_a_damaged_line_of_the_journal_is_named(tmp_path):

@@ -261,6 +261,10 @@ def open_storage(storage: str) -> BaseStorage:
     where = shown_storage(storage)
     if "://" not in storage:
         path = Path(storage).absolute()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(path, error) from error
         if path.suffix not in (".db", ".sqlite", ".sqlite3"):
             return patiently(lambda: _journal(path), where)
         storage = f"sqlite:///{path}"
@@ -282,14 +286,17 @@ def open_storage(storage: str) -> BaseStorage:
 
 def _journal(path: Path) -> JournalStorage:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path)))
     except OSError as error:
-        raise StorageError(f"cannot write the storage {path}: {error.strerror}. Give another --storage.") from error
+        raise _unwritable(path, error) from error
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise StorageError(
             f"{path} is no journal of Optuna, or it is damaged ({_driver_message(error)}). Give another --storage."
         ) from error
+
+
+def _unwritable(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"cannot write the storage {path}: {error.strerror}. Give another --storage.")
 
 
 def _unreachable(error: BaseException) -> bool:
