@@ -84,14 +84,22 @@ def alone() -> Generator[None]:
 def forked(
     arguments: Sequence[object], log: Path, fault: Fault | None = None, environment: Mapping[str, str] | None = None
 ) -> Child:
-    """Run `swamp ARGUMENTS` in a fork of this process, which must have one thread: see `alone`."""
+    """Run `swamp ARGUMENTS` in a fork of this process, which must have one thread: see `alone`.
+
+    Returns when the fork is about to run the command: a signal before that would meet this function.
+    """
     read, write = os.pipe()
+    prepared, prepares = os.pipe()
     pid = os.fork()
     if pid:
         os.close(read)
+        os.close(prepares)
+        os.read(prepared, 1)
+        os.close(prepared)
         return Child(pid, log, closing=[write])
     try:
         os.close(write)
+        os.close(prepared)
         os.dup2(read, 0)
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(handle, 1)
@@ -106,6 +114,7 @@ def forked(
         torch._dynamo.config.disable = True
         if fault is not None:
             fault()
+        os.close(prepares)
         code = _run([str(argument) for argument in arguments])
     except BaseException:
         traceback.print_exc()
