@@ -290,6 +290,14 @@ def test_an_outlier_does_not_flatten_the_curves(tmp_path: Path, metric: str) -> 
     assert high - low < 0.2
 
 
+def test_the_last_cycle_of_a_single_run_is_in_the_figure_however_much_worse(tmp_path: Path) -> None:
+    comparison = example(tmp_path, methods=1)
+    (panel,) = accuracy_figure(comparison).panels
+    low, high = panel.y.limits
+    (label,) = comparison.labels
+    assert all(low < 100 * row.cells[label].mean < high for row in comparison.rows)
+
+
 def test_a_figure_is_laid_out_once_for_all_its_files(tmp_path, monkeypatch) -> None:
     laid_out: list[Figure] = []
     renderer = sys.modules[_figure.__module__]

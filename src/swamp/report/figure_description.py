@@ -236,10 +236,13 @@ def level_line(name: str, level: float, densities: Sequence[float], *, in_legend
     return Curve(name, (max(densities), min(densities)), (level, level), None, "dotted", in_legend=in_legend)
 
 
-def robust_limits(values: Sequence[float], metric: ReportMetric, halves: Sequence[float] = ()) -> tuple[float, float]:
+def robust_limits(
+    values: Sequence[float], metric: ReportMetric, halves: Sequence[float] = (), *, outliers: bool = True
+) -> tuple[float, float]:
     """Limits that include all values, unless the worst values are outliers: then twice the span of the best 75 %.
 
-    `halves`, half-widths of intervals, widen the limits a little. Values that are not finite do not count.
+    `halves`, half-widths of intervals, widen the limits a little. Values that are not finite do not count. outliers:
+    whether there may be any; the last cycles of a single curve are its result, however much worse.
     """
     sign = -1 if metric.lower else 1
     good = sorted((sign * value for value in values if math.isfinite(value)), reverse=True)
@@ -247,7 +250,7 @@ def robust_limits(values: Sequence[float], metric: ReportMetric, halves: Sequenc
         return 0.0, 1.0
     best, usual = good[0], good[math.ceil(0.75 * len(good)) - 1]
     span = max(best - usual, 1e-3 * max(abs(best), 1e-3))
-    worst = max(good[-1], best - 2 * span)
+    worst = max(good[-1], best - 2 * span) if outliers else good[-1]
     widest = max(filter(math.isfinite, halves), default=0.0)
     margin = 0.06 * (best - worst) + min(widest, 0.15 * (best - worst)) or 0.01
     low, high = sorted((sign * (worst - margin), sign * (best + margin)))

@@ -39,7 +39,8 @@ def accuracy_figure(comparison: Comparison, *, alone: bool = False) -> Figure:
     densities = [row.density for row in comparison.rows]
     cells = [cell for row in comparison.rows for cell in row.cells.values()]
     inside = [*(cell.mean for cell in cells), *(cell.particles for cell in cells if cell.particles is not None)]
-    low, high = robust_limits(inside, metric, [_band(cell) for cell in cells])
+    bands = [_band(cell) for cell in cells]
+    low, high = robust_limits(inside, metric, bands, outliers=len(comparison.labels) > 1)
     y = Axis(comparison.heading, limits=(low * metric.factor, high * metric.factor))
     marks: list[Curve] = []
     if comparison.dense is not None:
