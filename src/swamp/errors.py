@@ -128,7 +128,9 @@ def warn(message: str) -> None:
     """Issue a UserWarning at the line outside swamp that led to it."""
     frame = inspect.currentframe()
     level = 1
-    while frame and frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "swamp":
+    # torch's decorators, and blocks of `with`, stand between functions of swamp.
+    inner = ("swamp", "torch", "contextlib")
+    while frame and frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in inner:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
 
