@@ -4,7 +4,6 @@ import json
 import math
 import secrets
 import shutil
-import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, cast
 from torch import nn
 
 from swamp.algorithms import Cycle, SparseModel
-from swamp.errors import CorruptFile, SwampError, final_line, first_line, need
+from swamp.errors import CorruptFile, SwampError, final_line, first_line, need, warn
 from swamp.files import load_tensors, parse_json, read_text, save_tensors, write_atomic
 from swamp.masks import Mask
 from swamp.model_copy import copied_model
@@ -257,7 +256,7 @@ def _exported(sparse: SparseModel, path: Path, example: Any) -> bool:
     try:
         export(sparse, path, example)
     except SwampError as error:
-        warnings.warn(f"the folder has no {_EXPORT} for swamp.load: {error}", stacklevel=3)
+        warn(f"the folder has no {_EXPORT} for swamp.load: {error}")
         return False
     return True
 

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shlex
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from swamp.analysis.run_data import RunData
 from swamp.api.origin import example_inputs
 from swamp.cli.session import Err, Out, parse, print_json, warnings_to
 from swamp.datasets.problem import Problem
-from swamp.errors import SwampError, plural, unknown
+from swamp.errors import SwampError, plural, unknown, warn
 from swamp.files import write_atomic
 from swamp.references import PYTHON_PREFIX
 from swamp.runs import read_cycle
@@ -257,7 +256,7 @@ def _accuracy(path: Path, program: Program) -> dict[str, Any] | None:
     try:
         outputs, targets = predict(load(path, batch=128), task, test, batch_size=128)
     except SwampError as error:
-        warnings.warn(f"the metrics from the file were not measured: {error}", stacklevel=2)
+        warn(f"the metrics from the file were not measured: {error}")
         return None
     metrics = {name: metric(outputs, targets) for name, metric in task.metrics.items()}
     return {"file": metrics, "run": program.provenance["test"]}

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import warnings
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import torch
 import tyro
 
 from swamp.cli.session import Err, warnings_to
-from swamp.errors import SwampError
+from swamp.errors import SwampError, warn
 from swamp.runs.run_progress import Reporter
 from swamp.runs.study_queue import StudyDirectory, work
 from swamp.tracking.tracking_reporter import tracked
@@ -122,7 +121,7 @@ def tell_faults(faults: Sequence[str], *, waiting: bool) -> None:
         error.exit_code = 1
         raise error
     for fault in faults:
-        warnings.warn(fault, stacklevel=2)
+        warn(fault)
 
 
 def shares(devices: Collection[str], index: int, count: int) -> dict[str, str]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from swamp.errors import SwampError
+from swamp.errors import SwampError, warn
 from swamp.masks import Mask
 
 _MASKED: "WeakSet[nn.Module]" = WeakSet()
@@ -114,10 +114,9 @@ def merge(model: nn.Module, mask: Mask | None = None) -> nn.Module:
     weights = dict(merged.named_parameters())
     cut = sum(float(weights[name][~active].double().square().sum()) for name, active in plain.items()) ** 0.5
     if cut and not trained:
-        warnings.warn(
+        warn(
             f"the adapters change pruned weights by {cut:.3g} (norm), which this merge cuts. Train them inside "
-            "swamp.integrations.peft.masked_adapters, so that the merged model computes what was trained.",
-            stacklevel=2,
+            "swamp.integrations.peft.masked_adapters, so that the merged model computes what was trained."
         )
     plain.apply_(merged)
     return merged

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import time
-import warnings
 from dataclasses import asdict, dataclass, field, replace
 from threading import Event
 from typing import Any
@@ -14,7 +13,7 @@ from swamp.algorithms.store import Phase, Store
 from swamp.backends import Particle, Ticket
 from swamp.backends.autotune import Choice
 from swamp.backends.ticket import TRUNK, Trunk
-from swamp.errors import CorruptFile, Interrupted, SwampError
+from swamp.errors import CorruptFile, Interrupted, SwampError, warn
 from swamp.files import digest, load_metadata, load_tensors, quarantine, save_tensors, write_atomic
 from swamp.masks import Mask
 from swamp.runs.directory import RunDirectory, read_json
@@ -289,4 +288,4 @@ def _begins(written: bytes, text: bytes) -> bool:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=3)
+    warn(text)

@@ -23,7 +23,7 @@ from swamp.backends.coordinator import Coordinator
 from swamp.backends.distributed import Distributed, follow
 from swamp.datasets import build_problem, network_for
 from swamp.datasets.problem import Problem
-from swamp.errors import CorruptFile, Diverged, Interrupted, SwampError
+from swamp.errors import CorruptFile, Diverged, Interrupted, SwampError, warn
 from swamp.files import quarantine
 from swamp.integrations import timm
 from swamp.masks import Mask
@@ -272,7 +272,7 @@ def _sessions(directory: RunDirectory) -> list[Any]:
         read_sessions(directory)
         return read_json(path)
     except CorruptFile as error:
-        warnings.warn(f"{error} It is written again. (Kept as {quarantine(path)}.)", stacklevel=2)
+        warn(f"{error} It is written again. (Kept as {quarantine(path)}.)")
         return []
 
 

@@ -1,6 +1,5 @@
 """Read what a run directory holds. Every file is checked: damaged and foreign files raise CorruptFile."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
@@ -11,7 +10,7 @@ from torch import Tensor
 from swamp.algorithms import Cycle
 from swamp.backends import Particle, Ticket
 from swamp.backends.autotune import Choice
-from swamp.errors import CorruptFile, SwampError
+from swamp.errors import CorruptFile, SwampError, warn
 from swamp.files import digest, load_metadata, load_tensors, quarantine
 from swamp.masks import Mask
 from swamp.runs.config import ORIGIN, RunConfig, result_settings
@@ -179,10 +178,9 @@ def read_choice(directory: RunDirectory) -> Choice | None:
 def warn_of_first_member(config: RunConfig, cycle: Cycle) -> None:
     """Warn for an ensemble, of which a cycle has the weights of one member."""
     if config.plan.spec.ensemble:
-        warnings.warn(
+        warn(
             f"the run is an ensemble of {len(cycle.particles)} members: this network is its first member, and "
-            "the recorded metrics are those of all members together.",
-            stacklevel=4,
+            "the recorded metrics are those of all members together."
         )
 
 
@@ -230,5 +228,5 @@ def unless_damaged(paths: Sequence[Path], read: Callable[[], _T], again: str) ->
         return read()
     except CorruptFile as error:
         kept = [str(quarantine(path)) for path in paths if path.exists()]
-        warnings.warn(f"{error} {again} (Kept as {', '.join(kept)}.)", stacklevel=3)
+        warn(f"{error} {again} (Kept as {', '.join(kept)}.)")
         return None

@@ -1,7 +1,6 @@
 """Code and data of the user: what config.json records of them, and how a command finds them again."""
 
 import hashlib
-import warnings
 from dataclasses import replace
 from shlex import quote
 from typing import Any, cast
@@ -12,7 +11,7 @@ from torch.utils import _pytree
 from swamp.batches import tensors_of
 from swamp.datasets.problem import Problem
 from swamp.datasets.referenced import referenced_network
-from swamp.errors import SwampError, final_line
+from swamp.errors import SwampError, final_line, warn
 from swamp.files import digest, load_tensors
 from swamp.references import PYTHON_PREFIX, is_reference, source_digest
 from swamp.runs.config import RunConfig
@@ -66,7 +65,7 @@ def verify_references(directory: RunDirectory, config: RunConfig, model: nn.Modu
             f"or start another run with: swamp run --config {quote(str(directory.config))} --out NEW"
         )
     if changed:
-        warnings.warn(f"{files}: the rest of the run uses the new code.", stacklevel=2)
+        warn(f"{files}: the rest of the run uses the new code.")
 
 
 def describe_data(data: Data) -> dict[str, Any]:

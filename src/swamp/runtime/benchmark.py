@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swamp.errors import SwampError, first_line
+from swamp.errors import SwampError, first_line, warn
 from swamp.runtime.archive import tensor_bytes
 from swamp.runtime.dense import DenseNetwork
 from swamp.runtime.formats import Call, onnx_call, to_onnx
@@ -118,7 +118,7 @@ def benchmark(
         if name not in RUNTIMES or not find_spec(RUNTIMES[name][0]):
             raise SwampError(f"there is no runtime {name!r} here. Supported, if installed: {', '.join(RUNTIMES)}.")
     if BATCH not in program.sizes:
-        warnings.warn("the sizes of the inputs are fixed: one call is measured, as one example.", stacklevel=2)
+        warn("the sizes of the inputs are fixed: one call is measured, as one example.")
         batches = [1]
     latencies: list[Latency] = []
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():

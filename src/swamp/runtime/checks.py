@@ -1,6 +1,5 @@
 """Checks that an exported network computes what the network computed: at export, and at each load on a machine."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from swamp.batches import tensors_of
-from swamp.errors import SwampError, first_line
+from swamp.errors import SwampError, first_line, warn
 from swamp.runtime.dense import DenseNetwork
 from swamp.runtime.kernels import CompilerError, KernelConfig, KernelExecutor, RegionExecutor, kernel_library
 from swamp.runtime.program import Program, torch_call
@@ -119,7 +118,7 @@ def _compared_kernels(program: Program, cases: Sequence[tuple[Sequence[Tensor], 
     try:
         kernel_library()
     except CompilerError as error:
-        warnings.warn(str(error), stacklevel=5)
+        warn(str(error))
         return set(), 0.0
     executors = [KernelExecutor(program, KernelConfig(block)) for block in _BLOCKS]
     wrong = {name for one in executors for inputs, _ in cases for name in differing_nodes(one, inputs)}
@@ -130,10 +129,9 @@ def _compared_kernels(program: Program, cases: Sequence[tuple[Sequence[Tensor], 
     if largest <= RELATIVE_TOLERANCE:
         return wrong, largest
     # Each region agrees, but the network amplifies rounding.
-    warnings.warn(
+    warn(
         f"with the kernels, the outputs differ by {largest:.1g} of their largest number, because the network amplifies "
-        "rounding; torch executes it, zeros included.",
-        stacklevel=5,
+        "rounding; torch executes it, zeros included."
     )
     return wrong | {node.name for one in executors for region in one.regions for node in region.region.nodes}, 0.0
 
@@ -160,10 +158,9 @@ def differing_nodes(executor: KernelExecutor, inputs: Sequence[Tensor]) -> set[s
                 if not _difference(values[name], tensor) <= RELATIVE_TOLERANCE:
                     wrong |= {node.name for node in call.region.nodes}
                     operations = ", ".join(f"{node.module or 'the model'}: {node.op}" for node in call.region.nodes)
-                    warnings.warn(
+                    warn(
                         f"the kernels differ from torch in {name!r}; torch executes these operations ({operations}). "
-                        "Please report this with the model.",
-                        stacklevel=4,
+                        "Please report this with the model."
                     )
                     break
             values |= outputs

@@ -1,7 +1,6 @@
 """Export a network: trace it, check the program against it, and write the file."""
 
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from swamp.errors import SwampError
+from swamp.errors import SwampError, warn
 from swamp.masks import Mask
 from swamp.runtime.archive import save
 from swamp.runtime.checks import compared_program
@@ -130,7 +129,7 @@ def checked_program(model: nn.Module, example: Any, *, dynamic: VaryingSizes | N
     left_out = tuple(flat.record.left_out)
     program, largest = compared_program(program, lambda inputs: flat(*inputs), list(flat.tensors.values()))
     if not any(bool((parameter == 0).any()) for parameter in model.parameters() if parameter.dim() > 1):
-        warnings.warn(f"{type(model).__name__} has no pruned weights, and no mask was given.", stacklevel=3)
+        warn(f"{type(model).__name__} has no pruned weights, and no mask was given.")
     return CheckedProgram(program, largest, left_out)
 
 

@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swamp.errors import SwampError, first_line
+from swamp.errors import SwampError, first_line, warn
 from swamp.runtime.archive import read
 from swamp.runtime.checks import differing_nodes
 from swamp.runtime.dense import DenseNetwork, ExportedNetwork
@@ -128,7 +127,7 @@ class SparseNetwork(ExportedNetwork):
         try:
             kernel_library()
         except CompilerError as error:
-            warnings.warn(str(error), stacklevel=4)
+            warn(str(error))
             executors: dict[str, Executor] = {"csr": CsrNetwork(self.program).execute, **dense}
             seconds = _least_seconds(executors, inputs)
         else:

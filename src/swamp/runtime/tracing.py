@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from swamp.errors import SwampError, first_line, shortened
+from swamp.errors import SwampError, first_line, shortened, warn
 from swamp.masks import Mask
 from swamp.model_copy import copied_model
 from swamp.runtime.flat_model import FlatModel, VaryingSizes
@@ -49,7 +49,7 @@ def bake_mask(model: nn.Module, mask: Mask | None = None) -> nn.Module:
     weights = dict(baked.named_parameters())
     extra = [name for name, active in mask.items() if int((weights[name] != 0).sum()) < int(active.sum())]
     if extra:
-        warnings.warn(f"some weights of {shortened(extra)} are zero although the mask keeps them.", stacklevel=2)
+        warn(f"some weights of {shortened(extra)} are zero although the mask keeps them.")
     return baked
 
 
@@ -199,20 +199,16 @@ class _Translation:
         batch = sizes.get(BATCH)
         if batch is not None and (batch.minimum > 1 or batch.maximum is not None):
             limits = f"{batch.minimum} or more" if batch.maximum is None else f"{batch.minimum} to {batch.maximum}"
-            warnings.warn(
+            warn(
                 f"the exported network takes batches of {limits} examples only: the network does something else with "
-                f"other numbers than the {batch.example} of the example.",
-                stacklevel=4,
+                f"other numbers than the {batch.example} of the example."
             )
         outputs = self._translated(exported.graph, exported.graph_module)
         kinds = [one.kind.name for one in signature.output_specs]
         mutated = [one.target for one in signature.output_specs if one.kind.name == "BUFFER_MUTATION"]
         changed = [name.removeprefix("model.") for name in mutated]
         if changed:
-            warnings.warn(
-                f"the network changes its buffers {shortened(changed)} in each call; the exported network does not.",
-                stacklevel=4,
-            )
+            warn(f"the network changes its buffers {shortened(changed)} in each call; the exported network does not.")
         own = [value for value, kind in zip(outputs, kinds, strict=True) if kind == "USER_OUTPUT"]
         output = map_refs(self.flat.record.output, lambda ref: own[int(ref.name)])
         arguments = map_refs(self.flat.arguments, lambda ref: Ref(self.input_names[ref.name]))

@@ -2,12 +2,12 @@
 
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
+from swamp.errors import warn
 from swamp.tracking.tracker import TrackedRun, Tracker
 from swamp.tracking.tracker_process import TrackerProcess
 
@@ -78,4 +78,4 @@ class Feed:
 def _warn(text: str) -> None:
     # Where warnings are errors, this one still must not end the run.
     with suppress(UserWarning):
-        warnings.warn(text, stacklevel=3)
+        warn(text)

@@ -4,7 +4,6 @@ import json
 import math
 import tempfile
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -14,7 +13,7 @@ from threading import Lock
 from typing import Any, cast
 
 from swamp.algorithms import Cycle
-from swamp.errors import Interrupted, SwampError
+from swamp.errors import Interrupted, SwampError, warn
 from swamp.files import make_folder, parse_json, read_text, save_tensors
 from swamp.runs.config import RunConfig, flattened
 from swamp.runs.directory import replace_nonfinite, write_json
@@ -90,7 +89,7 @@ class TrackingReporter(Reporter):
             self.broken = True
             with suppress(UserWarning):
                 what = str(error).strip() or type(error).__name__
-                warnings.warn(f"the run is not tracked any more, and continues: {what}", stacklevel=3)
+                warn(f"the run is not tracked any more, and continues: {what}")
 
     def _start(self, run: Overview) -> None:
         self.run = run
@@ -202,7 +201,7 @@ def tracked(shown: Reporter, config: RunConfig, path: Path, *, resumed: bool = F
     except SwampError as error:
         if not resumed:
             raise
-        warnings.warn(f"{error} Continuing without trackers.", stacklevel=2)
+        warn(f"{error} Continuing without trackers.")
         return shown
     return Reporters(shown, TrackingReporter(trackers, config, path, shown)) if trackers else shown
 

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import exc
 from sqlalchemy.pool import NullPool
 
-from swamp.errors import SwampError, as_swamp_error, first_line
+from swamp.errors import SwampError, as_swamp_error, first_line, warn
 from swamp.training import Seed
 from swamp.tuning.search_space import OptionValue, SearchRange
 from swamp.tuning.tuning_directory import TuningPlan
@@ -238,7 +238,7 @@ def patiently(call: Callable[[], _T], where: str) -> _T:
             reason = f"the storage {where} cannot be reached ({told})"
             if isinstance(error, exc.IntegrityError | exc.ProgrammingError):
                 reason = f"another worker wrote to the storage {where} at the same moment"
-            warnings.warn(f"{reason}; trying again in {wait:g} s.", stacklevel=2)
+            warn(f"{reason}; trying again in {wait:g} s.")
             time.sleep(wait)
     raise AssertionError
 
