@@ -75,7 +75,7 @@ class Vmapped:
         if isinstance(step, str):
             warn(f"particles are trained sequentially, not stacked: {step}")
             return Sequential(self.model, self.task, self.optimizer).train(request)
-        # One training may be that of a trunk, whose index is no place.
+        # A single training may be that of a trunk: its index TRUNK is not a place in the stack.
         fixed = request.progress.places > 1
         members = {index if fixed else place: (index, seed) for place, (index, seed) in enumerate(request.seeds)}
         size, start = request.places, 0

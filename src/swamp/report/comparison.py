@@ -127,10 +127,13 @@ class Comparison:
     dense_label: str | None
     dense_by_seed: Mapping[int, float]
     """The values of which `dense` is the mean."""
-    comparisons: int
-    """The number of paired differences to the baseline."""
     notes: tuple[str, ...]
     points: tuple[CyclePoint, ...]
+
+    @property
+    def differences(self) -> list[Paired]:
+        """All paired differences to the baseline."""
+        return [difference for row in self.rows for difference in row.differences.values()]
 
     @property
     def heading(self) -> str:
@@ -210,7 +213,6 @@ def compare(
         dense=mean_known([*dense_by_seed.values()]),
         dense_label=dense_label,
         dense_by_seed=dense_by_seed,
-        comparisons=sum(len(row.differences) for row in rows),
         notes=tuple(notes),
         points=tuple(sorted(points, key=lambda point: (labels.index(point.label), point.seed, point.cycle))),
     )

@@ -181,8 +181,7 @@ def _differences_table(comparison: Comparison, methods_down: bool) -> Table:
     to = "each sparsity's best" if comparison.baseline == BEST else comparison.baseline
     title = f"Difference to {to}, paired by seed: {unit} (seeds)"
     columns, keys = _by_sparsity(comparison, others, _difference_to_baseline, methods_down)
-    made = [difference for row in comparison.rows for difference in row.differences.values()]
-    return Table.of_columns(title, columns, comparisons_note(made, metric), keys)
+    return Table.of_columns(title, columns, comparisons_note(comparison.differences, metric), keys)
 
 
 def _ranking_table(comparison: Comparison, row: SparsityRow) -> Table:

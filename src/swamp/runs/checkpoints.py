@@ -171,7 +171,7 @@ class RunStore(Store):
         except (CorruptFile, OSError) as error:
             wrong = [error]
         if wrong:
-            _warn(f"{wrong[0]}: it does not match the finished cycles. It is written again from them.")
+            warn(f"{wrong[0]}: it does not match the finished cycles. It is written again from them.")
         return not wrong
 
     def _quarantine(self, index: int, error: CorruptFile) -> None:
@@ -185,7 +185,7 @@ class RunStore(Store):
         self.lines.pop(index, None)
         files = [folder / "mask.safetensors", folder / "mean.safetensors", record]
         kept = [str(quarantine(path)) for path in files if path.exists()]
-        _warn(f"{error} Continuing without it: cycle {index} is computed again. (Kept as {', '.join(kept)}.)")
+        warn(f"{error} Continuing without it: cycle {index} is computed again. (Kept as {', '.join(kept)}.)")
 
     def _origin(self, index: int) -> str:
         """Digest of a cycle's inputs: the ticket, the previous cycle, and the same cycle of each ensemble member."""
@@ -285,7 +285,3 @@ class RunStore(Store):
 def _begins(written: bytes, text: bytes) -> bool:
     """Whether `written` consists of the first complete lines of `text`."""
     return text.startswith(written) and (not written or written.endswith(b"\n"))
-
-
-def _warn(text: str) -> None:
-    warn(text)
